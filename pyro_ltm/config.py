@@ -1,0 +1,313 @@
+"""Configuration: frozen dataclasses, their presets, and TOML in both directions.
+
+Knows nothing of torch. Every field carries its one-line meaning and its range, so the file written into a run folder
+explains itself and a bad value is refused with what would have been right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+import tomlkit.exceptions
+
+from pyro_ltm.errors import UserError
+
+Scalar = bool | int | float | str
+
+
+def option(default: Any, doc: str, *, low: float | None = None, high: float | None = None, choices: tuple = ()) -> Any:
+    """A dataclass field with its meaning and its range (`low` and `high` are inclusive)."""
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of the decoder and of its thoughts."""
+
+    vocab_size: int = option(0, "tokens in the vocabulary; 0: taken from the tokenizer", low=0)
+    dim: int = option(512, "width D of the decoder and of a thought vector", low=2)
+    layers: int = option(6, "decoder layers L", low=1)
+    heads: int = option(8, "attention heads", low=1)
+    thoughts: int = option(24, "thought vectors N over all layers; 0: the autoregressive twin", low=0)
+    max_length: int = option(1024, "longest sequence T in tokens", low=2)
+    window: int = option(256, "tokens that self-attention sees, the current one included", low=1)
+    hidden: int = option(0, "width of the SwiGLU layer; 0: 2/3 * 4D rounded up to a multiple of 32", low=0)
+    rope_theta: float = option(10000.0, "base of the rotary embedding", low=1.0)
+    norm_eps: float = option(1e-5, "epsilon of RMSNorm", low=0.0)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "model")
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            raise UserError(
+                f"model.dim = {self.dim} with model.heads = {self.heads}: dim / heads must be a whole, even number"
+            )
+        if self.thoughts % self.layers:
+            raise UserError(
+                f"model.thoughts = {self.thoughts} with model.layers = {self.layers}: "
+                "thoughts counts over all layers and must be a multiple of layers (or 0)"
+            )
+        if self.thoughts > self.max_length:
+            raise UserError(
+                f"model.thoughts = {self.thoughts} exceeds model.max_length = {self.max_length}: "
+                "use at most one thought per position"
+            )
+
+    @property
+    def hidden_width(self) -> int:
+        """Width of the SwiGLU layer."""
+        return self.hidden or -(-(8 * self.dim // 3) // 32) * 32
+
+    @property
+    def twin(self) -> ModelConfig:
+        """The same decoder without thoughts: the autoregressive twin."""
+        return dataclasses.replace(self, thoughts=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How text becomes token sequences (used when a run prepares its own data)."""
+
+    vocab_size: int = option(2048, "tokens of the byte-level BPE to train", low=257)
+    sequence_length: int = option(256, "tokens predicted in one sequence, T", low=1)
+    packing: str = option("contiguous", "how documents fill sequences", choices=("contiguous", "document"))
+    validation_fraction: float = option(0.1, "share of the text held out", low=0.0, high=0.9)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """A member of a registry by name, with the keyword arguments of its class.
+
+    In TOML a table: `[guide]`, `name = "mean-field"`, and any option of that class beside it.
+    """
+
+    name: str
+    options: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastConfig:
+    """The fast loop: how each sequence's posterior is fitted."""
+
+    steps: int = option(16, "fast steps on each sequence's posterior", low=0)
+    noise: str = option(
+        "fresh", "a new draw each fast step, or the reference's single draw", choices=("fresh", "fixed")
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "fast")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlowConfig:
+    """The slow loop: how the decoder learns."""
+
+    steps: int = option(1000, "slow steps (updates of the decoder)", low=1)
+    batch_size: int = option(32, "sequences in one micro-batch", low=1)
+    accumulate: int = option(1, "micro-batches in one slow step", low=1)
+    lr: float = option(4e-4, "peak learning rate of AdamW", low=0.0)
+    lr_final: float = option(0.1, "last learning rate as a share of the peak (cosine)", low=0.0, high=1.0)
+    warmup: int = option(100, "steps of linear warm-up", low=0)
+    weight_decay: float = option(0.1, "decay on matrices; vectors have none", low=0.0)
+    beta1: float = option(0.9, "AdamW: decay of the mean", low=0.0, high=1.0)
+    beta2: float = option(0.95, "AdamW: decay of the square", low=0.0, high=1.0)
+    clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", low=0.0)
+    eval_every: int = option(250, "slow steps between validations; 0: only at the end", low=0)
+    eval_sequences: int = option(64, "validation sequences used while training", low=1)
+    save_every: int = option(100, "slow steps between checkpoints", low=1)
+    max_nonfinite: int = option(5, "non-finite losses in a row before the run stops", low=1)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "slow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All that defines a run. Equal configurations give equal weights, bit for bit, on one machine."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    guide: Component = field(default_factory=lambda: Component(name="mean-field"))
+    objective: Component = field(default_factory=lambda: Component(name="analytic-elbo"))
+    optimizer: Component = field(default_factory=lambda: Component(name="adam"))
+    fast: FastConfig = field(default_factory=FastConfig)
+    slow: SlowConfig = field(default_factory=SlowConfig)
+    seed: int = option(0, "seed of everything random", low=0)
+    dtype: str = option("float32", "precision of the decoder's products", choices=("float32", "bfloat16"))
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "")
+
+
+def preset(name: str) -> Config:
+    """The configuration called `name`. Raises UserError for an unknown name."""
+    if name not in PRESETS:
+        raise UserError(f"unknown preset '{name}'{suggest(name, PRESETS)}: choose from {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def load_toml(path: Path | str, base: Config | None = None) -> Config:
+    """The configuration in a TOML file, laid over `base` (default: `Config()`).
+
+    Raises:
+        UserError: the file is missing or no TOML, a key is unknown, or a value is out of range.
+    """
+    path = Path(path)
+    try:
+        document = tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError, tomlkit.exceptions.ParseError) as error:
+        raise UserError(f"{path}: not a readable TOML file: {error}") from None
+    return merge(base or Config(), document, where=str(path))
+
+
+def merge(config: Config, changes: Mapping[str, Any], *, where: str = "") -> Config:
+    """`config` with nested `changes` laid over it. Raises UserError naming `where` for a bad key or value."""
+    prefix = f"{where}: " if where else ""
+    try:
+        return typing.cast(Config, _merge(config, changes, ()))
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from None
+
+
+def apply_settings(config: Config, settings: typing.Iterable[str]) -> Config:
+    """`config` with `key=value` settings applied in turn; keys are dotted, values are TOML (bare words are strings)."""
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or not key.strip():
+            raise UserError(f"--set {setting}: expected key=value, such as slow.lr=0.001")
+        try:
+            value = tomlkit.value(text.strip()).unwrap()
+        except tomlkit.exceptions.ParseError:
+            value = text.strip()
+        changes: Any = value
+        for part in reversed(key.strip().split(".")):
+            changes = {part: changes}
+        config = merge(config, changes, where=f"--set {setting}")
+    return config
+
+
+def dump_toml(config: Config) -> str:
+    """`config` as TOML that `load_toml` reads back unchanged, each key with its meaning."""
+    document = tomlkit.document()
+    # TOML wants the plain keys before the first table.
+    entries = sorted(dataclasses.fields(config), key=lambda entry: _is_section(getattr(config, entry.name)))
+    for entry in entries:
+        value = getattr(config, entry.name)
+        document[entry.name] = _table(value) if _is_section(value) else value
+        if not _is_section(value):
+            document.item(entry.name).comment(entry.metadata["doc"])
+    return tomlkit.dumps(document)
+
+
+def suggest(word: str, known: typing.Iterable[str]) -> str:
+    """` (did you mean 'x'?)` when one of `known` is close to `word`, else the empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def check_ranges(config: Any, section: str) -> None:
+    """Raises UserError when a field of the dataclass `config` has the wrong type or lies out of its range."""
+    for entry in dataclasses.fields(config):
+        value, meta = getattr(config, entry.name), entry.metadata
+        if not meta:
+            continue
+        name = f"{section}.{entry.name}".lstrip(".")
+        wanted = type(entry.default)
+        good_type = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+        if not good_type or (wanted is float and value != value):
+            raise UserError(f"{name} = {value!r}: expected {_TYPE_NAMES[wanted]} ({meta['doc']})")
+        if meta["choices"] and value not in meta["choices"]:
+            raise UserError(
+                f"{name} = {value!r}{suggest(value, meta['choices'])}: choose from {', '.join(meta['choices'])}"
+            )
+        low, high = meta["low"], meta["high"]
+        if (low is not None and value < low) or (high is not None and value > high):
+            bounds = " and ".join(
+                text for text in (low is not None and f"at least {low}", high is not None and f"at most {high}") if text
+            )
+            raise UserError(f"{name} = {value!r}: must be {bounds} ({meta['doc']})")
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
+
+
+def _is_section(value: Any) -> bool:
+    return dataclasses.is_dataclass(value)
+
+
+def _merge(config: Any, changes: Any, path: tuple[str, ...]) -> Any:
+    """`config` with `changes` laid over it; `path` says where in the tree it stands."""
+    if not isinstance(changes, Mapping):
+        raise UserError(f"{'.'.join(path)} is a table: set one of its keys, such as {'.'.join(path)}.{_keys(config)[0]}")
+    if isinstance(config, Component):
+        return _merge_component(config, changes, path)
+    values: dict[str, Any] = {}
+    for key, change in changes.items():
+        here = (*path, key)
+        if key not in _keys(config):
+            raise UserError(
+                f"unknown key {'.'.join(here)}{suggest(key, _keys(config))}: "
+                f"known {'in ' + '.'.join(path) if path else 'at the top'} are {', '.join(_keys(config))}"
+            )
+        current = getattr(config, key)
+        if _is_section(current):
+            values[key] = _merge(current, change, here)
+        else:
+            # 1 is a fine way to write 1.0
+            values[key] = float(change) if isinstance(current, float) and type(change) is int else change
+    return dataclasses.replace(config, **values)
+
+
+def _merge_component(config: Component, changes: Mapping[str, Any], path: tuple[str, ...]) -> Component:
+    """Another name drops the options of the old one; the class that the name stands for checks its own options."""
+    options = dict(changes)
+    name = options.pop("name", config.name)
+    for key, value in {"name": name, **options}.items():
+        if not isinstance(value, bool | int | float | str):
+            raise UserError(f"{'.'.join((*path, key))} = {value!r}: expected a word, a number, or true or false")
+    return Component(name=str(name), options={**(config.options if name == config.name else {}), **options})
+
+
+def _keys(config: Any) -> list[str]:
+    return [entry.name for entry in dataclasses.fields(config)]
+
+
+def _table(config: Any) -> Any:
+    table = tomlkit.table()
+    if isinstance(config, Component):
+        for key, value in {"name": config.name, **config.options}.items():
+            table[key] = value
+        return table
+    for entry in dataclasses.fields(config):
+        table[entry.name] = getattr(config, entry.name)
+        table[entry.name].comment(entry.metadata["doc"])
+    return table
+
+
+# The paper's three (arXiv:2502.01567) and the one for a laptop. What a preset does not name keeps its default.
+PAPER_SLOW = SlowConfig(steps=60000, batch_size=8, accumulate=64, warmup=1000, eval_every=1000, save_every=500)
+PAPER_DATA = DataConfig(vocab_size=50257, sequence_length=1024)
+
+PRESETS: dict[str, Config] = {
+    "nano": Config(
+        model=ModelConfig(dim=128, layers=4, heads=4, thoughts=8, max_length=128, window=32),
+        data=DataConfig(vocab_size=2048, sequence_length=128),
+        slow=SlowConfig(steps=600, batch_size=32, lr=2e-3, warmup=50, eval_every=150, save_every=100),
+    ),
+    "small": Config(model=ModelConfig(layers=3), data=PAPER_DATA, slow=PAPER_SLOW),
+    "medium": Config(model=ModelConfig(layers=6), data=PAPER_DATA, slow=PAPER_SLOW),
+    "large": Config(
+        model=ModelConfig(layers=12, thoughts=96), data=PAPER_DATA, fast=FastConfig(steps=64), slow=PAPER_SLOW
+    ),
+}

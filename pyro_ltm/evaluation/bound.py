@@ -1,0 +1,212 @@
+"""The bound: what a latent-thought model's likelihood is known to be at least, measured on noise the fit never saw.
+
+Protocol: q is fitted to the sequence that is scored; fresh noise; the whole KL is charged; nats are summed over the corpus
+and divided by its tokens. So the figure is an upper bound on the model's nats a token, whatever guide and objective
+fitted q.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_ltm.guides import Guide
+from pyro_ltm.inference import FastOptimizer, Posterior, fit_posterior
+from pyro_ltm.model import LatentThoughtModel, TokenSequence
+from pyro_ltm.noise import fold
+from pyro_ltm.types import Batch
+
+ACTIVE_VARIANCE = 0.01
+"""A latent dimension is active when its posterior mean varies over sequences by more than this (arXiv:1509.00519)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """An upper bound on the nats that a corpus costs, and what it is made of. Nats unless the name says otherwise.
+
+    Attributes:
+        nats_per_token: total nats / total tokens, distortion and rate together.
+        nats_per_token_stderr: standard error over sequences.
+        perplexity: exp(nats_per_token).
+        bits_per_byte: total bits / UTF-8 bytes of the text; NaN when the bytes are not known.
+        distortion_nats_per_token: E_q[-log p(x | z)] a token.
+        kl_nats_per_sequence: KL(q || prior), the rate.
+        iwae_nats_per_token: the importance-weighted bound with the same K draws (arXiv:1509.00519), never above the
+            bound in expectation; equal to it for K = 1 up to the KL's estimate.
+        active_fraction_by_layer: share of each layer's latent dimensions that are active.
+        distortion_from_prior, distortion_zeroed, distortion_shuffled: distortion a token with thoughts from the prior,
+            all zero, and of another sequence. Near the distortion: the decoder ignores its thoughts.
+        tokens, sequences, particles, fast_steps, seed: what was measured, and how.
+    """
+
+    nats_per_token: float
+    nats_per_token_stderr: float
+    perplexity: float
+    bits_per_byte: float
+    distortion_nats_per_token: float
+    kl_nats_per_sequence: float
+    iwae_nats_per_token: float
+    distortion_from_prior: float
+    distortion_zeroed: float
+    distortion_shuffled: float
+    active_fraction_by_layer: list[float]
+    tokens: int
+    sequences: int
+    particles: int
+    fast_steps: int
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary for JSON; figures that are not known are None."""
+        fields = dataclasses.asdict(self)
+        return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in fields.items()}
+
+
+@torch.no_grad()
+def evaluate_bound(
+    model: LatentThoughtModel,
+    batches: Iterable[Batch],
+    *,
+    guide: Guide,
+    objective: ELBO,
+    optimizer: FastOptimizer | None = None,
+    fast_steps: int = 16,
+    particles: int = 4,
+    noise: str = "fresh",
+    token_bytes: Tensor | None = None,
+    seed: int = 0,
+    progress: Callable[[int, float], None] | None = None,
+) -> Bound:
+    """Fits q to every sequence and scores it on fresh noise.
+
+    A sequence's figures depend on its id and `seed`, not on the size of the batches (but for `distortion_shuffled`,
+    which takes the thoughts of the next sequence in the batch).
+
+    Args:
+        batches: the corpus; sequences already on the model's device.
+        objective: what the fast loop raises; the score is the same whatever it is.
+        particles: draws K from q for the distortion.
+        noise: of the fit alone; the score always has noise of its own.
+        token_bytes: [V] UTF-8 bytes of each token, for bits per byte.
+        progress: called after each batch with the sequences done and the nats a token so far.
+    """
+    was_training = model.training
+    model.eval()
+    tally = _Tally(model, particles)
+    for batch in batches:
+        posterior = fit_posterior(
+            model,
+            batch,
+            guide=guide,
+            objective=objective,
+            optimizer=optimizer,
+            steps=fast_steps,
+            noise=noise,
+            seed=fold(seed, "fit"),
+        )
+        tally.add(model.precompute(batch), posterior, fold(seed, "score"))
+        if token_bytes is not None:
+            tally.bytes += int((token_bytes.to(batch.inputs.device)[batch.targets] * batch.mask).sum())
+        if progress:
+            progress(sum(len(nats) for nats in tally.nats), tally.nats_per_token())
+    model.train(was_training)
+    return tally.result(fast_steps=fast_steps, seed=seed)
+
+
+class _Tally:
+    """Sums over the corpus; per sequence only what the standard error needs."""
+
+    def __init__(self, model: LatentThoughtModel, particles: int):
+        self.model = model
+        self.particles = particles
+        self.nats: list[Tensor] = []
+        self.tokens: list[Tensor] = []
+        self.sums: dict[str, float] = {}
+        self.bytes = 0
+        self.mean = torch.zeros(model.config.thoughts, model.config.dim, dtype=torch.float64)
+        self.square = torch.zeros_like(self.mean)
+
+    def add(self, batch: Batch, posterior: Posterior, seed: int) -> None:
+        """Scores one batch on noise keyed by `seed`, which the fit never saw."""
+        fresh = posterior.with_noise(seed)
+        q = fresh.distribution
+        prior = self.model.prior().expand(q.batch_shape)
+        exact = posterior.guide.has_analytic_kl
+        log_likelihoods, log_ratios = [], []
+        for _ in range(self.particles):
+            z = fresh.sample()[0]
+            log_likelihoods.append(self._log_likelihood(batch, z))
+            log_ratios.append((prior.log_prob(z) - q.log_prob(z)).double())
+        log_likelihood, log_ratio = torch.stack(log_likelihoods), torch.stack(log_ratios)
+        distortion = -log_likelihood.mean(0)
+        rate = kl_divergence(q, prior).double() if exact else -log_ratio.mean(0)
+        iwae = -(torch.logsumexp(log_likelihood + log_ratio, 0) - math.log(self.particles))
+        self.nats.append((distortion + rate).cpu())
+        self.tokens.append(batch.mask.sum(-1).cpu())
+        self._sum(distortion=distortion, rate=rate, iwae=iwae)
+        means = q.mean if exact else fresh.sample(self.particles).mean(0)
+        self.mean += means.double().sum(0).cpu()
+        self.square += (means.double() ** 2).sum(0).cpu()
+        z = fresh.sample()[0]
+        from_prior = torch.Generator().manual_seed(fold(seed, "prior", int(batch.ids[0])))
+        others = {
+            "from_prior": torch.randn(z.shape, generator=from_prior).to(z),
+            "zeroed": torch.zeros_like(z),
+            "shuffled": z.roll(1, 0),
+        }
+        self._sum(**{name: -self._log_likelihood(batch, thoughts) for name, thoughts in others.items()})
+
+    def nats_per_token(self) -> float:
+        """Of the corpus so far."""
+        return float(torch.cat(self.nats).sum() / torch.cat(self.tokens).sum())
+
+    def result(self, *, fast_steps: int, seed: int) -> Bound:
+        """The figures of the whole corpus."""
+        nats, tokens = torch.cat(self.nats), torch.cat(self.tokens).double()
+        total, sequences = float(tokens.sum()), len(nats)
+        mean = float(nats.sum()) / total
+        variance = self.square / sequences - (self.mean / sequences) ** 2
+        active = (variance > ACTIVE_VARIANCE).double()
+        layers = active.chunk(self.model.config.layers) if active.numel() else ()
+        return Bound(
+            nats_per_token=mean,
+            nats_per_token_stderr=ratio_stderr(nats, tokens),
+            perplexity=math.exp(min(mean, 700.0)),
+            bits_per_byte=float(nats.sum()) / math.log(2) / self.bytes if self.bytes else math.nan,
+            distortion_nats_per_token=self.sums["distortion"] / total,
+            kl_nats_per_sequence=self.sums["rate"] / sequences,
+            iwae_nats_per_token=self.sums["iwae"] / total,
+            distortion_from_prior=self.sums["from_prior"] / total,
+            distortion_zeroed=self.sums["zeroed"] / total,
+            distortion_shuffled=self.sums["shuffled"] / total,
+            active_fraction_by_layer=[float(layer.mean()) for layer in layers],
+            tokens=int(total),
+            sequences=sequences,
+            particles=self.particles,
+            fast_steps=fast_steps,
+            seed=seed,
+        )
+
+    def _log_likelihood(self, batch: Batch, thoughts: Tensor) -> Tensor:
+        return TokenSequence(self.model.decoder, thoughts, batch).log_prob(batch.targets).double()
+
+    def _sum(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.sum())
+
+
+def ratio_stderr(nats: Tensor, tokens: Tensor) -> float:
+    """Standard error of sum(nats) / sum(tokens) over sequences [S] (linearized ratio estimator); NaN for one sequence."""
+    count = len(nats)
+    if count < 2:
+        return math.nan
+    residual = nats - tokens * (nats.sum() / tokens.sum())
+    return float((residual.square().sum() * count / (count - 1)).sqrt() / tokens.sum())

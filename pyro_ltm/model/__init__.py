@@ -1,0 +1,9 @@
+"""The model: decoder, token likelihood, prior, and the Pyro program that joins them."""
+
+from pyro_ltm.model.decoder import Decoder
+from pyro_ltm.model.likelihood import TokenSequence
+from pyro_ltm.model.priors import StandardNormal
+from pyro_ltm.model.program import LatentThoughtModel
+from pyro_ltm.model.sampling import Sampler, sample_tokens
+
+__all__ = ["Decoder", "LatentThoughtModel", "Sampler", "StandardNormal", "TokenSequence", "sample_tokens"]

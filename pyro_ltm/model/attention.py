@@ -1,0 +1,91 @@
+"""Attention of the decoder: rotary positions, causal self-attention in a window, cross-attention to the thoughts.
+
+Shapes: B sequences, T tokens, H heads, d = D / H, W window.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def rotary_table(positions: Tensor, width: int, theta: float) -> Tensor:
+    """Cosines and sines [2, P, width / 2] of the rotary embedding at `positions` [P] (arXiv:2104.09864)."""
+    frequencies = theta ** (-torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width)
+    angles = torch.outer(positions.float(), frequencies)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """`x` [..., P, d] with its interleaved pairs turned by `table` [2, P, d / 2]."""
+    cos, sin = table.to(x.dtype)
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+
+
+def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int, block: int | None = None) -> Tensor:
+    """Causal attention in which each query sees the last `window` keys, itself included.
+
+    Cost and memory grow with T * window, not T * T: queries go in blocks, each against the keys that it can see.
+
+    Shapes:
+        q, k, v, result: [B, H, T, d].
+        block: queries in one block; the default is half a window, so that a third of the products is wasted.
+    """
+    length = q.shape[-2]
+    if length <= window:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    block = block or max(16, window // 2)
+    blocks = -(-length // block)
+    q = F.pad(q, (0, 0, 0, blocks * block - length)).unflatten(2, (blocks, block))
+    # Block i holds queries [i * block, (i + 1) * block) and sees keys from window - 1 before its first query.
+    span = window - 1 + block
+    pad = (0, 0, window - 1, blocks * block - length)
+    k_band = F.pad(k, pad).unfold(2, span, block).transpose(-1, -2)
+    v_band = F.pad(v, pad).unfold(2, span, block).transpose(-1, -2)
+    mask = _band_mask(blocks, block, window, q.device)
+    # A batch of (B, H * blocks): one call, one mask of [blocks, block, span] repeated over the heads.
+    heads = q.shape[1]
+    out = F.scaled_dot_product_attention(
+        q.flatten(1, 2), k_band.flatten(1, 2), v_band.flatten(1, 2), attn_mask=mask.repeat(heads, 1, 1)
+    )
+    return out.unflatten(1, (heads, blocks)).flatten(2, 3)[:, :, :length]
+
+
+def _band_mask(blocks: int, block: int, window: int, device: torch.device) -> Tensor:
+    """Which keys of its span each query sees: bool [blocks, block, window - 1 + block]."""
+    query = torch.arange(block, device=device)[:, None]
+    key = torch.arange(window - 1 + block, device=device)[None, :]
+    seen = (key >= query) & (key < query + window)
+    # The keys before the sequence are padding.
+    first = torch.arange(blocks, device=device)[:, None, None] * block - (window - 1)
+    return seen & (first + key >= 0)
+
+
+class Attention(nn.Module):
+    """The four projections of multi-head attention, without biases, under the reference implementation's names."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.wq = nn.Linear(dim, dim, bias=False)
+        self.wk = nn.Linear(dim, dim, bias=False)
+        self.wv = nn.Linear(dim, dim, bias=False)
+        self.wo = nn.Linear(dim, dim, bias=False)
+
+    def queries(self, x: Tensor, table: Tensor) -> Tensor:
+        """Rotated queries [B, H, T, d] of `x` [B, T, D]."""
+        return rotate(self._split(self.wq(x)), table)
+
+    def keys_values(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated keys and plain values, each [B, H, P, d], of `x` [B, P, D]."""
+        return rotate(self._split(self.wk(x)), table), self._split(self.wv(x))
+
+    def output(self, heads: Tensor) -> Tensor:
+        """Heads [B, H, T, d] joined and projected: [B, T, D]."""
+        joined: Tensor = self.wo(heads.transpose(1, 2).flatten(2))
+        return joined
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

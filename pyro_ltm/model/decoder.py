@@ -1,0 +1,193 @@
+"""The decoder: a Transformer whose layer l cross-attends to its own thoughts. Tensors in, hidden states out; no Pyro.
+
+Kong et al., "Latent Thought Models with Variational Bayes Inference-Time Computation", arXiv:2502.01567. Parameter names
+are those of the reference implementation, so that its weights load.
+
+Shapes: B sequences, T tokens, L layers, N thoughts in all (N/L per layer), D width, V vocabulary, H heads, d = D / H.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyro_ltm.config import ModelConfig
+from pyro_ltm.model.attention import Attention, rotary_table, windowed_attention
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (arXiv:2002.05202)."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., D]."""
+        gated: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return gated
+
+
+class Layer(nn.Module):
+    """Self-attention in a window, cross-attention to this layer's thoughts, SwiGLU; each on a normed residual stream."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.window = config.window
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention = Attention(config.dim, config.heads)
+        if config.thoughts:
+            self.cross_attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+            self.cross_attention = Attention(config.dim, config.heads)
+        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.feed_forward = FeedForward(config.dim, config.hidden_width)
+
+    def self_attend(self, h: Tensor, table: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """`h` [B, T, D] after self-attention, and the keys and values [B, H, T, d] that a cache keeps."""
+        x = self.attention_norm(h)
+        k, v = self.attention.keys_values(x, table)
+        heads = windowed_attention(self.attention.queries(x, table), k, v, self.window)
+        return h + self.attention.output(heads), (k, v)
+
+    def think(self, h: Tensor, table: Tensor, thoughts: tuple[Tensor, Tensor] | None) -> Tensor:
+        """`h` [B, T, D] after cross-attention to the projected thoughts and the feed-forward layer."""
+        if thoughts is not None:
+            q = self.cross_attention.queries(self.cross_attention_norm(h), table)
+            h = h + self.cross_attention.output(F.scaled_dot_product_attention(q, *thoughts))
+        fed: Tensor = h + self.feed_forward(self.ffn_norm(h))
+        return fed
+
+
+@dataclass
+class Cache:
+    """What generation keeps: projected thoughts, and the last W keys and values of each layer in a ring.
+
+    Shapes:
+        thoughts: per layer, keys and values [B, H, N/L, d], or None without thoughts.
+        keys, values: per layer, [B, H, W, d]; token t lies in slot t mod W. Keys are rotated at their absolute
+            position, so their order in the ring does not matter.
+        position: tokens read so far.
+    """
+
+    thoughts: list[tuple[Tensor, Tensor] | None]
+    keys: list[Tensor]
+    values: list[Tensor]
+    position: int = 0
+
+
+class Decoder(nn.Module):
+    """p(next token | tokens, thoughts), up to the softmax.
+
+    Args:
+        config: shape of the decoder; `config.vocab_size` must be set.
+        compute_dtype: bfloat16 runs the matrix products in it (autocast); weights and thoughts stay as they are.
+    """
+
+    def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        head_dim = config.dim // config.heads
+        self.table: Tensor
+        self.thought_table: Tensor
+        table = rotary_table(torch.arange(config.max_length), head_dim, config.rope_theta)
+        self.register_buffer("table", table, persistent=False)
+        # The thoughts of every layer stand at the same positions, spread as if all N shared one line.
+        stride = config.max_length // max(config.thoughts, 1)
+        positions = torch.arange(config.thoughts // config.layers) * stride
+        self.register_buffer(
+            "thought_table", rotary_table(positions, head_dim, config.rope_theta), persistent=False
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """N(0, 0.02), and 1/sqrt(2L) of it for the projections that the reference scales (`wo` and `w3`)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                scaled = name.endswith(("wo.weight", "w3.weight"))
+                nn.init.normal_(parameter, std=0.02 / (math.sqrt(2 * self.config.layers) if scaled else 1.0))
+
+    def context(self, inputs: Tensor) -> Tensor:
+        """What no thought can touch: the embedded `inputs` [B, T] after the first layer's self-attention, [B, T, D]."""
+        with self._autocast(inputs):
+            h, _ = self.layers[0].self_attend(self.tok_embeddings(inputs), self.table[:, : inputs.shape[1]])
+            return h
+
+    def forward(self, context: Tensor, thoughts: Tensor) -> Tensor:
+        """Hidden states [B, T, D] from the `context` [B, T, D] of the inputs and the `thoughts` [B, N, D]."""
+        with self._autocast(context):
+            table = self.table[:, : context.shape[1]]
+            projected = self.project(thoughts)
+            h = self.layers[0].think(context, table, projected[0])
+            for layer, layer_thoughts in zip(self.layers[1:], projected[1:], strict=True):
+                h, _ = layer.self_attend(h, table)
+                h = layer.think(h, table, layer_thoughts)
+            return self.norm(h)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., D]; the head is the embedding, in full precision at the end."""
+        with self._autocast(hidden):
+            logits = F.linear(hidden, self.tok_embeddings.weight)
+        return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+    def project(self, thoughts: Tensor) -> list[tuple[Tensor, Tensor] | None]:
+        """Keys and values [B, H, N/L, d] of each layer's thoughts; None for each layer without thoughts."""
+        if not self.config.thoughts:
+            return [None] * self.config.layers
+        return [
+            layer.cross_attention.keys_values(z, self.thought_table)
+            for layer, z in zip(self.layers, thoughts.chunk(self.config.layers, dim=1), strict=True)
+        ]
+
+    def prefill(self, tokens: Tensor, thoughts: Tensor) -> tuple[Tensor, Cache]:
+        """Reads `tokens` [B, P]: the last hidden state [B, D] and the cache from which `step` goes on."""
+        length, window = tokens.shape[1], self.config.window
+        table = self.table[:, :length]
+        with self._autocast(tokens):
+            cache = Cache(thoughts=self.project(thoughts), keys=[], values=[], position=length)
+            h = self.tok_embeddings(tokens)
+            for layer, layer_thoughts in zip(self.layers, cache.thoughts, strict=True):
+                h, (k, v) = layer.self_attend(h, table)
+                h = layer.think(h, table, layer_thoughts)
+                cache.keys.append(_ring(k, window))
+                cache.values.append(_ring(v, window))
+            return self.norm(h[:, -1]), cache
+
+    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Reads one token of each sequence, [B], into `cache` and gives the hidden state [B, D] after it."""
+        slot, seen = cache.position % self.config.window, min(cache.position + 1, self.config.window)
+        table = self.table[:, cache.position : cache.position + 1]
+        with self._autocast(tokens):
+            h = self.tok_embeddings(tokens)[:, None]
+            for index, layer in enumerate(self.layers):
+                x = layer.attention_norm(h)
+                keys, values = cache.keys[index], cache.values[index]
+                k, v = layer.attention.keys_values(x, table)
+                keys[:, :, slot], values[:, :, slot] = k[:, :, 0], v[:, :, 0]
+                q = layer.attention.queries(x, table)
+                heads = F.scaled_dot_product_attention(q, keys[:, :, :seen], values[:, :, :seen])
+                h = layer.think(h + layer.attention.output(heads), table, cache.thoughts[index])
+            cache.position += 1
+            return self.norm(h[:, 0])
+
+    def _autocast(self, tensor: Tensor) -> torch.autocast:
+        enabled = self.compute_dtype != torch.float32
+        return torch.autocast(tensor.device.type, torch.bfloat16, enabled=enabled)
+
+
+def _ring(x: Tensor, window: int) -> Tensor:
+    """The last W of P keys or values [B, H, P, d], each in slot (its position mod W)."""
+    length = x.shape[2]
+    ring = x.new_zeros(*x.shape[:2], window, x.shape[3])
+    kept = torch.arange(max(0, length - window), length, device=x.device)
+    ring[:, :, kept % window] = x[:, :, kept]
+    return ring

@@ -1,0 +1,76 @@
+"""The token likelihood as a Pyro distribution: p(tokens | first input, thoughts)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+
+from pyro_ltm.model.decoder import Decoder
+from pyro_ltm.model.sampling import sample_tokens
+from pyro_ltm.types import Batch
+
+
+class TokenSequence(TorchDistribution):
+    """A sequence of tokens, each drawn by the decoder from those before it and the thoughts.
+
+    `log_prob` reads a whole sequence at once; `sample` writes one token after the other. Tokens outside the batch's mask
+    are written but count nothing.
+
+    Shapes:
+        thoughts: [..., B, N, D]. Batch shape [..., B], event shape [T].
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.independent(constraints.nonnegative_integer, 1)
+    has_rsample = False
+
+    def __init__(self, decoder: Decoder, thoughts: Tensor, batch: Batch, validate_args: bool | None = None):
+        self.decoder = decoder
+        self.thoughts = thoughts
+        self.batch = batch
+        super().__init__(thoughts.shape[:-2], batch.mask.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> TokenSequence:
+        """The same distribution over more sequences, `batch_shape` [..., B]."""
+        shape = torch.Size(batch_shape)
+        if shape == self.batch_shape:
+            return self
+        return TokenSequence(self.decoder, self.thoughts.expand(*shape, *self.thoughts.shape[-2:]), self.batch)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Nats [..., B] of the tokens `value` [..., B, T], summed over the tokens that count."""
+        log_probs = self.token_log_probs(value)
+        return (log_probs * self.batch.mask).sum(-1)
+
+    def token_log_probs(self, value: Tensor) -> Tensor:
+        """Nats of each token, [..., B, T], whether it counts or not."""
+        shape = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
+        hidden = self.decoder(_flat(self._context(value), shape, 2), _flat(self.thoughts, shape, 2))
+        targets = _flat(value, shape, 1)
+        losses = F.cross_entropy(self.decoder.logits(hidden).flatten(0, -2), targets.flatten(), reduction="none")
+        return -losses.view(*shape, -1)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Tokens [*sample_shape, ..., B, T], written one after the other from the first inputs."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        start = _flat(self.batch.inputs[:, :1], shape, 1)
+        tokens = sample_tokens(self.decoder, _flat(self.thoughts, shape, 2), start, self.event_shape[0])
+        return tokens[:, 1:].view(*shape, -1)
+
+    def _context(self, value: Tensor) -> Tensor:
+        """The decoder's context [..., B, T, D] of `value`, precomputed when `value` is what the batch holds."""
+        if value is self.batch.targets and self.batch.context is not None:
+            return self.batch.context
+        start = self.batch.inputs[:, :1].expand(*value.shape[:-1], 1)
+        inputs = torch.cat([start, value[..., :-1]], dim=-1)
+        return self.decoder.context(inputs.flatten(0, -2)).unflatten(0, inputs.shape[:-1])
+
+
+def _flat(x: Tensor, shape: torch.Size, event_dims: int) -> Tensor:
+    """`x` [..., event] expanded to [*shape, event], its leading dimensions made one."""
+    event = x.shape[x.dim() - event_dims :]
+    return x.expand(*shape, *event).reshape(-1, *event)

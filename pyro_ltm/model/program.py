@@ -1,0 +1,49 @@
+"""The latent-thought language model as a Pyro program."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_ltm.config import ModelConfig
+from pyro_ltm.model.decoder import Decoder
+from pyro_ltm.model.likelihood import TokenSequence
+from pyro_ltm.model.priors import StandardNormal
+from pyro_ltm.types import Batch, State
+
+
+class LatentThoughtModel(nn.Module):
+    """Each sequence's thoughts are drawn from the prior; the decoder writes its tokens from them (arXiv:2502.01567).
+
+    A plain module and a Pyro program with two sites, `thoughts` (event [N, D]) and `tokens` (event [T]), in the plate
+    `sequences`. Without targets in the batch `tokens` is unobserved, so that `pyro.infer.Predictive` writes text.
+    With `config.thoughts = 0` the first site is empty and this is the autoregressive twin.
+
+    Args:
+        config: shape of the decoder; `config.vocab_size` must be set.
+        compute_dtype: precision of the decoder's matrix products.
+    """
+
+    def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.config = config
+        self.prior = StandardNormal(config.thoughts, config.dim)
+        self.decoder = Decoder(config, compute_dtype)
+
+    def forward(self, batch: Batch, state: State | None = None) -> Tensor:
+        """The program; returns the tokens [..., B, T]. `state` belongs to the guide and is not looked at."""
+        with pyro.plate("sequences", batch.size, dim=-1):
+            thoughts = pyro.sample("thoughts", self.prior())
+            tokens: Tensor = pyro.sample("tokens", TokenSequence(self.decoder, thoughts, batch), obs=batch.targets)
+        return tokens
+
+    def precompute(self, batch: Batch) -> Batch:
+        """`batch` with what no thought can touch computed once, for programs that read it many times without learning.
+
+        The context is cut from the graph: never use it where the decoder is to receive a gradient.
+        """
+        with torch.no_grad():
+            return dataclasses.replace(batch, context=self.decoder.context(batch.inputs))

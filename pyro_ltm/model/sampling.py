@@ -1,0 +1,100 @@
+"""Writing tokens: ancestral sampling from the decoder with a cache bounded by its window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_ltm.errors import UserError
+from pyro_ltm.model.decoder import Decoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How the next token is drawn from its logits.
+
+    Args:
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: keeps the k most likely tokens; 0 keeps all.
+        top_p: keeps the fewest tokens whose probabilities reach p (arXiv:1904.09751); 1 keeps all.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise UserError(f"temperature = {self.temperature}: must be at least 0 (0: the most likely token)")
+        if self.top_k < 0:
+            raise UserError(f"top_k = {self.top_k}: must be at least 0 (0: all tokens)")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p = {self.top_p}: must lie above 0 and at most at 1 (1: all tokens)")
+
+    def log_probs(self, logits: Tensor) -> Tensor:
+        """Log-probabilities [..., V] of the distribution drawn from; tokens left out have -inf. Needs temperature > 0."""
+        logits = logits / self.temperature
+        if 0 < self.top_k < logits.shape[-1]:
+            smallest = logits.topk(self.top_k, dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < smallest, float("-inf"))
+        if self.top_p < 1:
+            ordered, order = logits.softmax(-1).sort(dim=-1, descending=True)
+            # A token stays when those before it do not reach p; the first always stays.
+            dropped = ordered.cumsum(-1) - ordered >= self.top_p
+            logits = logits.masked_fill(dropped.scatter(-1, order, dropped), float("-inf"))
+        return logits.log_softmax(-1)
+
+    def draw(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One token [B] for each row of `logits` [B, V]."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        return torch.multinomial(self.log_probs(logits).exp(), 1, generator=generator)[:, 0]
+
+
+@torch.no_grad()
+def sample_tokens(
+    decoder: Decoder,
+    thoughts: Tensor,
+    prompt: Tensor,
+    max_new_tokens: int,
+    *,
+    sampler: Sampler | None = None,
+    end: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Continues each prompt by up to `max_new_tokens` tokens.
+
+    Shapes:
+        thoughts: [B, N, D]. prompt: [B, P], P >= 1. Result: [B, P + new].
+
+    Args:
+        end: a token that ends a sequence; what follows it is `end` again, and all ended stops early. None: never.
+
+    Raises:
+        UserError: the prompt and the new tokens do not fit the decoder's length (its T inputs, and the last output).
+    """
+    longest = decoder.config.max_length
+    if prompt.shape[1] > longest:
+        raise UserError(f"the prompt has {prompt.shape[1]} tokens; this model reads at most {longest}")
+    if prompt.shape[1] + max_new_tokens > longest + 1:
+        raise UserError(
+            f"{prompt.shape[1]} tokens of prompt and {max_new_tokens} new ones exceed the model's {longest}: "
+            f"ask for at most {longest + 1 - prompt.shape[1]} new tokens"
+        )
+    sampler = sampler or Sampler()
+    written = [prompt]
+    ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
+    if max_new_tokens:
+        hidden, cache = decoder.prefill(prompt, thoughts)
+    for index in range(max_new_tokens):
+        token = sampler.draw(decoder.logits(hidden), generator)
+        if end is not None:
+            token = torch.where(ended, end, token)
+            ended |= token == end
+        written.append(token[:, None])
+        if index + 1 == max_new_tokens or bool(ended.all()):
+            break
+        hidden = decoder.step(token, cache)
+    return torch.cat(written, dim=1)

@@ -1,0 +1,123 @@
+"""What an objective is: a bound on the evidence, made of the parts that a model and a guide give."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyro
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from pyro_ltm.errors import UserError
+from pyro_ltm.types import Batch, State
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The parts of a bound for K particles of B sequences, in nats, summed over tokens and latent dimensions.
+
+    Shapes:
+        log_likelihood: [K, B] log p(x | z). log_prior: [K, B] log p(z). log_guide: [K, B] log q(z).
+        kl: [B] KL(q || p) in closed form; None where the guide has none.
+    """
+
+    log_likelihood: Tensor
+    log_prior: Tensor
+    log_guide: Tensor
+    kl: Tensor | None = None
+
+    @property
+    def log_weight(self) -> Tensor:
+        """[K, B] log p(x, z) - log q(z)."""
+        return self.log_likelihood + self.log_prior - self.log_guide
+
+
+class Objective(ELBO):  # type: ignore[misc]
+    """A variational bound: a `pyro.infer.ELBO`, so that `objective(model, guide)` is Pyro's own ELBOModule.
+
+    Sums over tokens and latent dimensions, never means. To add a bound, give `bound` and one line in the registry.
+
+    Args:
+        particles: draws K of the thoughts for each sequence.
+        beta: weight of the KL term; at 1 the objective bounds the evidence.
+        warmup: slow steps over which `at` raises the weight from 0 to `beta` (arXiv:1511.06349).
+
+    Attributes:
+        needs_analytic_kl: `bound` reads `Terms.kl`; such an objective refuses a guide without a closed form.
+    """
+
+    needs_analytic_kl: ClassVar[bool] = False
+
+    def __init__(self, particles: int = 1, beta: float = 1.0, warmup: int = 0):
+        if particles < 1 or beta < 0 or warmup < 0:
+            raise UserError(
+                f"objective: particles = {particles}, beta = {beta}, warmup = {warmup}: "
+                "needs at least 1 particle, and neither beta nor warmup below 0"
+            )
+        super().__init__(num_particles=particles, max_plate_nesting=1, vectorize_particles=True)
+        self.beta = beta
+        self.warmup = warmup
+
+    def check(self, guide: nn.Module) -> None:
+        """Raises UserError when `guide` cannot give what this objective reads."""
+        if self.needs_analytic_kl and not has_analytic_kl(guide):
+            raise UserError(
+                f"{type(guide).__name__} has no closed-form KL to the prior, which {type(self).__name__} needs: "
+                "use the objective 'elbo', which estimates it"
+            )
+
+    @abstractmethod
+    def bound(self, terms: Terms) -> Tensor:
+        """The bound of each sequence in nats, [B], as the `terms` estimate it."""
+
+    def at(self, step: int) -> Objective:
+        """This objective as it stands at slow step `step` (counted from 0): its annealed form."""
+        if step >= self.warmup:
+            return self
+        annealed = copy.copy(self)
+        annealed.beta = self.beta * step / self.warmup
+        annealed.warmup = 0
+        return annealed
+
+    def terms(self, model: nn.Module, guide: nn.Module, batch: Batch, state: State) -> Terms:
+        """Runs guide and model once, all particles together, and takes the parts from their traces.
+
+        Raises:
+            UserError: the guide has no closed-form KL and this objective needs one.
+        """
+        self.check(guide)
+        particles = self.num_particles
+        plate = pyro.plate("particles", particles, dim=-2) if particles > 1 else nullcontext()
+        with plate:
+            guide_trace = poutine.trace(guide).get_trace(batch, state)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch, state)
+        q, p, x = guide_trace.nodes["thoughts"], model_trace.nodes["thoughts"], model_trace.nodes["tokens"]
+        shape = (particles, batch.size)
+        return Terms(
+            log_likelihood=x["fn"].log_prob(x["value"]).reshape(shape),
+            log_prior=p["fn"].log_prob(p["value"]).reshape(shape),
+            log_guide=q["fn"].log_prob(q["value"]).reshape(shape),
+            kl=kl_divergence(q["fn"], p["fn"]).reshape(shape)[0] if has_analytic_kl(guide) else None,
+        )
+
+    def differentiable_loss(self, model: nn.Module, guide: nn.Module, batch: Batch, state: State) -> Tensor:
+        """Minus the bound in nats, summed over the batch."""
+        return -self.bound(self.terms(model, guide, batch, state)).sum()
+
+    def loss(self, model: nn.Module, guide: nn.Module, batch: Batch, state: State) -> float:
+        """`differentiable_loss` as a float."""
+        return float(self.differentiable_loss(model, guide, batch, state).detach())
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError("objectives take all particles from one vectorized trace (see `terms`)")
+
+
+def has_analytic_kl(guide: nn.Module) -> bool:
+    """Whether the guide's class says that its KL to the prior has a closed form."""
+    return bool(getattr(guide, "has_analytic_kl", False))
