@@ -301,9 +301,9 @@ PAPER_DATA = DataConfig(vocab_size=50257, sequence_length=1024)
 
 PRESETS: dict[str, Config] = {
     "nano": Config(
-        model=ModelConfig(dim=128, layers=4, heads=4, thoughts=8, max_length=128, window=32),
-        data=DataConfig(vocab_size=2048, sequence_length=128),
-        slow=SlowConfig(steps=600, batch_size=32, lr=2e-3, warmup=50, eval_every=150, save_every=100),
+        model=ModelConfig(dim=64, layers=2, heads=2, thoughts=4, max_length=128, window=32),
+        data=DataConfig(vocab_size=1024, sequence_length=128),
+        slow=SlowConfig(steps=400, batch_size=16, lr=4e-3, warmup=20, eval_every=100, save_every=100),
     ),
     "small": Config(model=ModelConfig(layers=3), data=PAPER_DATA, slow=PAPER_SLOW),
     "medium": Config(model=ModelConfig(layers=6), data=PAPER_DATA, slow=PAPER_SLOW),

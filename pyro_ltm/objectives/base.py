@@ -37,6 +37,16 @@ class Terms:
         """[K, B] log p(x, z) - log q(z)."""
         return self.log_likelihood + self.log_prior - self.log_guide
 
+    @property
+    def distortion(self) -> Tensor:
+        """[B] E_q[-log p(x | z)]."""
+        return -self.log_likelihood.mean(0)
+
+    @property
+    def rate(self) -> Tensor:
+        """[B] KL(q || p), exact where it can be."""
+        return self.kl if self.kl is not None else (self.log_guide - self.log_prior).mean(0)
+
 
 class Objective(ELBO):  # type: ignore[misc]
     """A variational bound: a `pyro.infer.ELBO`, so that `objective(model, guide)` is Pyro's own ELBOModule.

@@ -1,0 +1,1 @@
+"""Scripts that measure, and the dated tables that they wrote."""

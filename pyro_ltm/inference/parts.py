@@ -1,0 +1,72 @@
+"""The parts that a configuration names, built: model, guide, objective, fast optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pyro_ltm.config import Config, FastConfig
+from pyro_ltm.guides import GUIDES, Guide
+from pyro_ltm.inference.optimizers import OPTIMIZERS, FastOptimizer
+from pyro_ltm.inference.posterior import Posterior, fit_posterior
+from pyro_ltm.model import LatentThoughtModel
+from pyro_ltm.noise import fold
+from pyro_ltm.objectives import OBJECTIVES, Objective
+from pyro_ltm.types import Batch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that fits a posterior, as one run has chosen it."""
+
+    model: LatentThoughtModel
+    guide: Guide
+    objective: Objective
+    optimizer: FastOptimizer
+    fast: FastConfig
+
+    @classmethod
+    def build(cls, config: Config, *, device: torch.device | str = "cpu") -> Parts:
+        """New parts with the weights that `config.seed` gives.
+
+        Raises:
+            UserError: an unknown name or option, or an objective that does not fit the guide.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(fold(config.seed, "weights"))
+            model = LatentThoughtModel(config.model, DTYPES[config.dtype]).to(device)
+            guide = GUIDES.build(config.guide, thoughts=config.model.thoughts, dim=config.model.dim).to(device)
+        objective = OBJECTIVES.build(config.objective)
+        objective.check(guide)
+        # Without thoughts there is nothing to fit.
+        fast = config.fast if config.model.thoughts else FastConfig(steps=0)
+        return cls(model, guide, objective, OPTIMIZERS.build(config.optimizer), fast)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.decoder.tok_embeddings.weight.device
+
+    def fit(self, batch: Batch, *, steps: int | None = None, seed: int = 0) -> Posterior:
+        """`fit_posterior` with these parts, on the bound itself and not its annealed form."""
+        return fit_posterior(
+            self.model,
+            batch,
+            guide=self.guide,
+            objective=self.objective.at(ANNEALED),
+            optimizer=self.optimizer,
+            steps=self.steps(steps),
+            noise=self.fast.noise,
+            seed=seed,
+        )
+
+    def steps(self, asked: int | None) -> int:
+        """Fast steps to take: those asked for, else the run's own; none for the twin."""
+        return self.fast.steps if asked is None or not self.model.config.thoughts else asked
+
+
+ANNEALED = 1 << 62
+"""A slow step after every warm-up."""

@@ -1,0 +1,83 @@
+"""One step of training: Algorithm 1 of the paper (arXiv:2502.01567)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pyro_ltm.guides import Guide
+from pyro_ltm.inference import FastOptimizer, fit_posterior
+from pyro_ltm.noise import DrawFrom
+from pyro_ltm.objectives import Objective
+from pyro_ltm.types import Batch
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a slow step saw, in nats; all scalars, still on the device.
+
+    Attributes:
+        bound: nats a token at the weight 1 of the KL, whatever was optimized; on the noise after the fit.
+        distortion: nats a token. rate: nats a sequence. tokens: targets read. grad_norm: before clipping.
+        finite: whether the step was taken; otherwise the decoder is as it was.
+    """
+
+    bound: Tensor
+    distortion: Tensor
+    rate: Tensor
+    tokens: Tensor
+    grad_norm: Tensor
+    finite: Tensor
+
+
+def train_step(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    guide: Guide,
+    objective: Objective,
+    fast_optimizer: FastOptimizer,
+    fast_steps: int,
+    noise: str,
+    slow_optimizer: torch.optim.Optimizer,
+    clip: float,
+    seed: int,
+) -> StepReport:
+    """Fast steps on each sequence's posterior, then one slow step of the decoder over all micro-batches.
+
+    The loss is a sum over tokens divided by the tokens of all micro-batches together, so that accumulation changes nothing.
+    A gradient that is not finite is thrown away.
+    """
+    device = batches[0].inputs.device
+    distortion, rate = torch.zeros((), device=device), torch.zeros((), device=device)
+    tokens = torch.stack([batch.tokens() for batch in batches]).sum()
+    slow_optimizer.zero_grad(set_to_none=True)
+    for batch in batches:
+        # Fast: q(z) of each sequence, the decoder held still.
+        posterior = fit_posterior(
+            model,
+            batch,
+            guide=guide,
+            objective=objective,
+            optimizer=fast_optimizer,
+            steps=fast_steps,
+            noise=noise,
+            seed=seed,
+        )
+        # Slow: thoughts drawn from q, the decoder moved to write these tokens from them.
+        with DrawFrom(posterior.noise):
+            terms = objective.terms(model, guide, batch, posterior.state)
+        (-objective.bound(terms).sum() / tokens).backward()
+        distortion += terms.distortion.detach().sum()
+        rate += terms.rate.detach().sum()
+    parameters = [p for group in slow_optimizer.param_groups for p in group["params"]]
+    grad_norm = nn.utils.clip_grad_norm_(parameters, clip or float("inf"))
+    bound = (distortion + rate) / tokens
+    finite = torch.isfinite(grad_norm) & torch.isfinite(bound)
+    if finite:
+        slow_optimizer.step()
+    sequences = sum(batch.size for batch in batches)
+    return StepReport(bound, distortion / tokens, rate / sequences, tokens, grad_norm, finite)

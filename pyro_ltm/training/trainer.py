@@ -1,0 +1,316 @@
+"""The slow loop: step after step, with validation, checkpoints, and an end that resuming cannot change."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_ltm.config import Config, SlowConfig
+from pyro_ltm.data import DataOrder, TokenDataset
+from pyro_ltm.errors import UserError
+from pyro_ltm.evaluation.bound import Bound, evaluate_bound
+from pyro_ltm.files import write_text
+from pyro_ltm.inference.parts import ANNEALED, Parts
+from pyro_ltm.noise import fold
+from pyro_ltm.training.metrics import MetricsLog
+from pyro_ltm.training.run import METRICS, TRAINER, Run, load_weights, read_tensors, weights, write_tensors
+from pyro_ltm.training.step import StepReport, train_step
+from pyro_ltm.types import Batch
+
+NONFINITE = "nonfinite.json"
+
+
+class Stopped(KeyboardInterrupt):
+    """Training was interrupted (Ctrl-C, SIGTERM) after it saved; the message says how to go on."""
+
+
+@dataclass
+class Progress:
+    """What a progress display gets after each slow step; nats unless the name says otherwise."""
+
+    step: int
+    steps: int
+    tokens_per_second: float
+    bound: float
+    distortion: float
+    rate: float
+    validation: Bound | None = None
+
+
+@dataclass
+class Counters:
+    """What the trainer counts over the whole run, resumed or not."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
+@dataclass
+class Trainer:
+    """Trains the parts of a run on token sequences.
+
+    All randomness is keyed by (seed, step, sequence), so a run killed at any moment and resumed ends with the same
+    weights, bit for bit on one CPU, as one left alone.
+
+    Args:
+        run: the run folder and the parts to train.
+        train: sequences to learn from. validation: held-out sequences, or None.
+    """
+
+    run: Run
+    train: TokenDataset
+    validation: TokenDataset | None
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    counters: Counters = field(default_factory=Counters)
+
+    def __post_init__(self) -> None:
+        check_fits(self.run.config, self.train)
+        self.slow = self.run.config.slow
+        self.optimizer = slow_optimizer(self.run.parts, self.slow)
+        self.order = DataOrder(len(self.train), self.slow.batch_size, self.run.config.seed)
+        self.metrics = MetricsLog(self.run.folder / METRICS)
+        self.interrupted = False
+
+    def fit(self) -> Run:
+        """Trains from where the counters stand to the last step.
+
+        Raises:
+            Stopped: interrupted; everything up to the last step is saved.
+            UserError: too many non-finite losses in a row, or the disk is full; the last good checkpoint stays.
+        """
+        with self._interruptible():
+            if self.counters.step == 0:
+                self._validate()
+            while self.counters.step < self.slow.steps:
+                self._step()
+                done = self.counters.step == self.slow.steps
+                if self.slow.eval_every and self.counters.step % self.slow.eval_every == 0 or done:
+                    self._validate()
+                if done or self.interrupted or self.counters.step % self.slow.save_every == 0:
+                    self.save()
+                if self.interrupted and not done:
+                    raise Stopped(f"stopped at step {self.counters.step} of {self.slow.steps}; everything is saved")
+        return Run(self.run.folder, self.run.config, self.run.parts, self.run.tokenizer, self.counters.step)
+
+    def save(self) -> None:
+        """Writes the whole state in one file, then the weights by themselves for everyone else."""
+        state = {f"optimizer.{name}": value for name, value in _optimizer_tensors(self.optimizer).items()}
+        meta = {**vars(self.counters), "position": self._position(), "data": self.train.folder.fingerprint}
+        write_tensors(self.run.folder / TRAINER, weights(self.run.parts) | state, meta)
+        self.run.save_weights(self.counters.step)
+
+    def resume(self) -> None:
+        """Goes back to the last checkpoint; a run that never wrote one starts from its first step.
+
+        Raises:
+            UserError: the checkpoint is damaged, or was made on other data.
+        """
+        path = self.run.folder / TRAINER
+        if path.exists():
+            tensors, meta = read_tensors(path)
+            if meta.pop("data") != self.train.folder.fingerprint:
+                raise UserError(f"{self.run.folder}: was trained on other data than {self.train.folder.path}; use its own")
+            meta.pop("position")
+            load_weights(self.run.parts, tensors, path)
+            _load_optimizer_tensors(self.optimizer, tensors, path)
+            self.counters = Counters(**meta)
+        self.metrics.cut(after=self.counters.step if path.exists() else -1)
+
+    def _position(self) -> int:
+        """Sequences read since the start of training: where the data order goes on."""
+        return self.counters.step * self.slow.batch_size * self.slow.accumulate
+
+    def _batches(self) -> list[Batch]:
+        first = self._position()
+        starts = range(first, first + self.slow.batch_size * self.slow.accumulate, self.slow.batch_size)
+        return [self.train.batch(self.order.indices(start)).to(self.run.parts.device) for start in starts]
+
+    def _step(self) -> None:
+        parts, counters = self.run.parts, self.counters
+        started = time.perf_counter()
+        lr = learning_rate(counters.step, self.slow)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        batches = self._batches()
+        objective = parts.objective.at(counters.step)
+        parts.model.train()
+        report = train_step(
+            parts.model,
+            batches,
+            guide=parts.guide,
+            objective=objective,
+            fast_optimizer=parts.optimizer,
+            fast_steps=parts.fast.steps,
+            noise=parts.fast.noise,
+            slow_optimizer=self.optimizer,
+            clip=self.slow.clip,
+            seed=fold(self.run.config.seed, "train", counters.step),
+        )
+        counters.step += 1
+        self._count(report, batches)
+        seconds = time.perf_counter() - started
+        counters.seconds += seconds
+        row = {
+            "step": counters.step,
+            "tokens": counters.tokens,
+            "seconds": round(counters.seconds, 3),
+            "lr": lr,
+            "beta": objective.beta,
+            "bound_nats_per_token": float(report.bound),
+            "distortion_nats_per_token": float(report.distortion),
+            "kl_nats_per_sequence": float(report.rate),
+            "grad_norm": float(report.grad_norm),
+            "skipped": counters.skipped,
+        }
+        self.metrics.write("train", row)
+        speed = int(report.tokens) / seconds
+        self.on_progress(
+            Progress(
+                counters.step,
+                self.slow.steps,
+                speed,
+                float(report.bound),
+                float(report.distortion),
+                float(report.rate),
+            )
+        )
+
+    def _count(self, report: StepReport, batches: list[Batch]) -> None:
+        """Counts tokens, and steps skipped because they were not finite; stops the run when there are too many."""
+        counters = self.counters
+        counters.tokens += int(report.tokens)
+        if bool(report.finite):
+            counters.skipped_in_a_row = 0
+            return
+        counters.skipped += 1
+        counters.skipped_in_a_row += 1
+        if counters.skipped_in_a_row < self.slow.max_nonfinite:
+            return
+        found = {
+            "step": counters.step,
+            "skipped_in_a_row": counters.skipped_in_a_row,
+            "bound_nats_per_token": str(float(report.bound)),
+            "grad_norm": str(float(report.grad_norm)),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "sequence_ids": [batch.ids.tolist() for batch in batches],
+        }
+        write_text(self.run.folder / NONFINITE, json.dumps(found, indent=2) + "\n")
+        raise UserError(
+            f"{self.run.folder}: {counters.skipped_in_a_row} steps in a row were not finite (the last at step "
+            f"{counters.step}, see {NONFINITE}); the last good checkpoint is kept: "
+            "lower slow.lr or optimizer.lr in a new run"
+        )
+
+    def _validate(self) -> None:
+        """The honest bound on the first validation sequences, always the same ones and the same noise."""
+        if self.validation is None:
+            return
+        parts, count = self.run.parts, min(self.slow.eval_sequences, len(self.validation))
+        bound = evaluate_bound(
+            parts.model,
+            dataset_batches(self.validation, self.slow.batch_size, parts.device, limit=count),
+            guide=parts.guide,
+            objective=parts.objective.at(ANNEALED),
+            optimizer=parts.optimizer,
+            fast_steps=parts.fast.steps,
+            noise=parts.fast.noise,
+            particles=1,
+            seed=fold(self.run.config.seed, "validation"),
+            token_bytes=torch.as_tensor(self.validation.token_bytes),
+        )
+        self.metrics.write("validation", {"step": self.counters.step, **bound.to_dict()})
+        nan = math.nan
+        self.on_progress(Progress(self.counters.step, self.slow.steps, nan, nan, nan, nan, validation=bound))
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the run after the step under way; a second Ctrl-C ends it at once."""
+
+        def interrupt(number: int, frame: Any) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        try:
+            previous = {number: signal.signal(number, interrupt) for number in numbers}
+        except ValueError:  # not the main thread: its owner handles signals
+            previous = {}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            self.metrics.close()
+
+
+def slow_optimizer(parts: Parts, slow: SlowConfig) -> torch.optim.AdamW:
+    """AdamW over decoder and guide; matrices decay, vectors do not."""
+    parameters = [p for module in (parts.model, parts.guide) for p in module.parameters()]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": slow.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=slow.lr, betas=(slow.beta1, slow.beta2), fused=True)
+
+
+def learning_rate(step: int, slow: SlowConfig) -> float:
+    """Linear warm-up, then half a cosine down to `lr_final` of the peak at the last step."""
+    if step < slow.warmup:
+        return slow.lr * (step + 1) / slow.warmup
+    share = (step - slow.warmup) / max(1, slow.steps - slow.warmup)
+    return slow.lr * (slow.lr_final + (1 - slow.lr_final) * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def dataset_batches(
+    data: TokenDataset, batch_size: int, device: torch.device | str, *, limit: int | None = None
+) -> Iterator[Batch]:
+    """The first `limit` sequences of `data` in order (all when None), in batches on `device`."""
+    count = len(data) if limit is None else min(limit, len(data))
+    for start in range(0, count, batch_size):
+        yield data.batch(range(start, min(start + batch_size, count))).to(device)
+
+
+def check_fits(config: Config, data: TokenDataset) -> None:
+    """Raises UserError when the sequences are too long for the model, or their tokens unknown to it."""
+    if data.sequence_length > config.model.max_length:
+        raise UserError(
+            f"{data.folder.path}: its sequences have {data.sequence_length} tokens, the model reads at most "
+            f"{config.model.max_length}: set model.max_length, or prepare shorter sequences"
+        )
+    if data.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"{data.folder.path}: its tokenizer has {data.vocab_size} tokens, the model {config.model.vocab_size}: "
+            "the tokenizer does not match the run"
+        )
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state as named tensors, without pickle."""
+    state: dict[int, dict[str, torch.Tensor]] = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
+
+
+def _load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            index, _, entry = rest.partition(".")
+            state.setdefault(int(index), {})[entry] = value
+    whole = optimizer.state_dict()
+    if not set(state) <= {index for group in whole["param_groups"] for index in group["params"]}:
+        raise UserError(f"{path}: its optimizer state does not fit the run's configuration")
+    optimizer.load_state_dict({**whole, "state": state})
