@@ -24,7 +24,7 @@ from pyro_ltm.evaluation import Bound, evaluate_bound
 from pyro_ltm.inference import Adam
 from pyro_ltm.inference.parts import ANNEALED, Parts
 from pyro_ltm.training import Run, Trainer
-from pyro_ltm.training.trainer import dataset_batches
+from pyro_ltm.training.run import dataset_batches
 
 ROWS: dict[str, list[str]] = {
     "base": [],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -49,6 +49,17 @@ class Batch:
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         ids = torch.arange(len(tokens), device=tokens.device) if ids is None else ids
         return cls(inputs=inputs, targets=targets, mask=torch.ones_like(targets, dtype=torch.bool), ids=ids)
+
+    @classmethod
+    def from_lists(cls, sequences: Sequence[Sequence[int]], *, pad: int) -> Batch:
+        """A batch from sequences of unlike lengths, each of at least two tokens, filled up with `pad` and masked."""
+        longest = max(len(sequence) for sequence in sequences)
+        tokens = torch.full((len(sequences), longest), pad, dtype=torch.int64)
+        for row, sequence in enumerate(sequences):
+            tokens[row, : len(sequence)] = torch.tensor(sequence)
+        lengths = torch.tensor([len(sequence) for sequence in sequences])
+        batch = cls.from_tokens(tokens)
+        return dataclasses.replace(batch, mask=torch.arange(1, longest) < lengths[:, None])
 
     @property
     def size(self) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -14,8 +16,11 @@ from torch import Tensor, nn
 from pyro_ltm.config import Config, dump_toml, load_toml
 from pyro_ltm.data import TokenDataset, Tokenizer
 from pyro_ltm.errors import UserError
+from pyro_ltm.evaluation import Bound, evaluate_bound
 from pyro_ltm.files import write_atomically, write_text
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference import Generated, Posterior, Reconstruction, generate, infer_thoughts, reconstruct
+from pyro_ltm.inference.parts import ANNEALED, Parts
+from pyro_ltm.types import Batch
 
 CONFIG, MODEL, TOKENIZER, TRAINER, METRICS, DATA = (
     "config.toml",
@@ -85,6 +90,59 @@ class Run:
         """The data that the run was trained on. Raises UserError when it is not there any more."""
         return open_data(self.folder, split)
 
+    def evaluate(
+        self,
+        data: TokenDataset | None = None,
+        *,
+        particles: int = 4,
+        fast_steps: int | None = None,
+        sequences: int | None = None,
+        batch_size: int = 32,
+        seed: int = 0,
+        progress: Callable[[int, float], None] | None = None,
+    ) -> Bound:
+        """The honest bound on `data` (by default the run's own validation split): see `evaluate_bound`.
+
+        Args:
+            fast_steps: of each fit; None: as many as the run was trained with.
+            sequences: how many of the data's sequences, from the first; None: all.
+
+        Raises:
+            UserError: the data do not fit the model.
+        """
+        data = self.dataset() if data is None else data
+        check_fits(self.config, data)
+        if data.meta["tokenizer"] != self.tokenizer.fingerprint:
+            raise UserError(
+                f"{data.folder.path}: made by another tokenizer than the run's: prepare the data with "
+                f"--tokenizer {self.folder / TOKENIZER}"
+            )
+        return evaluate_bound(
+            self.parts.model,
+            dataset_batches(data, batch_size, self.parts.device, limit=sequences),
+            guide=self.parts.guide,
+            objective=self.parts.objective.at(ANNEALED),
+            optimizer=self.parts.optimizer,
+            fast_steps=self.parts.steps(fast_steps),
+            noise=self.parts.fast.noise,
+            particles=particles,
+            token_bytes=torch.as_tensor(data.token_bytes),
+            seed=seed,
+            progress=progress,
+        )
+
+    def infer(self, texts: Sequence[str], **options: Any) -> tuple[Batch, Posterior]:
+        """q(z) of each text: `infer_thoughts` with this run's parts."""
+        return infer_thoughts(self.parts, self.tokenizer, texts, **options)
+
+    def generate(self, **options: Any) -> list[Generated]:
+        """Texts: `generate` with this run's parts."""
+        return generate(self.parts, self.tokenizer, **options)
+
+    def reconstruct(self, text: str, **options: Any) -> Reconstruction:
+        """A text from its own thoughts: `reconstruct` with this run's parts."""
+        return reconstruct(self.parts, self.tokenizer, text, **options)
+
 
 def weights(parts: Parts) -> dict[str, Tensor]:
     """All learned tensors, under `model.` and `guide.`."""
@@ -149,6 +207,29 @@ def open_data(folder: Path, split: str) -> TokenDataset:
     if data.folder.fingerprint != entry["fingerprint"]:
         raise UserError(f"{data.folder.path}: not the data that {folder} was trained on; name other data with --data")
     return data
+
+
+def dataset_batches(
+    data: TokenDataset, batch_size: int, device: torch.device | str, *, limit: int | None = None
+) -> Iterator[Batch]:
+    """The first `limit` sequences of `data` in order (all when None), in batches on `device`."""
+    count = len(data) if limit is None else min(limit, len(data))
+    for start in range(0, count, batch_size):
+        yield data.batch(range(start, min(start + batch_size, count))).to(device)
+
+
+def check_fits(config: Config, data: TokenDataset) -> None:
+    """Raises UserError when the sequences are too long for the model, or their tokens unknown to it."""
+    if data.sequence_length > config.model.max_length:
+        raise UserError(
+            f"{data.folder.path}: its sequences have {data.sequence_length} tokens, the model reads at most "
+            f"{config.model.max_length}: set model.max_length, or prepare shorter sequences"
+        )
+    if data.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"{data.folder.path}: its tokenizer has {data.vocab_size} tokens, the model {config.model.vocab_size}: "
+            "the tokenizer does not match the run"
+        )
 
 
 __all__ = ["Run", "load_weights", "open_data", "read_tensors", "record_data", "weights", "write_tensors"]

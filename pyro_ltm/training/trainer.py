@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from pyro_ltm.config import Config, SlowConfig
+from pyro_ltm.config import SlowConfig
 from pyro_ltm.data import DataOrder, TokenDataset
 from pyro_ltm.errors import UserError
-from pyro_ltm.evaluation.bound import Bound, evaluate_bound
+from pyro_ltm.evaluation import Bound
 from pyro_ltm.files import write_text
-from pyro_ltm.inference.parts import ANNEALED, Parts
+from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import fold
 from pyro_ltm.training.metrics import MetricsLog
-from pyro_ltm.training.run import METRICS, TRAINER, Run, load_weights, read_tensors, weights, write_tensors
+from pyro_ltm.training.run import METRICS, TRAINER, Run, check_fits, load_weights, read_tensors, weights, write_tensors
 from pyro_ltm.training.step import StepReport, train_step
 from pyro_ltm.types import Batch
 
@@ -217,18 +217,12 @@ class Trainer:
         """The honest bound on the first validation sequences, always the same ones and the same noise."""
         if self.validation is None:
             return
-        parts, count = self.run.parts, min(self.slow.eval_sequences, len(self.validation))
-        bound = evaluate_bound(
-            parts.model,
-            dataset_batches(self.validation, self.slow.batch_size, parts.device, limit=count),
-            guide=parts.guide,
-            objective=parts.objective.at(ANNEALED),
-            optimizer=parts.optimizer,
-            fast_steps=parts.fast.steps,
-            noise=parts.fast.noise,
+        bound = self.run.evaluate(
+            self.validation,
             particles=1,
+            sequences=self.slow.eval_sequences,
+            batch_size=self.slow.batch_size,
             seed=fold(self.run.config.seed, "validation"),
-            token_bytes=torch.as_tensor(self.validation.token_bytes),
         )
         self.metrics.write("validation", {"step": self.counters.step, **bound.to_dict()})
         nan = math.nan
@@ -272,29 +266,6 @@ def learning_rate(step: int, slow: SlowConfig) -> float:
         return slow.lr * (step + 1) / slow.warmup
     share = (step - slow.warmup) / max(1, slow.steps - slow.warmup)
     return slow.lr * (slow.lr_final + (1 - slow.lr_final) * 0.5 * (1 + math.cos(math.pi * share)))
-
-
-def dataset_batches(
-    data: TokenDataset, batch_size: int, device: torch.device | str, *, limit: int | None = None
-) -> Iterator[Batch]:
-    """The first `limit` sequences of `data` in order (all when None), in batches on `device`."""
-    count = len(data) if limit is None else min(limit, len(data))
-    for start in range(0, count, batch_size):
-        yield data.batch(range(start, min(start + batch_size, count))).to(device)
-
-
-def check_fits(config: Config, data: TokenDataset) -> None:
-    """Raises UserError when the sequences are too long for the model, or their tokens unknown to it."""
-    if data.sequence_length > config.model.max_length:
-        raise UserError(
-            f"{data.folder.path}: its sequences have {data.sequence_length} tokens, the model reads at most "
-            f"{config.model.max_length}: set model.max_length, or prepare shorter sequences"
-        )
-    if data.vocab_size > config.model.vocab_size:
-        raise UserError(
-            f"{data.folder.path}: its tokenizer has {data.vocab_size} tokens, the model {config.model.vocab_size}: "
-            "the tokenizer does not match the run"
-        )
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

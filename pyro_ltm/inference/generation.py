@@ -1,0 +1,186 @@
+"""Text from thoughts, and thoughts from text.
+
+Generation never looks at more than it was given: thoughts come from the prior, from a posterior fitted on the prompt
+alone, or from the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_ltm.errors import UserError
+from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference.posterior import Posterior
+from pyro_ltm.model import Sampler, TokenSequence, sample_tokens
+from pyro_ltm.noise import Noise, fold
+from pyro_ltm.types import Batch
+
+
+class Codec(Protocol):
+    """What text needs of a tokenizer."""
+
+    @property
+    def end_of_text(self) -> int:
+        """The token that begins and ends documents."""
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """One text written by a model. `text` leaves the prompt out; `tokens` counts the new ones."""
+
+    prompt: str
+    text: str
+    tokens: int
+    ended: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """A text written again from its own thoughts.
+
+    Attributes:
+        token_accuracy: share of positions at which the text written from thoughts alone has the original's token.
+        teacher_forced_accuracy: share of tokens that are the likeliest given the true ones before them and the thoughts.
+        nats_per_token, kl_nats: distortion a token on fresh noise, and the rate of the sequence.
+    """
+
+    original: str
+    text: str
+    tokens: int
+    token_accuracy: float
+    teacher_forced_accuracy: float
+    nats_per_token: float
+    kl_nats: float
+
+
+def encode_for(parts: Parts, codec: Codec, text: str) -> list[int]:
+    """End-of-text and the tokens of `text`: what a model reads. Raises UserError when it is empty or too long."""
+    tokens = [codec.end_of_text, *codec.encode(text)]
+    longest = parts.model.config.max_length
+    if len(tokens) < 2:
+        raise UserError("the text is empty: give at least one character")
+    if len(tokens) > longest:
+        raise UserError(f"the text has {len(tokens) - 1} tokens; this model reads at most {longest - 1}: shorten it")
+    return tokens
+
+
+def infer_thoughts(
+    parts: Parts, codec: Codec, texts: Sequence[str], *, fast_steps: int | None = None, seed: int = 0
+) -> tuple[Batch, Posterior]:
+    """Fits q(z) to each text.
+
+    Raises:
+        UserError: the model has no thoughts, or a text is empty or too long.
+    """
+    if not parts.model.config.thoughts:
+        raise UserError("this model has no thoughts (it is an autoregressive twin): nothing to infer")
+    sequences = [encode_for(parts, codec, text) for text in texts]
+    batch = Batch.from_lists(sequences, pad=codec.end_of_text).to(parts.device)
+    return batch, parts.fit(batch, steps=fast_steps, seed=fold(seed, "fit"))
+
+
+def generate(
+    parts: Parts,
+    codec: Codec,
+    *,
+    prompt: str = "",
+    num: int = 1,
+    max_new_tokens: int | None = None,
+    thoughts: Tensor | None = None,
+    sampler: Sampler | None = None,
+    fast_steps: int | None = None,
+    seed: int = 0,
+) -> list[Generated]:
+    """Writes `num` texts.
+
+    Without a prompt thoughts come from the prior; with one, from the posterior fitted on the prompt alone; `thoughts`
+    [M, N, D], where given, are used instead (and `num` texts are written from each).
+
+    Args:
+        max_new_tokens: at most so many tokens each; None: as many as the model's length allows.
+
+    Raises:
+        UserError: prompt too long, more new tokens than fit, or thoughts of another shape.
+    """
+    tokens = encode_for(parts, codec, prompt) if prompt else [codec.end_of_text]
+    room = parts.model.config.max_length + 1 - len(tokens)
+    count = num
+    if thoughts is not None:
+        z = _check_thoughts(parts, thoughts).repeat_interleave(num, 0)
+        count = len(z)
+    elif prompt and parts.model.config.thoughts:
+        _, posterior = infer_thoughts(parts, codec, [prompt], fast_steps=fast_steps, seed=seed)
+        z = posterior.with_noise(fold(seed, "draw")).sample(num)[:, 0]
+    else:
+        shape = torch.Size([num, parts.model.config.thoughts, parts.model.config.dim])
+        z = Noise(torch.arange(num), seed=fold(seed, "prior")).normal(shape, event_dims=2).to(parts.device)
+    generator = torch.Generator(parts.device).manual_seed(fold(seed, "tokens"))
+    written = sample_tokens(
+        parts.model.decoder,
+        z,
+        torch.tensor([tokens] * count, device=parts.device),
+        room if max_new_tokens is None else max_new_tokens,
+        sampler=sampler,
+        end=codec.end_of_text,
+        generator=generator,
+    )
+    return [_generated(codec, prompt, row[len(tokens) :]) for row in written.tolist()]
+
+
+def reconstruct(
+    parts: Parts, codec: Codec, text: str, *, fast_steps: int | None = None, seed: int = 0
+) -> Reconstruction:
+    """Fits thoughts to `text`, then writes it again from the thoughts alone, the likeliest token each time.
+
+    Raises:
+        UserError: the model has no thoughts, or the text is empty or too long.
+    """
+    batch, fitted = infer_thoughts(parts, codec, [text], fast_steps=fast_steps, seed=seed)
+    posterior = fitted.with_noise(fold(seed, "draw"))
+    z = posterior.sample()[0]
+    targets = batch.targets
+    assert targets is not None
+    with torch.no_grad():
+        likelihood = TokenSequence(parts.model.decoder, z, batch)
+        written = sample_tokens(
+            parts.model.decoder, z, batch.inputs[:, :1], batch.length, sampler=Sampler(temperature=0)
+        )[:, 1:]
+        hidden = parts.model.decoder(parts.model.decoder.context(batch.inputs), z)
+        likeliest = parts.model.decoder.logits(hidden).argmax(-1)
+        rate = (posterior.distribution.log_prob(z) - parts.model.prior().log_prob(z)).item()
+        if parts.guide.has_analytic_kl:
+            prior = parts.model.prior().expand(posterior.distribution.batch_shape)
+            rate = torch.distributions.kl_divergence(posterior.distribution, prior).item()
+        return Reconstruction(
+            original=text,
+            text=codec.decode(written[0].tolist()),
+            tokens=batch.length,
+            token_accuracy=float((written == targets).float().mean()),
+            teacher_forced_accuracy=float((likeliest == targets).float().mean()),
+            nats_per_token=float(-likelihood.log_prob(targets)) / batch.length,
+            kl_nats=rate,
+        )
+
+
+def _check_thoughts(parts: Parts, thoughts: Tensor) -> Tensor:
+    wanted = (parts.model.config.thoughts, parts.model.config.dim)
+    if thoughts.dim() != 3 or tuple(thoughts.shape[1:]) != wanted:
+        raise UserError(f"thoughts of shape {list(thoughts.shape)}: this model needs [sequences, {wanted[0]}, {wanted[1]}]")
+    return thoughts.to(parts.device, torch.float32)
+
+
+def _generated(codec: Codec, prompt: str, new: list[int]) -> Generated:
+    ended = codec.end_of_text in new
+    kept = new[: new.index(codec.end_of_text)] if ended else new
+    return Generated(prompt=prompt, text=codec.decode(kept), tokens=len(kept), ended=ended)

@@ -1,0 +1,143 @@
+"""Text or prepared tokens in, a trained run out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pyro_ltm.config import Config, load_toml, preset
+from pyro_ltm.data import TokenDataset, prepare
+from pyro_ltm.errors import UserError
+from pyro_ltm.files import clear_errors
+from pyro_ltm.inference.parts import Parts
+from pyro_ltm.training.run import CONFIG, DATA, TRAINER, Run, open_data, record_data
+from pyro_ltm.training.trainer import Progress, Trainer
+
+
+def train(
+    config: Config | None,
+    *,
+    data: str | Path | Sequence[str] | None,
+    out: str | Path,
+    resume: bool = False,
+    tokenizer: str | Path | None = None,
+    text_column: str | None = None,
+    device: str = "cpu",
+    on_progress: Callable[[Progress], None] | None = None,
+    on_prepare: Callable[[str, int, int], None] | None = None,
+) -> Run:
+    """Trains a model and leaves a run folder that `Run.load` reads.
+
+    Args:
+        config: what to train; None takes the run's own when resuming, else the preset `nano`.
+        data: a folder that `prepare` wrote, or sources to prepare inside the run folder; None when resuming.
+        out: the run folder.
+        resume: go on from the last checkpoint; a run that was killed before its first one starts again.
+        tokenizer, text_column: as in `prepare`, where the run prepares its own data.
+
+    Raises:
+        UserError: bad input; `out` holds a run already and `resume` is False; or resuming with another configuration.
+        Stopped: interrupted after saving.
+    """
+    out = Path(out)
+    going_on = _check_folder(out, resume, data)
+    saved = load_toml(out / CONFIG) if going_on else None
+    config = config or saved or preset("nano")
+    with clear_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    folder = _tokens(config, data, out, going_on, tokenizer, text_column, on_prepare)
+    training = TokenDataset(folder)
+    config = _with_vocabulary(config, training)
+    if saved is not None:
+        _check_same(config, saved, out)
+    parts = Parts.build(config, device=device)
+    if going_on and (out / TRAINER).exists():
+        run = Run(out, config, parts, training.tokenizer, 0)
+    else:
+        record_data(out, training)
+        run = Run.create(out, config, parts, training.tokenizer)
+    validation = TokenDataset(folder, "validation") if "validation" in training.folder.splits else None
+    trainer = Trainer(run, training, validation, on_progress or (lambda progress: None))
+    if going_on:
+        trainer.resume()
+    return trainer.fit()
+
+
+def _check_folder(out: Path, resume: bool, data: object) -> bool:
+    """Whether `out` holds a run to go on with. Raises UserError when that is not what was asked for."""
+    exists = (out / CONFIG).is_file()
+    if exists and not resume:
+        raise UserError(f"{out}: already holds a run; go on with it with --resume, or choose another folder")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; --out needs a folder")
+    if not exists and not data:
+        what = "no run to resume here" if resume else "nothing to train on"
+        raise UserError(f"{out}: {what}; name the text with --data")
+    return exists
+
+
+def _tokens(
+    config: Config,
+    data: str | Path | Sequence[str] | None,
+    out: Path,
+    going_on: bool,
+    tokenizer: str | Path | None,
+    text_column: str | None,
+    on_prepare: Callable[[str, int, int], None] | None,
+) -> Path:
+    """The folder of tokens to train on: the one named, the run's own, or one prepared now inside the run folder."""
+    sources = [str(data)] if isinstance(data, str | Path) else list(data or [])
+    if len(sources) == 1 and is_token_folder(sources[0]):
+        return Path(sources[0])
+    if going_on and (out / DATA).exists():
+        return open_data(out, "train").folder.path
+    settings = config.data
+    length = min(settings.sequence_length, config.model.max_length)
+    prepared = prepare(
+        sources,
+        out / "data",
+        tokenizer=tokenizer,
+        vocab_size=settings.vocab_size,
+        sequence_length=length,
+        packing=settings.packing,
+        validation_fraction=settings.validation_fraction,
+        text_column=text_column,
+        overwrite=True,
+        progress=on_prepare,
+    )
+    return prepared.path
+
+
+def is_token_folder(path: str | Path) -> bool:
+    """Whether `path` looks like a folder that `prepare` wrote."""
+    return (Path(path) / "meta.json").is_file()
+
+
+def _with_vocabulary(config: Config, data: TokenDataset) -> Config:
+    """`config` with the vocabulary of the data where it says none."""
+    if config.model.vocab_size:
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=data.vocab_size))
+
+
+def _check_same(config: Config, saved: Config, out: Path) -> None:
+    """Raises UserError naming the lines in which the configuration to resume with differs from the run's."""
+    if config == saved:
+        return
+    ours, theirs = (_flat(one) for one in (config, saved))
+    keys = [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
+    changes = ", ".join(f"{key} = {theirs.get(key)!r} became {ours.get(key)!r}" for key in keys)
+    raise UserError(f"{out}: cannot resume with another configuration ({changes}); leave it out, or start a new run")
+
+
+def _flat(config: Config) -> dict[str, object]:
+    """Dotted keys to values."""
+    flat: dict[str, object] = {}
+    for key, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            options = value.pop("options", {})
+            flat.update({f"{key}.{name}": entry for name, entry in {**value, **options}.items()})
+        else:
+            flat[key] = value
+    return flat
