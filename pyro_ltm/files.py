@@ -22,6 +22,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     with clear_errors(path):
         try:
             write(temporary)
+            os.chmod(temporary, 0o666 & ~_umask())  # some writers make files that only their owner can read
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -32,6 +33,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """`text` as UTF-8, atomically. Raises UserError as `write_atomically` does."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 @contextmanager

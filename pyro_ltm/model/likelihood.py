@@ -73,4 +73,5 @@ class TokenSequence(TorchDistribution):
 def _flat(x: Tensor, shape: torch.Size, event_dims: int) -> Tensor:
     """`x` [..., event] expanded to [*shape, event], its leading dimensions made one."""
     event = x.shape[x.dim() - event_dims :]
-    return x.expand(*shape, *event).reshape(-1, *event)
+    # The leading size is spelled out: without thoughts there are no elements to infer it from.
+    return x.expand(*shape, *event).reshape(shape.numel(), *event)

@@ -17,9 +17,11 @@ from pyro_ltm.config import Config, dump_toml, load_toml
 from pyro_ltm.data import TokenDataset, Tokenizer
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import Bound, evaluate_bound
+from pyro_ltm.evaluation.plots import plot_training
 from pyro_ltm.files import write_atomically, write_text
 from pyro_ltm.inference import Generated, Posterior, Reconstruction, generate, infer_thoughts, reconstruct
 from pyro_ltm.inference.parts import ANNEALED, Parts
+from pyro_ltm.training.metrics import read_metrics
 from pyro_ltm.types import Batch
 
 CONFIG, MODEL, TOKENIZER, TRAINER, METRICS, DATA = (
@@ -130,6 +132,10 @@ class Run:
             seed=seed,
             progress=progress,
         )
+
+    def plot(self) -> Path:
+        """Draws the run's metrics into `plots/training.png`. Raises UserError when there are none."""
+        return plot_training(read_metrics(self.folder / METRICS), self.folder / "plots" / "training.png")
 
     def infer(self, texts: Sequence[str], **options: Any) -> tuple[Batch, Posterior]:
         """q(z) of each text: `infer_thoughts` with this run's parts."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from pyro_ltm.config import SlowConfig
-from pyro_ltm.data import DataOrder, TokenDataset
+from pyro_ltm.data import DataOrder, TokenDataset, unigram_nats
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import Bound
 from pyro_ltm.files import write_text
@@ -92,14 +92,16 @@ class Trainer:
         """
         with self._interruptible():
             if self.counters.step == 0:
-                self._validate()
+                self._begin()
             while self.counters.step < self.slow.steps:
                 self._step()
                 done = self.counters.step == self.slow.steps
-                if self.slow.eval_every and self.counters.step % self.slow.eval_every == 0 or done:
+                if done or (self.slow.eval_every and self.counters.step % self.slow.eval_every == 0):
                     self._validate()
                 if done or self.interrupted or self.counters.step % self.slow.save_every == 0:
                     self.save()
+                if done or self.interrupted:
+                    self.run.plot()
                 if self.interrupted and not done:
                     raise Stopped(f"stopped at step {self.counters.step} of {self.slow.steps}; everything is saved")
         return Run(self.run.folder, self.run.config, self.run.parts, self.run.tokenizer, self.counters.step)
@@ -121,7 +123,7 @@ class Trainer:
         if path.exists():
             tensors, meta = read_tensors(path)
             if meta.pop("data") != self.train.folder.fingerprint:
-                raise UserError(f"{self.run.folder}: was trained on other data than {self.train.folder.path}; use its own")
+                raise UserError(f"{self.run.folder}: was not trained on {self.train.folder.path}; give its own data")
             meta.pop("position")
             load_weights(self.run.parts, tensors, path)
             _load_optimizer_tensors(self.optimizer, tensors, path)
@@ -212,6 +214,12 @@ class Trainer:
             f"{counters.step}, see {NONFINITE}); the last good checkpoint is kept: "
             "lower slow.lr or optimizer.lr in a new run"
         )
+
+    def _begin(self) -> None:
+        """The levels to beat: what counting tokens gives, and what the untrained model gives."""
+        if self.validation is not None:
+            self.metrics.write("start", {"step": 0, "unigram_nats_per_token": unigram_nats(self.train, self.validation)})
+        self._validate()
 
     def _validate(self) -> None:
         """The honest bound on the first validation sequences, always the same ones and the same noise."""

@@ -1,0 +1,58 @@
+"""Text to token sequences: sources, tokenizer, packing, memory-mapped datasets, built-in corpora.
+
+The names below are loaded on first use, so that reading text or training a tokenizer never waits for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyro_ltm.data.corpora import CORPORA, read_corpus
+    from pyro_ltm.data.dataset import TokenDataset, unigram_nats
+    from pyro_ltm.data.document import Document
+    from pyro_ltm.data.folder import TokenFolder
+    from pyro_ltm.data.order import DataOrder
+    from pyro_ltm.data.preparation import prepare
+    from pyro_ltm.data.sources import read_source
+    from pyro_ltm.data.tokenizer import Tokenizer
+
+__all__ = [
+    "CORPORA",
+    "DataOrder",
+    "Document",
+    "TokenDataset",
+    "TokenFolder",
+    "Tokenizer",
+    "prepare",
+    "read_corpus",
+    "read_source",
+    "unigram_nats",
+]
+
+# Where each name lives. No module may share its name with an export: importing it would hide the export.
+_HOME = {
+    "CORPORA": "corpora",
+    "read_corpus": "corpora",
+    "TokenDataset": "dataset",
+    "unigram_nats": "dataset",
+    "Document": "document",
+    "TokenFolder": "folder",
+    "DataOrder": "order",
+    "prepare": "preparation",
+    "read_source": "sources",
+    "Tokenizer": "tokenizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,84 @@
+"""Corpora that come with Python, so that a first run needs neither a download nor a file.
+
+To add one, write a function that returns its documents and add one line to `CORPORA`.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import sysconfig
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from pyro_ltm.config import suggest
+from pyro_ltm.data.document import Document
+from pyro_ltm.errors import UserError
+
+MIN_DOCSTRING = 200
+"""Shorter docstrings, in characters, are mostly one-liners that teach little."""
+
+# Installed packages, and tests: not the standard library's own words.
+_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def read_corpus(name: str) -> Iterator[Document]:
+    """The documents of the built-in corpus `name`.
+
+    Raises:
+        UserError: there is no such corpus, or this Python lacks what it is made of.
+    """
+    if name not in CORPORA:
+        raise UserError(f"unknown corpus '{name}'{suggest(name, CORPORA)}: choose from {', '.join(CORPORA)}")
+    return iter(CORPORA[name]())
+
+
+@functools.lru_cache(maxsize=1)
+def python_docs() -> tuple[Document, ...]:
+    """Python's language reference, then the longer docstrings of its standard library: about 1.8 MB, 2,400 documents.
+
+    The same for every run of one CPython release. Kept in memory after the first call, since parsing the standard
+    library takes seconds and preparing data reads a corpus more than once.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise UserError(
+            "python-docs: this Python comes without pydoc_data; use a full CPython or name a file"
+        ) from None
+    reference = [Document(text, f"python-docs:{name}") for name, text in sorted(topics.items())]
+    return (*reference, *_docstrings(Path(sysconfig.get_path("stdlib"))))
+
+
+def _docstrings(library: Path) -> Iterator[Document]:
+    """Docstrings of at least `MIN_DOCSTRING` characters below `library`, by path and then by line."""
+    for path in sorted(library.rglob("*.py"), key=lambda path: path.relative_to(library).parts):
+        relative = path.relative_to(library)
+        if _SKIPPED_FOLDERS.intersection(relative.parts):
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the library's own code; as errors they would change the corpus
+                tree = ast.parse(path.read_bytes())
+        except (OSError, SyntaxError, ValueError):  # templates that are no Python, or unreadable: not worth a stop
+            continue
+        nodes = [node for node in ast.walk(tree) if isinstance(node, _DOCUMENTED)]
+        for node in sorted(nodes, key=lambda node: getattr(node, "lineno", 0)):
+            text = ast.get_docstring(node)
+            if text and len(text) >= MIN_DOCSTRING and _is_unicode(text):
+                yield Document(text, f"python-docs:{relative.as_posix()}:{getattr(node, 'lineno', 1)}")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
+
+
+CORPORA: dict[str, Callable[[], Iterable[Document]]] = {
+    "python-docs": python_docs,
+}

@@ -1,0 +1,135 @@
+"""Prepared tokens as batches of tensors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pyro_ltm.data.folder import SPLITS, TokenFolder
+from pyro_ltm.data.tokenizer import Tokenizer
+from pyro_ltm.errors import UserError
+from pyro_ltm.types import Batch
+
+_CHUNK = 1 << 22
+"""Tokens counted at a time."""
+
+
+class TokenDataset:
+    """One split of a prepared folder, memory-mapped: opening it costs nothing, whatever its size."""
+
+    def __init__(self, folder: str | Path | TokenFolder, split: str = "train"):
+        """Opens `split`, `train` or `validation`, of a prepared folder.
+
+        Raises:
+            UserError: no prepared folder, a damaged one, or one without this split.
+        """
+        self.folder = folder if isinstance(folder, TokenFolder) else TokenFolder.open(folder)
+        if split not in self.folder.splits:
+            hint = "prepare it with a validation share or source" if split in SPLITS else "choose from it"
+            raise UserError(f"{self.folder.path}: no split '{split}', it has {', '.join(self.folder.splits)}; {hint}")
+        self.split = split
+        self._stream = self.folder.stream(split)
+        self._index = self.folder.index(split)
+        self._counts = self.folder.meta["splits"][split]
+        # Validation ids follow those of training: a sequence's noise is keyed by its id, and no two share one.
+        before = SPLITS[: SPLITS.index(split)]
+        self._first_id = sum(self.folder.meta["splits"][name]["sequences"] for name in before)
+
+    def __len__(self) -> int:
+        return int(self._counts["sequences"])
+
+    def batch(self, indices: Sequence[int] | npt.NDArray[np.integer] | Tensor) -> Batch:
+        """The sequences at `indices` (whole numbers [B] below `len(self)`), on the CPU.
+
+        A sequence shorter than T is padded with end-of-text and masked. Raises IndexError for an index out of range.
+        """
+        rows = np.asarray(indices, dtype=np.int64)
+        if rows.ndim != 1 or (rows.size and (rows.min() < 0 or rows.max() >= len(self))):
+            raise IndexError(f"indices must be a list of numbers from 0 to {len(self) - 1}")
+        starts, counts = self._spans(rows)
+        columns = np.arange(self.sequence_length + 1)
+        real = columns <= counts[:, None]  # [B, T + 1]
+        places = np.minimum(starts[:, None] + columns, len(self._stream) - 1)
+        tokens = np.where(real, self._stream[places], self.folder.end_of_text).astype(np.int64)
+        return Batch(
+            inputs=torch.from_numpy(tokens[:, :-1].copy()),
+            targets=torch.from_numpy(tokens[:, 1:].copy()),
+            mask=torch.from_numpy(real[:, 1:].copy()),
+            ids=torch.from_numpy(self._first_id + rows),
+        )
+
+    @property
+    def sequence_length(self) -> int:
+        """T, targets in a full sequence."""
+        return self.folder.sequence_length
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.folder.vocab_size
+
+    @property
+    def tokens(self) -> int:
+        """Targets that count."""
+        return int(self._counts["tokens"])
+
+    @property
+    def bytes(self) -> int:
+        """UTF-8 bytes that the targets stand for (the sum of their `token_bytes`)."""
+        return int(self._counts["bytes"])
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """The contents of the folder's meta.json."""
+        return self.folder.meta
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the tokens."""
+        return self.folder.tokenizer()
+
+    @property
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        """UTF-8 bytes of each token, int64 [V]."""
+        return self.tokenizer.token_bytes
+
+    def target_chunks(self) -> Iterator[npt.NDArray[np.int64]]:
+        """All targets that count, each once, in chunks (int64 [n]) that fit in memory."""
+        for start in range(1, len(self._stream), _CHUNK):  # every token but the first is a target once
+            yield self._stream[start : start + _CHUNK].astype(np.int64)
+
+    def _spans(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Where in the stream each sequence starts, and how many targets it has; int64 [B] each."""
+        if self._index is not None:
+            spans = np.asarray(self._index[rows], dtype=np.int64)
+            return spans[:, 0], spans[:, 1]
+        starts = rows * self.sequence_length
+        return starts, np.minimum(self.sequence_length, self.tokens - starts)
+
+
+def unigram_nats(train: TokenDataset, validation: TokenDataset) -> float:
+    """Nats per token of the validation targets under the frequencies of the train targets, plus one for each token.
+
+    What a model that knows nothing but how common each token is would score. Raises UserError when the two were made
+    by different tokenizers.
+    """
+    if train.meta["tokenizer"] != validation.meta["tokenizer"]:
+        raise UserError(f"{validation.folder.path} and {train.folder.path} were made by different tokenizers")
+    seen = _token_counts(train) + 1
+    log_probabilities = np.log(seen) - np.log(seen.sum())
+    return float(-(_token_counts(validation) * log_probabilities).sum() / validation.tokens)
+
+
+def _token_counts(dataset: TokenDataset) -> npt.NDArray[np.int64]:
+    """How often each token is a target, int64 [V]."""
+    counts = np.zeros(dataset.vocab_size, dtype=np.int64)
+    for chunk in dataset.target_chunks():
+        counts += np.bincount(chunk, minlength=dataset.vocab_size)
+    return counts

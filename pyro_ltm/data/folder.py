@@ -1,0 +1,215 @@
+"""The folder of prepared tokens: what is in it, and how damage is noticed.
+
+    meta.json           everything about the other files, and their sizes and SHA-256
+    tokenizer.json      the tokenizer
+    train.bin           token ids, little endian, uint16 where V <= 65536, else uint32
+    train.index.npy     document packing only: int64 [sequences, 2], first token and number of targets of each sequence
+    validation.*        the same for the validation split, where there is one
+
+A stream of tokens is an end-of-text, then each document with an end-of-text after it. Every token but the first is a
+target exactly once, in both packings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyro_ltm.data.tokenizer import Tokenizer
+from pyro_ltm.errors import UserError
+
+FORMAT = "pyro-ltm tokens"
+VERSION = 1
+META = "meta.json"
+TOKENIZER = "tokenizer.json"
+CHECKED = 1 << 26
+"""Files of up to so many bytes are read in full when a folder is opened (milliseconds), larger ones only sized."""
+
+SPLITS = ("train", "validation")
+PACKINGS = ("contiguous", "document")
+
+_SPLIT_KEYS = ("documents", "tokens", "sequences", "bytes")
+_COUNTS = ("sequence_length", "vocab_size", "end_of_text")
+
+
+@dataclass(frozen=True)
+class TokenFolder:
+    """A prepared folder. `open` makes sure that its files are there and undamaged.
+
+    Attributes:
+        path: where it is.
+        meta: the contents of meta.json; `meta["splits"][split]` counts documents, tokens (targets), sequences and
+            bytes (UTF-8, of the targets).
+    """
+
+    path: Path
+    meta: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> TokenFolder:
+        """The prepared folder at `path`, its sizes checked, and the contents of files of up to `CHECKED` bytes.
+
+        Raises:
+            UserError: it is missing, not a prepared folder, of a newer version, or damaged.
+        """
+        path = Path(path)
+        folder = cls(path, _read_meta(path))
+        for name, entry in folder.meta["files"].items():
+            try:
+                size = (path / name).stat().st_size
+            except OSError:
+                raise UserError(f"{path}: damaged: {name} is missing; prepare the data again") from None
+            if size != entry["bytes"]:
+                raise UserError(
+                    f"{path}: damaged: {name} has {size} bytes, {META} says {entry['bytes']}; prepare the data again"
+                )
+        folder.verify(limit=CHECKED)
+        return folder
+
+    def verify(self, limit: int | None = None) -> None:
+        """Reads the files, or those of up to `limit` bytes. Raises UserError when one is not what was written."""
+        for name, entry in self.meta["files"].items():
+            small = limit is None or entry["bytes"] <= limit
+            if small and sha256(self.path / name) != entry["sha256"]:
+                raise UserError(f"{self.path}: damaged: {name} is not what was written; prepare the data again")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what is in the files and of how it is cut: equal for equal sequences, wherever the folder lies."""
+        hashes = {name: entry["sha256"] for name, entry in self.meta["files"].items()}
+        content = [hashes, self.meta["packing"], self.meta["sequence_length"]]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that it has, `train` first."""
+        return tuple(split for split in SPLITS if split in self.meta["splits"])
+
+    @property
+    def sequence_length(self) -> int:
+        """T, targets in a full sequence."""
+        return int(self.meta["sequence_length"])
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return int(self.meta["vocab_size"])
+
+    @property
+    def end_of_text(self) -> int:
+        """Id of the token between documents."""
+        return int(self.meta["end_of_text"])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the stored ids."""
+        return token_dtype(self.vocab_size)
+
+    def tokenizer(self) -> Tokenizer:
+        """Loads the tokenizer. Raises UserError when it is not the one that made the tokens."""
+        tokenizer = Tokenizer.load(self.path / TOKENIZER)
+        if tokenizer.fingerprint != self.meta["tokenizer"]:
+            raise UserError(f"{self.path}: damaged: {TOKENIZER} did not make these tokens; prepare the data again")
+        return tokenizer
+
+    def stream(self, split: str) -> npt.NDArray[Any]:
+        """The token ids of a split, memory-mapped, read-only."""
+        return np.memmap(self.path / stream_name(split), dtype=self.dtype, mode="r")
+
+    def index(self, split: str) -> npt.NDArray[np.int64] | None:
+        """int64 [sequences, 2], first token and targets of each sequence, memory-mapped; None in contiguous packing."""
+        if self.meta["packing"] == "contiguous":
+            return None
+        try:
+            rows: npt.NDArray[np.int64] = np.load(self.path / index_name(split), mmap_mode="r")
+        except ValueError:
+            rows = np.empty((0, 0), dtype=np.int64)
+        if rows.shape != (self.meta["splits"][split]["sequences"], 2) or rows.dtype != np.int64:
+            raise UserError(f"{self.path}: damaged: {index_name(split)} is no index; prepare the data again")
+        return rows
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest stored type for ids below `vocab_size`."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def stream_name(split: str) -> str:
+    """File name of a split's tokens."""
+    return f"{split}.bin"
+
+
+def index_name(split: str) -> str:
+    """File name of a split's index."""
+    return f"{split}.index.npy"
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether the folder was written by `prepare`, in whatever state it is now."""
+    try:
+        return bool(json.loads((path / META).read_text(encoding="utf-8"))["format"] == FORMAT)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    file = path / META
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        what = f"has no {META}, so it is no prepared folder" if path.exists() else "no such folder"
+        raise UserError(f"{path}: {what}; expected what `prepare` wrote") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{file}: damaged: not valid JSON; prepare the data again") from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise UserError(f"{file}: does not describe prepared tokens; expected what `prepare` wrote")
+    if meta.get("version") != VERSION:
+        raise UserError(
+            f"{file}: format version {meta.get('version')!r}, this release reads {VERSION}; prepare the data again"
+        )
+    if not _is_complete(meta):
+        raise UserError(f"{file}: damaged: entries are missing or disagree; prepare the data again")
+    return meta
+
+
+def _is_complete(meta: dict[str, Any]) -> bool:
+    """Whether every entry is there, of its type, and counts agree with file sizes."""
+    try:
+        splits, files = meta["splits"], meta["files"]
+        counts = [meta[key] for key in _COUNTS] + [splits[split][key] for split in splits for key in _SPLIT_KEYS]
+        counts += [entry["bytes"] for entry in files.values()]
+        item = token_dtype(meta["vocab_size"]).itemsize
+        return (
+            all(type(count) is int and count >= 0 for count in counts)
+            and meta["packing"] in PACKINGS
+            and "train" in splits
+            and set(splits) <= set(SPLITS)
+            and TOKENIZER in files
+            and all(isinstance(entry["sha256"], str) for entry in files.values())
+            and all(files[stream_name(split)]["bytes"] == (splits[split]["tokens"] + 1) * item for split in splits)
+            and (meta["packing"] == "contiguous" or all(index_name(split) in files for split in splits))
+            and isinstance(meta["tokenizer"], str)
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False

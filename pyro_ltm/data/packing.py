@@ -1,0 +1,110 @@
+"""Writing one split's tokens and cutting them into sequences."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from pyro_ltm.data.folder import index_name, stream_name, token_dtype
+
+_HEADER = 128
+"""Bytes of a .npy header for a table of two columns, whatever its number of rows."""
+
+
+class SplitWriter:
+    """Writes the token stream of one split, and in document packing its index. Use as a context manager.
+
+    Contiguous packing: sequence i reads tokens [iT, iT + T) of the stream and predicts [iT + 1, iT + T + 1).
+    Document packing: the same for one document at a time, its first input being the end-of-text before it and its
+    last target the one after it; a document of over T targets goes on in the next sequence.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        *,
+        end_of_text: int,
+        token_bytes: npt.NDArray[np.int64],
+        length: int,
+        packing: str,
+    ):
+        """`token_bytes` is int64 [V]; `length` is T."""
+        self._end, self._token_bytes, self._length = end_of_text, token_bytes, length
+        self._dtype = token_dtype(len(token_bytes))
+        self._document_start = 0  # the end-of-text before the document that is being written
+        self._position = 0  # tokens written
+        self._rows = 0
+        self.documents = self.bytes = 0
+        self._index: BinaryIO | None = None
+        with contextlib.ExitStack() as files:
+            self._stream: BinaryIO = files.enter_context(open(folder / stream_name(split), "wb"))
+            if packing == "document":
+                self._index = files.enter_context(open(folder / index_name(split), "wb"))
+                self._index.write(_index_header(0))
+            self._write([end_of_text])
+            self._files = files.pop_all()  # open until __exit__, unless something went wrong up to here
+
+    def __enter__(self) -> SplitWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._files:
+            if kind is None:
+                self._end_document()
+                if self._index:
+                    self._index.seek(0)
+                    self._index.write(_index_header(self._rows))
+
+    def add(self, ids: list[int], *, continues: bool) -> None:
+        """Appends a document's token ids, or more of the last document's."""
+        if not continues:
+            self._end_document()
+        self._write(ids)
+
+    @property
+    def tokens(self) -> int:
+        """Targets so far: every token but the first."""
+        return self._position - 1
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of text so far, those between documents left out."""
+        return self.tokens - self.documents
+
+    @property
+    def sequences(self) -> int:
+        """Sequences so far."""
+        return self._rows if self._index else -(-self.tokens // self._length)
+
+    def _end_document(self) -> None:
+        if self._position - self._document_start == 1:
+            return  # nothing since the last end-of-text: the first document, or text that gave no token
+        self._write([self._end])
+        self.documents += 1
+        if self._index:
+            starts = np.arange(self._document_start, self._position - 1, self._length, dtype="<i8")
+            rows = np.stack([starts, np.minimum(self._length, self._position - 1 - starts)], axis=1)
+            self._index.write(rows.tobytes())
+            self._rows += len(rows)
+        self._document_start = self._position - 1
+
+    def _write(self, ids: list[int]) -> None:
+        tokens = np.asarray(ids, dtype=np.int64)
+        self._stream.write(tokens.astype(self._dtype).tobytes())
+        self.bytes += int(self._token_bytes[tokens].sum())
+        self._position += len(tokens)
+
+
+def _index_header(rows: int) -> bytes:
+    """The header of a .npy file of int64 [rows, 2], always `_HEADER` bytes so that it can be written last."""
+    text = f"{{'descr': '<i8', 'fortran_order': False, 'shape': ({rows}, 2), }}"
+    magic = b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little")
+    return magic + text.ljust(_HEADER - 11).encode("ascii") + b"\n"

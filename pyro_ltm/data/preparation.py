@@ -1,0 +1,259 @@
+"""From sources to a folder of tokens: split, train a tokenizer, encode, pack, all as a stream."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyro_ltm.config import suggest
+from pyro_ltm.data.corpora import CORPORA
+from pyro_ltm.data.document import Document
+from pyro_ltm.data.files import one_line
+from pyro_ltm.data.folder import FORMAT, META, PACKINGS, TOKENIZER, VERSION, TokenFolder, is_prepared, sha256
+from pyro_ltm.data.packing import SplitWriter
+from pyro_ltm.data.sources import read_source
+from pyro_ltm.data.splits import Whole, plan_split
+from pyro_ltm.data.tokenizer import Tokenizer
+from pyro_ltm.errors import UserError
+
+Progress = Callable[[str, int, int], None]
+"""Called now and then with the stage ("tokenizer" or "encode"), and the pieces of text and characters done in it."""
+
+GROUP = 1 << 20
+"""Characters encoded in one call: enough for every core to get a share, and little memory."""
+
+
+def prepare(
+    sources: Sequence[str],
+    out: str | Path,
+    *,
+    tokenizer: str | Path | Tokenizer | None = None,
+    vocab_size: int = 2048,
+    sequence_length: int = 128,
+    packing: str = "contiguous",
+    validation_fraction: float = 0.1,
+    validation_sources: Sequence[str] = (),
+    text_column: str | None = None,
+    streaming: bool = True,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> TokenFolder:
+    """Writes the folder of tokens `out` (its contents: see `folder`). Reads the text as a stream, two or three times.
+
+    The folder appears whole or not at all, also when stopped by Ctrl-C or a full disk.
+
+    Args:
+        sources: what to read, each as in `read_source`.
+        out: the folder to write.
+        tokenizer: a tokenizer.json, or a tokenizer. Default: a byte-level BPE trained on the training split.
+        vocab_size: V of the tokenizer to train; without meaning when `tokenizer` is given.
+        sequence_length: T, targets in a sequence.
+        packing: `contiguous`, sequences cut from one stream of all documents; or `document`, no sequence holds parts
+            of two documents (see `SplitWriter`).
+        validation_fraction: share of the text to hold out (see `splits`), 0 for none.
+        validation_sources: what to read for validation, instead of holding out a share of `sources`.
+        text_column: column or field of the text, where the kind of file has them.
+        streaming: stream Hugging Face data sets instead of downloading them first.
+        seed: of the choice of the documents held out.
+        overwrite: replace `out` if it was written by `prepare`.
+        progress: called while working.
+
+    Raises:
+        UserError: bad arguments, bad input, too little text for a split, `out` in the way, or no space left.
+    """
+    out = Path(out).expanduser().resolve()
+    _check_arguments(sources, sequence_length, packing, validation_fraction, seed)
+    _check_target(out, overwrite)
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer.load(tokenizer)
+    report = progress or (lambda stage, pieces, characters: None)
+
+    specs, held_out = [str(source) for source in sources], [str(source) for source in validation_sources]
+
+    def read(specs: Sequence[str]) -> Iterator[Document]:
+        # Every source is looked up before the first is read: a typing error in the last one shows at once.
+        streams = [read_source(spec, text_column=text_column, streaming=streaming) for spec in specs]
+        return itertools.chain.from_iterable(streams)
+
+    with _new_folder(out) as partial:
+        read(held_out)
+        rule = Whole("train") if held_out else plan_split(read(specs), validation_fraction, seed)
+        if tokenizer is None:
+            training_text = (piece for split, piece in rule.assign(read(specs)) if split == "train")
+            tokenizer = Tokenizer.train(_texts(training_text, report), vocab_size)
+        meta = {
+            "format": FORMAT,
+            "version": VERSION,
+            "sources": specs,
+            "validation_sources": held_out,
+            "text_column": text_column,
+            "split_rule": "validation has its own sources" if held_out else rule.describe(),
+            "packing": packing,
+            "sequence_length": sequence_length,
+            "vocab_size": tokenizer.vocab_size,
+            "end_of_text": tokenizer.end_of_text,
+            "tokenizer": tokenizer.fingerprint,
+            "python": _python_version() if CORPORA.keys() & {*specs, *held_out} else None,
+        }
+        tokenizer.save(partial / TOKENIZER)
+        pieces = itertools.chain(rule.assign(read(specs)), Whole("validation").assign(read(held_out)))
+        splits = ["train", "validation"] if held_out or validation_fraction else ["train"]
+        meta["splits"] = _encode(pieces, partial, splits, tokenizer, sequence_length, packing, report)
+        meta["files"] = {
+            file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(partial.iterdir())
+        }
+        (partial / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    return TokenFolder.open(out)
+
+
+def _python_version() -> str:
+    """What decides the text of the built-in corpora."""
+    return f"{platform.python_implementation()} {platform.python_version()}"
+
+
+def _check_arguments(sources: Sequence[str], length: int, packing: str, fraction: float, seed: int) -> None:
+    if isinstance(sources, str) or not sources:
+        raise UserError("sources: expected at least one source, in a list")
+    if length < 1:
+        raise UserError(f"sequence_length = {length}: must be at least 1")
+    if packing not in PACKINGS:
+        raise UserError(f"packing = {packing!r}{suggest(packing, PACKINGS)}: choose from {', '.join(PACKINGS)}")
+    if not 0.0 <= fraction <= 0.9:
+        raise UserError(f"validation_fraction = {fraction}: must be at least 0 and at most 0.9")
+    if seed < 0:
+        raise UserError(f"seed = {seed}: must be at least 0")
+
+
+def _check_target(out: Path, overwrite: bool) -> None:
+    try:
+        if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+            return
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {one_line(error)}") from None
+    if not is_prepared(out):
+        raise UserError(f"{out}: exists and is no prepared folder, so it is left alone; name a new folder")
+    if not overwrite:
+        raise UserError(f"{out}: was prepared before; name a new folder, or allow to overwrite it")
+
+
+def _texts(pieces: Iterator[Document], report: Progress) -> Iterator[str]:
+    characters = reported = 0
+    for count, document in enumerate(pieces, 1):
+        yield document.text
+        characters += len(document.text)
+        if characters - reported >= GROUP:
+            reported = characters
+            report("tokenizer", count, characters)
+
+
+def _encode(
+    pieces: Iterator[tuple[str, Document]],
+    folder: Path,
+    splits: Sequence[str],
+    tokenizer: Tokenizer,
+    length: int,
+    packing: str,
+    report: Progress,
+) -> dict[str, Any]:
+    """Encodes and writes every split; returns what each holds."""
+    done = characters = 0
+    with contextlib.ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(
+                SplitWriter(
+                    folder,
+                    split,
+                    end_of_text=tokenizer.end_of_text,
+                    token_bytes=tokenizer.token_bytes,
+                    length=length,
+                    packing=packing,
+                )
+            )
+            for split in splits
+        }
+        for group in _groups(pieces):
+            encoded = tokenizer.encode_batch([document.text for _, document in group])
+            for (split, document), ids in zip(group, encoded, strict=True):
+                writers[split].add(ids, continues=document.continues)
+            done += len(group)
+            characters += sum(len(document.text) for _, document in group)
+            report("encode", done, characters)
+    for split, writer in writers.items():
+        if writer.text_tokens < 2:
+            raise UserError(
+                f"the {split} split has {writer.text_tokens} tokens of text, at least 2 are needed: "
+                f"add text{' or change validation_fraction' if len(splits) > 1 else ''}"
+            )
+    return {
+        split: {
+            "documents": writer.documents,
+            "tokens": writer.tokens,
+            "sequences": writer.sequences,
+            "bytes": writer.bytes,
+        }
+        for split, writer in writers.items()
+    }
+
+
+def _groups(pieces: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
+    """Pieces in lists of about `GROUP` characters."""
+    group: list[tuple[str, Document]] = []
+    size = 0
+    for piece in pieces:
+        group.append(piece)
+        size += len(piece[1].text)
+        if size >= GROUP:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+@contextlib.contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder that becomes `out` when the block ends well, and vanishes when it does not.
+
+    It lies beside `out`, or where the parents of `out` are yet to be made, beside the first of them.
+    """
+    anchor = next(parent for parent in out.parents if os.path.exists(parent))
+    partial = anchor / f".{out.name}.{uuid.uuid4().hex[:12]}.partial"
+    try:
+        partial.mkdir()
+        yield partial
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _replace_folder(partial, out)
+    except OSError as error:  # bad input has become a UserError long before: this is the output
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = (
+            "no space left to write it; free some or name another disk"
+            if full
+            else f"cannot be written: {one_line(error)}"
+        )
+        raise UserError(f"{out}: {what}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace_folder(new: Path, out: Path) -> None:
+    """Renames `new` to `out`. What was there is deleted last, and put back if the renaming fails."""
+    if not out.exists():
+        os.rename(new, out)
+        return
+    old = new.with_suffix(".old")
+    os.rename(out, old)
+    try:
+        os.rename(new, out)
+    except BaseException:
+        os.rename(old, out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

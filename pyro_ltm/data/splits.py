@@ -1,0 +1,146 @@
+"""Which text is held out for validation.
+
+Two rules. Many documents: whole documents are held out, by a seeded hash of their number. Few documents, such as one
+long book: the tail of each is held out. Either is decided by a first look at the text, which stops at the twentieth
+document, and gives the same split in every later pass over the same text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from pyro_ltm.data.document import Document
+
+MANY = 20
+"""From this number of documents on, whole documents are held out."""
+
+
+class SplitRule(Protocol):
+    """Says of each piece of text which split it belongs to."""
+
+    def assign(self, documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
+        """Pairs of split and piece, without empty pieces. `continues` is relative to the piece's own split."""
+
+    def describe(self) -> str:
+        """The rule in one sentence."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Everything belongs to one split."""
+
+    split: str
+
+    def assign(self, documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
+        """Every piece, in one split."""
+        return ((self.split, document) for document in _with_text(documents))
+
+    def describe(self) -> str:
+        """The rule in one sentence."""
+        return f"all text is in the {self.split} split"
+
+
+@dataclass(frozen=True)
+class ByDocument:
+    """A document is held out when the hash of `seed` and its number, as a share of 1, is below `fraction`.
+
+    Of the first twenty at least one is held out and one is not: the lowest and the highest hash.
+    """
+
+    fraction: float
+    seed: int
+
+    def assign(self, documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
+        """Whole documents, to either split."""
+        first = [_share(self.seed, number) for number in range(MANY)]
+        fixed = {first.index(min(first)): True, first.index(max(first)): False}
+        number, held_out = -1, False
+        for document in _with_text(documents):
+            if not document.continues:
+                number += 1
+                held_out = fixed.get(number, _share(self.seed, number) < self.fraction)
+            yield ("validation" if held_out else "train"), document
+
+    def describe(self) -> str:
+        """The rule in one sentence."""
+        return (
+            f"a document is held out when the first 8 bytes of blake2b('seed:number'), seed {self.seed}, as a share "
+            f"of 2^64, are below {self.fraction} (at least one, and not all, of the first {MANY})"
+        )
+
+
+@dataclass(frozen=True)
+class ByTail:
+    """The tail of each document is held out, from a line's beginning on where the document has lines.
+
+    Attributes:
+        fraction: share of each document's characters.
+        lengths: characters of each document.
+    """
+
+    fraction: float
+    lengths: tuple[int, ...]
+
+    def assign(self, documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
+        """The head of each document to one split, its tail to the other."""
+        number, start, tail, tail_begun = -1, 0, False, False
+        for document in _with_text(documents):
+            if not document.continues:
+                number, start, tail, tail_begun = number + 1, 0, False, False
+            length = self.lengths[number] if number < len(self.lengths) else 0
+            target = length - round(self.fraction * length)
+            text, end = document.text, start + len(document.text)
+            cut = 0 if tail else len(text)
+            if not tail and end > target:
+                cut, tail = _line_start(text, target - start, last=end >= length), True
+            if cut:
+                yield "train", replace(document, text=text[:cut])
+            if cut < len(text):
+                yield "validation", replace(document, text=text[cut:], continues=tail_begun)
+                tail_begun = True
+            start = end
+
+    def describe(self) -> str:
+        """The rule in one sentence."""
+        return f"the last {self.fraction:.4g} of each document's characters is held out, from the next line on"
+
+
+def plan_split(documents: Iterable[Document], fraction: float, seed: int) -> SplitRule:
+    """The rule for this text. Reads `documents` up to the twentieth, or to the end where there are fewer."""
+    if not fraction:
+        return Whole("train")
+    lengths: list[int] = []
+    for document in _with_text(documents):
+        if not document.continues:
+            lengths.append(0)
+            if len(lengths) == MANY:
+                return ByDocument(fraction, seed)
+        lengths[-1] += len(document.text)
+    return ByTail(fraction, tuple(lengths))
+
+
+def _with_text(documents: Iterable[Document]) -> Iterator[Document]:
+    return (document for document in documents if document.text)
+
+
+def _share(seed: int, number: int) -> float:
+    digest = hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2.0**64
+
+
+def _line_start(text: str, target: int, *, last: bool) -> int:
+    """Where to cut a piece of text near `target`: after the next line end that leaves something, else before it.
+
+    A piece that is not the `last` of its document ends where its lines do, so its end will do. Text in one line is cut
+    at a space, and without spaces at `target`.
+    """
+    after = text.find("\n", max(target - 1, 0)) + 1
+    if 0 < after < len(text) or (after == len(text) and not last):
+        return after
+    if not last:
+        return len(text)
+    before = text.rfind("\n", 0, target) + 1
+    return before or max(text.rfind(" ", 0, target + 1), 0) or target

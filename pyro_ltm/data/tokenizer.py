@@ -1,0 +1,177 @@
+"""A thin face over a Hugging Face `tokenizers` tokenizer."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from pyro_ltm.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+"""The special token of the tokenizers trained here."""
+
+_END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
+_BYTES = 256
+
+
+class Tokenizer:
+    """Text to token ids and back.
+
+    Encoding never adds special tokens, truncates or pads, whatever the tokenizer's file says. The name of a special
+    token inside a text, such as a literal `<|endoftext|>`, is encoded as the ordinary characters that it is, so text
+    cannot forge the end of a document.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer):
+        """`backend` belongs to this object from here on."""
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True  # the library's name for "a special token's name is ordinary text"
+        self._backend = backend
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        """A byte-level BPE of exactly `vocab_size` tokens: `<|endoftext|>`, 256 bytes, and merges. Deterministic.
+
+        Raises:
+            UserError: `vocab_size` below 257, or a text too small for so many merges.
+        """
+        if vocab_size < _BYTES + 1:
+            raise UserError(f"vocab_size = {vocab_size}: must be at least {_BYTES + 1} (256 bytes and {END_OF_TEXT})")
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        backend.post_processor = processors.ByteLevel(trim_offsets=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        tokenizer = cls(backend)
+        if tokenizer.vocab_size < vocab_size:
+            raise UserError(
+                f"vocab_size = {vocab_size}: the text is too small, it gives only {tokenizer.vocab_size} tokens; "
+                "lower vocab_size or add text"
+            )
+        return tokenizer
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """The tokenizer in a `tokenizer.json`, or in the folder that holds one.
+
+        Raises:
+            UserError: the file is missing or no tokenizer.
+        """
+        path = Path(path)
+        path = path / "tokenizer.json" if path.is_dir() else path
+        try:
+            return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such tokenizer; expected a tokenizer.json") from None
+        except Exception as error:  # the library raises bare Exception
+            reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:120]
+            raise UserError(f"{path}: not a readable tokenizer.json: {reason}") from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a `tokenizer.json` that `load` reads back; the file appears whole or not at all. Raises OSError."""
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            partial.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, over all cores."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
+        """The text that `ids` stand for; special tokens are left out."""
+        text: str = self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
+        return text
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """V: one more than the highest id, added tokens included."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @functools.cached_property
+    def end_of_text(self) -> int:
+        """The id that begins and ends documents. Raises UserError when the tokenizer has no such token."""
+        for name in _END_NAMES:
+            token = self._backend.token_to_id(name)
+            if token is not None:
+                return int(token)
+        raise UserError(f"the tokenizer has no end-of-text token: expected one of {', '.join(_END_NAMES)}")
+
+    @functools.cached_property
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        """UTF-8 bytes that each token stands for, int64 [V]; 0 for special tokens and unused ids.
+
+        Exact for byte-level BPE (GPT-2 and its kind), whose tokens spell bytes one character each, also where a token
+        ends inside a character. For other tokenizers the bytes that a token adds to the text when it is decoded after
+        another one: exact wherever decoding gives back the text.
+        """
+        added = self._backend.get_added_tokens_decoder()
+        measure = _spelled_bytes if _is_byte_level(json.loads(self._backend.to_str())) else self._decoded_bytes
+        sizes = np.zeros(self.vocab_size, dtype=np.int64)
+        for name, token in self._backend.get_vocab(with_added_tokens=True).items():
+            if token in added:
+                sizes[token] = 0 if added[token].special else len(added[token].content.encode("utf-8"))
+            else:
+                sizes[token] = measure(name, token)
+        sizes[self.end_of_text] = 0
+        return sizes
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, of the tokenizer's JSON with sorted keys and no spaces."""
+        content = json.dumps(json.loads(self._backend.to_str()), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(content.encode("utf-8")).hexdigest()
+
+    def _decoded_bytes(self, name: str, token: int) -> int:
+        if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", name):  # SentencePiece's fallback for one byte
+            return 1
+        # Decoders drop the space at the beginning of a text, so look at the token in second place.
+        first = self._anchor
+        return max(len(self.decode([first, token]).encode("utf-8")) - len(self.decode([first]).encode("utf-8")), 0)
+
+    @functools.cached_property
+    def _anchor(self) -> int:
+        return (self.encode("a") or [0])[-1]
+
+
+def _is_byte_level(tokenizer: object) -> bool:
+    """Whether the tokenizer's JSON has a step `ByteLevel` before its model."""
+
+    def is_step(step: object) -> bool:
+        if not isinstance(step, dict):
+            return False
+        return step.get("type") == "ByteLevel" or any(map(is_step, step.get("pretokenizers") or ()))
+
+    return isinstance(tokenizer, dict) and is_step(tokenizer.get("pre_tokenizer"))
+
+
+def _spelled_bytes(name: str, token: int) -> int:
+    """Byte-level BPE spells every byte by one character."""
+    return len(name)

@@ -1,0 +1,152 @@
+"""Reading a prepared folder back as batches, and noticing damage."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_ltm.data import DataOrder, TokenDataset, TokenFolder, Tokenizer, dataset, folder, prepare, unigram_nats
+
+TEXTS = ["the cat sat on the mat", "a", "dogs and cats and mice and more", "tell me"] * 8
+
+
+@pytest.fixture(params=["contiguous", "document"])
+def prepared(request, tmp_path: Path, small_tokenizer: Tokenizer) -> TokenFolder:
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return prepare([str(source)], tmp_path / "out", tokenizer=small_tokenizer, sequence_length=7, packing=request.param)
+
+
+def test_batches_hold_every_target_once(prepared: TokenFolder) -> None:
+    for split in prepared.splits:
+        data = TokenDataset(prepared.path, split)
+        batch = data.batch(range(len(data)))
+        assert batch.targets is not None
+        assert batch.inputs.shape == batch.targets.shape == batch.mask.shape == (len(data), 7)
+        assert batch.inputs.dtype == batch.targets.dtype == batch.ids.dtype == torch.int64
+        assert batch.mask.dtype == torch.bool
+        stream = prepared.stream(split).astype(np.int64)
+        assert batch.targets[batch.mask].tolist() == stream[1:].tolist()
+        assert batch.inputs[batch.mask].tolist() == stream[:-1].tolist()
+        assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
+        assert (batch.targets[~batch.mask] == prepared.end_of_text).all()
+        assert batch.tokens() == data.tokens
+        assert data.token_bytes[batch.targets[batch.mask].numpy()].sum() == data.bytes
+        assert (data.sequence_length, data.vocab_size) == (7, 300)
+
+
+def test_document_packing(prepared: TokenFolder) -> None:
+    if prepared.meta["packing"] == "contiguous":
+        pytest.skip("about documents")
+    data = TokenDataset(prepared)
+    batch = data.batch(np.arange(len(data)))
+    assert batch.targets is not None
+    texts = []
+    for inputs, targets, mask in zip(batch.inputs, batch.targets, batch.mask, strict=True):
+        if inputs[0] == prepared.end_of_text:
+            texts.append("")
+        texts[-1] += data.tokenizer.decode(targets[mask].numpy())
+        assert prepared.end_of_text not in inputs[1:][mask[1:]]
+    assert set(texts) == set(TEXTS)
+    assert len(texts) == data.meta["splits"]["train"]["documents"]
+
+
+def test_ids_are_stable_and_never_shared(prepared: TokenFolder) -> None:
+    train, validation = TokenDataset(prepared), TokenDataset(prepared, "validation")
+    rows = torch.tensor([3, 0, 3])
+    assert train.batch(rows).ids.tolist() == [3, 0, 3]
+    assert validation.batch([1, 0]).ids.tolist() == [len(train) + 1, len(train)]
+    assert torch.equal(train.batch([3]).inputs[0], train.batch([0, 3]).inputs[1])
+    assert train.batch(DataOrder(len(train), 5, 0).indices(0)).size == 5
+
+
+def test_indices_out_of_range(prepared: TokenFolder) -> None:
+    data = TokenDataset(prepared)
+    for bad in ([-1], [len(data)], 0):
+        with pytest.raises(IndexError):
+            data.batch(bad)
+    assert data.batch([]).size == 0
+
+
+def test_unigram_nats(prepared: TokenFolder, monkeypatch) -> None:
+    monkeypatch.setattr(dataset, "_CHUNK", 5)
+    train, validation = TokenDataset(prepared), TokenDataset(prepared, "validation")
+    seen = prepared.stream("train")[1:].tolist()
+    total = sum(
+        -math.log((seen.count(token) + 1) / (len(seen) + 300)) for token in prepared.stream("validation")[1:].tolist()
+    )
+    assert unigram_nats(train, validation) == pytest.approx(total / validation.tokens, rel=1e-12)
+
+
+def test_unigram_nats_refuses_two_tokenizers(refused, prepared: TokenFolder, tmp_path: Path) -> None:
+    other = prepare([str(tmp_path / "a.jsonl")], tmp_path / "other", vocab_size=257)
+    assert "different tokenizers" in refused(unigram_nats, TokenDataset(prepared), TokenDataset(other))
+
+
+# What is refused
+
+
+def test_no_such_split(refused, prepared: TokenFolder, tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    assert "no split 'test', it has train, validation" in refused(TokenDataset, prepared, "test")
+    options = {"tokenizer": small_tokenizer, "validation_fraction": 0}
+    without = prepare([str(tmp_path / "a.jsonl")], tmp_path / "other", **options)
+    assert "no split 'validation', it has train; prepare it with" in refused(TokenDataset, without, "validation")
+
+
+def test_no_prepared_folder(refused, tmp_path: Path) -> None:
+    assert refused(TokenDataset, tmp_path / "missing").startswith(f"{tmp_path / 'missing'}: no such folder")
+    assert "has no meta.json, so it is no prepared folder" in refused(TokenDataset, tmp_path)
+    (tmp_path / "file").touch()
+    assert "has no meta.json" in refused(TokenDataset, tmp_path / "file")
+    for content, expected in (("{", "not valid JSON"), ("[]", "does not describe"), ('{"format": "x"}', "does not")):
+        (tmp_path / "meta.json").write_text(content)
+        assert expected in refused(TokenDataset, tmp_path)
+
+
+def test_every_kind_of_damage_is_noticed(refused, prepared: TokenFolder) -> None:
+    kept = prepared.path.with_name("kept")
+    shutil.copytree(prepared.path, kept)
+    for name in prepared.meta["files"]:
+        path, content = prepared.path / name, (kept / name).read_bytes()
+        for damaged in (content[:-1], b"", content + b"\0", bytes([content[0] ^ 1]) + content[1:]):
+            path.write_bytes(damaged)
+            assert f"{prepared.path}: damaged: {name} " in refused(TokenDataset, prepared.path)
+        path.unlink()
+        assert f"damaged: {name} is missing" in refused(TokenDataset, prepared.path)
+        path.write_bytes(content)
+    TokenDataset(prepared.path)
+
+
+def test_damaged_meta(refused, prepared: TokenFolder) -> None:
+    path = prepared.path / "meta.json"
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps({**meta, "version": 99}))
+    assert "format version 99, this release reads 1" in refused(TokenDataset, prepared.path)
+    for key in ("splits", "files", "packing", "sequence_length", "vocab_size", "end_of_text", "tokenizer"):
+        path.write_text(json.dumps({name: value for name, value in meta.items() if name != key}))
+        assert "damaged: entries are missing or disagree" in refused(TokenDataset, prepared.path)
+    for changes in ({"vocab_size": 70_000}, {"splits": {}}, {"splits": []}, {"files": {}}, {"sequence_length": "7"}):
+        path.write_text(json.dumps({**meta, **changes}))
+        assert "damaged: entries are missing or disagree" in refused(TokenDataset, prepared.path)
+    path.write_text(json.dumps(meta)[:-100])
+    assert "damaged: not valid JSON" in refused(TokenDataset, prepared.path)
+
+
+def test_large_files_are_read_in_full_only_when_asked(refused, prepared: TokenFolder, monkeypatch) -> None:
+    monkeypatch.setattr(folder, "CHECKED", 10)
+    content = bytearray((prepared.path / "train.bin").read_bytes())
+    content[4] ^= 1
+    (prepared.path / "train.bin").write_bytes(content)
+    opened = TokenFolder.open(prepared.path)
+    assert "train.bin is not what was written" in refused(opened.verify)
+
+
+def test_stored_tokens_cannot_be_written(prepared: TokenFolder) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        prepared.stream("train")[0] = 1
