@@ -1,0 +1,45 @@
+"""What holds for every test: one thread, no network, nothing written outside temporary folders, a known seed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+# Read when torch, matplotlib, tokenizers and datasets are imported, and inherited by the programs that tests start.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+)
+_home = tempfile.TemporaryDirectory(prefix="pyro-ltm-tests-")
+os.environ["HF_HOME"] = _home.name
+
+import hypothesis  # noqa: E402
+import pyro  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+pyro.enable_validation(True)
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _known_state() -> Iterator[None]:
+    """Each test starts from the same seed and an empty parameter store, and leaves the default dtype as it was."""
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+    dtype = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(dtype)
+
+
+def pytest_unconfigure() -> None:
+    """Closes the temporary folder before the interpreter's end, where an open one is a ResourceWarning."""
+    _home.cleanup()
