@@ -2,9 +2,9 @@
 
     python -m benchmarks.recipe --data DIR --out FOLDER [--rows base,twin] [--seeds 0,1] [--steps 400]
 
-Appends one JSON line per row to FOLDER/recipe.jsonl (a row that is there already is skipped, so an interrupted search goes
-on) and prints the table in Markdown. Every row is judged on the same validation sequences with fresh noise, the whole KL
-and K = 4 draws, by its own fast loop and by a longer one (64 steps at 0.1) that is the same for all.
+Appends one JSON line per row to FOLDER/recipe.jsonl (a row that is there already is skipped, so an interrupted search
+goes on) and prints the table in Markdown. Every row is judged on the same validation sequences with fresh noise, the
+whole KL and K = 4 draws, by its own fast loop and by a longer one (64 steps at 0.1) that is the same for all.
 """
 
 from __future__ import annotations

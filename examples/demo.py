@@ -2,7 +2,8 @@
 
     make demo                      (or: python examples/demo.py [--out FOLDER] [--steps N])
 
-Runs the commands that a user would type, each as its own process, and sums up what they measured. Nothing is downloaded.
+Runs the commands that a user would type, each as its own process, and sums up what they measured. Nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -113,8 +114,9 @@ def report(
     table.add_row("twin without thoughts, exact", f"{twin['nats_per_token']:.3f} ± {twin['nats_per_token_stderr']:.3f}")
     console.print(table)
     console.print(
-        f"Its thoughts carry {bound['kl_nats_per_sequence']:.1f} nats a sequence. With another sequence's thoughts the "
-        f"distortion rises from {bound['distortion_nats_per_token']:.3f} to {bound['distortion_shuffled']:.3f} nats a token.",
+        f"Its thoughts carry {bound['kl_nats_per_sequence']:.1f} nats a sequence. With another sequence's thoughts "
+        f"the distortion rises from {bound['distortion_nats_per_token']:.3f} to {bound['distortion_shuffled']:.3f} "
+        "nats a token.",
         highlight=False,
     )
     console.print(f"\nDone in {summary['seconds']:.0f} s. Written:", style="bold", highlight=False)

@@ -199,7 +199,7 @@ def apply_settings(config: Config, settings: typing.Iterable[str]) -> Config:
 
 def dump_toml(config: Config) -> str:
     """`config` as TOML that `load_toml` reads back unchanged, each key with its meaning."""
-    document = tomlkit.document()
+    document: Any = tomlkit.document()
     # TOML wants the plain keys before the first table.
     entries = sorted(dataclasses.fields(config), key=lambda entry: _is_section(getattr(config, entry.name)))
     for entry in entries:
@@ -249,7 +249,9 @@ def _is_section(value: Any) -> bool:
 def _merge(config: Any, changes: Any, path: tuple[str, ...]) -> Any:
     """`config` with `changes` laid over it; `path` says where in the tree it stands."""
     if not isinstance(changes, Mapping):
-        raise UserError(f"{'.'.join(path)} is a table: set one of its keys, such as {'.'.join(path)}.{_keys(config)[0]}")
+        raise UserError(
+            f"{'.'.join(path)} is a table: set one of its keys, such as {'.'.join(path)}.{_keys(config)[0]}"
+        )
     if isinstance(config, Component):
         return _merge_component(config, changes, path)
     values: dict[str, Any] = {}
@@ -284,7 +286,7 @@ def _keys(config: Any) -> list[str]:
 
 
 def _table(config: Any) -> Any:
-    table = tomlkit.table()
+    table: Any = tomlkit.table()
     if isinstance(config, Component):
         for key, value in {"name": config.name, **config.options}.items():
             table[key] = value

@@ -12,8 +12,9 @@ from pyro_ltm.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary path beside `path` and puts the result in its place, so that a reader (or a crash)
-    finds either the old file or the new one.
+    """Lets `write` fill a temporary path beside `path`, then puts that in its place.
+
+    A reader (or a crash) finds either the old file or the new one.
 
     Raises:
         UserError: the disk is full or the place cannot be written; the old file is as it was.

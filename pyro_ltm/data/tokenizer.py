@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from pyro_ltm.errors import UserError
+from pyro_ltm.files import write_text
 
 END_OF_TEXT = "<|endoftext|>"
 """The special token of the tokenizers trained here."""
@@ -86,15 +87,8 @@ class Tokenizer:
             raise UserError(f"{path}: not a readable tokenizer.json: {reason}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a `tokenizer.json` that `load` reads back; the file appears whole or not at all. Raises OSError."""
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        """Writes a `tokenizer.json` that `load` reads back; the file appears whole or not at all. Raises UserError."""
+        write_text(Path(path), self._backend.to_str(pretty=True))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`."""

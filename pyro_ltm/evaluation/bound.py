@@ -1,8 +1,8 @@
 """The bound: what a latent-thought model's likelihood is known to be at least, measured on noise the fit never saw.
 
-Protocol: q is fitted to the sequence that is scored; fresh noise; the whole KL is charged; nats are summed over the corpus
-and divided by its tokens. So the figure is an upper bound on the model's nats a token, whatever guide and objective
-fitted q.
+Protocol: q is fitted to the sequence that is scored; fresh noise; the whole KL is charged; nats are summed over the
+corpus and divided by its tokens. So the figure is an upper bound on the model's nats a token, whatever guide and
+objective fitted q.
 """
 
 from __future__ import annotations
@@ -196,6 +196,7 @@ class _Tally:
         )
 
     def _log_likelihood(self, batch: Batch, thoughts: Tensor) -> Tensor:
+        assert batch.targets is not None  # a batch without targets has nothing to score
         return TokenSequence(self.model.decoder, thoughts, batch).log_prob(batch.targets).double()
 
     def _sum(self, **values: Tensor) -> None:
@@ -204,7 +205,7 @@ class _Tally:
 
 
 def ratio_stderr(nats: Tensor, tokens: Tensor) -> float:
-    """Standard error of sum(nats) / sum(tokens) over sequences [S] (linearized ratio estimator); NaN for one sequence."""
+    """Standard error of sum(nats) / sum(tokens) over sequences [S] (linearized ratio); NaN for one sequence."""
     count = len(nats)
     if count < 2:
         return math.nan

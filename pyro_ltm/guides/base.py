@@ -15,8 +15,8 @@ from pyro_ltm.types import Batch, State
 class Guide(nn.Module, ABC):
     """A posterior family q(z), fitted to each sequence by its own local parameters.
 
-    A plain module that owns only what all sequences share (often nothing). Local parameters are a `State` that goes in as
-    an argument: they live for one batch, and no parameter store or optimizer of the decoder sees them.
+    A plain module that owns only what all sequences share (often nothing). Local parameters are a `State` that goes in
+    as an argument: they live for one batch, and no parameter store or optimizer of the decoder sees them.
 
     To add a family, give the two methods below and one line in the registry (CONTRIBUTING.md).
 

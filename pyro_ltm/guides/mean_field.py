@@ -15,8 +15,8 @@ from pyro_ltm.types import Batch, State
 class MeanField(Guide):
     """Independent Normals, the paper's family (arXiv:2502.01567): the default, and the cheapest that has a width.
 
-    Starts at the prior. Starting it narrow (the reference has `init_log_variance = -5`, `init_noise = 0.1`) leaves every
-    dimension some nats that a few fast steps cannot take back.
+    Starts at the prior. Starting it narrow (the reference has `init_log_variance = -5`, `init_noise = 0.1`) leaves
+    every dimension some nats that a few fast steps cannot take back.
 
     Args:
         thoughts: thought vectors N. dim: width D of each.

@@ -51,7 +51,7 @@ class Reconstruction:
 
     Attributes:
         token_accuracy: share of positions at which the text written from thoughts alone has the original's token.
-        teacher_forced_accuracy: share of tokens that are the likeliest given the true ones before them and the thoughts.
+        teacher_forced_accuracy: share of tokens that are the likeliest given the true ones before and the thoughts.
         nats_per_token, kl_nats: distortion a token on fresh noise, and the rate of the sequence.
     """
 
@@ -176,7 +176,9 @@ def reconstruct(
 def _check_thoughts(parts: Parts, thoughts: Tensor) -> Tensor:
     wanted = (parts.model.config.thoughts, parts.model.config.dim)
     if thoughts.dim() != 3 or tuple(thoughts.shape[1:]) != wanted:
-        raise UserError(f"thoughts of shape {list(thoughts.shape)}: this model needs [sequences, {wanted[0]}, {wanted[1]}]")
+        raise UserError(
+            f"thoughts of shape {list(thoughts.shape)}: this model needs [sequences, {wanted[0]}, {wanted[1]}]"
+        )
     return thoughts.to(parts.device, torch.float32)
 
 

@@ -70,15 +70,15 @@ def fit_posterior(
 ) -> Posterior:
     """Fits q(z) of every sequence in `batch` by `steps` fast steps, starting from `guide.init(batch)`.
 
-    Leaves `.grad` of model and guide alone. A sequence's posterior does not depend on who shares its batch: the loss is a
-    sum over sequences, the optimizer is elementwise, and noise is keyed by the sequence's id.
+    Leaves `.grad` of model and guide alone. A sequence's posterior does not depend on who shares its batch: the loss is
+    a sum over sequences, the optimizer is elementwise, and noise is keyed by the sequence's id.
 
     Args:
         model: a Pyro program `model(batch, state)` with the sites `thoughts` and `tokens`.
         objective: the bound to raise; any Pyro ELBO with `differentiable_loss`.
         optimizer: moves the local parameters; `Adam()` when None.
-        noise: "fresh" draws anew in each step; "fixed" repeats one draw as the reference implementation does, and what is
-            fitted so must be scored on other noise.
+        noise: "fresh" draws anew in each step; "fixed" repeats one draw as the reference implementation does, and
+            what is fitted so must be scored on other noise.
         seed: of the noise, together with each sequence's id.
 
     Raises:
@@ -109,7 +109,8 @@ def sequence_bounds(objective: ELBO, model: nn.Module, guide: nn.Module, batch: 
     """The objective's bound of each sequence in nats, [B]; [1] from an ELBO that only gives the whole batch's."""
     if isinstance(objective, Objective):
         return objective.bound(objective.terms(model, guide, batch, state))
-    return -objective.differentiable_loss(model, guide, batch, state).reshape(1)
+    whole: Any = objective  # the method is on Pyro's subclasses, not on its ELBO
+    return -whole.differentiable_loss(model, guide, batch, state).reshape(1)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The decoder: a Transformer whose layer l cross-attends to its own thoughts. Tensors in, hidden states out; no Pyro.
 
-Kong et al., "Latent Thought Models with Variational Bayes Inference-Time Computation", arXiv:2502.01567. Parameter names
-are those of the reference implementation, so that its weights load.
+Kong et al., "Latent Thought Models with Variational Bayes Inference-Time Computation", arXiv:2502.01567. Parameter
+names are those of the reference implementation, so that its weights load.
 
 Shapes: B sequences, T tokens, L layers, N thoughts in all (N/L per layer), D width, V vocabulary, H heads, d = D / H.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention in a window, cross-attention to this layer's thoughts, SwiGLU; each on a normed residual stream."""
+    """Self-attention in a window, cross-attention to this layer's thoughts, SwiGLU; each normed, each a residual."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -104,9 +105,7 @@ class Decoder(nn.Module):
         # The thoughts of every layer stand at the same positions, spread as if all N shared one line.
         stride = config.max_length // max(config.thoughts, 1)
         positions = torch.arange(config.thoughts // config.layers) * stride
-        self.register_buffer(
-            "thought_table", rotary_table(positions, head_dim, config.rope_theta), persistent=False
-        )
+        self.register_buffer("thought_table", rotary_table(positions, head_dim, config.rope_theta), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -119,7 +118,7 @@ class Decoder(nn.Module):
     def context(self, inputs: Tensor) -> Tensor:
         """What no thought can touch: the embedded `inputs` [B, T] after the first layer's self-attention, [B, T, D]."""
         with self._autocast(inputs):
-            h, _ = self.layers[0].self_attend(self.tok_embeddings(inputs), self.table[:, : inputs.shape[1]])
+            h, _ = self._stack[0].self_attend(self.tok_embeddings(inputs), self.table[:, : inputs.shape[1]])
             return h
 
     def forward(self, context: Tensor, thoughts: Tensor) -> Tensor:
@@ -127,8 +126,8 @@ class Decoder(nn.Module):
         with self._autocast(context):
             table = self.table[:, : context.shape[1]]
             projected = self.project(thoughts)
-            h = self.layers[0].think(context, table, projected[0])
-            for layer, layer_thoughts in zip(self.layers[1:], projected[1:], strict=True):
+            h = self._stack[0].think(context, table, projected[0])
+            for layer, layer_thoughts in zip(self._stack[1:], projected[1:], strict=True):
                 h, _ = layer.self_attend(h, table)
                 h = layer.think(h, table, layer_thoughts)
             return self.norm(h)
@@ -145,7 +144,7 @@ class Decoder(nn.Module):
             return [None] * self.config.layers
         return [
             layer.cross_attention.keys_values(z, self.thought_table)
-            for layer, z in zip(self.layers, thoughts.chunk(self.config.layers, dim=1), strict=True)
+            for layer, z in zip(self._stack, thoughts.chunk(self.config.layers, dim=1), strict=True)
         ]
 
     def prefill(self, tokens: Tensor, thoughts: Tensor) -> tuple[Tensor, Cache]:
@@ -155,7 +154,7 @@ class Decoder(nn.Module):
         with self._autocast(tokens):
             cache = Cache(thoughts=self.project(thoughts), keys=[], values=[], position=length)
             h = self.tok_embeddings(tokens)
-            for layer, layer_thoughts in zip(self.layers, cache.thoughts, strict=True):
+            for layer, layer_thoughts in zip(self._stack, cache.thoughts, strict=True):
                 h, (k, v) = layer.self_attend(h, table)
                 h = layer.think(h, table, layer_thoughts)
                 cache.keys.append(_ring(k, window))
@@ -168,7 +167,7 @@ class Decoder(nn.Module):
         table = self.table[:, cache.position : cache.position + 1]
         with self._autocast(tokens):
             h = self.tok_embeddings(tokens)[:, None]
-            for index, layer in enumerate(self.layers):
+            for index, layer in enumerate(self._stack):
                 x = layer.attention_norm(h)
                 keys, values = cache.keys[index], cache.values[index]
                 k, v = layer.attention.keys_values(x, table)
@@ -178,6 +177,10 @@ class Decoder(nn.Module):
                 h = layer.think(h + layer.attention.output(heads), table, cache.thoughts[index])
             cache.position += 1
             return self.norm(h[:, 0])
+
+    @property
+    def _stack(self) -> list[Layer]:
+        return cast(list[Layer], list(self.layers))
 
     def _autocast(self, tensor: Tensor) -> torch.autocast:
         enabled = self.compute_dtype != torch.float32

@@ -17,8 +17,8 @@ from pyro_ltm.types import Batch
 class TokenSequence(TorchDistribution):
     """A sequence of tokens, each drawn by the decoder from those before it and the thoughts.
 
-    `log_prob` reads a whole sequence at once; `sample` writes one token after the other. Tokens outside the batch's mask
-    are written but count nothing.
+    `log_prob` reads a whole sequence at once; `sample` writes one token after the other. Tokens outside the batch's
+    mask are written but count nothing.
 
     Shapes:
         thoughts: [..., B, N, D]. Batch shape [..., B], event shape [T].

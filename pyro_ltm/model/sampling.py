@@ -34,7 +34,7 @@ class Sampler:
             raise UserError(f"top_p = {self.top_p}: must lie above 0 and at most at 1 (1: all tokens)")
 
     def log_probs(self, logits: Tensor) -> Tensor:
-        """Log-probabilities [..., V] of the distribution drawn from; tokens left out have -inf. Needs temperature > 0."""
+        """Log-probabilities [..., V] of what is drawn from; tokens left out have -inf. Needs temperature > 0."""
         logits = logits / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             smallest = logits.topk(self.top_k, dim=-1).values[..., -1:]

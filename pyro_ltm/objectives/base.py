@@ -24,7 +24,7 @@ class Terms:
 
     Shapes:
         log_likelihood: [K, B] log p(x | z). log_prior: [K, B] log p(z). log_guide: [K, B] log q(z).
-        kl: [B] KL(q || p) in closed form; None where the guide has none.
+        kl: [B] KL(q || p) in closed form; None unless the objective reads it (`needs_analytic_kl`).
     """
 
     log_likelihood: Tensor
@@ -48,7 +48,7 @@ class Terms:
         return self.kl if self.kl is not None else (self.log_guide - self.log_prior).mean(0)
 
 
-class Objective(ELBO):  # type: ignore[misc]
+class Objective(ELBO):
     """A variational bound: a `pyro.infer.ELBO`, so that `objective(model, guide)` is Pyro's own ELBOModule.
 
     Sums over tokens and latent dimensions, never means. To add a bound, give `bound` and one line in the registry.
@@ -107,13 +107,15 @@ class Objective(ELBO):  # type: ignore[misc]
         with plate:
             guide_trace = poutine.trace(guide).get_trace(batch, state)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch, state)
-        q, p, x = guide_trace.nodes["thoughts"], model_trace.nodes["thoughts"], model_trace.nodes["tokens"]
+        q: Any = guide_trace.nodes["thoughts"]
+        p: Any = model_trace.nodes["thoughts"]
+        x: Any = model_trace.nodes["tokens"]
         shape = (particles, batch.size)
         return Terms(
             log_likelihood=x["fn"].log_prob(x["value"]).reshape(shape),
             log_prior=p["fn"].log_prob(p["value"]).reshape(shape),
             log_guide=q["fn"].log_prob(q["value"]).reshape(shape),
-            kl=kl_divergence(q["fn"], p["fn"]).reshape(shape)[0] if has_analytic_kl(guide) else None,
+            kl=kl_divergence(q["fn"], p["fn"]).reshape(shape)[0] if self.needs_analytic_kl else None,
         )
 
     def differentiable_loss(self, model: nn.Module, guide: nn.Module, batch: Batch, state: State) -> Tensor:

@@ -48,8 +48,8 @@ def train_step(
 ) -> StepReport:
     """Fast steps on each sequence's posterior, then one slow step of the decoder over all micro-batches.
 
-    The loss is a sum over tokens divided by the tokens of all micro-batches together, so that accumulation changes nothing.
-    A gradient that is not finite is thrown away.
+    The loss is a sum over tokens divided by the tokens of all micro-batches together, so that accumulation changes
+    nothing. A gradient that is not finite is thrown away.
     """
     device = batches[0].inputs.device
     distortion, rate = torch.zeros((), device=device), torch.zeros((), device=device)

@@ -218,7 +218,9 @@ class Trainer:
     def _begin(self) -> None:
         """The levels to beat: what counting tokens gives, and what the untrained model gives."""
         if self.validation is not None:
-            self.metrics.write("start", {"step": 0, "unigram_nats_per_token": unigram_nats(self.train, self.validation)})
+            self.metrics.write(
+                "start", {"step": 0, "unigram_nats_per_token": unigram_nats(self.train, self.validation)}
+            )
         self._validate()
 
     def _validate(self) -> None:
