@@ -113,6 +113,9 @@ class Registry(Generic[T], Mapping[str, type[T]]):
             raise UserError(f"unknown {self.axis} '{name}'{suggest(name, self)}: choose from {', '.join(self)}")
         return self._members[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._members  # Mapping's own asks `[]`, which raises UserError and no KeyError
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._members)
 

@@ -105,7 +105,7 @@ def prepare(
             "tokenizer": tokenizer.fingerprint,
             "python": _python_version() if CORPORA.keys() & {*specs, *held_out} else None,
         }
-        tokenizer.save(partial / TOKENIZER)
+        (partial / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
         pieces = itertools.chain(rule.assign(read(specs)), Whole("validation").assign(read(held_out)))
         splits = ["train", "validation"] if held_out or validation_fraction else ["train"]
         meta["splits"] = _encode(pieces, partial, splits, tokenizer, sequence_length, packing, report)

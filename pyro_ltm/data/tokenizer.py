@@ -88,7 +88,12 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a `tokenizer.json` that `load` reads back; the file appears whole or not at all. Raises UserError."""
-        write_text(Path(path), self._backend.to_str(pretty=True))
+        write_text(Path(path), self.to_json())
+
+    def to_json(self) -> str:
+        """The contents of its `tokenizer.json`."""
+        content: str = self._backend.to_str(pretty=True)
+        return content
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`."""

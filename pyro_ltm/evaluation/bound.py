@@ -158,7 +158,7 @@ class _Tally:
         z = fresh.sample()[0]
         from_prior = Noise(batch.ids, seed=fold(seed, "prior"))
         others = {
-            "from_prior": from_prior.normal(z.shape, event_dims=2),
+            "from_prior": from_prior.normal(z.shape, event_dims=2, dtype=z.dtype),
             "zeroed": torch.zeros_like(z),
             "shuffled": z.roll(1, 0),
         }

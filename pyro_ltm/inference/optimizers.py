@@ -49,7 +49,7 @@ class Adam(FastOptimizer):
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or not 0 <= self.lr_final <= 1:
+        if not self.lr > 0 or not 0 <= self.lr_final <= 1:
             raise UserError(f"optimizer: lr = {self.lr}, lr_final = {self.lr_final}: lr above 0, lr_final from 0 to 1")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise UserError(f"optimizer: beta1 = {self.beta1}, beta2 = {self.beta2}: from 0 to below 1")

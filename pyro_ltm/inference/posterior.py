@@ -13,6 +13,7 @@ from pyro.distributions import TorchDistribution
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
+from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference.optimizers import Adam, FastOptimizer
 from pyro_ltm.noise import DrawFrom, Noise, rsample_from
@@ -82,8 +83,10 @@ def fit_posterior(
         seed: of the noise, together with each sequence's id.
 
     Raises:
-        UserError: the objective does not fit the guide.
+        UserError: the objective does not fit the guide, or `noise` is neither of the two.
     """
+    if noise not in ("fresh", "fixed"):
+        raise UserError(f"noise = {noise!r}: choose from fresh, fixed")
     optimizer = optimizer or Adam()
     stream = Noise(batch.ids, seed=seed, fixed=noise == "fixed")
     history = []

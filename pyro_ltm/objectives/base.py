@@ -65,7 +65,7 @@ class Objective(ELBO):
     needs_analytic_kl: ClassVar[bool] = False
 
     def __init__(self, particles: int = 1, beta: float = 1.0, warmup: int = 0):
-        if particles < 1 or beta < 0 or warmup < 0:
+        if particles < 1 or not beta >= 0 or warmup < 0:
             raise UserError(
                 f"objective: particles = {particles}, beta = {beta}, warmup = {warmup}: "
                 "needs at least 1 particle, and neither beta nor warmup below 0"
