@@ -1,6 +1,6 @@
 """Which recipe gives the best honest validation bound? Trains one small model per row and measures each the same way.
 
-    python -m benchmarks.recipe --data DIR --out FOLDER [--rows base,twin] [--seeds 0,1] [--steps 400]
+    python -m benchmarks.recipe --data DIR --out FOLDER [--rows "default;twin"] [--seeds 0,1]
 
 Appends one JSON line per row to FOLDER/recipe.jsonl (a row that is there already is skipped, so an interrupted search
 goes on) and prints the table in Markdown. Every row is judged on the same validation sequences with fresh noise, the
@@ -22,42 +22,45 @@ from pyro_ltm.config import apply_settings, preset
 from pyro_ltm.data import TokenDataset, unigram_nats
 from pyro_ltm.evaluation import Bound, evaluate_bound
 from pyro_ltm.inference import Adam
-from pyro_ltm.inference.parts import ANNEALED, Parts
+from pyro_ltm.inference.parts import Parts
 from pyro_ltm.training import Run, Trainer
 from pyro_ltm.training.run import dataset_batches
 
+PAPER_ADAM = ["optimizer.beta1=0.9", "optimizer.eps=1e-8"]
 ROWS: dict[str, list[str]] = {
-    "base": [],
-    "twin": ["model.thoughts=0", "fast.steps=0"],
+    "default": [],
+    "twin": ["model.thoughts=0"],
+    "paper's Adam": PAPER_ADAM,
+    "paper's Adam, 16 steps": [*PAPER_ADAM, "fast.steps=16"],
     "reference": [
-        "guide.name=mean-field",
+        *PAPER_ADAM,
+        "optimizer.weight_decay=0.01",
         "guide.init_log_variance=-5.0",
         "guide.init_noise=0.1",
         "guide.init_loc=0.01",
-        "optimizer.weight_decay=0.01",
         "fast.noise=fixed",
         "fast.steps=16",
+        "objective.warmup=0.0",
     ],
-    "fast-lr-0.1": ["optimizer.lr=0.1"],
-    "fast-lr-0.5": ["optimizer.lr=0.5"],
-    "fast-lr-0.3-constant": ["optimizer.lr_final=1.0"],
-    "fast-steps-4": ["fast.steps=4"],
-    "fast-steps-8": ["fast.steps=8"],
-    "fast-steps-32": ["fast.steps=32"],
-    "fast-steps-32-lr-0.1": ["fast.steps=32", "optimizer.lr=0.1"],
-    "beta2-0.9": ["optimizer.beta2=0.9"],
-    "warmup-half": ["objective.warmup=200"],
-    "warmup-all": ["objective.warmup=400"],
-    "warmup-half-lr-0.1": ["objective.warmup=200", "optimizer.lr=0.1"],
-    "init-variance-2": ["guide.init_log_variance=-2.0"],
-    "init-variance-5": ["guide.init_log_variance=-5.0"],
-    "thoughts-2": ["model.thoughts=2"],
-    "thoughts-8": ["model.thoughts=8"],
-    "window-16": ["model.window=16"],
-    "twin-window-16": ["model.thoughts=0", "fast.steps=0", "model.window=16"],
-    "slow-lr-0.002": ["slow.lr=0.002"],
-    "slow-lr-0.008": ["slow.lr=0.008"],
-    "particles-2": ["objective.particles=2"],
+    "no warm-up": ["objective.warmup=0.0"],
+    "warm-up 0.25": ["objective.warmup=0.25"],
+    "warm-up 1": ["objective.warmup=1.0"],
+    "4 fast steps": ["fast.steps=4"],
+    "16 fast steps": ["fast.steps=16"],
+    "fast lr 0.1": ["optimizer.lr=0.1"],
+    "fast lr 1": ["optimizer.lr=1.0"],
+    "q starts at variance exp(-2)": ["guide.init_log_variance=-2.0"],
+    "weights start at 0.02": ["model.init_std=0.02"],
+    "twin, weights start at 0.02": ["model.thoughts=0", "model.init_std=0.02"],
+    "slow lr 0.005": ["slow.lr=0.005"],
+    "slow lr 0.02": ["slow.lr=0.02"],
+    "twin, slow lr 0.005": ["model.thoughts=0", "slow.lr=0.005"],
+    "twin, slow lr 0.02": ["model.thoughts=0", "slow.lr=0.02"],
+    "2 thoughts": ["model.thoughts=2"],
+    "8 thoughts": ["model.thoughts=8"],
+    "window 8": ["model.window=8"],
+    "twin, window 8": ["model.thoughts=0", "model.window=8"],
+    "2 particles": ["objective.particles=2"],
 }
 
 
@@ -79,7 +82,7 @@ def measure(row: str, seed: int, data: Path, steps: int, sequences: int) -> dict
             parts.model,
             dataset_batches(validation, 32, "cpu", limit=sequences),
             guide=parts.guide,
-            objective=parts.objective.at(ANNEALED),
+            objective=parts.objective.at(1.0),
             optimizer=optimizer,
             fast_steps=parts.steps(fast_steps),
             particles=4,
@@ -123,9 +126,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder that `pyro-ltm prepare` wrote")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rows", default=",".join(ROWS), help="which rows, with commas")
+    parser.add_argument("--rows", default=";".join(ROWS), help="which rows, with semicolons")
     parser.add_argument("--seeds", default="0", help="which seeds, with commas")
-    parser.add_argument("--steps", type=int, default=400, help="slow steps of each row")
+    parser.add_argument("--steps", type=int, default=300, help="slow steps of each row")
     parser.add_argument("--sequences", type=int, default=192, help="validation sequences that judge a row")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -134,7 +137,7 @@ def main() -> None:
     log = options.out / "recipe.jsonl"
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     for seed in map(int, options.seeds.split(",")):
-        for row in options.rows.split(","):
+        for row in options.rows.split(";"):
             if any(e["row"] == row and e["seed"] == seed and e["steps"] == options.steps for e in done):
                 continue
             done.append(measure(row, seed, options.data, options.steps, options.sequences))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class ModelConfig:
     hidden: int = option(0, "width of the SwiGLU layer; 0: 2/3 * 4D rounded up to a multiple of 32", low=0)
     rope_theta: float = option(10000.0, "base of the rotary embedding", low=1.0)
     norm_eps: float = option(1e-5, "epsilon of RMSNorm", low=0.0)
+    init_std: float = option(0.02, "standard deviation of the first weights", low=0.0)
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")
@@ -137,7 +139,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     guide: Component = field(default_factory=lambda: Component(name="mean-field"))
-    objective: Component = field(default_factory=lambda: Component(name="analytic-elbo"))
+    objective: Component = field(default_factory=lambda: Component(name="analytic-elbo", options={"warmup": 0.5}))
     optimizer: Component = field(default_factory=lambda: Component(name="adam"))
     fast: FastConfig = field(default_factory=FastConfig)
     slow: SlowConfig = field(default_factory=SlowConfig)
@@ -163,7 +165,7 @@ def load_toml(path: Path | str, base: Config | None = None) -> Config:
     """
     path = Path(path)
     try:
-        document = tomlkit.parse(path.read_text(encoding="utf-8")).unwrap()
+        document = tomlkit.parse(path.read_text(encoding="utf-8-sig")).unwrap()
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError, tomlkit.exceptions.ParseError) as error:
@@ -225,7 +227,7 @@ def check_ranges(config: Any, section: str) -> None:
         name = f"{section}.{entry.name}".lstrip(".")
         wanted = type(entry.default)
         good_type = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
-        if not good_type or (wanted is float and value != value):
+        if not good_type or (wanted is float and not math.isfinite(value)):
             raise UserError(f"{name} = {value!r}: expected {_TYPE_NAMES[wanted]} ({meta['doc']})")
         if meta["choices"] and value not in meta["choices"]:
             raise UserError(
@@ -303,9 +305,10 @@ PAPER_DATA = DataConfig(vocab_size=50257, sequence_length=1024)
 
 PRESETS: dict[str, Config] = {
     "nano": Config(
-        model=ModelConfig(dim=64, layers=2, heads=2, thoughts=4, max_length=128, window=32),
+        model=ModelConfig(dim=64, layers=2, heads=2, thoughts=4, max_length=128, window=32, init_std=0.06),
         data=DataConfig(vocab_size=1024, sequence_length=128),
-        slow=SlowConfig(steps=400, batch_size=16, lr=4e-3, warmup=20, eval_every=100, save_every=100),
+        fast=FastConfig(steps=8),
+        slow=SlowConfig(steps=300, batch_size=16, lr=1e-2, warmup=20, eval_every=100, save_every=100),
     ),
     "small": Config(model=ModelConfig(layers=3), data=PAPER_DATA, slow=PAPER_SLOW),
     "medium": Config(model=ModelConfig(layers=6), data=PAPER_DATA, slow=PAPER_SLOW),

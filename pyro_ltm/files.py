@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from pyro_ltm.errors import UserError
 
@@ -47,7 +50,10 @@ def clear_errors(path: Path) -> Iterator[None]:
     """Turns the operating system's refusal to write `path` into a UserError of one line."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except (OSError, SafetensorError) as error:
+        # safetensors wraps the system's error and keeps its number only in the text: "... (os error 28)".
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        code = getattr(error, "errno", None) or (int(number[1]) if number else None)
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(f"{path}: no space left on the disk; nothing was changed") from None
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None

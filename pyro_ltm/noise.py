@@ -84,6 +84,12 @@ def _(distribution: dist.Independent, normals: Normals) -> Tensor:
     return rsample_from(distribution.base_dist, normals)
 
 
+def draw(distribution: Any, noise: Noise) -> Tensor:
+    """A reparameterized draw [..., B, *event] from `distribution`, made of `noise`."""
+    event_dims, dtype = len(distribution.event_shape), _dtype(distribution)
+    return rsample_from(distribution, lambda shape: noise.normal(shape, event_dims=event_dims, dtype=dtype))
+
+
 class DrawFrom(Messenger):
     """An effect handler: the guide's site `thoughts` draws from `noise` instead of torch's global generator."""
 
@@ -92,12 +98,9 @@ class DrawFrom(Messenger):
         self.noise = noise
 
     def _pyro_sample(self, msg: Message) -> None:
-        if msg["name"] != "thoughts" or msg["done"] or msg["is_observed"]:
-            return
-        fn: Any = msg["fn"]
-        events = len(fn.event_shape)
-        msg["value"] = rsample_from(fn, lambda shape: self.noise.normal(shape, event_dims=events, dtype=_dtype(fn)))
-        msg["done"] = True
+        if msg["name"] == "thoughts" and not msg["done"] and not msg["is_observed"]:
+            msg["value"] = draw(msg["fn"], self.noise)
+            msg["done"] = True
 
 
 def _dtype(distribution: Any) -> torch.dtype:
@@ -108,4 +111,4 @@ def _dtype(distribution: Any) -> torch.dtype:
     return dtype
 
 
-__all__ = ["DrawFrom", "Noise", "fold", "rsample_from"]
+__all__ = ["DrawFrom", "Noise", "draw", "fold", "rsample_from"]

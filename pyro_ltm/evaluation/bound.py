@@ -21,7 +21,7 @@ from torch.distributions import kl_divergence
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import FastOptimizer, Posterior, fit_posterior
 from pyro_ltm.model import LatentThoughtModel, TokenSequence
-from pyro_ltm.noise import Noise, fold
+from pyro_ltm.noise import Noise, draw, fold
 from pyro_ltm.types import Batch
 
 ACTIVE_VARIANCE = 0.01
@@ -156,9 +156,8 @@ class _Tally:
         self.mean += means.double().sum(0).cpu()
         self.square += (means.double() ** 2).sum(0).cpu()
         z = fresh.sample()[0]
-        from_prior = Noise(batch.ids, seed=fold(seed, "prior"))
         others = {
-            "from_prior": from_prior.normal(z.shape, event_dims=2, dtype=z.dtype),
+            "from_prior": draw(prior, Noise(batch.ids, seed=fold(seed, "prior"))),
             "zeroed": torch.zeros_like(z),
             "shuffled": z.roll(1, 0),
         }

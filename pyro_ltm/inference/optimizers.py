@@ -33,19 +33,23 @@ class FastOptimizer(ABC):
 class Adam(FastOptimizer):
     """Adam (arXiv:1412.6980), or AdamW (arXiv:1711.05101) with weight decay.
 
+    With the usual eps of 1e-8 every latent dimension moves by the learning rate in each step, also those about which the
+    text says nothing: they wander in the noise and cost KL. The prior pulls a mean back with a gradient of its own size,
+    so an eps of 1 lets such dimensions fall back to the prior, and the others move as ever. docs/recipe.md has figures.
+
     Args:
         lr: first learning rate.
         lr_final: share of it towards which it falls along a cosine; 1 keeps it constant.
         beta1, beta2: decay of the mean and of the square of the gradients.
-        eps: added to the root of the square.
+        eps: added to the root of the square (the reference implementation has 1e-8).
         weight_decay: decoupled decay of the parameters (the reference implementation has 0.01).
     """
 
     lr: float = 0.3
     lr_final: float = 0.1
-    beta1: float = 0.9
+    beta1: float = 0.5
     beta2: float = 0.999
-    eps: float = 1e-8
+    eps: float = 1.0
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
@@ -53,6 +57,8 @@ class Adam(FastOptimizer):
             raise UserError(f"optimizer: lr = {self.lr}, lr_final = {self.lr_final}: lr above 0, lr_final from 0 to 1")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise UserError(f"optimizer: beta1 = {self.beta1}, beta2 = {self.beta2}: from 0 to below 1")
+        if not self.eps > 0 or not self.weight_decay >= 0:
+            raise UserError(f"optimizer: eps = {self.eps}, weight_decay = {self.weight_decay}: above 0, and at least 0")
 
     def init(self, state: State) -> State:
         """Mean and square of the gradients of each parameter, all zero."""

@@ -9,7 +9,7 @@ import torch
 from pyro_ltm.config import Config, FastConfig
 from pyro_ltm.guides import GUIDES, Guide
 from pyro_ltm.inference.optimizers import OPTIMIZERS, FastOptimizer
-from pyro_ltm.inference.posterior import Posterior, fit_posterior
+from pyro_ltm.inference.posterior import Posterior, check_noise, fit_posterior
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import OBJECTIVES, Objective
@@ -39,11 +39,18 @@ class Parts:
             torch.manual_seed(fold(config.seed, "weights"))
             model = LatentThoughtModel(config.model, DTYPES[config.dtype]).to(device)
             guide = GUIDES.build(config.guide, thoughts=config.model.thoughts, dim=config.model.dim).to(device)
-        objective = OBJECTIVES.build(config.objective)
+        objective, optimizer = OBJECTIVES.build(config.objective), OPTIMIZERS.build(config.optimizer)
         objective.check(guide)
+        check_noise(config.fast.noise, objective)
         # Without thoughts there is nothing to fit.
         fast = config.fast if config.model.thoughts else FastConfig(steps=0)
-        return cls(model, guide, objective, OPTIMIZERS.build(config.optimizer), fast)
+        return cls(model, guide, objective, optimizer, fast)
+
+    @staticmethod
+    def check(config: Config) -> None:
+        """Raises UserError for whatever `build` would refuse; costs no memory, whatever the size of the model."""
+        with torch.device("meta"):
+            Parts.build(config, device="meta")
 
     @property
     def device(self) -> torch.device:
@@ -56,7 +63,7 @@ class Parts:
             self.model,
             batch,
             guide=self.guide,
-            objective=self.objective.at(ANNEALED),
+            objective=self.objective.at(1.0),
             optimizer=self.optimizer,
             steps=self.steps(steps),
             noise=self.fast.noise,
@@ -66,7 +73,3 @@ class Parts:
     def steps(self, asked: int | None) -> int:
         """Fast steps to take: those asked for, else the run's own; none for the twin."""
         return self.fast.steps if asked is None or not self.model.config.thoughts else asked
-
-
-ANNEALED = 1 << 62
-"""A slow step after every warm-up."""

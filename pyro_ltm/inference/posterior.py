@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference.optimizers import Adam, FastOptimizer
-from pyro_ltm.noise import DrawFrom, Noise, rsample_from
+from pyro_ltm.noise import DrawFrom, Noise, draw
 from pyro_ltm.objectives import Objective
 from pyro_ltm.types import Batch, State
 
@@ -32,7 +32,8 @@ class Posterior:
             ELBO that is not of this library, [steps, 1], summed over the batch.
 
     Attributes:
-        noise: the stream that the fit drew from; `sample` goes on with it, so that by default its draws are fresh.
+        noise: the stream that the fit drew from. `sample` goes on with it: fresh draws after a fit on fresh noise, the
+            same one again after a fit on fixed noise. `with_noise` gives draws that no fit has seen.
     """
 
     guide: Guide
@@ -54,8 +55,7 @@ class Posterior:
     def sample(self, particles: int = 1) -> Tensor:
         """Thoughts [K, B, N, D] from q."""
         q = self.distribution
-        expanded = q.expand(torch.Size([particles, *q.batch_shape]))
-        return rsample_from(expanded, lambda shape: self.noise.normal(shape, event_dims=len(q.event_shape)))
+        return draw(q.expand(torch.Size([particles, *q.batch_shape])), self.noise)
 
 
 def fit_posterior(
@@ -83,10 +83,9 @@ def fit_posterior(
         seed: of the noise, together with each sequence's id.
 
     Raises:
-        UserError: the objective does not fit the guide, or `noise` is neither of the two.
+        UserError: the objective does not fit the guide or the noise, or `noise` is neither of the two.
     """
-    if noise not in ("fresh", "fixed"):
-        raise UserError(f"noise = {noise!r}: choose from fresh, fixed")
+    check_noise(noise, objective)
     optimizer = optimizer or Adam()
     stream = Noise(batch.ids, seed=seed, fixed=noise == "fixed")
     history = []
@@ -106,6 +105,20 @@ def fit_posterior(
             history.append(bounds.detach())
     empty = torch.zeros(0, batch.size, device=batch.inputs.device)
     return Posterior(guide, state, batch.ids, stream, torch.stack(history) if history else empty)
+
+
+def check_noise(noise: str, objective: ELBO) -> None:
+    """Raises UserError when `noise` is unknown, or would let the fit raise `objective` without end.
+
+    On one fixed draw z is a number, and an estimated KL there falls without bound as q widens around it.
+    """
+    if noise not in ("fresh", "fixed"):
+        raise UserError(f"noise = {noise!r}: choose from fresh, fixed")
+    if noise == "fixed" and isinstance(objective, Objective) and not objective.needs_analytic_kl:
+        raise UserError(
+            f"noise = 'fixed' with {type(objective).__name__}: one draw cannot estimate a KL; "
+            "use the objective 'analytic-elbo', or noise = 'fresh'"
+        )
 
 
 def sequence_bounds(objective: ELBO, model: nn.Module, guide: nn.Module, batch: Batch, state: State) -> Tensor:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_ltm.config import ModelConfig
+from pyro_ltm.errors import UserError
 from pyro_ltm.model.attention import Attention, rotary_table, windowed_attention
 
 
@@ -109,14 +110,17 @@ class Decoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """N(0, 0.02), and 1/sqrt(2L) of it for the projections that the reference scales (`wo` and `w3`)."""
+        """N(0, init_std), and 1/sqrt(2L) of it for the projections that the reference scales (`wo` and `w3`)."""
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 scaled = name.endswith(("wo.weight", "w3.weight"))
-                nn.init.normal_(parameter, std=0.02 / (math.sqrt(2 * self.config.layers) if scaled else 1.0))
+                depth = math.sqrt(2 * self.config.layers) if scaled else 1.0
+                nn.init.normal_(parameter, std=self.config.init_std / depth)
 
     def context(self, inputs: Tensor) -> Tensor:
         """What no thought can touch: the embedded `inputs` [B, T] after the first layer's self-attention, [B, T, D]."""
+        if inputs.shape[1] > self.config.max_length:
+            raise UserError(f"{inputs.shape[1]} tokens; this model reads at most {self.config.max_length}")
         with self._autocast(inputs):
             h, _ = self._stack[0].self_attend(self.tok_embeddings(inputs), self.table[:, : inputs.shape[1]])
             return h

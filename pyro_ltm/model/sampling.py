@@ -35,7 +35,8 @@ class Sampler:
 
     def log_probs(self, logits: Tensor) -> Tensor:
         """Log-probabilities [..., V] of what is drawn from; tokens left out have -inf. Needs temperature > 0."""
-        logits = logits / self.temperature
+        # The largest becomes 0 first, so that no temperature, however small, overflows.
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             smallest = logits.topk(self.top_k, dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < smallest, float("-inf"))

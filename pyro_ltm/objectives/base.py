@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pyro
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
@@ -56,7 +57,7 @@ class Objective(ELBO):
     Args:
         particles: draws K of the thoughts for each sequence.
         beta: weight of the KL term; at 1 the objective bounds the evidence.
-        warmup: slow steps over which `at` raises the weight from 0 to `beta` (arXiv:1511.06349).
+        warmup: share of training over which `at` raises the weight from 0 to `beta` (arXiv:1511.06349).
 
     Attributes:
         needs_analytic_kl: `bound` reads `Terms.kl`; such an objective refuses a guide without a closed form.
@@ -64,11 +65,11 @@ class Objective(ELBO):
 
     needs_analytic_kl: ClassVar[bool] = False
 
-    def __init__(self, particles: int = 1, beta: float = 1.0, warmup: int = 0):
-        if particles < 1 or not beta >= 0 or warmup < 0:
+    def __init__(self, particles: int = 1, beta: float = 1.0, warmup: float = 0.0):
+        if particles < 1 or not beta >= 0 or not 0 <= warmup <= 1:
             raise UserError(
                 f"objective: particles = {particles}, beta = {beta}, warmup = {warmup}: "
-                "needs at least 1 particle, and neither beta nor warmup below 0"
+                "needs at least 1 particle, beta at least 0, and warmup from 0 to 1"
             )
         super().__init__(num_particles=particles, max_plate_nesting=1, vectorize_particles=True)
         self.beta = beta
@@ -86,13 +87,12 @@ class Objective(ELBO):
     def bound(self, terms: Terms) -> Tensor:
         """The bound of each sequence in nats, [B], as the `terms` estimate it."""
 
-    def at(self, step: int) -> Objective:
-        """This objective as it stands at slow step `step` (counted from 0): its annealed form."""
-        if step >= self.warmup:
-            return self
+    def at(self, progress: float) -> Objective:
+        """This objective as it stands when the share `progress` (0 to 1) of training is done: its annealed form."""
         annealed = copy.copy(self)
-        annealed.beta = self.beta * step / self.warmup
-        annealed.warmup = 0
+        annealed.warmup = 0.0
+        if progress < self.warmup:
+            annealed.beta = self.beta * progress / self.warmup
         return annealed
 
     def terms(self, model: nn.Module, guide: nn.Module, batch: Batch, state: State) -> Terms:
@@ -107,15 +107,19 @@ class Objective(ELBO):
         with plate:
             guide_trace = poutine.trace(guide).get_trace(batch, state)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch, state)
+        guide_trace.compute_log_prob()  # and not the distributions' own log_prob: Pyro's scales and masks count
+        model_trace.compute_log_prob()
         q: Any = guide_trace.nodes["thoughts"]
         p: Any = model_trace.nodes["thoughts"]
-        x: Any = model_trace.nodes["tokens"]
         shape = (particles, batch.size)
+        kl = None
+        if self.needs_analytic_kl:
+            kl = scale_and_mask(kl_divergence(q["fn"], p["fn"]), scale=q["scale"], mask=q["mask"]).reshape(shape)[0]
         return Terms(
-            log_likelihood=x["fn"].log_prob(x["value"]).reshape(shape),
-            log_prior=p["fn"].log_prob(p["value"]).reshape(shape),
-            log_guide=q["fn"].log_prob(q["value"]).reshape(shape),
-            kl=kl_divergence(q["fn"], p["fn"]).reshape(shape)[0] if self.needs_analytic_kl else None,
+            log_likelihood=model_trace.nodes["tokens"]["log_prob"].reshape(shape),
+            log_prior=p["log_prob"].reshape(shape),
+            log_guide=q["log_prob"].reshape(shape),
+            kl=kl,
         )
 
     def differentiable_loss(self, model: nn.Module, guide: nn.Module, batch: Batch, state: State) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from pyro_ltm.data import TokenDataset, prepare
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
 from pyro_ltm.inference.parts import Parts
-from pyro_ltm.training.run import CONFIG, DATA, TRAINER, Run, open_data, record_data
+from pyro_ltm.training.run import CONFIG, DATA, TRAINER, Run, check_fits, open_data, record_data
 from pyro_ltm.training.trainer import Progress, Trainer
 
 
@@ -44,13 +45,22 @@ def train(
     going_on = _check_folder(out, resume, data)
     saved = load_toml(out / CONFIG) if going_on else None
     config = config or saved or preset("nano")
+    Parts.check(config)
+    is_new = not out.exists()
     with clear_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-    folder = _tokens(config, data, out, going_on, tokenizer, text_column, on_prepare)
-    training = TokenDataset(folder)
-    config = _with_vocabulary(config, training)
-    if saved is not None:
-        _check_same(config, saved, out)
+    try:
+        folder = _tokens(config, data, out, going_on, tokenizer, text_column, on_prepare)
+        training = TokenDataset(folder)
+        config = _with_vocabulary(config, training)
+        if saved is not None:
+            _check_same(config, saved, out)
+        check_fits(config, training)
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds something after all
+                out.rmdir()
+        raise
     parts = Parts.build(config, device=device)
     if going_on and (out / TRAINER).exists():
         run = Run(out, config, parts, training.tokenizer, 0)

@@ -40,12 +40,14 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a metrics file; none when there is no such file."""
+    """All whole rows of a metrics file; none when there is no such file. What is no row is left out."""
     rows = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().splitlines():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:  # the line that was being written when the process died
                 continue
+            if isinstance(row, dict) and "kind" in row and "step" in row:
+                rows.append(row)
     return rows

@@ -18,9 +18,9 @@ from pyro_ltm.data import TokenDataset, Tokenizer
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import Bound, evaluate_bound
 from pyro_ltm.evaluation.plots import plot_training
-from pyro_ltm.files import write_atomically, write_text
+from pyro_ltm.files import clear_errors, write_atomically, write_text
 from pyro_ltm.inference import Generated, Posterior, Reconstruction, generate, infer_thoughts, reconstruct
-from pyro_ltm.inference.parts import ANNEALED, Parts
+from pyro_ltm.inference.parts import Parts
 from pyro_ltm.training.metrics import read_metrics
 from pyro_ltm.types import Batch
 
@@ -77,7 +77,8 @@ class Run:
     @classmethod
     def create(cls, folder: Path, config: Config, parts: Parts, tokenizer: Tokenizer, *, step: int = 0) -> Run:
         """Writes a run folder that `load` reads: configuration, tokenizer, weights."""
-        folder.mkdir(parents=True, exist_ok=True)
+        with clear_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG, dump_toml(config))
         tokenizer.save(folder / TOKENIZER)
         run = cls(folder, config, parts, tokenizer, step)
@@ -123,7 +124,7 @@ class Run:
             self.parts.model,
             dataset_batches(data, batch_size, self.parts.device, limit=sequences),
             guide=self.parts.guide,
-            objective=self.parts.objective.at(ANNEALED),
+            objective=self.parts.objective.at(1.0),
             optimizer=self.parts.optimizer,
             fast_steps=self.parts.steps(fast_steps),
             noise=self.parts.fast.noise,
@@ -172,7 +173,8 @@ def load_weights(parts: Parts, tensors: dict[str, Tensor], path: Path) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Tensors and a dictionary in one safetensors file, atomically."""
-    header = {"format": FORMAT, "meta": json.dumps(meta)}
+    # One key alone: safetensors writes several in a random order, and equal weights are to give equal files.
+    header = {FORMAT: json.dumps(meta)}
     contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
     write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
 
@@ -185,16 +187,20 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
         tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
+        meta = json.loads(header.get(FORMAT, "null"))
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged: {error}") from None
-    if header.get("format") != FORMAT:
+    if not isinstance(meta, dict):
         raise UserError(f"{path}: a safetensors file, but not one of a pyro-ltm run")
-    return tensors, json.loads(header["meta"])
+    return tensors, meta
 
 
 def record_data(folder: Path, data: TokenDataset) -> None:
     """Notes in the run folder where its data lie and how to know them again."""
-    entry = {"folder": str(data.folder.path.resolve()), "fingerprint": data.folder.fingerprint}
+    path, run = data.folder.path.resolve(), folder.resolve()
+    # A run that prepared its own data keeps them inside, and may be moved as a whole.
+    place = path.relative_to(run) if path.is_relative_to(run) else path
+    entry = {"folder": str(place), "fingerprint": data.folder.fingerprint}
     write_text(folder / DATA, json.dumps(entry, indent=2) + "\n")
 
 
@@ -203,14 +209,13 @@ def open_data(folder: Path, split: str) -> TokenDataset:
     path = folder / DATA
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
+        place, fingerprint = str(entry["folder"]), entry["fingerprint"]
     except FileNotFoundError:
         raise UserError(f"{folder}: does not say what data it was trained on; name them with --data") from None
-    except ValueError:
+    except (ValueError, TypeError, KeyError):
         raise UserError(f"{path}: damaged; name the data with --data") from None
-    # A run that prepared its own data keeps them inside, and may have been moved as a whole.
-    inside = folder / "data"
-    data = TokenDataset(inside if inside.is_dir() else Path(entry["folder"]), split)
-    if data.folder.fingerprint != entry["fingerprint"]:
+    data = TokenDataset(folder / place, split)
+    if data.folder.fingerprint != fingerprint:
         raise UserError(f"{data.folder.path}: not the data that {folder} was trained on; name other data with --data")
     return data
 

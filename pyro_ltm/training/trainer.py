@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 
 from pyro_ltm.config import SlowConfig
@@ -90,7 +91,8 @@ class Trainer:
             Stopped: interrupted; everything up to the last step is saved.
             UserError: too many non-finite losses in a row, or the disk is full; the last good checkpoint stays.
         """
-        with self._interruptible():
+        # Distributions check no arguments here: it costs time, and a value that is not finite is counted, not raised.
+        with pyro.validation_enabled(False), self._interruptible():
             if self.counters.step == 0:
                 self._begin()
             while self.counters.step < self.slow.steps:
@@ -146,7 +148,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         batches = self._batches()
-        objective = parts.objective.at(counters.step)
+        objective = parts.objective.at(counters.step / self.slow.steps)
         parts.model.train()
         report = train_step(
             parts.model,

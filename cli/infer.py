@@ -1,0 +1,151 @@
+"""`pyro-ltm infer`: text to thoughts."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import FOLDER, Common, Text, common, examples, fast_steps, run_argument
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pyro_ltm.training import Run
+
+    from .progress import Reporter
+
+SHOWN = 80
+"""Characters of each text that the file keeps, so that a reader knows which is which."""
+
+MOST_SHOWN = 100_000
+"""Texts of which it keeps them: the header of a safetensors file holds 100 MB."""
+
+
+@click.command(
+    short_help="Fit thoughts to texts.",
+    epilog=examples(
+        "pyro-ltm infer runs/first --text 'The statement is executed.' --out thoughts.safetensors",
+        "pyro-ltm infer runs/first --input notes.jsonl --text-column body --out thoughts.safetensors",
+    ),
+)
+@run_argument
+@click.option("--text", type=Text(), help="One text.")
+@click.option("--input", "source", metavar="FILE", help="Many: a file, folder or corpus, as `prepare` reads it.")
+@click.option("--out", required=True, type=FOLDER, help="The safetensors file to write.")
+@click.option("--text-column", metavar="NAME", help="Column or JSON field that holds the text; default: text.")
+@click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, help="Sequences at a time.")
+@fast_steps
+@common(seed_help="Seed of the noise.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    run_folder: Path,
+    text: str | None,
+    source: str | None,
+    out: Path,
+    text_column: str | None,
+    batch_size: int,
+    fast_steps: int | None,
+    common: Common,
+) -> None:
+    """Fits thoughts to texts and writes them to a file that `generate --thoughts` reads.
+
+    A document that is longer than the model reads is cut into consecutive sequences. The file holds `thoughts`
+    [S, N, D], the posterior means; `state.*`, the fitted parameters; `bound_nats` [S], the objective at the last fast
+    step; `tokens` [S]; and in its header where they come from.
+    """
+    if (text is None) == (source is None):
+        raise click.UsageError("give either --text or --input", ctx)
+    from pyro_ltm.errors import UserError
+
+    from .output import emit, nats, say, show_next
+    from .progress import reporter
+    from .runs import open_run
+    from .thoughts import check_target, write_thoughts
+
+    check_target(out)
+    run = open_run(run_folder, common)
+    if not run.config.model.thoughts:
+        raise UserError(f"{run_folder}: this model has no thoughts (it is an autoregressive twin): nothing to infer")
+    sequences = _one(run, text) if text is not None else _cut(run, str(source), text_column)
+    with reporter() as report:
+        tensors, texts = _fit(run, sequences, batch_size, fast_steps, common.seed or 0, report)
+    if not texts:
+        raise UserError(f"--input {source}: no text in it")
+    steps = run.parts.steps(fast_steps)
+    count, tokens = len(texts), int(tensors["tokens"].sum())
+    meta = {"run": str(run_folder), "step": run.step, "fast_steps": steps, "seed": common.seed or 0}
+    write_thoughts(out, tensors, {**meta, "texts": texts[:MOST_SHOWN]})
+    level = float(-tensors["bound_nats"].double().sum()) / tokens
+    shape = list(tensors["thoughts"].shape)
+    if common.as_json:
+        result = {"sequences": count, "tokens": tokens, "thoughts_shape": shape, "objective_nats_per_token": level}
+        emit({"out": str(out), **result, **meta})
+        return
+    say(f"{count:,} sequences, {tokens:,} tokens, {steps} fast steps: {nats(level)} nats a token at the last one")
+    say(f"Thoughts {shape} written to {out}")
+    show_next(["pyro-ltm", "generate", str(run_folder), "--thoughts", str(out)])
+
+
+def _one(run: Run, text: str) -> Iterator[list[int]]:
+    from pyro_ltm.inference.generation import encode_for
+
+    yield encode_for(run.parts, run.tokenizer, text)
+
+
+def _cut(run: Run, source: str, text_column: str | None) -> Iterator[list[int]]:
+    """Each document's tokens in sequences that the model can read, each with the token before it in front."""
+    from pyro_ltm.data import read_source
+
+    most = run.config.model.max_length - 1
+    before, held = run.tokenizer.end_of_text, list[int]()
+    for document in read_source(source, text_column=text_column):
+        if not document.continues:
+            if held:
+                yield [before, *held]
+            before, held = run.tokenizer.end_of_text, []
+        held += run.tokenizer.encode(document.text)
+        while len(held) > most:
+            yield [before, *held[:most]]
+            before, held = held[most - 1], held[most:]
+    if held:
+        yield [before, *held]
+
+
+def _fit(
+    run: Run, sequences: Iterator[list[int]], batch_size: int, steps: int | None, seed: int, report: Reporter
+) -> tuple[dict[str, Tensor], list[str]]:
+    """What the file is to hold, and how each text begins."""
+    import torch
+
+    from pyro_ltm.noise import fold
+    from pyro_ltm.types import Batch
+
+    kept: dict[str, list[Any]] = {}
+    texts: list[str] = []
+    count = report.counting("infer", None)
+    while group := list(itertools.islice(sequences, batch_size)):
+        batch = Batch.from_lists(group, pad=run.tokenizer.end_of_text)
+        # A sequence's noise is keyed by its place in the input, so that batches change nothing.
+        batch = dataclasses.replace(batch, ids=torch.arange(len(texts), len(texts) + len(group)))
+        batch = batch.to(run.parts.device)
+        posterior = run.parts.fit(batch, steps=steps, seed=fold(seed, "fit"))
+        history = posterior.history
+        entry = {
+            "thoughts": posterior.distribution.mean,
+            "bound_nats": history[-1] if len(history) else torch.full((len(group),), math.nan),
+            "tokens": batch.mask.sum(-1),
+            **{f"state.{name}": value for name, value in posterior.state.items()},
+        }
+        for name, value in entry.items():
+            kept.setdefault(name, []).append(value.detach().cpu())
+        texts += [run.tokenizer.decode(tokens[1:])[:SHOWN] for tokens in group]
+        count(len(texts), math.nan)
+    return {name: torch.cat(values) for name, values in kept.items()}, texts

@@ -1,0 +1,155 @@
+"""The command group: loads a command when it is asked for, and turns whatever ends it into one line and an exit code.
+
+Exit codes: 0 done, 2 bad input or bad usage, 130 interrupted. A traceback means a fault of ours.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from pyro_ltm.errors import UserError
+
+from .failure import BAD_INPUT, INTERRUPTED, Failure
+
+COMMANDS = ("prepare", "train", "evaluate", "infer", "generate", "reconstruct", "info", "convert")
+"""In the order of use; each is `command` in the module of its name."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when that command is named, and no library before it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name; None when there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f".{cmd_name}", __package__).command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, with a suggestion for a name that is not known."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            from pyro_ltm.config import suggest
+
+            raise click.UsageError(
+                f"no command '{args[0]}'{suggest(args[0], COMMANDS)}: choose from {', '.join(COMMANDS)}", ctx
+            )
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command. Raises Failure for every end that a user can do something about."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            raise Failure(str(error)) from None
+        except KeyboardInterrupt:
+            raise Failure("interrupted; nothing half-written was left behind", INTERRUPTED) from None
+        except MemoryError:
+            raise Failure(OUT_OF_MEMORY) from None
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise Failure(OUT_OF_MEMORY) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            _forget_stdout(error)
+            raise Failure(f"{error.filename or 'output'}: {error.strerror or error}") from None
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = "pyro-ltm",
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = False,
+        **extra: Any,
+    ) -> Any:
+        """As click's, but an error is one line, usage errors included."""
+        options: dict[str, Any] = {"windows_expand_args": windows_expand_args, **extra}
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **options)
+        try:
+            result = super().main(args, prog_name, complete_var, standalone_mode=False, **options)
+        except click.UsageError as error:
+            _end(error.format_message(), BAD_INPUT, error.ctx)
+        except click.ClickException as error:
+            _end(error.format_message(), getattr(error, "code", error.exit_code))
+        except click.Abort:
+            _end("interrupted", INTERRUPTED)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+OUT_OF_MEMORY = (
+    "out of memory: use smaller batches (--batch-size, or --set slow.batch_size=... with a larger slow.accumulate), "
+    "a smaller model, or --dtype bfloat16"
+)
+
+
+def _end(message: str, exit_code: int, ctx: click.Context | None = None) -> NoReturn:
+    """Prints `message` on one line of stderr and exits."""
+    line = " ".join(message.split())
+    if ctx is not None:
+        line = f"{line.rstrip('.')} (see {ctx.command_path} --help)"
+    click.echo(f"{'Stopped' if exit_code == INTERRUPTED else 'Error'}: {line}", err=True)
+    sys.exit(exit_code)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch ran out of memory; on the CPU it has no class of its own for that."""
+    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+
+
+def _forget_stdout(error: OSError) -> None:
+    """Where stdout itself failed (a full disk behind it), keeps Python from trying again when it exits."""
+    if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from pyro_ltm import __version__
+
+        click.echo(f"pyro-ltm {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    "pyro-ltm",
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 100},
+    epilog="\b\nExample:\n  pyro-ltm train --data python-docs --out runs/first\n  pyro-ltm evaluate runs/first\n"
+    "  pyro-ltm generate runs/first --prompt 'The statement'",
+)
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
+)
+def cli() -> None:
+    """Latent-thought language models: text in, a trained model out, with honest figures.
+
+    Every command takes --json (one object on stdout; messages always go to stderr), --seed, --device and --dtype.
+    """
+
+
+def main() -> None:
+    """The entry point `pyro-ltm`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # text that the terminal cannot show is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""What the commands share in what they take: options that every command has, types of arguments, examples."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FOLDER = click.Path(path_type=Path)
+"""A path; the library says what is wrong with it, in its own words."""
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every command takes. None: the configuration's or the run's own."""
+
+    as_json: bool
+    seed: int | None
+    device: str
+    dtype: str | None
+
+
+class Text(click.ParamType):
+    """Text from the command line, which the system may hand over as bytes that are no UTF-8."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """`value`, if it is valid Unicode."""
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            self.fail("not valid UTF-8", param, ctx)
+        return str(value)
+
+
+def examples(*lines: str) -> str:
+    """An epilog with one command a line, kept as it is."""
+    return "\b\n" + ("Example:" if len(lines) == 1 else "Examples:") + "".join(f"\n  {line}" for line in lines)
+
+
+def common(
+    *, seed: int | None = 0, seed_help: str = "Seed of all that is random.", unused: tuple[str, ...] = ()
+) -> Callable[[F], F]:
+    """Adds --seed, --device, --dtype and --json, and hands them over as one argument `common`.
+
+    Args:
+        seed: its default.
+        unused: which of them change nothing in this command; they are taken all the same, so that a script can give
+            the same options to every command, and the help says so.
+    """
+
+    def helped(name: str, text: str) -> str:
+        return "Without effect here." if name in unused else text
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def wrapper(*, as_json: bool, seed: int | None, device: str, dtype: str | None, **rest: Any) -> Any:
+            return function(common=Common(as_json, seed, device, dtype), **rest)
+
+        for decorator in reversed(
+            [
+                click.option(
+                    "--seed", type=click.IntRange(0), metavar="N", default=seed, help=helped("seed", seed_help)
+                ),
+                click.option(
+                    "--device", metavar="NAME", default="cpu", help=helped("device", "cpu, cuda, cuda:1, mps.")
+                ),
+                click.option(
+                    "--dtype",
+                    type=click.Choice(["float32", "bfloat16"]),
+                    help=helped("dtype", "Precision of the decoder's products; default: the run's own."),
+                ),
+                click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else."),
+            ]
+        ):
+            wrapper = decorator(wrapper)
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
+def run_argument(function: F) -> F:
+    """Adds the argument RUN."""
+    return click.argument("run_folder", metavar="RUN", type=FOLDER)(function)
+
+
+def fast_steps(function: F) -> F:
+    """Adds --fast-steps."""
+    return click.option(
+        "--fast-steps",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Fast steps of each fit; default: as many as in training.",
+    )(function)

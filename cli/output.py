@@ -1,0 +1,119 @@
+"""What the commands share in what they print: results on stdout, messages on stderr, nothing taken for markup."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def emit(result: Mapping[str, Any]) -> None:
+    """Prints one JSON object on stdout; figures that are not finite become null."""
+    click.echo(json.dumps(_plain(result), indent=2, allow_nan=False))
+
+
+def note(message: str) -> None:
+    """A line for people, on stderr."""
+    click.echo(message, err=True)
+
+
+def say(line: str = "") -> None:
+    """A line of the result, on stdout."""
+    click.echo(line)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on stdout: the first column names things, the others hold figures."""
+    from rich import box
+    from rich.table import Table
+
+    # The title stands by itself, since rich would fold it to the width of its table.
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_header=any(columns))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = stdout_console()
+    console.print(title, style="bold", soft_wrap=True)
+    console.print(table)
+    console.print()
+
+
+def stdout_console() -> Any:
+    """A rich console on stdout that prints every character as it is."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False)
+
+
+def show_next(*commands: Sequence[str]) -> None:
+    """What to try next."""
+    say("Next:")
+    for command in commands:
+        say(f"  {shlex.join(command)}")
+
+
+def show_files(folder: Path) -> None:
+    """Where a run was written, file by file."""
+    say(f"Written to {folder}:")
+    for name, size in files(folder).items():
+        say(f"  {name:<22} {size_of(size):>9}  {MEANINGS.get(name.split('/')[0], '')}".rstrip())
+
+
+MEANINGS = {
+    "config.toml": "all settings, each with its meaning",
+    "data": "the tokens that it was trained on",
+    "data.json": "where its data lie",
+    "evaluation.json": "figures of the last evaluation of its own data",
+    "metrics.jsonl": "what was measured while training",
+    "model.safetensors": "the weights",
+    "nonfinite.json": "why training stopped",
+    "plots": "curves of training",
+    "tokenizer.json": "the tokenizer",
+    "trainer.safetensors": "all that --resume needs",
+}
+
+
+def files(folder: Path) -> dict[str, int]:
+    """Files below a run folder and their sizes in bytes; hidden ones left out, `data` as one."""
+    sizes: dict[str, int] = {}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            name = "data/" if relative.parts[0] == "data" else relative.as_posix()
+            sizes[name] = sizes.get(name, 0) + path.stat().st_size
+    return sizes
+
+
+def size_of(count: float) -> str:
+    """Bytes for people."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    power = min(int(math.log10(count)) // 3, 4)
+    return f"{count / 1000**power:.1f} {'BkMGT'[power]}B"
+
+
+def nats(value: float | None, digits: int = 4) -> str:
+    """A figure, or a dash where it is not known."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def margin(stderr: float, digits: int = 4) -> str:
+    """` ± ` and a standard error; nothing where it is not known (a single sequence has none)."""
+    return f" ± {stderr:.{digits}f}" if math.isfinite(stderr) else ""
+
+
+def _plain(value: Any) -> Any:
+    """`value` as what JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

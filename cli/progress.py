@@ -1,0 +1,195 @@
+"""Progress on stderr: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .output import margin, note
+
+if TYPE_CHECKING:
+    from pyro_ltm.training import Progress
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Reporter(Protocol):
+    """Shows how far work has come. Use as a context manager, which takes the bar away at the end."""
+
+    def __enter__(self) -> Reporter:
+        """Begins to show."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Takes the display away."""
+
+    def preparing(self, stage: str, pieces: int, characters: int) -> None:
+        """Text read so far, as `prepare` reports it."""
+
+    def training(self, progress: Progress) -> None:
+        """A slow step or a validation, as the trainer reports it."""
+
+    def counting(self, what: str, total: int | None) -> Callable[[int, float], None]:
+        """Begins to count sequences of `total`; call the result with the sequences done and the nats a token so far."""
+
+
+def reporter() -> Reporter:
+    """The reporter that suits stderr."""
+    from rich.console import Console
+
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    interactive = console.is_terminal and not console.is_dumb_terminal
+    return BarReporter(console) if interactive else LineReporter()
+
+
+class LineReporter:
+    """Plain lines, at most one every few seconds, for logs and pipes."""
+
+    def __init__(self, seconds: float = SECONDS_BETWEEN_LINES):
+        self._seconds = seconds
+        self._last = 0.0
+        self._stage = ""
+        self._started: tuple[float, int] | None = None
+
+    def __enter__(self) -> LineReporter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def preparing(self, stage: str, pieces: int, characters: int) -> None:
+        """A line where a stage begins, then now and then."""
+        if self._due(stage != self._stage):
+            note(f"{STAGES.get(stage, stage)}: {characters:,} characters")
+        self._stage = stage
+
+    def training(self, progress: Progress) -> None:
+        """A line for each validation, for the first and the last step, and now and then."""
+        if progress.validation is not None:
+            note(validation_line(progress))
+            return
+        first = self._started is None
+        self._started = self._started or (time.monotonic(), progress.step)
+        if self._due(first or progress.step == progress.steps):
+            note(f"step {progress.step}/{progress.steps}  {figures(progress)}{self._left(progress)}")
+
+    def counting(self, what: str, total: int | None) -> Callable[[int, float], None]:
+        """A line now and then."""
+        of = "" if total is None else f"/{total}"
+
+        def count(done: int, nats_per_token: float) -> None:
+            if self._due(done == total):
+                note(f"{what}: {done}{of} sequences{_bound(nats_per_token)}")
+
+        return count
+
+    def _due(self, always: bool) -> bool:
+        now = time.monotonic()
+        if not always and now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True
+
+    def _left(self, progress: Progress) -> str:
+        """Time left at the pace since the first step seen, validations included."""
+        assert self._started is not None
+        started, first = self._started
+        done = progress.step - first
+        if not done or progress.step == progress.steps:
+            return ""
+        seconds = int((time.monotonic() - started) / done * (progress.steps - progress.step))
+        return f"  {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
+
+
+class BarReporter:
+    """A bar that is redrawn in place; lines go above it."""
+
+    def __init__(self, console: Any):
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[figures]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            refresh_per_second=4,
+            expand=True,
+        )
+        self._task: Any = None
+        self._what = ""
+
+    def __enter__(self) -> BarReporter:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def preparing(self, stage: str, pieces: int, characters: int) -> None:
+        """The characters read; how many there will be is not known."""
+        self._show(STAGES.get(stage, stage), None, 0, f"{characters:,} characters")
+
+    def training(self, progress: Progress) -> None:
+        """The bar, and a line above it for each validation."""
+        if progress.validation is not None:
+            self._bars.console.print(validation_line(progress), soft_wrap=True)
+        else:
+            done = f"{progress.step}/{progress.steps}"
+            self._show("train", progress.steps, progress.step, f"{done}  {figures(progress, short=True)}")
+
+    def counting(self, what: str, total: int | None) -> Callable[[int, float], None]:
+        """The bar."""
+        of = "" if total is None else f"/{total}"
+        self._show(what, total, 0, "")
+        return lambda done, nats: self._show(what, total, done, f"{done}{of} sequences{_bound(nats)}")
+
+    def _show(self, what: str, total: int | None, done: int, text: str) -> None:
+        if what != self._what:
+            # A new task for each kind of work: the time left is reckoned from its own pace, and resumed work
+            # does not count what was done before.
+            if self._task is not None:
+                self._bars.remove_task(self._task)
+            self._what, self._task = what, self._bars.add_task(what, total=total, completed=done, figures=text)
+        else:
+            self._bars.update(self._task, completed=done, figures=text)
+
+
+STAGES = {"tokenizer": "reading text for the tokenizer", "encode": "text to tokens"}
+
+
+def figures(progress: Progress, *, short: bool = False) -> str:
+    """What a slow step measured, on one line."""
+    speed = f"{progress.tokens_per_second:,.0f}"
+    if short:
+        return f"{speed} tok/s  bound {progress.bound:.3f} rate {progress.rate:.1f} dist {progress.distortion:.3f}"
+    return (
+        f"{speed} tokens/s  bound {progress.bound:.3f} nats/token  rate {progress.rate:.2f} nats/sequence  "
+        f"distortion {progress.distortion:.3f} nats/token"
+    )
+
+
+def validation_line(progress: Progress) -> str:
+    """A validation, on one line."""
+    bound = progress.validation
+    assert bound is not None
+    error = margin(bound.nats_per_token_stderr, 3)
+    return (
+        f"step {progress.step}/{progress.steps}  validation bound {bound.nats_per_token:.3f}{error} nats/token  "
+        f"rate {bound.kl_nats_per_sequence:.2f} nats/sequence  "
+        f"distortion {bound.distortion_nats_per_token:.3f} nats/token"
+    )
+
+
+def _bound(nats_per_token: float) -> str:
+    return "" if math.isnan(nats_per_token) else f"  bound {nats_per_token:.3f} nats/token"

@@ -1,0 +1,92 @@
+"""Opening what commands work on: devices, runs, data. The library is imported in here, not before."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyro_ltm.errors import UserError
+
+from .options import Common
+from .progress import Reporter
+
+if TYPE_CHECKING:
+    from pyro_ltm.data import TokenDataset
+    from pyro_ltm.training import Run
+
+
+def check_device(name: str) -> str:
+    """`name`, if torch can compute there. Raises UserError otherwise, before any work is done."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: no such device; choose cpu, cuda, cuda:1 or mps") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # torch warns of a driver that does not fit; the error below says it in one line
+        count = torch.cuda.device_count() if device.type == "cuda" and torch.cuda.is_available() else 0
+    if device.type == "cuda":
+        if not count:
+            raise UserError(f"--device {name}: torch finds no CUDA device on this machine; use --device cpu")
+        if (device.index or 0) >= count:
+            raise UserError(f"--device {name}: this machine has cuda:0 to cuda:{count - 1}")
+    elif device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError(f"--device {name}: torch finds no Metal device on this machine; use --device cpu")
+    elif device.type != "cpu":
+        raise UserError(f"--device {name}: not supported; choose cpu, cuda, cuda:1 or mps")
+    return name
+
+
+def open_run(folder: Path, common: Common) -> Run:
+    """The run in `folder`, on the device and in the precision asked for."""
+    device = check_device(common.device)
+    from pyro_ltm.training import Run
+
+    return Run.load(folder, device=device, dtype=common.dtype)
+
+
+@contextlib.contextmanager
+def open_data(run: Run, spec: str | None, text_column: str | None, reporter: Reporter) -> Iterator[TokenDataset]:
+    """The data to score: the run's own validation split, a prepared folder's, or all of a source, prepared here.
+
+    A source is prepared as the run's data were: its tokenizer, its sequence length, its packing.
+    """
+    from pyro_ltm.data import TokenDataset, prepare
+    from pyro_ltm.training.launch import is_token_folder
+
+    if spec is None:
+        yield run.dataset("validation")
+    elif is_token_folder(spec):
+        data = TokenDataset(spec)
+        yield TokenDataset(data.folder, "validation") if "validation" in data.folder.splits else data
+    else:
+        length, packing = _cut(run)
+        with tempfile.TemporaryDirectory(prefix="pyro-ltm-") as temporary:
+            folder = prepare(
+                [spec],
+                Path(temporary, "data"),
+                tokenizer=run.tokenizer,
+                sequence_length=length,
+                packing=packing,
+                validation_fraction=0.0,
+                text_column=text_column,
+                progress=reporter.preparing,
+            )
+            yield TokenDataset(folder)
+
+
+def _cut(run: Run) -> tuple[int, str]:
+    """Sequence length and packing of the run's data: as they were prepared, else as its configuration says."""
+    try:
+        folder = run.dataset("train").folder
+    except UserError:
+        return min(run.config.data.sequence_length, run.config.model.max_length), run.config.data.packing
+    return folder.sequence_length, str(folder.meta["packing"])

@@ -1,0 +1,53 @@
+"""Files of thoughts: what `infer` writes and `generate --thoughts` reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyro_ltm.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = "pyro-ltm thoughts 1"
+
+
+def check_target(path: Path) -> None:
+    """Raises UserError when a file cannot be written at `path`, before the work whose result it is to hold."""
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; name a file, such as {path / 'thoughts.safetensors'}")
+    if not path.parent.is_dir():
+        raise UserError(f"--out {path}: there is no folder {path.parent}; make it first")
+
+
+def write_thoughts(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Writes tensors and `meta` in one safetensors file, whole or not at all."""
+    from safetensors.torch import save_file
+
+    from pyro_ltm.files import write_atomically
+
+    header = {FORMAT: json.dumps(dict(meta))}  # one key alone: several come in a random order
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
+
+
+def read_thoughts(path: Path) -> Tensor:
+    """The tensor `thoughts` [S, N, D] of a safetensors file. Raises UserError when it has none that is of use."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UserError(f"--thoughts {path}: no such file; expected what `infer --out` wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            if "thoughts" not in file.keys():  # noqa: SIM118 - not a dictionary
+                raise UserError(f"--thoughts {path}: holds no tensor 'thoughts'; expected what `infer --out` wrote")
+            thoughts: Tensor = file.get_tensor("thoughts")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"--thoughts {path}: damaged, or no safetensors file: {error}") from None
+    if not thoughts.is_floating_point() or not bool(torch.isfinite(thoughts).all()):
+        raise UserError(f"--thoughts {path}: 'thoughts' must hold finite numbers with a fraction")
+    return thoughts

@@ -1,0 +1,158 @@
+"""`pyro-ltm train`: text or tokens in, a run folder out."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import FOLDER, Common, common, examples
+
+if TYPE_CHECKING:
+    from pyro_ltm.config import Config
+    from pyro_ltm.training import Run
+
+
+@click.command(
+    short_help="Train a model, or go on with --resume.",
+    epilog=examples(
+        "pyro-ltm train --data python-docs --out runs/first",
+        "pyro-ltm train --data data/mine --out runs/mine --preset small --set slow.lr=0.001 --steps 2000",
+        "pyro-ltm train --data data/mine --out runs/twin --preset small --set model.thoughts=0",
+        "pyro-ltm train --resume --out runs/mine",
+    ),
+)
+@click.option(
+    "--data",
+    metavar="SOURCE_OR_DIR",
+    multiple=True,
+    help="A folder that `prepare` wrote, or text to prepare inside the run folder. Repeatable.",
+)
+@click.option("--out", required=True, type=FOLDER, metavar="RUN", help="Run folder to write.")
+@click.option("--preset", metavar="NAME", show_default="nano", help="nano, small, medium or large.")
+@click.option("--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings laid over the preset.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="One setting, the last word. Repeatable.")
+@click.option("--steps", metavar="N", type=int, help="Slow steps; the same as --set slow.steps=N.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
+@click.option("--tokenizer", type=FOLDER, help="A tokenizer.json to use instead of training one.")
+@click.option("--text-column", metavar="NAME", help="Column or JSON field that holds the text; default: text.")
+@common(seed=None, seed_help="Seed of all that is random; the same as --set seed=N.")
+def command(
+    *,
+    data: tuple[str, ...],
+    out: Path,
+    preset: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    steps: int | None,
+    resume: bool,
+    tokenizer: Path | None,
+    text_column: str | None,
+    common: Common,
+) -> None:
+    """Trains a latent-thought language model, or with --set model.thoughts=0 its autoregressive twin.
+
+    Settings come from the preset, then --config, then --set, then --steps, --seed and --dtype. The run folder says what
+    they were. A run that was stopped or killed goes on with --resume and ends as if nothing had happened.
+    """
+    config = _configure(out, resume, preset, config_file, settings, steps, common)
+
+    from .runs import check_device
+
+    device = check_device(common.device)
+    from pyro_ltm.training import Stopped, train
+    from pyro_ltm.training.launch import is_token_folder
+
+    from .failure import INTERRUPTED, Failure
+    from .output import note
+    from .progress import reporter
+
+    if resume and not all(map(is_token_folder, data)) and (out / "data.json").is_file():
+        note(f"Going on with the data of {out}; text named with --data is not read again.")
+    go_on = ["pyro-ltm", "train", "--resume", "--out", str(out)]
+    go_on += [] if device == "cpu" else ["--device", device]
+    try:
+        with reporter() as report:
+            run = train(
+                config,
+                data=data,
+                out=out,
+                resume=resume,
+                tokenizer=tokenizer,
+                text_column=text_column,
+                device=device,
+                on_progress=report.training,
+                on_prepare=report.preparing,
+            )
+    except Stopped as stopped:
+        raise Failure(f"{stopped}; go on with: {shlex.join(go_on)}", INTERRUPTED) from None
+    except KeyboardInterrupt:
+        if not (out / "config.toml").is_file():
+            raise
+        message = f"interrupted at once; go on from the last checkpoint with: {shlex.join(go_on)}"
+        raise Failure(message, INTERRUPTED) from None
+    _report(run, common.as_json)
+
+
+def _configure(
+    out: Path,
+    resume: bool,
+    preset_name: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    steps: int | None,
+    common: Common,
+) -> Config | None:
+    """The configuration asked for; None when resuming and nothing was asked for.
+
+    Resuming with single settings takes the run's own configuration as their base, so that the library's refusal names
+    those that differ and no others.
+    """
+    from pyro_ltm.config import load_toml, merge, preset
+
+    flags: dict[str, dict[str, Any] | None] = {
+        "--steps": None if steps is None else {"slow": {"steps": steps}},
+        "--seed": None if common.seed is None else {"seed": common.seed},
+        "--dtype": None if common.dtype is None else {"dtype": common.dtype},
+    }
+    if resume and not (preset_name or config_file or settings or any(flags.values())):
+        return None
+    if resume and not preset_name and not config_file and (out / "config.toml").is_file():
+        config = load_toml(out / "config.toml")
+    else:
+        config = preset(preset_name or "nano")
+    if config_file:
+        config = load_toml(config_file, config)
+    from pyro_ltm.config import apply_settings
+
+    config = apply_settings(config, settings)
+    for flag, changes in flags.items():
+        if changes is not None:
+            config = merge(config, changes, where=flag)
+    return config
+
+
+def _report(run: Run, as_json: bool) -> None:
+    """What came of it, where it was written, and what to try next."""
+    from .output import emit, files, nats, note, say, show_files, show_next
+    from .summary import summarize
+
+    summary = summarize(run.folder)
+    if as_json:
+        emit({"run": str(run.folder), "step": run.step, **summary, "files": files(run.folder)})
+        return
+    if summary["validation"] is None:
+        note("The data have no validation split, so nothing was held out to measure on.")
+    else:
+        level = summary["validation"]["nats_per_token"]
+        say("Nats a token on validation text (lower is better):")
+        say(f"  {nats(summary['unigram_nats_per_token']):>9}  unigram, knowing only how common each token is")
+        say(f"  {nats(summary['untrained_nats_per_token']):>9}  untrained model")
+        say(f"  {nats(level):>9}  this model, an upper bound")
+    show_files(run.folder)
+    show_next(
+        ["pyro-ltm", "evaluate", str(run.folder)],
+        ["pyro-ltm", "generate", str(run.folder), "--num", "3"],
+    )

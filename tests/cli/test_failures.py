@@ -1,0 +1,74 @@
+"""Whatever ends a command: one line where a user can do something about it, a traceback where the fault is ours."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pyro_ltm.training import Run
+
+
+@pytest.fixture
+def failing(monkeypatch, invoke):
+    """Calls a command that meets `error` while it loads a run."""
+
+    def call(error):
+        def load(*args, **options):
+            raise error
+
+        monkeypatch.setattr(Run, "load", load)
+        return invoke("generate", "run")
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory(error, failing, refused):
+    result = failing(error)
+    refused(result.exit_code, result.stdout, result.stderr, "out of memory", "--batch-size")
+
+
+def test_the_system_refuses(failing, refused):
+    result = failing(PermissionError(13, "Permission denied", "somewhere/model.safetensors"))
+    refused(result.exit_code, result.stdout, result.stderr, "somewhere/model.safetensors: Permission denied")
+
+
+def test_interrupted(failing):
+    result = failing(KeyboardInterrupt())
+    assert result.exit_code == 130
+    assert result.stderr == "Stopped: interrupted; nothing half-written was left behind\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), RuntimeError("ours"), KeyError("ours")])
+def test_a_fault_of_ours_is_not_hidden(error, failing):
+    with pytest.raises(type(error), match="ours"):
+        failing(error)
+
+
+def test_quiet_when_the_reader_goes_away(spawn, trained):
+    """As in `pyro-ltm info RUN | head -0`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = spawn("info", trained, stdout=writer)
+    os.close(writer)
+    assert process.communicate(timeout=60)[1] == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_behind_stdout_is_one_line(trained, refused):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "pyro_ltm_cli.main", "info", str(trained), "--json"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    refused(done.returncode, "", done.stderr, "No space left on device")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,150 @@
+"""Drawing tokens: filters on hand-made logits, and a cache that changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.tiny import tiny_config, tiny_decoder, tiny_tokens
+
+from pyro_ltm.errors import UserError
+from pyro_ltm.model import Sampler, sample_tokens
+
+P = torch.tensor([[0.1, 0.4, 0.2, 0.3]], dtype=torch.float64)
+
+
+def probabilities(**options):
+    return Sampler(**options).log_probs(P.log()).exp()[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0.1, 0.4, 0.2, 0.3]),
+        ({"top_k": 1}, [0, 1, 0, 0]),
+        ({"top_k": 2}, [0, 4 / 7, 0, 3 / 7]),
+        ({"top_k": 4}, [0.1, 0.4, 0.2, 0.3]),
+        ({"top_k": 9}, [0.1, 0.4, 0.2, 0.3]),
+        ({"top_p": 0.3}, [0, 1, 0, 0]),
+        ({"top_p": 0.41}, [0, 4 / 7, 0, 3 / 7]),
+        ({"top_p": 0.69}, [0, 4 / 7, 0, 3 / 7]),
+        ({"top_p": 0.71}, [0, 4 / 9, 2 / 9, 3 / 9]),
+        ({"top_p": 1e-9}, [0, 1, 0, 0]),
+        # Temperature 1/2 squares the probabilities (they sum to 0.3); 2 takes roots.
+        ({"temperature": 0.5}, [0.01 / 0.3, 0.16 / 0.3, 0.04 / 0.3, 0.09 / 0.3]),
+        ({"temperature": 2.0}, [x**0.5 / sum(y**0.5 for y in P[0].tolist()) for x in P[0].tolist()]),
+        # First k, then p among what is left: 4/9, 3/9, 2/9.
+        ({"top_k": 3, "top_p": 0.5}, [0, 4 / 7, 0, 3 / 7]),
+        # The temperature comes before p: 16/30 alone reaches a half.
+        ({"temperature": 0.5, "top_p": 0.5}, [0, 1, 0, 0]),
+    ],
+)
+def test_filters(options, expected):
+    # Hand-made probabilities, double precision.
+    assert probabilities(**options) == pytest.approx(expected, abs=1e-12)
+
+
+def test_each_row_is_filtered_by_itself():
+    logits = torch.stack([P[0], P[0].flip(0)]).log()
+    both = Sampler(top_k=2, top_p=0.9).log_probs(logits)
+    assert torch.equal(both[0], both[1].flip(0))
+
+
+def test_temperature_zero_takes_the_most_likely():
+    assert Sampler(temperature=0.0).draw(P.log()).tolist() == [1]
+
+
+def test_draws_have_their_frequencies():
+    generator = torch.Generator().manual_seed(1)
+    drawn = Sampler(top_k=3).draw(P.log().expand(9000, 4), generator)
+    expected = torch.tensor([0, 4 / 9, 2 / 9, 3 / 9])
+    share = torch.bincount(drawn, minlength=4) / 9000
+    # Standard error of each share; the one left out is never drawn.
+    assert ((share - expected).abs() <= 4 * (expected * (1 - expected) / 9000).sqrt()).all()
+
+
+def test_a_generator_repeats_its_draws():
+    decoder, thoughts, prompt = tiny_decoder(), torch.randn(3, 4, 16), tiny_tokens(3, 3)
+    runs = [
+        sample_tokens(decoder, thoughts, prompt, 8, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    ]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"temperature": -1.0}, "temperature = -1.0"),
+        ({"temperature": float("nan")}, "temperature = nan"),
+        ({"top_k": -1}, "top_k = -1"),
+        ({"top_p": 0.0}, "top_p = 0.0"),
+        ({"top_p": 1.1}, "top_p = 1.1"),
+    ],
+)
+def test_refuses_bad_options(options, says):
+    with pytest.raises(UserError, match=says):
+        Sampler(**options)
+
+
+# A prompt of one token, shorter than the window, as long, longer, longer than two windows.
+@pytest.mark.parametrize("prompt", [1, 3, 5, 6, 17])
+@pytest.mark.parametrize("changes", [{}, {"window": 1}, {"window": 40}, {"thoughts": 0}], ids=str)
+def test_the_cache_changes_no_hidden_state(prompt, changes):
+    torch.set_default_dtype(torch.float64)
+    config = tiny_config(max_length=24, **changes)
+    decoder, thoughts = tiny_decoder(config), torch.randn(2, config.thoughts, 16)
+    tokens = tiny_tokens(2, 24)[:, :-1]
+    whole = decoder(decoder.context(tokens), thoughts)
+    with torch.no_grad():
+        hidden, cache = decoder.prefill(tokens[:, :prompt], thoughts)
+        assert all(keys.shape[2] == config.window for keys in cache.keys), "the cache is bounded by the window"
+        for position in range(prompt - 1, 24):
+            # Double precision; the sums run in another order.
+            torch.testing.assert_close(hidden, whole[:, position].detach(), atol=1e-11, rtol=0)
+            if position + 1 < 24:
+                hidden = decoder.step(tokens[:, position + 1], cache)
+
+
+@pytest.mark.parametrize("length", [1, 4, 9])
+def test_greedy_text_is_the_argmax_without_a_cache(length):
+    torch.set_default_dtype(torch.float64)
+    decoder, thoughts = tiny_decoder(tiny_config(max_length=20)), torch.randn(3, 4, 16)
+    written = prompt = tiny_tokens(3, length)[:, :length]
+    new = 21 - length
+    for _ in range(new):
+        logits = decoder.logits(decoder(decoder.context(written), thoughts))
+        written = torch.cat([written, logits[:, -1:].argmax(-1)], 1)
+    greedy = sample_tokens(decoder, thoughts, prompt, new, sampler=Sampler(temperature=0.0))
+    assert torch.equal(greedy, written)
+    assert greedy.shape == (3, 21)
+
+
+def test_an_end_token_ends_its_own_sequence():
+    decoder, thoughts, prompt = tiny_decoder(), torch.randn(6, 4, 16), tiny_tokens(6, 2)[:, :2]
+    greedy = Sampler(temperature=0.0)
+    free = sample_tokens(decoder, thoughts, prompt, 10, sampler=greedy)
+    end = int(free[0, 6])  # what the first sequence writes at its fifth step at the latest
+    ended = sample_tokens(decoder, thoughts, prompt, 10, sampler=greedy, end=end)
+    for before, after in zip(free[:, 2:].tolist(), ended[:, 2:].tolist(), strict=True):
+        stop = before.index(end) + 1 if end in before else len(before)
+        assert after == (before[:stop] + [end] * (len(after) - stop))[: len(after)]
+    # All ended: no more steps than the last one needs.
+    alone = sample_tokens(decoder, thoughts[:1], prompt[:1], 10, sampler=greedy, end=end)
+    assert alone.shape[1] == 2 + free[0, 2:].tolist().index(end) + 1
+    # The prompt may hold the end token.
+    opened = sample_tokens(decoder, thoughts, torch.full_like(prompt, end), 3, sampler=greedy, end=end)
+    assert opened.shape[1] > 2
+
+
+def test_lengths():
+    decoder, thoughts = tiny_decoder(), torch.randn(2, 4, 16)
+    assert sample_tokens(decoder, thoughts, tiny_tokens(2, 11), 1).shape == (2, 13)
+    assert torch.equal(sample_tokens(decoder, thoughts, tiny_tokens(2, 4), 0), tiny_tokens(2, 4))
+    with pytest.raises(UserError, match="at most 12"):
+        sample_tokens(decoder, thoughts, tiny_tokens(2, 12), 1)
+    with pytest.raises(UserError, match="at most 8 new tokens"):
+        sample_tokens(decoder, thoughts, tiny_tokens(2, 4), 9)
+
+
+def test_leaves_no_graph():
+    assert not sample_tokens(tiny_decoder(), torch.randn(2, 4, 16).requires_grad_(), tiny_tokens(2, 2), 3).requires_grad
