@@ -1,0 +1,64 @@
+"""What README.md tells a newcomer to type works: its commands and its Python, in order, in an empty folder.
+
+The short form takes a few steps where the README takes some hundred; the long one runs it to the letter.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+SHORT = ["--set", "slow.steps=3", "--set", "slow.eval_sequences=8", "--set", "slow.batch_size=4"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env={**os.environ})
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr[-2000:]}"
+    return done
+
+
+@pytest.mark.parametrize("short", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_commands(tmp_path, short):
+    lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
+    assert len(lines) >= 9
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        assert program == "pyro-ltm"
+        if short and arguments[0] == "train":
+            arguments += SHORT
+        if short and "--sequences" in arguments:
+            arguments[arguments.index("--sequences") + 1] = "8"
+        run(tmp_path, sys.executable, "-W", "error", "-m", "pyro_ltm_cli.main", *arguments)
+    assert (tmp_path / "runs/first/plots/training.png").is_file()
+    assert (tmp_path / "thoughts.safetensors").is_file()
+
+
+@pytest.mark.parametrize("short", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_python(tmp_path, short):
+    code = "\n".join(blocks("python"))
+    if short:
+        assert "slow.steps=200" in code
+        code = code.replace('"slow.steps=200"', '"slow.steps=3", "slow.batch_size=4", "slow.eval_sequences=8"')
+        code = code.replace("sequences=64", "sequences=8")
+    output = run(tmp_path, sys.executable, "-W", "error", "-c", code).stdout
+    assert "nats a token" in output
+    assert "thoughts" in output
+
+
+def test_files_that_it_names_exist():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text(encoding="utf-8"))
+    assert links
+    missing = [link for link in links if not (README.parent / link).exists()]
+    assert not missing
+    assert (README.parent / "examples/reference.toml").is_file()

@@ -1,0 +1,250 @@
+"""The slow loop: one step is Algorithm 1, a resumed run is the same run, and what is not finite stops it in time."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import pyro_ltm as ltm
+from pyro_ltm.config import SlowConfig
+from pyro_ltm.data import TokenDataset
+from pyro_ltm.errors import UserError
+from pyro_ltm.inference import fit_posterior
+from pyro_ltm.inference.parts import Parts
+from pyro_ltm.noise import DrawFrom
+from pyro_ltm.training import Stopped, Trainer, train_step
+from pyro_ltm.training.metrics import MetricsLog, read_metrics
+from pyro_ltm.training.trainer import learning_rate, slow_optimizer
+from pyro_ltm.types import Batch
+
+TINY = [
+    *("model.dim=16", "model.layers=2", "model.heads=2", "model.thoughts=2", "model.max_length=16", "model.window=4"),
+    *("data.vocab_size=280", "data.sequence_length=16", "fast.steps=2", "slow.steps=6", "slow.batch_size=3"),
+    *("slow.eval_every=2", "slow.eval_sequences=4", "slow.save_every=2", "slow.warmup=2"),
+]
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    text = "".join(f"The {i % 7}th bird sang {i % 11} songs to the {i % 5} trees.\n" for i in range(400))
+    (folder / "birds.txt").write_text(text)
+    return ltm.prepare([str(folder / "birds.txt")], folder / "tokens", vocab_size=280, sequence_length=16).path
+
+
+def configure(*settings):
+    return ltm.apply_settings(ltm.preset("nano"), [*TINY, *settings])
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(one, other):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def step_arguments(parts, **changes):
+    shared = {
+        "guide": parts.guide,
+        "objective": parts.objective,
+        "fast_optimizer": parts.optimizer,
+        "fast_steps": 2,
+        "noise": "fresh",
+        "slow_optimizer": slow_optimizer(parts, SlowConfig()),
+        "clip": 0.0,
+        "seed": 5,
+    }
+    return shared | changes
+
+
+@pytest.fixture
+def parts():
+    config = configure("model.vocab_size=40", "objective.warmup=0.0")
+    return Parts.build(config)
+
+
+def random_batch(size, seed=0):
+    return Batch.from_tokens(torch.randint(0, 40, (size, 13), generator=torch.Generator().manual_seed(seed)))
+
+
+def test_a_step_is_algorithm_1(parts):
+    """The slow gradient is that of -bound / tokens at thoughts drawn after the fit, and of nothing else."""
+    batch = random_batch(3)
+    posterior = fit_posterior(
+        parts.model, batch, guide=parts.guide, objective=parts.objective, optimizer=parts.optimizer, steps=2, seed=5
+    )
+    with DrawFrom(posterior.noise):
+        loss = parts.objective.differentiable_loss(parts.model, parts.guide, batch, posterior.state) / batch.tokens()
+    expected = torch.autograd.grad(loss, list(parts.model.parameters()))
+    report = train_step(parts.model, [batch], **step_arguments(parts))
+    for parameter, gradient in zip(parts.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-8)  # the order of a few float32 sums
+    torch.testing.assert_close(report.bound, loss.detach())
+    assert torch.allclose(report.bound * report.tokens, report.distortion * report.tokens + report.rate * 3)
+
+
+def test_accumulation_changes_nothing(parts):
+    """Micro-batches of unlike sizes and masks give the gradient of the whole batch."""
+    parts.model.double()
+    torch.set_default_dtype(torch.float64)
+    batch = random_batch(5)
+    batch.mask[3, 4:] = False
+    train_step(parts.model, [batch], **step_arguments(parts, slow_optimizer=still(parts)))
+    whole = [parameter.grad.clone() for parameter in parts.model.parameters()]
+    pieces = [batch.select(torch.arange(0, 2)), batch.select(torch.arange(2, 5))]
+    train_step(parts.model, pieces, **step_arguments(parts, slow_optimizer=still(parts)))
+    for parameter, gradient in zip(parts.model.parameters(), whole, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-14)  # double precision, sums reordered
+
+
+def still(parts):
+    """An optimizer that does not move, so that two steps see the same weights."""
+    return torch.optim.SGD(parts.model.parameters(), lr=0.0)
+
+
+def test_clipping_scales_the_step(parts):
+    free = train_step(parts.model, [random_batch(3)], **step_arguments(parts, slow_optimizer=still(parts)))
+    norm = float(free.grad_norm)
+    train_step(parts.model, [random_batch(3)], **step_arguments(parts, slow_optimizer=still(parts), clip=norm / 4))
+    clipped = torch.stack([p.grad.norm() for p in parts.model.parameters()]).norm()
+    assert float(clipped) == pytest.approx(norm / 4, rel=1e-4)  # torch divides by the norm plus 1e-6
+
+
+def test_vectors_do_not_decay(parts):
+    groups = slow_optimizer(parts, SlowConfig(weight_decay=0.3)).param_groups
+    assert {p.dim() for p in groups[0]["params"]} == {2}
+    assert {p.dim() for p in groups[1]["params"]} == {1}
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    counted = sum(len(group["params"]) for group in groups)
+    assert counted == len(list(parts.model.parameters()))
+
+
+def test_learning_rate_warms_up_and_falls_along_a_cosine():
+    slow = SlowConfig(steps=110, warmup=10, lr=1.0, lr_final=0.2)
+    assert [learning_rate(step, slow) for step in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+    assert learning_rate(60, slow) == pytest.approx(0.6)
+    assert learning_rate(110, slow) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("settings", [[], ["slow.accumulate=2"], ["dtype=bfloat16"], ["model.thoughts=0"]])
+@pytest.mark.parametrize("at", [1, 3, 6])
+def test_stopped_and_resumed_ends_with_the_same_weights(tokens, tmp_path, settings, at):
+    config = configure(*settings)
+    whole = ltm.train(config, data=tokens, out=tmp_path / "whole")
+
+    def stop(progress):
+        if progress.validation is None and progress.step == at:
+            trainers[0].interrupted = True
+
+    trainers = []
+    original = Trainer.__post_init__
+
+    def remember(self):
+        original(self)
+        trainers.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "__post_init__", remember)
+        if at < 6:
+            with pytest.raises(Stopped, match=f"step {at} of 6"):
+                ltm.train(config, data=tokens, out=tmp_path / "parts", on_progress=stop)
+        else:
+            ltm.train(config, data=tokens, out=tmp_path / "parts", on_progress=stop)
+    resumed = ltm.train(None, data=None, out=tmp_path / "parts", resume=True)
+    assert resumed.step == whole.step == 6
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    one, other = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
+    for row in [*one, *other]:
+        row.pop("seconds", None)
+    assert one == other, "the metrics tell one story, too"
+
+
+def test_a_checkpoint_older_than_the_metrics_cuts_them(tokens, tmp_path):
+    """A kill between a row and the next checkpoint leaves rows that the resumed run will write again."""
+    run = ltm.train(configure(), data=tokens, out=tmp_path / "run")
+    log = MetricsLog(run.folder / "metrics.jsonl")
+    before = (run.folder / "metrics.jsonl").read_text()
+    log.write("train", {"step": 7, "bound_nats_per_token": 1.0})
+    log.close()
+    with open(run.folder / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "train", "st')
+    ltm.train(None, data=None, out=run.folder, resume=True)
+    assert (run.folder / "metrics.jsonl").read_text() == before
+
+
+def test_other_data_or_configuration_is_refused(tokens, tmp_path):
+    ltm.train(configure(), data=tokens, out=tmp_path / "run")
+    with pytest.raises(UserError, match="already holds a run.*--resume"):
+        ltm.train(configure(), data=tokens, out=tmp_path / "run")
+    with pytest.raises(UserError, match=r"another configuration \(slow\.lr = 0\.01 became 0\.5\)"):
+        ltm.train(configure("slow.lr=0.5"), data=None, out=tmp_path / "run", resume=True)
+    (tmp_path / "other.txt").write_text("Other words here, and other birds. " * 200)
+    other = ltm.prepare(
+        [str(tmp_path / "other.txt")],
+        tmp_path / "other",
+        tokenizer=TokenDataset(tokens).tokenizer,
+        sequence_length=16,
+    )
+    with pytest.raises(UserError, match="not trained on"):
+        ltm.train(None, data=other.path, out=tmp_path / "run", resume=True)
+
+
+def test_what_is_not_finite_is_skipped_and_then_stops_the_run(tokens, tmp_path, monkeypatch):
+    """A decoder that overflows: steps are skipped and counted, the last good checkpoint stays, a report is left."""
+    config = configure("slow.steps=20", "slow.max_nonfinite=3", "slow.eval_every=0")
+    import pyro_ltm.training.trainer as module
+
+    original = module.train_step
+
+    def poisoned(model, batches, **options):
+        if poisoned.calls in (3, *range(5, 20)):
+            original_loss = options["objective"].bound
+            options["objective"].bound = lambda terms: original_loss(terms) * float("nan")
+        poisoned.calls += 1
+        return original(model, batches, **options)
+
+    poisoned.calls = 0
+    monkeypatch.setattr(module, "train_step", poisoned)
+    with pytest.raises(UserError, match=r"3 steps in a row were not finite.*nonfinite\.json.*checkpoint is kept"):
+        ltm.train(config, data=tokens, out=tmp_path / "run")
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row["skipped"] for row in rows] == [0, 0, 0, 1, 1, 2, 3]
+    report = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    assert report["step"] == 8
+    assert len(report["sequence_ids"][0]) == 3
+    run = ltm.Run.load(tmp_path / "run")
+    assert run.step == 6
+    assert all(torch.isfinite(p).all() for p in run.parts.model.parameters())
+
+
+def test_the_run_folder_is_whole(tokens, tmp_path):
+    run = ltm.train(configure(), data=tokens, out=tmp_path / "run")
+    names = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
+    assert names == {
+        *("config.toml", "data.json", "metrics.jsonl", "model.safetensors", "tokenizer.json", "trainer.safetensors"),
+        "plots/training.png",
+    }
+    assert (run.folder / "plots/training.png").read_bytes().startswith(b"\x89PNG")
+    again = ltm.Run.load(run.folder)
+    assert again.config == run.config
+    assert again.step == 6
+    assert run.evaluate(sequences=4) == again.evaluate(sequences=4)
+    rows = read_metrics(run.folder / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["kind"] == "validation"] == [0, 2, 4, 6]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_training_learns_what_counting_cannot(tokens, tmp_path):
+    """On text with a plain pattern the honest validation bound falls below the unigram level."""
+    config = configure("slow.steps=60", "slow.eval_every=0", "slow.batch_size=16", "slow.save_every=60")
+    run = ltm.train(config, data=tokens, out=tmp_path / "run")
+    rows = read_metrics(run.folder / "metrics.jsonl")
+    unigram = next(row["unigram_nats_per_token"] for row in rows if row["kind"] == "start")
+    first, last = (row["nats_per_token"] for row in rows if row["kind"] == "validation")
+    assert last < unigram < first
