@@ -85,6 +85,7 @@ def command(
                 device=device,
                 on_progress=report.training,
                 on_prepare=report.preparing,
+                on_interrupt=lambda: note("Stopping after this step, then saving; once more to stop at once."),
             )
     except Stopped as stopped:
         raise Failure(f"{stopped}; go on with: {shlex.join(go_on)}", INTERRUPTED) from None

@@ -32,16 +32,19 @@ def option(default: Any, doc: str, *, low: float | None = None, high: float | No
 class ModelConfig:
     """Shape of the decoder and of its thoughts."""
 
-    vocab_size: int = option(0, "tokens in the vocabulary; 0: taken from the tokenizer", low=0)
-    dim: int = option(512, "width D of the decoder and of a thought vector", low=2)
-    layers: int = option(6, "decoder layers L", low=1)
-    heads: int = option(8, "attention heads", low=1)
-    thoughts: int = option(24, "thought vectors N over all layers; 0: the autoregressive twin", low=0)
-    max_length: int = option(1024, "longest sequence T in tokens", low=2)
-    window: int = option(256, "tokens that self-attention sees, the current one included", low=1)
-    hidden: int = option(0, "width of the SwiGLU layer; 0: 2/3 * 4D rounded up to a multiple of 32", low=0)
+    vocab_size: int = option(0, "tokens in the vocabulary; 0: taken from the tokenizer", low=0, high=1 << 24)
+    dim: int = option(512, "width D of the decoder and of a thought vector", low=2, high=1 << 16)
+    layers: int = option(6, "decoder layers L", low=1, high=1 << 12)
+    heads: int = option(8, "attention heads", low=1, high=1 << 16)
+    thoughts: int = option(24, "thought vectors N over all layers; 0: the autoregressive twin", low=0, high=1 << 16)
+    max_length: int = option(1024, "longest sequence T in tokens", low=2, high=1 << 24)
+    window: int = option(256, "tokens that self-attention sees, the current one included", low=1, high=1 << 24)
+    hidden: int = option(
+        0, "width of the SwiGLU layer; 0: 2/3 * 4D rounded up to a multiple of 32", low=0, high=1 << 16
+    )
     rope_theta: float = option(10000.0, "base of the rotary embedding", low=1.0)
     norm_eps: float = option(1e-5, "epsilon of RMSNorm", low=0.0)
+    embedding_scale: float = option(1.0, "factor on the embedded tokens (the reference has 1)", low=0.0)
     init_std: float = option(0.02, "standard deviation of the first weights", low=0.0)
 
     def __post_init__(self) -> None:
@@ -76,8 +79,8 @@ class ModelConfig:
 class DataConfig:
     """How text becomes token sequences (used when a run prepares its own data)."""
 
-    vocab_size: int = option(2048, "tokens of the byte-level BPE to train", low=257)
-    sequence_length: int = option(256, "tokens predicted in one sequence, T", low=1)
+    vocab_size: int = option(2048, "tokens of the byte-level BPE to train", low=257, high=1 << 24)
+    sequence_length: int = option(256, "tokens predicted in one sequence, T", low=1, high=1 << 24)
     packing: str = option("contiguous", "how documents fill sequences", choices=("contiguous", "document"))
     validation_fraction: float = option(0.1, "share of the text held out", low=0.0, high=0.9)
 
@@ -114,8 +117,8 @@ class SlowConfig:
     """The slow loop: how the decoder learns."""
 
     steps: int = option(1000, "slow steps (updates of the decoder)", low=1)
-    batch_size: int = option(32, "sequences in one micro-batch", low=1)
-    accumulate: int = option(1, "micro-batches in one slow step", low=1)
+    batch_size: int = option(32, "sequences in one micro-batch", low=1, high=1 << 20)
+    accumulate: int = option(1, "micro-batches in one slow step", low=1, high=1 << 20)
     lr: float = option(4e-4, "peak learning rate of AdamW", low=0.0)
     lr_final: float = option(0.1, "last learning rate as a share of the peak (cosine)", low=0.0, high=1.0)
     warmup: int = option(100, "steps of linear warm-up", low=0)

@@ -122,7 +122,7 @@ class Decoder(nn.Module):
         if inputs.shape[1] > self.config.max_length:
             raise UserError(f"{inputs.shape[1]} tokens; this model reads at most {self.config.max_length}")
         with self._autocast(inputs):
-            h, _ = self._stack[0].self_attend(self.tok_embeddings(inputs), self.table[:, : inputs.shape[1]])
+            h, _ = self._stack[0].self_attend(self._embed(inputs), self.table[:, : inputs.shape[1]])
             return h
 
     def forward(self, context: Tensor, thoughts: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class Decoder(nn.Module):
         table = self.table[:, :length]
         with self._autocast(tokens):
             cache = Cache(thoughts=self.project(thoughts), keys=[], values=[], position=length)
-            h = self.tok_embeddings(tokens)
+            h = self._embed(tokens)
             for layer, layer_thoughts in zip(self._stack, cache.thoughts, strict=True):
                 h, (k, v) = layer.self_attend(h, table)
                 h = layer.think(h, table, layer_thoughts)
@@ -170,7 +170,7 @@ class Decoder(nn.Module):
         slot, seen = cache.position % self.config.window, min(cache.position + 1, self.config.window)
         table = self.table[:, cache.position : cache.position + 1]
         with self._autocast(tokens):
-            h = self.tok_embeddings(tokens)[:, None]
+            h = self._embed(tokens)[:, None]
             for index, layer in enumerate(self._stack):
                 x = layer.attention_norm(h)
                 keys, values = cache.keys[index], cache.values[index]
@@ -181,6 +181,11 @@ class Decoder(nn.Module):
                 h = layer.think(h + layer.attention.output(heads), table, cache.thoughts[index])
             cache.position += 1
             return self.norm(h[:, 0])
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """The residual stream [..., D] in which `tokens` [...] enter."""
+        embedded: Tensor = self.tok_embeddings(tokens)
+        return embedded if self.config.embedding_scale == 1 else embedded * self.config.embedding_scale
 
     @property
     def _stack(self) -> list[Layer]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def train(
     device: str = "cpu",
     on_progress: Callable[[Progress], None] | None = None,
     on_prepare: Callable[[str, int, int], None] | None = None,
+    on_interrupt: Callable[[], None] | None = None,
 ) -> Run:
     """Trains a model and leaves a run folder that `Run.load` reads.
 
@@ -36,6 +38,7 @@ def train(
         out: the run folder.
         resume: go on from the last checkpoint; a run that was killed before its first one starts again.
         tokenizer, text_column: as in `prepare`, where the run prepares its own data.
+        on_progress, on_interrupt: as in `Trainer`. on_prepare: as `progress` in `prepare`.
 
     Raises:
         UserError: bad input; `out` holds a run already and `resume` is False; or resuming with another configuration.
@@ -68,7 +71,13 @@ def train(
         record_data(out, training)
         run = Run.create(out, config, parts, training.tokenizer)
     validation = TokenDataset(folder, "validation") if "validation" in training.folder.splits else None
-    trainer = Trainer(run, training, validation, on_progress or (lambda progress: None))
+    trainer = Trainer(
+        run,
+        training,
+        validation,
+        on_progress or (lambda progress: None),
+        on_interrupt or (lambda: None),
+    )
     if going_on:
         trainer.resume()
     return trainer.fit()
@@ -102,6 +111,8 @@ def _tokens(
         return Path(sources[0])
     if going_on and (out / DATA).exists():
         return open_data(out, "train").folder.path
+    for left_by_a_kill in out.glob(".data.*.partial"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
     settings = config.data
     length = min(settings.sequence_length, config.model.max_length)
     prepared = prepare(

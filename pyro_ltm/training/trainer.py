@@ -68,12 +68,15 @@ class Trainer:
     Args:
         run: the run folder and the parts to train.
         train: sequences to learn from. validation: held-out sequences, or None.
+        on_progress: called after each slow step and each validation.
+        on_interrupt: called at the first Ctrl-C or SIGTERM, while the step under way goes on.
     """
 
     run: Run
     train: TokenDataset
     validation: TokenDataset | None
     on_progress: Callable[[Progress], None] = lambda progress: None
+    on_interrupt: Callable[[], None] = lambda: None
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
@@ -248,6 +251,7 @@ class Trainer:
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = True
+            self.on_interrupt()
 
         numbers = (signal.SIGINT, signal.SIGTERM)
         try:
