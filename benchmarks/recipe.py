@@ -26,40 +26,50 @@ from pyro_ltm.inference.parts import Parts
 from pyro_ltm.training import Run, Trainer
 from pyro_ltm.training.run import dataset_batches
 
-PAPER_ADAM = ["optimizer.beta1=0.9", "optimizer.eps=1e-8"]
+TWIN = ["model.thoughts=0"]
+PAPER_ADAM = ["optimizer.lr=0.3", "optimizer.beta1=0.9", "optimizer.eps=1e-8"]
+PAPER_SCALE = ["model.embedding_scale=1.0"]
+REFERENCE = [
+    *PAPER_ADAM,
+    "optimizer.weight_decay=0.01",
+    "guide.init_log_variance=-5.0",
+    "guide.init_noise=0.1",
+    "guide.init_loc=0.01",
+    "fast.noise=fixed",
+    "fast.steps=16",
+    "objective.warmup=0.0",
+]
 ROWS: dict[str, list[str]] = {
     "default": [],
-    "twin": ["model.thoughts=0"],
-    "paper's Adam": PAPER_ADAM,
-    "paper's Adam, 16 steps": [*PAPER_ADAM, "fast.steps=16"],
-    "reference": [
-        *PAPER_ADAM,
-        "optimizer.weight_decay=0.01",
-        "guide.init_log_variance=-5.0",
-        "guide.init_noise=0.1",
-        "guide.init_loc=0.01",
-        "fast.noise=fixed",
-        "fast.steps=16",
-        "objective.warmup=0.0",
-    ],
+    "twin": TWIN,
     "no warm-up": ["objective.warmup=0.0"],
     "warm-up 0.25": ["objective.warmup=0.25"],
     "warm-up 1": ["objective.warmup=1.0"],
-    "4 fast steps": ["fast.steps=4"],
+    "embedding scale 1": PAPER_SCALE,
+    "embedding scale 1, thoughts are noise (no fit)": [*PAPER_SCALE, "fast.steps=0"],
+    "thoughts are noise (no fit)": ["fast.steps=0"],
+    "twin, embedding scale 1": [*TWIN, *PAPER_SCALE],
+    "Adam with eps 1e-8, beta1 0.9, lr 0.3": PAPER_ADAM,
+    "the same, 16 fast steps": [*PAPER_ADAM, "fast.steps=16"],
+    "reference's fast loop": REFERENCE,
+    "reference's fast loop and embedding scale": [*REFERENCE, *PAPER_SCALE],
+    "2 fast steps": ["fast.steps=2"],
+    "8 fast steps": ["fast.steps=8"],
     "16 fast steps": ["fast.steps=16"],
     "fast lr 0.1": ["optimizer.lr=0.1"],
+    "fast lr 0.3": ["optimizer.lr=0.3"],
     "fast lr 1": ["optimizer.lr=1.0"],
-    "q starts at variance exp(-2)": ["guide.init_log_variance=-2.0"],
-    "weights start at 0.02": ["model.init_std=0.02"],
-    "twin, weights start at 0.02": ["model.thoughts=0", "model.init_std=0.02"],
+    "q starts at log variance -2": ["guide.init_log_variance=-2.0"],
+    "first weights 0.02": ["model.init_std=0.02"],
+    "twin, first weights 0.02": [*TWIN, "model.init_std=0.02"],
     "slow lr 0.005": ["slow.lr=0.005"],
+    "twin, slow lr 0.005": [*TWIN, "slow.lr=0.005"],
     "slow lr 0.02": ["slow.lr=0.02"],
-    "twin, slow lr 0.005": ["model.thoughts=0", "slow.lr=0.005"],
-    "twin, slow lr 0.02": ["model.thoughts=0", "slow.lr=0.02"],
+    "twin, slow lr 0.02": [*TWIN, "slow.lr=0.02"],
     "2 thoughts": ["model.thoughts=2"],
     "8 thoughts": ["model.thoughts=8"],
     "window 8": ["model.window=8"],
-    "twin, window 8": ["model.thoughts=0", "model.window=8"],
+    "twin, window 8": [*TWIN, "model.window=8"],
     "2 particles": ["objective.particles=2"],
 }
 

@@ -308,9 +308,11 @@ PAPER_DATA = DataConfig(vocab_size=50257, sequence_length=1024)
 
 PRESETS: dict[str, Config] = {
     "nano": Config(
-        model=ModelConfig(dim=64, layers=2, heads=2, thoughts=4, max_length=128, window=32, init_std=0.06),
+        model=ModelConfig(
+            dim=64, layers=2, heads=2, thoughts=4, max_length=128, window=32, embedding_scale=8.0, init_std=0.06
+        ),
         data=DataConfig(vocab_size=1024, sequence_length=128),
-        fast=FastConfig(steps=8),
+        fast=FastConfig(steps=4),
         slow=SlowConfig(steps=300, batch_size=16, lr=1e-2, warmup=20, eval_every=100, save_every=100),
     ),
     "small": Config(model=ModelConfig(layers=3), data=PAPER_DATA, slow=PAPER_SLOW),

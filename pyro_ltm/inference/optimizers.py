@@ -33,9 +33,9 @@ class FastOptimizer(ABC):
 class Adam(FastOptimizer):
     """Adam (arXiv:1412.6980), or AdamW (arXiv:1711.05101) with weight decay.
 
-    With the usual eps of 1e-8 every latent dimension moves by the learning rate in each step, also those about which the
-    text says nothing: they wander in the noise and cost KL. The prior pulls a mean back with a gradient of its own size,
-    so an eps of 1 lets such dimensions fall back to the prior, and the others move as ever. docs/recipe.md has figures.
+    With the usual eps of 1e-8 every latent dimension moves by the learning rate in each step, also those about which
+    the text says nothing: they wander in the noise and cost KL. The prior pulls a mean back with a gradient of its own
+    size, so an eps of 1 lets such dimensions fall back to it, and the others move as ever (figures: docs/recipe.md).
 
     Args:
         lr: first learning rate.
@@ -45,7 +45,7 @@ class Adam(FastOptimizer):
         weight_decay: decoupled decay of the parameters (the reference implementation has 0.01).
     """
 
-    lr: float = 0.3
+    lr: float = 0.5
     lr_final: float = 0.1
     beta1: float = 0.5
     beta2: float = 0.999

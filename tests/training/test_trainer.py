@@ -180,7 +180,7 @@ def test_a_checkpoint_older_than_the_metrics_cuts_them(tokens, tmp_path):
 
 def test_other_data_or_configuration_is_refused(tokens, tmp_path):
     ltm.train(configure(), data=tokens, out=tmp_path / "run")
-    with pytest.raises(UserError, match="already holds a run.*--resume"):
+    with pytest.raises(UserError, match=r"already holds a run.*--resume"):
         ltm.train(configure(), data=tokens, out=tmp_path / "run")
     with pytest.raises(UserError, match=r"another configuration \(slow\.lr = 0\.01 became 0\.5\)"):
         ltm.train(configure("slow.lr=0.5"), data=None, out=tmp_path / "run", resume=True)
