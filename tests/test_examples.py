@@ -1,0 +1,37 @@
+"""Every example runs, and none is forgotten."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyro_ltm.config import load_toml, preset
+from pyro_ltm.inference.parts import Parts
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PYTHON = {"demo.py": ["--out", "demo", "--steps", "2"]}
+
+
+def test_none_is_forgotten():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(PYTHON)
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_runs(name, tmp_path):
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *PYTHON[name]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    if name == "demo.py":
+        summary = json.loads((tmp_path / "demo/demo.json").read_text())
+        assert summary["bound"]["sequences"] == summary["twin"]["sequences"] == 128
+        assert (tmp_path / "demo/bounds.png").read_bytes().startswith(b"\x89PNG")
+        assert "Next:" in done.stdout
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.name)
+def test_configurations_are_read_and_fit(path):
+    Parts.check(load_toml(path, preset("nano")))
