@@ -60,7 +60,7 @@ def command(
     """Scores a run: an upper bound on the nats a token that its model needs, and what that is made of.
 
     The posterior is fitted to each sequence, then scored on fresh noise with the whole KL charged. Figures of the run's
-    own data also go into RUN/evaluation.json.
+    own data also go into RUN/evaluation.json, and as a picture into RUN/plots/bounds.png.
     """
     from .output import emit, note
     from .progress import reporter
@@ -87,7 +87,7 @@ def command(
     if twin_folder:
         result["twin_run"] = str(twin_folder)
     if data is None:
-        _save(run_folder / "evaluation.json", result)
+        _save(run_folder, result, bounds)
     if common.as_json:
         emit(result)
     else:
@@ -119,15 +119,18 @@ def _score(
     return run.evaluate(data, sequences=sequences, progress=report.counting(label, total), **options)
 
 
-def _save(path: Path, result: dict[str, Any]) -> None:
+def _save(run_folder: Path, result: dict[str, Any], bounds: dict[str, Bound]) -> None:
     """Keeps the figures beside the run; a run folder that cannot be written is no reason to keep them to ourselves."""
     from pyro_ltm.errors import UserError
+    from pyro_ltm.evaluation.plots import plot_bounds
     from pyro_ltm.files import write_text
 
     from .output import note
 
     try:
-        write_text(path, json.dumps(result, indent=2) + "\n")
+        write_text(run_folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
+        names = {"bound": "this run", "twin": "twin"}
+        plot_bounds({names[name]: bound for name, bound in bounds.items()}, run_folder / "plots" / "bounds.png")
     except UserError as error:
         note(f"Warning: {error}")
 

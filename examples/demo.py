@@ -22,8 +22,6 @@ from rich.console import Console
 from rich.table import Table
 
 from pyro_ltm import UserError
-from pyro_ltm.evaluation import Bound
-from pyro_ltm.evaluation.plots import plot_bounds
 from pyro_ltm.training.metrics import read_metrics
 
 console = Console()
@@ -82,13 +80,7 @@ def main() -> None:
         "seconds": round(time.perf_counter() - started, 1),
     }
     (out / "demo.json").write_text(json.dumps(summary, indent=2) + "\n")
-    bounds = {"LTM": Bound(**_known(figures["bound"])), "twin": Bound(**_known(figures["twin"]))}
-    plot_bounds(bounds, out / "bounds.png")
     report(summary, prior, prompted, rebuilt, out)
-
-
-def _known(figures: dict[str, Any]) -> dict[str, Any]:
-    return {key: float("nan") if value is None else value for key, value in figures.items()}
 
 
 def report(
@@ -120,7 +112,7 @@ def report(
         highlight=False,
     )
     console.print(f"\nDone in {summary['seconds']:.0f} s. Written:", style="bold", highlight=False)
-    for path in ("ltm/plots/training.png", "bounds.png", "demo.json", "ltm", "twin", "data"):
+    for path in ("ltm/plots/training.png", "ltm/plots/bounds.png", "demo.json", "ltm", "twin", "data"):
         console.print(f"  {out / path}", highlight=False)
     console.print("\nNext:", style="bold")
     console.print(f"  .venv/bin/pyro-ltm generate {out}/ltm --num 3", highlight=False)

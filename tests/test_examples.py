@@ -28,7 +28,7 @@ def test_runs(name, tmp_path):
     if name == "demo.py":
         summary = json.loads((tmp_path / "demo/demo.json").read_text())
         assert summary["bound"]["sequences"] == summary["twin"]["sequences"] == 128
-        assert (tmp_path / "demo/bounds.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / "demo/ltm/plots/bounds.png").read_bytes().startswith(b"\x89PNG")
         assert "Next:" in done.stdout
 
 
