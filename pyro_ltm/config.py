@@ -103,7 +103,7 @@ class Component:
 class FastConfig:
     """The fast loop: how each sequence's posterior is fitted."""
 
-    steps: int = option(16, "fast steps on each sequence's posterior", low=0)
+    steps: int = option(16, "fast steps on each sequence's posterior", low=0, high=1 << 16)
     noise: str = option(
         "fresh", "a new draw each fast step, or the reference's single draw", choices=("fresh", "fixed")
     )
