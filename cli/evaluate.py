@@ -110,6 +110,11 @@ def _check_twin(run: Run, twin: Run) -> None:
             f"--twin {twin.folder}: has another tokenizer than {run.folder}, so nats a token cannot be compared; "
             "train both on the same prepared folder"
         )
+    if twin.config.model != run.config.model.twin:
+        raise UserError(
+            f"--twin {twin.folder}: not the twin of {run.folder}, which is the same decoder with model.thoughts = 0; "
+            "evaluate another model by itself"
+        )
 
 
 def _score(

@@ -94,6 +94,10 @@ def command(
     show_next(["pyro-ltm", "generate", str(run_folder), "--thoughts", str(out)])
 
 
+DRAWS = 4
+"""Draws of the thoughts on fresh noise, from which each text's bound is taken."""
+
+
 def _one(run: Run, text: str) -> Iterator[list[int]]:
     from pyro_ltm.inference.generation import encode_for
 
@@ -137,10 +141,10 @@ def _fit(
         batch = dataclasses.replace(batch, ids=torch.arange(len(texts), len(texts) + len(group)))
         batch = batch.to(run.parts.device)
         posterior = run.parts.fit(batch, steps=steps, seed=fold(seed, "fit"))
-        history = posterior.history
+        terms = run.parts.score(batch, posterior, particles=DRAWS, seed=seed)
         entry = {
             "thoughts": posterior.distribution.mean,
-            "bound_nats": history[-1] if len(history) else torch.full((len(group),), math.nan),
+            "bound_nats": -(terms.distortion + terms.rate),
             "tokens": batch.mask.sum(-1),
             **{f"state.{name}": value for name, value in posterior.state.items()},
         }

@@ -171,10 +171,11 @@ STAGES = {"tokenizer": "reading text for the tokenizer", "encode": "text to toke
 def figures(progress: Progress, *, short: bool = False) -> str:
     """What a slow step measured, on one line."""
     speed = f"{progress.tokens_per_second:,.0f}"
+    level = "score on its own noise" if progress.own_noise else "bound"
     if short:
-        return f"{speed} tok/s  bound {progress.bound:.3f} rate {progress.rate:.1f} dist {progress.distortion:.3f}"
+        return f"{speed} tok/s  {level} {progress.bound:.3f} rate {progress.rate:.1f} dist {progress.distortion:.3f}"
     return (
-        f"{speed} tokens/s  bound {progress.bound:.3f} nats/token  rate {progress.rate:.2f} nats/sequence  "
+        f"{speed} tokens/s  {level} {progress.bound:.3f} nats/token  rate {progress.rate:.2f} nats/sequence  "
         f"distortion {progress.distortion:.3f} nats/token"
     )
 

@@ -133,6 +133,9 @@ class SlowConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "slow")
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) >= 1:
+                raise UserError(f"slow.{name} = {getattr(self, name)}: must be below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +163,14 @@ def preset(name: str) -> Config:
     return PRESETS[name]
 
 
-def load_toml(path: Path | str, base: Config | None = None) -> Config:
+def load_toml(path: Path | str, base: Config | None = None, *, whole: bool = False) -> Config:
     """The configuration in a TOML file, laid over `base` (default: `Config()`).
 
+    Args:
+        whole: the file must name every key, as `dump_toml` does: one that was cut short is not taken for another run.
+
     Raises:
-        UserError: the file is missing or no TOML, a key is unknown, or a value is out of range.
+        UserError: the file is missing or no TOML, a key is unknown or missing, or a value is out of range.
     """
     path = Path(path)
     try:
@@ -173,7 +179,10 @@ def load_toml(path: Path | str, base: Config | None = None) -> Config:
         raise UserError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError, tomlkit.exceptions.ParseError) as error:
         raise UserError(f"{path}: not a readable TOML file: {error}") from None
-    return merge(base or Config(), document, where=str(path))
+    config = merge(base or Config(), document, where=str(path))
+    if whole and (missing := _missing(config, document)):
+        raise UserError(f"{path}: damaged: {missing[0]} is missing; put the file back as it was")
+    return config
 
 
 def merge(config: Config, changes: Mapping[str, Any], *, where: str = "") -> Config:
@@ -286,6 +295,17 @@ def _merge_component(config: Component, changes: Mapping[str, Any], path: tuple[
     return Component(name=str(name), options={**(config.options if name == config.name else {}), **options})
 
 
+def _missing(config: Any, document: Any) -> list[str]:
+    """Dotted keys that `document` does not name."""
+    missing = []
+    for key in ["name"] if isinstance(config, Component) else _keys(config):
+        if not isinstance(document, Mapping) or key not in document:
+            missing.append(key)
+        elif _is_section(getattr(config, key)):
+            missing += [f"{key}.{inner}" for inner in _missing(getattr(config, key), document[key])]
+    return missing
+
+
 def _keys(config: Any) -> list[str]:
     return [entry.name for entry in dataclasses.fields(config)]
 
@@ -313,7 +333,9 @@ PRESETS: dict[str, Config] = {
         ),
         data=DataConfig(vocab_size=1024, sequence_length=128),
         fast=FastConfig(steps=4),
-        slow=SlowConfig(steps=300, batch_size=16, lr=1e-2, warmup=20, eval_every=100, save_every=100),
+        slow=SlowConfig(
+            steps=300, batch_size=16, lr=1e-2, warmup=20, eval_every=100, eval_sequences=128, save_every=100
+        ),
     ),
     "small": Config(model=ModelConfig(layers=3), data=PAPER_DATA, slow=PAPER_SLOW),
     "medium": Config(model=ModelConfig(layers=6), data=PAPER_DATA, slow=PAPER_SLOW),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -147,3 +148,5 @@ def _check_type(name: str, value: Any, default: Any) -> None:
     good = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
     if wanted in (bool, int, float, str) and (not good or (isinstance(value, bool) and wanted is not bool)):
         raise UserError(f"{name} = {value!r}: expected a value such as {default!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} = {value!r}: expected a finite number, such as {default!r}")

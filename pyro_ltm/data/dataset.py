@@ -114,17 +114,22 @@ class TokenDataset:
         return starts, np.minimum(self.sequence_length, self.tokens - starts)
 
 
-def unigram_nats(train: TokenDataset, validation: TokenDataset) -> float:
+def unigram_nats(train: TokenDataset, validation: TokenDataset, *, sequences: int | None = None) -> float:
     """Nats per token of the validation targets under the frequencies of the train targets, plus one for each token.
 
-    What a model that knows nothing but how common each token is would score. Raises UserError when the two were made
-    by different tokenizers.
+    What a model that knows nothing but how common each token is would score on the first `sequences` of `validation`
+    (all when None). Raises UserError when the two were made by different tokenizers.
     """
     if train.meta["tokenizer"] != validation.meta["tokenizer"]:
         raise UserError(f"{validation.folder.path} and {train.folder.path} were made by different tokenizers")
     seen = _token_counts(train) + 1
     log_probabilities = np.log(seen) - np.log(seen.sum())
-    return float(-(_token_counts(validation) * log_probabilities).sum() / validation.tokens)
+    counts = _token_counts(validation)
+    if sequences is not None and sequences < len(validation):
+        batch = validation.batch(range(sequences))
+        assert batch.targets is not None
+        counts = np.bincount(batch.targets[batch.mask].numpy(), minlength=validation.vocab_size)
+    return float(-(counts * log_probabilities).sum() / counts.sum())
 
 
 def _token_counts(dataset: TokenDataset) -> npt.NDArray[np.int64]:

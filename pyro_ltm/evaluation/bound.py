@@ -18,6 +18,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import FastOptimizer, Posterior, fit_posterior
 from pyro_ltm.model import LatentThoughtModel, TokenSequence
@@ -43,7 +44,8 @@ class Bound:
             bound in expectation; equal to it for K = 1 up to the KL's estimate.
         active_fraction_by_layer: share of each layer's latent dimensions that are active.
         distortion_from_prior, distortion_zeroed, distortion_shuffled: distortion a token with thoughts from the prior,
-            all zero, and of another sequence. Near the distortion: the decoder ignores its thoughts.
+            all zero, and of the sequence before (the last one's for the first; NaN for a corpus of one). Near the
+            distortion: the decoder ignores its thoughts.
         tokens, sequences, particles, fast_steps, seed: what was measured, and how.
     """
 
@@ -67,7 +69,10 @@ class Bound:
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary for JSON; figures that are not known are None."""
         fields = dataclasses.asdict(self)
-        return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in fields.items()}
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in fields.items()
+        }
 
 
 @torch.no_grad()
@@ -87,8 +92,7 @@ def evaluate_bound(
 ) -> Bound:
     """Fits q to every sequence and scores it on fresh noise.
 
-    A sequence's figures depend on its id and `seed`, not on the size of the batches (but for `distortion_shuffled`,
-    which takes the thoughts of the next sequence in the batch).
+    Figures depend on the sequences, their ids and `seed`, not on the size of the batches.
 
     Args:
         batches: the corpus; sequences already on the model's device.
@@ -116,7 +120,7 @@ def evaluate_bound(
         if token_bytes is not None:
             tally.bytes += int((token_bytes.to(batch.inputs.device)[batch.targets] * batch.mask).sum())
         if progress:
-            progress(sum(len(nats) for nats in tally.nats), tally.nats_per_token())
+            progress(tally.sequences, tally.total_nats / tally.total_tokens)
     model.train(was_training)
     return tally.result(fast_steps=fast_steps, seed=seed)
 
@@ -130,6 +134,9 @@ class _Tally:
         self.nats: list[Tensor] = []
         self.tokens: list[Tensor] = []
         self.sums: dict[str, float] = {}
+        self.sequences, self.total_nats, self.total_tokens = 0, 0.0, 0
+        self.first: Batch | None = None
+        self.last: Tensor | None = None
         self.bytes = 0
         self.mean = torch.zeros(model.config.thoughts, model.config.dim, dtype=torch.float64)
         self.square = torch.zeros_like(self.mean)
@@ -149,28 +156,43 @@ class _Tally:
         distortion = -log_likelihood.mean(0)
         rate = kl_divergence(q, prior).double() if exact else -log_ratio.mean(0)
         iwae = -(torch.logsumexp(log_likelihood + log_ratio, 0) - math.log(self.particles))
-        self.nats.append((distortion + rate).cpu())
+        nats = distortion + rate
+        if not bool(torch.isfinite(nats).all()):
+            raise UserError("the bound is not finite: the model's weights, or its posterior's, have run away")
+        self.nats.append(nats.cpu())
         self.tokens.append(batch.mask.sum(-1).cpu())
+        self.sequences += batch.size
+        self.total_nats += float(nats.sum())
+        self.total_tokens += int(self.tokens[-1].sum())
         self._sum(distortion=distortion, rate=rate, iwae=iwae)
         means = q.mean if exact else fresh.sample(self.particles).mean(0)
         self.mean += means.double().sum(0).cpu()
         self.square += (means.double() ** 2).sum(0).cpu()
         z = fresh.sample()[0]
-        others = {
-            "from_prior": draw(prior, Noise(batch.ids, seed=fold(seed, "prior"))),
-            "zeroed": torch.zeros_like(z),
-            "shuffled": z.roll(1, 0),
-        }
-        self._sum(**{name: -self._log_likelihood(batch, thoughts) for name, thoughts in others.items()})
+        from_prior = draw(prior, Noise(batch.ids, seed=fold(seed, "prior")))
+        self._sum(from_prior=-self._log_likelihood(batch, from_prior))
+        self._sum(zeroed=-self._log_likelihood(batch, torch.zeros_like(z)))
+        self._shuffle(batch, z)
 
-    def nats_per_token(self) -> float:
-        """Of the corpus so far."""
-        return float(torch.cat(self.nats).sum() / torch.cat(self.tokens).sum())
+    def _shuffle(self, batch: Batch, z: Tensor) -> None:
+        """Scores each sequence with the thoughts of the one before; the corpus's first waits for its last."""
+        if self.last is None:
+            self.first = batch.select(torch.zeros(1, dtype=torch.int64, device=z.device))
+            others, scored = z[:-1], batch.select(torch.arange(1, batch.size, device=z.device))
+        else:
+            others, scored = torch.cat([self.last, z[:-1]]), batch
+        self.last = z[-1:]
+        if scored.size:
+            self._sum(shuffled=-self._log_likelihood(scored, others))
 
     def result(self, *, fast_steps: int, seed: int) -> Bound:
         """The figures of the whole corpus."""
         nats, tokens = torch.cat(self.nats), torch.cat(self.tokens).double()
         total, sequences = float(tokens.sum()), len(nats)
+        if self.first is None or self.last is None:
+            raise UserError("nothing to score: no sequences")
+        alone = sequences == 1
+        self._sum(shuffled=torch.tensor(math.nan) if alone else -self._log_likelihood(self.first, self.last))
         mean = float(nats.sum()) / total
         variance = self.square / sequences - (self.mean / sequences) ** 2
         active = (variance > ACTIVE_VARIANCE).double()

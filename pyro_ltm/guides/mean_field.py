@@ -7,6 +7,7 @@ from typing import ClassVar
 import pyro.distributions as dist
 import torch
 
+from pyro_ltm.errors import UserError
 from pyro_ltm.guides.base import Guide
 from pyro_ltm.noise import Noise, fold
 from pyro_ltm.types import Batch, State
@@ -38,6 +39,11 @@ class MeanField(Guide):
         seed: int = 0,
     ):
         super().__init__(thoughts, dim)
+        if init_loc < 0 or init_noise < 0 or not -20 <= init_log_variance <= 20:
+            raise UserError(
+                f"guide: init_loc = {init_loc}, init_noise = {init_noise}, init_log_variance = {init_log_variance}: "
+                "the first two are at least 0, the last lies from -20 to 20"
+            )
         self.init_loc = init_loc
         self.init_log_variance = init_log_variance
         self.init_noise = init_noise

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.inference.posterior import Posterior
-from pyro_ltm.model import Sampler, TokenSequence, sample_tokens
+from pyro_ltm.model import Sampler, sample_tokens
 from pyro_ltm.noise import Noise, fold
 from pyro_ltm.types import Batch
 
@@ -147,29 +147,24 @@ def reconstruct(
         UserError: the model has no thoughts, or the text is empty or too long.
     """
     batch, fitted = infer_thoughts(parts, codec, [text], fast_steps=fast_steps, seed=seed)
-    posterior = fitted.with_noise(fold(seed, "draw"))
-    z = posterior.sample()[0]
+    z = fitted.with_noise(fold(seed, "draw")).sample()[0]
     targets = batch.targets
     assert targets is not None
     with torch.no_grad():
-        likelihood = TokenSequence(parts.model.decoder, z, batch)
         written = sample_tokens(
             parts.model.decoder, z, batch.inputs[:, :1], batch.length, sampler=Sampler(temperature=0)
         )[:, 1:]
         hidden = parts.model.decoder(parts.model.decoder.context(batch.inputs), z)
         likeliest = parts.model.decoder.logits(hidden).argmax(-1)
-        rate = (posterior.distribution.log_prob(z) - parts.model.prior().log_prob(z)).item()
-        if parts.guide.has_analytic_kl:
-            prior = parts.model.prior().expand(posterior.distribution.batch_shape)
-            rate = torch.distributions.kl_divergence(posterior.distribution, prior).item()
+        terms = parts.score(batch, fitted, seed=seed)
         return Reconstruction(
             original=text,
             text=codec.decode(written[0].tolist()),
             tokens=batch.length,
             token_accuracy=float((written == targets).float().mean()),
             teacher_forced_accuracy=float((likeliest == targets).float().mean()),
-            nats_per_token=float(-likelihood.log_prob(targets)) / batch.length,
-            kl_nats=rate,
+            nats_per_token=terms.distortion.item() / batch.length,
+            kl_nats=terms.rate.item(),
         )
 
 

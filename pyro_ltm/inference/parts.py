@@ -11,8 +11,8 @@ from pyro_ltm.guides import GUIDES, Guide
 from pyro_ltm.inference.optimizers import OPTIMIZERS, FastOptimizer
 from pyro_ltm.inference.posterior import Posterior, check_noise, fit_posterior
 from pyro_ltm.model import LatentThoughtModel
-from pyro_ltm.noise import fold
-from pyro_ltm.objectives import OBJECTIVES, Objective
+from pyro_ltm.noise import DrawFrom, fold
+from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO, MonteCarloELBO, Objective, Terms
 from pyro_ltm.types import Batch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -38,7 +38,9 @@ class Parts:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold(config.seed, "weights"))
             model = LatentThoughtModel(config.model, DTYPES[config.dtype]).to(device)
-            guide = GUIDES.build(config.guide, thoughts=config.model.thoughts, dim=config.model.dim).to(device)
+            guide = GUIDES.build(
+                config.guide, thoughts=config.model.thoughts, dim=config.model.dim, seed=config.seed
+            ).to(device)
         objective, optimizer = OBJECTIVES.build(config.objective), OPTIMIZERS.build(config.optimizer)
         objective.check(guide)
         check_noise(config.fast.noise, objective)
@@ -69,6 +71,13 @@ class Parts:
             noise=self.fast.noise,
             seed=seed,
         )
+
+    @torch.no_grad()
+    def score(self, batch: Batch, posterior: Posterior, *, particles: int = 1, seed: int = 0) -> Terms:
+        """The parts of the bound on fresh noise keyed by `seed`, which no fit has seen; KL exact where it can be."""
+        kind = AnalyticELBO if self.guide.has_analytic_kl else MonteCarloELBO
+        with DrawFrom(posterior.with_noise(fold(seed, "score")).noise):
+            return kind(particles=particles).terms(self.model, self.guide, batch, posterior.state)
 
     def steps(self, asked: int | None) -> int:
         """Fast steps to take: those asked for, else the run's own; none for the twin."""

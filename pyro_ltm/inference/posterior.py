@@ -32,8 +32,8 @@ class Posterior:
             ELBO that is not of this library, [steps, 1], summed over the batch.
 
     Attributes:
-        noise: the stream that the fit drew from. `sample` goes on with it: fresh draws after a fit on fresh noise, the
-            same one again after a fit on fixed noise. `with_noise` gives draws that no fit has seen.
+        noise: the stream that the fit drew from. `sample` goes on with it: new draws after a fit on fresh noise, one
+            draw for ever after a fit on fixed noise. `with_noise` gives draws that no fit has seen.
     """
 
     guide: Guide

@@ -41,7 +41,7 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.window = config.window
+        self.window = min(config.window, config.max_length)
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.attention = Attention(config.dim, config.heads)
         if config.thoughts:
@@ -153,7 +153,7 @@ class Decoder(nn.Module):
 
     def prefill(self, tokens: Tensor, thoughts: Tensor) -> tuple[Tensor, Cache]:
         """Reads `tokens` [B, P]: the last hidden state [B, D] and the cache from which `step` goes on."""
-        length, window = tokens.shape[1], self.config.window
+        length, window = tokens.shape[1], self._window
         table = self.table[:, :length]
         with self._autocast(tokens):
             cache = Cache(thoughts=self.project(thoughts), keys=[], values=[], position=length)
@@ -167,7 +167,7 @@ class Decoder(nn.Module):
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Reads one token of each sequence, [B], into `cache` and gives the hidden state [B, D] after it."""
-        slot, seen = cache.position % self.config.window, min(cache.position + 1, self.config.window)
+        slot, seen = cache.position % self._window, min(cache.position + 1, self._window)
         table = self.table[:, cache.position : cache.position + 1]
         with self._autocast(tokens):
             h = self._embed(tokens)[:, None]
@@ -186,6 +186,10 @@ class Decoder(nn.Module):
         """The residual stream [..., D] in which `tokens` [...] enter."""
         embedded: Tensor = self.tok_embeddings(tokens)
         return embedded if self.config.embedding_scale == 1 else embedded * self.config.embedding_scale
+
+    @property
+    def _window(self) -> int:
+        return self._stack[0].window
 
     @property
     def _stack(self) -> list[Layer]:

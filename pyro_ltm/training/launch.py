@@ -13,7 +13,7 @@ from pyro_ltm.data import TokenDataset, prepare
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
 from pyro_ltm.inference.parts import Parts
-from pyro_ltm.training.run import CONFIG, DATA, TRAINER, Run, check_fits, open_data, record_data
+from pyro_ltm.training.run import CONFIG, DATA, MODEL, TRAINER, Run, check_fits, open_data, read_tensors, record_data
 from pyro_ltm.training.trainer import Progress, Trainer
 
 
@@ -46,16 +46,16 @@ def train(
     """
     out = Path(out)
     going_on = _check_folder(out, resume, data)
-    saved = load_toml(out / CONFIG) if going_on else None
+    saved = load_toml(out / CONFIG, whole=True) if going_on else None
     config = config or saved or preset("nano")
     Parts.check(config)
     is_new = not out.exists()
     with clear_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     try:
-        folder = _tokens(config, data, out, going_on, tokenizer, text_column, on_prepare)
+        folder = _tokens(config, data, out, going_on, resume, tokenizer, text_column, on_prepare)
         training = TokenDataset(folder)
-        config = _with_vocabulary(config, training)
+        config = _as_the_data_are(config, training)
         if saved is not None:
             _check_same(config, saved, out)
         check_fits(config, training)
@@ -86,6 +86,11 @@ def train(
 def _check_folder(out: Path, resume: bool, data: object) -> bool:
     """Whether `out` holds a run to go on with. Raises UserError when that is not what was asked for."""
     exists = (out / CONFIG).is_file()
+    if exists and (out / MODEL).exists() and not (out / TRAINER).exists():
+        _, meta = read_tensors(out / MODEL)
+        # Weights that were trained, or converted: starting again would throw them away.
+        if meta.get("step") or not (out / DATA).exists():
+            raise UserError(f"{out}: has weights but no {TRAINER} to go on from; start a new run in another folder")
     if exists and not resume:
         raise UserError(f"{out}: already holds a run; go on with it with --resume, or choose another folder")
     if out.exists() and not out.is_dir():
@@ -101,15 +106,23 @@ def _tokens(
     data: str | Path | Sequence[str] | None,
     out: Path,
     going_on: bool,
+    resume: bool,
     tokenizer: str | Path | None,
     text_column: str | None,
     on_prepare: Callable[[str, int, int], None] | None,
 ) -> Path:
     """The folder of tokens to train on: the one named, the run's own, or one prepared now inside the run folder."""
     sources = [str(data)] if isinstance(data, str | Path) else list(data or [])
-    if len(sources) == 1 and is_token_folder(sources[0]):
+    ready = len(sources) == 1 and is_token_folder(sources[0])
+    recorded = going_on and (out / DATA).exists()
+    if (ready or recorded) and (tokenizer or text_column):
+        raise UserError(
+            "a tokenizer or a text column is of use only for text that is prepared now: "
+            f"{sources[0] if ready else out} has its tokens already; leave it out"
+        )
+    if ready:
         return Path(sources[0])
-    if going_on and (out / DATA).exists():
+    if recorded:
         return open_data(out, "train").folder.path
     for left_by_a_kill in out.glob(".data.*.partial"):
         shutil.rmtree(left_by_a_kill, ignore_errors=True)
@@ -124,7 +137,7 @@ def _tokens(
         packing=settings.packing,
         validation_fraction=settings.validation_fraction,
         text_column=text_column,
-        overwrite=True,
+        overwrite=resume,  # what a run that was killed while it began left behind
         progress=on_prepare,
     )
     return prepared.path
@@ -135,11 +148,11 @@ def is_token_folder(path: str | Path) -> bool:
     return (Path(path) / "meta.json").is_file()
 
 
-def _with_vocabulary(config: Config, data: TokenDataset) -> Config:
-    """`config` with the vocabulary of the data where it says none."""
-    if config.model.vocab_size:
-        return config
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=data.vocab_size))
+def _as_the_data_are(config: Config, data: TokenDataset) -> Config:
+    """`config` as the data are: their length and packing, and their vocabulary where it says none."""
+    model = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or data.vocab_size)
+    prepared = dataclasses.replace(config.data, sequence_length=data.sequence_length, packing=str(data.meta["packing"]))
+    return dataclasses.replace(config, model=model, data=prepared)
 
 
 def _check_same(config: Config, saved: Config, out: Path) -> None:

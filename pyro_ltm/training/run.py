@@ -59,7 +59,7 @@ class Run:
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
             raise UserError(f"{folder}: not a run folder (it has no {CONFIG}); give a folder that 'train --out' wrote")
-        config = load_toml(folder / CONFIG)
+        config = load_toml(folder / CONFIG, whole=True)
         if dtype:
             config = replace(config, dtype=dtype)
         tokenizer = Tokenizer.load(folder / TOKENIZER)
@@ -71,6 +71,8 @@ class Run:
         tensors, meta = read_tensors(folder / MODEL)
         parts = Parts.build(config, device=device)
         load_weights(parts, tensors, folder / MODEL)
+        if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+            raise UserError(f"{folder / MODEL}: its weights are not finite; train again with a lower slow.lr")
         parts.model.eval()
         return cls(folder, config, parts, tokenizer, int(meta.get("step", 0)))
 

@@ -21,7 +21,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import Bound
 from pyro_ltm.files import write_text
 from pyro_ltm.inference.parts import Parts
-from pyro_ltm.noise import fold
+from pyro_ltm.noise import DrawFrom, Noise, fold
 from pyro_ltm.training.metrics import MetricsLog
 from pyro_ltm.training.run import METRICS, TRAINER, Run, check_fits, load_weights, read_tensors, weights, write_tensors
 from pyro_ltm.training.step import StepReport, train_step
@@ -36,7 +36,10 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class Progress:
-    """What a progress display gets after each slow step; nats unless the name says otherwise."""
+    """What a progress display gets after each slow step; nats unless the name says otherwise.
+
+    `own_noise`: the fit has seen the draw that `bound` was taken on (the reference's fixed noise), so it is no bound.
+    """
 
     step: int
     steps: int
@@ -45,6 +48,7 @@ class Progress:
     distortion: float
     rate: float
     validation: Bound | None = None
+    own_noise: bool = False
 
 
 @dataclass
@@ -86,6 +90,7 @@ class Trainer:
         self.order = DataOrder(len(self.train), self.slow.batch_size, self.run.config.seed)
         self.metrics = MetricsLog(self.run.folder / METRICS)
         self.interrupted = False
+        self._last: Batch | None = None
 
     def fit(self) -> Run:
         """Trains from where the counters stand to the last step.
@@ -104,12 +109,33 @@ class Trainer:
                 if done or (self.slow.eval_every and self.counters.step % self.slow.eval_every == 0):
                     self._validate()
                 if done or self.interrupted or self.counters.step % self.slow.save_every == 0:
-                    self.save()
-                if done or self.interrupted:
-                    self.run.plot()
+                    self._save_if_healthy(done)
                 if self.interrupted and not done:
+                    self.run.plot()
                     raise Stopped(f"stopped at step {self.counters.step} of {self.slow.steps}; everything is saved")
+            self.run.plot()
         return Run(self.run.folder, self.run.config, self.run.parts, self.run.tokenizer, self.counters.step)
+
+    def _save_if_healthy(self, done: bool) -> None:
+        """Saves unless the weights have run away: then the last good checkpoint stays. Raises UserError at the end."""
+        if self.counters.skipped_in_a_row == 0 and self._healthy():
+            self.save()
+        elif done:
+            raise UserError(
+                f"{self.run.folder}: the run ended with weights that give no finite bound; the last good checkpoint is "
+                "kept: lower slow.lr in a new run"
+            )
+
+    @torch.no_grad()
+    def _healthy(self) -> bool:
+        """Whether the weights as they are now give a finite bound on the sequences seen last, at the guide's start."""
+        parts, batch = self.run.parts, self._last
+        if batch is None:
+            return True
+        state = parts.guide.init(batch)
+        with DrawFrom(Noise(batch.ids, seed=0)):
+            terms = parts.objective.terms(parts.model, parts.guide, batch, state)
+        return bool(torch.isfinite(terms.log_likelihood).all())
 
     def save(self) -> None:
         """Writes the whole state in one file, then the weights by themselves for everyone else."""
@@ -129,10 +155,14 @@ class Trainer:
             tensors, meta = read_tensors(path)
             if meta.pop("data") != self.train.folder.fingerprint:
                 raise UserError(f"{self.run.folder}: was not trained on {self.train.folder.path}; give its own data")
-            meta.pop("position")
+            position = meta.pop("position")
             load_weights(self.run.parts, tensors, path)
             _load_optimizer_tensors(self.optimizer, tensors, path)
             self.counters = Counters(**meta)
+            if position != self._position():
+                raise UserError(f"{path}: damaged: its data position is not that of step {self.counters.step}")
+            # A kill between the two files of a checkpoint leaves older weights in the other one.
+            self.run.save_weights(self.counters.step)
         self.metrics.cut(after=self.counters.step if path.exists() else -1)
 
     def _position(self) -> int:
@@ -151,6 +181,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         batches = self._batches()
+        self._last = batches[-1]
         objective = parts.objective.at(counters.step / self.slow.steps)
         parts.model.train()
         report = train_step(
@@ -175,7 +206,8 @@ class Trainer:
             "seconds": round(counters.seconds, 3),
             "lr": lr,
             "beta": objective.beta,
-            "bound_nats_per_token": float(report.bound),
+            # On the reference's fixed noise the fit has seen this draw: what it gives is no bound.
+            f"{'own_noise' if parts.fast.noise == 'fixed' else 'bound'}_nats_per_token": float(report.bound),
             "distortion_nats_per_token": float(report.distortion),
             "kl_nats_per_sequence": float(report.rate),
             "grad_norm": float(report.grad_norm),
@@ -191,6 +223,7 @@ class Trainer:
                 float(report.bound),
                 float(report.distortion),
                 float(report.rate),
+                own_noise=parts.fast.noise == "fixed",
             )
         )
 

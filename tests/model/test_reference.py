@@ -217,7 +217,7 @@ ARGUMENT_FAULTS = {
     "heads do not divide": ({"n_kv_heads": 3}, "n_kv_heads = 3"),
     "no heads": ({"n_kv_heads": 0}, "n_kv_heads = 0"),
     "vocabulary": ({"vocab_size": 31}, "tok_embeddings.weight has shape [30, 16]"),
-    "impossible": ({"vocab_size": 10**30}, "impossible"),
+    "out of range": ({"vocab_size": 10**30}, "at most 16777216"),
     "width": ({"dim": 32}, "has shape"),
 }
 
