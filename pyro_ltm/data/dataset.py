@@ -86,6 +86,14 @@ class TokenDataset:
         return int(self._counts["bytes"])
 
     @property
+    def bytes_are_exact(self) -> bool:
+        """Whether the tokens stand for the text to the byte, so that bits a byte mean something.
+
+        They do not where a tokenizer changes the text: adds a space before it, normalizes it, or lacks tokens for it.
+        """
+        return self.bytes == int(self._counts["text_bytes"])
+
+    @property
     def meta(self) -> Mapping[str, Any]:
         """The contents of the folder's meta.json."""
         return self.folder.meta

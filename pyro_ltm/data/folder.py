@@ -35,7 +35,7 @@ CHECKED = 1 << 26
 SPLITS = ("train", "validation")
 PACKINGS = ("contiguous", "document")
 
-_SPLIT_KEYS = ("documents", "tokens", "sequences", "bytes")
+_SPLIT_KEYS = ("documents", "tokens", "sequences", "bytes", "text_bytes")
 _COUNTS = ("sequence_length", "vocab_size", "end_of_text")
 
 
@@ -45,8 +45,8 @@ class TokenFolder:
 
     Attributes:
         path: where it is.
-        meta: the contents of meta.json; `meta["splits"][split]` counts documents, tokens (targets), sequences and
-            bytes (UTF-8, of the targets).
+        meta: the contents of meta.json; `meta["splits"][split]` counts documents, tokens (targets), sequences,
+            bytes (UTF-8, that the targets stand for) and text_bytes (UTF-8, of the text itself).
     """
 
     path: Path

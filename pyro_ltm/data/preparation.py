@@ -167,6 +167,7 @@ def _encode(
 ) -> dict[str, Any]:
     """Encodes and writes every split; returns what each holds."""
     done = characters = 0
+    text_bytes = dict.fromkeys(splits, 0)
     with contextlib.ExitStack() as stack:
         writers = {
             split: stack.enter_context(
@@ -185,6 +186,7 @@ def _encode(
             encoded = tokenizer.encode_batch([document.text for _, document in group])
             for (split, document), ids in zip(group, encoded, strict=True):
                 writers[split].add(ids, continues=document.continues)
+                text_bytes[split] += len(document.text.encode("utf-8"))
             done += len(group)
             characters += sum(len(document.text) for _, document in group)
             report("encode", done, characters)
@@ -200,6 +202,7 @@ def _encode(
             "tokens": writer.tokens,
             "sequences": writer.sequences,
             "bytes": writer.bytes,
+            "text_bytes": text_bytes[split],
         }
         for split, writer in writers.items()
     }

@@ -131,7 +131,7 @@ class Run:
             fast_steps=self.parts.steps(fast_steps),
             noise=self.parts.fast.noise,
             particles=particles,
-            token_bytes=torch.as_tensor(data.token_bytes),
+            token_bytes=torch.as_tensor(data.token_bytes) if data.bytes_are_exact else None,
             seed=seed,
             progress=progress,
         )

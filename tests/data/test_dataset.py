@@ -150,3 +150,17 @@ def test_large_files_are_read_in_full_only_when_asked(refused, prepared: TokenFo
 def test_stored_tokens_cannot_be_written(prepared: TokenFolder) -> None:
     with pytest.raises(ValueError, match="read-only"):
         prepared.stream("train")[0] = 1
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_bytes_are_exact_or_said_not_to_be(tmp_path: Path, prefix: bool) -> None:
+    """A tokenizer that adds a space before each text counts more bytes than there are."""
+    text = "".join(f"{i} birds sang, and 'one' went home.\n" for i in range(300))
+    (tmp_path / "text.txt").write_text(text)
+    Tokenizer.train([text], 280).save(tmp_path / "tokenizer.json")
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["pre_tokenizer"]["add_prefix_space"] = prefix
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    prepare([str(tmp_path / "text.txt")], tmp_path / "out", tokenizer=tmp_path / "tokenizer.json", sequence_length=16)
+    for split in ("train", "validation"):
+        assert TokenDataset(tmp_path / "out", split).bytes_are_exact is not prefix
