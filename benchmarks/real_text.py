@@ -115,7 +115,9 @@ def markdown(found: dict[str, Any]) -> str:
     lines += ["", f"Validation levels: {', '.join(levels)} nats a token. Machine: {found['machine']}."]
     for sample in found["samples"]:
         text = (sample.get("prompt") or "") + sample["texts"][0]["text"]
-        lines += ["", f"From {sample['thoughts']}:", "", *(f"    {line}" for line in text.splitlines())]
+        prompt = sample.get("prompt")
+        source = f"Prompt {prompt!r}, thoughts fitted to it" if prompt else "Thoughts from the prior"
+        lines += ["", f"{source}:", "", *(f"    {line}" for line in text.splitlines())]
     return "\n".join(lines) + "\n"
 
 

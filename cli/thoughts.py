@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +24,9 @@ def check_target(path: Path) -> None:
 
 def write_thoughts(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Writes tensors and `meta` in one safetensors file, whole or not at all."""
-    from safetensors.torch import save_file
+    from pyro_ltm.training.run import write_tensors
 
-    from pyro_ltm.files import write_atomically
-
-    header = {FORMAT: json.dumps(dict(meta))}  # one key alone: several come in a random order
-    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
+    write_tensors(path, dict(tensors), dict(meta), form=FORMAT)
 
 
 def read_thoughts(path: Path) -> Tensor:

@@ -173,11 +173,11 @@ def load_weights(parts: Parts, tensors: dict[str, Tensor], path: Path) -> None:
             raise UserError(f"{path}: its weights do not fit the run's {CONFIG}: {first}") from None
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Tensors and a dictionary in one safetensors file, atomically."""
+def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], *, form: str = FORMAT) -> None:
+    """Tensors and a dictionary in one safetensors file, atomically; `form` says what kind of file it is."""
     # One key alone: safetensors writes several in a random order, and equal weights are to give equal files.
-    header = {FORMAT: json.dumps(meta)}
-    contiguous = {name: value.detach().contiguous() for name, value in tensors.items()}
+    header = {form: json.dumps(meta)}
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
 
 
