@@ -49,6 +49,10 @@ class Terms:
         return self.kl if self.kl is not None else (self.log_guide - self.log_prior).mean(0)
 
 
+MOST_PARTICLES = 1 << 12
+"""Particles share one trace: more of them need memory that no machine has."""
+
+
 class Objective(ELBO):
     """A variational bound: a `pyro.infer.ELBO`, so that `objective(model, guide)` is Pyro's own ELBOModule.
 
@@ -66,10 +70,10 @@ class Objective(ELBO):
     needs_analytic_kl: ClassVar[bool] = False
 
     def __init__(self, particles: int = 1, beta: float = 1.0, warmup: float = 0.0):
-        if particles < 1 or not beta >= 0 or not 0 <= warmup <= 1:
+        if not 1 <= particles <= MOST_PARTICLES or not beta >= 0 or not 0 <= warmup <= 1:
             raise UserError(
                 f"objective: particles = {particles}, beta = {beta}, warmup = {warmup}: "
-                "needs at least 1 particle, beta at least 0, and warmup from 0 to 1"
+                f"needs 1 to {MOST_PARTICLES} particles, beta at least 0, and warmup from 0 to 1"
             )
         super().__init__(num_particles=particles, max_plate_nesting=1, vectorize_particles=True)
         self.beta = beta

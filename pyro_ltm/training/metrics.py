@@ -9,6 +9,9 @@ from typing import Any
 
 from pyro_ltm.files import clear_errors, write_text
 
+NEEDED = {"validation": "nats_per_token", "start": "unigram_nats_per_token"}
+"""The figure for which a row of each kind is read."""
+
 
 class MetricsLog:
     """Appends rows to a JSONL file; each row is on disk before the next step begins."""
@@ -48,6 +51,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 row = json.loads(line)
             except ValueError:  # the line that was being written when the process died
                 continue
-            if isinstance(row, dict) and "kind" in row and "step" in row:
+            if isinstance(row, dict) and "step" in row and NEEDED.get(str(row.get("kind")), "kind") in row:
                 rows.append(row)
     return rows

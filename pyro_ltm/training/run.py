@@ -216,7 +216,10 @@ def open_data(folder: Path, split: str) -> TokenDataset:
         raise UserError(f"{folder}: does not say what data it was trained on; name them with --data") from None
     except (ValueError, TypeError, KeyError):
         raise UserError(f"{path}: damaged; name the data with --data") from None
-    data = TokenDataset(folder / place, split)
+    try:
+        data = TokenDataset(folder / place, split)
+    except UserError as error:
+        raise UserError(f"{error}; or name other data with --data") from None
     if data.folder.fingerprint != fingerprint:
         raise UserError(f"{data.folder.path}: not the data that {folder} was trained on; name other data with --data")
     return data
