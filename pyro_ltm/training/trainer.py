@@ -108,23 +108,27 @@ class Trainer:
                 done = self.counters.step == self.slow.steps
                 if done or (self.slow.eval_every and self.counters.step % self.slow.eval_every == 0):
                     self._validate()
+                saved = False
                 if done or self.interrupted or self.counters.step % self.slow.save_every == 0:
-                    self._save_if_healthy(done)
+                    saved = self._save_if_healthy(done)
                 if self.interrupted and not done:
                     self.run.plot()
-                    raise Stopped(f"stopped at step {self.counters.step} of {self.slow.steps}; everything is saved")
+                    kept = "everything is saved" if saved else "its weights have run away, the last good ones are kept"
+                    raise Stopped(f"stopped at step {self.counters.step} of {self.slow.steps}; {kept}")
             self.run.plot()
         return Run(self.run.folder, self.run.config, self.run.parts, self.run.tokenizer, self.counters.step)
 
-    def _save_if_healthy(self, done: bool) -> None:
+    def _save_if_healthy(self, done: bool) -> bool:
         """Saves unless the weights have run away: then the last good checkpoint stays. Raises UserError at the end."""
-        if self.counters.skipped_in_a_row == 0 and self._healthy():
+        healthy = self.counters.skipped_in_a_row == 0 and self._healthy()
+        if healthy:
             self.save()
         elif done:
             raise UserError(
                 f"{self.run.folder}: the run ended with weights that give no finite bound; the last good checkpoint is "
                 "kept: lower slow.lr in a new run"
             )
+        return healthy
 
     @torch.no_grad()
     def _healthy(self) -> bool:
