@@ -151,7 +151,8 @@ def _report(run: Run, as_json: bool) -> None:
         say("Nats a token on validation text (lower is better):")
         say(f"  {nats(summary['unigram_nats_per_token']):>9}  unigram, knowing only how common each token is")
         say(f"  {nats(summary['untrained_nats_per_token']):>9}  untrained model")
-        say(f"  {nats(level):>9}  this model, an upper bound")
+        kind = "an upper bound" if run.config.model.thoughts else "exact, it has no thoughts"
+        say(f"  {nats(level):>9}  this model, {kind}")
     show_files(run.folder)
     show_next(
         ["pyro-ltm", "evaluate", str(run.folder)],

@@ -133,14 +133,19 @@ class Registry(Generic[T], Mapping[str, type[T]]):
         parameters = inspect.signature(member).parameters
         for key, value in component.options.items():
             if key not in parameters or key in shared:
-                options = [name for name in parameters if name not in shared]
+                known = [name for name in parameters if name not in shared]
                 raise UserError(
-                    f"unknown option {self.axis}.{key}{suggest(key, options)}: "
-                    f"'{component.name}' takes {', '.join(options) or 'none'}"
+                    f"unknown option {self.axis}.{key}{suggest(key, known)}: "
+                    f"'{component.name}' takes {', '.join(known) or 'none'}"
                 )
             _check_type(f"{self.axis}.{key}", value, parameters[key].default)
         taken = {key: value for key, value in shared.items() if key in parameters}
-        return member(**component.options, **taken)
+        # 1 is a fine way to write 1.0, but a tensor made of it would hold whole numbers.
+        options = {
+            key: float(value) if isinstance(parameters[key].default, float) else value
+            for key, value in component.options.items()
+        }
+        return member(**options, **taken)
 
 
 def _check_type(name: str, value: Any, default: Any) -> None:

@@ -114,7 +114,7 @@ class Trainer:
                 if self.interrupted and not done:
                     self.run.plot()
                     kept = "everything is saved" if saved else "its weights have run away, the last good ones are kept"
-                    raise Stopped(f"stopped at step {self.counters.step} of {self.slow.steps}; {kept}")
+                    raise Stopped(f"at step {self.counters.step} of {self.slow.steps}; {kept}")
             self.run.plot()
         return Run(self.run.folder, self.run.config, self.run.parts, self.run.tokenizer, self.counters.step)
 

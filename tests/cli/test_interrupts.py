@@ -133,7 +133,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(command, spawn, undisturbed, tmp_pat
     assert stdout == ""
     assert "Traceback" not in err
     line = err.splitlines()[-1]
-    assert line.startswith("Stopped: stopped at step ")
+    assert line.startswith("Stopped: at step ")
     assert f"of {STEPS}; everything is saved" in line
     called, *arguments = shlex.split(line.partition("go on with: ")[2])
     assert called == "pyro-ltm"

@@ -103,6 +103,7 @@ def test_registries_refuse_options_that_are_wrong(axis, name, options, says):
 def test_registries_build_with_options():
     guide = GUIDES.build(Component(name="mean-field", options={"init_loc": 1}), thoughts=N, dim=D)
     assert (guide.thoughts, guide.dim, guide.init_loc) == (N, D, 1)
+    assert isinstance(guide.init_loc, float), "a whole number for an option that is a float becomes one"
     objective = OBJECTIVES.build(Component(name="elbo", options={"particles": 3, "warmup": 0.5}))
     assert (objective.num_particles, objective.warmup) == (3, 0.5)
     assert OPTIMIZERS.build(Component(name="adam", options={"lr": 0.1})).lr == 0.1
