@@ -143,7 +143,7 @@ def _fit(
         posterior = run.parts.fit(batch, steps=steps, seed=fold(seed, "fit"))
         terms = run.parts.score(batch, posterior, particles=DRAWS, seed=seed)
         entry = {
-            "thoughts": posterior.distribution.mean,
+            "thoughts": posterior.mean(),
             "bound_nats": -(terms.distortion + terms.rate),
             "tokens": batch.mask.sum(-1),
             **{f"state.{name}": value for name, value in posterior.state.items()},

@@ -171,7 +171,7 @@ STAGES = {"tokenizer": "reading text for the tokenizer", "encode": "text to toke
 def figures(progress: Progress, *, short: bool = False) -> str:
     """What a slow step measured, on one line."""
     speed = f"{progress.tokens_per_second:,.0f}"
-    level = "score on its own noise" if progress.own_noise else "bound"
+    level = {"own_noise": "score on its own noise", "joint": "-log p(x, z)"}.get(progress.figure, "bound")
     if short:
         return f"{speed} tok/s  {level} {progress.bound:.3f} rate {progress.rate:.1f} dist {progress.distortion:.3f}"
     return (

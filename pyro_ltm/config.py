@@ -105,8 +105,14 @@ class FastConfig:
 
     steps: int = option(16, "fast steps on each sequence's posterior", low=0, high=1 << 16)
     noise: str = option(
-        "fresh", "a new draw each fast step, or the reference's single draw", choices=("fresh", "fixed")
+        "fresh",
+        "a new draw each fast step, draws in mirrored pairs, or the reference's single draw",
+        choices=("fresh", "antithetic", "fixed"),
     )
+    tolerance: float = option(
+        0.0, "a sequence stops when its bound rises by fewer nats over `patience` steps; 0: never", low=0.0
+    )
+    patience: int = option(4, "fast steps over which the rise of a bound is taken", low=1, high=1 << 16)
 
     def __post_init__(self) -> None:
         check_ranges(self, "fast")

@@ -6,6 +6,7 @@ generator state.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
 from functools import singledispatch
@@ -18,7 +19,7 @@ from pyro.poutine.runtime import Message
 from torch import Tensor
 
 Normals = Callable[[torch.Size], Tensor]
-"""Standard normals of a shape [..., B, *event]."""
+"""Standard normals of a shape [..., B, *any], whose leading dimensions are the distribution's batch shape."""
 
 
 def fold(*key: int | str) -> int:
@@ -27,42 +28,73 @@ def fold(*key: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+KINDS = ("fresh", "antithetic", "fixed")
+"""New draws each time; pairs of mirrored draws; one draw for ever, as the reference implementation has it."""
+
+
 class Noise:
     """A stream of standard normals for the sequences `ids` [B], one generator each.
 
     Args:
         ids: the sequences' stable names.
         seed: the other half of each key; different seeds give independent streams.
-        fixed: repeats the first draw of each shape for ever, as the reference implementation does. What is fitted on
-            one draw must not be scored on it: the score is no bound.
+        kind: "fresh"; "antithetic": every second particle mirrors the one before it, and with single draws every second
+            draw does, so that what is odd in the noise cancels; "fixed": every draw begins the stream again, so that
+            draws of one shape are equal for ever. What is fitted on one draw must not be scored on it: the score is no
+            bound.
     """
 
-    def __init__(self, ids: Tensor, *, seed: int, fixed: bool = False):
-        self.fixed = fixed
-        self._generators = [torch.Generator().manual_seed(fold(seed, i)) for i in ids.tolist()]
+    def __init__(self, ids: Tensor, *, seed: int, kind: str = "fresh"):
+        self.kind = kind
+        self.seeds = [fold(seed, i) for i in ids.tolist()]
         self._device = ids.device
-        self._drawn: dict[tuple[torch.Size, int], Tensor] = {}
+        self._mirror: Tensor | None = None
+        self._restart()
 
     def normal(self, shape: torch.Size, *, event_dims: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normals of `shape` [..., B, *event], where the event has `event_dims` dimensions."""
-        if self.fixed and (shape, event_dims) in self._drawn:
-            return self._drawn[shape, event_dims].to(dtype)
         axis = len(shape) - event_dims - 1
         if shape[axis] != len(self._generators):
             raise ValueError(f"noise for {len(self._generators)} sequences, asked for {shape[axis]} (shape {shape})")
+        if self.kind == "fixed":
+            self._restart()
+        if self.kind != "antithetic":
+            return self._draw(shape, axis, dtype)
+        if axis and shape[0] > 1:
+            half = self._draw(torch.Size([(shape[0] + 1) // 2, *shape[1:]]), axis, dtype)
+            return torch.stack([half, -half], dim=1).flatten(0, 1)[: shape[0]]
+        mirror, self._mirror = self._mirror, None
+        if mirror is not None and mirror.shape == shape:
+            return -mirror
+        self._mirror = self._draw(shape, axis, dtype)
+        return self._mirror
+
+    def select(self, rows: Tensor) -> Noise:
+        """The streams of the sequences at `rows` (int64 [B']), from where they stand."""
+        chosen = rows.tolist()
+        part = copy.copy(self)
+        part.seeds = [self.seeds[row] for row in chosen]
+        part._generators = [self._generators[row] for row in chosen]
+        if self._mirror is not None:
+            part._mirror = self._mirror.index_select(self._mirror_axis, rows)
+        return part
+
+    def _draw(self, shape: torch.Size, axis: int, dtype: torch.dtype) -> Tensor:
+        self._mirror_axis = axis
         row = shape[:axis] + shape[axis + 1 :]
         drawn = torch.stack([torch.randn(row, generator=g, dtype=dtype) for g in self._generators], dim=axis)
-        drawn = drawn.to(self._device)
-        if self.fixed:
-            self._drawn[shape, event_dims] = drawn
-        return drawn
+        return drawn.to(self._device)
+
+    def _restart(self) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
 
 
 @singledispatch
 def rsample_from(distribution: Any, normals: Normals) -> Tensor:
     """A reparameterized draw from `distribution` made of the given standard normals.
 
-    Register a rule for a distribution of your own with `@rsample_from.register`.
+    Register a rule for a distribution of your own with `@rsample_from.register`. A rule asks for its normals once: on
+    fixed noise a second call would get the same ones again.
 
     Raises:
         NotImplementedError: no rule for this distribution.
@@ -86,8 +118,12 @@ def _(distribution: dist.Independent, normals: Normals) -> Tensor:
 
 def draw(distribution: Any, noise: Noise) -> Tensor:
     """A reparameterized draw [..., B, *event] from `distribution`, made of `noise`."""
-    event_dims, dtype = len(distribution.event_shape), _dtype(distribution)
-    return rsample_from(distribution, lambda shape: noise.normal(shape, event_dims=event_dims, dtype=dtype))
+    dtype, batch_dims = _dtype(distribution), len(distribution.batch_shape)
+
+    def normals(shape: torch.Size) -> Tensor:
+        return noise.normal(shape, event_dims=len(shape) - batch_dims, dtype=dtype)
+
+    return rsample_from(distribution, normals)
 
 
 class DrawFrom(Messenger):
@@ -111,4 +147,4 @@ def _dtype(distribution: Any) -> torch.dtype:
     return dtype
 
 
-__all__ = ["DrawFrom", "Noise", "draw", "fold", "rsample_from"]
+__all__ = ["KINDS", "DrawFrom", "Noise", "draw", "fold", "rsample_from"]

@@ -10,11 +10,12 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_ltm.config import Component, suggest
 from pyro_ltm.errors import UserError
@@ -99,11 +100,43 @@ class Batch:
         return dataclasses.replace(self, **picked)
 
 
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Within it no parameter of `module` asks for a gradient: none is computed and nothing is kept for one."""
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a reader should know of a member of a registry before choosing it: one line each.
+
+    Attributes:
+        summary: what it is. cost: what it costs beside the cheapest of its kind. when: when to use it.
+        reference: the paper it comes from, as `arXiv:...` or author and year.
+    """
+
+    summary: str
+    cost: str
+    when: str
+    reference: str
+
+
 T = TypeVar("T")
 
 
 class Registry(Generic[T], Mapping[str, type[T]]):
-    """Names to classes, once per axis, used only at the edge (command line, TOML)."""
+    """Names to classes, once per axis, used only at the edge (command line, TOML).
+
+    A name may carry arguments: `renyi:0.5:16` stands for the member `renyi` with the first two of the options that its
+    class lists in `arguments`; `low-rank:rank=8` names the option.
+    """
 
     def __init__(self, axis: str, members: Mapping[str, type[T]]):
         self.axis = axis
@@ -123,12 +156,36 @@ class Registry(Generic[T], Mapping[str, type[T]]):
     def __len__(self) -> int:
         return len(self._members)
 
+    def parse(self, text: str) -> Component:
+        """The component that `text` (`name` or `name:argument:...`) stands for.
+
+        Raises:
+            UserError: unknown name, too many arguments, or an argument of the wrong type.
+        """
+        name, *given = text.split(":")
+        member = self[name]
+        places = getattr(member, "arguments", ())
+        parameters = inspect.signature(member).parameters
+        usage = ":".join([name, *(place.upper() for place in places)])
+        options: dict[str, Any] = {}
+        for index, argument in enumerate(given):
+            key, named, value = argument.rpartition("=")
+            if not named and index >= len(places):
+                raise UserError(f"{self.axis} '{text}': too many arguments, write {usage}")
+            key = key if named else places[index]
+            default = parameters[key].default if key in parameters else value
+            options[key] = _read(value, type(default), f"{self.axis} '{text}': {key}")
+        return Component(name=name, options=options)
+
     def build(self, component: Component, **shared: Any) -> T:
         """The member that `component` names, with its options; `shared` arguments go only to classes that take them.
 
         Raises:
             UserError: unknown name, unknown option, or an option of the wrong type or out of its range.
         """
+        if ":" in component.name:
+            parsed = self.parse(component.name)
+            component = Component(name=parsed.name, options={**parsed.options, **component.options})
         member = self[component.name]
         parameters = inspect.signature(member).parameters
         for key, value in component.options.items():
@@ -146,6 +203,17 @@ class Registry(Generic[T], Mapping[str, type[T]]):
             for key, value in component.options.items()
         }
         return member(**options, **taken)
+
+
+def _read(text: str, wanted: type, name: str) -> Any:
+    """`text` as a value of the type `wanted`. Raises UserError naming `name`."""
+    try:
+        if wanted is bool:
+            return {"true": True, "false": False}[text.lower()]
+        return wanted(text) if wanted in (int, float) else text
+    except (ValueError, KeyError):
+        kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+        raise UserError(f"{name} = '{text}': expected {kinds[wanted]}") from None
 
 
 def _check_type(name: str, value: Any, default: Any) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
@@ -46,6 +45,7 @@ class Bound:
         distortion_from_prior, distortion_zeroed, distortion_shuffled: distortion a token with thoughts from the prior,
             all zero, and of the sequence before (the last one's for the first; NaN for a corpus of one). Near the
             distortion: the decoder ignores its thoughts.
+        guide: class of the posterior family that was fitted.
         tokens, sequences, particles, fast_steps, seed: what was measured, and how.
     """
 
@@ -60,6 +60,7 @@ class Bound:
     distortion_zeroed: float
     distortion_shuffled: float
     active_fraction_by_layer: list[float]
+    guide: str
     tokens: int
     sequences: int
     particles: int
@@ -85,10 +86,10 @@ def evaluate_bound(
     optimizer: FastOptimizer | None = None,
     fast_steps: int = 16,
     particles: int = 4,
-    noise: str = "fresh",
     token_bytes: Tensor | None = None,
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
+    **fitting: Any,
 ) -> Bound:
     """Fits q to every sequence and scores it on fresh noise.
 
@@ -98,14 +99,15 @@ def evaluate_bound(
         batches: the corpus; sequences already on the model's device.
         objective: what the fast loop raises; the score is the same whatever it is.
         particles: draws K from q for the distortion.
-        noise: of the fit alone; the score always has noise of its own.
         token_bytes: [V] UTF-8 bytes of each token, for bits per byte.
         progress: called after each batch with the sequences done and the nats a token so far.
+        fitting: more for `fit_posterior`, such as its `noise`; the score always has noise of its own.
     """
     was_training = model.training
     model.eval()
-    tally = _Tally(model, particles)
-    for batch in batches:
+    tally = _Tally(model, particles, type(guide).__name__)
+    for read in batches:
+        batch = model.precompute(read)
         posterior = fit_posterior(
             model,
             batch,
@@ -113,10 +115,10 @@ def evaluate_bound(
             objective=objective,
             optimizer=optimizer,
             steps=fast_steps,
-            noise=noise,
             seed=fold(seed, "fit"),
+            **fitting,
         )
-        tally.add(model.precompute(batch), posterior, fold(seed, "score"))
+        tally.add(batch, posterior, fold(seed, "score"))
         if token_bytes is not None:
             tally.bytes += int((token_bytes.to(batch.inputs.device)[batch.targets] * batch.mask).sum())
         if progress:
@@ -128,8 +130,9 @@ def evaluate_bound(
 class _Tally:
     """Sums over the corpus; per sequence only what the standard error needs."""
 
-    def __init__(self, model: LatentThoughtModel, particles: int):
+    def __init__(self, model: LatentThoughtModel, particles: int, guide: str):
         self.model = model
+        self.guide = guide
         self.particles = particles
         self.nats: list[Tensor] = []
         self.tokens: list[Tensor] = []
@@ -144,18 +147,9 @@ class _Tally:
     def add(self, batch: Batch, posterior: Posterior, seed: int) -> None:
         """Scores one batch on noise keyed by `seed`, which the fit never saw."""
         fresh = posterior.with_noise(seed)
-        q = fresh.distribution
-        prior = self.model.prior().expand(q.batch_shape)
-        exact = posterior.guide.has_analytic_kl
-        log_likelihoods, log_ratios = [], []
-        for _ in range(self.particles):
-            z = fresh.sample()[0]
-            log_likelihoods.append(self._log_likelihood(batch, z))
-            log_ratios.append((prior.log_prob(z) - q.log_prob(z)).double())
-        log_likelihood, log_ratio = torch.stack(log_likelihoods), torch.stack(log_ratios)
-        distortion = -log_likelihood.mean(0)
-        rate = kl_divergence(q, prior).double() if exact else -log_ratio.mean(0)
-        iwae = -(torch.logsumexp(log_likelihood + log_ratio, 0) - math.log(self.particles))
+        terms = fresh.score(self.model, batch, particles=self.particles)
+        distortion, rate = terms.distortion.double(), terms.rate.double()
+        iwae = math.log(self.particles) - torch.logsumexp(terms.log_weight.double(), 0)
         nats = distortion + rate
         if not bool(torch.isfinite(nats).all()):
             raise UserError("the bound is not finite: the model's weights, or its posterior's, have run away")
@@ -165,10 +159,11 @@ class _Tally:
         self.total_nats += float(nats.sum())
         self.total_tokens += int(self.tokens[-1].sum())
         self._sum(distortion=distortion, rate=rate, iwae=iwae)
-        means = q.mean if exact else fresh.sample(self.particles).mean(0)
+        means = fresh.mean()
         self.mean += means.double().sum(0).cpu()
         self.square += (means.double() ** 2).sum(0).cpu()
         z = fresh.sample()[0]
+        prior = self.model.prior().expand(torch.Size([batch.size]))
         from_prior = draw(prior, Noise(batch.ids, seed=fold(seed, "prior")))
         self._sum(from_prior=-self._log_likelihood(batch, from_prior))
         self._sum(zeroed=-self._log_likelihood(batch, torch.zeros_like(z)))
@@ -209,6 +204,7 @@ class _Tally:
             distortion_zeroed=self.sums["zeroed"] / total,
             distortion_shuffled=self.sums["shuffled"] / total,
             active_fraction_by_layer=[float(layer.mean()) for layer in layers],
+            guide=self.guide,
             tokens=int(total),
             sequences=sequences,
             particles=self.particles,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 import pyro
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_ltm.types import Batch, State
+from pyro_ltm.types import Batch, Card, State
+
+LogJoint = Callable[[Tensor], Tensor]
+"""log p(x, z) in nats, [..., B], of thoughts z [..., B, N, D]."""
 
 
 class Guide(nn.Module, ABC):
@@ -18,18 +22,39 @@ class Guide(nn.Module, ABC):
     A plain module that owns only what all sequences share (often nothing). Local parameters are a `State` that goes in
     as an argument: they live for one batch, and no parameter store or optimizer of the decoder sees them.
 
-    To add a family, give the two methods below and one line in the registry (CONTRIBUTING.md).
+    To add a family, give the two abstract methods below and one line in the registry (CONTRIBUTING.md).
 
     Args:
         thoughts: thought vectors N. dim: width D of each.
 
     Attributes:
+        card: what `pyro-ltm guides` says of it.
+        arguments: its options that may follow its name, as in `low-rank:8`.
         has_analytic_kl: KL(q || N(0, I)) has a closed form registered with torch.
+        has_kl_by_thought: `kl_by_thought` gives that KL for each thought vector by itself.
+        has_density: False for a point or a set of draws: no bound judges it, and only objectives that need no density
+            fit it.
+        follows_joint: what fits it is log p(x, z) itself (the objective `map`), and no other.
         reparameterized: draws carry gradients.
+        has_natural_gradient: `natural_gradient` is there.
+        learns: it has parameters that all sequences share and that the slow steps move.
+        is_amortized: `init` reads the batch through those parameters: an encoder.
+        takes_fast_steps: False where what `init` gives is final.
+        is_unrolled: the slow step's gradient goes back through the fast steps to `init`.
     """
 
+    card: ClassVar[Card]
+    arguments: ClassVar[tuple[str, ...]] = ()
     has_analytic_kl: ClassVar[bool] = False
+    has_kl_by_thought: ClassVar[bool] = False
+    has_density: ClassVar[bool] = True
+    follows_joint: ClassVar[bool] = False
     reparameterized: ClassVar[bool] = True
+    has_natural_gradient: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
+    is_amortized: ClassVar[bool] = False
+    takes_fast_steps: ClassVar[bool] = True
+    is_unrolled: ClassVar[bool] = False
 
     def __init__(self, thoughts: int, dim: int):
         super().__init__()
@@ -49,3 +74,19 @@ class Guide(nn.Module, ABC):
         with pyro.plate("sequences", batch.size, dim=-1):
             thoughts: Tensor = pyro.sample("thoughts", self.distribution(state))
         return thoughts
+
+    def finish(self, state: State, log_joint: LogJoint) -> State:
+        """What is done once after the last fast step; most families have nothing left to do."""
+        return state
+
+    def judged(self, state: State) -> TorchDistribution | None:
+        """The density that stands for this posterior when it is scored; None where there is none (a point)."""
+        return self.distribution(state) if self.has_density else None
+
+    def kl_by_thought(self, state: State) -> Tensor:
+        """KL of each thought vector to N(0, I) in nats, [B, N]; only of families in which thoughts are independent."""
+        raise NotImplementedError(f"{type(self).__name__} has no KL by thought")
+
+    def natural_gradient(self, state: State, gradients: State) -> State:
+        """The inverse Fisher information of q times `gradients`, for the parameters in `state` that are q's."""
+        raise NotImplementedError(f"{type(self).__name__} has no natural gradient")

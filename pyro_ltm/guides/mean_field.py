@@ -6,11 +6,12 @@ from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
+from torch import Tensor
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides.base import Guide
 from pyro_ltm.noise import Noise, fold
-from pyro_ltm.types import Batch, State
+from pyro_ltm.types import Batch, Card, State
 
 
 class MeanField(Guide):
@@ -27,7 +28,15 @@ class MeanField(Guide):
         seed: of the two draws above, keyed by each sequence's id.
     """
 
+    card: ClassVar[Card] = Card(
+        summary="a Normal for each latent dimension by itself: the paper's family",
+        cost="2 N D numbers a sequence",
+        when="the default",
+        reference="arXiv:2502.01567",
+    )
     has_analytic_kl: ClassVar[bool] = True
+    has_kl_by_thought: ClassVar[bool] = True
+    has_natural_gradient: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -62,4 +71,28 @@ class MeanField(Guide):
 
     def distribution(self, state: State) -> dist.TorchDistribution:
         """Normal(loc, exp(log_variance / 2)) over [N, D]."""
-        return dist.Normal(state["loc"], (state["log_variance"] / 2).exp()).to_event(2)
+        return independent_normals(state)
+
+    def kl_by_thought(self, state: State) -> Tensor:
+        """KL of each thought vector to N(0, I) in nats, [B, N]."""
+        return normal_kl_by_thought(state)
+
+    def natural_gradient(self, state: State, gradients: State) -> State:
+        """See `normal_natural_gradient`."""
+        return normal_natural_gradient(state, gradients)
+
+
+def independent_normals(state: State) -> dist.TorchDistribution:
+    """Normal(loc, exp(log_variance / 2)) over [N, D]."""
+    return dist.Normal(state["loc"], (state["log_variance"] / 2).exp()).to_event(2)
+
+
+def normal_kl_by_thought(state: State) -> Tensor:
+    """KL to N(0, I) in nats of each thought vector of independent Normals, [B, N]."""
+    log_variance = state["log_variance"]
+    return 0.5 * (state["loc"].square() + log_variance.exp() - 1 - log_variance).sum(-1)
+
+
+def normal_natural_gradient(state: State, gradients: State) -> State:
+    """The Fisher information of a Normal is 1 / variance for its mean and 1/2 for its log variance."""
+    return {"loc": state["log_variance"].exp() * gradients["loc"], "log_variance": 2 * gradients["log_variance"]}

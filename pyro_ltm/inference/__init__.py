@@ -1,22 +1,29 @@
 """The fast loop: posteriors fitted to sequences, and what they are good for."""
 
+from pyro_ltm.inference.families import FAMILIES
+from pyro_ltm.inference.fit import check_fit, refusal
 from pyro_ltm.inference.generation import Generated, Reconstruction, generate, infer_thoughts, reconstruct
-from pyro_ltm.inference.optimizers import OPTIMIZERS, Adam, FastOptimizer
+from pyro_ltm.inference.optimizers import LBFGS, OPTIMIZERS, SGD, Adam, FastOptimizer, Natural
 from pyro_ltm.inference.parts import Parts
-from pyro_ltm.inference.posterior import Posterior, fit_posterior, frozen, sequence_bounds
+from pyro_ltm.inference.posterior import Posterior, fit_posterior, sequence_bounds
 
 __all__ = [
+    "FAMILIES",
+    "LBFGS",
     "OPTIMIZERS",
+    "SGD",
     "Adam",
     "FastOptimizer",
     "Generated",
+    "Natural",
     "Parts",
     "Posterior",
     "Reconstruction",
+    "check_fit",
     "fit_posterior",
-    "frozen",
     "generate",
     "infer_thoughts",
     "reconstruct",
+    "refusal",
     "sequence_bounds",
 ]

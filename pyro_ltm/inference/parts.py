@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 
-from pyro_ltm.config import Config, FastConfig
-from pyro_ltm.guides import GUIDES, Guide
-from pyro_ltm.inference.optimizers import OPTIMIZERS, FastOptimizer
-from pyro_ltm.inference.posterior import Posterior, check_noise, fit_posterior
+from pyro_ltm.config import Component, Config, FastConfig, ModelConfig
+from pyro_ltm.guides import Guide, MeanField
+from pyro_ltm.inference.families import FAMILIES
+from pyro_ltm.inference.fit import check_fit
+from pyro_ltm.inference.optimizers import OPTIMIZERS, Adam, FastOptimizer
+from pyro_ltm.inference.posterior import Posterior, fit_posterior
 from pyro_ltm.model import LatentThoughtModel
-from pyro_ltm.noise import DrawFrom, fold
-from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO, MonteCarloELBO, Objective, Terms
+from pyro_ltm.noise import fold
+from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO, Objective, Terms
 from pyro_ltm.types import Batch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -38,14 +41,15 @@ class Parts:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold(config.seed, "weights"))
             model = LatentThoughtModel(config.model, DTYPES[config.dtype]).to(device)
-            guide = GUIDES.build(
-                config.guide, thoughts=config.model.thoughts, dim=config.model.dim, seed=config.seed
-            ).to(device)
-        objective, optimizer = OBJECTIVES.build(config.objective), OPTIMIZERS.build(config.optimizer)
-        objective.check(guide)
-        check_noise(config.fast.noise, objective)
-        # Without thoughts there is nothing to fit.
-        fast = config.fast if config.model.thoughts else FastConfig(steps=0)
+            # Without thoughts there is nothing to fit, and one guide is as good as another.
+            nothing = not config.model.thoughts
+            guide_name = Component(name="mean-field") if nothing else config.guide
+            guide = build_guide(guide_name, config.model, seed=config.seed).to(device)
+        objective_name = Component(name="analytic-elbo") if nothing else config.objective
+        objective = OBJECTIVES.build(objective_name, layers=config.model.layers)
+        optimizer = OPTIMIZERS.build(config.optimizer)
+        check_fit(guide, objective, optimizer, config.fast.noise, tolerance=config.fast.tolerance)
+        fast = FastConfig(steps=0) if nothing else config.fast
         return cls(model, guide, objective, optimizer, fast)
 
     @staticmethod
@@ -70,15 +74,28 @@ class Parts:
             steps=self.steps(steps),
             noise=self.fast.noise,
             seed=seed,
+            tolerance=self.fast.tolerance,
+            patience=self.fast.patience,
         )
 
-    @torch.no_grad()
     def score(self, batch: Batch, posterior: Posterior, *, particles: int = 1, seed: int = 0) -> Terms:
         """The parts of the bound on fresh noise keyed by `seed`, which no fit has seen; KL exact where it can be."""
-        kind = AnalyticELBO if self.guide.has_analytic_kl else MonteCarloELBO
-        with DrawFrom(posterior.with_noise(fold(seed, "score")).noise):
-            return kind(particles=particles).terms(self.model, self.guide, batch, posterior.state)
+        return posterior.with_noise(fold(seed, "score")).score(self.model, batch, particles=particles)
+
+    def judge(self) -> Parts:
+        """Parts that can bound this decoder's evidence: these, or a mean-field fit where the guide has no density."""
+        if self.guide.has_density:
+            return self
+        guide = MeanField(self.guide.thoughts, self.guide.dim)
+        fast = dataclasses.replace(self.fast, noise="fresh")
+        return dataclasses.replace(self, guide=guide, objective=AnalyticELBO(), optimizer=Adam(), fast=fast)
 
     def steps(self, asked: int | None) -> int:
         """Fast steps to take: those asked for, else the run's own; none for the twin."""
         return self.fast.steps if asked is None or not self.model.config.thoughts else asked
+
+
+def build_guide(component: Component, model: ModelConfig, *, seed: int = 0) -> Guide:
+    """The posterior family that `component` names, for a decoder of this shape."""
+    shape = {"thoughts": model.thoughts, "dim": model.dim, "layers": model.layers}
+    return FAMILIES.build(component, **shape, vocab_size=model.vocab_size, max_length=model.max_length, seed=seed)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,21 @@ import torch
 from pyro.distributions import TorchDistribution
 from pyro.infer import ELBO
 from torch import Tensor, nn
+from torch.distributions import kl_divergence
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
+from pyro_ltm.inference.fit import check_fit
 from pyro_ltm.inference.optimizers import Adam, FastOptimizer
+from pyro_ltm.inference.samplers import Sampler
+from pyro_ltm.inference.target import Target
 from pyro_ltm.noise import DrawFrom, Noise, draw
-from pyro_ltm.objectives import Objective
-from pyro_ltm.types import Batch, State
+from pyro_ltm.objectives import Objective, Terms
+from pyro_ltm.types import Batch, State, frozen
+
+Watch = Callable[[int, State], None]
+"""Called with the fast steps done and the local parameters [B, ...]: before the first step, and after each."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +37,8 @@ class Posterior:
     Shapes:
         state: local parameters, leading dimension B.
         ids: [B] the sequences' stable names.
-        history: [steps, B] the objective's bound of each sequence at each fast step, before the step, in nats; for an
-            ELBO that is not of this library, [steps, 1], summed over the batch.
+        history: [steps, B] the objective's bound of each sequence at each fast step, before the step, in nats; NaN
+            after a sequence stopped; for an ELBO that is not of this library, [steps, 1], summed over the batch.
 
     Attributes:
         noise: the stream that the fit drew from. `sample` goes on with it: new draws after a fit on fresh noise, one
@@ -47,6 +56,11 @@ class Posterior:
         """q(z): batch shape [B], event shape [N, D]."""
         return self.guide.distribution(self.state)
 
+    @property
+    def steps_taken(self) -> Tensor:
+        """[B] fast steps of each sequence, int64."""
+        return self.history.isfinite().sum(0).expand(len(self.ids))
+
     def with_noise(self, seed: int) -> Posterior:
         """The same posterior drawing from another stream: what was fitted on one noise is judged on this one."""
         return dataclasses.replace(self, noise=Noise(self.ids, seed=seed))
@@ -54,8 +68,38 @@ class Posterior:
     @torch.no_grad()
     def sample(self, particles: int = 1) -> Tensor:
         """Thoughts [K, B, N, D] from q."""
-        q = self.distribution
-        return draw(q.expand(torch.Size([particles, *q.batch_shape])), self.noise)
+        return _draws(self.distribution, particles, self.noise)
+
+    @torch.no_grad()
+    def mean(self, draws: int = 64) -> Tensor:
+        """E_q[z], [B, N, D]; of a family without a closed form for it, the mean of so many draws."""
+        try:
+            mean: Tensor = self.distribution.mean
+        except NotImplementedError:
+            mean = self.sample(draws).mean(0)
+        return mean
+
+    @torch.no_grad()
+    def score(self, model: nn.Module, batch: Batch, *, particles: int = 1) -> Terms:
+        """The parts of the bound on this posterior's noise; the KL exact where it can be.
+
+        Raises:
+            UserError: the posterior is a point, and no bound judges a point.
+        """
+        q = self.guide.judged(self.state)
+        if q is None:
+            raise UserError(
+                f"{type(self.guide).__name__} is a point: it has no density, and no bound judges it; "
+                "fit another guide under the same decoder to score it"
+            )
+        z = _draws(q, particles, self.noise)
+        target = Target(model, batch)
+        parts = [target.parts(particle) for particle in z]  # one by one, so that memory does not grow with K
+        log_likelihood, log_prior = (torch.stack(part) for part in zip(*parts, strict=True))
+        prior: Any = getattr(model, "prior", None)
+        exact = self.guide.has_analytic_kl and prior is not None
+        kl = kl_divergence(q, prior().expand(q.batch_shape)) if exact else None
+        return Terms(log_likelihood, log_prior, q.log_prob(z), kl, thoughts=z, state=self.state)
 
 
 def fit_posterior(
@@ -68,57 +112,116 @@ def fit_posterior(
     steps: int = 16,
     noise: str = "fresh",
     seed: int = 0,
+    tolerance: float = 0.0,
+    patience: int = 4,
+    keep_graph: bool = False,
+    watch: Watch | None = None,
 ) -> Posterior:
     """Fits q(z) of every sequence in `batch` by `steps` fast steps, starting from `guide.init(batch)`.
 
     Leaves `.grad` of model and guide alone. A sequence's posterior does not depend on who shares its batch: the loss is
-    a sum over sequences, the optimizer is elementwise, and noise is keyed by the sequence's id.
+    a sum over sequences, the optimizer treats each by itself, and noise is keyed by the sequence's id. (Objectives that
+    compare sequences are the exception: `couples_batch`.)
 
     Args:
         model: a Pyro program `model(batch, state)` with the sites `thoughts` and `tokens`.
         objective: the bound to raise; any Pyro ELBO with `differentiable_loss`.
         optimizer: moves the local parameters; `Adam()` when None.
-        noise: "fresh" draws anew in each step; "fixed" repeats one draw as the reference implementation does, and
-            what is fitted so must be scored on other noise.
+        noise: "fresh" draws anew in each step; "antithetic" in mirrored pairs; "fixed" repeats one draw as the
+            reference implementation does, and what is fitted so must be scored on other noise.
         seed: of the noise, together with each sequence's id.
+        tolerance: a sequence whose bound rose by fewer nats than this over `patience` fast steps (their mean against
+            the mean of as many before) takes no more, and the batch goes on without it; 0: all take all steps.
+        keep_graph: the state keeps its graph, through all fast steps, back to the parameters of guide and model: for
+            the slow step of an encoder (second order, with all the memory that it needs).
+        watch: sees the state before the first step and after each.
 
     Raises:
-        UserError: the objective does not fit the guide or the noise, or `noise` is neither of the two.
+        UserError: guide, objective, optimizer and noise do not fit one another.
     """
-    check_noise(noise, objective)
     optimizer = optimizer or Adam()
-    stream = Noise(batch.ids, seed=seed, fixed=noise == "fixed")
-    history = []
-    with frozen(model), frozen(guide):
+    check_fit(guide, objective, optimizer, noise, tolerance=tolerance)
+    stream = Noise(batch.ids, seed=seed, kind=noise)
+    steps = steps if guide.takes_fast_steps else 0
+    with _held(model, guide, keep_graph):
         precompute: Any = getattr(model, "precompute", None)
-        batch = precompute(batch) if precompute else batch
-        state = guide.init(batch)
-        memory = optimizer.init(state)
-        for step in range(steps):
-            leaves = {name: value.detach().requires_grad_() for name, value in state.items()}
-            with torch.enable_grad(), DrawFrom(stream):
-                bounds = sequence_bounds(objective, model, guide, batch, leaves)
-                grads = torch.autograd.grad(bounds.sum(), list(leaves.values()))
-            # The bound is to rise, and optimizers descend.
-            downhill = {name: -grad for name, grad in zip(leaves, grads, strict=True)}
-            state, memory = optimizer.step(state, downhill, memory, step=step, steps=steps)
-            history.append(bounds.detach())
-    empty = torch.zeros(0, batch.size, device=batch.inputs.device)
-    return Posterior(guide, state, batch.ids, stream, torch.stack(history) if history else empty)
+        if keep_graph:
+            batch = dataclasses.replace(batch, context=None)  # it is cut from the graph
+        elif precompute:
+            batch = precompute(batch)
+        state = guide.init(batch) | (objective.local(batch) if isinstance(objective, Objective) else {})
+        if watch:
+            watch(0, state)
+        if isinstance(guide, Sampler):
+            target = Target(model, batch)
+            state, history = guide.run(target, state, optimizer=optimizer, noise=stream, steps=steps, watch=watch)
+        else:
+            loop = _Loop(model, batch, guide, objective, optimizer, stream, steps, keep_graph)
+            state, history = loop.run(state, tolerance, patience, watch)
+        with sdpa_kernel(SDPBackend.MATH):  # a curvature is a second derivative
+            state = guide.finish(state, Target(model, batch))
+    return Posterior(guide, state, batch.ids, stream, history)
 
 
-def check_noise(noise: str, objective: ELBO) -> None:
-    """Raises UserError when `noise` is unknown, or would let the fit raise `objective` without end.
+@dataclass
+class _Loop:
+    """The fast steps of a batch, which shrinks as its sequences finish."""
 
-    On one fixed draw z is a number, and an estimated KL there falls without bound as q widens around it.
-    """
-    if noise not in ("fresh", "fixed"):
-        raise UserError(f"noise = {noise!r}: choose from fresh, fixed")
-    if noise == "fixed" and isinstance(objective, Objective) and not objective.needs_analytic_kl:
-        raise UserError(
-            f"noise = 'fixed' with {type(objective).__name__}: one draw cannot estimate a KL; "
-            "use the objective 'analytic-elbo', or noise = 'fresh'"
-        )
+    model: nn.Module
+    batch: Batch
+    guide: Guide
+    objective: ELBO
+    optimizer: FastOptimizer
+    noise: Noise
+    steps: int
+    keep_graph: bool
+
+    def run(self, state: State, tolerance: float, patience: int, watch: Watch | None) -> tuple[State, Tensor]:
+        """The last state and the history."""
+        size, device = self.batch.size, self.batch.inputs.device
+        memory, rows = self.optimizer.init(state), torch.arange(size, device=device)
+        whole, history = state, [torch.zeros(0, size, device=device)]
+        for step in range(self.steps):
+            bounds, state, memory = self._step(state, memory, step)
+            whole = _put(whole, rows, state)
+            history.append(
+                bounds if len(rows) == size else bounds.new_full((size,), math.nan).index_copy(0, rows, bounds)
+            )
+            if watch:
+                watch(step + 1, whole)
+            if tolerance and step + 1 >= 2 * patience:
+                before, now = torch.stack(history[-2 * patience :])[:, rows].unflatten(0, (2, patience)).mean(1)
+                # A bound that is not finite has not risen either: it is left as it is, and seen by whoever scores it.
+                going = (_sense(self.objective) * (now - before) >= tolerance).nonzero()[:, 0]
+                if len(going) < len(rows):
+                    rows, state, memory = rows[going], _select(state, going), _select(memory, going)
+                    self.batch, self.noise = self.batch.select(going), self.noise.select(going)
+                if not len(rows):
+                    break
+        return whole, torch.stack(history[1:]) if len(history) > 1 else history[0]
+
+    def _step(self, state: State, memory: State, step: int) -> tuple[Tensor, State, State]:
+        """One fast step: the bounds before it, and state and memory after it."""
+        leaves = {name: self._leaf(value) for name, value in state.items()}
+        objective: Any = self.objective
+        if isinstance(objective, Objective):
+            objective = objective.within(step / self.steps)
+        with torch.enable_grad(), DrawFrom(self.noise):
+            bounds = sequence_bounds(objective, self.model, self.guide, self.batch, leaves)
+            # An upper bound is to fall, any other to rise; and optimizers descend.
+            losses = -_sense(objective) * bounds
+            grads = torch.autograd.grad(losses.sum(), list(leaves.values()), create_graph=self.keep_graph)
+        gradients = dict(zip(leaves, grads, strict=True))
+        with torch.set_grad_enabled(self.keep_graph):
+            if self.optimizer.wants_natural_gradient:
+                gradients |= self.guide.natural_gradient(leaves, gradients)
+            losses = losses.detach().expand(self.batch.size)
+            state, memory = self.optimizer.step(leaves, gradients, memory, losses=losses, step=step, steps=self.steps)
+        return bounds.detach(), state, memory
+
+    def _leaf(self, value: Tensor) -> Tensor:
+        """What the gradient of this step is taken for; with the graph kept, still a part of it."""
+        return value if self.keep_graph and value.requires_grad else value.detach().requires_grad_()
 
 
 def sequence_bounds(objective: ELBO, model: nn.Module, guide: nn.Module, batch: Batch, state: State) -> Tensor:
@@ -130,13 +233,32 @@ def sequence_bounds(objective: ELBO, model: nn.Module, guide: nn.Module, batch: 
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Within it no parameter of `module` asks for a gradient: none is computed and nothing is kept for one."""
-    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in learning:
-        parameter.requires_grad_(False)
-    try:
+def _held(model: nn.Module, guide: nn.Module, keep_graph: bool) -> Iterator[None]:
+    """Decoder and guide held still; or, where the graph is kept, attention that can be differentiated twice."""
+    with ExitStack() as stack:
+        if keep_graph:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        else:
+            stack.enter_context(frozen(model))
+            stack.enter_context(frozen(guide))
         yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
+
+
+def _sense(objective: ELBO) -> int:
+    return objective.sense if isinstance(objective, Objective) else 1
+
+
+def _select(tensors: State, rows: Tensor) -> State:
+    return {name: value[rows] for name, value in tensors.items()}
+
+
+def _put(whole: State, rows: Tensor, part: State) -> State:
+    """`whole` with its sequences at `rows` replaced; `part` itself where that is all of them."""
+    if all(len(value) == len(rows) for value in whole.values()):
+        return part
+    return {name: value.index_copy(0, rows, part[name]) for name, value in whole.items()}
+
+
+def _draws(distribution: TorchDistribution, particles: int, noise: Noise) -> Tensor:
+    """[K, B, N, D]."""
+    return draw(distribution.expand(torch.Size([particles, *distribution.batch_shape])), noise)

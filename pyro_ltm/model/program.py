@@ -45,5 +45,7 @@ class LatentThoughtModel(nn.Module):
 
         The context is cut from the graph: never use it where the decoder is to receive a gradient.
         """
+        if batch.context is not None:
+            return batch
         with torch.no_grad():
             return dataclasses.replace(batch, context=self.decoder.context(batch.inputs))

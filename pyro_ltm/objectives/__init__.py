@@ -1,9 +1,58 @@
-"""Variational bounds: one file each, one line each in the registry."""
+"""Variational bounds: one file for each family, one line each in the registry."""
 
 from pyro_ltm.objectives.base import Objective, Terms
-from pyro_ltm.objectives.elbo import AnalyticELBO, MonteCarloELBO
+from pyro_ltm.objectives.beta import Annealed, BetaELBO, Cyclical
+from pyro_ltm.objectives.chi import Chi
+from pyro_ltm.objectives.elbo import AnalyticELBO, MonteCarloELBO, StickingTheLanding
+from pyro_ltm.objectives.free_bits import FreeBits
+from pyro_ltm.objectives.importance import IWAE, DReG
+from pyro_ltm.objectives.map import MAP
+from pyro_ltm.objectives.mmd import MMD
+from pyro_ltm.objectives.renyi import Renyi, VRMax
+from pyro_ltm.objectives.tail_adaptive import TailAdaptive
+from pyro_ltm.objectives.target_rate import TargetRate
 from pyro_ltm.types import Registry
 
-OBJECTIVES: Registry[Objective] = Registry("objective", {"elbo": MonteCarloELBO, "analytic-elbo": AnalyticELBO})
+OBJECTIVES: Registry[Objective] = Registry(
+    "objective",
+    {
+        "elbo": MonteCarloELBO,
+        "analytic-elbo": AnalyticELBO,
+        "stl": StickingTheLanding,
+        "iwae": IWAE,
+        "dreg": DReG,
+        "renyi": Renyi,
+        "vr-max": VRMax,
+        "beta": BetaELBO,
+        "annealed": Annealed,
+        "cyclical": Cyclical,
+        "free-bits": FreeBits,
+        "target-rate": TargetRate,
+        "tail-adaptive": TailAdaptive,
+        "mmd": MMD,
+        "chi": Chi,
+        "map": MAP,
+    },
+)
 
-__all__ = ["OBJECTIVES", "AnalyticELBO", "MonteCarloELBO", "Objective", "Terms"]
+__all__ = [
+    "IWAE",
+    "MAP",
+    "MMD",
+    "OBJECTIVES",
+    "AnalyticELBO",
+    "Annealed",
+    "BetaELBO",
+    "Chi",
+    "Cyclical",
+    "DReG",
+    "FreeBits",
+    "MonteCarloELBO",
+    "Objective",
+    "Renyi",
+    "StickingTheLanding",
+    "TailAdaptive",
+    "TargetRate",
+    "Terms",
+    "VRMax",
+]

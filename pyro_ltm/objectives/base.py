@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pyro
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.types import Batch, State
+from pyro_ltm.types import Batch, Card, State, frozen
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,21 @@ class Terms:
     """The parts of a bound for K particles of B sequences, in nats, summed over tokens and latent dimensions.
 
     Shapes:
-        log_likelihood: [K, B] log p(x | z). log_prior: [K, B] log p(z). log_guide: [K, B] log q(z).
-        kl: [B] KL(q || p) in closed form; None unless the objective reads it (`needs_analytic_kl`).
+        log_likelihood: [K, B] log p(x | z). log_prior: [K, B] log p(z). log_guide: [K, B] log q(z); its parameters
+            held still where the objective says so (`stops_guide_gradient`).
+        kl: [B] KL(q || p) in closed form; None unless the objective reads it and the guide has it.
+        kl_by_thought: [B, N] the same for each thought; None unless the objective asks for it.
+        thoughts: [K, B, N, D] the draws, as the model read them: what flows back from the model passes through here.
+        state: the local parameters, the objective's own among them.
     """
 
     log_likelihood: Tensor
     log_prior: Tensor
     log_guide: Tensor
     kl: Tensor | None = None
+    kl_by_thought: Tensor | None = None
+    thoughts: Tensor | None = None
+    state: State = field(default_factory=dict)
 
     @property
     def log_weight(self) -> Tensor:
@@ -53,6 +61,12 @@ MOST_PARTICLES = 1 << 12
 """Particles share one trace: more of them need memory that no machine has."""
 
 
+def require(good: bool, name: str, value: object, needs: str) -> None:
+    """Raises UserError, naming the option and what it needs, unless its value is `good`."""
+    if not good:
+        raise UserError(f"objective: {name} = {value!r}: {needs}")
+
+
 class Objective(ELBO):
     """A variational bound: a `pyro.infer.ELBO`, so that `objective(model, guide)` is Pyro's own ELBOModule.
 
@@ -64,32 +78,64 @@ class Objective(ELBO):
         warmup: share of training over which `at` raises the weight from 0 to `beta` (arXiv:1511.06349).
 
     Attributes:
-        needs_analytic_kl: `bound` reads `Terms.kl`; such an objective refuses a guide without a closed form.
+        card: what `pyro-ltm objectives` says of it.
+        arguments: its options that may follow its name, as in `renyi:0.5:16`.
+        sense: 1 where the bound is to be raised, -1 where it is to be lowered (an upper bound).
+        reads_kl: `bound` reads `Terms.kl`, or `Terms.rate`, which is the closed form where the guide has one.
+        needs_analytic_kl: it cannot do without; such an objective refuses a guide without a closed form.
+        needs_kl_by_thought: `bound` reads `Terms.kl_by_thought`.
+        needs_density: it reads log q, which a point does not have.
+        is_joint: it is log p(x, z), which samplers follow.
+        refuses_density: it has no maximum over families that have a width.
+        moves_within_fit: what is to be raised changes from one fast step to the next.
+        needs_fast_steps: it has local parameters of its own, which the fast steps fit.
+        stops_guide_gradient: log q is taken with its parameters held still, so that gradients flow through draws alone.
+        couples_batch: what a sequence gets depends on who shares its batch.
+        fewest_particles: draws below which it means nothing.
     """
 
+    card: ClassVar[Card]
+    arguments: ClassVar[tuple[str, ...]] = ()
+    sense: ClassVar[int] = 1
+    reads_kl: bool = False
     needs_analytic_kl: ClassVar[bool] = False
+    needs_kl_by_thought: bool = False
+    needs_density: bool = True
+    is_joint: ClassVar[bool] = False
+    refuses_density: ClassVar[bool] = False
+    moves_within_fit: bool = False
+    needs_fast_steps: ClassVar[bool] = False
+    stops_guide_gradient: ClassVar[bool] = False
+    couples_batch: ClassVar[bool] = False
+    fewest_particles: ClassVar[int] = 1
 
     def __init__(self, particles: int = 1, beta: float = 1.0, warmup: float = 0.0):
-        if not 1 <= particles <= MOST_PARTICLES or not beta >= 0 or not 0 <= warmup <= 1:
-            raise UserError(
-                f"objective: particles = {particles}, beta = {beta}, warmup = {warmup}: "
-                f"needs 1 to {MOST_PARTICLES} particles, beta at least 0, and warmup from 0 to 1"
-            )
+        fewest = self.fewest_particles
+        require(fewest <= particles <= MOST_PARTICLES, "particles", particles, f"from {fewest} to {MOST_PARTICLES}")
+        require(0 <= beta < math.inf, "beta", beta, "a number of at least 0")
+        require(0 <= warmup <= 1, "warmup", warmup, "from 0 to 1")
         super().__init__(num_particles=particles, max_plate_nesting=1, vectorize_particles=True)
         self.beta = beta
         self.warmup = warmup
 
-    def check(self, guide: nn.Module) -> None:
-        """Raises UserError when `guide` cannot give what this objective reads."""
-        if self.needs_analytic_kl and not has_analytic_kl(guide):
-            raise UserError(
-                f"{type(guide).__name__} has no closed-form KL to the prior, which {type(self).__name__} needs: "
-                "use the objective 'elbo', which estimates it"
-            )
-
     @abstractmethod
     def bound(self, terms: Terms) -> Tensor:
         """The bound of each sequence in nats, [B], as the `terms` estimate it."""
+
+    def log_weight(self, terms: Terms) -> Tensor:
+        """[K, B] log p(x | z) + beta (log p(z) - log q(z))."""
+        return terms.log_likelihood + self.beta * (terms.log_prior - terms.log_guide)
+
+    def pathwise_factor(self, terms: Terms) -> Tensor | None:
+        """[K, B], by which the gradient that flows back through each draw is multiplied; None leaves it as it is.
+
+        The decoder's own gradient stays. Only with `stops_guide_gradient` is that all of the gradient to q.
+        """
+        return None
+
+    def local(self, batch: Batch) -> State:
+        """Local parameters of the objective's own, fitted with the guide's; most have none."""
+        return {}
 
     def at(self, progress: float) -> Objective:
         """This objective as it stands when the share `progress` (0 to 1) of training is done: its annealed form."""
@@ -99,36 +145,95 @@ class Objective(ELBO):
             annealed.beta = self.beta * progress / self.warmup
         return annealed
 
+    def within(self, share: float) -> Objective:
+        """This objective as it stands when the `share` (0 to 1) of the fast steps is done; most do not change."""
+        return self
+
+    def for_decoder(self) -> Objective:
+        """The objective by which the decoder learns; itself, unless its maximum over q says nothing of the decoder."""
+        return self
+
+    def refusal(self, guide: nn.Module) -> str:
+        """Why this objective does not fit `guide`; empty where it does."""
+        kind, name = type(guide).__name__, type(self).__name__
+        has_density = getattr(guide, "has_density", True)
+        if self.needs_density and not has_density:
+            return f"{kind} has no density, which {name} needs"
+        if getattr(guide, "follows_joint", False) and not self.is_joint:
+            return f"{kind} follows log p(x, z), which {name} is not"
+        if self.refuses_density and has_density:
+            return f"{kind} has a width, and {name} would shrink it without end"
+        if self.needs_analytic_kl and not has_analytic_kl(guide):
+            return f"{kind} has no closed-form KL to the prior, which {name} needs"
+        if self.needs_kl_by_thought and not getattr(guide, "has_kl_by_thought", False):
+            return f"{kind} has no KL of single thoughts, which {name} needs"
+        if self.needs_fast_steps and not getattr(guide, "takes_fast_steps", True):
+            return f"{kind} takes no fast steps, which {name} needs for parameters of its own"
+        if not getattr(guide, "reparameterized", True):
+            return f"draws of {kind} carry no gradients, which {name} needs"
+        return ""
+
+    def check(self, guide: nn.Module) -> None:
+        """Raises UserError when `guide` cannot give what this objective reads."""
+        if reason := self.refusal(guide):
+            raise UserError(reason)
+
     def terms(self, model: nn.Module, guide: nn.Module, batch: Batch, state: State) -> Terms:
         """Runs guide and model once, all particles together, and takes the parts from their traces.
 
         Raises:
-            UserError: the guide has no closed-form KL and this objective needs one.
+            UserError: the guide cannot give what this objective reads.
         """
         self.check(guide)
         particles = self.num_particles
-        plate = pyro.plate("particles", particles, dim=-2) if particles > 1 else nullcontext()
-        with plate:
+        with self._plate():
             guide_trace = poutine.trace(guide).get_trace(batch, state)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch, state)
         guide_trace.compute_log_prob()  # and not the distributions' own log_prob: Pyro's scales and masks count
-        model_trace.compute_log_prob()
         q: Any = guide_trace.nodes["thoughts"]
-        p: Any = model_trace.nodes["thoughts"]
         shape = (particles, batch.size)
+        draws = q["value"]
+        thoughts = draws.reshape(*shape, *draws.shape[-2:])
+        q["value"] = thoughts.reshape(
+            draws.shape
+        )  # whatever reads the draws from here on reads them through `thoughts`
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch, state)
+        model_trace.compute_log_prob()
+        p: Any = model_trace.nodes["thoughts"]
         kl = None
-        if self.needs_analytic_kl:
+        if self.reads_kl and has_analytic_kl(guide):
             kl = scale_and_mask(kl_divergence(q["fn"], p["fn"]), scale=q["scale"], mask=q["mask"]).reshape(shape)[0]
-        return Terms(
+        log_guide = self._log_guide_held_still(guide, guide_trace, batch, state) if self.stops_guide_gradient else q
+        by_thought: Any = guide.kl_by_thought if self.needs_kl_by_thought else None
+        terms = Terms(
             log_likelihood=model_trace.nodes["tokens"]["log_prob"].reshape(shape),
             log_prior=p["log_prob"].reshape(shape),
-            log_guide=q["log_prob"].reshape(shape),
+            log_guide=log_guide["log_prob"].reshape(shape),
             kl=kl,
+            kl_by_thought=by_thought(state) if by_thought else None,
+            thoughts=thoughts,
+            state=state,
         )
+        factor = self.pathwise_factor(terms) if thoughts.requires_grad else None
+        if factor is not None:
+            across = factor.detach()[..., None, None]
+            thoughts.register_hook(lambda gradient: gradient * across)
+        return terms
+
+    def _log_guide_held_still(self, guide: nn.Module, trace: Any, batch: Batch, state: State) -> Any:
+        """The guide's site for the same draws, its parameters held still (arXiv:1703.09194)."""
+        still = {name: value.detach() for name, value in state.items()}
+        with self._plate(), frozen(guide):
+            again = poutine.trace(poutine.replay(guide, trace=trace)).get_trace(batch, still)
+            again.compute_log_prob()
+        return again.nodes["thoughts"]
+
+    def _plate(self) -> Any:
+        return pyro.plate("particles", self.num_particles, dim=-2) if self.num_particles > 1 else nullcontext()
 
     def differentiable_loss(self, model: nn.Module, guide: nn.Module, batch: Batch, state: State) -> Tensor:
-        """Minus the bound in nats, summed over the batch."""
-        return -self.bound(self.terms(model, guide, batch, state)).sum()
+        """What is to fall, in nats, summed over the batch: minus the bound, or an upper bound itself."""
+        return -self.sense * self.bound(self.terms(model, guide, batch, state)).sum()
 
     def loss(self, model: nn.Module, guide: nn.Module, batch: Batch, state: State) -> float:
         """`differentiable_loss` as a float."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from pyro_ltm.objectives.base import Objective, Terms
+from pyro_ltm.types import Card
 
 
 class MonteCarloELBO(Objective):
@@ -15,9 +16,17 @@ class MonteCarloELBO(Objective):
     Kingma and Welling, arXiv:1312.6114.
     """
 
+    card: ClassVar[Card] = Card(
+        summary="ELBO, the KL estimated from the same draws",
+        cost="one decoder pass a particle; noisier than analytic-elbo",
+        when="the guide has no closed-form KL (mixtures, flows)",
+        reference="arXiv:1312.6114",
+    )
+    arguments: ClassVar[tuple[str, ...]] = ("particles",)
+
     def bound(self, terms: Terms) -> Tensor:
         """[B] mean over particles."""
-        return (terms.log_likelihood - self.beta * (terms.log_guide - terms.log_prior)).mean(0)
+        return self.log_weight(terms).mean(0)
 
 
 class AnalyticELBO(Objective):
@@ -26,9 +35,33 @@ class AnalyticELBO(Objective):
     Kingma and Welling, arXiv:1312.6114, appendix B.
     """
 
+    card: ClassVar[Card] = Card(
+        summary="ELBO, the KL in closed form",
+        cost="one decoder pass a particle",
+        when="the default, for every Gaussian guide",
+        reference="arXiv:1312.6114",
+    )
+    arguments: ClassVar[tuple[str, ...]] = ("particles",)
+    reads_kl: bool = True
     needs_analytic_kl: ClassVar[bool] = True
 
     def bound(self, terms: Terms) -> Tensor:
         """[B] mean over particles."""
         assert terms.kl is not None  # `check` refused the guide otherwise
         return terms.log_likelihood.mean(0) - self.beta * terms.kl
+
+
+class StickingTheLanding(MonteCarloELBO):
+    """The estimated ELBO whose gradient to q flows through the draws alone: it has no noise where q is the posterior.
+
+    What it leaves out, the gradient of log q to its parameters at the draw, is zero on average. Roeder et al.,
+    arXiv:1703.09194.
+    """
+
+    card: ClassVar[Card] = Card(
+        summary="ELBO, estimated; its gradient has no noise where q is the posterior",
+        cost="as elbo, and log q a second time",
+        when="q comes close to the posterior (flows, mixtures); far from it elbo may be less noisy",
+        reference="arXiv:1703.09194",
+    )
+    stops_guide_gradient: ClassVar[bool] = True

@@ -108,6 +108,8 @@ class Run:
     ) -> Bound:
         """The honest bound on `data` (by default the run's own validation split): see `evaluate_bound`.
 
+        A guide without a density (a point, draws) cannot be judged: then a mean-field posterior is fitted in its place.
+
         Args:
             fast_steps: of each fit; None: as many as the run was trained with.
             sequences: how many of the data's sequences, from the first; None: all.
@@ -122,14 +124,17 @@ class Run:
                 f"{data.folder.path}: made by another tokenizer than the run's: prepare the data with "
                 f"--tokenizer {self.folder / TOKENIZER}"
             )
+        parts = self.parts.judge()
         return evaluate_bound(
-            self.parts.model,
-            dataset_batches(data, batch_size, self.parts.device, limit=sequences),
-            guide=self.parts.guide,
-            objective=self.parts.objective.at(1.0),
-            optimizer=self.parts.optimizer,
-            fast_steps=self.parts.steps(fast_steps),
-            noise=self.parts.fast.noise,
+            parts.model,
+            dataset_batches(data, batch_size, parts.device, limit=sequences),
+            guide=parts.guide,
+            objective=parts.objective.at(1.0),
+            optimizer=parts.optimizer,
+            fast_steps=parts.steps(fast_steps),
+            noise=parts.fast.noise,
+            tolerance=parts.fast.tolerance,
+            patience=parts.fast.patience,
             particles=particles,
             token_bytes=torch.as_tensor(data.token_bytes) if data.bytes_are_exact else None,
             seed=seed,

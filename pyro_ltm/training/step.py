@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference import FastOptimizer, fit_posterior
+from pyro_ltm.inference import FastOptimizer, Posterior, fit_posterior
 from pyro_ltm.noise import DrawFrom
-from pyro_ltm.objectives import Objective
-from pyro_ltm.types import Batch
+from pyro_ltm.objectives import Objective, Terms
+from pyro_ltm.types import Batch, frozen
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,15 @@ def train_step(
     objective: Objective,
     fast_optimizer: FastOptimizer,
     fast_steps: int,
-    noise: str,
     slow_optimizer: torch.optim.Optimizer,
     clip: float,
     seed: int,
+    **fitting: Any,
 ) -> StepReport:
     """Fast steps on each sequence's posterior, then one slow step of the decoder over all micro-batches.
 
     The loss is a sum over tokens divided by the tokens of all micro-batches together, so that accumulation changes
-    nothing. A gradient that is not finite is thrown away.
+    nothing. A gradient that is not finite is thrown away. `fitting` is more for `fit_posterior`, such as its `noise`.
     """
     device = batches[0].inputs.device
     distortion, rate = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -64,13 +66,14 @@ def train_step(
             objective=objective,
             optimizer=fast_optimizer,
             steps=fast_steps,
-            noise=noise,
             seed=seed,
+            keep_graph=guide.is_unrolled,
+            **fitting,
         )
         # Slow: thoughts drawn from q, the decoder moved to write these tokens from them.
         with DrawFrom(posterior.noise):
-            terms = objective.terms(model, guide, batch, posterior.state)
-        (-objective.bound(terms).sum() / tokens).backward()
+            loss, terms = slow_loss(model, batch, posterior, objective)
+        (loss / tokens).backward()
         distortion += terms.distortion.detach().sum()
         rate += terms.rate.detach().sum()
     parameters = [p for group in slow_optimizer.param_groups for p in group["params"]]
@@ -81,3 +84,19 @@ def train_step(
         slow_optimizer.step()
     sequences = sum(batch.size for batch in batches)
     return StepReport(bound, distortion / tokens, rate / sequences, tokens, grad_norm, finite)
+
+
+def slow_loss(model: nn.Module, batch: Batch, posterior: Posterior, objective: Objective) -> tuple[Tensor, Terms]:
+    """What decoder and guide learn from, summed over the batch in nats, and the terms that the decoder saw."""
+    guide, learner = posterior.guide, objective.for_decoder()
+    cut_off = guide.is_amortized and not guide.is_unrolled
+    apart = guide.learns and (cut_off or learner is not objective)
+    with frozen(guide) if apart else nullcontext():
+        terms = learner.terms(model, guide, batch, posterior.state)
+    loss = -learner.sense * learner.bound(terms).sum()
+    if apart:
+        # An encoder that the fast steps cut off learns where it starts them (arXiv:1710.06085).
+        state = guide.init(batch) | objective.local(batch) if cut_off else posterior.state
+        with frozen(model):
+            loss = loss + objective.differentiable_loss(model, guide, batch, state)
+    return loss, terms

@@ -38,7 +38,8 @@ class Stopped(KeyboardInterrupt):
 class Progress:
     """What a progress display gets after each slow step; nats unless the name says otherwise.
 
-    `own_noise`: the fit has seen the draw that `bound` was taken on (the reference's fixed noise), so it is no bound.
+    `figure`: what `bound` is: "bound"; "own_noise", when the fit has seen the draw that it was taken on (the
+    reference's fixed noise); "joint", -log p(x, z), when the guide is a point or draws. Only the first is a bound.
     """
 
     step: int
@@ -48,7 +49,7 @@ class Progress:
     distortion: float
     rate: float
     validation: Bound | None = None
-    own_noise: bool = False
+    figure: str = "bound"
 
 
 @dataclass
@@ -196,6 +197,8 @@ class Trainer:
             fast_optimizer=parts.optimizer,
             fast_steps=parts.fast.steps,
             noise=parts.fast.noise,
+            tolerance=parts.fast.tolerance,
+            patience=parts.fast.patience,
             slow_optimizer=self.optimizer,
             clip=self.slow.clip,
             seed=fold(self.run.config.seed, "train", counters.step),
@@ -204,16 +207,16 @@ class Trainer:
         self._count(report, batches)
         seconds = time.perf_counter() - started
         counters.seconds += seconds
+        figure = "joint" if not parts.guide.has_density else "own_noise" if parts.fast.noise == "fixed" else "bound"
         row = {
             "step": counters.step,
             "tokens": counters.tokens,
             "seconds": round(counters.seconds, 3),
             "lr": lr,
             "beta": objective.beta,
-            # On the reference's fixed noise the fit has seen this draw: what it gives is no bound.
-            f"{'own_noise' if parts.fast.noise == 'fixed' else 'bound'}_nats_per_token": float(report.bound),
+            f"{figure}_nats_per_token": float(report.bound),
             "distortion_nats_per_token": float(report.distortion),
-            "kl_nats_per_sequence": float(report.rate),
+            "kl_nats_per_sequence": float(report.rate) if parts.guide.has_density else None,
             "grad_norm": float(report.grad_norm),
             "skipped": counters.skipped,
         }
@@ -227,7 +230,7 @@ class Trainer:
                 float(report.bound),
                 float(report.distortion),
                 float(report.rate),
-                own_noise=parts.fast.noise == "fixed",
+                figure=figure,
             )
         )
 

@@ -12,6 +12,15 @@ from pyro_ltm.inference import Adam, fit_posterior
 from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO, MonteCarloELBO
 
 COPIES = 64
+UNFINISHED = 2e-3
+
+# Their optimum is not the posterior: they weigh or bound its parts otherwise. All others must reach it.
+# (`vr-max` is no bound: the largest of several weights exceeds the evidence for a q that is too wide.)
+ELSEWHERE = {"vr-max", "beta", "free-bits", "target-rate", "mmd", "map"}
+# Flat around the posterior: any q near it has the same bound, and the gradient drowns in noise there.
+FLAT = {"iwae", "dreg", "renyi"}
+ELBOS = {"elbo", "analytic-elbo", "stl", "annealed", "cyclical"} & set(OBJECTIVES)
+"""Whose gradient is that of the ELBO itself."""
 
 
 @pytest.fixture(autouse=True)
@@ -25,21 +34,22 @@ def fit(model, batch, objective, steps=400, **options):
     return fit_posterior(model, batch, guide=guide, objective=objective, steps=steps, **options)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ELSEWHERE | FLAT])
 def test_reaches_the_exact_posterior_and_evidence(name):
     """Copies of one sequence under different names are replicates: their scatter is the error of one fit."""
     model = LinearGaussian()
     batch = model.data(COPIES, copies=True)
-    objective = OBJECTIVES[name](particles=8)
-    posterior = fit(model, batch, objective)
+    objective = OBJECTIVES[name](particles=16 if name == "chi" else 8)
+    posterior = fit(model, batch, objective, steps=800)
     exact, q = model.posterior(batch), posterior.distribution
     for got, wanted in ((q.mean, exact.mean), (q.stddev.log(), exact.stddev.log())):
         scatter = got.std(0)
         # Converged: the scatter of fits is small beside the posterior's own scale of about one.
         assert scatter.max() < 0.05
         # The mean of the replicates has standard error scatter / 8; four dimensions and two moments. The step lengths
-        # of Adam respond to noise, which biases a fit by the square of its scatter.
-        assert ((got - wanted).mean(0).abs() < 4 * scatter / COPIES**0.5 + scatter**2).all()
+        # of Adam respond to noise, which biases a fit by the square of its scatter; and some estimators have no noise
+        # at the posterior, so that nothing but what 800 steps leave is left.
+        assert ((got - wanted).mean(0).abs() < 4 * scatter / COPIES**0.5 + scatter**2 + UNFINISHED).all()
     gap = kl_divergence(q, torch.distributions.Independent(exact, 2))
     evidence = model.log_evidence(batch)
     weights = MonteCarloELBO(particles=400).terms(model, posterior.guide, batch, posterior.state).log_weight.detach()
@@ -48,6 +58,26 @@ def test_reaches_the_exact_posterior_and_evidence(name):
     assert ((weights.mean(0) - (evidence - gap)).abs() < 4 * error).all()
     # Second order: with every moment off by at most 4 scatters, KL <= sum over dimensions of (4 * 0.05)^2 * 3 / 2.
     assert gap.max() < 4 * 0.06
+
+
+@pytest.mark.parametrize("name", sorted(FLAT))
+def test_reaches_the_evidence_where_the_bound_is_flat(name):
+    model = LinearGaussian()
+    batch = model.data(COPIES, copies=True)
+    objective = OBJECTIVES[name](particles=8)
+    posterior = fit(model, batch, objective, steps=400)
+    evidence = model.log_evidence(batch)
+    start = sequence_values(objective, model, posterior.guide, batch, posterior.guide.init(batch))
+    found = sequence_values(objective, model, posterior.guide, batch, posterior.state)
+    error = found.std(0) / len(found) ** 0.5
+    assert (found.mean(0) - evidence).abs().mean() < 0.1 * (evidence - start.mean(0)).mean()
+    assert (found.mean(0) < evidence + 4 * error).all()
+
+
+def sequence_values(objective, model, guide, batch, state):
+    """[R, B] replicates of the bound on fresh noise."""
+    with torch.no_grad():
+        return torch.stack([objective.bound(objective.terms(model, guide, batch, state)) for _ in range(200)])
 
 
 @pytest.mark.parametrize("objective", [AnalyticELBO(particles=2000), MonteCarloELBO(particles=2000)])
@@ -80,7 +110,7 @@ def test_at_the_posterior_every_log_weight_is_the_log_evidence():
     torch.testing.assert_close(weights.detach(), model.log_evidence(batch).expand(7, 5), atol=1e-11, rtol=0)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", sorted(ELBOS))
 def test_the_gradient_is_that_of_the_exact_bound(name):
     """E[estimate] = d/d(loc, log variance) of -KL(q || posterior), which is known."""
     model = LinearGaussian()

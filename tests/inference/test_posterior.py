@@ -14,10 +14,11 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import Adam, FastOptimizer, fit_posterior, frozen
+from pyro_ltm.inference import Adam, FastOptimizer, fit_posterior
 from pyro_ltm.model import TokenSequence
 from pyro_ltm.noise import Noise
 from pyro_ltm.objectives import AnalyticELBO, MonteCarloELBO
+from pyro_ltm.types import frozen
 
 B = 4
 
@@ -48,7 +49,7 @@ class Recorder(FastOptimizer):
     def init(self, state):
         return {}
 
-    def step(self, state, grads, memory, *, step, steps):
+    def step(self, state, grads, memory, *, losses, step, steps):
         self.seen.append(({k: v.detach() for k, v in state.items()}, grads))
         return state, memory
 
@@ -84,9 +85,9 @@ def test_computes_no_gradient_of_the_decoder(model):
     guide, asked = MeanField(N, D), []
 
     class Watch(Recorder):
-        def step(self, state, grads, memory, *, step, steps):
+        def step(self, state, grads, memory, *, losses, step, steps):
             asked.append(any(p.requires_grad for p in model.parameters()))
-            return super().step(state, grads, memory, step=step, steps=steps)
+            return super().step(state, grads, memory, losses=losses, step=step, steps=steps)
 
     fit(model, tiny_batch(B), guide=guide, optimizer=Watch(), steps=2)
     assert asked == [False, False]
@@ -158,7 +159,7 @@ def test_fixed_noise_is_one_draw_and_fresh_noise_is_not(model, particles):
 
 
 def test_refuses_noise_of_an_unknown_kind(model):
-    with pytest.raises(UserError, match=r"noise = 'fixd'.*fresh, fixed"):
+    with pytest.raises(UserError, match=r"noise = 'fixd'.*fresh, antithetic, fixed"):
         fit(model, tiny_batch(B), noise="fixd")
 
 
@@ -278,3 +279,83 @@ def test_default_optimizer_is_adam(model):
     assert torch.equal(fit(model, batch).state["loc"], fit(model, batch, optimizer=Adam()).state["loc"])
     assert fit(model, batch).state["loc"].shape == (B, N, D)
     assert batch.length == T
+
+
+@pytest.fixture
+def easy_and_hard():
+    """Two sequences that the model wrote, and two of which no token counts: theirs is the prior at once."""
+    model, batch = telling_model(4)
+    mask = batch.mask.clone()
+    mask[1], mask[3] = False, False
+    return model, dataclasses.replace(batch, mask=mask)
+
+
+def test_a_sequence_stops_when_its_bound_no_longer_moves(easy_and_hard):
+    model, batch = easy_and_hard
+    sizes = []
+
+    class Counting(AnalyticELBO):
+        def terms(self, model, guide, batch, state):
+            sizes.append(batch.size)
+            return super().terms(model, guide, batch, state)
+
+    options = {"objective": Counting(), "steps": 40, "tolerance": 0.5, "patience": 3}
+    stopped = fit(model, batch, **options)
+    taken = stopped.steps_taken
+    assert taken[1] == taken[3] == 6, "their bound is 0 at the prior, and cannot rise"
+    assert (taken[[0, 2]] > 6).all()
+    assert sizes[:6] == [4] * 6
+    assert sizes[6] == 2, "the batch goes on without them"
+    assert len(sizes) == int(taken.max())
+    assert stopped.history[taken[1] :, 1].isnan().all()
+    assert stopped.history[: taken[1], 1].isfinite().all()
+    # Up to where it stopped a fit is the one that goes on.
+    going_on = fit(model, batch, steps=40)
+    assert torch.equal(going_on.history[:6], stopped.history[:6])
+    first = int(taken[0])
+    torch.testing.assert_close(going_on.history[:first, 0], stopped.history[:first, 0], atol=1e-9, rtol=0)
+    alone = fit(model, batch.select(torch.tensor([0])), **options)
+    torch.testing.assert_close(alone.state["loc"], stopped.state["loc"][:1], atol=1e-9, rtol=0)
+    assert fit(model, batch, steps=40, tolerance=0.0).steps_taken.tolist() == [40] * 4
+
+
+def test_an_upper_bound_stops_when_it_no_longer_falls(easy_and_hard):
+    model, batch = easy_and_hard
+
+    class Falling(AnalyticELBO):
+        sense = -1
+
+        def bound(self, terms):
+            return -super().bound(terms)
+
+    options = {"steps": 40, "tolerance": 0.5, "patience": 3}
+    rising, falling = (fit(model, batch, objective=kind(), **options) for kind in (AnalyticELBO, Falling))
+    assert torch.equal(rising.steps_taken, falling.steps_taken)
+    torch.testing.assert_close(rising.state["loc"], falling.state["loc"], atol=0, rtol=0)
+
+
+def test_only_bounds_of_single_sequences_can_stop(model):
+    with pytest.raises(UserError, match=r"tolerance = 0\.5: TraceMeanField_ELBO"):
+        fit(model, tiny_batch(2), objective=TraceMeanField_ELBO(), tolerance=0.5)
+
+
+def test_watching_sees_every_state(model):
+    seen = []
+    posterior = fit(model, tiny_batch(2), steps=3, watch=lambda step, state: seen.append((step, state)))
+    assert [step for step, _ in seen] == [0, 1, 2, 3]
+    assert (seen[0][1]["loc"] == 0).all()
+    assert torch.equal(seen[-1][1]["loc"], posterior.state["loc"])
+
+
+def test_antithetic_noise_halves_what_is_odd_in_the_noise(model):
+    """Two mirrored draws give the gradient of the mean with less variance than two fresh ones."""
+    spreads = {}
+    for noise in ("fresh", "antithetic"):
+        gradients = []
+        for seed in range(40):
+            recorder = Recorder()
+            options = {"objective": AnalyticELBO(particles=2), "optimizer": recorder, "steps": 1}
+            fit(model, tiny_batch(2), noise=noise, seed=seed, **options)
+            gradients.append(recorder.seen[0][1]["loc"])
+        spreads[noise] = float(torch.stack(gradients).var(0).mean())
+    assert spreads["antithetic"] < spreads["fresh"]

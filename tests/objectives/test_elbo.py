@@ -13,19 +13,12 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import Normal, kl_divergence
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.guides import MeanField
+from pyro_ltm.guides import Delta, MeanField
 from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO, MonteCarloELBO, Terms
 
 B = 3
 ROUNDOFF = 1e-9
 """Double precision; sums of some hundred terms, in all some hundreds of nats, in another order."""
-
-
-@pytest.fixture(autouse=True)
-def _double_precision():
-    torch.set_default_dtype(torch.float64)
-    yield
-    assert not dict(pyro.get_param_store())
 
 
 @pytest.fixture
@@ -123,7 +116,10 @@ def test_is_stock_pyro_with_particles_and_gradients(parts, ours, stock):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_terms_sum_to_the_whole(parts, name, particles):
     model, guide, batch, state = parts
+    particles = max(particles, OBJECTIVES[name].fewest_particles)
     objective = OBJECTIVES[name](particles=particles)
+    if objective.refusal(guide):
+        guide, state = Delta(N, D), {"loc": state["loc"]}
     terms = objective.terms(model, guide, batch, state)
     for term in (terms.log_likelihood, terms.log_prior, terms.log_guide, terms.log_weight):
         assert term.shape == (particles, B)
@@ -133,12 +129,13 @@ def test_terms_sum_to_the_whole(parts, name, particles):
     assert torch.equal(terms.log_weight, terms.log_likelihood + terms.log_prior - terms.log_guide)
     estimated = Terms(terms.log_likelihood, terms.log_prior, terms.log_guide)
     torch.testing.assert_close(-(estimated.distortion + estimated.rate), terms.log_weight.mean(0), atol=1e-9, rtol=0)
-    assert (terms.kl is not None) == objective.needs_analytic_kl
+    assert (terms.kl is not None) == objective.reads_kl
+    assert terms.thoughts.shape == (particles, B, N, D)
     if isinstance(objective, AnalyticELBO | MonteCarloELBO):
         torch.testing.assert_close(-(terms.distortion + terms.rate), bound, atol=1e-9, rtol=0)
     if terms.kl is not None:
         assert torch.equal(terms.rate, terms.kl)
-    if particles > 1:
+    if particles > 1 and guide.has_density:
         assert len(terms.log_guide.detach()[:, 0].unique()) == particles, "every particle is a draw of its own"
     loss = objective.loss(model, guide, batch, state)
     assert isinstance(loss, float)
@@ -204,17 +201,10 @@ def test_only_the_guides_site_is_replayed(parts):
 def test_refuses_a_guide_without_a_closed_form(parts):
     model, _, batch, _ = parts
     guide = NoClosedForm(N, D)
-    with pytest.raises(UserError, match=r"NoClosedForm has no closed-form KL.*'elbo'"):
+    with pytest.raises(UserError, match="NoClosedForm has no closed-form KL to the prior, which AnalyticELBO needs"):
         AnalyticELBO()(model, guide)(batch, guide.init(batch))
     terms = MonteCarloELBO().terms(model, guide, batch, guide.init(batch))
     assert terms.kl is None
     assert torch.equal(terms.rate, terms.log_guide[0] - terms.log_prior[0])
     with pytest.raises(AssertionError):
         AnalyticELBO().bound(terms)
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("options", [{"particles": 0}, {"beta": -0.1}, {"beta": float("nan")}, {"warmup": -1}], ids=str)
-def test_refuses_bad_options(name, options):
-    with pytest.raises(UserError, match=next(iter(options))):
-        OBJECTIVES[name](**options)

@@ -1,0 +1,76 @@
+"""What fits what: guide, objective, fast optimizer and noise, checked once, with an error that lists what does fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pyro.infer import ELBO
+
+from pyro_ltm.errors import UserError
+from pyro_ltm.guides import Guide
+from pyro_ltm.inference.families import FAMILIES
+from pyro_ltm.inference.optimizers import OPTIMIZERS, FastOptimizer
+from pyro_ltm.inference.samplers import Sampler
+from pyro_ltm.noise import KINDS
+from pyro_ltm.objectives import OBJECTIVES, Objective
+
+
+def refusal(guide: Any, objective: ELBO) -> str:
+    """Why `objective` does not fit `guide` (or its class); empty where it does, and for an ELBO of somebody else's."""
+    return objective.refusal(guide) if isinstance(objective, Objective) else ""
+
+
+def check_fit(
+    guide: Guide, objective: ELBO, optimizer: FastOptimizer, noise: str = "fresh", *, tolerance: float = 0.0
+) -> None:
+    """Raises UserError when these do not fit one another."""
+    if reason := refusal(guide, objective):
+        fitting = [name for name, kind in OBJECTIVES.items() if not refusal(guide, kind())]
+        raise UserError(f"{reason}: use {_either('objective', fitting)}, or {_either('guide', _guides(objective))}")
+    if noise not in KINDS:
+        raise UserError(f"noise = {noise!r}: choose from {', '.join(KINDS)}")
+    _check_fixed_noise(guide, objective, noise)
+    kind = type(optimizer).__name__
+    if optimizer.wants_natural_gradient and not guide.has_natural_gradient:
+        fitting = [name for name, family in FAMILIES.items() if family.has_natural_gradient]
+        raise UserError(
+            f"{type(guide).__name__} has no natural gradient, which {kind} needs: use {_either('guide', fitting)}"
+        )
+    moves = getattr(objective, "moves_within_fit", False)
+    if optimizer.needs_fixed_loss and moves:
+        raise UserError(f"{kind} needs a loss that does not change from step to step; {type(objective).__name__} does")
+    still = noise == "fixed" or not guide.has_density
+    if optimizer.needs_fixed_loss and not still:
+        fitting = [name for name, other in OPTIMIZERS.items() if not other.needs_fixed_loss]
+        raise UserError(
+            f"{kind} needs a loss that does not change from step to step: noise = 'fixed', or a guide without noise "
+            f"(delta, laplace), or {_either('optimizer', fitting)}"
+        )
+    by_itself = isinstance(objective, Objective) and not objective.couples_batch and not isinstance(guide, Sampler)
+    if tolerance and (moves or not by_itself):
+        raise UserError(
+            f"tolerance = {tolerance}: {type(objective).__name__} with {type(guide).__name__} gives no bound for each "
+            "sequence by itself that stays the same over the fast steps, so none can stop: leave it at 0"
+        )
+
+
+def _check_fixed_noise(guide: Guide, objective: ELBO, noise: str) -> None:
+    """On one fixed draw z is a number, and an estimated KL there falls without bound as q widens around it."""
+    if noise != "fixed" or not isinstance(objective, Objective) or not objective.needs_density:
+        return
+    if not (objective.reads_kl and guide.has_analytic_kl):
+        raise UserError(
+            f"noise = 'fixed' with {type(objective).__name__} and {type(guide).__name__}: one draw cannot estimate "
+            "a KL; use the objective 'analytic-elbo' and a guide whose KL has a closed form, or noise = 'fresh'"
+        )
+
+
+def _guides(objective: ELBO) -> list[str]:
+    known: Any = objective
+    return [name for name, family in FAMILIES.items() if not known.refusal(family)]
+
+
+def _either(axis: str, names: Iterable[str]) -> str:
+    """`the guide 'a' or 'b'`."""
+    return f"the {axis} " + " or ".join(f"'{name}'" for name in names)

@@ -1,0 +1,47 @@
+"""The divergence that adapts to the tail of the weights."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from pyro_ltm.objectives.base import Objective, Terms
+from pyro_ltm.types import Card
+
+
+class TailAdaptive(Objective):
+    """The ELBO's value; for q, draw k counts 1 / (number of draws that weigh at least as much): by rank, not weight.
+
+    So the best draws lead, as under a divergence that covers the posterior, but no single weight can run away with the
+    gradient. To q the gradient is that of sum_k gamma_k log w_k with log q and the gamma_k held still; to the decoder
+    it is the ELBO's. Wang, Liu and Liu, arXiv:1810.11943, with their exponent of -1.
+    """
+
+    card: ClassVar[Card] = Card(
+        summary="draws counted by the rank of their weight: a q that covers the posterior",
+        cost="K decoder passes, and log q a second time",
+        when="heavy tails, where chi and renyi are at the mercy of one weight",
+        reference="arXiv:1810.11943",
+    )
+    arguments: ClassVar[tuple[str, ...]] = ("particles",)
+    stops_guide_gradient: ClassVar[bool] = True
+    fewest_particles: ClassVar[int] = 2
+
+    def __init__(self, particles: int = 8, beta: float = 1.0, warmup: float = 0.0):
+        super().__init__(particles, beta, warmup)
+
+    def bound(self, terms: Terms) -> Tensor:
+        """[B] mean over particles."""
+        return self.log_weight(terms).mean(0)
+
+    def pathwise_factor(self, terms: Terms) -> Tensor:
+        """[K, B] gamma_k over the 1 / K that the mean gives each draw."""
+        return self.num_particles * rank_weights(self.log_weight(terms))
+
+
+def rank_weights(log_weight: Tensor) -> Tensor:
+    """[K, B] gamma, which sum to 1: the inverse of how many draws weigh as much or more, for log weights [K, B]."""
+    above = (log_weight[:, None] <= log_weight).sum(1)
+    inverse = above.to(log_weight.dtype).reciprocal()
+    return inverse / inverse.sum(0)
