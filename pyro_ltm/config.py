@@ -23,9 +23,20 @@ from pyro_ltm.errors import UserError
 Scalar = bool | int | float | str
 
 
-def option(default: Any, doc: str, *, low: float | None = None, high: float | None = None, choices: tuple = ()) -> Any:
-    """A dataclass field with its meaning and its range (`low` and `high` are inclusive)."""
-    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices})
+def option(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple = (),
+    added: bool = False,
+) -> Any:
+    """A dataclass field with its meaning and its range (`low` and `high` are inclusive).
+
+    `added`: runs of earlier versions do not name it; they were made as its default says.
+    """
+    return field(default=default, metadata={"doc": doc, "low": low, "high": high, "choices": choices, "added": added})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +121,9 @@ class FastConfig:
         choices=("fresh", "antithetic", "fixed"),
     )
     tolerance: float = option(
-        0.0, "a sequence stops when its bound rises by fewer nats over `patience` steps; 0: never", low=0.0
+        0.0, "a sequence stops when its bound rises by fewer nats over `patience` steps; 0: never", low=0.0, added=True
     )
-    patience: int = option(4, "fast steps over which the rise of a bound is taken", low=1, high=1 << 16)
+    patience: int = option(4, "fast steps over which the rise of a bound is taken", low=1, high=1 << 16, added=True)
 
     def __post_init__(self) -> None:
         check_ranges(self, "fast")
@@ -304,16 +315,21 @@ def _merge_component(config: Component, changes: Mapping[str, Any], path: tuple[
 def _missing(config: Any, document: Any) -> list[str]:
     """Dotted keys that `document` does not name."""
     missing = []
+    later = set() if isinstance(config, Component) else _added(config)
     for key in ["name"] if isinstance(config, Component) else _keys(config):
-        if not isinstance(document, Mapping) or key not in document:
+        if not isinstance(document, Mapping) or (key not in document and key not in later):
             missing.append(key)
-        elif _is_section(getattr(config, key)):
+        elif key in document and _is_section(getattr(config, key)):
             missing += [f"{key}.{inner}" for inner in _missing(getattr(config, key), document[key])]
     return missing
 
 
 def _keys(config: Any) -> list[str]:
     return [entry.name for entry in dataclasses.fields(config)]
+
+
+def _added(config: Any) -> set[str]:
+    return {entry.name for entry in dataclasses.fields(config) if entry.metadata.get("added")}
 
 
 def _table(config: Any) -> Any:

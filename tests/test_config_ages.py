@@ -1,0 +1,22 @@
+"""A run of an earlier version still loads: it was made as the defaults of the settings say that came later."""
+
+from __future__ import annotations
+
+import pytest
+import tomlkit
+
+from pyro_ltm.config import dump_toml, load_toml, preset
+from pyro_ltm.errors import UserError
+
+
+def test_settings_that_came_later_may_be_missing(tmp_path):
+    document = tomlkit.parse(dump_toml(preset("nano")))
+    for key in ("tolerance", "patience"):
+        del document["fast"][key]
+    path = tmp_path / "config.toml"
+    path.write_text(tomlkit.dumps(document), encoding="utf-8")
+    assert load_toml(path, whole=True) == preset("nano")
+    del document["fast"]["noise"]
+    path.write_text(tomlkit.dumps(document), encoding="utf-8")
+    with pytest.raises(UserError, match=r"fast\.noise is missing"):
+        load_toml(path, whole=True)
