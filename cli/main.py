@@ -18,7 +18,19 @@ from pyro_ltm.errors import UserError
 
 from .failure import BAD_INPUT, INTERRUPTED, Failure
 
-COMMANDS = ("prepare", "train", "evaluate", "infer", "generate", "reconstruct", "info", "convert")
+COMMANDS = (
+    "prepare",
+    "train",
+    "evaluate",
+    "guides",
+    "objectives",
+    "compare",
+    "infer",
+    "generate",
+    "reconstruct",
+    "info",
+    "convert",
+)
 """In the order of use; each is `command` in the module of its name."""
 
 

@@ -13,7 +13,10 @@ from pyro_ltm.config import load_toml, preset
 from pyro_ltm.inference.parts import Parts
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-PYTHON = {"demo.py": ["--out", "demo", "--steps", "2"]}
+PYTHON = {
+    "demo.py": ["--out", "demo", "--steps", "2"],
+    "compare_guides.py": ["--out", "compared", "--steps", "2"],
+}
 
 
 def test_none_is_forgotten():
@@ -30,6 +33,12 @@ def test_runs(name, tmp_path):
         assert summary["bound"]["sequences"] == summary["twin"]["sequences"] == 128
         assert (tmp_path / "demo/ltm/plots/bounds.png").read_bytes().startswith(b"\x89PNG")
         assert "Next:" in done.stdout
+    if name == "compare_guides.py":
+        pairs = json.loads((tmp_path / "compared/comparison/compare.json").read_text())["pairs"]
+        assert len(pairs) == 9
+        assert all(pair["elbo"] is not None for pair in pairs)
+        assert "isotropic" in done.stdout
+        assert "thermodynamic" in (tmp_path / "compared/comparison/compare.html").read_text()
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.name)

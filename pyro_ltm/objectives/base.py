@@ -188,16 +188,15 @@ class Objective(ELBO):
         particles = self.num_particles
         with self._plate():
             guide_trace = poutine.trace(guide).get_trace(batch, state)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch, state)
         guide_trace.compute_log_prob()  # and not the distributions' own log_prob: Pyro's scales and masks count
         q: Any = guide_trace.nodes["thoughts"]
         shape = (particles, batch.size)
         draws = q["value"]
         thoughts = draws.reshape(*shape, *draws.shape[-2:])
-        q["value"] = thoughts.reshape(
-            draws.shape
-        )  # whatever reads the draws from here on reads them through `thoughts`
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch, state)
+        # Whatever reads the draws from here on reads them through `thoughts`, where their gradient can be weighed.
+        q["value"] = thoughts.reshape(draws.shape)
+        with self._plate():
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch, state)
         model_trace.compute_log_prob()
         p: Any = model_trace.nodes["thoughts"]
         kl = None

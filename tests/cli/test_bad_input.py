@@ -144,7 +144,7 @@ def test_sequences_longer_than_the_model(refuse, ask, settings, tmp_path, text, 
         ("guide.width=3", ("unknown option guide.width",)),
         ("objective.name=elbow", ("unknown objective 'elbow'",)),
         ("optimizer.lr=-1", ("optimizer",)),
-        ("fast.noise=none", ("fresh, fixed",)),
+        ("fast.noise=none", ("fresh, antithetic, fixed",)),
     ],
 )
 def test_a_bad_setting(setting, says, refuse, tmp_path, text):

@@ -1,0 +1,78 @@
+"""Compares posterior families and objectives under one decoder: the library's, and a guide and an objective made here.
+
+    python examples/compare_guides.py [RUN] [--out FOLDER] [--steps N]
+
+Without a RUN a small model is trained first. Both classes below are all that it takes: nothing is registered, and no
+file of the library changes. The page opens from disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import pyro.distributions as dist
+import torch
+
+import pyro_ltm as ltm
+from pyro_ltm.evaluation.compare_table import findings, short_table
+from pyro_ltm.evaluation.page import write_outcome
+from pyro_ltm.guides import Guide
+from pyro_ltm.objectives import Objective
+from pyro_ltm.training.compare import compare_run
+from pyro_ltm.training.members import guides_for, objectives_for
+
+
+class Isotropic(Guide):
+    """A Normal with one width for all dimensions of a thought: a mean for each, and N widths instead of N D."""
+
+    has_analytic_kl = True
+
+    def init(self, batch):
+        mean = torch.zeros(batch.size, self.thoughts, self.dim, device=batch.inputs.device)
+        return {"mean": mean, "log_width": mean[..., :1].clone()}
+
+    def distribution(self, state):
+        return dist.Normal(state["mean"], state["log_width"].exp().expand_as(state["mean"])).to_event(2)
+
+
+class Thermodynamic(Objective):
+    """The thermodynamic bound: log weights averaged under q, p, and steps between them (arXiv:1907.00031)."""
+
+    fewest_particles = 2
+
+    def bound(self, terms):
+        weight = self.log_weight(terms)  # [K, B]
+        steps = torch.linspace(0, 1, 6, dtype=weight.dtype)[:-1, None, None]  # the left ends: a lower bound
+        return (torch.softmax(steps * weight, dim=1) * weight).sum(1).mean(0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", help="a run folder; default: one that is trained now, in the --out folder")
+    parser.add_argument("--out", default="runs/compared")
+    parser.add_argument("--steps", type=int, default=100, help="slow steps of the model that is trained now")
+    options = parser.parse_args()
+    if options.run:
+        run = ltm.Run.load(options.run)
+    else:
+        config = ltm.apply_settings(ltm.preset("nano"), [f"slow.steps={options.steps}"])
+        run = ltm.train(config, data="python-docs", out=f"{options.out}/run", resume=True)
+    model = run.config.model
+    guides = {**guides_for(run, ["mean-field", "low-rank:2"]).guides, "isotropic": Isotropic(model.thoughts, model.dim)}
+    objectives = objectives_for(["elbo", "analytic-elbo"], layers=model.layers)
+    objectives |= {"thermodynamic": Thermodynamic(particles=4)}
+    found = compare_run(
+        run, guides=guides, objectives=objectives, sequences=16, particles=16, out=f"{options.out}/comparison"
+    )
+    columns, rows = short_table(found)
+    for row in [columns, *rows]:
+        print("  ".join(f"{cell:<14}" for cell in row).rstrip())
+    print(*findings(found), f"Open {write_outcome(found, f'{options.out}/comparison')} in a browser.", sep="\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ltm.UserError as error:
+        sys.exit(f"Error: {error}")

@@ -1,0 +1,41 @@
+"""Memory that a computation needs at its peak."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def peak_memory(work: Callable[[], object], device: torch.device | str = "cpu") -> int | None:
+    """Bytes that `work()` holds at its peak, beyond what was held before; None on a device that does not count them.
+
+    On CUDA by torch's own count, on the CPU as the running sum of the allocations that torch's profiler sees.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        work()
+        return None
+    gc.collect()  # what is freed while we watch was to be allocated while we watch
+    # The profiler greets on stderr whenever it starts and stops, unless told otherwise before its first time.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        work()
+    record: Any = watched.profiler
+    events = [event for event in record.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
