@@ -19,7 +19,6 @@ import pyro
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_ltm.evaluation.bound import ratio_stderr
 from pyro_ltm.evaluation.memory import peak_memory
@@ -238,7 +237,7 @@ class _Tally:
                 state, seconds = clock.kept[place]
                 began = time.perf_counter()
                 # As `fit_posterior` ends a fit.
-                with frozen(self.model), frozen(self.guide), sdpa_kernel(SDPBackend.MATH):
+                with frozen(self.model), frozen(self.guide):
                     state = self.guide.finish(state, Target(self.model, batch))
                 seconds += time.perf_counter() - began  # without its end a fit of so many steps would be no posterior
                 nats = self._nats(batch, Posterior(self.guide, state, batch.ids, posterior.noise, posterior.history))

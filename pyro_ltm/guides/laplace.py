@@ -7,6 +7,7 @@ from typing import ClassVar
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides.base import Guide, LogJoint
@@ -87,7 +88,8 @@ class Laplace(Guide):
 def hessian(log_joint: LogJoint, loc: Tensor) -> Tensor:
     """Second derivatives [B, N D, N D] of log p(x, z) at z = `loc` [B, N, D], made symmetric."""
     leaf = loc.detach().requires_grad_()
-    with torch.enable_grad():
+    # torch's fused attention has no second derivative.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         (slope,) = torch.autograd.grad(log_joint(leaf).sum(), leaf, create_graph=True)
         columns = slope.flatten(1).unbind(1)
         rows = [torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0].flatten(1) for column in columns]

@@ -158,8 +158,7 @@ def fit_posterior(
         else:
             loop = _Loop(model, batch, guide, objective, optimizer, stream, steps, keep_graph)
             state, history = loop.run(state, tolerance, patience, watch)
-        with sdpa_kernel(SDPBackend.MATH):  # a curvature is a second derivative
-            state = guide.finish(state, Target(model, batch))
+        state = guide.finish(state, Target(model, batch))
     return Posterior(guide, state, batch.ids, stream, history)
 
 
