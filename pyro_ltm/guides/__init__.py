@@ -11,6 +11,7 @@ from pyro_ltm.guides.layered import Layered
 from pyro_ltm.guides.low_rank import LowRank
 from pyro_ltm.guides.mean_field import MeanField
 from pyro_ltm.guides.mixture import Mixture
+from pyro_ltm.guides.student_t import StudentT
 from pyro_ltm.types import Registry
 
 GUIDES: Registry[Guide] = Registry(
@@ -18,6 +19,7 @@ GUIDES: Registry[Guide] = Registry(
     {
         "delta": Delta,
         "mean-field": MeanField,
+        "student-t": StudentT,
         "low-rank": LowRank,
         "full-rank": FullRank,
         "kronecker": Kronecker,
@@ -45,4 +47,5 @@ __all__ = [
     "MeanField",
     "Mixture",
     "SemiAmortized",
+    "StudentT",
 ]

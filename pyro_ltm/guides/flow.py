@@ -33,7 +33,7 @@ class Flow(Guide):
     card: ClassVar[Card] = Card(
         summary="a normalizing flow: shared networks bend each sequence's Gaussian",
         cost="2 N D + C numbers a sequence; networks that learn with the decoder",
-        when="posteriors that no Gaussian fits; needs training to be worth more than mean-field",
+        when="posteriors that no Gaussian fits, once trained with the decoder; fit it with stl",
         reference="arXiv:1505.05770",
     )
     arguments: ClassVar[tuple[str, ...]] = ("depth",)

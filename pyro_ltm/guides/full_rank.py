@@ -20,8 +20,9 @@ BLOCKS = ("thought", "all")
 class FullRank(Guide):
     """A Gaussian with one covariance C C^T for each thought vector, or one over all of them (arXiv:1603.00788).
 
-    C is lower triangular: its log diagonal and the entries below. Starts at the prior. A sequence has
-    N D (D + 3) / 2 numbers (3.2 million for 24 thoughts of 512), or with one block P (P + 3) / 2 where P = N D.
+    C is lower triangular (`triangle`): its diagonal as log variances, and the entries below. Starts at the prior. A
+    sequence has N D (D + 3) / 2 numbers (3.2 million for 24 thoughts of 512), or with one block P (P + 3) / 2 where
+    P = N D; at most `MOST_NUMBERS`.
 
     Args:
         thoughts: thought vectors N. dim: width D of each.

@@ -104,19 +104,27 @@ def times(matrix: Tensor, vectors: Tensor) -> Tensor:
     return product.reshape(particles + product.shape[1:])
 
 
+def entry_scale(size: int) -> float:
+    """2 sqrt(size): a state holds this many times the entries of a matrix with so many in a row.
+
+    All the entries of a row add the noise of a fast step to a draw; held so, a step of some length turns the matrix by
+    half that length, as it does the diagonal by way of a log variance. Without it their noise widens q faster than
+    their signal narrows it.
+    """
+    return 2 * math.sqrt(size)
+
+
 def triangle(log_variance: Tensor, lower: Tensor) -> Tensor:
     """The Cholesky factor C [..., P, P] of a covariance.
 
-    Fast steps move its diagonal as they move independent Normals. The root makes a step of some length turn C by that
-    length: without it the noise of so many entries widens q faster than their signal narrows it.
-
     Args:
-        log_variance: [..., P] of each number given those before it: the logs of the squared diagonal.
-        lower: [..., P (P - 1) / 2], sqrt(P) times the entries below it.
+        log_variance: [..., P] of each number given those before it: the logs of the squared diagonal, which fast steps
+            move as they move independent Normals.
+        lower: [..., P (P - 1) / 2] the entries below it, times `entry_scale(P)`.
     """
     factor = torch.diag_embed((log_variance / 2).exp())
     rows, columns = _below(factor)
-    factor[..., rows, columns] = lower / math.sqrt(factor.shape[-1])
+    factor[..., rows, columns] = lower / entry_scale(factor.shape[-1])
     return factor
 
 
@@ -128,15 +136,15 @@ def to_relative(factor: Tensor, log_variance: Tensor, lower: Tensor) -> Tensor:
     """
     gradient = torch.diag_embed(2 * log_variance / factor.diagonal(dim1=-2, dim2=-1))
     rows, columns = _below(factor)
-    gradient[..., rows, columns] = lower * math.sqrt(factor.shape[-1])
+    gradient[..., rows, columns] = lower * entry_scale(factor.shape[-1])
     return (factor.mT @ gradient).tril()
 
 
 def from_relative(factor: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """How `triangle`'s arguments move as the factor C [..., P, P] moves to C (I + `step`), to first order."""
     rows, columns = _below(factor)
-    root = math.sqrt(factor.shape[-1])
-    return 2 * step.diagonal(dim1=-2, dim2=-1), root * (factor @ step)[..., rows, columns]
+    entries = (factor @ step)[..., rows, columns]
+    return 2 * step.diagonal(dim1=-2, dim2=-1), entries * entry_scale(factor.shape[-1])
 
 
 def _below(factor: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ from pyro_ltm.types import Batch, Card, State
 class Kronecker(Guide):
     """A matrix normal: z = loc + A eps B^T, A [N, N] between thoughts and B [D, D] across the width.
 
-    Both are lower triangular: their log diagonals and the entries below. Starts at the prior. The covariance is
-    (A A^T) x (B B^T), as in K-FAC's Laplace posteriors (Ritter and others, ICLR 2018) and arXiv:1603.04733.
+    Both are lower triangular (`triangle`): their diagonals as log variances, and the entries below. Starts at the
+    prior. The covariance is (A A^T) x (B B^T), as in K-FAC's Laplace posteriors (Ritter and others, ICLR 2018) and
+    arXiv:1603.04733.
 
     Args:
         thoughts: thought vectors N. dim: width D of each.
@@ -62,7 +63,8 @@ class Kronecker(Guide):
 
     def natural_gradient(self, state: State, gradients: State) -> State:
         """See `to_relative`. A and B share their scale: each takes half of its step."""
-        factors, natural = {}, {}
+        factors: State = {}
+        natural: State = {}
         for side, repeats in self.repeats.items():
             factor, root = self._factor(state, side), math.sqrt(repeats)
             step = root * to_relative(factor, gradients[f"{side}_log_variance"], gradients[f"{side}_lower"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import pyro.distributions as dist
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides.base import Guide
-from pyro_ltm.guides.gaussian import OverThoughts, times
+from pyro_ltm.guides.gaussian import OverThoughts, entry_scale, times
 from pyro_ltm.guides.size import check_size
 from pyro_ltm.types import Batch, Card, State
 
@@ -43,11 +42,12 @@ class Layered(Guide):
         self.layers = layers
         self.size = thoughts // layers * dim
         self.pairs = layers * (layers - 1) // 2
+        self.entry_scale = entry_scale(thoughts * dim)
         numbers = 2 * thoughts * dim + self.pairs * self.size**2
         check_size(f"layered over {layers} layers of {self.size} numbers", numbers, "choose low-rank or kronecker")
 
     def init(self, batch: Batch) -> State:
-        """`loc` and `log_variance` [B, N, D]; `weight` [B, pairs, P, P], sqrt(N D) times W of L (L - 1) / 2 pairs of layers.
+        """`loc` and `log_variance` [B, N, D]; `weight` [B, L (L - 1) / 2, P, P], W times `entry_scale(N D)`.
 
         P = N D / L. Pairs (l, j) are in the order (1, 0), (2, 0), (2, 1), ...; one layer has none, and no `weight`.
         """
@@ -65,7 +65,7 @@ class Layered(Guide):
         return OverThoughts(normal, (self.thoughts, self.dim))
 
     def natural_gradient(self, state: State, gradients: State) -> State:
-        """Mean: times the covariance; row i of W_l: times s_i^2 and the precision of the layers before; log variance: twice."""
+        """The mean: times the covariance; row i of W_l: times s_i^2 and the precision of the layers before."""
         natural = {"log_variance": 2 * gradients["log_variance"]}
         if not self.pairs:
             return {"loc": state["log_variance"].exp() * gradients["loc"], **natural}
@@ -73,15 +73,14 @@ class Layered(Guide):
         loc = times(factor, times(factor.mT, gradients["loc"].flatten(1)))
         scale = (state["log_variance"] / 2).exp().flatten(1).unsqueeze(-1)
         whiten = self._residual(state) / scale  # whiten @ (z - m) = eps, and its leading part does so for z_<l
-        # W is `weight` over the root of N D: the root enters the gradient, and the way back.
-        share = self.thoughts * self.dim
-        gradient, step = share * self._matrix(gradients["weight"]), torch.zeros_like(factor)
+        gradient = self.entry_scale**2 * self._matrix(gradients["weight"])  # of W itself, which is smaller
+        step = torch.zeros_like(factor)
         for start in range(self.size, self.layers * self.size, self.size):
             rows, before = slice(start, start + self.size), whiten[:, :start, :start]
             step[:, rows, :start] = scale[:, rows].square() * (gradient[:, rows, :start] @ before.mT @ before)
         blocks = step.unflatten(-1, (self.layers, self.size)).unflatten(1, (self.layers, self.size))
         later, earlier = self._pairs(step)
-        weight = math.sqrt(share) * blocks.transpose(2, 3)[:, later, earlier]
+        weight = self.entry_scale * blocks.transpose(2, 3)[:, later, earlier]
         return {"loc": loc.view_as(state["loc"]), "weight": weight, **natural}
 
     def _factor(self, state: State) -> Tensor:
@@ -98,7 +97,7 @@ class Layered(Guide):
         """W as one strictly lower triangular matrix [B, N D, N D]."""
         blocks = weight.new_zeros(len(weight), self.layers, self.layers, self.size, self.size)
         later, earlier = self._pairs(weight)
-        blocks[:, later, earlier] = weight / math.sqrt(self.thoughts * self.dim)
+        blocks[:, later, earlier] = weight / self.entry_scale
         return blocks.transpose(2, 3).reshape(len(weight), self.layers * self.size, -1)
 
     def _pairs(self, like: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import pyro.distributions as dist
@@ -10,7 +9,7 @@ import torch
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides.base import Guide
-from pyro_ltm.guides.gaussian import OverThoughts
+from pyro_ltm.guides.gaussian import OverThoughts, entry_scale
 from pyro_ltm.guides.size import check_size
 from pyro_ltm.noise import Noise, fold
 from pyro_ltm.types import Batch, Card, State
@@ -51,18 +50,18 @@ class LowRank(Guide):
         self.seed = seed
 
     def init(self, batch: Batch) -> State:
-        """`loc` and `log_variance` (of the diagonal part), each [B, N, D]; `factor` W, [B, N, D, R]."""
+        """`loc`, `log_variance` of the diagonal, each [B, N, D]; `factor` [B, N, D, R], W times `entry_scale(N D)`."""
         shape = torch.Size([batch.size, self.thoughts, self.dim, self.rank])
         noise = Noise(batch.ids, seed=fold(self.seed, "init"))
         columns = noise.normal(shape, event_dims=3, dtype=torch.get_default_dtype())
         zeros = torch.zeros_like(columns[..., 0])
         lengths = columns.square().sum((1, 2), keepdim=True).sqrt()
-        factor = self.init_factor * math.sqrt(self.thoughts * self.dim) * columns / lengths
+        factor = self.init_factor * entry_scale(self.thoughts * self.dim) * columns / lengths
         return {"loc": zeros, "log_variance": zeros.clone(), "factor": factor}
 
     def distribution(self, state: State) -> dist.TorchDistribution:
         """N(loc, W W^T + diag(exp(log_variance))) over [N, D]."""
         loc, log_variance, columns = (state[name].flatten(1, 2) for name in ("loc", "log_variance", "factor"))
-        columns = columns / math.sqrt(self.thoughts * self.dim)
+        columns = columns / entry_scale(self.thoughts * self.dim)
         normal = dist.LowRankMultivariateNormal(loc, columns, log_variance.exp(), validate_args=False)
         return OverThoughts(normal, (self.thoughts, self.dim))

@@ -22,7 +22,7 @@ class Mixture(Guide):
     """A mixture of Gaussians with diagonal covariances and learned weights (arXiv:1206.4665).
 
     Equal components would stay equal, so their first means lie apart, about `spread` from 0: the start is at most
-    `spread**2 / 2` nats from the prior, on average.
+    `spread**2 / 2` nats from the prior, on average (0.005 by default).
 
     Args:
         thoughts: thought vectors N. dim: width D of each.
@@ -34,12 +34,12 @@ class Mixture(Guide):
     card: ClassVar[Card] = Card(
         summary="a mixture of Gaussians with diagonal covariances",
         cost="2 K N D numbers a sequence, and K times the work of mean-field",
-        when="posteriors with several modes",
+        when="posteriors with several modes; fit it with stl, whose noise falls with the misfit",
         reference="arXiv:1805.08498",
     )
     arguments: ClassVar[tuple[str, ...]] = ("components",)
 
-    def __init__(self, thoughts: int, dim: int, components: int = 2, spread: float = 1.0, seed: int = 0):
+    def __init__(self, thoughts: int, dim: int, components: int = 2, spread: float = 0.1, seed: int = 0):
         super().__init__(thoughts, dim)
         if components < 2:
             raise UserError(f"guide: components = {components}: at least 2 (one is the guide 'mean-field')")

@@ -40,6 +40,10 @@ class FastOptimizer(ABC):
     wants_natural_gradient: ClassVar[bool] = False
     needs_fixed_loss: ClassVar[bool] = False
 
+    def shortened(self, gradients: State, natural: State) -> State:
+        """The natural gradient as this optimizer wants it; only of one that `wants_natural_gradient`."""
+        raise NotImplementedError(f"{type(self).__name__} takes plain gradients")
+
     @abstractmethod
     def init(self, state: State) -> State:
         """The optimizer's memory for these parameters: tensors with leading dimension B."""
@@ -182,10 +186,13 @@ class Natural(SGD):
     """Natural gradient descent (Amari 1998): each step is as long as it moves q, not as it moves q's numbers.
 
     Where q is certain, its mean takes short steps; where it is wide, long ones. With an exact gradient on a Gaussian
-    posterior the mean is reached in one step of lr 1.
+    posterior the mean is reached in one step of lr 1. Far from there, and with the noise of few particles, such steps
+    can be far too long: none moves q further than `radius` times the learning rate, in the norm that its Fisher
+    information gives (half the square of that is the KL in nats between q before and after).
 
     Args:
         lr, lr_final, schedule, momentum, nesterov: as in gradient descent.
+        radius: longest natural gradient.
     """
 
     card: ClassVar[Card] = Card(
@@ -197,6 +204,19 @@ class Natural(SGD):
     wants_natural_gradient: ClassVar[bool] = True
     lr: float = 0.3
     momentum: float = 0.0
+    radius: float = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.radius > 0:
+            raise UserError(f"optimizer: radius = {self.radius}: above 0")
+
+    def shortened(self, gradients: State, natural: State) -> State:
+        """`natural`, of each sequence no longer than the radius in the Fisher norm."""
+        squares = [(gradients[name] * value).flatten(1).sum(1) for name, value in natural.items()]
+        length = torch.stack(squares).sum(0).clamp(min=TINY).sqrt()
+        share = (self.radius / length).clamp(max=1.0)
+        return {name: value * share.view(-1, *[1] * (value.dim() - 1)) for name, value in natural.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,6 +141,7 @@ def fit_posterior(
     """
     optimizer = optimizer or Adam()
     check_fit(guide, objective, optimizer, noise, tolerance=tolerance)
+    objective = objective.for_guide() if isinstance(objective, Objective) else objective
     stream = Noise(batch.ids, seed=seed, kind=noise)
     steps = steps if guide.takes_fast_steps else 0
     with _held(model, guide, keep_graph):
@@ -213,7 +214,7 @@ class _Loop:
         gradients = dict(zip(leaves, grads, strict=True))
         with torch.set_grad_enabled(self.keep_graph):
             if self.optimizer.wants_natural_gradient:
-                gradients |= self.guide.natural_gradient(leaves, gradients)
+                gradients |= self.optimizer.shortened(gradients, self.guide.natural_gradient(leaves, gradients))
             losses = losses.detach().expand(self.batch.size)
             state, memory = self.optimizer.step(leaves, gradients, memory, losses=losses, step=step, steps=self.steps)
         return bounds.detach(), state, memory

@@ -6,6 +6,7 @@ from pyro_ltm.objectives.chi import Chi
 from pyro_ltm.objectives.elbo import AnalyticELBO, MonteCarloELBO, StickingTheLanding
 from pyro_ltm.objectives.free_bits import FreeBits
 from pyro_ltm.objectives.importance import IWAE, DReG
+from pyro_ltm.objectives.jackknife import Jackknife
 from pyro_ltm.objectives.map import MAP
 from pyro_ltm.objectives.mmd import MMD
 from pyro_ltm.objectives.renyi import Renyi, VRMax
@@ -21,6 +22,7 @@ OBJECTIVES: Registry[Objective] = Registry(
         "stl": StickingTheLanding,
         "iwae": IWAE,
         "dreg": DReG,
+        "jackknife": Jackknife,
         "renyi": Renyi,
         "vr-max": VRMax,
         "beta": BetaELBO,
@@ -47,6 +49,7 @@ __all__ = [
     "Cyclical",
     "DReG",
     "FreeBits",
+    "Jackknife",
     "MonteCarloELBO",
     "Objective",
     "Renyi",

@@ -149,6 +149,10 @@ class Objective(ELBO):
         """This objective as it stands when the `share` (0 to 1) of the fast steps is done; most do not change."""
         return self
 
+    def for_guide(self) -> Objective:
+        """The objective by which q is fitted; itself, unless it has no maximum over q."""
+        return self
+
     def for_decoder(self) -> Objective:
         """The objective by which the decoder learns; itself, unless its maximum over q says nothing of the decoder."""
         return self

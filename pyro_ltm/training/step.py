@@ -88,15 +88,15 @@ def train_step(
 
 def slow_loss(model: nn.Module, batch: Batch, posterior: Posterior, objective: Objective) -> tuple[Tensor, Terms]:
     """What decoder and guide learn from, summed over the batch in nats, and the terms that the decoder saw."""
-    guide, learner = posterior.guide, objective.for_decoder()
+    guide, fitter, learner = posterior.guide, objective.for_guide(), objective.for_decoder()
     cut_off = guide.is_amortized and not guide.is_unrolled
-    apart = guide.learns and (cut_off or learner is not objective)
+    apart = guide.learns and (cut_off or learner is not fitter)
     with frozen(guide) if apart else nullcontext():
         terms = learner.terms(model, guide, batch, posterior.state)
     loss = -learner.sense * learner.bound(terms).sum()
     if apart:
         # An encoder that the fast steps cut off learns where it starts them (arXiv:1710.06085).
-        state = guide.init(batch) | objective.local(batch) if cut_off else posterior.state
+        state = guide.init(batch) | fitter.local(batch) if cut_off else posterior.state
         with frozen(model):
-            loss = loss + objective.differentiable_loss(model, guide, batch, state)
+            loss = loss + fitter.differentiable_loss(model, guide, batch, state)
     return loss, terms

@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import GUIDES, FullRank, Kronecker, Layered, LowRank
-from pyro_ltm.guides.gaussian import OverThoughts
+from pyro_ltm.guides.gaussian import OverThoughts, entry_scale
 from pyro_ltm.model import StandardNormal
 from pyro_ltm.noise import Noise, draw, rsample_from
 
@@ -177,7 +177,9 @@ def test_kronecker_shares_a_step_in_scale_evenly():
     used = torch.autograd.grad(entropy, list(state.values()), allow_unused=True)
     gradients = {key: zeros[key] if gradient is None else gradient for key, gradient in zip(state, used, strict=True)}
     step = guide.natural_gradient({key: value.detach() for key, value in state.items()}, gradients)
-    rows, columns = (step[f"{side}_log_diagonal"].sum(-1) for side in ("row", "column"))
+    rows, columns = (
+        step[f"{side}_log_variance"].sum(-1) / repeats**0.5 for side, repeats in (("row", D), ("column", N))
+    )
     torch.testing.assert_close(rows, columns)
     assert (rows.abs() > 0.01).all()
 
@@ -195,7 +197,7 @@ def test_layers_lean_on_those_before_and_only_on_those():
     state = elsewhere(guide)
     eps = torch.randn(B, N * D)
     z = rsample_from(guide.distribution(state), lambda shape: eps.reshape(shape)).flatten(1)
-    loc, scale = (value.flatten(1).chunk(3, dim=1) for value in (state["loc"], state["log_scale"].exp()))
+    loc, scale = (value.flatten(1).chunk(3, dim=1) for value in (state["loc"], (state["log_variance"] / 2).exp()))
     layers, wanted = eps.chunk(3, dim=1), []
     pairs = [(1, 0), (2, 0), (2, 1)]
     for layer in range(3):
@@ -203,7 +205,7 @@ def test_layers_lean_on_those_before_and_only_on_those():
         for place, (later, earlier) in enumerate(pairs):
             if later == layer:
                 away = (wanted[earlier] - loc[earlier]).unsqueeze(-1)
-                value = value + (state["weight"][:, place] / (N * D) ** 0.5 @ away).squeeze(-1)
+                value = value + (state["weight"][:, place] / entry_scale(N * D) @ away).squeeze(-1)
         wanted.append(value)
     torch.testing.assert_close(z, torch.cat(wanted, dim=1))
 
@@ -211,8 +213,8 @@ def test_layers_lean_on_those_before_and_only_on_those():
 def test_one_layer_is_mean_field():
     guide, plain = Layered(N, D), build("mean-field")
     state = elsewhere(guide)
-    assert set(state) == {"loc", "log_scale"}
-    same = plain.distribution({"loc": state["loc"], "log_variance": 2 * state["log_scale"]})
+    assert set(state) == {"loc", "log_variance"}
+    same = plain.distribution({"loc": state["loc"], "log_variance": state["log_variance"]})
     z = torch.randn(B, N, D)
     torch.testing.assert_close(guide.distribution(state).log_prob(z), same.log_prob(z))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from helpers.linear_gaussian import CorrelatedGaussian, dense_normal, narrowed, random_covariance
@@ -30,9 +32,9 @@ def fit(name, covariance):
     batch = model.copies(COPIES)
     guide = GUIDES.build(Component(name=name), thoughts=N, dim=D, layers=int(layers or 1))
     objective = (AnalyticELBO if guide.has_analytic_kl else MonteCarloELBO)(particles=8)
-    optimizer = Adam(lr=0.05, lr_final=0.0, beta1=0.9, eps=1e-8)
+    optimizer = Adam(lr=0.15, lr_final=0.0, beta1=0.9, eps=1e-8)
     posterior = fit_posterior(
-        model, batch, guide=guide, objective=objective, optimizer=optimizer, steps=600, noise="antithetic"
+        model, batch, guide=guide, objective=objective, optimizer=optimizer, steps=500, noise="antithetic"
     )
     return model, batch, posterior
 
@@ -81,7 +83,6 @@ def by_blocks(covariance, size):
 
 CASES = {
     "mean-field": (correlated, lambda covariance: by_blocks(covariance, 1)),
-    "layered in 1": (correlated, lambda covariance: by_blocks(covariance, 1)),
     "full-rank": (correlated, lambda covariance: by_blocks(covariance, D)),
     "full-rank:all": (correlated, None),
     "low-rank:1": (of_rank_one, None),
@@ -108,7 +109,7 @@ def test_gaussians_reach_the_best_of_their_family(name):
         # The mean of the replicates has the standard error scatter / sqrt(32), and some forty numbers are compared. A
         # width responds to noise through an exponential and a square: that biases it by some squares of its scatter.
         # Mirrored draws leave the means no scatter at all: what is left of the way there.
-        assert ((got.mean(0) - wanted).abs() < 4 * scatter / COPIES**0.5 + 5 * scatter.max() ** 2 + 1e-3).all()
+        assert ((got.mean(0) - wanted).abs() < 4 * scatter / COPIES**0.5 + 5 * scatter.max() ** 2 + 1e-4).all()
     gap, least = kl_divergence(q, exact), kl_divergence(best, exact)
     assert (least < 1e-10).all() == (best_of is None)
     # To second order the excess is a quarter of the squared error of the covariance and half that of the mean.
@@ -142,7 +143,7 @@ def test_mixtures_and_flows_contain_independent_normals(name):
         assert ((got.mean(0) - wanted).abs() < 4 * error + (curvature * gap.mean()).sqrt()).all()
 
 
-@pytest.mark.parametrize("name", ["mixture", "flow", "low-rank:2", "kronecker"])
+@pytest.mark.parametrize("name", ["mixture", "flow", "low-rank:2"])
 def test_a_richer_family_is_worth_more_than_mean_field(name):
     """On a posterior that none of them contains."""
     covariance = correlated()
@@ -153,6 +154,27 @@ def test_a_richer_family_is_worth_more_than_mean_field(name):
     gap = model.log_evidence(batch) - weights.mean(0)
     error = weights.std(0) / len(weights) ** 0.5
     assert (gap < plain - TIGHT + 4 * error).all()
+
+
+def test_student_t_matches_the_moments_and_lacks_the_shape():
+    """Of the same moments as the best Normals, and short of these by what its shape costs for each number."""
+    covariance = correlated()
+    model, batch, posterior = fit("student-t", covariance)
+    exact, q = model.posterior(batch), posterior.distribution
+    best = by_blocks(covariance, 1)
+    for got, wanted in ((q.mean.flatten(1) - exact.mean, 0.0), (q.variance.flatten(1) / best.diag(), 1.0)):
+        scatter = got.std(0)
+        assert ((got.mean(0) - wanted).abs() < 4 * scatter / COPIES**0.5 + 5 * scatter.max() ** 2 + 1e-2).all()
+    # KL of a t of variance 1 to N(0, 1), from the entropy (df + 1) / 2 (psi((df + 1) / 2) - psi(df / 2)) + log(...).
+    low, high = torch.tensor(8 / 2), torch.tensor((8 + 1) / 2)
+    beta = low.lgamma() + math.lgamma(0.5) - high.lgamma()
+    entropy = high * (high.digamma() - low.digamma()) + math.log(8) / 2 + beta + math.log((8 - 2) / 8) / 2
+    least = kl_divergence(MultivariateNormal(exact.mean, best), exact)
+    least = least + SIZE * ((1 + math.log(2 * math.pi)) / 2 - entropy)
+    weights = log_weights(model, batch, posterior)
+    gap = model.log_evidence(batch) - weights.mean(0)
+    error = float(weights.std(0).mean()) / weights.numel() ** 0.5
+    assert -4 * error < (gap - least).mean() < TIGHT + 4 * error
 
 
 def test_start_is_some_nats_away():

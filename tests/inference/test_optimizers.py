@@ -7,11 +7,14 @@ import math
 import pytest
 import torch
 from helpers.stand_ins import LinearGaussian
+from helpers.tiny import telling_model, tiny_config
 
+from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
-from pyro_ltm.guides import Delta, MeanField
+from pyro_ltm.guides import GUIDES, Delta, MeanField
 from pyro_ltm.inference import LBFGS, OPTIMIZERS, SGD, Adam, Natural, fit_posterior
 from pyro_ltm.inference.optimizers import schedule
+from pyro_ltm.inference.parts import build_guide
 from pyro_ltm.objectives import MAP, AnalyticELBO
 
 STEPS = 12
@@ -176,9 +179,30 @@ def test_a_natural_step_of_one_lands_on_the_posterior_mean():
     exact = model.posterior(batch)
     guide = MeanField(model.thoughts, model.dim)
     guide.init = lambda batch: {"loc": torch.zeros_like(exact.mean), "log_variance": exact.variance.log()}
-    optimizer = Natural(lr=1.0, lr_final=1.0)
+    optimizer = Natural(lr=1.0, lr_final=1.0, radius=1e6)
     options = {"guide": guide, "objective": AnalyticELBO(particles=2), "optimizer": optimizer, "steps": 1}
     fit = fit_posterior(model, batch, noise="antithetic", **options)
     torch.testing.assert_close(fit.state["loc"], exact.mean, atol=1e-12, rtol=0)
     fresh = fit_posterior(model, batch, noise="fresh", **options)
     assert (fresh.state["loc"] - exact.mean).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, kind in GUIDES.items() if kind.has_natural_gradient and kind.takes_fast_steps]
+)
+def test_a_natural_step_moves_q_no_further_than_its_radius(name):
+    """KL(q before || q after) is half the squared length of the step, to second order."""
+    torch.set_default_dtype(torch.float64)
+    model, batch = telling_model(3)
+    guide = build_guide(Component(name=name), tiny_config()).double()
+    optimizer = Natural(lr=0.01, lr_final=1.0, radius=2.0)
+    options = {"guide": guide, "objective": AnalyticELBO(), "optimizer": optimizer}
+    start, after = (fit_posterior(model, batch, steps=steps, **options).distribution for steps in (0, 1))
+    z = start.sample((2000,))
+    moved = start.log_prob(z) - after.log_prob(z)
+    kl, error = moved.mean(0), moved.std(0) / 2000**0.5
+    wanted = 0.5 * (0.01 * 2.0) ** 2
+    # The gradients of this decoder are longer than the radius, so every step is cut to it.
+    assert ((kl - wanted).abs() < 4.5 * error + 0.1 * wanted).all()
+    whole = fit_posterior(model, batch, steps=16, **(options | {"optimizer": Natural()}))
+    assert all(value.isfinite().all() for value in whole.state.values())
