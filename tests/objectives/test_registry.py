@@ -17,8 +17,6 @@ from pyro_ltm.guides import Delta, MeanField
 from pyro_ltm.noise import DrawFrom, Noise
 from pyro_ltm.objectives import MMD, OBJECTIVES, FreeBits
 
-# fmt: skip
-
 # Their gradient to q is that of the value (with the noise held).
 PLAIN = [
     "elbo:3", "analytic-elbo:3", "iwae:3", "jackknife:3", "renyi:0.5:3", "renyi:2:3", "vr-max:3", "beta:0.5:3",
