@@ -141,6 +141,7 @@ def _fit(
     """Posteriors under the decoder of a run."""
     from pyro_ltm.training.compare import compare_run
 
+    from .output import FIXED_NOISE, note
     from .progress import reporter
     from .runs import open_data, open_run
 
@@ -148,6 +149,8 @@ def _fit(
         options.pop(name)
     run = open_run(run_folder, common)
     config = _fast_loop(run, settings)
+    if config.fast.noise == "fixed":
+        note(FIXED_NOISE)
     with reporter() as report, open_data(run, data[0] if data else None, text_column, report) as scored:
         about = options.pop("about") | ({"data": data[0]} if data else {})
         return compare_run(
@@ -184,7 +187,7 @@ def _train(
     from pyro_ltm.config import preset as named
     from pyro_ltm.training.compare import compare_training
 
-    from .output import note
+    from .output import FIXED_NOISE, note
     from .progress import reporter
     from .runs import check_device
 
@@ -200,6 +203,8 @@ def _train(
     for flag, changes in flags.items():
         if changes is not None:
             config = merge(config, changes, where=flag)
+    if config.fast.noise == "fixed":
+        note(FIXED_NOISE)
     with reporter() as report:
         return compare_training(
             config,

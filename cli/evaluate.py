@@ -62,7 +62,7 @@ def command(
     The posterior is fitted to each sequence, then scored on fresh noise with the whole KL charged. Figures of the run's
     own data also go into RUN/evaluation.json, and as a picture into RUN/plots/bounds.png.
     """
-    from .output import emit, note
+    from .output import FIXED_NOISE, emit, note
     from .progress import reporter
     from .runs import open_data, open_run
 
@@ -71,9 +71,7 @@ def command(
     if twin is not None:
         _check_twin(run, twin)
     if run.config.fast.noise == "fixed":
-        note(
-            "Warning: this run was trained on the reference's fixed noise; the figures are on fresh noise all the same."
-        )
+        note(FIXED_NOISE)
     options = {"particles": particles, "fast_steps": fast_steps, "sequences": sequences, "batch_size": batch_size}
     bounds: dict[str, Bound] = {}
     with reporter() as report, open_data(run, data, text_column, report) as scored:

@@ -65,6 +65,8 @@ def show_files(folder: Path) -> None:
         say(f"  {name:<22} {size_of(size):>9}  {MEANINGS.get(name.split('/')[0], '')}".rstrip())
 
 
+FIXED_NOISE = "Warning: fitted on the reference's fixed noise; the figures are on fresh noise all the same."
+
 MEANINGS = {
     "config.toml": "all settings, each with its meaning",
     "data": "the tokens that it was trained on",
