@@ -141,22 +141,10 @@ TINY = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD(_Scheduled):
-    """Gradient descent with momentum (Polyak 1964; Nesterov 1983).
+class _Momentum(_Scheduled):
+    """Steps along the gradients, with momentum."""
 
-    Args:
-        lr, lr_final, schedule: the learning rate and how it falls.
-        momentum: share of the last step that goes on. nesterov: look ahead along it.
-    """
-
-    card: ClassVar[Card] = Card(
-        summary="gradient descent with momentum",
-        cost="one number kept for each parameter",
-        when="comparisons; a learning rate must be found for each decoder",
-        reference="Polyak 1964",
-    )
-    lr: float = 0.1
-    momentum: float = 0.5
+    momentum: float = 0.0
     nesterov: bool = False
 
     def __post_init__(self) -> None:
@@ -182,7 +170,26 @@ class SGD(_Scheduled):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Natural(SGD):
+class SGD(_Momentum):
+    """Gradient descent with momentum (Polyak 1964; Nesterov 1983).
+
+    Args:
+        lr, lr_final, schedule: the learning rate and how it falls.
+        momentum: share of the last step that goes on. nesterov: look ahead along it.
+    """
+
+    card: ClassVar[Card] = Card(
+        summary="gradient descent with momentum",
+        cost="one number kept for each parameter",
+        when="comparisons; a learning rate must be found for each decoder",
+        reference="Polyak 1964",
+    )
+    lr: float = 0.1
+    momentum: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Natural(_Momentum):
     """Natural gradient descent (Amari 1998): each step is as long as it moves q, not as it moves q's numbers.
 
     Where q is certain, its mean takes short steps; where it is wide, long ones. With an exact gradient on a Gaussian
@@ -198,12 +205,11 @@ class Natural(SGD):
     card: ClassVar[Card] = Card(
         summary="natural gradient descent, for Gaussian families",
         cost="as sgd; small products of the covariance's factors besides",
-        when="few fast steps, or posteriors much narrower than the prior",
+        when="mean-field in few fast steps; noisy for families with many correlations",
         reference="arXiv:1206.7051",
     )
     wants_natural_gradient: ClassVar[bool] = True
     lr: float = 0.3
-    momentum: float = 0.0
     radius: float = 5.0
 
     def __post_init__(self) -> None:

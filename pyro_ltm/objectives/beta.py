@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from torch import Tensor
@@ -12,7 +12,17 @@ from pyro_ltm.objectives.base import Objective, Terms, require
 from pyro_ltm.types import Card
 
 
-class BetaELBO(Objective):
+class _Weighted(Objective, ABC):
+    """Minus the distortion, less the weighted rate."""
+
+    reads_kl: bool = True
+
+    def bound(self, terms: Terms) -> Tensor:
+        """[B] mean over particles."""
+        return -terms.distortion - self.beta * terms.rate
+
+
+class BetaELBO(_Weighted):
     """E_q[log p(x | z)] - beta KL(q || p); no bound on the evidence below beta = 1.
 
     The KL is `Terms.rate`: exact where the guide has a closed form, else estimated from the same draws. So it works
@@ -32,20 +42,15 @@ class BetaELBO(Objective):
         reference="Higgins et al. 2017",
     )
     arguments: ClassVar[tuple[str, ...]] = ("beta", "particles")
-    reads_kl: bool = True
 
     def __init__(self, particles: int = 1, beta: float = 0.5, warmup: float = 0.0):
         super().__init__(particles, beta, warmup)
-
-    def bound(self, terms: Terms) -> Tensor:
-        """[B] mean over particles."""
-        return -terms.distortion - self.beta * terms.rate
 
 
 OVER = ("training", "fit")
 
 
-class _Scheduled(BetaELBO):
+class _Scheduled(_Weighted):
     """A weight of the KL that moves, over training (`at`) or over the fast steps of each fit (`within`).
 
     Over training every fit has one weight; over the fit the decoder always learns at the full weight.

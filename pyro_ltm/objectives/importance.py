@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC
 from typing import ClassVar
 
 from torch import Tensor
@@ -11,7 +12,20 @@ from pyro_ltm.objectives.base import Objective, Terms
 from pyro_ltm.types import Card
 
 
-class IWAE(Objective):
+class _Weighted(Objective, ABC):
+    """The log of the mean weight."""
+
+    arguments: ClassVar[tuple[str, ...]] = ("particles",)
+
+    def __init__(self, particles: int = 8, beta: float = 1.0, warmup: float = 0.0):
+        super().__init__(particles, beta, warmup)
+
+    def bound(self, terms: Terms) -> Tensor:
+        """[B] log of the mean weight."""
+        return self.log_weight(terms).logsumexp(0) - math.log(self.num_particles)
+
+
+class IWAE(_Weighted):
     """log (1/K) sum_k w_k with w = p(x, z) / q(z): the ELBO at K = 1, the evidence as K grows.
 
     Burda, Grosse and Salakhutdinov, arXiv:1509.00519.
@@ -23,17 +37,9 @@ class IWAE(Objective):
         when="a tighter bound for the decoder; for q, dreg has the better gradient",
         reference="arXiv:1509.00519",
     )
-    arguments: ClassVar[tuple[str, ...]] = ("particles",)
-
-    def __init__(self, particles: int = 8, beta: float = 1.0, warmup: float = 0.0):
-        super().__init__(particles, beta, warmup)
-
-    def bound(self, terms: Terms) -> Tensor:
-        """[B] log of the mean weight."""
-        return self.log_weight(terms).logsumexp(0) - math.log(self.num_particles)
 
 
-class DReG(IWAE):
+class DReG(_Weighted):
     """The importance-weighted bound with the doubly reparameterized gradient to q; the decoder's stays IWAE's.
 
     With log q held still and v = w / sum w, the gradient through draw k counts v_k^2 instead of v_k. That has the same
