@@ -66,7 +66,8 @@ class Judgement:
         log_joint: E_q[log p(x, z)], nats a sequence: all that a point can be held to.
         steps_to_1pct, ms_per_sequence_to_1pct: to come within 1% of the best bound of `curve`.
         ms_per_fast_step: the median, of a batch. ms_per_sequence: the whole fit.
-        peak_memory_bytes: of a fit of one fast step to the first batch, beyond the weights.
+        peak_memory_bytes: of a fit of one fast step to the first batch, beyond the weights; None for a guide that has
+            something left to do at the end of a fit.
         curve: the bound along the way. nats_by_sequence: of `elbo`, for paired differences.
         note: what a reader must know of these figures.
     """
@@ -122,7 +123,9 @@ def judge(
         with pyro.validation_enabled(False), _own_generator(batches[0].inputs.device, seed):
             first = batches[0]
             start = partial(fit_posterior, model, first, steps=min(1, fast_steps), **fitting)
-            memory = peak_memory(start, first.inputs.device)
+            # What a guide does at its end (a Hessian) is too long for the profiler's record, which held 15 GB of it.
+            ends = type(guide).finish is not Guide.finish
+            memory = None if ends else peak_memory(start, first.inputs.device)
             start()  # what a first fit sets up is no part of its time
             for batch in batches:
                 clock = _Clock(batch.inputs.device, tally.places)

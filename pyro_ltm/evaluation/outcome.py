@@ -261,11 +261,16 @@ def open_comparison(folder: Path | None, kind: str, settings: Mapping[str, Any])
             save(comparison, folder)
     for key in dict.fromkeys([*wanted, *comparison.settings]):
         was, now = comparison.settings.get(key), wanted.get(key)
-        if was != now:
+        if key in FOR_SOME and None in (was, now):  # the pairs of one side have no use for it
+            comparison.settings[key] = was or now
+        elif was != now:
             what = DIGESTS.get(key, f"with {key} = {_brief(was)} and not {_brief(now)}")
             raise UserError(f"{folder}: its comparison was made {what}; choose another --out")
     return comparison
 
+
+FOR_SOME = ("teaching",)
+"""Settings that only guides with shared parameters look at."""
 
 DIGESTS = {"model": "under another decoder", "data": "on other sequences"}
 """Settings that are digests, which tell a reader nothing."""

@@ -16,7 +16,7 @@ from pyro.infer import Trace_ELBO
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.compare import compare_posteriors, describe
 from pyro_ltm.evaluation.judge import Estimate, Judgement
-from pyro_ltm.evaluation.outcome import COLUMNS, Comparison, Pair, at
+from pyro_ltm.evaluation.outcome import COLUMNS, Comparison, Pair, at, open_comparison, save
 from pyro_ltm.evaluation.teach import Teaching
 from pyro_ltm.guides import Delta, MeanField
 from pyro_ltm.inference import Adam
@@ -255,3 +255,17 @@ def test_descriptions_tell_members_apart():
     with torch.no_grad():
         other.weights += 1
     assert describe(one) != describe(other)
+
+
+def test_a_guide_that_learns_may_join_later(tmp_path):
+    """Teaching is a setting of those pairs alone that have something to learn."""
+    first = open_comparison(tmp_path, "posteriors", {"seed": 0, "teaching": None})
+    save(first, tmp_path)
+    joined = open_comparison(tmp_path, "posteriors", {"seed": 0, "teaching": {"steps": 20}})
+    assert joined.settings["teaching"] == {"steps": 20}
+    save(joined, tmp_path)
+    assert open_comparison(tmp_path, "posteriors", {"seed": 0, "teaching": None}).settings["teaching"] == {"steps": 20}
+    with pytest.raises(UserError, match="teaching"):
+        open_comparison(tmp_path, "posteriors", {"seed": 0, "teaching": {"steps": 30}})
+    with pytest.raises(UserError, match="seed"):
+        open_comparison(tmp_path, "posteriors", {"seed": 1, "teaching": None})
