@@ -46,47 +46,57 @@ class Noise:
 
     def __init__(self, ids: Tensor, *, seed: int, kind: str = "fresh"):
         self.kind = kind
-        self.seeds = [fold(seed, i) for i in ids.tolist()]
+        self._streams = [_Stream(fold(seed, i)) for i in ids.tolist()]
         self._device = ids.device
-        self._mirror: Tensor | None = None
-        self._restart()
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of each sequence's stream."""
+        return [stream.seed for stream in self._streams]
 
     def normal(self, shape: torch.Size, *, event_dims: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normals of `shape` [..., B, *event], where the event has `event_dims` dimensions."""
         axis = len(shape) - event_dims - 1
-        if shape[axis] != len(self._generators):
-            raise ValueError(f"noise for {len(self._generators)} sequences, asked for {shape[axis]} (shape {shape})")
-        if self.kind == "fixed":
-            self._restart()
-        if self.kind != "antithetic":
-            return self._draw(shape, axis, dtype)
-        if axis and shape[0] > 1:
-            half = self._draw(torch.Size([(shape[0] + 1) // 2, *shape[1:]]), axis, dtype)
+        if shape[axis] != len(self._streams):
+            raise ValueError(f"noise for {len(self._streams)} sequences, asked for {shape[axis]} (shape {shape})")
+        row = shape[:axis] + shape[axis + 1 :]
+        if self.kind == "antithetic":
+            drawn = [stream.mirrored(row, dtype, pairs=bool(axis) and row[0] > 1) for stream in self._streams]
+        else:
+            drawn = [stream.draw(row, dtype, again=self.kind == "fixed") for stream in self._streams]
+        return torch.stack(drawn, dim=axis).to(self._device)
+
+    def select(self, rows: Tensor) -> Noise:
+        """The streams of the sequences at `rows` (int64 [B']): these very streams, so that what they give is gone."""
+        part = copy.copy(self)
+        part._streams = [self._streams[row] for row in rows.tolist()]
+        return part
+
+
+class _Stream:
+    """The normals of one sequence."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self._generator = torch.Generator().manual_seed(seed)
+        self._mirror: Tensor | None = None
+
+    def draw(self, shape: torch.Size, dtype: torch.dtype, *, again: bool = False) -> Tensor:
+        """The next normals, or from the beginning `again`."""
+        if again:
+            self._generator.manual_seed(self.seed)
+        return torch.randn(shape, generator=self._generator, dtype=dtype)
+
+    def mirrored(self, shape: torch.Size, dtype: torch.dtype, *, pairs: bool) -> Tensor:
+        """Normals in mirrored `pairs` along the first dimension; or a draw, and at the next call its mirror."""
+        if pairs:
+            half = self.draw(torch.Size([(shape[0] + 1) // 2, *shape[1:]]), dtype)
             return torch.stack([half, -half], dim=1).flatten(0, 1)[: shape[0]]
         mirror, self._mirror = self._mirror, None
         if mirror is not None and mirror.shape == shape:
             return -mirror
-        self._mirror = self._draw(shape, axis, dtype)
+        self._mirror = self.draw(shape, dtype)
         return self._mirror
-
-    def select(self, rows: Tensor) -> Noise:
-        """The streams of the sequences at `rows` (int64 [B']), from where they stand."""
-        chosen = rows.tolist()
-        part = copy.copy(self)
-        part.seeds = [self.seeds[row] for row in chosen]
-        part._generators = [self._generators[row] for row in chosen]
-        if self._mirror is not None:
-            part._mirror = self._mirror.index_select(self._mirror_axis, rows)
-        return part
-
-    def _draw(self, shape: torch.Size, axis: int, dtype: torch.dtype) -> Tensor:
-        self._mirror_axis = axis
-        row = shape[:axis] + shape[axis + 1 :]
-        drawn = torch.stack([torch.randn(row, generator=g, dtype=dtype) for g in self._generators], dim=axis)
-        return drawn.to(self._device)
-
-    def _restart(self) -> None:
-        self._generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
 
 
 @singledispatch

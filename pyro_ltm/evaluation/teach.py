@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from pyro_ltm.evaluation.judge import Count
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference import FastOptimizer, fit_posterior
+from pyro_ltm.inference import FastOptimizer, fit_posterior, guide_loss
 from pyro_ltm.inference.optimizers import schedule
 from pyro_ltm.noise import DrawFrom, fold
-from pyro_ltm.objectives import Objective
 from pyro_ltm.types import Batch, frozen
 
 CLIP = 1.0
@@ -91,13 +90,7 @@ def teach_guide(
 
 
 def _loss(model: nn.Module, guide: Guide, objective: ELBO, batch: Batch, **fitting: Any) -> Tensor:
-    """The objective after the fast steps; where those are cut off from the encoder, before them as well."""
-    whole: Any = objective
+    """What the guide learns from, after the fast steps."""
     posterior = fit_posterior(model, batch, guide=guide, objective=objective, keep_graph=guide.is_unrolled, **fitting)
     with DrawFrom(posterior.noise):
-        loss: Tensor = whole.differentiable_loss(model, guide, batch, posterior.state)
-        if guide.is_amortized and not guide.is_unrolled:
-            # The encoder learns where it starts the fast steps (arXiv:1710.06085).
-            state = guide.init(batch) | (objective.local(batch) if isinstance(objective, Objective) else {})
-            loss = loss + whole.differentiable_loss(model, guide, batch, state)
-    return loss
+        return guide_loss(model, batch, posterior, objective)

@@ -62,6 +62,12 @@ class LowRank(Guide):
     def distribution(self, state: State) -> dist.TorchDistribution:
         """N(loc, W W^T + diag(exp(log_variance))) over [N, D]."""
         loc, log_variance, columns = (state[name].flatten(1, 2) for name in ("loc", "log_variance", "factor"))
+        # torch's Cholesky would raise for all where one sequence has run away: that one becomes NaN by itself.
+        variance = log_variance.exp()
+        sound = (1 / variance + variance + columns.square().sum(-1)).sum(-1).isfinite()[:, None]
+        loc = torch.where(sound, loc, torch.nan)
+        variance = torch.where(sound, variance, 1.0)
+        columns = torch.where(sound[..., None], columns, 0.0)
         columns = columns / entry_scale(self.thoughts * self.dim)
-        normal = dist.LowRankMultivariateNormal(loc, columns, log_variance.exp(), validate_args=False)
+        normal = dist.LowRankMultivariateNormal(loc, columns, variance, validate_args=False)
         return OverThoughts(normal, (self.thoughts, self.dim))

@@ -3,6 +3,7 @@
 from pyro_ltm.inference.families import FAMILIES
 from pyro_ltm.inference.fit import check_fit, refusal
 from pyro_ltm.inference.generation import Generated, Reconstruction, generate, infer_thoughts, reconstruct
+from pyro_ltm.inference.learning import guide_loss
 from pyro_ltm.inference.optimizers import LBFGS, OPTIMIZERS, SGD, Adam, FastOptimizer, Natural
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.inference.posterior import Posterior, fit_posterior, sequence_bounds
@@ -22,6 +23,7 @@ __all__ = [
     "check_fit",
     "fit_posterior",
     "generate",
+    "guide_loss",
     "infer_thoughts",
     "reconstruct",
     "refusal",

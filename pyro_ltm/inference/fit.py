@@ -30,6 +30,8 @@ def check_fit(
         raise UserError(f"{reason}: use {_either('objective', fitting)}, or {_either('guide', _guides(objective))}")
     if noise not in KINDS:
         raise UserError(f"noise = {noise!r}: choose from {', '.join(KINDS)}")
+    if isinstance(guide, Sampler) and noise != "fresh":
+        raise UserError(f"noise = {noise!r}: chains of {type(guide).__name__} need new noise each step: use 'fresh'")
     _check_fixed_noise(guide, objective, noise)
     kind = type(optimizer).__name__
     if optimizer.wants_natural_gradient and not guide.has_natural_gradient:
@@ -46,6 +48,10 @@ def check_fit(
         raise UserError(
             f"{kind} needs a loss that does not change from step to step: noise = 'fixed', or a guide without noise "
             f"(delta, laplace), or {_either('optimizer', fitting)}"
+        )
+    if tolerance and optimizer.needs_fixed_loss:
+        raise UserError(
+            f"tolerance = {tolerance}: {kind} goes back from steps that failed; leave it at 0, or use 'adam'"
         )
     by_itself = isinstance(objective, Objective) and not objective.couples_batch and not isinstance(guide, Sampler)
     if tolerance and (moves or not by_itself):

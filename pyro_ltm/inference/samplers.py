@@ -124,27 +124,31 @@ LEAST_VARIANCE = 1e-6
 
 
 class _Moments:
-    """Mean and variance of all draws in the second half of a run."""
+    """Mean and variance of the later draws of a run, at any time of it.
 
-    def __init__(self, steps: int):
-        self.first, self.count = steps // 2, 0
-        self.sum: Tensor | float = 0.0
-        self.square: Tensor | float = 0.0
+    Draws count from the last power of two but one: at step 2^k the second half of the run, at most three quarters of it
+    in between. So a run that is judged on its way is judged as if it ended there.
+    """
+
+    def __init__(self) -> None:
+        self._older: list[Tensor] = []
+        self._newer: list[Tensor] = []
+        self._next = 1
 
     def add(self, step: int, particles: Tensor) -> None:
-        """`particles` [B, C, N, D] after transition `step`."""
-        if step >= self.first:
-            self.count += particles.shape[1]
-            self.sum = self.sum + particles.sum(1)
-            self.square = self.square + particles.square().sum(1)
+        """`particles` [B, C, N, D] after transition `step` (from 0)."""
+        if step == self._next:
+            self._older, self._newer, self._next = self._newer, [], 2 * self._next
+        count = particles.new_tensor(float(particles.shape[1]))
+        new = [count, particles.sum(1), particles.square().sum(1)]
+        self._newer = [a + b for a, b in zip(self._newer, new, strict=True)] if self._newer else new
 
     def into(self, state: State) -> State:
         """`state` with the moments."""
-        if not self.count:
-            return state
-        mean = self.sum / self.count
-        assert isinstance(mean, Tensor)
-        return state | {"mean": mean, "variance": (self.square / self.count - mean.square()).clamp(min=0)}
+        parts = [self._older, self._newer] if self._older and self._newer else [self._older or self._newer]
+        count, total, square = (sum(values[1:], values[0]) for values in zip(*parts, strict=True))
+        mean = total / count
+        return state | {"mean": mean, "variance": (square / count - mean.square()).clamp(min=0)}
 
 
 class _Langevin(Sampler):
@@ -166,9 +170,9 @@ class _Langevin(Sampler):
         steps: int,
         watch: Watch | None,
     ) -> tuple[State, Tensor]:
-        """See `Sampler.run`. Moments are those of the second half."""
+        """See `Sampler.run`. Moments are those of about the second half."""
         z = state["particles"].transpose(0, 1)
-        moments, history = _Moments(steps), [z.new_zeros(0, z.shape[1])]
+        moments, history = _Moments(), [z.new_zeros(0, z.shape[1])]
         log_joint, slope = _value_and_gradient(target, z)
         size = z.new_full((z.shape[1],), self.step_size)
         for step in range(steps):
@@ -272,13 +276,14 @@ class HMC(Sampler):
 
     Args:
         thoughts: thought vectors N. dim: width D of each.
-        leapfrogs: gradient steps of one transition. kernel: `hmc`, or `nuts`, which chooses their number itself.
+        leapfrogs: gradient steps of the first transition; their length in all is kept while their
+            size is tuned. kernel: `hmc`, or `nuts`, which chooses their number itself.
         step_size: of the first leapfrog step; it is tuned. seed: of start and chain.
     """
 
     card: ClassVar[Card] = Card(
         summary="Hamiltonian Monte Carlo, through Pyro's kernels",
-        cost="`leapfrogs` decoder passes a step, one sequence after the other",
+        cost="several decoder passes a step, one sequence after the other",
         when="the truth to hold the other families against",
         reference="Neal 2011",
     )
@@ -330,6 +335,10 @@ class HMC(Sampler):
     def _chain(self, target: Target, start: Tensor, seed: int, steps: int) -> tuple[Tensor, Tensor]:
         """Draws [C, N, D] of the second half, and log p(x, z) [steps] along the way."""
         levels: list[Tensor] = []
+        with torch.no_grad():
+            if not bool(target(start).isfinite().all()):  # Pyro would look for a step size for ever
+                lost = torch.full_like(start, torch.nan)
+                return lost.expand(steps - steps // 2, -1, -1), start.new_full((steps,), torch.nan)
 
         def record(kernel: Any, params: dict[str, Tensor], stage: str, index: int) -> None:
             with torch.no_grad():

@@ -173,6 +173,10 @@ class Objective(ELBO):
             return f"{kind} has no KL of single thoughts, which {name} needs"
         if self.needs_fast_steps and not getattr(guide, "takes_fast_steps", True):
             return f"{kind} takes no fast steps, which {name} needs for parameters of its own"
+        if getattr(guide, "is_unrolled", False) is True and getattr(guide, "takes_fast_steps", True):
+            plain = self.for_guide() is self and self.for_decoder() is self
+            if not plain or self.stops_guide_gradient or self.needs_fast_steps:
+                return f"{kind} is unrolled through gradients that must be those of the bound, which {name}'s are not"
         if not getattr(guide, "reparameterized", True):
             return f"draws of {kind} carry no gradients, which {name} needs"
         return ""

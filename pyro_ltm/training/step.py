@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference import FastOptimizer, Posterior, fit_posterior
+from pyro_ltm.inference import FastOptimizer, Posterior, fit_posterior, guide_loss
 from pyro_ltm.noise import DrawFrom
 from pyro_ltm.objectives import Objective, Terms
 from pyro_ltm.types import Batch, frozen
@@ -90,13 +89,11 @@ def slow_loss(model: nn.Module, batch: Batch, posterior: Posterior, objective: O
     """What decoder and guide learn from, summed over the batch in nats, and the terms that the decoder saw."""
     guide, fitter, learner = posterior.guide, objective.for_guide(), objective.for_decoder()
     cut_off = guide.is_amortized and not guide.is_unrolled
-    apart = guide.learns and (cut_off or learner is not fitter)
-    with frozen(guide) if apart else nullcontext():
+    if not guide.learns or (learner is fitter and not cut_off):
         terms = learner.terms(model, guide, batch, posterior.state)
-    loss = -learner.sense * learner.bound(terms).sum()
-    if apart:
-        # An encoder that the fast steps cut off learns where it starts them (arXiv:1710.06085).
-        state = guide.init(batch) | fitter.local(batch) if cut_off else posterior.state
-        with frozen(model):
-            loss = loss + fitter.differentiable_loss(model, guide, batch, state)
-    return loss, terms
+        return -learner.sense * learner.bound(terms).sum(), terms
+    # Each learns from its own objective: neither sees the other's gradient.
+    still = {name: value.detach() for name, value in posterior.state.items()}
+    with frozen(guide):
+        terms = learner.terms(model, guide, batch, still)
+    return -learner.sense * learner.bound(terms).sum() + guide_loss(model, batch, posterior, objective), terms

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from helpers.tiny import D, L, N, T, V, telling_model, tiny_batch, tiny_config, tiny_model
@@ -12,7 +14,7 @@ from pyro_ltm.guides import Amortized, MeanField, SemiAmortized
 from pyro_ltm.inference import SGD, Adam, fit_posterior
 from pyro_ltm.inference.parts import build_guide
 from pyro_ltm.noise import DrawFrom, Noise
-from pyro_ltm.objectives import AnalyticELBO, MonteCarloELBO
+from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO, MonteCarloELBO
 from pyro_ltm.training import train_step
 from pyro_ltm.training.step import slow_loss
 
@@ -182,3 +184,33 @@ def test_semi_amortized_without_an_encoders_word_is_mean_field():
     plain = fit_posterior(model, batch, guide=MeanField(N, D), **options)
     assert L == 2
     torch.testing.assert_close(refined.state["loc"], plain.state["loc"], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["stl", "dreg", "tail-adaptive", "chi", "jackknife", "target-rate"])
+def test_unrolled_refuses_gradients_that_are_not_those_of_the_bound(name):
+    objective = OBJECTIVES[name]()
+    assert "unrolled" in objective.refusal(SemiAmortized(N, D, unrolled=True, **SHAPE))
+    assert not objective.refusal(SemiAmortized(N, D, **SHAPE))
+
+
+@pytest.mark.parametrize("name", ["chi", "jackknife"])
+@pytest.mark.parametrize("kind", [Amortized, SemiAmortized])
+def test_encoder_and_decoder_each_learn_by_their_own_objective(name, kind):
+    model, batch = telling_model(2)
+    guide, objective = awake(kind(N, D, **SHAPE)), OBJECTIVES[name](particles=4)
+    posterior = fit_posterior(
+        model, batch, guide=guide, objective=objective, steps=2, seed=3, keep_graph=guide.is_unrolled
+    )
+    stream = Noise(batch.ids, seed=9)
+    with DrawFrom(stream):
+        loss, _ = slow_loss(model, batch, dataclasses.replace(posterior, noise=stream), objective)
+    decoder, encoder = [*model.parameters()], [*guide.parameters()]
+    found = torch.autograd.grad(loss, decoder + encoder, allow_unused=True, retain_graph=True)
+    with DrawFrom(Noise(batch.ids, seed=9)):
+        still = {key: value.detach() for key, value in posterior.state.items()}
+        of_decoder = objective.for_decoder().differentiable_loss(model, guide, batch, still)
+        of_encoder = objective.for_guide().differentiable_loss(model, guide, batch, guide.init(batch))
+    wanted = torch.autograd.grad(of_decoder, decoder) + torch.autograd.grad(of_encoder, encoder, allow_unused=True)
+    for got, expected in zip(found, wanted, strict=True):
+        if expected is not None:
+            torch.testing.assert_close(got, expected, atol=1e-8, rtol=1e-8)

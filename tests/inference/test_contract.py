@@ -169,7 +169,8 @@ def test_every_optimizer_and_noise_runs_or_is_refused(guide_name, optimizer_name
     needs_kl = noise == "fixed" and guide.has_density and not guide.has_analytic_kl
     needs_natural = optimizer.wants_natural_gradient and not guide.has_natural_gradient
     needs_still = optimizer.needs_fixed_loss and noise != "fixed" and guide.has_density
-    if needs_kl or needs_natural or needs_still:
+    needs_fresh = isinstance(guide, Sampler) and noise != "fresh"
+    if needs_kl or needs_natural or needs_still or needs_fresh:
         with pytest.raises(UserError, match=r"use |or the "):
             fit_posterior(model, batch, **options)
         return

@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from helpers.tiny import D, N, T, telling_model, tiny_batch, tiny_config, tiny_model
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
+from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
-from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import Adam, FastOptimizer, fit_posterior
+from pyro_ltm.guides import GUIDES, MeanField
+from pyro_ltm.inference import LBFGS, Adam, FastOptimizer, fit_posterior
+from pyro_ltm.inference.parts import build_guide
 from pyro_ltm.model import TokenSequence
-from pyro_ltm.noise import Noise
+from pyro_ltm.noise import DrawFrom, Noise
 from pyro_ltm.objectives import AnalyticELBO, MonteCarloELBO
 from pyro_ltm.types import frozen
 
@@ -359,3 +361,33 @@ def test_antithetic_noise_halves_what_is_odd_in_the_noise(model):
             gradients.append(recorder.seen[0][1]["loc"])
         spreads[noise] = float(torch.stack(gradients).var(0).mean())
     assert spreads["antithetic"] < spreads["fresh"]
+
+
+def test_the_noise_after_a_stop_is_that_of_a_fit_alone(easy_and_hard):
+    model, batch = easy_and_hard
+    options = {"objective": AnalyticELBO(), "steps": 15, "tolerance": 0.5, "patience": 3, "noise": "antithetic"}
+    drawn = fit(model, batch, **options).noise.normal(torch.Size([4, N, D]), event_dims=2, dtype=torch.float64)
+    for row in range(4):
+        alone = fit(model, batch.select(torch.tensor([row])), **options)
+        expected = alone.noise.normal(torch.Size([1, N, D]), event_dims=2, dtype=torch.float64)
+        assert torch.equal(drawn[row : row + 1], expected)
+
+
+def test_quasi_newton_steps_do_not_stop_early(model):
+    with pytest.raises(UserError, match="LBFGS goes back"):
+        fit(model, tiny_batch(2), noise="fixed", optimizer=LBFGS(), tolerance=0.5)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in GUIDES.items() if kind.has_density and not kind.is_amortized])
+def test_a_sequence_that_has_run_away_leaves_the_others_alone(model, name):
+    guide = build_guide(Component(name=name), tiny_config()).double()
+    batch, objective = tiny_batch(3), MonteCarloELBO()
+    state = {key: value.clone() for key, value in guide.init(batch).items()}
+    with DrawFrom(Noise(batch.ids, seed=1)):
+        sound = objective.bound(objective.terms(model, guide, batch, state))
+    for value in state.values():
+        value[1] = torch.nan
+    with DrawFrom(Noise(batch.ids, seed=1)), pyro.validation_enabled(False):
+        found = objective.bound(objective.terms(model, guide, batch, state))
+    assert found[1].isnan()
+    torch.testing.assert_close(found[[0, 2]], sound[[0, 2]], atol=1e-9, rtol=0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pyro
 import pytest
 import torch
 from helpers.stand_ins import LinearGaussian
 
+from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Delta
 from pyro_ltm.inference import Adam, fit_posterior
 from pyro_ltm.inference.samplers import HMC, MALA, SVGD, Draws, Langevin, _stein
@@ -162,3 +164,35 @@ def test_hmc_leaves_torchs_generator_alone():
     before = torch.get_rng_state()
     run(model, batch, HMC(2, 2, leapfrogs=2), 6)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("noise", ["fixed", "antithetic"])
+def test_chains_are_refused_noise_that_would_break_them(noise):
+    model = LinearGaussian()
+    with pytest.raises(UserError, match="chains of MALA need new noise"):
+        fit_posterior(model, model.data(2), guide=MALA(2, 2), objective=MAP(), noise=noise)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 8, 13])
+def test_a_run_that_is_judged_on_its_way_is_judged_as_if_it_ended_there(steps):
+    """Moments of the draws from the last power of two but one, by hand."""
+    model = LinearGaussian()
+    batch, seen, longer = model.data(4), [], []
+    options = {"guide": Langevin(2, 2, chains=3), "objective": MAP()}
+    fit = fit_posterior(model, batch, steps=steps, watch=lambda step, state: seen.append(state), **options)
+    first = {1: 0, 2: 0, 3: 1, 8: 2, 13: 4}[steps]
+    draws = torch.cat([state["particles"] for state in seen[1 + first :]], dim=1)
+    torch.testing.assert_close(fit.state["mean"], draws.mean(1))
+    torch.testing.assert_close(fit.state["variance"], draws.var(1, correction=0))
+    fit_posterior(model, batch, steps=20, watch=lambda step, state: longer.append(state), **options)
+    torch.testing.assert_close(longer[steps]["mean"], fit.state["mean"])
+
+
+def test_a_chain_that_starts_nowhere_ends_there():
+    model = LinearGaussian()
+    batch = model.data(3)
+    batch.targets[1] = torch.nan
+    with pyro.validation_enabled(False):
+        fit = run(model, batch, HMC(2, 2, leapfrogs=2), 6)
+    assert fit.state["mean"][1].isnan().all()
+    assert fit.state["mean"][[0, 2]].isfinite().all()
