@@ -96,11 +96,11 @@ def test_families_agree_with_short_chains():
 @pytest.mark.long
 def test_families_agree_with_long_chains():
     families = [name for name, kind in FAMILIES.items() if kind.has_density and kind.takes_fast_steps]
-    check(families, samples=2000, copies=32, steps=1000)
+    check(families, samples=800, copies=32, steps=600)
     model, batch = decoder_and_text()
-    firsts, _ = chains(model, batch, 1000)
+    firsts, _ = chains(model, batch, 500)
     fits = [
-        fit_posterior(model, batch, guide=HMC(2, 4, seed=seed), objective=MAP(), steps=1500, seed=seed).state["mean"]
+        fit_posterior(model, batch, guide=HMC(2, 4, seed=seed), objective=MAP(), steps=400, seed=seed).state["mean"]
         for seed in range(4)
     ]
     ours = torch.stack(fits).flatten(1)
