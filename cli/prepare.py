@@ -13,6 +13,7 @@ from .options import FOLDER, Common, common, examples
     short_help="Turn text into token sequences.",
     epilog=examples(
         "pyro-ltm prepare python-docs --out data/docs --vocab-size 2048",
+        "pyro-ltm prepare worlds:documents=20000 --out data/worlds",
         "pyro-ltm prepare train.jsonl --validation valid.jsonl --text-column body --out data/mine",
         "pyro-ltm prepare hf:roneneldan/TinyStories --tokenizer gpt2/tokenizer.json --out data/stories",
     ),
@@ -28,9 +29,10 @@ from .options import FOLDER, Common, common, examples
 )
 @click.option(
     "--packing",
-    type=click.Choice(["contiguous", "document"]),
-    default="contiguous",
-    help="Blocks of one stream, or no more than one document in a sequence (padded and masked).",
+    type=click.Choice(["auto", "contiguous", "document"]),
+    default="auto",
+    help="Blocks of one stream, or no more than one document in a sequence (padded and masked); auto: document for "
+    "worlds, else contiguous.",
 )
 @click.option("--validation", metavar="SOURCE", multiple=True, help="Text to validate on. Repeatable.")
 @click.option(
@@ -63,8 +65,9 @@ def command(
 ) -> None:
     """Turns text into a folder of token sequences that `train --data` and `evaluate --data` read.
 
-    SOURCE is a file (.txt, .jsonl, .csv, .parquet), a folder, a quoted glob, a built-in corpus (python-docs), or a
-    Hugging Face data set (hf:org/name). The folder appears whole or not at all.
+    SOURCE is a file (.txt, .jsonl, .csv, .parquet), a folder, a quoted glob, a built-in corpus (python-docs; worlds, or
+    worlds:size=4,length=15,documents=10000,seed=0), or a Hugging Face data set (hf:org/name). The folder appears whole
+    or not at all.
     """
     _exclude(ctx, "tokenizer", "vocab_size")
     _exclude(ctx, "validation", "validation_fraction")
@@ -95,7 +98,11 @@ def command(
         return
     columns = ("documents", "sequences", "tokens", "bytes")
     rows = [[split, *(f"{counts[key]:,}" for key in columns)] for split, counts in folder.meta["splits"].items()]
-    show_table(f"{folder.vocab_size:,} tokens, sequences of {sequence_length}, {packing}", ["split", *columns], rows)
+    show_table(
+        f"{folder.vocab_size:,} tokens, sequences of {sequence_length}, {folder.meta['packing']}",
+        ["split", *columns],
+        rows,
+    )
     say(f"Split: {folder.meta['split_rule']}.")
     say(f"Written to {out}")
     show_next(["pyro-ltm", "train", "--data", str(out), "--out", "runs/first"])

@@ -92,7 +92,11 @@ class DataConfig:
 
     vocab_size: int = option(2048, "tokens of the byte-level BPE to train", low=257, high=1 << 24)
     sequence_length: int = option(256, "tokens predicted in one sequence, T", low=1, high=1 << 24)
-    packing: str = option("contiguous", "how documents fill sequences", choices=("contiguous", "document"))
+    packing: str = option(
+        "auto",
+        "how documents fill sequences; auto: document for a world, else contiguous",
+        choices=("auto", "contiguous", "document"),
+    )
     validation_fraction: float = option(0.1, "share of the text held out", low=0.0, high=0.9)
 
     def __post_init__(self) -> None:

@@ -17,14 +17,17 @@ if TYPE_CHECKING:
     from pyro_ltm.data.preparation import prepare
     from pyro_ltm.data.sources import read_source
     from pyro_ltm.data.tokenizer import Tokenizer
+    from pyro_ltm.data.worlds import Story, World
 
 __all__ = [
     "CORPORA",
     "DataOrder",
     "Document",
+    "Story",
     "TokenDataset",
     "TokenFolder",
     "Tokenizer",
+    "World",
     "prepare",
     "read_corpus",
     "read_source",
@@ -43,6 +46,8 @@ _HOME = {
     "prepare": "preparation",
     "read_source": "sources",
     "Tokenizer": "tokenizer",
+    "Story": "worlds",
+    "World": "worlds",
 }
 
 

@@ -1,6 +1,6 @@
-"""Corpora that come with Python, so that a first run needs neither a download nor a file.
+"""Built-in corpora, so that a first run needs neither a download nor a file.
 
-To add one, write a function that returns its documents and add one line to `CORPORA`.
+To add one, write a function that returns the documents of a source's name and add one line to `CORPORA`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pyro_ltm.config import suggest
 from pyro_ltm.data.document import Document
+from pyro_ltm.data.worlds import read_world
 from pyro_ltm.errors import UserError
 
 MIN_DOCSTRING = 200
@@ -24,15 +25,27 @@ _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_tes
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def read_corpus(name: str) -> Iterator[Document]:
-    """The documents of the built-in corpus `name`.
+def is_corpus(spec: str) -> bool:
+    """Whether a source is a built-in corpus: its name, with or without `:options`."""
+    return spec.partition(":")[0] in CORPORA
+
+
+def read_corpus(spec: str) -> Iterator[Document]:
+    """The documents of a built-in corpus.
 
     Raises:
-        UserError: there is no such corpus, or this Python lacks what it is made of.
+        UserError: there is no such corpus, it has no such option, or this Python lacks what it is made of.
     """
+    name = spec.partition(":")[0]
     if name not in CORPORA:
         raise UserError(f"unknown corpus '{name}'{suggest(name, CORPORA)}: choose from {', '.join(CORPORA)}")
-    return iter(CORPORA[name]())
+    return iter(CORPORA[name](spec))
+
+
+def _python_docs(spec: str) -> tuple[Document, ...]:
+    if ":" in spec:
+        raise UserError(f"{spec}: the corpus python-docs has no options")
+    return python_docs()
 
 
 @functools.lru_cache(maxsize=1)
@@ -79,6 +92,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-CORPORA: dict[str, Callable[[], Iterable[Document]]] = {
-    "python-docs": python_docs,
+CORPORA: dict[str, Callable[[str], Iterable[Document]]] = {
+    "python-docs": _python_docs,
+    "worlds": read_world,
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_ltm.config import suggest
-from pyro_ltm.data.corpora import CORPORA
+from pyro_ltm.data.corpora import is_corpus
 from pyro_ltm.data.document import Document
 from pyro_ltm.data.files import one_line
 from pyro_ltm.data.folder import FORMAT, META, PACKINGS, TOKENIZER, VERSION, TokenFolder, is_prepared, sha256
@@ -23,10 +23,14 @@ from pyro_ltm.data.packing import SplitWriter
 from pyro_ltm.data.sources import read_source
 from pyro_ltm.data.splits import Whole, plan_split
 from pyro_ltm.data.tokenizer import Tokenizer
+from pyro_ltm.data.worlds import is_world
 from pyro_ltm.errors import UserError
 
 Progress = Callable[[str, int, int], None]
 """Called now and then with the stage ("tokenizer" or "encode"), and the pieces of text and characters done in it."""
+
+AUTO = "auto"
+"""The packing that suits the source."""
 
 GROUP = 1 << 20
 """Characters encoded in one call: enough for every core to get a share, and little memory."""
@@ -39,7 +43,7 @@ def prepare(
     tokenizer: str | Path | Tokenizer | None = None,
     vocab_size: int = 2048,
     sequence_length: int = 128,
-    packing: str = "contiguous",
+    packing: str = "auto",
     validation_fraction: float = 0.1,
     validation_sources: Sequence[str] = (),
     text_column: str | None = None,
@@ -56,10 +60,12 @@ def prepare(
         sources: what to read, each as in `read_source`.
         out: the folder to write.
         tokenizer: a tokenizer.json, or a tokenizer. Default: a byte-level BPE trained on the training split.
-        vocab_size: V of the tokenizer to train; without meaning when `tokenizer` is given.
+        vocab_size: V of the tokenizer to train (at most, for a world: its words are few); without meaning when
+            `tokenizer` is given.
         sequence_length: T, targets in a sequence.
-        packing: `contiguous`, sequences cut from one stream of all documents; or `document`, no sequence holds parts
-            of two documents (see `SplitWriter`).
+        packing: `contiguous`, sequences cut from one stream of all documents; `document`, no sequence holds parts of
+            two documents (see `SplitWriter`); or `auto`, document for a world, whose floor is by the document, and
+            contiguous for all else.
         validation_fraction: share of the text to hold out (see `splits`), 0 for none.
         validation_sources: what to read for validation, instead of holding out a share of `sources`.
         text_column: column or field of the text, where the kind of file has them.
@@ -79,6 +85,9 @@ def prepare(
     report = progress or (lambda stage, pieces, characters: None)
 
     specs, held_out = [str(source) for source in sources], [str(source) for source in validation_sources]
+    world = all(map(is_world, (*specs, *held_out)))
+    if packing == AUTO:
+        packing = "document" if world else "contiguous"
 
     def read(specs: Sequence[str]) -> Iterator[Document]:
         # Every source is looked up before the first is read: a typing error in the last one shows at once.
@@ -90,7 +99,7 @@ def prepare(
         rule = Whole("train") if held_out else plan_split(read(specs), validation_fraction, seed)
         if tokenizer is None:
             training_text = (piece for split, piece in rule.assign(read(specs)) if split == "train")
-            tokenizer = Tokenizer.train(_texts(training_text, report), vocab_size)
+            tokenizer = Tokenizer.train(_texts(training_text, report), vocab_size, at_most=world)
         meta = {
             "format": FORMAT,
             "version": VERSION,
@@ -103,7 +112,7 @@ def prepare(
             "vocab_size": tokenizer.vocab_size,
             "end_of_text": tokenizer.end_of_text,
             "tokenizer": tokenizer.fingerprint,
-            "python": _python_version() if CORPORA.keys() & {*specs, *held_out} else None,
+            "python": _python_version() if any(map(is_corpus, (*specs, *held_out))) else None,
         }
         (partial / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
         pieces = itertools.chain(rule.assign(read(specs)), Whole("validation").assign(read(held_out)))
@@ -126,8 +135,9 @@ def _check_arguments(sources: Sequence[str], length: int, packing: str, fraction
         raise UserError("sources: expected at least one source, in a list")
     if length < 1:
         raise UserError(f"sequence_length = {length}: must be at least 1")
-    if packing not in PACKINGS:
-        raise UserError(f"packing = {packing!r}{suggest(packing, PACKINGS)}: choose from {', '.join(PACKINGS)}")
+    known = (AUTO, *PACKINGS)
+    if packing not in known:
+        raise UserError(f"packing = {packing!r}{suggest(packing, known)}: choose from {', '.join(known)}")
     if not 0.0 <= fraction <= 0.9:
         raise UserError(f"validation_fraction = {fraction}: must be at least 0 and at most 0.9")
     if seed < 0:

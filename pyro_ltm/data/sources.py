@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_ltm.config import suggest
-from pyro_ltm.data.corpora import CORPORA, read_corpus
+from pyro_ltm.data.corpora import CORPORA, is_corpus, read_corpus
 from pyro_ltm.data.document import Document
 from pyro_ltm.data.files import FOLDER_SUFFIXES, check_text, one_line, read_file
 from pyro_ltm.errors import UserError
@@ -30,7 +30,7 @@ def read_source(
     Args:
         spec: one of, looked up in this order:
             `hf:org/name` or `hf:org/name:config`, a Hugging Face data set (or `hf:` and a local folder of one);
-            the name of a built-in corpus, such as `python-docs`;
+            a built-in corpus: `python-docs`, or `worlds` with its options, such as `worlds:length=15,seed=1`;
             a file (`.jsonl`, `.csv` and `.parquet` by their suffix, any other as plain text);
             a folder, read recursively in sorted order: its .txt, .md, .jsonl, .csv and .parquet files that are not
             hidden; or a glob, quoted, where `**` stands for any folders.
@@ -47,7 +47,7 @@ def read_source(
     column = text_column or "text"
     if spec.startswith(HUB):
         return _read_hub(spec, column, split, streaming)
-    if spec in CORPORA:
+    if is_corpus(spec):
         return read_corpus(spec)
     files = _find_files(spec)
     if files is not None:

@@ -41,8 +41,10 @@ class Tokenizer:
         self._backend = backend
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    def train(cls, texts: Iterable[str], vocab_size: int, *, at_most: bool = False) -> Tokenizer:
         """A byte-level BPE of exactly `vocab_size` tokens: `<|endoftext|>`, 256 bytes, and merges. Deterministic.
+
+        With `at_most` it has fewer where the text has no more to merge.
 
         Raises:
             UserError: `vocab_size` below 257, or a text too small for so many merges.
@@ -62,7 +64,7 @@ class Tokenizer:
         )
         backend.train_from_iterator(texts, trainer)
         tokenizer = cls(backend)
-        if tokenizer.vocab_size < vocab_size:
+        if tokenizer.vocab_size < vocab_size and not at_most:
             raise UserError(
                 f"vocab_size = {vocab_size}: the text is too small, it gives only {tokenizer.vocab_size} tokens; "
                 "lower vocab_size or add text"

@@ -231,7 +231,7 @@ def test_validation_sources(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
         ({"sequence_length": 0}, "sequence_length = 0: must be at least 1"),
         (
             {"packing": "documents"},
-            "packing = 'documents' (did you mean 'document'?): choose from contiguous, document",
+            "packing = 'documents' (did you mean 'document'?): choose from auto, contiguous, document",
         ),
         ({"validation_fraction": 1.0}, "validation_fraction = 1.0: must be at least 0 and at most 0.9"),
         ({"validation_fraction": float("nan")}, "validation_fraction = nan: must be"),
