@@ -120,11 +120,8 @@ def test_a_story_is_the_same_wherever_it_is_drawn():
     world = World(length=5)
     assert list(world.stories(seed=7, count=9))[:4] == list(world.stories(seed=7, count=4))
     assert list(world.stories(seed=7, count=4)) != list(world.stories(seed=8, count=4))
-    (first,) = World(length=3).stories(seed=0, count=1)
-    assert (
-        first.text
-        == "Once the stranger bought the map. Everyone sang quietly until the morning. In the end the stranger sold it slowly."
-    )
+    (first,) = World(length=2).stories(seed=0, count=1)
+    assert first.text == "Once the stranger bought the map. In the end the sailor sold it slowly."
 
 
 def test_the_posterior_knows_the_factors_of_a_long_document():
