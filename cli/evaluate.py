@@ -1,8 +1,7 @@
-"""`pyro-ltm evaluate`: the honest bound."""
+"""`pyro-ltm evaluate`: a run under the protocols that are never mixed: bound, prefix, and the reference's own."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,33 +11,52 @@ import click
 from .options import FOLDER, Common, common, examples, fast_steps, run_argument
 
 if TYPE_CHECKING:
-    from pyro_ltm.data import TokenDataset
-    from pyro_ltm.evaluation import Bound
     from pyro_ltm.training import Run
-
-    from .progress import Reporter
+    from pyro_ltm.training.protocols import Evaluation
 
 IGNORED = 0.01
 """Another sequence's thoughts cost fewer nats a token than this: the decoder ignores them."""
 
 
 @click.command(
-    short_help="Score a run: the honest bound and its parts.",
+    short_help="Score a run: the honest bound, and what it predicts.",
     epilog=examples(
         "pyro-ltm evaluate runs/first",
-        "pyro-ltm evaluate runs/first --twin runs/twin --particles 16",
+        "pyro-ltm evaluate runs/first --twin runs/twin --particles 1024 --ais 64",
+        "pyro-ltm evaluate runs/first --protocol all --twin runs/twin --sequences 100",
+        "pyro-ltm evaluate runs/first --data worlds --protocol prefix --prefix 16 --prefix 64",
         "pyro-ltm evaluate runs/first --data other.txt --fast-steps 64 --json",
     ),
 )
 @run_argument
 @click.option(
+    "--protocol",
+    type=click.Choice(["bound", "prefix", "reference", "all"]),
+    default="bound",
+    help="bound: an upper bound on nats. prefix: what is predicted from the text so far. reference: the reference "
+    "implementation's figure, which is not a bound.",
+)
+@click.option(
     "--data",
     metavar="SOURCE_OR_DIR",
-    help="What to score: a prepared folder, or text, of which all is scored; default: the run's own validation split.",
+    help="What to score: a prepared folder, or text, of which all is scored (of worlds: 1000 new documents); default: "
+    "the run's own validation split.",
 )
 @click.option("--text-column", metavar="NAME", help="Column or JSON field that holds the text; default: text.")
-@click.option("--particles", metavar="N", type=click.IntRange(1), default=4, help="Draws from each posterior.")
+@click.option("--particles", metavar="K", type=click.IntRange(1), default=4, help="Draws from each posterior.")
 @fast_steps
+@click.option(
+    "--prefix", "prefixes", metavar="M", type=click.IntRange(1), multiple=True, help="Tokens given. Repeatable."
+)
+@click.option("--stride", metavar="N", type=click.IntRange(1), help="Tokens between two fits, sequentially.")
+@click.option(
+    "--ais",
+    "temperatures",
+    metavar="N",
+    type=click.IntRange(0),
+    default=0,
+    help="Temperatures of annealed importance sampling, the tightest bound; 0: none.",
+)
 @click.option("--twin", "twin_folder", metavar="RUN", type=FOLDER, help="A run to score on the same data, beside it.")
 @click.option(
     "--sequences", metavar="N", type=click.IntRange(1), help="Score only so many, from the first; default: all."
@@ -48,19 +66,23 @@ IGNORED = 0.01
 def command(
     *,
     run_folder: Path,
+    protocol: str,
     data: str | None,
     text_column: str | None,
     particles: int,
     fast_steps: int | None,
+    prefixes: tuple[int, ...],
+    stride: int | None,
+    temperatures: int,
     twin_folder: Path | None,
     sequences: int | None,
     batch_size: int,
     common: Common,
 ) -> None:
-    """Scores a run: an upper bound on the nats a token that its model needs, and what that is made of.
+    """Scores a run. Protocols are never mixed: each has its own table, its own key in JSON, and says what it is.
 
-    The posterior is fitted to each sequence, then scored on fresh noise with the whole KL charged. Figures of the run's
-    own data also go into RUN/evaluation.json, and as a picture into RUN/plots/bounds.png.
+    On a corpus of known entropy (worlds) the floor stands below: no bound can be lower, and one that is ends in an
+    error. Figures of the run's own data also go into RUN/evaluation.json, and as pictures into RUN/plots.
     """
     from .output import FIXED_NOISE, emit, note
     from .progress import reporter
@@ -72,31 +94,40 @@ def command(
         _check_twin(run, twin)
     if run.config.fast.noise == "fixed":
         note(FIXED_NOISE)
-    options = {"particles": particles, "fast_steps": fast_steps, "sequences": sequences, "batch_size": batch_size}
-    bounds: dict[str, Bound] = {}
+    from pyro_ltm.training.protocols import PROTOCOLS, evaluate_protocols
+
     with reporter() as report, open_data(run, data, text_column, report) as scored:
-        for name, one in {"bound": run, "twin": twin}.items():
-            if one is not None:
-                label = "evaluate" if name == "bound" else "evaluate twin"
-                bounds[name] = _score(one, scored, report, label, seed=common.seed or 0, **options)
+        total = len(scored) if sequences is None else min(sequences, len(scored))
+        every = PROTOCOLS if run.config.model.thoughts else ("bound", "prefix")
+        protocols = every if protocol == "all" else (protocol,)
+        found = evaluate_protocols(
+            run,
+            scored,
+            protocols=protocols,
+            twin=twin,
+            particles=particles,
+            fast_steps=fast_steps,
+            prefixes=prefixes,
+            stride=stride or 0,
+            temperatures=temperatures,
+            sequences=sequences,
+            batch_size=batch_size,
+            seed=common.seed or 0,
+            counting=lambda name: report.counting(f"evaluate {name}", total),
+        )
         where = data or f"{scored.folder.path} ({scored.split})"
-    result: dict[str, Any] = {name: bound.to_dict() for name, bound in bounds.items()}
-    result |= {"run": str(run_folder), "step": run.step, "data": where}
+    result: dict[str, Any] = {**found.to_dict(), "run": str(run_folder), "step": run.step, "data": where}
     if twin_folder:
         result["twin_run"] = str(twin_folder)
     if data is None:
-        _save(run_folder, result, bounds)
+        _save(run_folder, result, found)
     if common.as_json:
         emit(result)
     else:
-        _show(bounds, where)
-    bound = bounds["bound"]
-    if (
-        bound.sequences > 1
-        and run.config.model.thoughts
-        and bound.distortion_shuffled - bound.distortion_nats_per_token < IGNORED
-    ):
-        note("Warning: the decoder ignores its thoughts: those of another sequence serve it as well.")
+        from .evaluate_tables import show
+
+        show(found, where)
+    _warn(run, found)
 
 
 def _check_twin(run: Run, twin: Run) -> None:
@@ -115,62 +146,29 @@ def _check_twin(run: Run, twin: Run) -> None:
         )
 
 
-def _score(
-    run: Run, data: TokenDataset, report: Reporter, label: str, *, sequences: int | None, **options: Any
-) -> Bound:
-    total = len(data) if sequences is None else min(sequences, len(data))
-    return run.evaluate(data, sequences=sequences, progress=report.counting(label, total), **options)
-
-
-def _save(run_folder: Path, result: dict[str, Any], bounds: dict[str, Bound]) -> None:
+def _save(run_folder: Path, result: dict[str, Any], found: Evaluation) -> None:
     """Keeps the figures beside the run; a run folder that cannot be written is no reason to keep them to ourselves."""
     from pyro_ltm.errors import UserError
-    from pyro_ltm.evaluation.plots import plot_bounds
+    from pyro_ltm.evaluation.protocol_plots import plot_evaluation
     from pyro_ltm.files import write_text
 
     from .output import note
 
     try:
         write_text(run_folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
-        names = {"bound": "this run", "twin": "twin"}
-        plot_bounds({names[name]: bound for name, bound in bounds.items()}, run_folder / "plots" / "bounds.png")
+        plot_evaluation(result, run_folder / "plots")
     except UserError as error:
         note(f"Warning: {error}")
 
 
-def _show(bounds: dict[str, Bound], where: str) -> None:
-    """The figures side by side."""
-    from .output import margin, nats, say, show_table
+def _warn(run: Run, found: Evaluation) -> None:
+    from .output import note
 
-    def row(name: str, figure: Any) -> list[str]:
-        return [name, *(figure(bound) for bound in bounds.values())]
-
-    def thoughtful(name: str, figure: Any, digits: int = 4) -> list[str]:
-        return row(name, lambda b: nats(figure(b), digits) if b.active_fraction_by_layer else "-")
-
-    rows = [
-        row("nats a token", lambda b: nats(b.nats_per_token) + margin(b.nats_per_token_stderr)),
-        row("perplexity", lambda b: nats(b.perplexity, 2)),
-        row("bits a byte", lambda b: nats(b.bits_per_byte)),
-        thoughtful("rate (KL), nats a sequence", lambda b: b.kl_nats_per_sequence, 2),
-        row("distortion, nats a token", lambda b: nats(b.distortion_nats_per_token)),
-        thoughtful("  with thoughts from the prior", lambda b: b.distortion_from_prior),
-        thoughtful("  with thoughts all zero", lambda b: b.distortion_zeroed),
-        thoughtful("  with another sequence's thoughts", lambda b: b.distortion_shuffled),
-    ]
-    first = bounds["bound"]
-    rows.insert(1, thoughtful(f"  importance-weighted, {first.particles} draws", lambda b: b.iwae_nats_per_token))
-    shares = [
-        [f"active dimensions, layer {layer}", f"{share:.0%}", *["-"] * (len(bounds) - 1)]
-        for layer, share in enumerate(first.active_fraction_by_layer, 1)
-    ]
-    if "twin" in bounds:  # a second model with thoughts has shares of its own
-        for entry, share in zip(shares, bounds["twin"].active_fraction_by_layer, strict=False):
-            entry[-1] = f"{share:.0%}"
-    columns = ["", *({"bound": "this run", "twin": "twin"}[name] for name in bounds)]
-    show_table("Upper bound on nats, and what it is made of", columns, rows + shares)
-    say(f"{first.sequences:,} sequences, {first.tokens:,} tokens of {where}")
-    say(f"{first.fast_steps} fast steps, {first.particles} particles, fresh noise, seed {first.seed}")
-    with contextlib.suppress(KeyError):
-        gap = bounds["twin"].nats_per_token - first.nats_per_token
-        say(f"The bound is {abs(gap):.4f} nats a token {'below' if gap >= 0 else 'above'} the twin's.")
+    bound = found.bound
+    if (
+        bound is not None
+        and bound.sequences > 1
+        and run.config.model.thoughts
+        and bound.distortion_shuffled - bound.distortion_nats_per_token < IGNORED
+    ):
+        note("Warning: the decoder ignores its thoughts: those of another sequence serve it as well.")

@@ -15,7 +15,7 @@ from .options import Common
 from .progress import Reporter
 
 if TYPE_CHECKING:
-    from pyro_ltm.data import TokenDataset
+    from pyro_ltm.data import TokenDataset, World
     from pyro_ltm.training import Run
 
 
@@ -57,9 +57,11 @@ def open_run(folder: Path, common: Common) -> Run:
 def open_data(run: Run, spec: str | None, text_column: str | None, reporter: Reporter) -> Iterator[TokenDataset]:
     """The data to score: the run's own validation split, a prepared folder's, or all of a source, prepared here.
 
-    A source is prepared as the run's data were: its tokenizer, its sequence length, its packing.
+    A source is prepared as the run's data were: its tokenizer, its sequence length, its packing. Of a world new
+    documents are drawn, each a sequence.
     """
     from pyro_ltm.data import TokenDataset, prepare
+    from pyro_ltm.data.worlds import for_scoring, is_world
     from pyro_ltm.training.launch import is_token_folder
 
     if spec is None:
@@ -68,7 +70,9 @@ def open_data(run: Run, spec: str | None, text_column: str | None, reporter: Rep
         data = TokenDataset(spec)
         yield TokenDataset(data.folder, "validation") if "validation" in data.folder.splits else data
     else:
-        length, packing = _cut(run)
+        length, packing, world = _cut(run)
+        if is_world(spec):
+            spec, packing = for_scoring(spec, world), "document"
         with tempfile.TemporaryDirectory(prefix="pyro-ltm-") as temporary:
             folder = prepare(
                 [spec],
@@ -83,10 +87,12 @@ def open_data(run: Run, spec: str | None, text_column: str | None, reporter: Rep
             yield TokenDataset(folder)
 
 
-def _cut(run: Run) -> tuple[int, str]:
-    """Sequence length and packing of the run's data: as they were prepared, else as its configuration says."""
+def _cut(run: Run) -> tuple[int, str, World | None]:
+    """Sequence length and packing of the run's data: as prepared, else as its configuration says; and their world."""
+    from pyro_ltm.data import World
+
     try:
         folder = run.dataset("train").folder
     except UserError:
-        return min(run.config.data.sequence_length, run.config.model.max_length), run.config.data.packing
-    return folder.sequence_length, str(folder.meta["packing"])
+        return min(run.config.data.sequence_length, run.config.model.max_length), run.config.data.packing, None
+    return folder.sequence_length, str(folder.meta["packing"]), World.of(folder)

@@ -81,6 +81,11 @@ class ModelConfig:
         return self.hidden or -(-(8 * self.dim // 3) // 32) * 32
 
     @property
+    def receptive_field(self) -> int:
+        """Tokens that a prediction can depend on without thoughts: each layer looks back by its window."""
+        return self.layers * (min(self.window, self.max_length) - 1) + 1
+
+    @property
     def twin(self) -> ModelConfig:
         """The same decoder without thoughts: the autoregressive twin."""
         return dataclasses.replace(self, thoughts=0)

@@ -90,6 +90,15 @@ class Batch:
         """The same batch with its targets taken away: the model writes them."""
         return dataclasses.replace(self, targets=None)
 
+    def beginning(self, length: int) -> Batch:
+        """The first `length` tokens of each sequence: nothing of what comes after is in it."""
+        cut = {
+            entry.name: value[:, :length]
+            for entry in dataclasses.fields(self)
+            if entry.name != "ids" and (value := getattr(self, entry.name)) is not None
+        }
+        return dataclasses.replace(self, **cut)
+
     def select(self, rows: Tensor) -> Batch:
         """The sequences at `rows` (int64 [B'])."""
         picked = {

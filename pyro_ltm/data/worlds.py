@@ -261,13 +261,26 @@ def is_world(spec: str) -> bool:
     return spec.partition(":")[0] == NAME
 
 
-def parse(spec: str) -> dict[str, int]:
+def for_scoring(spec: str, like: World | None = None) -> str:
+    """The spec of documents that nobody trained on: of another stream, and 1000, unless `spec` says otherwise.
+
+    Args:
+        like: the world that a run was trained on, whose shape is taken where `spec` does not give one.
+    """
+    defaults = DEFAULTS | SCORING | ({"size": like.size, "length": like.length} if like else {})
+    return named(parse(spec, defaults))
+
+
+def parse(spec: str, defaults: Mapping[str, int] | None = None) -> dict[str, int]:
     """The options of `worlds` or `worlds:size=4,length=15,documents=10000,seed=0`, each of which may be left out.
+
+    Args:
+        defaults: of those left out; `DEFAULTS` when None.
 
     Raises:
         UserError: an unknown option, or a value that is no whole number.
     """
-    options = dict(DEFAULTS)
+    options = dict(defaults or DEFAULTS)
     for setting in filter(None, spec.partition(":")[2].split(",")):
         name, _, value = setting.partition("=")
         if name not in options:
@@ -288,6 +301,10 @@ def named(options: Mapping[str, int]) -> str:
 
 
 DEFAULTS = {"size": 4, "length": 15, "documents": 10_000, "seed": 0}
+
+
+SCORING = {"documents": 1000, "seed": 1_000_000}
+"""What differs when documents are drawn to score a model on."""
 
 
 def read_world(spec: str) -> Iterable[Document]:

@@ -7,10 +7,9 @@ objective fitted q.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +17,8 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
+from pyro_ltm.evaluation.figure import plain, ratio_stderr
+from pyro_ltm.evaluation.importance import CurvePoint, doublings, effective_sample_size, importance_nats
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import FastOptimizer, Posterior, fit_posterior
 from pyro_ltm.model import LatentThoughtModel, TokenSequence
@@ -40,13 +41,18 @@ class Bound:
         distortion_nats_per_token: E_q[-log p(x | z)] a token.
         kl_nats_per_sequence: KL(q || prior), the rate.
         iwae_nats_per_token: the importance-weighted bound with the same K draws (arXiv:1509.00519), never above the
-            bound in expectation; equal to it for K = 1 up to the KL's estimate.
+            bound in expectation; equal to it for K = 1 up to the KL's estimate. iwae_nats_per_token_stderr: its error.
+        iwae_curve: the same with 1, 2, 4, ... K draws.
+        effective_sample_size: how many of the K draws count, mean over sequences; 1 says that the posterior is far from
+            the true one and more draws would still lower the bound. effective_sample_size_stderr: its error.
         active_fraction_by_layer: share of each layer's latent dimensions that are active.
         distortion_from_prior, distortion_zeroed, distortion_shuffled: distortion a token with thoughts from the prior,
             all zero, and of the sequence before (the last one's for the first; NaN for a corpus of one). Near the
             distortion: the decoder ignores its thoughts.
         guide: class of the posterior family that was fitted.
         tokens, sequences, particles, fast_steps, seed: what was measured, and how.
+        sequence_nats, sequence_iwae_nats, sequence_tokens: float64 [S], of each sequence, for paired differences; not
+            in `to_dict`.
     """
 
     nats_per_token: float
@@ -56,6 +62,10 @@ class Bound:
     distortion_nats_per_token: float
     kl_nats_per_sequence: float
     iwae_nats_per_token: float
+    iwae_nats_per_token_stderr: float
+    iwae_curve: list[CurvePoint]
+    effective_sample_size: float
+    effective_sample_size_stderr: float
     distortion_from_prior: float
     distortion_zeroed: float
     distortion_shuffled: float
@@ -66,14 +76,13 @@ class Bound:
     particles: int
     fast_steps: int
     seed: int
+    sequence_nats: Tensor = field(repr=False, compare=False)
+    sequence_iwae_nats: Tensor = field(repr=False, compare=False)
+    sequence_tokens: Tensor = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary for JSON; figures that are not known are None."""
-        fields = dataclasses.asdict(self)
-        return {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in fields.items()
-        }
+        return plain(self)
 
 
 @torch.no_grad()
@@ -136,6 +145,8 @@ class _Tally:
         self.particles = particles
         self.nats: list[Tensor] = []
         self.tokens: list[Tensor] = []
+        self.ess: list[Tensor] = []
+        self.iwae: dict[int, list[Tensor]] = {count: [] for count in doublings(particles)}
         self.sums: dict[str, float] = {}
         self.sequences, self.total_nats, self.total_tokens = 0, 0.0, 0
         self.first: Batch | None = None
@@ -149,7 +160,7 @@ class _Tally:
         fresh = posterior.with_noise(seed)
         terms = fresh.score(self.model, batch, particles=self.particles)
         distortion, rate = terms.distortion.double(), terms.rate.double()
-        iwae = math.log(self.particles) - torch.logsumexp(terms.log_weight.double(), 0)
+        log_weight = terms.log_weight.double()
         nats = distortion + rate
         if not bool(torch.isfinite(nats).all()):
             raise UserError("the bound is not finite: the model's weights, or its posterior's, have run away")
@@ -158,7 +169,10 @@ class _Tally:
         self.sequences += batch.size
         self.total_nats += float(nats.sum())
         self.total_tokens += int(self.tokens[-1].sum())
-        self._sum(distortion=distortion, rate=rate, iwae=iwae)
+        self.ess.append(effective_sample_size(log_weight).cpu())
+        for count, kept in self.iwae.items():
+            kept.append(importance_nats(log_weight, count).cpu())
+        self._sum(distortion=distortion, rate=rate)
         means = fresh.mean()
         self.mean += means.double().sum(0).cpu()
         self.square += (means.double() ** 2).sum(0).cpu()
@@ -189,6 +203,9 @@ class _Tally:
         alone = sequences == 1
         self._sum(shuffled=torch.tensor(math.nan) if alone else -self._log_likelihood(self.first, self.last))
         mean = float(nats.sum()) / total
+        iwae = {count: torch.cat(kept) for count, kept in self.iwae.items()}
+        curve = [CurvePoint(count, float(one.sum()) / total, ratio_stderr(one, tokens)) for count, one in iwae.items()]
+        ess = torch.cat(self.ess)
         variance = self.square / sequences - (self.mean / sequences) ** 2
         active = (variance > ACTIVE_VARIANCE).double()
         layers = active.chunk(self.model.config.layers) if active.numel() else ()
@@ -199,7 +216,11 @@ class _Tally:
             bits_per_byte=float(nats.sum()) / math.log(2) / self.bytes if self.bytes else math.nan,
             distortion_nats_per_token=self.sums["distortion"] / total,
             kl_nats_per_sequence=self.sums["rate"] / sequences,
-            iwae_nats_per_token=self.sums["iwae"] / total,
+            iwae_nats_per_token=curve[-1].nats_per_token,
+            iwae_nats_per_token_stderr=curve[-1].stderr,
+            iwae_curve=curve,
+            effective_sample_size=float(ess.mean()),
+            effective_sample_size_stderr=math.nan if alone else float(ess.std() / sequences**0.5),
             distortion_from_prior=self.sums["from_prior"] / total,
             distortion_zeroed=self.sums["zeroed"] / total,
             distortion_shuffled=self.sums["shuffled"] / total,
@@ -210,6 +231,9 @@ class _Tally:
             particles=self.particles,
             fast_steps=fast_steps,
             seed=seed,
+            sequence_nats=nats,
+            sequence_iwae_nats=iwae[self.particles],
+            sequence_tokens=tokens,
         )
 
     def _log_likelihood(self, batch: Batch, thoughts: Tensor) -> Tensor:
@@ -219,12 +243,3 @@ class _Tally:
     def _sum(self, **values: Tensor) -> None:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value.sum())
-
-
-def ratio_stderr(nats: Tensor, tokens: Tensor) -> float:
-    """Standard error of sum(nats) / sum(tokens) over sequences [S] (linearized ratio); NaN for one sequence."""
-    count = len(nats)
-    if count < 2:
-        return math.nan
-    residual = nats - tokens * (nats.sum() / tokens.sum())
-    return float((residual.square().sum() * count / (count - 1)).sqrt() / tokens.sum())

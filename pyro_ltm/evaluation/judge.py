@@ -20,7 +20,8 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from pyro_ltm.evaluation.bound import ratio_stderr
+from pyro_ltm.evaluation.figure import ratio_stderr
+from pyro_ltm.evaluation.importance import effective_sample_size, importance_nats
 from pyro_ltm.evaluation.memory import peak_memory
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import FastOptimizer, Posterior, fit_posterior
@@ -216,8 +217,8 @@ class _Tally:
         self._keep(
             distortion=terms.distortion.double(),
             rate=terms.rate.double(),
-            iwae=math.log(self.particles) - torch.logsumexp(weight, 0),
-            ess=(2 * torch.logsumexp(weight, 0) - torch.logsumexp(2 * weight, 0)).exp(),
+            iwae=importance_nats(weight, self.particles),
+            ess=effective_sample_size(weight),
             log_joint=(terms.log_likelihood + terms.log_prior).mean(0).double(),
         )
         self._add_curve(batch, posterior, clock)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.evaluation.bound import Bound
 from pyro_ltm.files import clear_errors, write_atomically
 
 COLORS = ("#1b6ca8", "#d1495b", "#66a182", "#edae49", "#5c5470")
@@ -46,44 +44,7 @@ def plot_training(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
     _curve(thoughts, train, "kl_nats_per_sequence", "training batch", COLORS[0], alpha=0.35)
     _curve(thoughts, checks, "kl_nats_per_sequence", "validation", COLORS[1], marker="o")
     _finish(thoughts, "Rate: what thoughts carry", "KL, nats a sequence")
-    return _save(figure, path)
-
-
-def plot_bounds(bounds: Mapping[str, Bound], path: Path) -> Path:
-    """Draws evaluated bounds side by side: distortion and rate stacked, and the distortion with other thoughts.
-
-    Args:
-        bounds: figures by the name to show, such as `LTM` and `twin`.
-        path: the PNG to write.
-    """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    stack, probes = figure.subplots(1, 2)
-    names = list(bounds)
-    distortion = [b.distortion_nats_per_token for b in bounds.values()]
-    rate = [b.kl_nats_per_sequence * b.sequences / b.tokens for b in bounds.values()]
-    error = [0.0 if math.isnan(b.nats_per_token_stderr) else b.nats_per_token_stderr for b in bounds.values()]
-    stack.bar(names, distortion, 0.5, color=COLORS[0], label="distortion")
-    stack.bar(names, rate, 0.5, bottom=distortion, yerr=error, color=COLORS[3], label="rate (KL)", capsize=4)
-    for index, bound in enumerate(bounds.values()):
-        label = f"{bound.nats_per_token:.3f}"
-        stack.annotate(label, (index, bound.nats_per_token), xytext=(0, 6), textcoords="offset points", ha="center")
-    stack.set_ylim(0, 1.35 * max(b.nats_per_token for b in bounds.values()))
-    stack.set_title("Upper bound on nats a token", fontsize=10)
-    stack.set_ylabel("nats a token")
-    stack.legend(frameon=False, fontsize=8, loc="upper right")
-    with_thoughts = {name: b for name, b in bounds.items() if b.active_fraction_by_layer}
-    kinds = {"own": "distortion_nats_per_token", "another's": "distortion_shuffled"}
-    kinds |= {"prior": "distortion_from_prior", "zero": "distortion_zeroed"}
-    width = 0.8 / max(1, len(with_thoughts))
-    for index, (name, bound) in enumerate(with_thoughts.items()):
-        heights = [getattr(bound, key) for key in kinds.values()]
-        places = [place + index * width for place in range(len(kinds))]
-        probes.bar(places, heights, width, label=name, color=COLORS[index % len(COLORS)])
-        probes.set_ylim(0.98 * min(heights), 1.01 * max(heights))
-    probes.set_xticks(range(len(kinds)), list(kinds))
-    probes.set_title("Distortion with whose thoughts? (axis cut)", fontsize=10)
-    probes.set_ylabel("nats a token")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str, color: str, **style: Any) -> None:
@@ -101,7 +62,8 @@ def _finish(axes: Axes, title: str, unit: str) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Writes a picture, atomically, and its folder. Raises UserError when it cannot be written."""
     with clear_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))

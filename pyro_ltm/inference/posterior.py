@@ -30,6 +30,10 @@ Watch = Callable[[int, State], None]
 """Called with the fast steps done and the local parameters [B, ...]: before the first step, and after each."""
 
 
+CHUNK = 64
+"""Draws of a posterior that are kept at a time when it is scored."""
+
+
 @dataclass(frozen=True)
 class Posterior:
     """The fitted posteriors of a batch.
@@ -92,14 +96,18 @@ class Posterior:
                 f"{type(self.guide).__name__} is a point: it has no density, and no bound judges it; "
                 "fit another guide under the same decoder to score it"
             )
-        z = _draws(q, particles, self.noise)
         target = Target(model, batch)
-        parts = [target.parts(particle) for particle in z]  # one by one, so that memory does not grow with K
-        log_likelihood, log_prior = (torch.stack(part) for part in zip(*parts, strict=True))
+        parts = []
+        for first in range(0, particles, CHUNK):  # so that memory does not grow with K
+            z = _draws(q, min(CHUNK, particles - first), self.noise)
+            parts += [
+                (*target.parts(particle), log_guide) for particle, log_guide in zip(z, q.log_prob(z), strict=True)
+            ]
+        log_likelihood, log_prior, log_guide = (torch.stack(part) for part in zip(*parts, strict=True))
         prior: Any = getattr(model, "prior", None)
         exact = self.guide.has_analytic_kl and prior is not None
         kl = kl_divergence(q, prior().expand(q.batch_shape)) if exact else None
-        return Terms(log_likelihood, log_prior, q.log_prob(z), kl, thoughts=z, state=self.state)
+        return Terms(log_likelihood, log_prior, log_guide, kl, state=self.state)
 
 
 def fit_posterior(

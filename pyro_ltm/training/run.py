@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from pyro_ltm.config import Config, dump_toml, load_toml
 from pyro_ltm.data import TokenDataset, Tokenizer
 from pyro_ltm.errors import UserError
-from pyro_ltm.evaluation import Bound, evaluate_bound
+from pyro_ltm.evaluation import (
+    AnnealedBound,
+    Bound,
+    Prefix,
+    Reference,
+    evaluate_annealed,
+    evaluate_bound,
+    evaluate_prefix,
+    evaluate_reference,
+)
 from pyro_ltm.evaluation.plots import plot_training
 from pyro_ltm.files import clear_errors, write_atomically, write_text
 from pyro_ltm.inference import Generated, Posterior, Reconstruction, generate, infer_thoughts, reconstruct
@@ -117,6 +126,61 @@ class Run:
         Raises:
             UserError: the data do not fit the model.
         """
+        data, parts = self._scored(data)
+        return evaluate_bound(
+            parts.model,
+            dataset_batches(data, batch_size, parts.device, limit=sequences),
+            particles=particles,
+            token_bytes=torch.as_tensor(data.token_bytes) if data.bytes_are_exact else None,
+            seed=seed,
+            progress=progress,
+            **_fitting(parts, fast_steps),
+        )
+
+    def evaluate_prefix(
+        self,
+        data: TokenDataset | None = None,
+        *,
+        fast_steps: int | None = None,
+        sequences: int | None = None,
+        batch_size: int = 32,
+        **options: Any,
+    ) -> Prefix:
+        """What the model predicts of texts whose beginnings it has read: see the function of this name."""
+        data, parts = self._scored(data, judge=False)
+        batches = dataset_batches(data, batch_size, parts.device, limit=sequences)
+        return evaluate_prefix(parts.model, batches, **_fitting(parts, fast_steps), **options)
+
+    def evaluate_annealed(
+        self,
+        data: TokenDataset | None = None,
+        *,
+        fast_steps: int | None = None,
+        sequences: int | None = None,
+        batch_size: int = 32,
+        **options: Any,
+    ) -> AnnealedBound:
+        """The tightest bound, by annealed importance sampling: see the function of this name."""
+        data, parts = self._scored(data)
+        batches = dataset_batches(data, batch_size, parts.device, limit=sequences)
+        return evaluate_annealed(parts.model, batches, **_fitting(parts, fast_steps), **options)
+
+    def evaluate_reference(
+        self,
+        data: TokenDataset | None = None,
+        *,
+        fast_steps: int | None = None,
+        sequences: int | None = None,
+        batch_size: int = 32,
+        **options: Any,
+    ) -> Reference:
+        """The reference implementation's figure, which is no bound: see the function of this name."""
+        data, parts = self._scored(data)
+        batches = dataset_batches(data, batch_size, parts.device, limit=sequences)
+        return evaluate_reference(parts.model, batches, fast_steps=parts.steps(fast_steps), **options)
+
+    def _scored(self, data: TokenDataset | None, *, judge: bool = True) -> tuple[TokenDataset, Parts]:
+        """The data to score, checked, and what scores them. Raises UserError when they do not fit the model."""
         data = self.dataset() if data is None else data
         check_fits(self.config, data)
         if data.meta["tokenizer"] != self.tokenizer.fingerprint:
@@ -124,22 +188,7 @@ class Run:
                 f"{data.folder.path}: made by another tokenizer than the run's: prepare the data with "
                 f"--tokenizer {self.folder / TOKENIZER}"
             )
-        parts = self.parts.judge()
-        return evaluate_bound(
-            parts.model,
-            dataset_batches(data, batch_size, parts.device, limit=sequences),
-            guide=parts.guide,
-            objective=parts.objective.at(1.0),
-            optimizer=parts.optimizer,
-            fast_steps=parts.steps(fast_steps),
-            noise=parts.fast.noise,
-            tolerance=parts.fast.tolerance,
-            patience=parts.fast.patience,
-            particles=particles,
-            token_bytes=torch.as_tensor(data.token_bytes) if data.bytes_are_exact else None,
-            seed=seed,
-            progress=progress,
-        )
+        return data, self.parts.judge() if judge else self.parts
 
     def plot(self) -> Path:
         """Draws the run's metrics into `plots/training.png`. Raises UserError when there are none."""
@@ -156,6 +205,19 @@ class Run:
     def reconstruct(self, text: str, **options: Any) -> Reconstruction:
         """A text from its own thoughts: `reconstruct` with this run's parts."""
         return reconstruct(self.parts, self.tokenizer, text, **options)
+
+
+def _fitting(parts: Parts, fast_steps: int | None) -> dict[str, Any]:
+    """How `parts` fit a posterior: on the bound itself and not its annealed form."""
+    return {
+        "guide": parts.guide,
+        "objective": parts.objective.at(1.0),
+        "optimizer": parts.optimizer,
+        "fast_steps": parts.steps(fast_steps),
+        "noise": parts.fast.noise,
+        "tolerance": parts.fast.tolerance,
+        "patience": parts.fast.patience,
+    }
 
 
 def weights(parts: Parts) -> dict[str, Tensor]:

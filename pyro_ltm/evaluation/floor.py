@@ -1,0 +1,91 @@
+"""The floor: on a corpus whose probabilities are known, the nats that no valid bound can go below."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from pyro_ltm.data import TokenDataset, World
+from pyro_ltm.errors import UserError
+from pyro_ltm.evaluation.bound import Bound
+from pyro_ltm.evaluation.figure import Difference, Figure, difference
+
+WINDOWED_DOCUMENTS = 64
+"""Documents on which the best predictor with a short window is computed: it takes a tenth of a second for each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floor(Figure):
+    """Exact -log p of the documents.
+
+    Attributes:
+        windowed: of the best predictor that sees only the last `window` words, on the first documents: the level that
+            no decoder with such a window passes without thoughts.
+        window: words that a decoder without thoughts can have seen.
+        combinations: of the world's factors; their entropy is its log.
+    """
+
+    windowed: Figure
+    window: int
+    combinations: int
+
+
+def why_no_floor(data: TokenDataset) -> str:
+    """Why these sequences have no floor; empty where they have one."""
+    if World.of(data.folder) is None:
+        return "its text is not from one world"
+    if data.folder.meta["packing"] != "document":
+        return "its documents run into one another: prepare them with --packing document"
+    if data.folder.meta["splits"][data.split]["documents"] != len(data):
+        return f"some of its documents are longer than a sequence of {data.sequence_length} tokens"
+    return ""
+
+
+def evaluate_floor(data: TokenDataset, *, sequences: int | None = None, window: int) -> Floor:
+    """The floor of the first `sequences` documents (all when None).
+
+    Args:
+        window: tokens that the decoder without thoughts can have seen: `ModelConfig.receptive_field`.
+
+    Raises:
+        UserError: these sequences have no floor, or the text is not what its world writes.
+    """
+    if reason := why_no_floor(data):
+        raise UserError(f"{data.folder.path}: no floor: {reason}")
+    world, tokenizer = World.of(data.folder), data.folder.tokenizer()
+    assert world is not None
+    count = len(data) if sequences is None else min(sequences, len(data))
+    batch = data.batch(range(count))
+    assert batch.targets is not None
+    texts = [tokenizer.decode(row[mask].tolist()) for row, mask in zip(batch.targets, batch.mask, strict=True)]
+    nats = torch.tensor([-world.log_prob(text) for text in texts], dtype=torch.float64)
+    if not bool(torch.isfinite(nats).all()):
+        raise UserError(f"{data.folder.path}: a text that its world cannot write: prepare it again with this release")
+    tokens = batch.mask.sum(-1)
+    first = texts[:WINDOWED_DOCUMENTS]
+    windowed = torch.tensor([-world.windowed_log_prob(text, window) for text in first], dtype=torch.float64)
+    floor: Floor = Floor.of(
+        nats,
+        tokens,
+        windowed=Figure.of(windowed, tokens[: len(first)]),
+        window=window,
+        combinations=world.combinations,
+    )
+    return floor
+
+
+def check_floor(name: str, figure: Figure | Bound, floor: Floor) -> Difference:
+    """How far a figure lies above the floor, paired by document.
+
+    Raises:
+        UserError: it lies below by more than three standard errors, which no bound can.
+    """
+    above = difference(figure.sequence_nats, floor.sequence_nats, floor.sequence_tokens)
+    if above.nats_per_token < -3 * above.stderr:
+        raise UserError(
+            f"{name}: {figure.nats_per_token:.4f} nats a token lies {-above.nats_per_token:.4f} ± {above.stderr:.4f} "
+            f"below the text's own entropy, {floor.nats_per_token:.4f}: no bound can. Were these documents trained on? "
+            "Otherwise model or guide are at fault, and no figure of theirs is to be believed"
+        )
+    return above

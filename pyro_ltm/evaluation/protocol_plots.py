@@ -1,0 +1,102 @@
+"""Pictures of an evaluation: where each protocol's figure stands, and the curve of the importance-weighted bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from pyro_ltm.evaluation.plots import COLORS, save
+
+
+def plot_evaluation(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draws `bounds.png`, and `importance.png` where there is a curve, into `folder`.
+
+    Args:
+        result: what `Evaluation.to_dict` gives.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    paths = [_plot_levels(result, folder / "bounds.png")]
+    curve = result.get("bound", {}).get("iwae_curve", [])
+    if len(curve) > 1:
+        paths.append(_plot_curve(result, curve, folder / "importance.png"))
+    return paths
+
+
+def levels(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Every figure of an evaluation by the name that it is shown under."""
+    found: dict[str, Mapping[str, Any]] = {}
+    bound = result.get("bound")
+    if bound:
+        found["bound (at most)"] = bound
+        last = bound["iwae_curve"][-1]
+        if last["particles"] > 1 and bound["active_fraction_by_layer"]:
+            error = {"nats_per_token": last["nats_per_token"], "nats_per_token_stderr": last["stderr"]}
+            found[f"importance-weighted, {last['particles']} (at most)"] = error
+        found |= {f"annealed from {start} (at most)": one for start, one in bound.get("ais", {}).items()}
+    if "prefix" in result:
+        found["predictive, sequential"] = result["prefix"]
+    if "twin" in result:
+        found["twin (exact)"] = result["twin"]
+    if "reference" in result:
+        found["reference: NOT a bound"] = result["reference"]
+    return found
+
+
+def _plot_levels(result: Mapping[str, Any], path: Path) -> Path:
+    """Horizontal bars, the floor as a line through them; the reference's bar is hatched."""
+    found = levels(result)
+    figure = Figure(figsize=(8, 1.2 + 0.42 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    for index, one in enumerate(found.values()):
+        invalid = one.get("is_bound") is False
+        bar: dict[str, Any] = {"color": "white", "edgecolor": COLORS[3], "hatch": "///"}
+        bar = bar if invalid else {"color": COLORS[0]}
+        level = one["nats_per_token"]
+        axes.barh(index, level, 0.6, xerr=one.get("nats_per_token_stderr") or 0.0, capsize=3, **bar)
+        axes.annotate(f"{level:.3f}", (level, index), xytext=(8, 0), textcoords="offset points", va="center", size=8)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    known = [one["nats_per_token"] for one in found.values()]
+    low, high = min(known), max(known)
+    if "floor" in result:
+        floor = result["floor"]["nats_per_token"]
+        low = min(low, floor)
+        axes.axvline(floor, color="black", linewidth=1.2, label=f"floor: the text's entropy, {floor:.3f}")
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.set_xlim(max(0.0, low - 0.6 * (high - low) - 0.02 * high), high + 0.25 * (high - low) + 0.02 * high)
+    axes.set_xlabel("nats a token (axis cut)")
+    axes.set_title("What this run's likelihood is known to be", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    return save(figure, path)
+
+
+def _plot_curve(result: Mapping[str, Any], curve: list[Mapping[str, Any]], path: Path) -> Path:
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    axes = figure.subplots()
+    counts = [point["particles"] for point in curve]
+    axes.errorbar(
+        counts,
+        [point["nats_per_token"] for point in curve],
+        [point["stderr"] or 0.0 for point in curve],
+        color=COLORS[0],
+        marker="o",
+        markersize=3,
+        capsize=2,
+        label="importance-weighted (at most)",
+    )
+    for index, (start, one) in enumerate(result["bound"].get("ais", {}).items(), 1):
+        axes.axhline(one["nats_per_token"], color=COLORS[index], linestyle="--", label=f"annealed from {start}")
+    for name, color in (("twin", COLORS[3]), ("floor", "black")):
+        if name in result:
+            axes.axhline(result[name]["nats_per_token"], color=color, linewidth=1.2, label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("draws")
+    axes.set_ylabel("nats a token")
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return save(figure, path)

@@ -1,0 +1,160 @@
+"""A run under the protocols of evaluation, which are never mixed, beside its twin and above the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyro_ltm.data import TokenDataset
+from pyro_ltm.errors import UserError
+from pyro_ltm.evaluation import (
+    AnnealedBound,
+    Bound,
+    Difference,
+    Figure,
+    Floor,
+    Prefix,
+    Reference,
+    check_floor,
+    difference,
+    evaluate_floor,
+    why_no_floor,
+)
+from pyro_ltm.evaluation.annealed import STARTS
+from pyro_ltm.evaluation.figure import plain
+from pyro_ltm.training.run import Run
+
+PROTOCOLS = ("bound", "prefix", "reference")
+
+Count = Callable[[int, float], None]
+"""Called with the sequences done and the nats a token so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was asked for, each protocol by itself; None where it was not.
+
+    Attributes:
+        bound: an upper bound on the nats a token. annealed: the tightest, by where it starts.
+        prefix: predictive figures. reference: no bound.
+        twin: the twin's exact figure; twin_prefix: its predictive figures.
+        floor: the text's own entropy; no_floor: why there is none.
+        above_floor: by figure, how far it lies above the floor. below_twin: how far below the twin on the same tokens;
+            both paired by sequence.
+    """
+
+    bound: Bound | None = None
+    annealed: dict[str, AnnealedBound] = field(default_factory=dict)
+    prefix: Prefix | None = None
+    reference: Reference | None = None
+    twin: Bound | None = None
+    twin_prefix: Prefix | None = None
+    floor: Floor | None = None
+    no_floor: str = ""
+    above_floor: dict[str, Difference] = field(default_factory=dict)
+    below_twin: dict[str, Difference] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: `bound`, `prefix`, `reference`, `twin` and `floor`, each with `nats_per_token`, where they are."""
+        parts = {name: getattr(self, name) for name in ("bound", "prefix", "reference", "twin", "floor")}
+        result = {name: plain(part) for name, part in parts.items() if part is not None}
+        if self.annealed:
+            result["bound"]["ais"] = {start: plain(one) for start, one in self.annealed.items()}
+        if self.twin_prefix:
+            result["twin"]["prefix"] = plain(self.twin_prefix)
+        for name in ("above_floor", "below_twin"):
+            if found := getattr(self, name):
+                result[name] = {figure: plain(gap) for figure, gap in found.items()}
+        return result
+
+
+def evaluate_protocols(
+    run: Run,
+    data: TokenDataset,
+    *,
+    protocols: Sequence[str] = ("bound",),
+    twin: Run | None = None,
+    particles: int = 4,
+    fast_steps: int | None = None,
+    prefixes: Sequence[int] = (),
+    stride: int = 0,
+    temperatures: int = 0,
+    sequences: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    counting: Callable[[str], Count] | None = None,
+) -> Evaluation:
+    """Scores `run` on `data` under each of `protocols`.
+
+    Args:
+        twin: another run, scored on the same tokens where a likelihood is meant (`bound`, `prefix`).
+        prefixes, stride: of the protocol `prefix`.
+        temperatures: of annealed importance sampling, from the prior and from q; 0: none.
+        counting: gives what is called with the progress of the figure of this name.
+
+    Raises:
+        UserError: a bound or a predictive figure lies below the text's entropy: an error, and not a result.
+    """
+    common: dict[str, Any] = {"sequences": sequences, "batch_size": batch_size, "seed": seed}
+    thoughts = bool(run.config.model.thoughts)
+    if "reference" in protocols and not thoughts:
+        raise UserError(f"{run.folder}: has no thoughts (it is an autoregressive twin): the reference knows none such")
+
+    def options(name: str) -> dict[str, Any]:
+        return common | ({"progress": counting(name)} if counting else {})
+
+    found: dict[str, Any] = {"no_floor": why_no_floor(data)}
+    if not found["no_floor"]:
+        found["floor"] = evaluate_floor(data, sequences=sequences, window=run.config.model.receptive_field)
+    if "bound" in protocols:
+        fitted: dict[str, Any] = {"particles": particles, "fast_steps": fast_steps}
+        found["bound"] = run.evaluate(data, **fitted, **options("bound"))
+        if temperatures and thoughts:
+            found["annealed"] = {
+                start: run.evaluate_annealed(
+                    data, start=start, fast_steps=fast_steps, temperatures=temperatures, **options(f"AIS from {start}")
+                )
+                for start in STARTS
+            }
+    cut: dict[str, Any] = {"prefixes": prefixes, "stride": stride, "particles": particles}
+    if "prefix" in protocols:
+        found["prefix"] = run.evaluate_prefix(data, **cut, fast_steps=fast_steps, **options("prefix"))
+    if "reference" in protocols:
+        found["reference"] = run.evaluate_reference(data, fast_steps=fast_steps, **options("reference"))
+    if twin is not None:
+        found["twin"] = twin.evaluate(data, particles=1, **options("twin"))
+        if "prefix" in protocols:
+            found["twin_prefix"] = twin.evaluate_prefix(data, **cut, **options("twin's prefix"))
+    return Evaluation(**found, **_differences(found))
+
+
+def _differences(found: dict[str, Any]) -> dict[str, Any]:
+    """Where the valid figures stand above the floor and below the twin."""
+    floor, twin = found.get("floor"), found.get("twin")
+    gaps: dict[str, dict[str, Difference]] = {"above_floor": {}, "below_twin": {}}
+    for name, figure in valid_figures(found).items():
+        if floor is not None:
+            gaps["above_floor"][name] = check_floor(name, figure, floor)
+        if twin is not None:
+            gaps["below_twin"][name] = difference(twin.sequence_nats, figure.sequence_nats, figure.sequence_tokens)
+    if twin is not None and found.get("prefix"):
+        for mine, its in zip(found["prefix"].by_prefix, found["twin_prefix"].by_prefix, strict=True):
+            gap = difference(its.sequence_nats, mine.sequence_nats, mine.sequence_tokens)
+            gaps["below_twin"][f"after {mine.prefix} tokens"] = gap
+    if floor is not None and twin is not None:
+        gaps["above_floor"]["twin"] = check_floor("twin", twin, floor)
+    return gaps
+
+
+def valid_figures(found: dict[str, Any]) -> dict[str, Figure | Bound]:
+    """The figures of all tokens that no entropy can lie above: the reference's is not among them."""
+    figures: dict[str, Figure | Bound] = {}
+    if bound := found.get("bound"):
+        figures["bound"] = bound
+        figures["importance-weighted"] = Figure.of(bound.sequence_iwae_nats, bound.sequence_tokens)
+    for start, annealed in found.get("annealed", {}).items():
+        figures[f"AIS from {start}"] = annealed
+    if prefix := found.get("prefix"):
+        figures["prefix"] = prefix
+    return figures
