@@ -22,6 +22,7 @@ COMMANDS = (
     "prepare",
     "train",
     "evaluate",
+    "report",
     "guides",
     "objectives",
     "compare",

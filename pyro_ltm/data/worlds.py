@@ -15,7 +15,7 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -90,6 +90,17 @@ class World:
             return None
         shapes = {(options["size"], options["length"]) for options in map(parse, specs)}
         return cls(size=(shape := shapes.pop())[0], length=shape[1]) if len(shapes) == 1 else None
+
+    def factors_of(self, folder: TokenFolder, texts: Sequence[str]) -> dict[str, list[str]] | None:
+        """The true factors of documents of a prepared folder, by factor; None where a text is not one of them whole."""
+        specs = map(parse, [*folder.meta["sources"], *folder.meta["validation_sources"]])
+        wanted, known = set(texts), {}
+        for spec in specs:
+            drawn = self.stories(spec["seed"], spec["documents"])
+            known.update({story.text: story.factors for story in drawn if story.text in wanted})
+        if not wanted <= known.keys():
+            return None
+        return {name: [known[text][name] for text in texts] for name in self.factors}
 
     def stories(self, seed: int, count: int) -> Iterator[Story]:
         """The first `count` documents of stream `seed`; document i of a stream is always the same."""

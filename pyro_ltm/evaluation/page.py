@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from matplotlib.figure import Figure
 
 from pyro_ltm.evaluation.compare_plots import plot_curves, plot_map, plot_rate_distortion
 from pyro_ltm.evaluation.compare_table import findings, full_table, notes
+from pyro_ltm.evaluation.html import document, listing, picture, table, text, to_png, write_bytes
 from pyro_ltm.evaluation.outcome import PROTOCOL, Comparison, save
 from pyro_ltm.files import clear_errors, write_atomically, write_text
 
@@ -42,29 +40,6 @@ TRAINING_MEANINGS = {
     "whose steps cost more has taken fewer of them.",
 }
 
-STYLE = """
-:root { color-scheme: light dark; --line: #d5d5d5; --soft: #f4f4f2; --ink: #1d1d1f; --paper: #ffffff; --dim: #5f6368; }
-@media (prefers-color-scheme: dark) {
-  :root { --line: #44464a; --soft: #26272b; --ink: #ececec; --paper: #1b1c1f; --dim: #a5a8ad; }
-}
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
-  max-width: 76rem; padding: 0 1.2rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.4rem; }
-.lead { background: var(--soft); padding: .8rem 1.2rem; border-left: 4px solid #1b6ca8; }
-.lead p { margin: .3rem 0; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { position: sticky; top: 0; background: var(--soft); }
-td.word, th.word { text-align: left; }
-td.remark { white-space: normal; min-width: 14rem; text-align: left; color: var(--dim); }
-tbody tr:first-child { font-weight: 600; }
-figure { margin: 1.6rem 0; } img { max-width: 100%; background: white; border-radius: 4px; }
-figcaption, .dim { color: var(--dim); font-size: .9rem; }
-dt { font-weight: 600; margin-top: .6rem; } dd { margin: 0 0 0 1.2rem; }
-code { font-size: .9em; overflow-wrap: anywhere; }
-"""
-
 
 def write_outcome(comparison: Comparison, folder: Path | str) -> Path:
     """Writes all that a comparison comes to: `compare.json`, `compare.csv`, `plots/*.png` and the page, which it gives.
@@ -79,7 +54,7 @@ def write_outcome(comparison: Comparison, folder: Path | str) -> Path:
     pictures = {}
     for name, (figure, caption) in draw(comparison).items():
         pictures[name] = to_png(figure), caption
-        write_atomically(folder / "plots" / f"{name}.png", partial(_write, pictures[name][0]))
+        write_atomically(folder / "plots" / f"{name}.png", partial(write_bytes, pictures[name][0]))
     path = folder / PAGE
     write_text(path, render(comparison, pictures))
     return path
@@ -117,52 +92,27 @@ def draw(comparison: Comparison) -> dict[str, tuple[Figure, str]]:
     return found
 
 
-def to_png(figure: Figure) -> bytes:
-    """The picture as a PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120, format="png")
-    return buffer.getvalue()
-
-
-def _write(content: bytes, path: Path) -> None:
-    path.write_bytes(content)
-
-
 def render(comparison: Comparison, pictures: Mapping[str, tuple[bytes, str]]) -> str:
     """The page, with PNG pictures and their captions."""
     trains = comparison.kind == "training"
     title = "Guides and objectives, a decoder trained under each pair" if trains else "Guides and objectives compared"
-    lead = "".join(f"<p>{_text(line)}</p>" for line in findings(comparison))
-    figures = "".join(
-        f'<figure id="{_text(name)}"><img alt="{_text(caption)}" '
-        f'src="data:image/png;base64,{base64.b64encode(content).decode()}">'
-        f"<figcaption>{_text(caption)}</figcaption></figure>"
-        for name, (content, caption) in pictures.items()
-    )
-    remarks = "".join(f"<li>{_text(line)}</li>" for line in notes(comparison))
+    lead = "".join(f"<p>{text(line)}</p>" for line in findings(comparison))
+    figures = "".join(picture(name, content, caption) for name, (content, caption) in pictures.items())
+    remarks = "".join(f"<li>{text(line)}</li>" for line in notes(comparison))
     parts = [
-        f"<h1>{_text(title)}</h1>",
+        f"<h1>{text(title)}</h1>",
         f'<div class="lead">{lead}</div>',
         figures,
         "<h2>All figures</h2>",
-        f'<div class="wide">{_table(*full_table(comparison))}</div>',
+        f'<div class="wide">{table(*full_table(comparison))}</div>',
         f"<h2>Remarks</h2><ul>{remarks}</ul>" if remarks else "",
         "<h2>What each figure means</h2>",
-        _list({**MEANINGS, **(TRAINING_MEANINGS if trains else {})}),
-        f'<p class="dim">{_text(PROTOCOL)}</p>',
+        listing({**MEANINGS, **(TRAINING_MEANINGS if trains else {})}),
+        f'<p class="dim">{text(PROTOCOL)}</p>',
         "<h2>What was run</h2>",
-        _list(_facts(comparison)),
+        listing(_facts(comparison)),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        # The page promises to fetch nothing, and the browser holds it to that.
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</body>\n</html>\n"
-    )
+    return document(title, parts)
 
 
 def _facts(comparison: Comparison) -> dict[str, str]:
@@ -181,26 +131,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
     return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The first two columns and the remark are words, the others figures."""
-    kinds = ["word" if index < 2 else "remark" if name == "remark" else "" for index, name in enumerate(columns)]
-
-    def cells(tag: str, texts: Sequence[str]) -> str:
-        marked = zip(kinds, texts, strict=True)
-        return "".join(f"<{tag}{f' class={kind!r}' if kind else ''}>{_text(text)}</{tag}>" for kind, text in marked)
-
-    body = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in rows)
-    return f"<table><thead><tr>{cells('th', columns)}</tr></thead>\n<tbody>{body}</tbody></table>"
-
-
-def _list(entries: Mapping[str, str]) -> str:
-    return "<dl>" + "".join(f"<dt>{_text(key)}</dt><dd>{_text(text)}</dd>\n" for key, text in entries.items()) + "</dl>"
-
-
-def _text(value: str) -> str:
-    return html.escape(value, quote=True)
 
 
 __all__ = ["PAGE", "draw", "render", "write_outcome"]

@@ -1,0 +1,130 @@
+"""What can be read off the thoughts: linear probes of labels, a map in two dimensions, what lies between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_ltm.errors import UserError
+
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How well a linear classifier reads a label off the posterior means.
+
+    Attributes:
+        label: its name. classes: how many values it has here.
+        accuracy: on texts that the classifier never saw, over `FOLDS` folds. stderr: its standard error over texts.
+        majority: share of the commonest value, what a guess would reach.
+        control: accuracy on labels that were shuffled: near the majority, or the probe itself is at fault.
+        texts: how many.
+    """
+
+    label: str
+    classes: int
+    accuracy: float
+    stderr: float
+    majority: float
+    control: float
+    texts: int
+
+
+def linear_probe(features: Tensor, labels: Sequence[str], *, name: str, seed: int = 0, decay: float = 1.0) -> Probe:
+    """Logistic regression of `labels` on standardized `features` [S, P], cross-validated.
+
+    Args:
+        decay: weight of the squared norm, against the sum over texts of their nats (a Normal prior on the weights).
+
+    Raises:
+        UserError: fewer than 10 texts, or a label with one value.
+    """
+    values = sorted(set(labels))
+    if len(labels) < 2 * FOLDS or len(values) < 2:
+        raise UserError(
+            f"label '{name}': {len(labels)} texts with {len(values)} values: a probe needs at least {2 * FOLDS} and 2"
+        )
+    x = features.flatten(1).double()
+    y = torch.tensor([values.index(label) for label in labels])
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(y), generator=generator)
+    right = _cross_validated(x, y, order, len(values), decay)
+    control = _cross_validated(x, y[torch.randperm(len(y), generator=generator)], order, len(values), decay)
+    return Probe(
+        label=name,
+        classes=len(values),
+        accuracy=float(right.mean()),
+        stderr=float(right.std() / len(right) ** 0.5),
+        majority=float(torch.bincount(y).max() / len(y)),
+        control=float(control.mean()),
+        texts=len(y),
+    )
+
+
+def _cross_validated(x: Tensor, y: Tensor, order: Tensor, classes: int, decay: float) -> Tensor:
+    """[S] whether each text was told right by a classifier that had not seen it."""
+    right = torch.zeros(len(y), dtype=torch.float64)
+    for held_out in order.tensor_split(FOLDS):
+        train = torch.ones(len(y), dtype=torch.bool)
+        train[held_out] = False
+        mean, width = x[train].mean(0), x[train].std(0).clamp(min=1e-9)
+        told = _logistic((x[train] - mean) / width, y[train], (x[held_out] - mean) / width, classes, decay)
+        right[held_out] = (told == y[held_out]).double()
+    return right
+
+
+def _logistic(x: Tensor, y: Tensor, unseen: Tensor, classes: int, decay: float) -> Tensor:
+    """The likeliest class of each of `unseen` [S', P], by the weights that L-BFGS finds; a convex problem."""
+    weight = torch.zeros(x.shape[1] + 1, classes, dtype=x.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> float:
+        optimizer.zero_grad()
+        nats = (
+            F.cross_entropy(x @ weight[:-1] + weight[-1], y, reduction="sum") + decay / 2 * weight[:-1].square().sum()
+        )
+        nats.backward()
+        return float(nats.detach())
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    weight = weight.detach()
+    return (unseen @ weight[:-1] + weight[-1]).argmax(-1)
+
+
+def principal_components(features: Tensor, count: int = 2) -> tuple[Tensor, Tensor]:
+    """Coordinates [S, count] of features [S, P] along their principal axes, and the share of variance on each."""
+    x = features.flatten(1).double()
+    x = x - x.mean(0)
+    left, singular, _ = torch.linalg.svd(x, full_matrices=False)
+    count = min(count, len(singular))
+    total = singular.square().sum().clamp(min=1e-30)
+    return left[:, :count] * singular[:count], singular[:count].square() / total
+
+
+def between(first: Tensor, second: Tensor, steps: int, *, spherical: bool = True) -> Tensor:
+    """Thoughts [steps, N, D] on the way from `first` to `second` [N, D], ends included.
+
+    Spherical keeps their length between those of the two ends, where the prior has its mass; a straight line cuts
+    through the middle, which the prior hardly ever draws (White, arXiv:1609.04468).
+    """
+    share = torch.linspace(0, 1, steps, dtype=first.dtype)[:, None]
+    a, b = first.flatten(), second.flatten()
+    cosine = (a @ b / (a.norm() * b.norm()).clamp(min=1e-12)).clamp(-1, 1)
+    angle = torch.arccos(cosine)
+    if spherical and angle.sin() > 1e-6:
+        mixed = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / angle.sin()
+    else:
+        mixed = (1 - share) * a + share * b
+    return mixed.view(steps, *first.shape)
+
+
+def nearest(query: Tensor, features: Tensor, count: int = 3) -> list[int]:
+    """The rows of `features` [S, N, D] closest to `query` [N, D], the closest first."""
+    distance = (features - query).flatten(1).norm(dim=1)
+    return [int(row) for row in distance.argsort()[:count]]
