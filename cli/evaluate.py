@@ -86,12 +86,12 @@ def command(
     """
     from .output import FIXED_NOISE, emit, note
     from .progress import reporter
-    from .runs import open_data, open_run
+    from .runs import check_twin, open_data, open_run
 
     run = open_run(run_folder, common)
     twin = open_run(twin_folder, common) if twin_folder else None
     if twin is not None:
-        _check_twin(run, twin)
+        check_twin(run, twin)
     if run.config.fast.noise == "fixed":
         note(FIXED_NOISE)
     from pyro_ltm.training.protocols import PROTOCOLS, evaluate_protocols
@@ -128,22 +128,6 @@ def command(
 
         show(found, where)
     _warn(run, found)
-
-
-def _check_twin(run: Run, twin: Run) -> None:
-    """Raises UserError when the two do not read the same tokens."""
-    from pyro_ltm.errors import UserError
-
-    if twin.tokenizer.fingerprint != run.tokenizer.fingerprint:
-        raise UserError(
-            f"--twin {twin.folder}: has another tokenizer than {run.folder}, so nats a token cannot be compared; "
-            "train both on the same prepared folder"
-        )
-    if twin.config.model != run.config.model.twin:
-        raise UserError(
-            f"--twin {twin.folder}: not the twin of {run.folder}, which is the same decoder with model.thoughts = 0; "
-            "evaluate another model by itself"
-        )
 
 
 def _save(run_folder: Path, result: dict[str, Any], found: Evaluation) -> None:

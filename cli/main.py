@@ -23,6 +23,10 @@ COMMANDS = (
     "train",
     "evaluate",
     "report",
+    "zero-shot",
+    "lm-eval",
+    "gsm8k",
+    "score-samples",
     "guides",
     "objectives",
     "compare",
@@ -32,7 +36,7 @@ COMMANDS = (
     "info",
     "convert",
 )
-"""In the order of use; each is `command` in the module of its name."""
+"""In the order of use; each is `command` in the module of its name, with `_` for `-`."""
 
 
 class LazyGroup(click.Group):
@@ -46,7 +50,7 @@ class LazyGroup(click.Group):
         """The command of this name; None when there is none."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f".{cmd_name}", __package__).command
+        command: click.Command = importlib.import_module(f".{cmd_name.replace('-', '_')}", __package__).command
         return command
 
     def resolve_command(

@@ -53,6 +53,20 @@ def open_run(folder: Path, common: Common) -> Run:
     return Run.load(folder, device=device, dtype=common.dtype)
 
 
+def check_twin(run: Run, twin: Run) -> None:
+    """Raises UserError when the two do not read the same tokens."""
+    if twin.tokenizer.fingerprint != run.tokenizer.fingerprint:
+        raise UserError(
+            f"--twin {twin.folder}: has another tokenizer than {run.folder}, so nats a token cannot be compared; "
+            "train both on the same prepared folder"
+        )
+    if twin.config.model != run.config.model.twin:
+        raise UserError(
+            f"--twin {twin.folder}: not the twin of {run.folder}, which is the same decoder with model.thoughts = 0; "
+            "evaluate another model by itself"
+        )
+
+
 @contextlib.contextmanager
 def open_data(run: Run, spec: str | None, text_column: str | None, reporter: Reporter) -> Iterator[TokenDataset]:
     """The data to score: the run's own validation split, a prepared folder's, or all of a source, prepared here.
@@ -96,3 +110,11 @@ def _cut(run: Run) -> tuple[int, str, World | None]:
     except UserError:
         return min(run.config.data.sequence_length, run.config.model.max_length), run.config.data.packing, None
     return folder.sequence_length, str(folder.meta["packing"]), World.of(folder)
+
+
+def check_target(path: Path) -> None:
+    """Raises UserError when no file can be written at `path`, before any work is done."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}")

@@ -24,17 +24,24 @@ from pyro_ltm.errors import UserError
 PIECE = 1 << 17
 """Bytes of plain text read at a time: small enough that a tokenizer can spread one file over many threads."""
 
+Check = Callable[[Any, str, str], str]
+"""Text made of a value, given where it stands and its column; raises UserError where that cannot be."""
+
 LINE_LIMIT = 16 << 20
 """Longest line, in bytes. A longer one is hardly text, and would have to be held in memory whole."""
 
 
-def read_file(path: Path, column: str) -> Iterator[Document]:
-    """The documents of one file; its suffix says how to read it. Raises UserError for input that is bad."""
+def read_file(path: Path, column: str, check: Check | None = None) -> Iterator[Document]:
+    """The documents of one file; its suffix says how to read it. Raises UserError for input that is bad.
+
+    Args:
+        check: makes text of what a column holds; `check_text` when None.
+    """
     reader = _READERS.get(path.suffix.lower())
     with _readable(path):
         if not path.is_file():
             raise UserError(f"{path}: not a regular file; text is read more than once, so a pipe will not do")
-        yield from _read_text(path) if reader is None else reader(path, column)
+        yield from _read_text(path) if reader is None else reader(path, column, check or check_text)
 
 
 def cut_place(text: str, start: int = 0) -> int:
@@ -109,7 +116,7 @@ def _read_text(path: Path) -> Iterator[Document]:
         yield Document(text, str(path), continues)
 
 
-def _read_jsonl(path: Path, column: str) -> Iterator[Document]:
+def _read_jsonl(path: Path, column: str, check: Check) -> Iterator[Document]:
     """One JSON object a line; blank lines are skipped."""
     for number, line in _lines(path):
         if not line.strip():
@@ -123,10 +130,10 @@ def _read_jsonl(path: Path, column: str) -> Iterator[Document]:
             raise UserError(f'{where}: a JSON {type(record).__name__}; expected an object such as {{"{column}": ...}}')
         if column not in record:
             raise _no_column(where, column, list(record))
-        yield Document(check_text(record[column], where, column), where)
+        yield Document(check(record[column], where, column), where)
 
 
-def _read_csv(path: Path, column: str) -> Iterator[Document]:
+def _read_csv(path: Path, column: str, check: Check) -> Iterator[Document]:
     """Comma-separated values with a header; a quoted field may hold line breaks."""
     csv.field_size_limit(max(csv.field_size_limit(), LINE_LIMIT))  # the default refuses fields over 128 kB
     reader = csv.reader((line for _, line in _lines(path)), strict=True)
@@ -150,10 +157,10 @@ def _read_csv(path: Path, column: str) -> Iterator[Document]:
         elif len(row) != len(header):
             raise UserError(f"{where}: {len(row)} fields; the header has {len(header)} ({one_line(', '.join(header))})")
         else:
-            yield Document(check_text(row[header.index(column)], where, column), where)
+            yield Document(check(row[header.index(column)], where, column), where)
 
 
-def _read_parquet(path: Path, column: str) -> Iterator[Document]:
+def _read_parquet(path: Path, column: str, check: Check) -> Iterator[Document]:
     """The rows of one column."""
     if path.stat().st_size == 0:
         return
@@ -170,14 +177,14 @@ def _read_parquet(path: Path, column: str) -> Iterator[Document]:
                 for value in batch.column(0):
                     row += 1
                     where = f"{path}: row {row}"
-                    yield Document(check_text(value.as_py(), where, column), where)
+                    yield Document(check(value.as_py(), where, column), where)
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, PermissionError):
             raise
         raise UserError(f"{path}: not a readable Parquet file: {one_line(error)}") from None
 
 
-_READERS: dict[str, Callable[[Path, str], Iterator[Document]]] = {
+_READERS: dict[str, Callable[[Path, str, Check], Iterator[Document]]] = {
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
     ".parquet": _read_parquet,

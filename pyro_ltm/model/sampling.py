@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.model.decoder import Decoder
+
+Generators = torch.Generator | Sequence[torch.Generator]
+"""One for all rows; or one for each, so that what a row draws does not depend on the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +51,15 @@ class Sampler:
             logits = logits.masked_fill(dropped.scatter(-1, order, dropped), float("-inf"))
         return logits.log_softmax(-1)
 
-    def draw(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def draw(self, logits: Tensor, generator: Generators | None = None) -> Tensor:
         """One token [B] for each row of `logits` [B, V]."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        return torch.multinomial(self.log_probs(logits).exp(), 1, generator=generator)[:, 0]
+        probs = self.log_probs(logits).exp()
+        if generator is None or isinstance(generator, torch.Generator):
+            return torch.multinomial(probs, 1, generator=generator)[:, 0]
+        rows = [torch.multinomial(row, 1, generator=own) for row, own in zip(probs, generator, strict=True)]
+        return torch.cat(rows)
 
 
 @torch.no_grad()
@@ -63,7 +71,8 @@ def sample_tokens(
     *,
     sampler: Sampler | None = None,
     end: int | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
+    stop: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Continues each prompt by up to `max_new_tokens` tokens.
 
@@ -72,6 +81,8 @@ def sample_tokens(
 
     Args:
         end: a token that ends a sequence; what follows it is `end` again, and all ended stops early. None: never.
+        stop: sees the new tokens so far, [B, 1] to [B, max_new_tokens], and says which sequences need no more, bool
+            [B]; when that is all of them, no more are written.
 
     Raises:
         UserError: the prompt and the new tokens do not fit the decoder's length (its T inputs, and the last output).
@@ -95,7 +106,8 @@ def sample_tokens(
             token = torch.where(ended, end, token)
             ended |= token == end
         written.append(token[:, None])
-        if index + 1 == max_new_tokens or bool(ended.all()):
+        done = ended | stop(torch.cat(written[1:], dim=1)) if stop else ended
+        if index + 1 == max_new_tokens or bool(done.all()):
             break
         hidden = decoder.step(token, cache)
     return torch.cat(written, dim=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.tiny import tiny_config, tiny_decoder, tiny_tokens
+from helpers.tiny import D, N, tiny_config, tiny_decoder, tiny_tokens
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.model import Sampler, sample_tokens
@@ -134,6 +134,34 @@ def test_an_end_token_ends_its_own_sequence():
     # The prompt may hold the end token.
     opened = sample_tokens(decoder, thoughts, torch.full_like(prompt, end), 3, sampler=greedy, end=end)
     assert opened.shape[1] > 2
+
+
+def test_a_generator_for_each_row_keeps_rows_apart():
+    decoder = tiny_decoder()
+    thoughts, prompt = torch.randn(3, N, D), tiny_tokens(3, length=3)
+
+    def write(rows):
+        own = [torch.Generator().manual_seed(10 + row) for row in rows]
+        return sample_tokens(decoder, thoughts[rows], prompt[rows], 6, generator=own)
+
+    together = write([0, 1, 2])
+    assert torch.equal(write([2, 0]), together[[2, 0]])
+    assert torch.equal(write([1]), together[1:2])
+
+
+def test_stops_when_no_sequence_needs_more():
+    decoder, thoughts, prompt = tiny_decoder(), torch.randn(2, N, D), tiny_tokens(2, length=3)
+    seen = []
+
+    def stop(new):
+        seen.append(new.clone())
+        return torch.tensor([new.shape[1] >= 2, new.shape[1] >= 4])
+
+    whole = sample_tokens(decoder, thoughts, prompt, 6, sampler=Sampler(temperature=0))
+    short = sample_tokens(decoder, thoughts, prompt, 6, sampler=Sampler(temperature=0), stop=stop)
+    assert torch.equal(short, whole[:, : prompt.shape[1] + 4])
+    assert [new.shape[1] for new in seen] == [1, 2, 3, 4]
+    assert torch.equal(seen[-1], short[:, prompt.shape[1] :])
 
 
 def test_lengths():

@@ -1,0 +1,143 @@
+"""A latent-thought model and its twin under every protocol: on worlds, where the floor is known, and on real text.
+
+    python -m benchmarks.protocols --out runs/protocols [--only worlds] [--seeds 0,1] [--shared ../shared]
+
+By the commands that a user would type, each printed: prepares, trains both on the same tokens, evaluates. Leaves
+OUT/<corpus>.json and OUT/<corpus>.md (the tables of docs/results.md). A run that is there already goes on where it was.
+Real text needs `--shared`, a folder with `data/tinyshakespeare/input.txt` and `data/wikitext-2/wiki.*.tokens`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.real_text import machine, run
+
+RECIPE = ["--preset", "nano", "--set", "model.window=8", "--set", "fast.steps=16", "--set", "slow.eval_every=500"]
+PROTOCOL = ["--protocol", "all", "--seed", "1", "--stride", "16", "--batch-size", "50"]
+
+CORPORA: dict[str, dict[str, list[str]]] = {
+    "worlds": {
+        "prepare": ["worlds:documents=20000", "--sequence-length", "128"],
+        "train": [*RECIPE, "--steps", "1000"],
+        "evaluate": ["--data", "worlds:documents=200", "--particles", "256", "--fast-steps", "32", "--ais", "16"],
+    },
+    "tinyshakespeare": {
+        "prepare": ["{data}/tinyshakespeare/input.txt", "--vocab-size", "1024", "--sequence-length", "128"],
+        "train": [*RECIPE, "--steps", "1000"],
+        "evaluate": ["--sequences", "200", "--particles", "64", "--fast-steps", "32"],
+    },
+    "wikitext-2": {
+        "prepare": [
+            *("{data}/wikitext-2/wiki.train.shuffled.tokens", "--validation", "{data}/wikitext-2/wiki.valid.tokens"),
+            *("--vocab-size", "1024", "--sequence-length", "128"),
+        ],
+        "train": [*RECIPE, "--steps", "1000"],
+        "evaluate": [
+            *("--data", "{data}/wikitext-2/wiki.test.tokens", "--sequences", "200"),
+            *("--particles", "64", "--fast-steps", "32"),
+        ],
+    },
+}
+
+
+def measure(name: str, data: str, out: Path, seeds: list[int]) -> dict[str, Any]:
+    """All figures of one corpus."""
+    plan = {key: [part.format(data=data) for part in parts] for key, parts in CORPORA[name].items()}
+    tokens = str(out / name / "tokens")
+    if not Path(tokens).exists():
+        run("prepare", *plan["prepare"], "--out", tokens)
+    rows = []
+    for seed in seeds:
+        ltm, twin = (str(out / name / f"{kind}-{seed}") for kind in ("ltm", "twin"))
+        for folder, extra in ((twin, ["--set", "model.thoughts=0"]), (ltm, [])):
+            train = ("train", "--data", tokens, "--out", folder, *plan["train"], *extra)
+            run(*train, "--seed", str(seed), "--resume")
+        rows.append({"seed": seed, **run("evaluate", ltm, "--twin", twin, *plan["evaluate"], *PROTOCOL)})
+    return {"corpus": name, "machine": machine(), "threads": os.environ.get("OMP_NUM_THREADS"), "rows": rows}
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """A table a seed: each figure, its error, how far below the twin, how far above the floor."""
+    lines = []
+    for row in found["rows"]:
+        lines += [
+            f"Seed {row['seed']}:",
+            "",
+            "| figure | nats a token | below the twin | above the floor |",
+            "|---|---|---|---|",
+        ]
+        bound = row["bound"]
+        last = bound["iwae_curve"][-1]
+        figures = {
+            "bound": ("bound (ELBO), at most", bound["nats_per_token"], bound["nats_per_token_stderr"]),
+            "importance-weighted": (
+                f"importance-weighted, {last['particles']} draws, at most",
+                *(last["nats_per_token"], last["stderr"]),
+            ),
+        }
+        for start, one in bound.get("ais", {}).items():
+            figures[f"AIS from {start}"] = (
+                f"annealed from {start}, {one['temperatures']} temperatures, at most",
+                *(one["nats_per_token"], one["nats_per_token_stderr"]),
+            )
+        prefix, twin, reference = row["prefix"], row["twin"], row["reference"]
+        figures["prefix"] = (
+            f"predictive, a fit every {prefix['stride']} tokens",
+            *(prefix["nats_per_token"], prefix["nats_per_token_stderr"]),
+        )
+        figures["twin"] = ("twin, exact", twin["nats_per_token"], twin["nats_per_token_stderr"])
+        for key, (label, level, error) in figures.items():
+            below, above = row["below_twin"].get(key), row.get("above_floor", {}).get(key)
+            lines.append(f"| {label} | {level:.4f} ± {error:.4f} | {_gap(below)} | {_gap(above)} |")
+        if "floor" in row:
+            floor, windowed = row["floor"], row["floor"]["windowed"]
+            lines.append(f"| best predictor with {floor['window']} tokens in sight | {_level(windowed)} | | |")
+            lines.append(f"| floor: the text's entropy, exact | {_level(floor)} | | 0 |")
+        lines.append(f"| *reference protocol, NOT a bound* | *{_level(reference)}* | | |")
+        for after, its in zip(prefix["by_prefix"], twin["prefix"]["by_prefix"], strict=True):
+            gap = row["below_twin"][f"after {after['prefix']} tokens"]
+            lines.append(
+                f"| tokens after the first {after['prefix']} (twin {its['nats_per_token']:.4f}) | {_level(after)} "
+                f"| {_gap(gap)} | |"
+            )
+        lines += [
+            "",
+            f"{bound['sequences']} sequences, {bound['tokens']} tokens; rate {bound['kl_nats_per_sequence']:.2f} nats "
+            f"a sequence; {bound['effective_sample_size']:.1f} of {bound['particles']} draws count; bits a byte "
+            f"{bound['bits_per_byte']:.4f}, twin {twin['bits_per_byte']:.4f}.",
+            "",
+        ]
+    return "\n".join([*lines, f"Machine: {found['machine']}, {found['threads'] or 'all'} threads."]) + "\n"
+
+
+def _level(one: dict[str, Any]) -> str:
+    return f"{one['nats_per_token']:.4f} ± {one['nats_per_token_stderr']:.4f}"
+
+
+def _gap(gap: dict[str, Any] | None) -> str:
+    return f"{gap['nats_per_token']:.4f} ± {gap['stderr']:.4f}" if gap else ""
+
+
+def main() -> None:
+    """The command line above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", choices=list(CORPORA))
+    parser.add_argument("--seeds", default="0")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in [options.only] if options.only else CORPORA:
+        found = measure(name, str(options.shared / "data"), options.out, [int(s) for s in options.seeds.split(",")])
+        (options.out / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
+        (options.out / f"{name}.md").write_text(markdown(found))
+        print(markdown(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""`pyro-ltm score-samples`: written texts, scored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import FOLDER, Common, common, examples, fast_steps
+
+
+@click.command(
+    short_help="Score written texts: diversity, perplexity, MAUVE.",
+    epilog=examples(
+        "pyro-ltm score-samples --run runs/first --num 100 --scorer runs/twin",
+        "pyro-ltm score-samples --texts written.jsonl --reference held-out.jsonl --scorer runs/twin",
+        "pyro-ltm score-samples --texts a.jsonl --features a.npy --reference-features b.npy --json",
+    ),
+)
+@click.option("--run", "run_folder", type=FOLDER, metavar="RUN", help="A run that writes the texts, from the prior.")
+@click.option("--num", metavar="N", type=click.IntRange(1), default=64, help="Texts for --run to write.")
+@click.option("--max-new-tokens", metavar="N", type=click.IntRange(1), help="Length of each; default: the model's.")
+@click.option("--temperature", metavar="X", type=click.FloatRange(0), default=1.0, help="0: the likeliest token.")
+@click.option("--texts", "texts_file", type=FOLDER, metavar="FILE", help="Texts to score instead (.jsonl, .csv, ...).")
+@click.option("--reference", type=FOLDER, metavar="FILE", help="Texts of people to hold them against.")
+@click.option("--text-column", metavar="NAME", help="Column or JSON field that holds the text; default: text.")
+@click.option("--scorer", type=FOLDER, metavar="RUN", help="A run under which texts are scored: generative perplexity.")
+@click.option("--features", type=FOLDER, metavar="FILE.npy", help="Features of the texts, [n, d], for MAUVE.")
+@click.option("--reference-features", type=FOLDER, metavar="FILE.npy", help="Features of the reference, [m, d].")
+@click.option("--particles", metavar="K", type=click.IntRange(1), default=16, help="Draws of the scorer's bound.")
+@click.option("--texts-out", type=FOLDER, metavar="FILE", help="Where to keep what --run wrote, .jsonl.")
+@fast_steps
+@common(seed_help="Seed of the texts, of the scorer's noise and of MAUVE's buckets.")
+def command(
+    *,
+    run_folder: Path | None,
+    num: int,
+    max_new_tokens: int | None,
+    temperature: float,
+    texts_file: Path | None,
+    reference: Path | None,
+    text_column: str | None,
+    scorer: Path | None,
+    features: Path | None,
+    reference_features: Path | None,
+    particles: int,
+    texts_out: Path | None,
+    fast_steps: int | None,
+    common: Common,
+) -> None:
+    """Scores texts, written by --run or read from --texts.
+
+    Entropy, distinct n-grams, repetition, self-BLEU; generative perplexity under --scorer (exact for a twin, an upper
+    bound for a model with thoughts); MAUVE on given features, or on the scorer's hidden states, which are not those of
+    published figures; and how fast --run writes.
+    """
+    if bool(run_folder) == bool(texts_file):
+        raise click.UsageError("give either --run, which writes texts, or --texts, which holds them")
+    if bool(features) != bool(reference_features):
+        raise click.UsageError("--features and --reference-features go together")
+    from pyro_ltm.data.files import read_file
+    from pyro_ltm.files import write_text
+    from pyro_ltm.model import Sampler
+    from pyro_ltm.training.samples import read_features, save_texts, score_samples, write_samples
+
+    from .output import emit, say
+    from .runs import open_run
+
+    def read(path: Path) -> list[str]:
+        return [document.text for document in read_file(path, text_column or "text")]
+
+    held = read(reference) if reference else None
+    pair = (read_features(features), read_features(reference_features)) if features and reference_features else None
+    judge = open_run(scorer, common) if scorer else None
+    seed, speed = common.seed or 0, None
+    if run_folder:
+        run, sampler = open_run(run_folder, common), Sampler(temperature=temperature)
+        texts, speed = write_samples(run, num=num, max_new_tokens=max_new_tokens, sampler=sampler, seed=seed)
+        if texts_out:
+            write_text(texts_out, save_texts(texts))
+    else:
+        assert texts_file is not None
+        texts = read(texts_file)
+    found = score_samples(
+        texts,
+        reference=held,
+        scorer=judge,
+        features=pair,
+        particles=particles,
+        fast_steps=fast_steps,
+        seed=seed,
+        speed=speed,
+    )
+    if common.as_json:
+        emit(found.to_dict())
+        return
+    _show(found)
+    if speed:
+        say(
+            f"{speed.tokens:,} tokens in {speed.seconds:.2f} s: {speed.tokens_per_second:,.0f} a second, "
+            f"{speed.batch_size} texts at a time, {speed.threads} threads, {speed.device}"
+        )
+
+
+def _show(found: object) -> None:
+    from typing import Any
+
+    from .output import margin, nats, say, show_table
+
+    it: Any = found
+    both = [one for one in (it.metrics, it.reference_metrics) if one]
+
+    def row(name: str, figure: Any, digits: int = 3) -> list[str]:
+        return [name, *(nats(figure(one), digits) for one in both)]
+
+    rows = [["texts", *(f"{one.texts:,}" for one in both)], ["words", *(f"{one.words:,}" for one in both)]]
+    rows.append(row("entropy of words, bits", lambda m: m.entropy_bits))
+    rows += [row(f"distinct-{n}", lambda m, n=n: m.distinct[str(n)]) for n in range(1, 5)]
+    rows += [row(f"repetition of {n} words", lambda m, n=n: m.repetition[str(n)]) for n in (1, 4)]
+    rows.append(row("self-BLEU", lambda m: m.self_bleu))
+    if it.generative:
+        scored = [one for one in (it.generative, it.reference_generative) if one]
+        scored += [None] * (len(both) - len(scored))
+        kind = "exact" if it.generative_is_exact else "at most"
+        levels = ["-" if b is None else nats(b.nats_per_token) + margin(b.nats_per_token_stderr) for b in scored]
+        rows.append([f"nats a token under the scorer, {kind}", *levels])
+        perplexities = ["-" if b is None else nats(b.perplexity, 2) for b in scored]
+        rows.append([f"generative perplexity, {kind}", *perplexities])
+    show_table("Texts", ["", "these", "reference"][: len(both) + 1], rows)
+    if it.mauve:
+        say(f"MAUVE {it.mauve.score:.3f} ± {it.mauve.spread:.3f} over {it.mauve.seeds} seeds ({it.features})")

@@ -1,0 +1,417 @@
+"""EleutherAI's evaluation harness (`lm-eval`) as a client: a run of ours behind the three questions that it asks.
+
+Thoughts always come from the context alone, so what the harness computes is a predictive figure, comparable with any
+other model's:
+
+- `loglikelihood`: log mean_k p(continuation | context, z_k), z_k from q fitted to the context; from the prior where
+  the context is empty. `is_greedy` asks whether each token is the likeliest under that mixture.
+- `loglikelihood_rolling`: the text in blocks, each after q fitted to the tokens before it, the first after the prior;
+  the sum is a log-probability of the text.
+- `generate_until`: one draw from q fitted to the prompt, then tokens one after the other.
+
+The twin goes the same way with no thoughts to draw: its figures are an autoregressive model's.
+
+A context that is too long is cut from the left, as the harness does for other models; `contexts_cut` counts them.
+Importing this module registers the model as `pyro-ltm`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_ltm.config import suggest
+from pyro_ltm.errors import UserError
+from pyro_ltm.evaluation.predictive import Context, Piece, Predictor, Tokens, windows
+from pyro_ltm.model import Sampler, sample_tokens
+from pyro_ltm.noise import fold
+from pyro_ltm.training import Run
+
+try:
+    import lm_eval
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+except ImportError as error:
+    raise UserError(
+        f"the evaluation harness is not installed ({error.name} is missing): pip install 'pyro-ltm[harness]'"
+    ) from None
+
+Count = Callable[[int, float], None]
+"""Called with the requests done and the nats a token so far (NaN where there are none)."""
+
+MAX_NEW_TOKENS = 256
+"""New tokens where a task names no number: the harness's own default."""
+
+TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""What tasks call that number, the first that is there."""
+
+COMMON = ("do_sample", "temperature", "until", *TOKENS)
+"""The rest of what a task may ask of generation, but for top_k and top_p."""
+
+
+@register_model("pyro-ltm")
+class HarnessModel(LM):
+    """A run as the harness sees a model.
+
+    Figures do not depend on batch size and order, but for rounding: noise is keyed by task, document and `seed`.
+
+    Args:
+        run: a run, or its folder.
+        particles: draws K of the mixture under which continuations are scored.
+        fast_steps: of each fit; None: the run's own.
+        stride: tokens in a block of `loglikelihood_rolling`; 0: an eighth of the model's length.
+        max_batch_size: without effect; the harness hands it to every model.
+        counting: begins to count a kind of request, of so many, and gives what is called with the progress.
+
+    Raises:
+        UserError: the folder is no run, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        run: Run | Path | str,
+        *,
+        particles: int = 16,
+        fast_steps: int | None = None,
+        stride: int = 0,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        seed: int = 0,
+        device: str | None = None,
+        dtype: str | None = None,
+        counting: Callable[[str, int], Count] | None = None,
+    ):
+        super().__init__()
+        self.run = run if isinstance(run, Run) else Run.load(run, device=device or "cpu", dtype=dtype)
+        self.max_length = self.run.config.model.max_length
+        self.stride = int(stride) or max(1, self.max_length // 8)
+        size = 16 if batch_size in (None, "auto") else int(batch_size)
+        if min(int(particles), size) < 1 or not 0 < self.stride <= self.max_length:
+            raise UserError(
+                f"particles = {particles}, batch_size = {batch_size}, stride = {stride}: at least 1, and a stride of "
+                f"at most the model's {self.max_length} tokens"
+            )
+        self._predictor = Predictor(self.run.parts, int(particles), fast_steps, size, int(seed))
+        self._device = self.run.parts.device
+        self._counting = counting or (lambda name, total: lambda done, nats: None)
+        self.contexts_cut = 0
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that stands before every text."""
+        return self.run.tokenizer.end_of_text
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness notes beside its results."""
+        model, predictor = self.run.parts.model, self._predictor
+        return {
+            "run": str(self.run.folder),
+            "step": self.run.step,
+            "model_num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "particles": predictor.particles if model.config.thoughts else 1,
+            "fast_steps": self.run.parts.steps(predictor.fast_steps),
+            "stride": self.stride,
+            "contexts_cut": self.contexts_cut,
+            "seed": predictor.seed,
+        }
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """Nats of each request, log p(continuation | context), and whether greedy decoding would write it."""
+        blocks = []
+        for request in requests:
+            context, continuation = self._encode(*request.args)
+            tokens = (self.eot_token_id, *context, *continuation)
+            key = ("continuation", str(request.task_name), str(request.doc_id))
+            blocks.append(self._windows(tokens, key, given=1 + len(context), stride=self.max_length))
+            self.contexts_cut += len(context) > 0 and len(tokens) > self.max_length + 1
+        return self._score("loglikelihood", requests, blocks)
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        """Nats of each request, log p(text): every token from those before it."""
+        blocks = []
+        for request in requests:
+            tokens = (self.eot_token_id, *self.run.tokenizer.encode(request.args[0]))
+            key = ("text", str(request.task_name), str(request.doc_id))
+            blocks.append(self._windows(tokens, key, given=1, stride=self.stride))
+        return [nats for nats, _ in self._score("loglikelihood_rolling", requests, blocks)]
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """What the model writes after each prompt, up to the first of the strings in `until`.
+
+        Where a prompt and its new tokens do not fit the model, the prompt is cut from the left, but to no less than
+        half of the model's length; beyond that there are fewer new tokens.
+        """
+        asked: list[_Prompt] = []
+        copies: dict[Any, int] = {}
+        for request in requests:
+            prompt, options = request.args
+            key = ("write", str(request.task_name), str(request.doc_id), prompt)
+            # The harness repeats a request for several samples: each has noise of its own.
+            copies[key] = copies.get(key, 0) + 1
+            asked.append(self._prompt(prompt, dict(options or {}), fold(*key, copies[key])))
+        count = self._counting("generate_until", len(asked))
+        written: dict[int, str] = {}
+        alike: dict[Any, list[int]] = {}
+        for place, one in enumerate(asked):
+            alike.setdefault((len(one.context.tokens), one.new, one.sampler), []).append(place)
+        for (_, new, sampler), places in alike.items():
+            at = {asked[place].context: place for place in places}
+            for contexts in self._predictor.batches(list(at)):
+                some = [at[context] for context in contexts]
+                texts = self._write([asked[place] for place in some], new, sampler)
+                for place, text in zip(some, texts, strict=True):
+                    written[place] = text
+                    self.cache_hook.add_partial("generate_until", requests[place].args, text)
+                count(len(written), float("nan"))
+        return [written[place] for place in range(len(asked))]
+
+    def _score(self, kind: str, requests: Sequence[Any], blocks: Sequence[Sequence[Piece]]) -> list[tuple[float, bool]]:
+        """The sums over each request's blocks."""
+        scored = iter(
+            self._predictor.score(
+                [piece for pieces in blocks for piece in pieces], self._counting(kind, sum(map(len, blocks)))
+            )
+        )
+        found = []
+        for request, pieces in zip(requests, blocks, strict=True):
+            parts = [next(scored) for _ in pieces]
+            answer = sum(part.log_likelihood for part in parts), all(part.is_greedy for part in parts)
+            self.cache_hook.add_partial(kind, request.args, answer if kind == "loglikelihood" else answer[0])
+            found.append(answer)
+        return found
+
+    def _windows(self, tokens: Tokens, key: tuple[str, ...], *, given: int, stride: int) -> list[Piece]:
+        # By the distance from where scoring begins: a document's choices share their draws, also where their
+        # contexts differ.
+        def name(start: int) -> int:
+            return fold(*key, start - given)
+
+        return windows(tokens, name, given=given, length=self.max_length, stride=stride)
+
+    def _encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokens of both. Spaces that end the context go to the continuation, as the harness has it.
+
+        The two are encoded as one text, unless a token would reach from one into the other: then each by itself.
+        """
+        bare = context.rstrip()
+        if bare:
+            context, continuation = bare, context[len(bare) :] + continuation
+        encode = self.run.tokenizer.encode
+        before, whole = encode(context), encode(context + continuation)
+        if whole[: len(before)] == before:
+            return before, whole[len(before) :]
+        return before, encode(continuation)
+
+    def _prompt(self, prompt: str, options: dict[str, Any], name: int) -> _Prompt:
+        """What a request asks for. Raises UserError for options that we do not know."""
+        until = options.get("until") or []
+        asked = next((int(options[key]) for key in TOKENS if options.get(key) is not None), MAX_NEW_TOKENS)
+        temperature = float(options.get("temperature") or 0.0)
+        if options.get("do_sample") is False:
+            temperature = 0.0
+        elif options.get("do_sample") and "temperature" not in options:
+            temperature = 1.0
+        known = {"top_k": 0, "top_p": 1.0}
+        names = sorted({*COMMON, *known})
+        if strange := [key for key in options if key not in names]:
+            raise UserError(f"generation_kwargs: {strange[0]} is not known here; known are {', '.join(names)}")
+        chosen = {key: options.get(key, default) for key, default in known.items()} if temperature else {}
+        tokens = (self.eot_token_id, *self.run.tokenizer.encode(prompt))
+        new = min(asked, max(self.max_length + 1 - len(tokens), self.max_length // 2))
+        kept = tokens[-(self.max_length + 1 - new) :]
+        self.contexts_cut += len(kept) < len(tokens)
+        sampler = Sampler(temperature=temperature, **chosen)
+        return _Prompt(Context(kept, name), new, sampler, [until] if isinstance(until, str) else list(until))
+
+    def _write(self, prompts: Sequence[_Prompt], new: int, sampler: Sampler) -> list[str]:
+        """Texts after prompts of one length."""
+        contexts = [prompt.context for prompt in prompts]
+        device, seed, length = self.run.parts.device, self._predictor.seed, len(contexts[0].tokens)
+        decode, end = self.run.tokenizer.decode, self.eot_token_id
+
+        def text(row: list[int]) -> str:
+            return decode(row[: row.index(end)] if end in row else row)
+
+        def finished(tokens: torch.Tensor) -> torch.Tensor:
+            rows = zip(tokens.tolist(), prompts, strict=True)
+            return torch.tensor(
+                [end in row or prompt.cut(text(row)) is not None for row, prompt in rows], device=device
+            )
+
+        written = sample_tokens(
+            self.run.parts.model.decoder,
+            self._predictor.thoughts(contexts, 1)[0],
+            torch.tensor([context.tokens for context in contexts], device=device),
+            new,
+            sampler=sampler,
+            end=end,
+            generator=[torch.Generator(device).manual_seed(fold(seed, "tokens", one.name)) for one in contexts],
+            stop=finished,
+        )
+        texts = [text(row[length:]) for row in written.tolist()]
+        return [
+            whole if (short := prompt.cut(whole)) is None else short
+            for whole, prompt in zip(texts, prompts, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt, the new tokens that it may get, how they are drawn, and what ends them."""
+
+    context: Context
+    new: int
+    sampler: Sampler
+    until: list[str] = field(default_factory=list)
+
+    def cut(self, text: str) -> str | None:
+        """`text` up to the first string that ends it; None where there is none yet."""
+        places = [text.find(stop) for stop in self.until if stop and stop in text]
+        return text[: min(places)] if places else None
+
+
+def run_harness(
+    model: HarnessModel,
+    tasks: Sequence[str],
+    *,
+    include_path: Path | None = None,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    bootstrap_iters: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Runs tasks of the harness on `model`; what it prints and logs is kept from the terminal.
+
+    Args:
+        tasks: names of tasks, groups or tags, patterns of these, or YAML files.
+        include_path: a folder with more task files.
+        num_fewshot: examples before each question; None: the task's own number.
+        limit: only so many documents of each task.
+        bootstrap_iters: resamples for standard errors that have no closed form.
+        seed: of the choice of examples, and of resamples.
+
+    Returns:
+        What `simple_evaluate` gives, without samples and without a description of this machine.
+
+    Raises:
+        UserError: a task is not known or cannot be loaded.
+    """
+    from lm_eval import simple_evaluate
+
+    if include_path is not None and not include_path.is_dir():
+        raise UserError(f"--include-path {include_path}: no such folder; expected one with task files (.yaml)")
+    if missing := [task for task in tasks if Path(task).suffix in YAML and not Path(task).is_file()]:
+        raise UserError(f"--tasks {missing[0]}: no such file")
+    with _quiet():
+        manager = _manager(tasks, include_path)
+        names = _known(tasks, manager)
+        try:
+            loaded = [manager.load([name]) for name in names]
+        except Exception as error:  # whatever a task's file, its code, its data or the network come up with
+            raise UserError(f"--tasks {','.join(tasks)}: cannot be loaded: {_one_line(error)}") from None
+        try:
+            results = simple_evaluate(
+                model=model,
+                tasks=[*_whole(loaded)],
+                task_manager=manager,
+                num_fewshot=num_fewshot,
+                limit=limit,
+                bootstrap_iters=bootstrap_iters,
+                log_samples=False,
+                random_seed=seed,
+                numpy_random_seed=seed % (1 << 32),
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
+        except ValueError as error:  # what the harness says of tasks that it will not run
+            raise UserError(f"--tasks {','.join(tasks)}: {_one_line(error)}") from error
+    kept = {name: value for name, value in results.items() if name in KEPT}
+    return kept | {"lm_eval_version": lm_eval.__version__}
+
+
+YAML = (".yaml", ".yml")
+
+KEPT = (
+    *("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples", "config"),
+    "task_hashes",
+)
+"""What of the harness's results says something of the model and the tasks."""
+
+
+def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:
+    """What finds tasks: only in `include_path` where that will do, for the harness's own take seconds to list."""
+    from lm_eval.tasks import TaskManager
+
+    own = TaskManager(include_path=include_path, include_defaults=False)
+    enough = all(task in own.all_subtasks or Path(task).suffix in YAML for task in tasks)
+    return own if enough else TaskManager(include_path=include_path)
+
+
+def _known(tasks: Sequence[str], manager: Any) -> list[str]:
+    """The names that `tasks` stand for."""
+    names: list[str] = []
+    for task in tasks:
+        found = [task] if Path(task).suffix in YAML else list(manager.match_tasks([task]))
+        if not found:
+            raise UserError(
+                f"--tasks {task}: no such task{suggest(task, manager.all_tasks)}: 'lm-eval ls tasks' lists the "
+                "harness's own, and --include-path adds a folder of yours"
+            )
+        names += found
+    return list(dict.fromkeys(names))
+
+
+def _whole(loaded: Sequence[Any]) -> Iterator[Any]:
+    """The groups and tasks that were asked for, each once, loaded: their data are not read a second time."""
+    for found in loaded:
+        groups = found.get("groups") or {}
+        inner = {child for group in groups.values() for child in group.child_names}
+        below = {task.task_name for group in groups.values() for task in group.get_all_tasks()}
+        yield from (group for name, group in groups.items() if name not in inner)
+        yield from (task for name, task in found["tasks"].items() if name not in below)
+
+
+def _one_line(error: BaseException, limit: int = 300) -> str:
+    text = " ".join(f"{error or type(error).__name__}".split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the harness from stdout and from the log, and from starting processes; afterwards all is as before."""
+    from lm_eval import evaluator
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    processes = os.environ.get("DISABLE_MULTIPROC")
+    # They call other programs to describe the machine; those write to the terminal, and nothing of it is kept.
+    silent = {"add_env_info": lambda results: None, "get_git_commit_hash": lambda: None}
+    spoken = {name: getattr(evaluator, name) for name in silent if hasattr(evaluator, name)}
+    try:
+        for name in spoken:
+            setattr(evaluator, name, silent[name])
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        os.environ["DISABLE_MULTIPROC"] = "1"
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for name, function in spoken.items():
+            setattr(evaluator, name, function)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if processes is None:
+            os.environ.pop("DISABLE_MULTIPROC", None)
+        else:
+            os.environ["DISABLE_MULTIPROC"] = processes
+
+
+__all__ = ["HarnessModel", "run_harness"]

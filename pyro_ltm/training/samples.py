@@ -1,0 +1,163 @@
+"""Written texts, scored: figures of the texts themselves, what a scoring model makes of them, how fast they came."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_ltm.errors import UserError
+from pyro_ltm.evaluation import Bound, evaluate_bound
+from pyro_ltm.evaluation.figure import plain
+from pyro_ltm.evaluation.mauve import Mauve, mauve
+from pyro_ltm.evaluation.text_metrics import TextMetrics, text_metrics
+from pyro_ltm.model import Sampler
+from pyro_ltm.training.run import Run
+from pyro_ltm.types import Batch
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast texts were written. `tokens`: new ones, the end of a text not counted; `seconds`: of the wall clock."""
+
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    batch_size: int
+    threads: int
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What is known of a set of texts.
+
+    Attributes:
+        metrics: of the texts; reference_metrics: of the reference texts, where there are some.
+        generative: nats a token under the scoring model, exact for a twin and an upper bound for a model with thoughts.
+        mauve: of the features that were given, or of the scoring model's own.
+        speed: None for texts that were only read.
+    """
+
+    metrics: TextMetrics
+    reference_metrics: TextMetrics | None = None
+    generative: Bound | None = None
+    reference_generative: Bound | None = None
+    generative_is_exact: bool | None = None
+    mauve: Mauve | None = None
+    features: str | None = None
+    speed: Speed | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return plain(self)
+
+
+def write_samples(
+    run: Run, *, num: int, max_new_tokens: int | None = None, sampler: Sampler | None = None, seed: int = 0
+) -> tuple[list[str], Speed]:
+    """Texts from the prior, and how fast they were written; a short text comes first, outside the clock."""
+    run.generate(num=1, max_new_tokens=1, seed=seed)
+    began = time.perf_counter()
+    written = run.generate(num=num, max_new_tokens=max_new_tokens, sampler=sampler, seed=seed)
+    if run.parts.device.type == "cuda":
+        torch.cuda.synchronize(run.parts.device)
+    seconds = time.perf_counter() - began
+    tokens = sum(one.tokens for one in written)
+    speed = Speed(tokens, seconds, tokens / seconds, num, torch.get_num_threads(), str(run.parts.device))
+    return [one.text for one in written], speed
+
+
+def score_samples(
+    texts: Sequence[str],
+    *,
+    reference: Sequence[str] | None = None,
+    scorer: Run | None = None,
+    features: tuple[Tensor, Tensor] | None = None,
+    particles: int = 16,
+    fast_steps: int | None = None,
+    seed: int = 0,
+    speed: Speed | None = None,
+) -> Samples:
+    """Scores texts.
+
+    Args:
+        reference: texts to hold them against.
+        scorer: a run of ours that scores both; without `features` its mean last hidden states are MAUVE's.
+        features: of the texts and of the reference, [n, d] and [m, d].
+        particles, fast_steps: of the scorer's bound.
+    """
+    found: dict[str, Any] = {"metrics": text_metrics(texts), "speed": speed}
+    if reference is not None:
+        found["reference_metrics"] = text_metrics(reference)
+    if scorer is not None:
+        options: dict[str, Any] = {"particles": particles, "fast_steps": fast_steps, "seed": seed}
+        found["generative"] = _score(scorer, texts, **options)
+        found["generative_is_exact"] = not scorer.config.model.thoughts
+        if reference is not None:
+            found["reference_generative"] = _score(scorer, reference, **options)
+    if features is not None:
+        found |= {"mauve": mauve(*features, seed=seed), "features": "given"}
+    elif scorer is not None and reference is not None and min(len(texts), len(reference)) >= 10:
+        found["mauve"] = mauve(hidden_features(scorer, texts), hidden_features(scorer, reference), seed=seed)
+        found["features"] = f"mean last hidden states of {scorer.folder}; not comparable with published figures"
+    return Samples(**found)
+
+
+def read_features(path: Path) -> Tensor:
+    """An array [n, d] from a .npy file. Raises UserError when it is none."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable .npy file: {error}") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
+        raise UserError(f"{path}: expected one array of numbers [texts, features]")
+    return torch.from_numpy(array.astype(np.float64))
+
+
+def save_texts(texts: Sequence[str]) -> str:
+    """The texts as JSON lines with the field `text`."""
+    return "".join(json.dumps({"text": text}) + "\n" for text in texts)
+
+
+def _batches(run: Run, texts: Sequence[str], size: int = 32) -> list[Batch]:
+    """Each text from its beginning to its end, cut at the model's length."""
+    end, longest = run.tokenizer.end_of_text, run.config.model.max_length
+    encoded = [[end, *run.tokenizer.encode(text), end][: longest + 1] for text in texts]
+    return [
+        Batch.from_lists(encoded[at : at + size], pad=end).to(run.parts.device) for at in range(0, len(texts), size)
+    ]
+
+
+def _score(run: Run, texts: Sequence[str], *, particles: int, fast_steps: int | None, seed: int) -> Bound:
+    parts = run.parts.judge()
+    return evaluate_bound(
+        parts.model,
+        _batches(run, texts),
+        guide=parts.guide,
+        objective=parts.objective.at(1.0),
+        optimizer=parts.optimizer,
+        fast_steps=parts.steps(fast_steps),
+        particles=particles if run.config.model.thoughts else 1,
+        seed=seed,
+    )
+
+
+@torch.no_grad()
+def hidden_features(run: Run, texts: Sequence[str]) -> Tensor:
+    """[n, D] the mean over a text's tokens of the last hidden state, with thoughts all zero (the prior's mean)."""
+    decoder, config = run.parts.model.decoder, run.config.model
+    rows = []
+    for batch in _batches(run, texts):
+        z = torch.zeros(batch.size, config.thoughts, config.dim, device=batch.inputs.device)
+        hidden = decoder(decoder.context(batch.inputs), z)
+        weight = batch.mask[..., None].to(hidden)
+        rows.append((hidden * weight).sum(1) / weight.sum(1).clamp(min=1))
+    return torch.cat(rows).double().cpu()
