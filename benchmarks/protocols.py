@@ -24,12 +24,12 @@ CORPORA: dict[str, dict[str, list[str]]] = {
     "worlds": {
         "prepare": ["worlds:documents=20000", "--sequence-length", "128"],
         "train": [*RECIPE, "--steps", "1000"],
-        "evaluate": ["--data", "worlds:documents=200", "--particles", "256", "--fast-steps", "32", "--ais", "16"],
+        "evaluate": ["--data", "worlds:documents=100", "--particles", "64", "--fast-steps", "32", "--ais", "8"],
     },
     "tinyshakespeare": {
         "prepare": ["{data}/tinyshakespeare/input.txt", "--vocab-size", "1024", "--sequence-length", "128"],
         "train": [*RECIPE, "--steps", "1000"],
-        "evaluate": ["--sequences", "200", "--particles", "64", "--fast-steps", "32"],
+        "evaluate": ["--sequences", "100", "--particles", "32", "--fast-steps", "32"],
     },
     "wikitext-2": {
         "prepare": [
@@ -38,8 +38,8 @@ CORPORA: dict[str, dict[str, list[str]]] = {
         ],
         "train": [*RECIPE, "--steps", "1000"],
         "evaluate": [
-            *("--data", "{data}/wikitext-2/wiki.test.tokens", "--sequences", "200"),
-            *("--particles", "64", "--fast-steps", "32"),
+            *("--data", "{data}/wikitext-2/wiki.test.tokens", "--sequences", "100"),
+            *("--particles", "32", "--fast-steps", "32"),
         ],
     },
 }
