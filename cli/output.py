@@ -76,6 +76,7 @@ MEANINGS = {
     "model.safetensors": "the weights",
     "nonfinite.json": "why training stopped",
     "plots": "curves of training",
+    "report": "what its thoughts carry",
     "tokenizer.json": "the tokenizer",
     "trainer.safetensors": "all that --resume needs",
 }

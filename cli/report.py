@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .options import FOLDER, Common, common, examples, fast_steps, run_argument
+from .options import FOLDER, Common, Text, common, examples, fast_steps, run_argument
 
 
 @click.command(
@@ -15,6 +18,7 @@ from .options import FOLDER, Common, common, examples, fast_steps, run_argument
         "pyro-ltm report runs/first",
         "pyro-ltm report runs/first --data worlds --sequences 500",
         "pyro-ltm report runs/first --labels reviews.jsonl --label-column stars --out pages/reviews",
+        "pyro-ltm report runs/first --texts 'A dog ran.' 'A dog slept.' 'A cat slept.'",
     ),
 )
 @run_argument
@@ -26,7 +30,15 @@ from .options import FOLDER, Common, common, examples, fast_steps, run_argument
 )
 @click.option("--label-column", metavar="NAME", multiple=True, help="A column of --labels to probe. Repeatable.")
 @click.option("--text-column", metavar="NAME", help="Column or JSON field that holds the text; default: text.")
+@click.option(
+    "--texts",
+    nargs=3,
+    type=Text(),
+    metavar="A B C",
+    help="Go from A's thoughts to B's, and reckon A - B + C; default: three of the texts looked at.",
+)
 @fast_steps
+@click.option("--particles", metavar="K", type=click.IntRange(1), default=4, help="Draws from each posterior.")
 @click.option("--sequences", metavar="N", type=click.IntRange(2), default=256, help="Texts to look at, from the first.")
 @click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, help="Sequences at a time.")
 @click.option("--out", type=FOLDER, metavar="DIR", help="Folder to write; default: RUN/report.")
@@ -38,7 +50,9 @@ def command(
     labels_file: Path | None,
     label_column: tuple[str, ...],
     text_column: str | None,
+    texts: tuple[str, ...] | None,
     fast_steps: int | None,
+    particles: int,
     sequences: int,
     batch_size: int,
     out: Path | None,
@@ -47,65 +61,70 @@ def command(
     """Looks at the thoughts of a run and writes report.html, report.json and pictures.
 
     Rates, active units, mutual information, whose thoughts the decoder needs, reconstruction by layer, a map, and what
-    lies between two texts. Labels are read off the thoughts by linear probes: a world's own factors, or columns of
+    lies between texts. Labels are read off the thoughts by linear probes: a world's own factors, or columns of
     --labels.
     """
     if bool(labels_file) != bool(label_column):
         raise click.UsageError("--labels and --label-column go together: a file, and the columns of it to probe")
-    from .output import emit, say
+    if labels_file and data:
+        raise click.UsageError("--labels brings its own texts: give either --labels or --data")
+    from .output import emit
     from .progress import reporter
     from .runs import open_data, open_run
 
     run = open_run(run_folder, common)
-    from pyro_ltm.training.report import write_report
+    from pyro_ltm.data.labels import read_labelled
+    from pyro_ltm.training.report import Corpus, write_report
 
-    texts, labels = _read_labels(labels_file, text_column, label_column, sequences) if labels_file else (None, None)
-    with reporter() as report, open_data(run, data, text_column, report) as scored:
-        total = len(texts) if texts else min(sequences, len(scored))
-        count = report.counting("thoughts", total)
-        page, result = write_report(
-            run,
-            scored,
-            sequences=sequences,
-            fast_steps=fast_steps,
-            labels=labels,
-            texts=texts,
-            batch_size=batch_size,
-            seed=common.seed or 0,
-            out=out,
-            progress=lambda done: count(done, float("nan")),
-        )
+    with reporter() as report:
+
+        def write(corpus: Corpus | None) -> tuple[Path, dict[str, Any]]:
+            count = report.counting("thoughts", len(corpus.texts) if corpus else None)
+            return write_report(
+                run,
+                corpus,
+                particles=particles,
+                fast_steps=fast_steps,
+                between_texts=texts,
+                seed=common.seed or 0,
+                out=out,
+                progress=lambda done: count(done, math.nan),
+            )
+
+        if labels_file:
+            found, labels = read_labelled(labels_file, label_column, text_column=text_column or "text", limit=sequences)
+            page, result = write(Corpus.of_texts(run, found, labels, batch_size=batch_size, name=str(labels_file)))
+        elif data is None and not run.config.model.thoughts:
+            page, result = write(None)
+        else:
+            with open_data(run, data, text_column, report) as scored:
+                name = data or ""
+                page, result = write(Corpus.of_data(run, scored, sequences=sequences, batch_size=batch_size, name=name))
     if common.as_json:
         emit({**result, "page": str(page)})
         return
+    _show(result, page)
+
+
+def _show(result: Mapping[str, Any], page: Path) -> None:
+    from .output import margin, nats, note, say, show_table
+
     found = result.get("thoughts")
+    for line in result["notes"]:
+        note(line)
     if found:
-        from .output import nats, show_table
+
+        def both(name: str, figure: Mapping[str, Any], digits: int = 2, key: str = "mean") -> list[str]:
+            error = figure.get("stderr")
+            return [name, nats(figure.get(key), digits) + margin(math.nan if error is None else error, digits)]
 
         rows = [
-            ["rate, nats a sequence", nats(found["rate"]["mean"], 2)],
-            [f"mutual information (at most {found['ceiling']:.2f})", nats(found["mutual_information"]["mean"], 2)],
-            *([f"distortion, thoughts from {name}", nats(d["mean"])] for name, d in found["distortion"].items()),
-            *([f"probe of {p['label']}", nats(p.get("accuracy"), 3)] for p in result["probes"]),
+            both("rate, nats a sequence", found["rate"]),
+            both(f"mutual information (at most {found['ceiling']:.2f})", found["mutual_information"]),
+            *(both(f"distortion, nats a token, thoughts: {name}", d, 4) for name, d in found["distortion"].items()),
+            *(both(f"probe of {p['label']}, told right", p, 3, "accuracy") for p in result["probes"]),
         ]
         show_table(f"Thoughts of {found['sequences']} texts", ["", ""], rows)
     else:
         say("It has no thoughts (an autoregressive twin): the page shows training and samples.")
     say(f"Written to {page}")
-
-
-def _read_labels(
-    path: Path, text_column: str | None, columns: tuple[str, ...], count: int
-) -> tuple[list[str], dict[str, list[str]]]:
-    """The first `count` texts of a file, and their labels by column."""
-    import itertools
-
-    from pyro_ltm.data.files import read_file
-    from pyro_ltm.errors import UserError
-
-    def column(name: str) -> list[str]:
-        return [document.text for document in itertools.islice(read_file(path, name), count)]
-
-    if path.suffix.lower() not in (".jsonl", ".csv", ".parquet"):
-        raise UserError(f"--labels {path}: expected a .jsonl, .csv or .parquet file with a column for each label")
-    return column(text_column or "text"), {name: column(name) for name in columns}

@@ -29,12 +29,13 @@ class AnnealedBound(Figure):
     """An upper bound on nats from annealed importance sampling.
 
     Attributes:
-        start: prior, or q. temperatures, chains, leapfrogs, seed: how it was measured.
+        start: prior, or q. temperatures, schedule, chains, leapfrogs, seed: how it was measured.
         acceptance: share of transitions taken. effective_sample_size: of the chains, mean over sequences.
     """
 
     start: str
     temperatures: int
+    schedule: str
     chains: int
     leapfrogs: int
     acceptance: float
@@ -54,6 +55,7 @@ def evaluate_annealed(
     temperatures: int = 32,
     chains: int = 4,
     leapfrogs: int = 4,
+    schedule: str = "sigmoid",
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
     **fitting: Any,
@@ -64,7 +66,8 @@ def evaluate_annealed(
     needs many temperatures; q few, where it is close.
 
     Raises:
-        UserError: a start that is not one of `STARTS`, or a guide that is a point.
+        UserError: a start that is not one of `STARTS`, a schedule that is not one of `SCHEDULES`, a count below 1, or
+            a guide that is a point.
     """
     if start not in STARTS:
         raise UserError(f"start = {start!r}: choose from {', '.join(STARTS)}")
@@ -98,6 +101,7 @@ def evaluate_annealed(
                 steps=temperatures,
                 chains=chains,
                 leapfrogs=leapfrogs,
+                schedule=schedule,
             )
         weights.append(found.log_weight.cpu())
         acceptance.append(found.acceptance.mean(0).double().cpu())
@@ -117,6 +121,7 @@ def evaluate_annealed(
         torch.cat(tokens),
         start=start,
         temperatures=temperatures,
+        schedule=schedule,
         chains=chains,
         leapfrogs=leapfrogs,
         acceptance=float(torch.cat(acceptance).mean()),

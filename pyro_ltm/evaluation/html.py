@@ -26,10 +26,10 @@ th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align
 th { position: sticky; top: 0; background: var(--soft); }
 td.word, th.word { text-align: left; }
 td.remark { white-space: normal; min-width: 14rem; text-align: left; color: var(--dim); }
-tbody tr:first-child { font-weight: 600; }
+.wide tbody tr:first-child { font-weight: 600; }
 figure { margin: 1.6rem 0; } img { max-width: 100%; background: white; border-radius: 4px; }
 figcaption, .dim { color: var(--dim); font-size: .9rem; }
-dt { font-weight: 600; margin-top: .6rem; } dd { margin: 0 0 0 1.2rem; }
+blockquote, dd { white-space: pre-line; } dt { font-weight: 600; margin-top: .6rem; } dd { margin: 0 0 0 1.2rem; }
 code { font-size: .9em; overflow-wrap: anywhere; }
 """
 

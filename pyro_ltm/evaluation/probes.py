@@ -73,7 +73,11 @@ def _cross_validated(x: Tensor, y: Tensor, order: Tensor, classes: int, decay: f
         train = torch.ones(len(y), dtype=torch.bool)
         train[held_out] = False
         mean, width = x[train].mean(0), x[train].std(0).clamp(min=1e-9)
-        told = _logistic((x[train] - mean) / width, y[train], (x[held_out] - mean) / width, classes, decay)
+        seen, unseen = (x[train] - mean) / width, (x[held_out] - mean) / width
+        # The best weights lie where the seen texts do: turned onto their axes the problem is the same, and no wider
+        # than there are texts.
+        axes = torch.linalg.svd(seen, full_matrices=False).Vh.mT
+        told = _logistic(seen @ axes, y[train], unseen @ axes, classes, decay)
         right[held_out] = (told == y[held_out]).double()
     return right
 
@@ -122,6 +126,17 @@ def between(first: Tensor, second: Tensor, steps: int, *, spherical: bool = True
     else:
         mixed = (1 - share) * a + share * b
     return mixed.view(steps, *first.shape)
+
+
+def far_apart(features: Tensor, count: int) -> list[int]:
+    """Rows of `features` [S, N, D]: the first, then each time the one farthest from all that are chosen."""
+    flat = features.flatten(1)
+    chosen = [0]
+    while len(chosen) < min(count, len(flat)):
+        distance = torch.cdist(flat, flat[chosen]).amin(1)
+        distance[chosen] = -1  # also where all lie in one place
+        chosen.append(int(distance.argmax()))
+    return chosen
 
 
 def nearest(query: Tensor, features: Tensor, count: int = 3) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_ltm.evaluation.plots import COLORS
+
+SHOWN = 10
+"""Values of a label that have a colour; a longer legend than that tells nothing."""
 
 
 def plot_rates(found: Mapping[str, Any]) -> Figure | None:
@@ -50,7 +54,8 @@ def plot_layers(found: Mapping[str, Any]) -> Figure:
         level = [row["nats_per_token"] for row in rows]
         errors = [row["nats_per_token_stderr"] or 0.0 for row in rows]
         nats.errorbar(count, level, errors, color=COLORS[color], marker="o", markersize=4, capsize=2, label=label)
-        accuracy.plot(count, [row["accuracy"] for row in rows], color=COLORS[color], marker="o", markersize=4)
+        level, errors = [row["accuracy"] for row in rows], [row["accuracy_stderr"] or 0.0 for row in rows]
+        accuracy.errorbar(count, level, errors, color=COLORS[color], marker="o", markersize=4, capsize=2)
     nats.set_ylabel("distortion, nats a token")
     accuracy.set_ylabel("tokens told right, given those before")
     for axes in (nats, accuracy):
@@ -70,31 +75,44 @@ def plot_probes(probes: Sequence[Mapping[str, Any]]) -> Figure:
     )
     for key, label, color in (("majority", "the commonest value", 1), ("control", "shuffled labels", 3)):
         axes.scatter(places, [p[key] for p in probes], marker="_", s=500, color=COLORS[color], label=label, zorder=3)
-    axes.set_xticks(list(places), [p["label"] for p in probes])
+    axes.set_xticks(list(places), [_short(p["label"], 16) for p in probes])
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("told right from the thoughts")
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
 
 
 def plot_map(
     points: Sequence[Sequence[float]], labels: Sequence[str] | None, name: str, shares: Sequence[float]
 ) -> Figure:
-    """Posterior means on their two principal axes, a colour for each value of a label."""
+    """Posterior means on their two principal axes, a colour for each of the ten commonest values of a label."""
     figure, axes = _axes(width=6.0, height=4.6)
     groups: dict[str, list[Sequence[float]]] = {}
     for index, point in enumerate(points):
         groups.setdefault(labels[index] if labels else "", []).append(point)
-    # The ten commonest values have a colour; a longer legend than that tells nothing.
     for index, (value, members) in enumerate(sorted(groups.items(), key=lambda group: -len(group[1]))):
-        color = f"C{index}" if index < 10 else "0.75"
-        shown = value if index < 10 and labels else None
+        color = f"C{index}" if index < SHOWN else "0.75"
+        shown = None if index > SHOWN or not labels else "others" if index == SHOWN else _short(value)
         axes.scatter([x for x, _ in members], [y for _, y in members], s=9, color=color, alpha=0.8, label=shown)
     for axis, share, label in zip((axes.xaxis, axes.yaxis), shares, ("first", "second"), strict=False):
         axis.set_label_text(f"{label} principal axis ({share:.0%} of the variance)")
     if labels:
-        axes.legend(title=name, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.legend(title=_short(name), frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+def sign(figure: Figure, line: str) -> Figure:
+    """The same figure with a small line below it that says how it was measured."""
+    characters = int(15 * figure.get_figwidth())  # at this size
+    figure.supxlabel(textwrap.fill(line, characters), fontsize=7, color="0.4")
+    return figure
+
+
+def _short(value: str, longest: int = 24) -> str:
+    """For a legend, to which a dollar sign is not mathematics and a leading underscore means nothing."""
+    one_line = " ".join(value.split()).replace("$", r"\$")
+    shown = one_line if len(one_line) <= longest else one_line[: longest - 1] + "…"
+    return f"'{shown}'" if not shown or shown.startswith("_") else shown
 
 
 def _axes(width: float = 5.0, height: float = 3.4) -> tuple[Figure, Axes]:

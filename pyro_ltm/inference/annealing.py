@@ -12,11 +12,15 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyro_ltm.errors import UserError
 from pyro_ltm.inference.target import Target
 from pyro_ltm.noise import Noise, draw
 
 BEST_ACCEPTANCE = 0.65
 """Of Hamiltonian steps in many dimensions (Neal 2011)."""
+
+SCHEDULES = ("sigmoid", "linear")
+"""Temperatures closer together at both ends (arXiv:1611.04273), or evenly apart."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,10 @@ class Annealed:
     acceptance: Tensor
 
 
-def temperatures(steps: int, *, sharpness: float = 4.0) -> Tensor:
-    """[steps + 1] from 0 to 1, closer together at both ends (a sigmoid, as in arXiv:1611.04273), float64."""
+def temperatures(steps: int, *, schedule: str = "sigmoid", sharpness: float = 4.0) -> Tensor:
+    """[steps + 1] from 0 to 1 by one of `SCHEDULES`, float64; `sharpness` is the sigmoid's."""
+    if schedule == "linear":
+        return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     line = torch.sigmoid(sharpness * torch.linspace(-1, 1, steps + 1, dtype=torch.float64))
     return (line - line[0]) / (line[-1] - line[0])
 
@@ -47,6 +53,7 @@ def anneal(
     steps: int = 32,
     chains: int = 4,
     leapfrogs: int = 4,
+    schedule: str = "sigmoid",
 ) -> Annealed:
     """Annealed importance sampling along q0(z)^(1 - b) p(x, z)^b, from q0 = `start` at b = 0 to the posterior at b = 1.
 
@@ -59,15 +66,26 @@ def anneal(
         start: batch shape [B], event shape [N, D]; the prior, or a fitted posterior.
         noise: of the run that counts. tuning: of the run that tunes; another stream.
         steps: temperatures above 0. chains: C. leapfrogs: of each transition.
+        schedule: one of `SCHEDULES`.
+
+    Raises:
+        UserError: a schedule that is not one of them, or a count below 1.
     """
+    if schedule not in SCHEDULES:
+        raise UserError(f"schedule = {schedule!r}: choose from {', '.join(SCHEDULES)}")
+    for name, count in (("temperatures", steps), ("chains", chains), ("leapfrogs", leapfrogs)):
+        if count < 1:
+            raise UserError(f"{name} = {count}: at least 1")
+    ladder = temperatures(steps, schedule=schedule).tolist()
     sizes = torch.full((steps, start.batch_shape[0]), 0.5, dtype=torch.float64)
-    _run(target, start, tuning, sizes, chains, leapfrogs, tune=True)
-    return _run(target, start, noise, sizes, chains, leapfrogs, tune=False)
+    _run(target, start, ladder, tuning, sizes, chains, leapfrogs, tune=True)
+    return _run(target, start, ladder, noise, sizes, chains, leapfrogs, tune=False)
 
 
 def _run(
     target: Target,
     start: TorchDistribution,
+    ladder: list[float],
     noise: Noise,
     sizes: Tensor,
     chains: int,
@@ -75,9 +93,7 @@ def _run(
     *,
     tune: bool,
 ) -> Annealed:
-    """One pass over all temperatures; `sizes` [steps, B] are read, or with `tune` written."""
-    steps = len(sizes)
-    ladder = temperatures(steps).tolist()
+    """One pass over the temperatures `ladder`; `sizes` [steps, B] are read, or with `tune` written."""
     with torch.no_grad():
         z = draw(start.expand(torch.Size([chains, *start.batch_shape])), noise)
         try:  # each dimension moves in units of its own width under q0, where that is known

@@ -31,7 +31,10 @@ Watch = Callable[[int, State], None]
 
 
 CHUNK = 64
-"""Draws of a posterior that are kept at a time when it is scored."""
+"""Draws of a posterior that are kept at a time when it is scored.
+
+Part of what a seed means: pieces of another size can give other draws, where one draw is not a multiple of 16 normals.
+"""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ class Posterior:
             )
         target = Target(model, batch)
         parts = []
-        for first in range(0, particles, CHUNK):  # so that memory does not grow with K
+        # In pieces, so that memory does not grow with K. One draw at a time goes through the decoder: on a CPU several
+        # at once are slower from a few sequences on.
+        for first in range(0, particles, CHUNK):
             z = _draws(q, min(CHUNK, particles - first), self.noise)
             parts += [
                 (*target.parts(particle), log_guide) for particle, log_guide in zip(z, q.log_prob(z), strict=True)

@@ -4,59 +4,96 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_ltm.config import dump_toml
 from pyro_ltm.data import TokenDataset, World
 from pyro_ltm.errors import UserError
-from pyro_ltm.evaluation.diagnostics import THRESHOLDS, Thoughts, diagnose
+from pyro_ltm.evaluation.diagnostics import Thoughts, diagnose
 from pyro_ltm.evaluation.figure import plain
-from pyro_ltm.evaluation.html import document, listing, picture, table, text, to_png, write_bytes
-from pyro_ltm.evaluation.probes import between, linear_probe, nearest, principal_components
-from pyro_ltm.evaluation.protocol_plots import levels
-from pyro_ltm.evaluation.thought_plots import plot_distortions, plot_layers, plot_map, plot_probes, plot_rates
+from pyro_ltm.evaluation.html import to_png, write_bytes
+from pyro_ltm.evaluation.probes import between, far_apart, linear_probe, nearest, principal_components
+from pyro_ltm.evaluation.thought_page import measured, render
+from pyro_ltm.evaluation.thought_plots import plot_distortions, plot_layers, plot_map, plot_probes, plot_rates, sign
 from pyro_ltm.files import clear_errors, write_atomically, write_text
-from pyro_ltm.model import Sampler
+from pyro_ltm.inference import infer_thoughts
+from pyro_ltm.model import Sampler, sample_tokens
 from pyro_ltm.noise import fold
 from pyro_ltm.training.run import Run, dataset_batches
 from pyro_ltm.types import Batch
 
-PAGE = "report.html"
-WAY = 5
-"""Steps from one text's thoughts to another's, ends included."""
+PAGE, FIGURES = "report.html", "report.json"
+STEPS = 5
+"""Texts on the way from one to another, ends included."""
+SHOWN = 3
+"""Texts that are written again, written from the prior, and named as the nearest."""
+LIKELIEST = Sampler(temperature=0)
 
-MEANINGS = {
-    "rate": "KL(q || prior): nats that a sequence's thoughts carry, exact where the family allows it.",
-    "mutual information": "How many of those nats tell sequences apart: E log q(z|x) - log mean_j q(z|x_j). It cannot "
-    "exceed the log of the number of sequences, its ceiling; near it read it as 'at least'. The rest of the rate is "
-    "the marginal KL: thoughts that are not where the prior would draw them.",
-    "active": "Share of dimensions whose posterior mean varies over sequences by more than "
-    f"{THRESHOLDS[0]} (arXiv:1509.00519), and by more than {THRESHOLDS[1]}.",
-    "distortion": "Nats a token that are left when the thoughts are known: the sequence's own, drawn from the prior, "
-    "all zero, or another sequence's. If they are alike, the decoder ignores its thoughts.",
-    "by layer": "Progressive reconstruction (arXiv:2502.01567): thoughts of so many layers at their posterior mean, "
-    "the others drawn from the prior.",
-    "probe": "A linear classifier reads a label off the posterior means of texts that it never saw, beside the "
-    "commonest value and beside labels that were shuffled.",
-    "map": "Posterior means on their two principal axes.",
-}
+Figures = dict[str, tuple[Figure, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """The texts of a report, tokenized.
+
+    Attributes:
+        name: what to call it. texts: of each sequence. labels: of each text, by the label's name.
+        notes: what a reader should know of them.
+    """
+
+    name: str
+    batches: list[Batch]
+    texts: list[str]
+    labels: Mapping[str, Sequence[str]]
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of_data(cls, run: Run, data: TokenDataset | None, *, sequences: int, batch_size: int, name: str = "") -> Corpus:
+        """The first `sequences` of `data` (the run's validation split when None); of a world, with its true factors.
+
+        Raises:
+            UserError: the data are not there, or do not fit the model.
+        """
+        data, _ = run.scored(data)
+        batches = list(dataset_batches(data, batch_size, run.parts.device, limit=sequences))
+        texts = [_decoded(run, batch, row) for batch in batches for row in range(batch.size)]
+        world = World.of(data.folder)
+        factors = world.factors_of(data.folder, texts) if world else {}
+        notes = [] if factors is not None else ["Factors are not known: the sequences are not whole documents."]
+        name = name or f"{data.folder.path} ({data.split})"
+        return cls(name=name, batches=batches, texts=texts, labels=factors or {}, notes=notes)
+
+    @classmethod
+    def of_texts(
+        cls, run: Run, texts: Sequence[str], labels: Mapping[str, Sequence[str]], *, batch_size: int, name: str
+    ) -> Corpus:
+        """Texts with their labels, each cut at the model's length."""
+        end, longest = run.tokenizer.end_of_text, run.config.model.max_length
+        encoded = [[end, *run.tokenizer.encode(one), end][: longest + 1] for one in texts]
+        batches = []
+        for start in range(0, len(encoded), batch_size):
+            batch = Batch.from_lists(encoded[start : start + batch_size], pad=end)
+            # Noise is keyed by a text's place among all, so that batches change nothing.
+            batches.append(dataclasses.replace(batch, ids=start + batch.ids).to(run.parts.device))
+        return cls(name=name, batches=batches, texts=list(texts), labels=labels)
 
 
 def write_report(
     run: Run,
-    data: TokenDataset,
+    corpus: Corpus | None,
     *,
-    sequences: int = 256,
+    particles: int = 4,
     fast_steps: int | None = None,
-    labels: Mapping[str, Sequence[str]] | None = None,
-    texts: Sequence[str] | None = None,
-    batch_size: int = 32,
+    between_texts: Sequence[str] | None = None,
     seed: int = 0,
     out: Path | None = None,
     progress: Callable[[int], None] | None = None,
@@ -64,47 +101,38 @@ def write_report(
     """Writes `report.html`, `report.json` and the pictures into `out` (RUN/report): the page, and what the JSON says.
 
     Args:
-        data: whose first `sequences` are looked at, unless `texts` are given.
-        labels: of each text, by the label's name; of a world its factors, when None.
-        texts: to look at instead of `data`; cut at the model's length.
+        corpus: whose thoughts to look at; None will do for a run without thoughts.
+        between_texts: three texts to interpolate (the first two) and to reckon with; None: three of the corpus whose
+            thoughts lie far apart.
 
     Raises:
-        UserError: the data do not fit the model, or the folder cannot be written.
+        UserError: a text is too long, there are no sequences, or the folder cannot be written.
     """
     out = out or run.folder / "report"
-    result: dict[str, Any] = {"run": str(run.folder), "step": run.step, "seed": seed, "data": str(data.folder.path)}
-    figures: dict[str, tuple[Figure | None, str]] = {}
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; name a folder")
+    result: dict[str, Any] = {"run": str(run.folder), "step": run.step, "seed": seed}
+    result |= {"data": corpus.name if corpus else "none", "notes": list(corpus.notes) if corpus else []}
+    figures: Figures = {}
     if run.config.model.thoughts:
-        batches = _batches(run, data, texts, sequences, batch_size)
-        known = [_decoded(run, batch, row) for batch in batches for row in range(batch.size)]
-        labels = labels if labels is not None else _factors(data, known) if texts is None else {}
-        thoughts = Thoughts.fit(run.parts, batches, fast_steps=fast_steps, seed=seed, progress=progress)
-        result["thoughts"] = diagnose(thoughts, fast_steps=fast_steps).to_dict()
-        result["probes"] = _probes(thoughts.means, labels, seed)
-        result |= _between(run, thoughts.means, known)
-        result["reconstructions"] = [_reconstructed(run, one, fast_steps, seed) for one in known[:3]]
-        figures = _figures(result, thoughts.means, labels)
-    samples = run.generate(num=3, max_new_tokens=min(80, run.config.model.max_length - 1), seed=seed)
+        assert corpus is not None
+        ends = None if between_texts is None else _ends(run, between_texts, fast_steps, seed)
+        thoughts = Thoughts.fit(run.parts, corpus.batches, fast_steps=fast_steps, seed=seed, progress=progress)
+        if thoughts.parts is not run.parts:
+            result["notes"].append(
+                f"The guide '{run.config.guide.name}' has no density, so nothing judges it: these are the thoughts of "
+                "a mean-field posterior, fitted in its place."
+            )
+        result["thoughts"] = diagnose(thoughts, particles=particles).to_dict()
+        result["probes"] = _probes(thoughts.means, corpus.labels, seed)
+        result["reconstructions"] = _reconstructions(run, thoughts)
+        result |= _between(run, thoughts.means, corpus.texts, ends)
+        figures = _figures(result, thoughts.means, corpus.labels)
+    elif between_texts or (corpus and corpus.labels):
+        raise UserError(f"{run.folder}: this model has no thoughts (it is an autoregressive twin): nothing to probe")
+    samples = run.generate(num=SHOWN, max_new_tokens=_length(run), seed=seed)
     result["samples"] = [sample.text for sample in samples]
-    evaluation = _evaluation(run)
-    pictures = _write(out, figures)
-    write_text(out / "report.json", json.dumps(result, indent=2) + "\n")
-    page = out / PAGE
-    write_text(page, render(run, result, pictures, evaluation))
-    return page, result
-
-
-def _batches(run: Run, data: TokenDataset, texts: Sequence[str] | None, sequences: int, batch_size: int) -> list[Batch]:
-    if texts is None:
-        return list(dataset_batches(data, batch_size, run.parts.device, limit=sequences))
-    end, longest = run.tokenizer.end_of_text, run.config.model.max_length
-    encoded = [[end, *run.tokenizer.encode(one), end][: longest + 1] for one in texts[:sequences]]
-    batches = []
-    for start in range(0, len(encoded), batch_size):
-        part = Batch.from_lists(encoded[start : start + batch_size], pad=end)
-        ids = start + part.ids
-        batches.append(dataclasses.replace(part, ids=ids).to(run.parts.device))
-    return batches
+    return _write(run, out, result, figures), result
 
 
 def _decoded(run: Run, batch: Batch, row: int) -> str:
@@ -112,67 +140,116 @@ def _decoded(run: Run, batch: Batch, row: int) -> str:
     return run.tokenizer.decode(batch.targets[row][batch.mask[row]].tolist())
 
 
-def _factors(data: TokenDataset, texts: Sequence[str]) -> dict[str, list[str]]:
-    """The true factors of a world's documents; nothing for other text."""
-    world = World.of(data.folder)
-    known = world.factors_of(data.folder, texts) if world else None
-    return known or {}
+def _length(run: Run) -> int:
+    """Tokens of the texts that are written."""
+    return min(80, run.config.model.max_length - 1)
 
 
 def _probes(means: Tensor, labels: Mapping[str, Sequence[str]], seed: int) -> list[dict[str, Any]]:
     found = []
     for name, values in labels.items():
         try:
-            found.append(plain(linear_probe(means, list(values[: len(means)]), name=name, seed=fold(seed, name))))
+            found.append(plain(linear_probe(means, values, name=name, seed=fold(seed, name))))
         except UserError as error:
             found.append({"label": name, "problem": str(error)})
     return found
 
 
-def _between(run: Run, means: Tensor, texts: Sequence[str]) -> dict[str, Any]:
-    """Texts on the way from the first to the second, and what lies nearest to first - second + third."""
-    if len(means) < 2:
-        return {"interpolation": [], "arithmetic": None}
-    path = between(means[0], means[1], WAY)
-    length = min(80, run.config.model.max_length - 1)
-    written = run.generate(thoughts=path, max_new_tokens=length, sampler=Sampler(temperature=0))
-    found: dict[str, Any] = {"interpolation": [one.text for one in written], "interpolated": list(texts[:2])}
-    if len(means) > 3:
-        query = means[0] - means[1] + means[2]
-        rows = [row for row in nearest(query, means, 6) if row > 2][:3]
-        found["arithmetic"] = {"of": list(texts[:3]), "nearest": [texts[row] for row in rows]}
+@torch.no_grad()
+def _reconstructions(run: Run, thoughts: Thoughts) -> list[dict[str, Any]]:
+    """The first texts and what is written from a draw of their thoughts, the likeliest token each time."""
+    batch, z = thoughts.batches[0], thoughts.draws("reconstruction")[0][:SHOWN]
+    assert batch.targets is not None
+    written = sample_tokens(run.parts.model.decoder, z, batch.inputs[: len(z), :1], batch.length, sampler=LIKELIEST)
+    found = []
+    for row, tokens in enumerate(written[:, 1:]):
+        counts = batch.mask[row]
+        original, again = batch.targets[row][counts], tokens[counts]
+        found.append(
+            {
+                "original": run.tokenizer.decode(original.tolist()),
+                "text": run.tokenizer.decode(again.tolist()),
+                "tokens": len(original),
+                "token_accuracy": float((original == again).double().mean()),
+            }
+        )
     return found
 
 
-def _reconstructed(run: Run, original: str, fast_steps: int | None, seed: int) -> dict[str, Any]:
-    try:
-        return plain(run.reconstruct(original, fast_steps=fast_steps, seed=seed))
-    except UserError as error:  # a piece of a long document may be too long with its end
-        return {"original": original, "text": "", "problem": str(error)}
+def _ends(run: Run, texts: Sequence[str], fast_steps: int | None, seed: int) -> tuple[Sequence[str], Tensor]:
+    """Three texts and the means of their thoughts [3, N, D]."""
+    _, posterior = infer_thoughts(run.parts.judge(), run.tokenizer, texts, fast_steps=fast_steps, seed=seed)
+    return texts, posterior.with_noise(fold(seed, "mean")).mean().cpu()
 
 
-def _figures(
-    result: dict[str, Any], means: Tensor, labels: Mapping[str, Sequence[str]]
-) -> dict[str, tuple[Figure | None, str]]:
+def _between(
+    run: Run, means: Tensor, texts: Sequence[str], ends: tuple[Sequence[str], Tensor] | None
+) -> dict[str, Any]:
+    """Texts on the way from the first to the second, and what lies nearest to first - second + third."""
+    rows: list[int] = []
+    if ends is None:
+        rows = far_apart(means, 3)
+        ends = [texts[row] for row in rows], means[rows]
+    named, z = ends
+    found: dict[str, Any] = {"interpolation": None, "arithmetic": None}
+
+    def write(thoughts: Tensor) -> list[str]:
+        written = run.generate(thoughts=thoughts.to(run.parts.device), max_new_tokens=_length(run), sampler=LIKELIEST)
+        return [one.text for one in written]
+
+    if len(z) > 1:
+        ways = {way: between(z[0], z[1], STEPS, spherical=way == "spherical") for way in ("linear", "spherical")}
+        found["interpolation"] = {"texts": list(named[:2]), "shares": [step / (STEPS - 1) for step in range(STEPS)]}
+        found["interpolation"] |= {way: write(path) for way, path in ways.items()}
+    if len(z) > 2:
+        query = z[0] - z[1] + z[2]
+        # The three themselves lie near it, and say nothing.
+        others = [row for row in nearest(query, means, SHOWN + len(rows)) if row not in rows][:SHOWN]
+        near = [{"text": texts[row], "distance": float((means[row] - query).norm())} for row in others]
+        found["arithmetic"] = {"texts": list(named), "written": write(query[None])[0], "nearest": near}
+    return found
+
+
+def _figures(result: dict[str, Any], means: Tensor, labels: Mapping[str, Sequence[str]]) -> Figures:
     found = result["thoughts"]
-    points, shares = principal_components(means)
-    figures: dict[str, tuple[Figure | None, str]] = {
+    drawn: dict[str, tuple[Figure | None, str]] = {
         "rates": (plot_rates(found), "What each thought carries."),
         "distortion": (plot_distortions(found), "Distortion with whose thoughts: alike, if the decoder ignores them."),
         "layers": (plot_layers(found), "Progressive reconstruction: the other layers' thoughts are the prior's."),
     }
     told = [probe for probe in result["probes"] if "accuracy" in probe]
     if told:
-        figures["probes"] = plot_probes(told), "Labels read off the thoughts by a linear classifier."
+        drawn["probes"] = plot_probes(told), "Labels read off the thoughts by a linear classifier."
+    points, shares = principal_components(means)
     if points.shape[1] == 2:
-        for name, values in (labels or {"": []}).items():
-            chosen = list(values) if name else None
-            figure = plot_map(points.tolist(), chosen, name, shares.tolist())
-            figures[f"map-{name}" if name else "map"] = (
-                figure,
-                f"A map of the thoughts{', by ' + name if name else ''}.",
-            )
-    return figures
+        for number, (name, values) in enumerate((labels or {"": []}).items(), 1):
+            file = "-".join(filter(None, ["map", *re.findall(r"\w+", name)])) if name else "map"
+            file = file if file not in drawn else f"{file}-{number}"
+            figure = plot_map(points.tolist(), values if name else None, name, shares.tolist())
+            drawn[file] = figure, f"A map of the thoughts{', by ' + name if name else ''}."
+    line = measured(found)  # in the picture itself, which may be looked at without the page
+    return {name: (sign(figure, line), caption) for name, (figure, caption) in drawn.items() if figure is not None}
+
+
+def _write(run: Run, out: Path, result: dict[str, Any], figures: Figures) -> Path:
+    """The pictures, the figures, and last the page that shows both."""
+    with clear_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    pictures = {}
+    for name, (figure, caption) in figures.items():
+        pictures[name] = to_png(figure), caption
+        write_atomically(out / f"{name}.png", partial(write_bytes, pictures[name][0]))
+    write_text(out / FIGURES, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    training = run.folder / "plots" / "training.png"
+    page = render(
+        result,
+        pictures,
+        settings=dump_toml(run.config),
+        training=training.read_bytes() if training.is_file() else None,
+        evaluation=_evaluation(run),
+    )
+    write_text(out / PAGE, page)
+    return out / PAGE
 
 
 def _evaluation(run: Run) -> dict[str, Any] | None:
@@ -182,113 +259,3 @@ def _evaluation(run: Run) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found
-
-
-def _write(out: Path, figures: Mapping[str, tuple[Figure | None, str]]) -> dict[str, tuple[bytes, str]]:
-    with clear_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    pictures = {}
-    for name, (figure, caption) in figures.items():
-        if figure is not None:
-            pictures[name] = to_png(figure), caption
-            write_atomically(out / f"{name}.png", partial(write_bytes, pictures[name][0]))
-    return pictures
-
-
-def render(
-    run: Run, result: dict[str, Any], pictures: Mapping[str, tuple[bytes, str]], evaluation: dict[str, Any] | None
-) -> str:
-    """The page."""
-    title = f"{run.folder.name}: a latent-thought language model"
-    parts = [f"<h1>{text(title)}</h1>", f'<div class="lead">{_lead(run, result)}</div>']
-    if evaluation:
-        parts += ["<h2>Likelihood</h2>", _levels(evaluation)]
-    training = run.folder / "plots" / "training.png"
-    if training.is_file():
-        parts += ["<h2>Training</h2>", picture("training", training.read_bytes(), "Bounds, distortion and rate.")]
-    if pictures:
-        parts += ["<h2>Thoughts</h2>", _numbers(result["thoughts"]), _probe_table(result["probes"])]
-        parts += [picture(name, content, caption) for name, (content, caption) in pictures.items()]
-        parts += _texts(result)
-    parts += ["<h2>Written from the prior</h2>", "".join(_quote(sample) for sample in result["samples"])]
-    parts += ["<h2>What each figure means</h2>", listing(MEANINGS)] if pictures else []
-    parts += ["<h2>Settings</h2>", f"<pre>{text(dump_toml(run.config))}</pre>"]
-    return document(title, parts)
-
-
-def _lead(run: Run, result: dict[str, Any]) -> str:
-    lines = [f"Step {run.step}; data: {result['data']}; seed {result['seed']}."]
-    found = result.get("thoughts")
-    if not found:
-        lines.append("It has no thoughts: an autoregressive twin.")
-    else:
-        own, other = found["distortion"]["q"]["mean"], found["distortion"].get("shuffled", {}).get("mean")
-        lines.append(
-            f"Thoughts carry {found['rate']['mean']:.2f} nats a sequence, of which at least "
-            f"{found['mutual_information']['mean']:.2f} tell sequences apart (ceiling {found['ceiling']:.2f})."
-        )
-        if other is not None:
-            lines.append(f"With another sequence's thoughts a token costs {other - own:.3f} nats more.")
-        lines.append(
-            f"{found['sequences']} sequences, {found['fast_steps']} fast steps of {found['guide']}, fresh noise."
-        )
-    return "".join(f"<p>{text(line)}</p>" for line in lines)
-
-
-def _levels(evaluation: dict[str, Any]) -> str:
-    """The figures of `evaluate`, each with what it is."""
-    rows = [
-        [name, f"{one['nats_per_token']:.4f} ± {one.get('nats_per_token_stderr') or 0:.4f}"]
-        for name, one in levels(evaluation).items()
-    ]
-    if "floor" in evaluation:
-        rows.append(["floor: the text's entropy", f"{evaluation['floor']['nats_per_token']:.4f}"])
-    return table(["figure", "nats a token"], rows, words=1)
-
-
-def _numbers(found: dict[str, Any]) -> str:
-    rows = [["rate, nats a sequence", _pm(found["rate"])]]
-    rows += [[f"  layer {n}", _pm(rate)] for n, rate in enumerate(found["rate_by_layer"] or [], 1)]
-    rows += [
-        [f"mutual information (at most {found['ceiling']:.2f})", _pm(found["mutual_information"])],
-        ["marginal KL", f"{found['marginal_kl']:.3f}"],
-    ]
-    for level, shares in found["active"].items():
-        rows += [[f"active (variance over {level}), layer {n}", f"{s:.0%}"] for n, s in enumerate(shares, 1)]
-    rows += [[f"distortion, thoughts from {name}", _pm(one, 4)] for name, one in found["distortion"].items()]
-    return table(["figure", "nats"], rows, words=1)
-
-
-def _probe_table(probes: Sequence[dict[str, Any]]) -> str:
-    rows = [[p["label"], *_told(p)] for p in probes]
-    return table(["label", "values", "told right", "commonest", "shuffled"], rows, words=1) if rows else ""
-
-
-def _told(probe: dict[str, Any]) -> list[str]:
-    if "problem" in probe:
-        return [probe["problem"], "", "", ""]
-    told = f"{probe['accuracy']:.3f} ± {probe['stderr']:.3f}"
-    return [str(probe["classes"]), told, f"{probe['majority']:.3f}", f"{probe['control']:.3f}"]
-
-
-def _texts(result: dict[str, Any]) -> list[str]:
-    parts = ["<h2>Written again from their own thoughts</h2>"]
-    for one in result["reconstructions"]:
-        accuracy = f" ({one['token_accuracy']:.0%} of tokens in place)" if "token_accuracy" in one else ""
-        parts.append(_quote(one["original"]) + f"<p>again{text(accuracy)}:</p>" + _quote(one["text"]))
-    if result["interpolation"]:
-        parts.append("<h2>On the way from the first text's thoughts to the second's</h2>")
-        parts += [_quote(one) for one in result["interpolation"]]
-    if result.get("arithmetic"):
-        parts.append("<h2>Nearest to the thoughts of the first text - second + third</h2>")
-        parts += [_quote(one) for one in result["arithmetic"]["nearest"]]
-    return parts
-
-
-def _quote(content: str) -> str:
-    return f"<blockquote>{text(content)}</blockquote>"
-
-
-def _pm(mean: dict[str, Any], digits: int = 3) -> str:
-    error = "" if mean["stderr"] is None else f" ± {mean['stderr']:.{digits}f}"
-    return f"{mean['mean']:.{digits}f}{error}"

@@ -126,7 +126,7 @@ class Run:
         Raises:
             UserError: the data do not fit the model.
         """
-        data, parts = self._scored(data)
+        data, parts = self.scored(data)
         return evaluate_bound(
             parts.model,
             dataset_batches(data, batch_size, parts.device, limit=sequences),
@@ -147,7 +147,7 @@ class Run:
         **options: Any,
     ) -> Prefix:
         """What the model predicts of texts whose beginnings it has read: see the function of this name."""
-        data, parts = self._scored(data, judge=False)
+        data, parts = self.scored(data, judge=False)
         batches = dataset_batches(data, batch_size, parts.device, limit=sequences)
         return evaluate_prefix(parts.model, batches, **_fitting(parts, fast_steps), **options)
 
@@ -161,7 +161,7 @@ class Run:
         **options: Any,
     ) -> AnnealedBound:
         """The tightest bound, by annealed importance sampling: see the function of this name."""
-        data, parts = self._scored(data)
+        data, parts = self.scored(data)
         batches = dataset_batches(data, batch_size, parts.device, limit=sequences)
         return evaluate_annealed(parts.model, batches, **_fitting(parts, fast_steps), **options)
 
@@ -175,11 +175,11 @@ class Run:
         **options: Any,
     ) -> Reference:
         """The reference implementation's figure, which is no bound: see the function of this name."""
-        data, parts = self._scored(data)
+        data, parts = self.scored(data)
         batches = dataset_batches(data, batch_size, parts.device, limit=sequences)
         return evaluate_reference(parts.model, batches, fast_steps=parts.steps(fast_steps), **options)
 
-    def _scored(self, data: TokenDataset | None, *, judge: bool = True) -> tuple[TokenDataset, Parts]:
+    def scored(self, data: TokenDataset | None, *, judge: bool = True) -> tuple[TokenDataset, Parts]:
         """The data to score, checked, and what scores them. Raises UserError when they do not fit the model."""
         data = self.dataset() if data is None else data
         check_fits(self.config, data)

@@ -3,37 +3,118 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
 
 def test_report_of_a_run(ask, trained, tmp_path):
-    result = ask("report", trained, "--sequences", 12, "--out", tmp_path / "page")
-    assert set(result["thoughts"]) >= {"rate", "mutual_information", "ceiling", "active", "distortion", "by_layer"}
+    result = ask("report", trained, "--sequences", 12, "--particles", 2, "--out", tmp_path / "page")
+    found = result["thoughts"]
+    assert (found["sequences"], found["particles"], found["fast_steps"], found["seed"]) == (12, 2, 2, 0)
+    assert found["ceiling"] == pytest.approx(math.log(12))
     page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
     assert "Progressive reconstruction" in page
+    assert "12 sequences, 384 tokens; 2 fast steps of MeanField; particles 2, seed 0" in page
     assert "http" not in page.replace("http-equiv", "")
     saved = json.loads((tmp_path / "page" / "report.json").read_text())
     assert saved == {key: value for key, value in result.items() if key != "page"}
-    assert (tmp_path / "page" / "distortion.png").read_bytes().startswith(b"\x89PNG")
+    pictures = {path.stem for path in (tmp_path / "page").glob("*.png")}
+    assert pictures == {"rates", "distortion", "layers", "map"}
+    assert page.count("data:image/png;base64,") == len(pictures) + 1, "and the curves of training"
     assert not list((tmp_path / "page").glob(".*"))
+    assert [len(result["interpolation"][way]) for way in ("shares", "linear", "spherical")] == [5, 5, 5]
+    assert len(result["arithmetic"]["nearest"]) == 3
+    assert all(0 <= one["token_accuracy"] <= 1 and one["tokens"] == 32 for one in result["reconstructions"])
 
 
-def test_report_of_a_twin(ask, twin, tmp_path):
+def test_the_same_seed_gives_the_same_report(ask, trained, tmp_path):
+    options = ["report", trained, "--sequences", 6, "--out", tmp_path / "page", "--particles", 1]
+    first = ask(*options)
+    assert ask(*options) == first
+    assert ask(*options, "--seed", 1)["thoughts"]["distortion"] != first["thoughts"]["distortion"]
+
+
+def test_report_in_the_run_shows_its_evaluation(ask, own_run):
+    ask("evaluate", own_run, "--sequences", 4, "--protocol", "all", "--particles", 2)
+    result = ask("report", own_run, "--sequences", 4)
+    assert result["page"] == str(own_run / "report" / "report.html")
+    page = (own_run / "report" / "report.html").read_text(encoding="utf-8")
+    assert "reference: NOT a bound" in page
+    assert "bound (at most)" in page
+
+
+def test_report_of_a_twin(ask, invoke, refuse, twin, tmp_path):
     result = ask("report", twin, "--out", tmp_path / "page")
     assert "thoughts" not in result
     assert "no thoughts" in (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+    assert "no thoughts" in invoke("report", twin, "--out", tmp_path / "page").stdout
+    refuse("report", twin, "--texts", "kalo", "mira", "tove", says=("no thoughts", "nothing to probe"))
 
 
-def test_labels_from_a_file(ask, invoke, trained, tmp_path):
-    rows = [{"text": f"kalo {'mira' if n % 2 else 'tove'} {n}", "kind": "odd" if n % 2 else "even"} for n in range(20)]
+def test_a_guide_without_density_is_looked_at_by_another(ask, invoke, trained, settings, tmp_path):
+    point = ["--set", "guide.name=delta", "--set", "objective.name=map"]
+    done = invoke("train", "--data", trained / "data", "--out", tmp_path / "run", *settings(), *point)
+    assert done.exit_code == 0, done.stderr
+    result = ask("report", tmp_path / "run", "--sequences", 5)
+    assert result["thoughts"]["guide"] == "MeanField"
+    (remark,) = result["notes"]
+    assert "'delta' has no density" in remark
+    assert "no density" in (tmp_path / "run" / "report" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_worlds_own_factors(ask, invoke, settings, tmp_path):
+    tiny = settings(**{"model.max_length": 64, "data.sequence_length": 64})
+    done = invoke("train", "--data", "worlds:length=2,documents=60", "--out", tmp_path / "run", *tiny)
+    assert done.exit_code == 0, done.stderr
+    result = ask("report", tmp_path / "run", "--data", "worlds:documents=30", "--sequences", 30)
+    assert result["data"] == "worlds:documents=30"
+    assert {probe["label"] for probe in result["probes"]} == {"subject", "place", "object", "mood", "plot"}
+    assert all(probe["texts"] == 30 for probe in result["probes"])
+    assert (tmp_path / "run" / "report" / "map-subject.png").exists()
+    cut = ask("report", tmp_path / "run", "--data", "worlds:length=9,documents=12", "--sequences", 12)
+    assert cut["probes"] == []
+    assert "not whole documents" in cut["notes"][0]
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Texts with a label that is a number, and one whose name and values are hard on files and legends."""
+    rows = [
+        {"text": f"kalo {'mira' if n % 2 else 'tove'} {n}", "stars": n % 2, "a/b": ["_x", "$y", "", "z" * 90][n % 4]}
+        for n in range(20)
+    ]
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = ["report", trained, "--labels", path, "--label-column", "kind", "--out", tmp_path / "page"]
-    (probe,) = ask(*options)["probes"]
-    assert (probe["label"], probe["classes"], probe["texts"]) == ("kind", 2, 20)
-    assert (tmp_path / "page" / "map-kind.png").exists()
-    assert "probe of kind" in invoke(*options).stdout
+    return path
+
+
+def test_labels_from_a_file(ask, invoke, trained, labelled, tmp_path):
+    columns = ["--label-column", "stars", "--label-column", "a/b"]
+    options = ["report", trained, "--labels", labelled, *columns, "--out", tmp_path / "page"]
+    result = ask(*options)
+    assert [(p["label"], p["classes"], p["texts"]) for p in result["probes"]] == [("stars", 2, 20), ("a/b", 4, 20)]
+    assert result["data"] == str(labelled)
+    assert {path.name for path in (tmp_path / "page").glob("map*")} == {"map-stars.png", "map-a-b.png"}
+    assert "probe of stars" in invoke(*options).stdout
+
+
+def test_a_label_that_cannot_be_probed_is_a_remark(ask, trained, labelled, tmp_path):
+    options = ["--labels", labelled, "--label-column", "stars", "--sequences", 4, "--out", tmp_path / "page"]
+    (probe,) = ask("report", trained, *options)["probes"]
+    assert "a probe needs at least 10" in probe["problem"]
+    assert probe["problem"].split("'")[0] in (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+
+
+def test_texts_of_our_own(ask, refuse, trained, tmp_path):
+    texts = ["kalo mira", "tove", "mira <b>"]
+    result = ask("report", trained, "--sequences", 5, "--texts", *texts, "--out", tmp_path / "page")
+    assert result["interpolation"]["texts"] == texts[:2]
+    assert result["arithmetic"]["texts"] == texts
+    assert "mira &lt;b&gt;" in (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+    refuse("report", trained, "--texts", "kalo", "", "mira", "--out", tmp_path / "none", says=("the text is empty",))
+    long = "kalo " * 60
+    refuse("report", trained, "--texts", "kalo", long, "mira", "--out", tmp_path / "none", says=("reads at most 31",))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +123,17 @@ def test_labels_from_a_file(ask, invoke, trained, tmp_path):
         (["--labels", "missing.jsonl", "--label-column", "kind"], "missing.jsonl"),
         (["--labels", "texts.txt", "--label-column", "kind"], "expected a .jsonl, .csv or .parquet file"),
         (["--labels", "texts.jsonl"], "--labels and --label-column go together"),
+        (["--labels", "t.jsonl", "--label-column", "kind", "--data", "worlds"], "give either --labels or --data"),
     ],
 )
 def test_bad_labels(refuse, trained, options, says):
-    refuse("report", trained, *options, says=says)
+    refuse("report", trained, *options, says=(says,), quiet=False)
+
+
+def test_data_and_places_that_do_not_fit(ask, refuse, trained, text, labelled, tmp_path):
+    ask("prepare", text, "--out", tmp_path / "other", "--vocab-size", 290, "--sequence-length", 32)
+    refuse("report", trained, "--data", tmp_path / "other", says=("made by another tokenizer", str(tmp_path / "other")))
+    refuse("report", trained, "--out", labelled, says=("is a file; name a folder",))
+    refuse("report", trained, "--labels", labelled, "--label-column", "star", says=("did you mean 'stars'",))
+    labelled.write_text("")
+    refuse("report", trained, "--labels", labelled, "--label-column", "stars", says=("no sequences",))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from helpers.linear_gaussian import CorrelatedGaussian, random_covariance
 
-from pyro_ltm.inference.annealing import anneal, temperatures
+from pyro_ltm.errors import UserError
+from pyro_ltm.inference.annealing import SCHEDULES, anneal, temperatures
 from pyro_ltm.inference.target import Target
 from pyro_ltm.noise import Noise
 
@@ -42,11 +43,31 @@ def run(model, batch, start, steps, *, seed=1, **options):
     return anneal(Target(model, batch), start, noise=noise, tuning=tuning, steps=steps, **options)
 
 
-def test_temperatures_rise_from_0_to_1():
-    ladder = temperatures(10)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_temperatures_rise_from_0_to_1(schedule):
+    ladder = temperatures(10, schedule=schedule)
     assert (ladder[0].item(), ladder[-1].item()) == (0, 1)
     assert bool((ladder.diff() > 0).all())
     assert torch.allclose(ladder + ladder.flip(0), torch.ones(11, dtype=torch.float64))
+    even = torch.allclose(ladder.diff(), torch.full((10,), 0.1, dtype=torch.float64))
+    assert even == (schedule == "linear")
+
+
+@pytest.mark.parametrize("bad", [{"schedule": "cubic"}, {"steps": 0}, {"chains": 0}, {"leapfrogs": 0}])
+def test_what_cannot_be_run_is_refused(bad):
+    model, batch = gaussian()
+    with pytest.raises(UserError, match=r"choose from sigmoid, linear|at least 1"):
+        run(model, batch, starts(model, batch)["prior"], **({"steps": 2} | bad))
+
+
+def test_the_schedule_is_the_one_asked_for():
+    """Unbiased along either, and the two are other runs."""
+    model, batch = gaussian()
+    exact, start = model.log_evidence(batch)[0], starts(model, batch)["prior"]
+    even, bent = (run(model, batch, start, 6, schedule=schedule).log_weight for schedule in ("linear", "sigmoid"))
+    ratio = (even - exact).exp().flatten()
+    assert ratio.mean().item() == pytest.approx(1, abs=4 * ratio.std().item() / math.sqrt(len(ratio)))
+    assert not torch.allclose(even, bent)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 12])
