@@ -82,7 +82,7 @@ def measure(data: Path, out: Path, steps: int, problems: int) -> dict[str, Any]:
     tasks = out / "tasks.toml"
     source = (data / "wikitext-2" / "wiki.test.tokens").resolve()
     tasks.write_text(f'[tasks.wikitext-2]\nsource = "{source}"\nwords = "with-line-ends"\nsequences = 100\n')
-    (out / "held-out.jsonl").write_text("".join((out / "train.jsonl").open().readlines()[-50:]))
+    (out / "some-of-train.jsonl").write_text("".join((out / "train.jsonl").open().readlines()[-50:]))
     return {
         "machine": machine(),
         "gsm8k": {name: run("gsm8k", folder, *asked, *few_shot) for name, folder in (("ltm", ltm), ("twin", twin))},
@@ -90,7 +90,7 @@ def measure(data: Path, out: Path, steps: int, problems: int) -> dict[str, Any]:
         "zero-shot": run("zero-shot", ltm, str(tasks), "--twin", twin, "--particles", "16"),
         "samples": run(
             *("score-samples", "--run", ltm, "--num", "50", "--max-new-tokens", "120"),
-            *("--scorer", twin, "--reference", str(out / "held-out.jsonl")),
+            *("--scorer", twin, "--reference", str(out / "some-of-train.jsonl")),
         ),
     }
 
