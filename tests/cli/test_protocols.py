@@ -1,0 +1,64 @@
+"""`pyro-ltm evaluate --protocol`, on a world, where the floor is known."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def worldly(invoke, settings, tmp_path_factory):
+    """A run trained on a small world, and its twin."""
+    folder = tmp_path_factory.mktemp("world")
+    source = "worlds:size=2,length=3,documents=60"
+    runs = []
+    shape = {"data.sequence_length": 160, "model.max_length": 160}  # a document is one sequence
+    for name, changes in (("ltm", shape), ("twin", shape | {"model.thoughts": 0})):
+        data = source if name == "ltm" else folder / "ltm" / "data"
+        result = invoke("train", "--data", data, "--out", folder / name, *settings(**changes))
+        assert result.exit_code == 0, result.stderr
+        runs.append(folder / name)
+    return runs
+
+
+def test_every_protocol_has_its_own_key(ask, worldly):
+    ltm, twin = worldly
+    options = ["--data", "worlds:documents=6", "--particles", 4, "--ais", 2]
+    found = ask("evaluate", ltm, "--protocol", "all", "--twin", twin, *options)
+    for name in ("bound", "prefix", "reference", "twin", "floor"):
+        assert found[name]["nats_per_token"] > 0, name
+    assert set(found["bound"]["ais"]) == {"prior", "q"}
+    assert [point["particles"] for point in found["bound"]["iwae_curve"]] == [1, 2, 4]
+    assert found["reference"]["is_bound"] is False
+    assert "NOT a bound" in found["reference"]["label"]
+    assert "reference" not in found["above_floor"], "nothing is said of what is no bound"
+    assert found["above_floor"]["bound"]["nats_per_token"] > 0
+    assert set(found["below_twin"]) >= {"bound", "importance-weighted", "AIS from q", "prefix"}
+    assert not (ltm / "evaluation.json").exists(), "not its own data"
+
+
+def test_protocols_are_never_mixed(ask, invoke, worldly):
+    ltm, _ = worldly
+    for name in ("bound", "prefix", "reference"):
+        found = ask("evaluate", ltm, "--protocol", name, "--sequences", 3)
+        assert [key for key in ("bound", "prefix", "reference") if key in found] == [name]
+    table = invoke("evaluate", ltm, "--protocol", "all", "--sequences", 3).stdout
+    for heading in ("Upper bound on nats", "Predictive", "NOT a bound", "Above the floor"):
+        assert heading in table
+    assert json.loads((ltm / "evaluation.json").read_text())["floor"]["combinations"] == 32
+    assert (ltm / "plots" / "bounds.png").exists()
+
+
+def test_documents_of_a_world_are_new_ones(ask, worldly):
+    ltm, _ = worldly
+    found = ask("evaluate", ltm, "--data", "worlds:documents=5", "--particles", 1)
+    assert found["bound"]["sequences"] == 5
+    assert found["floor"]["combinations"] == 32, "of the size that the run was trained on"
+
+
+def test_bad_protocols(refuse, worldly):
+    ltm, twin = worldly
+    refuse("evaluate", ltm, "--protocol", "prefix", "--prefix", "999", says=("prefix = 999", "leave something"))
+    refuse("evaluate", twin, "--protocol", "reference", says=("has no thoughts",))
+    refuse("evaluate", ltm, "--data", "worlds:sise=3", says=("unknown option 'sise'", "did you mean 'size'"))
