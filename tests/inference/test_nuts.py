@@ -11,6 +11,7 @@ from pyro_ltm.config import Component
 from pyro_ltm.inference import FAMILIES, Adam, fit_posterior
 from pyro_ltm.inference.parts import build_guide
 from pyro_ltm.inference.samplers import HMC, MALA
+from pyro_ltm.inference.target import Target
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.objectives import MAP, MonteCarloELBO
 from pyro_ltm.types import Batch
@@ -51,9 +52,12 @@ def effective_error(firsts):
 
 def importance_mean(posterior, model, batch, particles=4000):
     """Self-normalized estimate [8] of the posterior mean under weights p / q, its standard error, and the ESS."""
-    terms = posterior.with_noise(11).score(model, batch, particles=particles)
-    weights = torch.softmax(terms.log_weight[:, 0], 0)[:, None]
-    draws = terms.thoughts[:, 0].flatten(1)
+    z = posterior.with_noise(11).sample(particles)
+    with torch.no_grad():
+        log_joint = torch.cat([Target(model, batch)(some) for some in z.split(100)])
+        log_weight = log_joint - posterior.distribution.log_prob(z)
+    weights = torch.softmax(log_weight[:, 0], 0)[:, None]
+    draws = z[:, 0].flatten(1)
     mean = (weights * draws).sum(0)
     error = (weights.square() * (draws - mean).square()).sum(0).sqrt()
     return mean, error, float(1 / weights.square().sum())
