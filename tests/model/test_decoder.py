@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.plain import plain_logits
 from helpers.tiny import tiny_config, tiny_decoder, tiny_tokens
-from plain_decoder import plain_logits, plain_turns
 
+from benchmarks.plain import unit_turns
 from pyro_ltm.model import Decoder
 from pyro_ltm.model.attention import rotary_table
 
@@ -81,7 +82,7 @@ def test_logits_and_gradients_agree_in_double_precision(changes, length):
 def test_rotary_table_agrees_with_complex_numbers():
     positions, width, theta = 1024, 64, 10000.0
     table = rotary_table(torch.arange(positions), width, theta)
-    exact = plain_turns(positions, width, theta)
+    exact = unit_turns(positions, width, theta)
     # An angle has gone through at most three roundings (exponent and power, product) of 2^-24 each; the exponent's
     # counts log(theta) times. Cosine and sine lie within the angle's error and a rounding of their own.
     angle = exact.angle().new_tensor([[p * theta ** (-2 * k / width) for k in range(32)] for p in range(positions)])

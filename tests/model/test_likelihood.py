@@ -8,8 +8,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.plain import plain_logits
 from helpers.tiny import tiny_batch, tiny_config, tiny_decoder
-from plain_decoder import plain_logits
 
 from pyro_ltm.model import TokenSequence
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.plain import plain_logits
 from helpers.tiny import tiny_tokens
-from plain_decoder import plain_logits
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.model import Decoder

@@ -1,0 +1,188 @@
+"""The paper's algorithm written the obvious way in plain torch: the yardstick, and what the tests compare with.
+
+Written from the paper (arXiv:2502.01567) and from what is known of the reference implementation, and imports nothing of
+pyro_ltm. What a reader of the paper would write: self-attention masked at full length, all of the head in each fast
+step, decoder gradients computed in each fast step (`loss.backward()`), single precision, no cache in generation.
+Weights have the reference's names, so that those of a `Decoder` load.
+
+Shapes: B sequences, T tokens, L layers, N thoughts in all (N/L per layer), D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Of the decoder."""
+
+    vocab_size: int
+    dim: int
+    layers: int
+    heads: int
+    thoughts: int
+    max_length: int
+    window: int
+    hidden: int = 0
+    theta: float = 10000.0
+    eps: float = 1e-5
+    embedding_scale: float = 1.0
+    init_std: float = 0.02
+
+
+class PlainAttention(nn.Module):
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.heads = shape.heads
+        self.wq, self.wk, self.wv, self.wo = (nn.Linear(shape.dim, shape.dim, bias=False) for _ in range(4))
+
+    def forward(self, x: Tensor, source: Tensor, sees: Tensor | None, x_turns: Tensor, source_turns: Tensor) -> Tensor:
+        q, k, v = (w(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for w, y in self._pairs(x, source))
+        mixed = F.scaled_dot_product_attention(turn(q, x_turns), turn(k, source_turns), v, attn_mask=sees)
+        return self.wo(mixed.transpose(1, 2).flatten(2))
+
+    def _pairs(self, x: Tensor, source: Tensor) -> list[tuple[nn.Linear, Tensor]]:
+        return [(self.wq, x), (self.wk, source), (self.wv, source)]
+
+
+class PlainFeedForward(nn.Module):
+    def __init__(self, shape: Shape):
+        super().__init__()
+        hidden = shape.hidden or -(-(8 * shape.dim // 3) // 32) * 32
+        self.w1 = nn.Linear(shape.dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, shape.dim, bias=False)
+        self.w3 = nn.Linear(shape.dim, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class PlainNorm(nn.Module):
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.eps = shape.eps
+        self.weight = nn.Parameter(torch.ones(shape.dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+class PlainLayer(nn.Module):
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.attention_norm, self.attention = PlainNorm(shape), PlainAttention(shape)
+        if shape.thoughts:
+            self.cross_attention_norm, self.cross_attention = PlainNorm(shape), PlainAttention(shape)
+        self.ffn_norm, self.feed_forward = PlainNorm(shape), PlainFeedForward(shape)
+
+
+class Plain(nn.Module):
+    """Logits [B, T, V] of tokens [B, T] and thoughts [B, N, D]."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.shape = shape
+        self.tok_embeddings = nn.Embedding(shape.vocab_size, shape.dim)
+        self.layers = nn.ModuleList(PlainLayer(shape) for _ in range(shape.layers))
+        self.norm = PlainNorm(shape)
+        self.turns = unit_turns(shape.max_length, shape.dim // shape.heads, shape.theta)
+        for name, weight in self.named_parameters():
+            if weight.dim() == 2:
+                depth = math.sqrt(2 * shape.layers) if name.endswith(("wo.weight", "w3.weight")) else 1.0
+                nn.init.normal_(weight, std=shape.init_std / depth)
+
+    def forward(self, tokens: Tensor, thoughts: Tensor | None) -> Tensor:
+        shape, length = self.shape, tokens.shape[1]
+        turns = self.turns[:length].to(tokens.device)
+        ago = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+        sees = ((ago >= 0) & (ago < shape.window)).to(tokens.device)
+        h = self.tok_embeddings(tokens) * shape.embedding_scale
+        each = shape.thoughts // shape.layers
+        stands = self.turns[torch.arange(each) * (shape.max_length // max(shape.thoughts, 1))].to(tokens.device)
+        for index, layer in enumerate(self.layers):
+            x = layer.attention_norm(h)
+            h = h + layer.attention(x, x, sees, turns, turns)
+            if thoughts is not None and shape.thoughts:
+                z = thoughts[:, index * each : (index + 1) * each]
+                h = h + layer.cross_attention(layer.cross_attention_norm(h), z, None, turns, stands)
+            h = h + layer.feed_forward(layer.ffn_norm(h))
+        return F.linear(self.norm(h), self.tok_embeddings.weight)
+
+
+def unit_turns(positions: int, width: int, theta: float) -> Tensor:
+    """e^(i p theta^(-2k/d)) at positions p and pairs k: complex128 [P, d / 2]."""
+    angles = [[p * theta ** (-2 * k / width) for k in range(width // 2)] for p in range(positions)]
+    angle = torch.tensor(angles, dtype=torch.float64)
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def turn(x: Tensor, turns: Tensor) -> Tensor:
+    """Interleaved pairs of `x` [..., P, d] as complex numbers, times `turns` [P, d / 2]: rotary embedding."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32  # there are no complex numbers of bfloat16
+    pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * turns.to(pairs.dtype)).flatten(-2).to(x.dtype)
+
+
+def nelbo(model: Plain, inputs: Tensor, targets: Tensor, loc: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
+    """Minus the bound in nats, summed over the batch, for one draw of each sequence's thoughts."""
+    logits = model(inputs, loc + torch.exp(0.5 * log_variance) * noise)
+    distortion = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+    return distortion + 0.5 * (loc.square() + log_variance.exp() - 1 - log_variance).sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastLoop:
+    """The reference's: AdamW at 0.3, cosine decay to a tenth, from a narrow q; on one draw of the noise or `fresh`."""
+
+    steps: int = 16
+    lr: float = 0.3
+    lr_final: float = 0.1
+    fresh: bool = False
+    init_log_variance: float = -5.0
+    init_noise: float = 0.1
+
+    def fit(self, model: Plain, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """loc and log variance [B, N, D], and the noise of the next draw. Gradients of the decoder pile up."""
+        shape = (len(inputs), model.shape.thoughts, model.shape.dim)
+        loc = (0.01 * torch.randn(shape, device=inputs.device)).requires_grad_()
+        start = self.init_log_variance + self.init_noise * torch.randn(shape, device=inputs.device)
+        log_variance = start.requires_grad_()
+        noise = torch.randn(shape, device=inputs.device)
+        optimizer = torch.optim.AdamW([loc, log_variance], lr=self.lr)
+        for step in range(self.steps):
+            share = self.lr_final + (1 - self.lr_final) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+            optimizer.param_groups[0]["lr"] = self.lr * share
+            optimizer.zero_grad()
+            (nelbo(model, inputs, targets, loc, log_variance, noise) / targets.numel()).backward()
+            optimizer.step()
+            noise = torch.randn_like(noise) if self.fresh else noise
+        return loc.detach(), log_variance.detach(), noise
+
+
+def plain_train_step(
+    model: Plain, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, fast: FastLoop, clip: float = 1.0
+) -> float:
+    """Algorithm 1: the fast loop, then one step of the decoder. Returns the loss in nats a token."""
+    loc, log_variance, noise = fast.fit(model, inputs, targets)
+    optimizer.zero_grad()
+    loss = nelbo(model, inputs, targets, loc, log_variance, noise) / targets.numel()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    return loss.item()
+
+
+@torch.no_grad()
+def plain_generate(model: Plain, thoughts: Tensor, prompt: Tensor, new: int) -> Tensor:
+    """`prompt` [B, P] and `new` more tokens: all of the text is read again for each."""
+    tokens = prompt
+    for _ in range(new):
+        logits = model(tokens, thoughts)[:, -1]
+        tokens = torch.cat([tokens, torch.multinomial(logits.softmax(-1), 1)], dim=1)
+    return tokens
