@@ -133,6 +133,13 @@ class FastConfig:
         0.0, "a sequence stops when its bound rises by fewer nats over `patience` steps; 0: never", low=0.0, added=True
     )
     patience: int = option(4, "fast steps over which the rise of a bound is taken", low=1, high=1 << 16, added=True)
+    subsample: int = option(
+        1,
+        "in training, a fast step scores one token drawn from so many in a row, scaled up; 1: all",
+        low=1,
+        high=1 << 16,
+        added=True,
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self, "fast")

@@ -33,6 +33,8 @@ class Batch:
         targets: [B, T] int64, the tokens predicted; None leaves the site `tokens` unobserved, so the model writes them.
         mask: [B, T] bool, True where a target counts.
         ids: [B] int64, stable names of the sequences; a sequence's noise is keyed by its id.
+        positions, weights: [B, P] int64 and float: only these targets count, each for so many of its like
+            (`inference.subsampled`); None: all of them, once.
         context: [B, T, D] what the thoughts cannot touch (`Decoder.context`), computed once for many fast steps;
             None until `LatentThoughtModel.precompute` fills it in.
     """
@@ -41,6 +43,8 @@ class Batch:
     targets: Tensor | None
     mask: Tensor
     ids: Tensor
+    positions: Tensor | None = None
+    weights: Tensor | None = None
     context: Tensor | None = None
 
     @classmethod
@@ -91,13 +95,13 @@ class Batch:
         return dataclasses.replace(self, targets=None)
 
     def beginning(self, length: int) -> Batch:
-        """The first `length` tokens of each sequence: nothing of what comes after is in it."""
+        """The first `length` tokens of each sequence: nothing of what comes after is in it, and all of them count."""
         cut = {
             entry.name: value[:, :length]
             for entry in dataclasses.fields(self)
-            if entry.name != "ids" and (value := getattr(self, entry.name)) is not None
+            if entry.name not in ("ids", "positions", "weights") and (value := getattr(self, entry.name)) is not None
         }
-        return dataclasses.replace(self, **cut)
+        return dataclasses.replace(self, **cut, positions=None, weights=None)
 
     def select(self, rows: Tensor) -> Batch:
         """The sequences at `rows` (int64 [B'])."""

@@ -11,7 +11,7 @@ from pyro_ltm.errors import UserError
 
 def test_settings_that_came_later_may_be_missing(tmp_path):
     document = tomlkit.parse(dump_toml(preset("nano")))
-    for key in ("tolerance", "patience"):
+    for key in ("tolerance", "patience", "subsample"):
         del document["fast"][key]
     path = tmp_path / "config.toml"
     path.write_text(tomlkit.dumps(document), encoding="utf-8")

@@ -22,7 +22,13 @@ def refusal(guide: Any, objective: ELBO) -> str:
 
 
 def check_fit(
-    guide: Guide, objective: ELBO, optimizer: FastOptimizer, noise: str = "fresh", *, tolerance: float = 0.0
+    guide: Guide,
+    objective: ELBO,
+    optimizer: FastOptimizer,
+    noise: str = "fresh",
+    *,
+    tolerance: float = 0.0,
+    subsample: int = 1,
 ) -> None:
     """Raises UserError when these do not fit one another."""
     if reason := refusal(guide, objective):
@@ -59,6 +65,8 @@ def check_fit(
             f"tolerance = {tolerance}: {type(objective).__name__} with {type(guide).__name__} gives no bound for each "
             "sequence by itself that stays the same over the fast steps, so none can stop: leave it at 0"
         )
+    if subsample > 1:
+        _check_subsample(guide, objective, optimizer, noise, tolerance, subsample)
 
 
 def _check_fixed_noise(guide: Guide, objective: ELBO, noise: str) -> None:
@@ -70,6 +78,28 @@ def _check_fixed_noise(guide: Guide, objective: ELBO, noise: str) -> None:
             f"noise = 'fixed' with {type(objective).__name__} and {type(guide).__name__}: one draw cannot estimate "
             "a KL; use the objective 'analytic-elbo' and a guide whose KL has a closed form, or noise = 'fresh'"
         )
+
+
+def _check_subsample(
+    guide: Guide, objective: ELBO, optimizer: FastOptimizer, noise: str, tolerance: float, subsample: int
+) -> None:
+    """A sample of the tokens estimates without bias what is linear in their log-probabilities, and nothing else."""
+    where = f"subsample = {subsample}"
+    fitter = objective.for_guide() if isinstance(objective, Objective) else None
+    if fitter is None or not fitter.is_linear:
+        linear = [name for name, kind in OBJECTIVES.items() if kind.is_linear]
+        raise UserError(
+            f"{where}: {type(objective).__name__} is not linear in log p(x | z), which a sample of the tokens would "
+            f"bias: leave it at 1, or use {_either('objective', linear)}"
+        )
+    if isinstance(guide, Sampler):
+        raise UserError(f"{where}: chains of {type(guide).__name__} need the whole log p(x, z): leave it at 1")
+    if optimizer.needs_fixed_loss or noise == "fixed":
+        raise UserError(
+            f"{where}: {type(optimizer).__name__} on {noise} noise needs one loss for all steps: leave it at 1"
+        )
+    if tolerance:
+        raise UserError(f"{where}: tolerance = {tolerance} needs each sequence's whole bound: leave one of them out")
 
 
 def _guides(objective: ELBO) -> list[str]:

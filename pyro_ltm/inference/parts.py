@@ -48,7 +48,8 @@ class Parts:
         objective_name = Component(name="analytic-elbo") if nothing else config.objective
         objective = OBJECTIVES.build(objective_name, layers=config.model.layers)
         optimizer = OPTIMIZERS.build(config.optimizer)
-        check_fit(guide, objective, optimizer, config.fast.noise, tolerance=config.fast.tolerance)
+        fast = config.fast
+        check_fit(guide, objective, optimizer, fast.noise, tolerance=fast.tolerance, subsample=fast.subsample)
         fast = FastConfig(steps=0) if nothing else config.fast
         return cls(model, guide, objective, optimizer, fast)
 

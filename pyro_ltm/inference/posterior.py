@@ -21,8 +21,9 @@ from pyro_ltm.guides import Guide
 from pyro_ltm.inference.fit import check_fit
 from pyro_ltm.inference.optimizers import Adam, FastOptimizer
 from pyro_ltm.inference.samplers import Sampler
+from pyro_ltm.inference.subsample import subsampled
 from pyro_ltm.inference.target import Target
-from pyro_ltm.noise import DrawFrom, Noise, draw
+from pyro_ltm.noise import DrawFrom, Noise, draw, fold
 from pyro_ltm.objectives import Objective, Terms
 from pyro_ltm.types import Batch, State, frozen
 
@@ -127,10 +128,12 @@ def fit_posterior(
     seed: int = 0,
     tolerance: float = 0.0,
     patience: int = 4,
+    subsample: int = 1,
+    start: State | None = None,
     keep_graph: bool = False,
     watch: Watch | None = None,
 ) -> Posterior:
-    """Fits q(z) of every sequence in `batch` by `steps` fast steps, starting from `guide.init(batch)`.
+    """Fits q(z) of every sequence in `batch` by `steps` fast steps, starting from `start` or else `guide.init(batch)`.
 
     Leaves `.grad` of model and guide alone. A sequence's posterior does not depend on who shares its batch: the loss is
     a sum over sequences, the optimizer treats each by itself, and noise is keyed by the sequence's id. (Objectives that
@@ -145,6 +148,9 @@ def fit_posterior(
         seed: of the noise, together with each sequence's id.
         tolerance: a sequence whose bound rose by fewer nats than this over `patience` fast steps (their mean against
             the mean of as many before) takes no more, and the batch goes on without it; 0: all take all steps.
+        subsample: each fast step scores one token drawn from so many in a row, scaled up without bias; the bounds in
+            the history are then estimates.
+        start: local parameters to begin from, such as those of an earlier fit of the same sequences.
         keep_graph: the state keeps its graph, through all fast steps, back to the parameters of guide and model: for
             the slow step of an encoder (second order, with all the memory that it needs).
         watch: sees the state before the first step and after each.
@@ -153,7 +159,7 @@ def fit_posterior(
         UserError: guide, objective, optimizer and noise do not fit one another.
     """
     optimizer = optimizer or Adam()
-    check_fit(guide, objective, optimizer, noise, tolerance=tolerance)
+    check_fit(guide, objective, optimizer, noise, tolerance=tolerance, subsample=subsample)
     objective = objective.for_guide() if isinstance(objective, Objective) else objective
     stream = Noise(batch.ids, seed=seed, kind=noise)
     steps = steps if guide.takes_fast_steps else 0
@@ -163,14 +169,17 @@ def fit_posterior(
             batch = dataclasses.replace(batch, context=None)  # it is cut from the graph
         elif precompute:
             batch = precompute(batch)
-        state = guide.init(batch) | (objective.local(batch) if isinstance(objective, Objective) else {})
+        state = (guide.init(batch) if start is None else start) | (
+            objective.local(batch) if isinstance(objective, Objective) else {}
+        )
         if watch:
             watch(0, state)
         if isinstance(guide, Sampler):
             target = Target(model, batch)
             state, history = guide.run(target, state, optimizer=optimizer, noise=stream, steps=steps, watch=watch)
         else:
-            loop = _Loop(model, batch, guide, objective, optimizer, stream, steps, keep_graph)
+            tokens = Noise(batch.ids, seed=fold(seed, "tokens"), kind=noise)
+            loop = _Loop(model, batch, guide, objective, optimizer, stream, steps, keep_graph, subsample, tokens)
             state, history = loop.run(state, tolerance, patience, watch)
         state = guide.finish(state, Target(model, batch))
     return Posterior(guide, state, batch.ids, stream, history)
@@ -188,6 +197,8 @@ class _Loop:
     noise: Noise
     steps: int
     keep_graph: bool
+    subsample: int
+    tokens: Noise
 
     def run(self, state: State, tolerance: float, patience: int, watch: Watch | None) -> tuple[State, Tensor]:
         """The last state and the history."""
@@ -216,11 +227,12 @@ class _Loop:
     def _step(self, state: State, memory: State, step: int) -> tuple[Tensor, State, State]:
         """One fast step: the bounds before it, and state and memory after it."""
         leaves = {name: self._leaf(value) for name, value in state.items()}
+        batch = self.batch if self.subsample == 1 else subsampled(self.batch, self.subsample, self.tokens)
         objective: Any = self.objective
         if isinstance(objective, Objective):
             objective = objective.within(step / self.steps)
         with torch.enable_grad(), DrawFrom(self.noise):
-            bounds = sequence_bounds(objective, self.model, self.guide, self.batch, leaves)
+            bounds = sequence_bounds(objective, self.model, self.guide, batch, leaves)
             # An upper bound is to fall, any other to rise; and optimizers descend.
             losses = -_sense(objective) * bounds
             grads = torch.autograd.grad(losses.sum(), list(leaves.values()), create_graph=self.keep_graph)

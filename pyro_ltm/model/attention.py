@@ -48,7 +48,7 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int, block: int 
     # A batch of (B, H * blocks): one call, one mask of [blocks, block, span] repeated over the heads.
     heads = q.shape[1]
     out = F.scaled_dot_product_attention(
-        q.flatten(1, 2), k_band.flatten(1, 2), v_band.flatten(1, 2), attn_mask=mask.repeat(heads, 1, 1)
+        q.flatten(1, 2), k_band.flatten(1, 2), v_band.flatten(1, 2), attn_mask=mask.repeat(heads, 1, 1)[None]
     )
     return out.unflatten(1, (heads, blocks)).flatten(2, 3)[:, :, :length]
 

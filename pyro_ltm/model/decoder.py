@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pyro_ltm.config import ModelConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.model.attention import Attention, rotary_table, windowed_attention
+from pyro_ltm.model.head import token_log_probs
 
 
 class FeedForward(nn.Module):
@@ -142,6 +143,10 @@ class Decoder(nn.Module):
             logits = F.linear(hidden, self.tok_embeddings.weight)
         return logits.float() if logits.dtype == torch.bfloat16 else logits
 
+    def token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Nats [R] of the `tokens` [R] after the hidden states [R, D]: log softmax of `logits`, in less memory."""
+        return token_log_probs(hidden, self.tok_embeddings.weight, tokens, self.compute_dtype if self._low else None)
+
     def project(self, thoughts: Tensor) -> list[tuple[Tensor, Tensor] | None]:
         """Keys and values [B, H, N/L, d] of each layer's thoughts; None for each layer without thoughts."""
         if not self.config.thoughts:
@@ -188,6 +193,10 @@ class Decoder(nn.Module):
         return embedded if self.config.embedding_scale == 1 else embedded * self.config.embedding_scale
 
     @property
+    def _low(self) -> bool:
+        return self.compute_dtype != torch.float32
+
+    @property
     def _window(self) -> int:
         return self._stack[0].window
 
@@ -196,8 +205,7 @@ class Decoder(nn.Module):
         return cast(list[Layer], list(self.layers))
 
     def _autocast(self, tensor: Tensor) -> torch.autocast:
-        enabled = self.compute_dtype != torch.float32
-        return torch.autocast(tensor.device.type, torch.bfloat16, enabled=enabled)
+        return torch.autocast(tensor.device.type, torch.bfloat16, enabled=self._low)
 
 
 def _ring(x: Tensor, window: int) -> Tensor:

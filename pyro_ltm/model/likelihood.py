@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
@@ -42,17 +41,31 @@ class TokenSequence(TorchDistribution):
         return TokenSequence(self.decoder, self.thoughts.expand(*shape, *self.thoughts.shape[-2:]), self.batch)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Nats [..., B] of the tokens `value` [..., B, T], summed over the tokens that count."""
-        log_probs = self.token_log_probs(value)
-        return (log_probs * self.batch.mask).sum(-1)
+        """Nats [..., B] of the tokens `value` [..., B, T], summed over the tokens that count.
+
+        Where the batch names `positions`, the head reads only those, and the sum is an estimate of it.
+        """
+        batch = self.batch
+        if batch.positions is None or batch.weights is None:
+            return (self.token_log_probs(value) * batch.mask).sum(-1)
+        counts = batch.mask.gather(-1, batch.positions) * batch.weights
+        return (self._log_probs(value, batch.positions) * counts).sum(-1)
 
     def token_log_probs(self, value: Tensor) -> Tensor:
         """Nats of each token, [..., B, T], whether it counts or not."""
+        return self._log_probs(value, None)
+
+    def _log_probs(self, value: Tensor, positions: Tensor | None) -> Tensor:
+        """Nats of the tokens at `positions` [B, P], [..., B, P]; of all without."""
         shape = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
         hidden = self.decoder(_flat(self._context(value), shape, 2), _flat(self.thoughts, shape, 2))
         targets = _flat(value, shape, 1)
-        losses = F.cross_entropy(self.decoder.logits(hidden).flatten(0, -2), targets.flatten(), reduction="none")
-        return -losses.view(*shape, -1)
+        if positions is not None:
+            positions = _flat(positions, shape, 1)
+            targets = targets.gather(1, positions)
+            hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+        log_probs = self.decoder.token_log_probs(hidden.flatten(0, -2), targets.flatten())
+        return log_probs.view(*shape, -1)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Tokens [*sample_shape, ..., B, T], written one after the other from the first inputs."""

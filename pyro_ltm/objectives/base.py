@@ -88,6 +88,8 @@ class Objective(ELBO):
         is_joint: it is log p(x, z), which samplers follow.
         refuses_density: it has no maximum over families that have a width.
         moves_within_fit: what is to be raised changes from one fast step to the next.
+        is_linear: `bound` is linear in log p(x | z), so that an unbiased estimate of that, from a sample of the tokens,
+            is one of the bound and of its gradient.
         needs_fast_steps: it has local parameters of its own, which the fast steps fit.
         stops_guide_gradient: log q is taken with its parameters held still, so that gradients flow through draws alone.
         couples_batch: what a sequence gets depends on who shares its batch.
@@ -104,6 +106,7 @@ class Objective(ELBO):
     is_joint: ClassVar[bool] = False
     refuses_density: ClassVar[bool] = False
     moves_within_fit: bool = False
+    is_linear: ClassVar[bool] = False
     needs_fast_steps: ClassVar[bool] = False
     stops_guide_gradient: ClassVar[bool] = False
     couples_batch: ClassVar[bool] = False

@@ -15,6 +15,7 @@ from pyro_ltm.types import Card
 class _Weighted(Objective, ABC):
     """Minus the distortion, less the weighted rate."""
 
+    is_linear: ClassVar[bool] = True
     reads_kl: bool = True
 
     def bound(self, terms: Terms) -> Tensor:

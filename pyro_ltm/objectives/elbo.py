@@ -14,6 +14,7 @@ from pyro_ltm.types import Card
 class _Estimated(Objective, ABC):
     """The mean log weight."""
 
+    is_linear: ClassVar[bool] = True
     arguments: ClassVar[tuple[str, ...]] = ("particles",)
 
     def bound(self, terms: Terms) -> Tensor:
@@ -48,6 +49,7 @@ class AnalyticELBO(Objective):
         reference="arXiv:1312.6114",
     )
     arguments: ClassVar[tuple[str, ...]] = ("particles",)
+    is_linear: ClassVar[bool] = True
     reads_kl: bool = True
     needs_analytic_kl: ClassVar[bool] = True
 

@@ -34,6 +34,7 @@ class FreeBits(Objective):
         reference="arXiv:1606.04934",
     )
     arguments: ClassVar[tuple[str, ...]] = ("nats", "per")
+    is_linear: ClassVar[bool] = True
     reads_kl: bool = True
 
     def __init__(

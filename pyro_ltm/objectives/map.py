@@ -22,6 +22,7 @@ class MAP(Objective):
         when="delta, laplace and the samplers",
         reference="maximum a posteriori",
     )
+    is_linear: ClassVar[bool] = True
     is_joint: ClassVar[bool] = True
     needs_density: bool = False
     refuses_density: ClassVar[bool] = True

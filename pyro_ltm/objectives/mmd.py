@@ -39,6 +39,7 @@ class MMD(Objective):
         reference="arXiv:1706.02262",
     )
     arguments: ClassVar[tuple[str, ...]] = ("alpha", "weight")
+    is_linear: ClassVar[bool] = True
     couples_batch: ClassVar[bool] = True
 
     def __init__(self, alpha: float = 1.0, weight: float = 100.0, particles: int = 1):

@@ -38,6 +38,7 @@ class TargetRate(Objective):
     arguments: ClassVar[tuple[str, ...]] = ("nats", "particles")
     moves_within_fit: bool = True
     needs_fast_steps: ClassVar[bool] = True
+    is_linear: ClassVar[bool] = True
     reads_kl: bool = True
 
     def __init__(self, nats: float = 4.0, particles: int = 1):

@@ -199,6 +199,7 @@ class Trainer:
             noise=parts.fast.noise,
             tolerance=parts.fast.tolerance,
             patience=parts.fast.patience,
+            subsample=parts.fast.subsample,
             slow_optimizer=self.optimizer,
             clip=self.slow.clip,
             seed=fold(self.run.config.seed, "train", counters.step),

@@ -1,0 +1,103 @@
+"""The vocabulary head: log-probabilities of given tokens, without ever holding logits for all positions.
+
+With a large vocabulary the head is more than half of a fast step's work, and R x V logits with their gradients most of
+its memory. Here positions go in chunks, and where only the hidden states learn (the fast loop), each chunk's gradient
+is taken while its probabilities are at hand: that of a token's log-probability is (one-hot - probabilities) W, whatever
+it is multiplied by later.
+
+Shapes: R positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 24
+"""Logits held at a time: 64 MiB in single precision. Far fewer positions at once, and products slow down."""
+
+
+def token_log_probs(hidden: Tensor, weight: Tensor, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Log softmax(hidden W^T)[token] at each position, in nats, [R].
+
+    Shapes:
+        hidden: [R, D]. weight: W, [V, D]. tokens: [R] int64.
+        dtype: of the two matrix products; that of `weight` when None. Exponentials and sums are in that of `weight`.
+    """
+    dtype = dtype or weight.dtype
+    log_probs: Tensor = _TokenLogProbs.apply(hidden.to(dtype), weight, tokens)
+    return log_probs
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """Its gradient comes with the value where `weight` is held still, and from chunks done again where it learns."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
+        hidden_learns, weight_learns, _ = ctx.needs_input_grad
+        eager = hidden_learns and not weight_learns
+        matrix = weight.to(hidden.dtype)
+        log_probs = hidden.new_empty(len(hidden), dtype=weight.dtype)
+        gradient = torch.empty_like(hidden) if eager else None
+        for rows in _chunks(hidden, weight):
+            scores = _log_softmax(hidden[rows], matrix, weight.dtype)
+            log_probs[rows] = scores.gather(1, tokens[rows, None])[:, 0]
+            if gradient is not None:
+                slope = _slope(scores, tokens[rows])
+                torch.mm(slope.to(hidden.dtype), matrix, out=gradient[rows])
+        ctx.save_for_backward(hidden, weight, tokens, gradient)
+        return log_probs
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (weights,) = outer  # [R]: what each log-probability counts
+        hidden, weight, tokens, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            return *_differentiable(hidden, weight, tokens, weights, ctx.needs_input_grad), None
+        if gradient is not None:
+            return gradient * weights[:, None].to(gradient.dtype), None, None
+        matrix = weight.to(hidden.dtype)
+        to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        to_weight = torch.zeros_like(weight)
+        for rows in _chunks(hidden, weight):
+            slope = _slope(_log_softmax(hidden[rows], matrix, weight.dtype), tokens[rows]).mul_(weights[rows, None])
+            slope = slope.to(hidden.dtype)
+            if to_hidden is not None:
+                torch.mm(slope, matrix, out=to_hidden[rows])
+            if hidden.dtype == weight.dtype:
+                to_weight.addmm_(slope.t(), hidden[rows])
+            else:
+                to_weight += slope.t() @ hidden[rows]
+        return to_hidden, to_weight, None
+
+
+def _differentiable(
+    hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor, needed: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients as a graph of their own, all positions at once."""
+    matrix = weight.to(hidden.dtype)
+    probabilities = (hidden @ matrix.t()).to(weight.dtype).softmax(-1)
+    rows = torch.arange(len(tokens), device=tokens.device)
+    one_hot = torch.zeros_like(probabilities).index_put((rows, tokens), torch.ones_like(weights))
+    slope = ((one_hot - probabilities) * weights[:, None]).to(hidden.dtype)
+    to_weight = (slope.t() @ hidden).to(weight.dtype) if needed[1] else None
+    return slope @ matrix if needed[0] else None, to_weight
+
+
+def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
+    size = max(16, CHUNK // len(weight))
+    return [slice(first, first + size) for first in range(0, len(hidden), size)]
+
+
+def _log_softmax(hidden: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """[r, V] log-probabilities of all tokens."""
+    return torch.log_softmax((hidden @ matrix.t()).to(dtype), dim=-1)
+
+
+def _slope(scores: Tensor, tokens: Tensor) -> Tensor:
+    """[r, V] d log p(token) / d logits = one-hot - probabilities, made in the place of the log-probabilities."""
+    slope = scores.exp_().neg_()
+    slope[torch.arange(len(tokens), device=tokens.device), tokens] += 1
+    return slope

@@ -1,0 +1,99 @@
+"""The chunked head against torch's cross-entropy: values, gradients, gradients of gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pyro_ltm.model import head
+from pyro_ltm.model.head import token_log_probs
+
+R, D, V = 70, 8, 23
+
+
+def parts(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, D, generator=generator, dtype=torch.float64) for n in (R, V))
+    tokens = torch.randint(V, (R,), generator=generator)
+    counts = torch.randn(R, generator=generator, dtype=torch.float64)
+    return hidden.to(dtype), weight.to(dtype), tokens, counts.to(dtype)
+
+
+def both(hidden, weight, tokens, dtype=None):
+    plain = -F.cross_entropy(hidden @ weight.t(), tokens, reduction="none")
+    return token_log_probs(hidden, weight, tokens, dtype), plain
+
+
+@pytest.fixture(params=["one chunk", "chunks that do not come out even"])
+def chunks(request, monkeypatch):
+    if request.param != "one chunk":
+        monkeypatch.setattr(head, "CHUNK", 20 * V)  # 70 positions: 20, 20, 20, 10
+
+
+@pytest.mark.parametrize("learns", ["hidden", "weight", "both", "neither"])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_agrees_with_cross_entropy(chunks, learns, dtype, atol):
+    hidden, weight, tokens, counts = parts(dtype)
+    leaves = {"hidden": [hidden], "weight": [weight], "both": [hidden, weight], "neither": []}[learns]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    ours, plain = both(hidden, weight, tokens)
+    torch.testing.assert_close(ours, plain, atol=atol, rtol=0)
+    assert ours.requires_grad == bool(leaves)
+    if leaves:
+        mine, theirs = (torch.autograd.grad((x * counts).sum(), leaves) for x in (ours, plain))
+        torch.testing.assert_close(mine, theirs, atol=10 * atol, rtol=0)  # sums over 70 positions of order one
+
+
+@pytest.mark.parametrize("learns", ["hidden", "both"])
+def test_can_be_differentiated_twice(chunks, learns):
+    hidden, weight, tokens, _ = parts()
+    leaves = [hidden, weight] if learns == "both" else [hidden]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    turns = []
+    for log_probs in both(hidden, weight, tokens):
+        slopes = torch.autograd.grad(log_probs.square().sum(), leaves, create_graph=True)
+        turns.append(torch.autograd.grad(sum(slope.square().sum() for slope in slopes), leaves))
+    torch.testing.assert_close(*turns, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("learns", ["hidden", "both"])
+def test_bfloat16_products(chunks, learns):
+    """Weights in single precision, products in bfloat16, whose 8 bits give logits within about 2^-8 of their size."""
+    hidden, weight, tokens, counts = parts(torch.float32)
+    leaves = [hidden, weight] if learns == "both" else [hidden]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    ours, _ = both(hidden, weight, tokens, torch.bfloat16)
+    _, plain = both(hidden.bfloat16().float(), weight.bfloat16().float(), tokens)
+    assert ours.dtype == torch.float32
+    largest = float((hidden @ weight.t()).detach().abs().max())
+    torch.testing.assert_close(ours, plain, atol=largest * 2**-7, rtol=0)
+    mine, theirs = (torch.autograd.grad((x * counts).sum(), leaves) for x in (ours, plain))
+    for one, other in zip(mine, theirs, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.03 * other.norm()
+
+
+def test_very_unlikely_tokens_keep_a_finite_gradient():
+    hidden, weight = torch.full((1, D), 50.0, requires_grad=True), torch.zeros(V, D)
+    weight[0] = 1.0
+    log_prob = token_log_probs(hidden, weight, torch.tensor([1]))
+    assert log_prob.item() == pytest.approx(-50.0 * D, rel=1e-6)
+    (slope,) = torch.autograd.grad(log_prob.sum(), hidden)
+    torch.testing.assert_close(slope, torch.full((1, D), -1.0))
+
+
+def test_never_holds_all_logits():
+    from pyro_ltm.evaluation.memory import peak_memory
+
+    rows, vocab = 4096, 16384  # 256 MiB of logits; chunks of 1024 positions
+    weight, tokens = torch.randn(vocab, D), torch.zeros(rows, dtype=torch.int64)
+
+    def work():
+        hidden = torch.randn(rows, D, requires_grad=True)
+        torch.autograd.grad(token_log_probs(hidden, weight, tokens).sum(), hidden)
+
+    assert peak_memory(work) < 0.8 * rows * vocab * 4
