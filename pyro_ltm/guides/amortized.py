@@ -127,3 +127,8 @@ class SemiAmortized(_Encoded):
     def is_unrolled(self) -> bool:  # type: ignore[override]
         """Whether the slow step's gradient goes back through the fast steps."""
         return self.unrolled
+
+    @property
+    def needs_double_backward(self) -> bool:  # type: ignore[override]
+        """With fast steps between the decoder's gradient and the encoder."""
+        return self.unrolled

@@ -40,6 +40,7 @@ class Guide(nn.Module, ABC):
         learns: it has parameters that all sequences share and that the slow steps move.
         is_amortized: `init` reads the batch through those parameters: an encoder.
         takes_fast_steps: False where what `init` gives is final.
+        needs_double_backward: its fit takes gradients of the decoder's gradients, which a compiled decoder has not.
         is_unrolled: the slow step's gradient goes back through the fast steps to `init`.
     """
 
@@ -54,6 +55,7 @@ class Guide(nn.Module, ABC):
     learns: ClassVar[bool] = False
     is_amortized: ClassVar[bool] = False
     takes_fast_steps: ClassVar[bool] = True
+    needs_double_backward: ClassVar[bool] = False
     is_unrolled: ClassVar[bool] = False
 
     def __init__(self, thoughts: int, dim: int):

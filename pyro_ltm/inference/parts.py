@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pyro_ltm.config import Component, Config, FastConfig, ModelConfig
+from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide, MeanField
 from pyro_ltm.inference.families import FAMILIES
 from pyro_ltm.inference.fit import check_fit
@@ -50,6 +51,13 @@ class Parts:
         optimizer = OPTIMIZERS.build(config.optimizer)
         fast = config.fast
         check_fit(guide, objective, optimizer, fast.noise, tolerance=fast.tolerance, subsample=fast.subsample)
+        if config.compile:
+            if guide.needs_double_backward:
+                raise UserError(
+                    f"compile = true: {type(guide).__name__} takes gradients of gradients, which a compiled decoder "
+                    "does not have: leave it at false"
+                )
+            model.decoder.compile()
         fast = FastConfig(steps=0) if nothing else config.fast
         return cls(model, guide, objective, optimizer, fast)
 

@@ -19,6 +19,10 @@ def rotary_table(positions: Tensor, width: int, theta: float) -> Tensor:
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """`x` [..., P, d] with its interleaved pairs turned by `table` [2, P, d / 2]."""
+    # One product of complex numbers, which half precision does not have, and which the compiler cannot fuse.
+    if x.dtype == table.dtype and not torch.compiler.is_compiling():
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * torch.complex(*table)).flatten(-2)
     cos, sin = table.to(x.dtype)
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)

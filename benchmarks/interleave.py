@@ -1,0 +1,70 @@
+"""Fair timings: what is compared runs in turn, in one process, and each is judged by its median."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def interleaved(works: Mapping[str, Callable[[], Any]], rounds: int, warm: bool = True) -> dict[str, list[float]]:
+    """Seconds of each work, [rounds], taken in turn; each runs once before that, when `warm`."""
+    if warm:
+        for work in works.values():
+            work()
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def summary(seconds: list[float], per: float = 1.0) -> dict[str, Any]:
+    """Median, smallest and largest, each divided by `per`; seconds."""
+    values = [second / per for second in seconds]
+    return {
+        "median": statistics.median(values),
+        "least": min(values),
+        "most": max(values),
+        "rounds": len(values),
+    }
+
+
+def ratio(slower: list[float], faster: list[float]) -> dict[str, float]:
+    """How many times faster: the median of the rounds' ratios, and the smallest and largest of them."""
+    ratios = [slow / fast for slow, fast in zip(slower, faster, strict=True)]
+    return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+
+
+def machine() -> dict[str, Any]:
+    """What was measured on: processor, threads, memory, versions; and the GPU where there is one."""
+    flags = ""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+        flags = next(line for line in lines if line.startswith("flags"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    found = {
+        "processor": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "bfloat16": "amx" if "amx_bf16" in flags else "avx512" if "avx512_bf16" in flags else "none",
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "pyro-ppl")},
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found

@@ -1,0 +1,95 @@
+"""The least that a fast step costs: the matrix products that it cannot do without, each at the machine's measured rate.
+
+Counted are products of the decoder with its thoughts at hand (context computed once, no gradient of any weight): in the
+layers, in attention within the window, in the head. Each is timed by itself, at its own shape, with operands of the
+compute dtype; norms, softmaxes, exponentials and the optimizer count as nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+from pyro_ltm.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Product:
+    """`count` products [batch, rows, inner] x [batch, inner, columns]; a batch of 1 is a plain matrix product."""
+
+    name: str
+    count: int
+    rows: int
+    inner: int
+    columns: int
+    batch: int = 1
+
+    @property
+    def flops(self) -> int:
+        """Floating point operations of all of them."""
+        return 2 * self.count * self.batch * self.rows * self.inner * self.columns
+
+
+def fast_step_products(model: ModelConfig, size: int, length: int, every: int = 1) -> list[Product]:
+    """What one fast step on `size` sequences of `length` tokens needs, forward and back to the thoughts."""
+    rows, dim, hidden, layers = size * length, model.dim, model.hidden_width, model.layers
+    each, width = model.thoughts // layers, model.dim // model.heads
+    products = [
+        # Layer 0 has its self-attention and the queries of its cross-attention before it.
+        Product("self-attention: projections", 2 * 4 * (layers - 1), rows, dim, dim),
+        Product("cross-attention: queries", 2 * (layers - 1), rows, dim, dim),
+        Product("cross-attention: output", 2 * layers, rows, dim, dim),
+        Product("cross-attention: thoughts", 2 * 2 * layers, size * each, dim, dim),
+        Product("feed-forward: in", 2 * layers, rows, dim, hidden),
+        Product("feed-forward: in, back", 2 * layers, rows, hidden, dim),
+        Product("feed-forward: out", layers, rows, hidden, dim),
+        Product("feed-forward: out, back", layers, rows, dim, hidden),
+        Product("head", 1, -(-rows // every), dim, model.vocab_size),
+        Product("head, back", 1, -(-rows // every), model.vocab_size, dim),
+    ]
+    # Scores and mixtures forward; gradients of values, probabilities, queries and keys back.
+    window, heads = min(model.window, length), size * model.heads
+    attention = [
+        Product("self-attention: scores", 3 * (layers - 1), length, width, window, heads),
+        Product("self-attention: mixtures", 3 * (layers - 1), length, window, width, heads),
+    ]
+    if each:
+        attention += [
+            Product("cross-attention: scores", 3 * layers - 1, length, width, each, heads),
+            Product("cross-attention: mixtures", 3 * layers - 1, length, each, width, heads),
+        ]
+    return [product for product in products + attention if product.count]
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Seconds and operations of the products; `rate` is over all of them, in GFLOP/s."""
+
+    seconds: float
+    flops: int
+    parts: dict[str, float]
+
+    @property
+    def rate(self) -> float:
+        """GFLOP/s."""
+        return self.flops / self.seconds / 1e9
+
+
+def measure(products: list[Product], dtype: torch.dtype = torch.float32, repeats: int = 5) -> Roofline:
+    """Each product timed at its shape (the median of `repeats`), times how often it is needed."""
+    parts = {}
+    for product in products:
+        left = torch.randn(product.batch, product.rows, product.inner).to(dtype)
+        right = torch.randn(product.batch, product.inner, product.columns).to(dtype)
+        pair = (left[0], right[0]) if product.batch == 1 else (left, right)
+        out = torch.matmul(*pair)
+        times = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            torch.matmul(*pair, out=out)
+            times.append(time.perf_counter() - began)
+        parts[product.name] = product.count * statistics.median(times)
+    return Roofline(sum(parts.values()), sum(product.flops for product in products), parts)

@@ -1,0 +1,177 @@
+"""How much faster than the obvious way: fast step, training step, generation, memory; the Pyro layer; the roofline.
+
+    python -m benchmarks speed --out FOLDER [--preset medium] [--rounds 5]
+
+All figures of a preset come from runs in turn in one process (`interleave`); ratios are medians over rounds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from benchmarks.interleave import interleaved, ratio, summary
+from benchmarks.plain import FastLoop, Plain, Shape, plain_train_step
+from benchmarks.roofline import fast_step_products, measure
+from benchmarks.tensor import tensor_fit
+from pyro_ltm.config import Config, apply_settings, preset
+from pyro_ltm.evaluation.memory import peak_memory
+from pyro_ltm.inference import fit_posterior
+from pyro_ltm.inference.parts import Parts
+from pyro_ltm.model.sampling import sample_tokens
+from pyro_ltm.training import train_step
+from pyro_ltm.training.trainer import slow_optimizer
+from pyro_ltm.types import Batch
+
+QUARTER = 4
+
+
+def plain_shape(config: Config) -> Shape:
+    """The same decoder."""
+    model = config.model
+    names = ("vocab_size", "dim", "layers", "heads", "thoughts", "max_length", "window", "hidden")
+    more = ("embedding_scale", "init_std")
+    return Shape(**{name: getattr(model, name) for name in (*names, *more)}, theta=model.rope_theta, eps=model.norm_eps)
+
+
+class Yard:
+    """One preset's model three times over (ours, plain, ours with bfloat16 products), and a batch of random tokens."""
+
+    def __init__(self, name: str, size: int, vocabulary: int = 50257, seed: int = 0):
+        torch.manual_seed(seed)
+        self.config = apply_settings(preset(name), [f"model.vocab_size={vocabulary}"])
+        self.parts = Parts.build(self.config)
+        self.low = Parts.build(apply_settings(self.config, ["dtype=bfloat16"]))
+        self.plain = Plain(plain_shape(self.config))
+        self.plain.load_state_dict(self.parts.model.decoder.state_dict())
+        length = self.config.model.max_length
+        self.batch = Batch.from_tokens(torch.randint(vocabulary, (size, length + 1)))
+        self.optimizer = slow_optimizer(self.parts, self.config.slow)
+        self.plain_optimizer = torch.optim.AdamW(self.plain.parameters(), lr=4e-4, betas=(0.9, 0.95), weight_decay=0.1)
+
+    def fit(self, steps: int, *, parts: Parts | None = None, subsample: int = 1) -> None:
+        parts = parts or self.parts
+        fit_posterior(
+            parts.model,
+            self.batch,
+            guide=parts.guide,
+            objective=parts.objective.at(1.0),
+            optimizer=parts.optimizer,
+            steps=steps,
+            subsample=subsample,
+        )
+
+    def plain_fit(self, steps: int) -> None:
+        FastLoop(steps=steps).fit(self.plain, self.batch.inputs, self.batch.targets)
+
+    def step(self, steps: int, subsample: int = 1) -> None:
+        train_step(
+            self.parts.model,
+            [self.batch],
+            guide=self.parts.guide,
+            objective=self.parts.objective.at(1.0),
+            fast_optimizer=self.parts.optimizer,
+            fast_steps=steps,
+            slow_optimizer=self.optimizer,
+            clip=1.0,
+            seed=0,
+            subsample=subsample,
+        )
+
+    def plain_step(self, steps: int) -> None:
+        fast = FastLoop(steps=steps)
+        plain_train_step(self.plain, self.plain_optimizer, self.batch.inputs, self.batch.targets, fast)
+
+
+def fast_steps(yard: Yard, rounds: int, steps: int) -> dict[str, Any]:
+    """One fast step: plain, ours, on a quarter of the tokens, in bfloat16, without Pyro; and the roofline."""
+    decoder = yard.parts.model.decoder
+    works = {
+        "plain": lambda: yard.plain_fit(steps),
+        "ours": lambda: yard.fit(steps),
+        "tensor": lambda: tensor_fit(decoder, yard.batch, steps),
+        "quarter": lambda: yard.fit(steps, subsample=QUARTER),
+        "bfloat16": lambda: yard.fit(steps, parts=yard.low),
+        "bfloat16, quarter": lambda: yard.fit(steps, parts=yard.low, subsample=QUARTER),
+    }
+    seconds = interleaved(works, rounds)
+    model, (size, length) = yard.config.model, yard.batch.inputs.shape
+    floors = {}
+    for name, every in (("ours", 1), ("quarter", QUARTER)):
+        floor = measure(fast_step_products(model, size, length, every))
+        floors[name] = {
+            "seconds": floor.seconds,
+            "gflops": floor.flops / 1e9,
+            "gflops_per_second": floor.rate,
+            "share_of_it": floor.seconds / summary(seconds[name], steps)["median"],
+        }
+    return {
+        "sequences": size,
+        "tokens": size * length,
+        "steps_in_a_round": steps,
+        "seconds": {name: summary(values, steps) for name, values in seconds.items()},
+        "faster_than_plain": {name: ratio(seconds["plain"], values) for name, values in seconds.items()},
+        "time_of_tensor": ratio(seconds["ours"], seconds["tensor"]),
+        "roofline": floors,
+    }
+
+
+def training_steps(yard: Yard, rounds: int, steps: int) -> dict[str, Any]:
+    """A whole training step with so many fast steps, and its peak memory."""
+    works = {
+        "plain": lambda: yard.plain_step(steps),
+        "ours": lambda: yard.step(steps),
+        "quarter": lambda: yard.step(steps, QUARTER),
+    }
+    seconds = interleaved(works, rounds, warm=False)
+    peaks = {"plain": peak_memory(lambda: yard.plain_step(2))} | {
+        f"ours, {count} fast steps": peak_memory(lambda count=count: yard.step(count)) for count in (2, 8)
+    }
+    return {
+        "fast_steps": steps,
+        "seconds": {name: summary(values) for name, values in seconds.items()},
+        "faster_than_plain": {name: ratio(seconds["plain"], values) for name, values in seconds.items()},
+        "peak_bytes": peaks,
+        "peak_of_plain": peaks["ours, 2 fast steps"] / peaks["plain"],
+    }
+
+
+def generation(yard: Yard, size: int = 8, new: int = 512, lengths: int = 8) -> dict[str, Any]:
+    """`new` tokens for `size` sequences: ours as a user has it; plain read again at some lengths and summed up."""
+    model = yard.config.model
+    new = min(new, model.max_length - 1)
+    thoughts = torch.randn(size, model.thoughts, model.dim)
+    prompt = torch.randint(model.vocab_size, (size, 1))
+    ours = interleaved({"ours": lambda: sample_tokens(yard.parts.model.decoder, thoughts, prompt, new)}, 3)["ours"]
+    # The time of one plain token is smooth in the length read: midpoints of equal stretches, times their size.
+    middles = [int(new * (index + 0.5) / lengths) + 1 for index in range(lengths)]
+    text = torch.randint(model.vocab_size, (size, new + 1))
+    reads = {length: (lambda length=length: _plain_token(yard.plain, thoughts, text[:, :length])) for length in middles}
+    taken = interleaved({str(length): work for length, work in reads.items()}, 3)
+    plain = sum(summary(seconds)["median"] for seconds in taken.values()) * new / lengths
+    return {
+        "sequences": size,
+        "new_tokens": new,
+        "seconds": {"ours": summary(ours), "plain": plain},
+        "plain_is_summed_from_lengths": middles,
+        "faster_than_plain": plain / summary(ours)["median"],
+        "tokens_per_second": size * new / summary(ours)["median"],
+    }
+
+
+@torch.no_grad()
+def _plain_token(plain: Plain, thoughts: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    return torch.multinomial(plain(text, thoughts)[:, -1].softmax(-1), 1)
+
+
+def run(name: str = "medium", rounds: int = 5) -> dict[str, Any]:
+    """All of the above for a preset."""
+    small = name == "nano"
+    yard = Yard(name, size=16 if small else 1, vocabulary=1024 if small else 50257)
+    return {
+        "preset": name,
+        "fast_step": fast_steps(yard, rounds, steps=16 if small else 2),
+        "training_step": training_steps(yard, max(3, rounds // 2), steps=16),
+        "generation": generation(yard),
+    }

@@ -1,0 +1,97 @@
+"""The compiled decoder: the same values and gradients, compiled once for each way in which it is used."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from helpers.tiny import tiny_batch, tiny_config, tiny_model
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from pyro_ltm.config import Config, apply_settings
+from pyro_ltm.errors import UserError
+from pyro_ltm.guides import MeanField
+from pyro_ltm.inference import Adam, fit_posterior
+from pyro_ltm.inference.parts import Parts
+from pyro_ltm.objectives import AnalyticELBO
+from pyro_ltm.training import train_step
+
+# torch's own, from its compiler: it looks at the gradient of a tensor that is no leaf, and imports old parts of its own.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled_code():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def step(model, batch, steps=3):
+    """One training step; the decoder's gradients and the report."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    report = train_step(
+        model,
+        [batch],
+        guide=MeanField(4, 16),
+        objective=AnalyticELBO(),
+        fast_optimizer=Adam(),
+        fast_steps=steps,
+        slow_optimizer=optimizer,
+        clip=0.0,
+        seed=0,
+    )
+    return report, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def check_parity(backend):
+    batch, plain, fast = tiny_batch(), tiny_model(), tiny_model()
+    fast.decoder.compile(backend=backend)
+    posteriors = [
+        fit_posterior(model, batch, guide=MeanField(4, 16), objective=AnalyticELBO(), steps=3)
+        for model in (plain, fast)
+    ]
+    torch.testing.assert_close(posteriors[0].state, posteriors[1].state, atol=1e-5, rtol=1e-5)
+    (report, grads), (compiled_report, compiled_grads) = (step(model, batch) for model in (plain, fast))
+    torch.testing.assert_close(report.bound, compiled_report.bound, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(grads, compiled_grads, atol=1e-5, rtol=1e-4)  # after three steps, sums over positions
+
+
+def test_values_and_gradients_agree():
+    check_parity("aot_eager")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on the CPU")
+def test_values_and_gradients_agree_with_generated_code():
+    check_parity("inductor")
+
+
+def test_compiles_once_for_fast_and_once_for_slow_steps():
+    counter = CompileCounterWithBackend("aot_eager")
+    model = tiny_model()
+    model.decoder.compile(backend=counter, fullgraph=True)
+    for seed in range(4):
+        step(model, tiny_batch(seed=seed))
+    assert counter.frame_count == 2, "the decoder held still, and the decoder that learns"
+    with torch.no_grad():
+        fit_posterior(model, tiny_batch(), guide=MeanField(4, 16), objective=AnalyticELBO(), steps=2)
+    assert counter.frame_count == 2
+
+
+def test_weights_keep_their_names():
+    config = apply_settings(Config(model=tiny_config()), ["compile=true"])
+    assert Parts.build(config).model.state_dict().keys() == tiny_model().state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "settings", [["guide.name=laplace", "objective.name=map"], ["guide.name=semi-amortized", "guide.unrolled=true"]]
+)
+def test_is_refused_where_gradients_of_gradients_are_taken(settings):
+    config = apply_settings(Config(model=tiny_config()), ["compile=true", *settings])
+    with pytest.raises(UserError, match=r"compile = true: .* gradients of gradients"):
+        Parts.check(config)
