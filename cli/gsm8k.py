@@ -60,7 +60,7 @@ def command(
     run = open_run(run_folder, common)
     kept: list[str] = []
     with reporter() as report:
-        count = report.counting("problems", len(problems))
+        count = report.counting("gsm8k", len(problems), "problems")
 
         def keep(one: object) -> None:
             kept.append(json.dumps(dataclasses.asdict(one)))  # type: ignore[call-overload]

@@ -80,7 +80,7 @@ def command(
     with reporter() as report:
 
         def counting(name: str, total: int) -> Callable[[int, float], None]:
-            count = report.counting(name, total)
+            count = report.counting(name, total, "requests")
             return lambda done, nats: count(done, math.nan)  # what it would call a bound is none here
 
         model = HarnessModel(

@@ -21,6 +21,7 @@ from .failure import BAD_INPUT, INTERRUPTED, Failure
 COMMANDS = (
     "prepare",
     "train",
+    "bench",
     "evaluate",
     "report",
     "zero-shot",

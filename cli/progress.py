@@ -33,8 +33,8 @@ class Reporter(Protocol):
     def training(self, progress: Progress) -> None:
         """A slow step or a validation, as the trainer reports it."""
 
-    def counting(self, what: str, total: int | None) -> Callable[[int, float], None]:
-        """Begins to count sequences of `total`; call the result with the sequences done and the nats a token so far."""
+    def counting(self, what: str, total: int | None, unit: str = "sequences") -> Callable[[int, float], None]:
+        """Begins to count units of `total`; call the result with the units done and the nats a token so far, or NaN."""
 
 
 def reporter() -> Reporter:
@@ -79,13 +79,13 @@ class LineReporter:
         if self._due(first or progress.step == progress.steps):
             note(f"step {progress.step}/{progress.steps}  {figures(progress)}{self._left(progress)}")
 
-    def counting(self, what: str, total: int | None) -> Callable[[int, float], None]:
+    def counting(self, what: str, total: int | None, unit: str = "sequences") -> Callable[[int, float], None]:
         """A line now and then."""
         of = "" if total is None else f"/{total}"
 
         def count(done: int, nats_per_token: float) -> None:
             if self._due(done == total):
-                note(f"{what}: {done}{of} sequences{_bound(nats_per_token)}")
+                note(f"{what}: {done}{of} {unit}{_bound(nats_per_token)}")
 
         return count
 
@@ -148,11 +148,11 @@ class BarReporter:
             done = f"{progress.step}/{progress.steps}"
             self._show("train", progress.steps, progress.step, f"{done}  {figures(progress, short=True)}")
 
-    def counting(self, what: str, total: int | None) -> Callable[[int, float], None]:
+    def counting(self, what: str, total: int | None, unit: str = "sequences") -> Callable[[int, float], None]:
         """The bar."""
         of = "" if total is None else f"/{total}"
         self._show(what, total, 0, "")
-        return lambda done, nats: self._show(what, total, done, f"{done}{of} sequences{_bound(nats)}")
+        return lambda done, nats: self._show(what, total, done, f"{done}{of} {unit}{_bound(nats)}")
 
     def _show(self, what: str, total: int | None, done: int, text: str) -> None:
         if what != self._what:

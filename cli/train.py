@@ -57,7 +57,9 @@ def command(
     Settings come from the preset, then --config, then --set, then --steps, --seed and --dtype. The run folder says what
     they were. A run that was stopped or killed goes on with --resume and ends as if nothing had happened.
     """
-    config = _configure(out, resume, preset, config_file, settings, steps, common)
+    given = (preset, config_file, *settings, steps, common.seed, common.dtype)
+    as_it_was = resume and all(one is None for one in given)
+    config = None if as_it_was else configure(out if resume else None, preset, config_file, settings, steps, common)
 
     from .runs import check_device
 
@@ -97,38 +99,33 @@ def command(
     _report(run, common.as_json)
 
 
-def _configure(
-    out: Path,
-    resume: bool,
+def configure(
+    out: Path | None,
     preset_name: str | None,
     config_file: Path | None,
     settings: tuple[str, ...],
     steps: int | None,
     common: Common,
-) -> Config | None:
-    """The configuration asked for; None when resuming and nothing was asked for.
+) -> Config:
+    """The configuration asked for.
 
-    Resuming with single settings takes the run's own configuration as their base, so that the library's refusal names
-    those that differ and no others.
+    Resuming the run `out` with single settings takes the run's own configuration as their base, so that the library's
+    refusal names those that differ and no others.
     """
-    from pyro_ltm.config import load_toml, merge, preset
+    from pyro_ltm.config import apply_settings, load_toml, merge, preset
 
-    flags: dict[str, dict[str, Any] | None] = {
-        "--steps": None if steps is None else {"slow": {"steps": steps}},
-        "--seed": None if common.seed is None else {"seed": common.seed},
-        "--dtype": None if common.dtype is None else {"dtype": common.dtype},
-    }
-    if resume and not (preset_name or config_file or settings or any(flags.values())):
-        return None
-    if resume and not preset_name and not config_file and (out / "config.toml").is_file():
+    if out is not None and not preset_name and not config_file and (out / "config.toml").is_file():
         config = load_toml(out / "config.toml")
     else:
         config = preset(preset_name or "nano")
     if config_file:
         config = load_toml(config_file, config)
-    from pyro_ltm.config import apply_settings
-
     config = apply_settings(config, settings)
+    flags: dict[str, dict[str, Any] | None] = {
+        "--steps": None if steps is None else {"slow": {"steps": steps}},
+        "--seed": None if common.seed is None else {"seed": common.seed},
+        "--dtype": None if common.dtype is None else {"dtype": common.dtype},
+    }
     for flag, changes in flags.items():
         if changes is not None:
             config = merge(config, changes, where=flag)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -72,8 +73,19 @@ class Parts:
         """Where the model is."""
         return self.model.decoder.tok_embeddings.weight.device
 
+    @property
+    def fitting(self) -> dict[str, Any]:
+        """How training fits: what `fit_posterior` takes besides guide, objective, optimizer, steps and seed."""
+        fast = self.fast
+        return {
+            "noise": fast.noise,
+            "tolerance": fast.tolerance,
+            "patience": fast.patience,
+            "subsample": fast.subsample,
+        }
+
     def fit(self, batch: Batch, *, steps: int | None = None, seed: int = 0) -> Posterior:
-        """`fit_posterior` with these parts, on the bound itself and not its annealed form."""
+        """`fit_posterior` with these parts, on the bound itself, not its annealed form, and on all tokens."""
         return fit_posterior(
             self.model,
             batch,
@@ -81,10 +93,8 @@ class Parts:
             objective=self.objective.at(1.0),
             optimizer=self.optimizer,
             steps=self.steps(steps),
-            noise=self.fast.noise,
             seed=seed,
-            tolerance=self.fast.tolerance,
-            patience=self.fast.patience,
+            **{**self.fitting, "subsample": 1},
         )
 
     def score(self, batch: Batch, posterior: Posterior, *, particles: int = 1, seed: int = 0) -> Terms:

@@ -55,7 +55,7 @@ def train(
     try:
         folder = _tokens(config, data, out, going_on, resume, tokenizer, text_column, on_prepare)
         training = TokenDataset(folder)
-        config = _as_the_data_are(config, training)
+        config = as_the_data_are(config, training)
         if saved is not None:
             _check_same(config, saved, out)
         check_fits(config, training)
@@ -148,7 +148,7 @@ def is_token_folder(path: str | Path) -> bool:
     return (Path(path) / "meta.json").is_file()
 
 
-def _as_the_data_are(config: Config, data: TokenDataset) -> Config:
+def as_the_data_are(config: Config, data: TokenDataset) -> Config:
     """`config` as the data are: their length and packing, and their vocabulary where it says none."""
     model = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or data.vocab_size)
     prepared = dataclasses.replace(config.data, sequence_length=data.sequence_length, packing=str(data.meta["packing"]))

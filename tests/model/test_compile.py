@@ -17,7 +17,7 @@ from pyro_ltm.inference.parts import Parts
 from pyro_ltm.objectives import AnalyticELBO
 from pyro_ltm.training import train_step
 
-# torch's own, from its compiler: it looks at the gradient of a tensor that is no leaf, and imports old parts of its own.
+# torch's own: its compiler looks at the gradient of a tensor that is no leaf, and imports old parts of torch.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),

@@ -1,0 +1,121 @@
+"""`pyro-ltm bench`: what training costs on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import FOLDER, Common, common, examples
+
+if TYPE_CHECKING:
+    from pyro_ltm.config import Config
+    from pyro_ltm.training.speed import Speed
+
+
+@click.command(
+    short_help="What training costs on this machine.",
+    epilog=examples(
+        "pyro-ltm bench --preset nano",
+        "pyro-ltm bench --preset medium --set slow.batch_size=1 --set fast.subsample=4",
+        "pyro-ltm bench --preset small --data data/mine --device cuda --dtype bfloat16",
+    ),
+)
+@click.option("--preset", metavar="NAME", show_default="nano", help="nano, small, medium or large.")
+@click.option("--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings laid over the preset.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="One setting, the last word. Repeatable.")
+@click.option("--data", type=FOLDER, metavar="DIR", help="A folder that `prepare` wrote, to know what an epoch takes.")
+@click.option("--rounds", metavar="N", type=click.IntRange(1), default=3, help="Each time is the median of so many.")
+@common(seed=None, seed_help="Seed of weights and tokens; the same as --set seed=N.")
+def command(
+    *,
+    preset: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    data: Path | None,
+    rounds: int,
+    common: Common,
+) -> None:
+    """Times fast steps and the slow step of a training run, and says what a step, and an epoch of your data, will take.
+
+    Trains nothing and writes nothing. Without --data the tokens are random, which cost as much as any.
+    """
+    from .train import configure
+
+    config = configure(None, preset, config_file, settings, None, common)
+
+    from .runs import check_device
+
+    device = check_device(common.device)
+    from pyro_ltm.data import TokenDataset
+    from pyro_ltm.training.launch import as_the_data_are
+    from pyro_ltm.training.speed import measure_speed, with_vocabulary
+
+    from .output import note
+    from .progress import reporter
+
+    if (busy := other_work()) is not None:
+        note(f"Other work keeps {busy:.1f} of {os.cpu_count()} cores busy: the times will be too long.")
+    dataset = None if data is None else TokenDataset(data)
+    config = with_vocabulary(config) if dataset is None else as_the_data_are(config, dataset)
+    with reporter() as report:
+        count = report.counting("bench", rounds, "rounds")
+        speed = measure_speed(
+            config, dataset, device=device, rounds=rounds, on_round=lambda done: count(done, float("nan"))
+        )
+    _report(speed, config, preset or "nano", data, device, common.as_json)
+
+
+def _report(speed: Speed, config: Config, preset: str, data: Path | None, device: str, as_json: bool) -> None:
+    import torch
+
+    from .output import emit, say, show_next, show_table
+
+    threads = torch.get_num_threads()
+    if as_json:
+        emit({**speed.to_dict(), "preset": preset, "device": device, "threads": threads, "dtype": config.dtype})
+        return
+    where = f"{device}, {threads} threads" if device == "cpu" else device
+    length = config.model.max_length
+    rows = [
+        ["a fast step", duration(speed.fast_seconds)],
+        ["a slow step", duration(speed.slow_seconds)],
+        ["a training step", duration(speed.step_seconds)],
+        ["in fast steps", f"{speed.fast_share:.0%}"],
+        ["waiting for data", f"{speed.accumulate * speed.data_seconds / speed.step_seconds:.1%}"],
+        ["tokens a second", f"{speed.tokens_per_second:,.0f}"],
+    ]
+    if speed.peak_bytes is not None:
+        rows.append(["peak memory beyond the weights", f"{speed.peak_bytes / 2**20:,.0f} MiB"])
+    if speed.epoch_seconds is not None:
+        rows.append([f"an epoch of {data} ({speed.corpus_tokens:,} tokens)", duration(speed.epoch_seconds)])
+    rows.append([f"the run's {config.slow.steps:,} steps", duration(config.slow.steps * speed.step_seconds)])
+    title = f"{preset} on {where}, {config.dtype}"
+    show_table(title, ["", ""], rows)
+    pieces = f"{speed.accumulate} micro-batches of " if speed.accumulate > 1 else ""
+    say(
+        f"A training step: {pieces}{speed.sequences} sequences of at most {length} tokens, {speed.fast_steps} fast "
+        f"steps and a slow one. Medians of {speed.rounds}; each fast step costs the same and a few were timed."
+    )
+    source = str(data) if data else "SOURCE_OR_DIR"
+    show_next(["pyro-ltm", "train", "--preset", preset, "--data", source, "--out", "runs/first"])
+
+
+def other_work() -> float | None:
+    """Cores that were busy over the last minute, where that is more than half a core; None where nobody counts them."""
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return busy if busy > 0.5 else None
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `35 ms`, `4.2 s`, `12 min`, `3 h 20 min`, `5.1 days`."""
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 48 * 60 else f"{minutes / 1440:.1f} days"

@@ -1,0 +1,182 @@
+"""What training costs on this machine: seconds, tokens a second, memory, and how they split between fast and slow."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pyro_ltm.config import Config, merge
+from pyro_ltm.data import TokenDataset
+from pyro_ltm.errors import UserError
+from pyro_ltm.evaluation.memory import peak_memory
+from pyro_ltm.inference import fit_posterior
+from pyro_ltm.inference.parts import Parts
+from pyro_ltm.noise import fold
+from pyro_ltm.training.step import train_step
+from pyro_ltm.training.trainer import slow_optimizer
+from pyro_ltm.types import Batch
+
+FAST = 4
+"""Fast steps timed together; each costs the same, so more of them say no more."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Cost of training, in seconds and bytes; each time the median of `rounds`.
+
+    Attributes:
+        sequences, tokens: in a micro-batch; tokens are the targets that count.
+        fast_seconds: one fast step of a micro-batch. slow_seconds: the rest: its slow step.
+        fast_steps: to each slow step. accumulate: micro-batches in a training step.
+        data_seconds: reading and moving a micro-batch.
+        peak_bytes: held at most in a training step beyond the weights; None where it cannot be counted.
+        corpus_tokens: targets in the data, None without data.
+    """
+
+    sequences: int
+    tokens: int
+    fast_seconds: float
+    slow_seconds: float
+    data_seconds: float
+    fast_steps: int
+    accumulate: int
+    rounds: int
+    peak_bytes: int | None
+    corpus_tokens: int | None = None
+
+    @property
+    def step_seconds(self) -> float:
+        """A whole training step: data, fast steps and slow step of every micro-batch."""
+        return self.accumulate * (self.data_seconds + self.fast_steps * self.fast_seconds + self.slow_seconds)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Targets learnt from in a second of training, each read by all fast steps and the slow one."""
+        return self.accumulate * self.tokens / self.step_seconds
+
+    @property
+    def fast_share(self) -> float:
+        """Share of the time that goes into fast steps."""
+        return self.accumulate * self.fast_steps * self.fast_seconds / self.step_seconds
+
+    @property
+    def epoch_seconds(self) -> float | None:
+        """Once over all of the data."""
+        return None if self.corpus_tokens is None else self.corpus_tokens / self.tokens_per_second
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, as plain values."""
+        names = ("step_seconds", "tokens_per_second", "fast_share", "epoch_seconds")
+        return {**vars(self), **{name: getattr(self, name) for name in names}}
+
+
+def measure_speed(
+    config: Config,
+    data: TokenDataset | None = None,
+    *,
+    device: str = "cpu",
+    rounds: int = 3,
+    on_round: Callable[[int], None] = lambda done: None,
+) -> Speed:
+    """Times the fast steps and the slow step of a training run as `config` has it, on `data` or on random tokens.
+
+    Fast steps are timed `FAST` at a time and counted as often as the run takes them. Nothing is kept of the model.
+
+    Args:
+        on_round: called with the rounds done.
+
+    Raises:
+        UserError: whatever training would refuse; or fewer sequences than a batch.
+    """
+    Parts.check(config)
+    parts = Parts.build(config, device=device)
+    slow, seed = config.slow, config.seed
+    if data is not None and len(data) < slow.batch_size:
+        raise UserError(f"{data.folder.path}: {len(data)} sequences; a batch has {slow.batch_size}")
+    optimizer = slow_optimizer(parts, slow)
+    objective = parts.objective.at(1.0)
+    counted = min(parts.fast.steps, FAST)
+    options = parts.fitting | {"tolerance": 0.0}  # sequences that stop early would make some steps cheaper than others
+
+    def read(number: int) -> Batch:
+        if data is None:
+            generator = torch.Generator().manual_seed(fold(seed, "bench", number))
+            shape = (slow.batch_size, config.model.max_length + 1)
+            batch = Batch.from_tokens(torch.randint(config.model.vocab_size, shape, generator=generator))
+        else:
+            first = number * slow.batch_size
+            batch = data.batch([index % len(data) for index in range(first, first + slow.batch_size)])
+        return batch.to(device)
+
+    def fit(batch: Batch) -> None:
+        fit_posterior(
+            parts.model,
+            batch,
+            guide=parts.guide,
+            objective=objective,
+            optimizer=parts.optimizer,
+            steps=counted,
+            seed=seed,
+            **options,
+        )
+
+    def learn(batch: Batch, fast_steps: int) -> None:
+        train_step(
+            parts.model,
+            [batch],
+            guide=parts.guide,
+            objective=objective,
+            fast_optimizer=parts.optimizer,
+            fast_steps=fast_steps,
+            slow_optimizer=optimizer,
+            clip=slow.clip,
+            seed=seed,
+            **options,
+        )
+
+    batch = read(0)
+    fit(batch)  # what is done once, such as compiling, is not a step's cost
+    learn(batch, 0)
+    reading, fast, slowly, tokens = [], [], [], []
+    for number in range(rounds):
+        seconds, batch = _timed(lambda number=number: read(number), device)  # type: ignore[misc]
+        reading.append(seconds)
+        fast.append(_timed(lambda batch=batch: fit(batch), device)[0] / max(counted, 1))  # type: ignore[misc]
+        slowly.append(_timed(lambda batch=batch: learn(batch, 0), device)[0])  # type: ignore[misc]
+        tokens.append(int(batch.tokens()))
+        on_round(number + 1)
+    optimizer.zero_grad(set_to_none=True)  # what the profiler has not seen made, it cannot see freed
+    return Speed(
+        sequences=slow.batch_size,
+        tokens=round(statistics.mean(tokens)),
+        fast_seconds=statistics.median(fast) if counted else 0.0,
+        slow_seconds=statistics.median(slowly),
+        data_seconds=statistics.median(reading),
+        fast_steps=parts.fast.steps,
+        accumulate=slow.accumulate,
+        rounds=rounds,
+        peak_bytes=peak_memory(lambda: learn(batch, min(counted, 2)), device),
+        corpus_tokens=None if data is None else data.tokens,
+    )
+
+
+def with_vocabulary(config: Config) -> Config:
+    """`config` with the vocabulary that its own data would be given, where it names none for the model."""
+    if config.model.vocab_size:
+        return config
+    return merge(config, {"model": {"vocab_size": config.data.vocab_size}})
+
+
+def _timed(work: Callable[[], Any], device: str) -> tuple[float, Any]:
+    """Seconds that `work` takes, to its end on the device, and its result."""
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    wait()
+    began = time.perf_counter()
+    result = work()
+    wait()
+    return time.perf_counter() - began, result

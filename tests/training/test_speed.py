@@ -1,0 +1,103 @@
+"""What `bench` tells users: tokens counted, seconds real, and the sums that it makes of them."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from helpers.tiny import tiny_config
+
+from pyro_ltm.config import Config, apply_settings
+from pyro_ltm.data import TokenDataset, prepare
+from pyro_ltm.errors import UserError
+from pyro_ltm.training import speed as module
+from pyro_ltm.training.speed import Speed, measure_speed
+
+FAST, SLOW, READ = 0.05, 0.12, 0.03
+
+
+def config(**changes):
+    return apply_settings(Config(model=tiny_config()), [f"{key}={value}" for key, value in changes.items()])
+
+
+@pytest.fixture
+def slept(monkeypatch):
+    """Work that takes known time at least: a fast step sleeps, a slow step sleeps."""
+
+    def fit(*args, steps, **options):
+        time.sleep(steps * FAST)
+
+    def learn(*args, fast_steps, **options):
+        time.sleep(fast_steps * FAST + SLOW)
+
+    monkeypatch.setattr(module, "fit_posterior", fit)
+    monkeypatch.setattr(module, "train_step", learn)
+
+
+def test_seconds_are_those_of_the_clock(slept):
+    began = time.perf_counter()
+    found = measure_speed(config(**{"slow.batch_size": 2, "slow.accumulate": 3, "fast.steps": 16}), rounds=3)
+    passed = time.perf_counter() - began
+    assert found.fast_seconds >= FAST
+    assert found.slow_seconds >= SLOW
+    # All that was timed happened within the time that passed.
+    assert 3 * (module.FAST * found.fast_seconds + found.slow_seconds) < 1.5 * passed
+    assert found.step_seconds >= 3 * (16 * FAST + SLOW)
+    assert found.step_seconds == 3 * (found.data_seconds + 16 * found.fast_seconds + found.slow_seconds)
+
+
+def test_tokens_are_those_that_count(tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("\n\n".join(f"the {number} cats sat on the mat" for number in range(200)))
+    prepare([str(text)], out=tmp_path / "tokens", vocab_size=260, sequence_length=12, packing="document")
+    data = TokenDataset(tmp_path / "tokens")
+    changes = {"model.vocab_size": data.vocab_size, "slow.batch_size": 4, "slow.accumulate": 2, "fast.steps": 2}
+    found = measure_speed(config(**changes), data, rounds=2)
+    counted = [int(data.batch(range(4 * number, 4 * number + 4)).tokens()) for number in range(2)]
+    assert found.tokens == round(sum(counted) / 2)
+    assert found.corpus_tokens == data.tokens
+    assert found.tokens_per_second == 2 * found.tokens / found.step_seconds
+    assert found.epoch_seconds == pytest.approx(data.tokens / found.tokens * found.step_seconds / 2)
+    assert found.peak_bytes > 0
+
+
+def test_sums():
+    found = Speed(
+        sequences=2,
+        tokens=100,
+        fast_seconds=0.5,
+        slow_seconds=1.5,
+        data_seconds=0.5,
+        fast_steps=4,
+        accumulate=5,
+        rounds=1,
+        peak_bytes=None,
+        corpus_tokens=10_000,
+    )
+    assert found.step_seconds == 20.0
+    assert found.tokens_per_second == 25.0
+    assert found.fast_share == 0.5
+    assert found.epoch_seconds == 400.0
+    assert found.to_dict()["epoch_seconds"] == 400.0
+
+
+def test_the_twin_takes_no_fast_steps():
+    found = measure_speed(config(**{"model.thoughts": 0, "slow.batch_size": 2}), rounds=1)
+    assert (found.fast_steps, found.fast_seconds, found.fast_share) == (0, 0.0, 0.0)
+    assert found.step_seconds > 0
+
+
+def test_leaves_nothing_out_of_a_fit_and_stops_none_early(monkeypatch):
+    seen = []
+    real = module.fit_posterior
+    monkeypatch.setattr(module, "fit_posterior", lambda *a, **k: (seen.append(k), real(*a, **k))[1])
+    measure_speed(config(**{"slow.batch_size": 2, "fast.subsample": 3, "fast.noise": "antithetic"}), rounds=1)
+    assert {(k["subsample"], k["noise"], k["tolerance"]) for k in seen} == {(3, "antithetic", 0.0)}
+
+
+def test_refuses_fewer_sequences_than_a_batch(tmp_path):
+    (tmp_path / "a.txt").write_text("a cat sat on the mat, a dog on the log. " * 20)
+    prepare([str(tmp_path / "a.txt")], out=tmp_path / "tokens", vocab_size=260, sequence_length=12)
+    data = TokenDataset(tmp_path / "tokens")
+    with pytest.raises(UserError, match=r"tokens: \d+ sequences; a batch has 4000"):
+        measure_speed(config(**{"model.vocab_size": data.vocab_size, "slow.batch_size": 4000}), data)
