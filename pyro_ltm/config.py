@@ -159,6 +159,11 @@ class SlowConfig:
     beta1: float = option(0.9, "AdamW: decay of the mean", low=0.0, high=1.0)
     beta2: float = option(0.95, "AdamW: decay of the square", low=0.0, high=1.0)
     clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", low=0.0)
+    recompute: bool = option(
+        False,
+        "the slow step computes layers again instead of keeping what they did: less memory, more time",
+        added=True,
+    )
     eval_every: int = option(250, "slow steps between validations; 0: only at the end", low=0)
     eval_sequences: int = option(64, "validation sequences used while training", low=1)
     save_every: int = option(100, "slow steps between checkpoints", low=1)
@@ -356,8 +361,9 @@ def _table(config: Any) -> Any:
             table[key] = value
         return table
     for entry in dataclasses.fields(config):
-        table[entry.name] = getattr(config, entry.name)
-        table[entry.name].comment(entry.metadata["doc"])
+        value = tomlkit.item(getattr(config, entry.name))  # truth values, too, can carry a comment then
+        value.comment(entry.metadata["doc"])
+        table[entry.name] = value
     return table
 
 

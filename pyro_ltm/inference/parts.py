@@ -52,6 +52,7 @@ class Parts:
         optimizer = OPTIMIZERS.build(config.optimizer)
         fast = config.fast
         check_fit(guide, objective, optimizer, fast.noise, tolerance=fast.tolerance, subsample=fast.subsample)
+        model.decoder.recompute = config.slow.recompute
         if config.compile:
             if guide.needs_double_backward:
                 raise UserError(

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pyro_ltm.config import ModelConfig
 from pyro_ltm.errors import UserError
@@ -58,6 +59,11 @@ class Layer(nn.Module):
         heads = windowed_attention(self.attention.queries(x, table), k, v, self.window)
         return h + self.attention.output(heads), (k, v)
 
+    def forward(self, h: Tensor, table: Tensor, thoughts: tuple[Tensor, Tensor] | None) -> Tensor:
+        """`h` [B, T, D] after all three."""
+        h, _ = self.self_attend(h, table)
+        return self.think(h, table, thoughts)
+
     def think(self, h: Tensor, table: Tensor, thoughts: tuple[Tensor, Tensor] | None) -> Tensor:
         """`h` [B, T, D] after cross-attention to the projected thoughts and the feed-forward layer."""
         if thoughts is not None:
@@ -90,12 +96,16 @@ class Decoder(nn.Module):
     Args:
         config: shape of the decoder; `config.vocab_size` must be set.
         compute_dtype: bfloat16 runs the matrix products in it (autocast); weights and thoughts stay as they are.
+
+    Attributes:
+        recompute: where weights learn, the backward pass computes each layer again instead of keeping what it did.
     """
 
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32):
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype
+        self.recompute = False
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
@@ -131,10 +141,10 @@ class Decoder(nn.Module):
         with self._autocast(context):
             table = self.table[:, : context.shape[1]]
             projected = self.project(thoughts)
+            run = self._run if self._recomputes else Layer.forward
             h = self._stack[0].think(context, table, projected[0])
             for layer, layer_thoughts in zip(self._stack[1:], projected[1:], strict=True):
-                h, _ = layer.self_attend(h, table)
-                h = layer.think(h, table, layer_thoughts)
+                h = run(layer, h, table, layer_thoughts)
             return self.norm(h)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -191,6 +201,16 @@ class Decoder(nn.Module):
         """The residual stream [..., D] in which `tokens` [...] enter."""
         embedded: Tensor = self.tok_embeddings(tokens)
         return embedded if self.config.embedding_scale == 1 else embedded * self.config.embedding_scale
+
+    @property
+    def _recomputes(self) -> bool:
+        """Whether layers forget what they did until the backward pass; only where weights learn."""
+        return self.recompute and torch.is_grad_enabled() and self.norm.weight.requires_grad
+
+    @staticmethod
+    def _run(layer: Layer, *inputs: Any) -> Tensor:
+        h: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
+        return h
 
     @property
     def _low(self) -> bool:

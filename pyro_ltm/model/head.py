@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 24
-"""Logits held at a time: 64 MiB in single precision. Far fewer positions at once, and products slow down."""
+CHUNK = 1 << 23
+"""Logits held at a time: 32 MiB in single precision. With fewer positions at once, products slow down."""
 
 
 def token_log_probs(hidden: Tensor, weight: Tensor, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -41,8 +41,9 @@ class _TokenLogProbs(torch.autograd.Function):
         matrix = weight.to(hidden.dtype)
         log_probs = hidden.new_empty(len(hidden), dtype=weight.dtype)
         gradient = torch.empty_like(hidden) if eager else None
-        for rows in _chunks(hidden, weight):
-            scores = _log_softmax(hidden[rows], matrix, weight.dtype)
+        scratch = _Scratch(hidden, weight)
+        for rows in scratch.chunks:
+            scores = scratch.log_softmax(hidden[rows], matrix)
             log_probs[rows] = scores.gather(1, tokens[rows, None])[:, 0]
             if gradient is not None:
                 slope = _slope(scores, tokens[rows])
@@ -61,8 +62,9 @@ class _TokenLogProbs(torch.autograd.Function):
         matrix = weight.to(hidden.dtype)
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         to_weight = torch.zeros_like(weight)
-        for rows in _chunks(hidden, weight):
-            slope = _slope(_log_softmax(hidden[rows], matrix, weight.dtype), tokens[rows]).mul_(weights[rows, None])
+        scratch = _Scratch(hidden, weight)
+        for rows in scratch.chunks:
+            slope = _slope(scratch.log_softmax(hidden[rows], matrix), tokens[rows]).mul_(weights[rows, None])
             slope = slope.to(hidden.dtype)
             if to_hidden is not None:
                 torch.mm(slope, matrix, out=to_hidden[rows])
@@ -86,14 +88,19 @@ def _differentiable(
     return slope @ matrix if needed[0] else None, to_weight
 
 
-def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    size = max(16, CHUNK // len(weight))
-    return [slice(first, first + size) for first in range(0, len(hidden), size)]
+class _Scratch:
+    """Memory for one chunk's logits and log-probabilities, used again by the next: asking for it anew takes time."""
 
+    def __init__(self, hidden: Tensor, weight: Tensor):
+        size = min(max(16, CHUNK // len(weight)), max(len(hidden), 1))
+        self.chunks = [slice(first, first + size) for first in range(0, len(hidden), size)]
+        self._logits = hidden.new_empty(size, len(weight))
+        self._scores = weight.new_empty(size, len(weight))
 
-def _log_softmax(hidden: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """[r, V] log-probabilities of all tokens."""
-    return torch.log_softmax((hidden @ matrix.t()).to(dtype), dim=-1)
+    def log_softmax(self, hidden: Tensor, matrix: Tensor) -> Tensor:
+        """[r, V] log-probabilities of all tokens after `hidden` [r, D]; good until the next call."""
+        logits = torch.mm(hidden, matrix.t(), out=self._logits[: len(hidden)])
+        return torch.log_softmax(logits.to(self._scores.dtype), dim=-1, out=self._scores[: len(hidden)])
 
 
 def _slope(scores: Tensor, tokens: Tensor) -> Tensor:

@@ -143,3 +143,26 @@ def test_bfloat16_stays_near(length):
     (gradient,) = torch.autograd.grad(rough.square().sum(), thoughts)
     assert gradient.dtype == torch.float32
     assert gradient.isfinite().all()
+
+
+def test_layers_computed_again_give_the_same_gradients_in_less_memory():
+    from pyro_ltm.evaluation.memory import peak_memory
+
+    config = tiny_config(layers=6, thoughts=6, max_length=128)
+    decoder, tokens = tiny_decoder(config), tiny_tokens(4, 128)[:, :-1]
+    thoughts = torch.randn(4, 6, config.dim)
+
+    def gradients():
+        decoder.zero_grad(set_to_none=True)
+        hidden = decoder(decoder.context(tokens), thoughts)
+        hidden.square().sum().backward()
+        return {name: parameter.grad.clone() for name, parameter in decoder.named_parameters()}
+
+    kept, memory = gradients(), peak_memory(gradients)
+    decoder.recompute = True
+    again, less = gradients(), peak_memory(gradients)
+    for name, gradient in kept.items():
+        assert torch.equal(again[name], gradient), name
+    assert less < 0.6 * memory
+    with torch.no_grad():
+        decoder(decoder.context(tokens), thoughts)  # and nothing is recomputed where nothing learns

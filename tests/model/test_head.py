@@ -89,7 +89,7 @@ def test_very_unlikely_tokens_keep_a_finite_gradient():
 def test_never_holds_all_logits():
     from pyro_ltm.evaluation.memory import peak_memory
 
-    rows, vocab = 4096, 16384  # 256 MiB of logits; chunks of 1024 positions
+    rows, vocab = 4096, 16384  # 256 MiB of logits; chunks of 512 positions
     weight, tokens = torch.randn(vocab, D), torch.zeros(rows, dtype=torch.int64)
 
     def work():

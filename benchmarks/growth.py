@@ -1,0 +1,104 @@
+"""How the cost of a fast step grows with each size of the problem, beside the law that it should follow.
+
+    python -m benchmarks growth --out FOLDER
+
+One size is varied at a time around a small decoder; the points of an axis run in turn. Each law is `fixed + slope *
+size`, fitted through the smallest and the largest point: nothing here may bend upwards.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.interleave import interleaved, summary
+from pyro_ltm.config import Config, ModelConfig
+from pyro_ltm.evaluation.memory import peak_memory
+from pyro_ltm.inference.parts import Parts
+from pyro_ltm.types import Batch
+
+BASE = {"length": 512, "fast_steps": 4, "thoughts": 8, "sequences": 4, "vocabulary": 2048, "window": 64}
+AXES: dict[str, list[int]] = {
+    "length": [256, 512, 1024, 2048, 4096],
+    "fast_steps": [1, 2, 4, 8, 16],
+    "thoughts": [2, 8, 32, 128, 256],
+    "sequences": [1, 2, 4, 8, 16],
+    "vocabulary": [512, 2048, 8192, 32768],
+    "window": [16, 64, 128, 256, 512],
+}
+LABELS = {
+    "length": "tokens in a sequence T",
+    "fast_steps": "fast steps",
+    "thoughts": "thoughts N",
+    "sequences": "sequences B",
+    "vocabulary": "vocabulary V",
+    "window": "window W",
+}
+
+
+def _work(point: dict[str, int]) -> Any:
+    """The fit at a point."""
+    model = ModelConfig(
+        vocab_size=point["vocabulary"],
+        dim=128,
+        layers=2,
+        heads=4,
+        thoughts=point["thoughts"],
+        max_length=point["length"],
+        window=point["window"],
+    )
+    parts = Parts.build(Config(model=model))
+    tokens = torch.randint(point["vocabulary"], (point["sequences"], point["length"] + 1))
+    batch = Batch.from_tokens(tokens)
+    return lambda: parts.fit(batch, steps=point["fast_steps"])
+
+
+def measure_axis(axis: str, rounds: int) -> dict[str, Any]:
+    """Seconds and peak bytes of a fit at each point of an axis, and the exponent between its two largest points."""
+    works = {str(size): _work(BASE | {axis: size}) for size in AXES[axis]}
+    seconds = {name: summary(taken) for name, taken in interleaved(works, rounds).items()}
+    medians = [seconds[str(size)]["median"] for size in AXES[axis]]
+    peaks = [peak_memory(work) for work in works.values()]
+    (small, large), (low, high) = AXES[axis][-2:], medians[-2:]
+    return {
+        "sizes": AXES[axis],
+        "seconds": [seconds[str(size)] for size in AXES[axis]],
+        "peak_bytes": peaks,
+        "last_exponent": float(torch.log(torch.tensor(high / low)) / torch.log(torch.tensor(large / small))),
+    }
+
+
+def run(rounds: int = 5) -> dict[str, Any]:
+    """All axes."""
+    return {"base": BASE, "axes": {axis: measure_axis(axis, rounds) for axis in AXES}}
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Time and memory against each size, with the straight line through the two ends."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(2, 3, figsize=(11, 6.2), layout="constrained")
+    for panel, (axis, values) in zip(panels.flat, found["axes"].items(), strict=True):
+        sizes = values["sizes"]
+        medians = [1000 * one["median"] for one in values["seconds"]]
+        spread = [[m - 1000 * one["least"] for m, one in zip(medians, values["seconds"], strict=True)]]
+        spread += [[1000 * one["most"] - m for m, one in zip(medians, values["seconds"], strict=True)]]
+        panel.errorbar(sizes, medians, yerr=spread, fmt="o", color="C0", label="time", markersize=4)
+        slope = (medians[-1] - medians[0]) / (sizes[-1] - sizes[0])
+        panel.plot(sizes, [medians[0] + slope * (s - sizes[0]) for s in sizes], color="C0", lw=1, label="a line")
+        panel.set_xlabel(LABELS[axis])
+        panel.set_ylabel("ms a fit")
+        panel.set_ylim(bottom=0)
+        memory = panel.twinx()
+        memory.plot(sizes, [peak / 2**20 for peak in values["peak_bytes"]], "s--", color="C1", ms=3, lw=0.8)
+        memory.set_ylim(bottom=0)
+        memory.set_ylabel("peak MiB", color="C1")
+        panel.set_title(f"exponent at the end {values['last_exponent']:.2f}", fontsize=9)
+    panels.flat[0].legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,246 @@
+"""What each lever does to speed and to the honest bound: at equal slow steps, and at equal time.
+
+    python -m benchmarks levers --data DIR --out FOLDER [--steps 300] [--seeds 0]
+
+Every row trains the preset nano twice: for so many slow steps, and for as many as fit into the default's time. Each is
+judged by the same long fit (64 steps of Adam at 0.1, fresh noise, whole KL, 4 draws) on the same validation sequences.
+`race` sets the default against the plain implementation with fresh noise: seconds of training until each reaches the
+same bound, judged the same way.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.plain import FastLoop, Plain, plain_train_step
+from benchmarks.speed import plain_shape
+from pyro_ltm.config import Config, apply_settings, preset
+from pyro_ltm.data import DataOrder, TokenDataset
+from pyro_ltm.evaluation import evaluate_bound
+from pyro_ltm.inference import Adam, fit_posterior
+from pyro_ltm.inference.parts import Parts
+from pyro_ltm.noise import DrawFrom, fold
+from pyro_ltm.training import Run, Trainer
+from pyro_ltm.training.run import dataset_batches
+from pyro_ltm.training.step import slow_loss
+from pyro_ltm.training.trainer import learning_rate, slow_optimizer
+from pyro_ltm.types import Batch, State
+
+SEQUENCES = 128
+ROWS: dict[str, list[str]] = {
+    "default": [],
+    "2 fast steps": ["fast.steps=2"],
+    "16 fast steps": ["fast.steps=16"],
+    "subsample 2": ["fast.subsample=2"],
+    "subsample 4": ["fast.subsample=4"],
+    "16 fast steps, subsample 4": ["fast.steps=16", "fast.subsample=4"],
+    "compile": ["compile=true"],
+    "bfloat16": ["dtype=bfloat16"],
+    "natural": ["optimizer.name=natural"],
+    "semi-amortized": ["guide.name=semi-amortized"],
+    "16 fast steps, early stop": ["fast.steps=16", "fast.tolerance=0.5", "fast.patience=2"],
+    "remembered starts": [],
+}
+REMEMBERED = "remembered starts"
+
+
+def configure(data: TokenDataset, steps: int, seed: int, changes: list[str]) -> Config:
+    fixed = [f"model.vocab_size={data.vocab_size}", f"slow.steps={steps}", "slow.eval_every=0", f"seed={seed}"]
+    return apply_settings(preset("nano"), [*fixed, *changes])
+
+
+def judge(parts: Parts, validation: TokenDataset) -> dict[str, float]:
+    """Nats a token, the same for every row: a long mean-field fit under this row's decoder."""
+    judge = Parts.build(configure(validation, 1, 0, []))
+    judge.model.load_state_dict(parts.model.state_dict())
+    found = evaluate_bound(
+        judge.model,
+        dataset_batches(validation, 64, "cpu", limit=SEQUENCES),
+        guide=judge.guide,
+        objective=judge.objective.at(1.0),
+        optimizer=Adam(lr=0.1),
+        fast_steps=64,
+        particles=4,
+        seed=1,
+    )
+    return {"nats_per_token": found.nats_per_token, "stderr": found.nats_per_token_stderr}
+
+
+def train(config: Config, train: TokenDataset) -> tuple[Parts, float]:
+    """The trained parts, and seconds of training by the trainer's own count."""
+    parts = Parts.build(config)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(Run.create(Path(folder), config, parts, train.tokenizer), train, None)
+        trainer.fit()
+    return parts, trainer.counters.seconds
+
+
+def train_remembering(config: Config, train: TokenDataset) -> tuple[Parts, float]:
+    """As `train`, but a sequence's fit starts where its last one ended; all states are kept in memory."""
+    parts = Parts.build(config)
+    slow, optimizer = config.slow, slow_optimizer(parts, config.slow)
+    order = DataOrder(len(train), slow.batch_size, config.seed)
+    kept: dict[int, State] = {}
+    began = time.perf_counter()
+    for step in range(slow.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, slow)
+        batch = train.batch(order.indices(step * slow.batch_size))
+        objective = parts.objective.at(step / slow.steps)
+        posterior = fit_posterior(
+            parts.model,
+            batch,
+            guide=parts.guide,
+            objective=objective,
+            optimizer=parts.optimizer,
+            steps=parts.fast.steps,
+            seed=fold(config.seed, "train", step),
+            start=_remembered(parts, batch, kept),
+        )
+        for row, number in enumerate(batch.ids.tolist()):
+            kept[number] = {name: value[row] for name, value in posterior.state.items()}
+        optimizer.zero_grad(set_to_none=True)
+        with DrawFrom(posterior.noise):
+            loss, _ = slow_loss(parts.model, batch, posterior, objective)
+        (loss / batch.tokens()).backward()
+        torch.nn.utils.clip_grad_norm_(parts.model.parameters(), slow.clip)
+        optimizer.step()
+    return parts, time.perf_counter() - began
+
+
+def _remembered(parts: Parts, batch: Batch, kept: dict[int, State]) -> State:
+    start = parts.guide.init(batch)
+    rows = [kept.get(number, {}) for number in batch.ids.tolist()]
+    return {
+        name: torch.stack([old.get(name, new) for old, new in zip(rows, value, strict=True)])
+        for name, value in start.items()
+    }
+
+
+def measure(
+    row: str, data: TokenDataset, validation: TokenDataset, steps: int, seed: int, seconds: float | None
+) -> dict[str, Any]:
+    """One lever's row; `seconds` is the default's time, None for the default itself."""
+    learn = train_remembering if row == REMEMBERED else train
+    parts, took = learn(configure(data, steps, seed, ROWS[row]), data)
+    found = {
+        "row": row,
+        "settings": ROWS[row],
+        "seed": seed,
+        "steps": steps,
+        "seconds": took,
+        **judge(parts, validation),
+    }
+    if seconds is None:
+        return found
+    # What is done once, such as compiling, counts: it is part of a user's time.
+    again = max(1, round(steps * seconds / took))
+    parts, took = learn(configure(data, again, seed, ROWS[row]), data)
+    return found | {"equal_time": {"steps": again, "seconds": took, **judge(parts, validation)}}
+
+
+def run(folder: Path, steps: int, seeds: list[int], rows: list[str] | None = None) -> list[dict[str, Any]]:
+    """All levers, the default first: its time is what the others are given."""
+    data, validation = TokenDataset(folder), TokenDataset(folder, "validation")
+    found = []
+    for seed in seeds:
+        first = measure("default", data, validation, steps, seed, None)
+        found.append(first)
+        for row in rows or list(ROWS)[1:]:
+            found.append(measure(row, data, validation, steps, seed, first["seconds"]))
+            print(row, {key: found[-1][key] for key in ("seconds", "nats_per_token")}, flush=True)
+    return found
+
+
+def race(folder: Path, steps: int, seed: int = 0) -> dict[str, Any]:
+    """Seconds of training until plain and ours are at the bound that plain ends at, with the same slow optimizer."""
+    data, validation = TokenDataset(folder), TokenDataset(folder, "validation")
+    config = configure(data, steps, seed, [])
+    ours, theirs = Parts.build(config), Parts.build(config)
+    plain = Plain(plain_shape(config))
+    plain.load_state_dict(theirs.model.decoder.state_dict())
+    curve = functools.partial(_curve, config, data, max(1, steps // 12))
+    curves = {
+        "plain": curve(lambda: _judged_plain(theirs, plain, validation), _plain_learner(plain, config)),
+        "ours": curve(lambda: judge(ours, validation), _learner(ours, config)),
+    }
+    goal = min(point["nats_per_token"] for point in curves["plain"])
+    reached = {
+        name: next((point["seconds"] for point in curve if point["nats_per_token"] <= goal), None)
+        for name, curve in curves.items()
+    }
+    ratio = reached["plain"] / reached["ours"] if reached["ours"] else None
+    return {
+        "steps": steps,
+        "seed": seed,
+        "goal": goal,
+        "seconds": reached,
+        "faster_than_plain": ratio,
+        "curves": curves,
+    }
+
+
+def _curve(
+    config: Config,
+    data: TokenDataset,
+    every: int,
+    score: Callable[[], dict[str, float]],
+    learn: Callable[[Batch, int], None],
+) -> list[dict[str, float]]:
+    order, seconds, points = DataOrder(len(data), config.slow.batch_size, config.seed), 0.0, []
+    for step in range(config.slow.steps):
+        began = time.perf_counter()
+        learn(data.batch(order.indices(step * config.slow.batch_size)), step)
+        seconds += time.perf_counter() - began
+        if (step + 1) % every == 0:
+            points.append({"step": step + 1, "seconds": seconds, **score()})
+    return points
+
+
+def _plain_learner(plain: Plain, config: Config) -> Callable[[Batch, int], None]:
+    slow, fast = config.slow, FastLoop(fresh=True)
+    optimizer = torch.optim.AdamW(plain.parameters(), betas=(slow.beta1, slow.beta2), weight_decay=slow.weight_decay)
+    torch.manual_seed(config.seed)
+
+    def learn(batch: Batch, step: int) -> None:
+        optimizer.param_groups[0]["lr"] = learning_rate(step, slow)
+        plain_train_step(plain, optimizer, batch.inputs, batch.targets, fast, slow.clip)
+
+    return learn
+
+
+def _judged_plain(theirs: Parts, plain: Plain, validation: TokenDataset) -> dict[str, float]:
+    theirs.model.decoder.load_state_dict(copy.deepcopy(plain.state_dict()))
+    return judge(theirs, validation)
+
+
+def _learner(parts: Parts, config: Config) -> Callable[[Batch, int], None]:
+    from pyro_ltm.training import train_step
+
+    optimizer = slow_optimizer(parts, config.slow)
+
+    def learn(batch: Batch, step: int) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config.slow)
+        train_step(
+            parts.model,
+            [batch],
+            guide=parts.guide,
+            objective=parts.objective.at(step / config.slow.steps),
+            fast_optimizer=parts.optimizer,
+            fast_steps=parts.fast.steps,
+            slow_optimizer=optimizer,
+            clip=config.slow.clip,
+            seed=fold(config.seed, "train", step),
+            **parts.fitting,
+        )
+
+    return learn

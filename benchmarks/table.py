@@ -1,0 +1,172 @@
+"""The figures of a benchmark file as Markdown: the README's table, and the generated parts of docs/speed.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+MARKED = ("README.md", "docs/speed.md")
+
+
+def times(value: Mapping[str, float]) -> str:
+    """A ratio with its range over rounds."""
+    return f"{value['median']:.2f}x ({value['least']:.2f} to {value['most']:.2f})"
+
+
+BFLOAT16 = {"amx": "bfloat16 tiles (AMX)", "avx512": "bfloat16 without tiles", "none": "no bfloat16"}
+
+
+def verdict(good: bool) -> str:
+    return "yes" if good else "no"
+
+
+def targets(found: Mapping[str, Any]) -> str:
+    """What was to be reached, and what was."""
+    rows: list[tuple[str, str, str, str, bool]] = []
+
+    def row(what: str, against: str, at_least: str, measured: str, good: bool) -> None:
+        rows.append((what, against, at_least, measured, good))
+
+    if "speed" in found:
+        part = found["speed"]["found"]
+        name, step, train = part["preset"], part["fast_step"], part["training_step"]
+        faster, whole = step["faster_than_plain"], train["faster_than_plain"]
+        row(f"one fast step, {name}", "plain", "3.5x", times(faster["ours"]), faster["ours"]["median"] >= 3.5)
+        quarter = faster["quarter"]
+        row("one fast step, head on a quarter", "plain", "6x", times(quarter), quarter["median"] >= 6)
+        row("training step, 16 fast steps", "plain", "3.5x", times(whole["ours"]), whole["ours"]["median"] >= 3.5)
+        quarter = whole["quarter"]
+        row("training step, head on a quarter", "plain", "6x", times(quarter), quarter["median"] >= 6)
+        writing = part["generation"]
+        ratio = writing["faster_than_plain"]
+        row(
+            f"{writing['new_tokens']} tokens, batch {writing['sequences']}",
+            "plain",
+            "30x",
+            f"{ratio:.0f}x",
+            ratio >= 30,
+        )
+        peak = train["peak_of_plain"]
+        row("peak memory of a training step", "plain", "half", f"{peak:.2f} of it", peak <= 0.5)
+        cost = step["time_of_tensor"]
+        row(f"Pyro, {name}", "tensor", "at most 1.03", times(cost), cost["median"] <= 1.03)
+        share = step["roofline"]["ours"]["share_of_it"]
+        row(f"one fast step, {name}", "roofline", "60% of it", f"{share:.0%}", share >= 0.6)
+    if "nano" in found:
+        cost = found["nano"]["found"]["fast_step"]["time_of_tensor"]
+        row("Pyro, nano", "tensor", "at most 1.15", times(cost), cost["median"] <= 1.15)
+    if "race" in found:
+        race = found["race"]["found"]
+        ratio = race["faster_than_plain"]
+        shown = f"{ratio:.1f}x" if ratio else "not reached"
+        row("time to the same bound, nano", "plain, fresh noise", "8x", shown, bool(ratio and ratio >= 8))
+    if "pipeline" in found:
+        part = found["pipeline"]["found"]
+        seconds = part["start_up"]["pyro-ltm --help"]["median"]
+        row("`pyro-ltm --help`", "clock", "under 0.3 s", f"{seconds:.2f} s", seconds < 0.3)
+        share = part["preparing"]["share_of_the_tokenizers_speed"]
+        row("preparing text", "tokenizer", "80% of it", f"{share['median']:.0%}", share["median"] >= 0.8)
+        waits = part["waiting"]["data_seconds"] / part["waiting"]["step_seconds"]
+        row("waiting for data, nano", "training step", "never", f"{waits:.1%} of it", waits < 0.01)
+    lines = ["| | against | target | measured | reached |", "|---|---|---|---|---|"]
+    lines += [f"| {what} | {against} | {least} | {got} | {verdict(good)} |" for what, against, least, got, good in rows]
+    return "\n".join(lines)
+
+
+def where(found: Mapping[str, Any]) -> str:
+    """Machine and date of each part, one line for all where they agree."""
+    lines = {}
+    for name, part in found.items():
+        on = part["machine"]
+        bf16 = {"amx": "bfloat16 tiles (AMX)", "avx512": "bfloat16 without tiles", "none": "no bfloat16"}[
+            on["bfloat16"]
+        ]
+        text = (
+            f"{part['date']}: {on['processor']}, {on['threads']} threads of {on['cores']} cores, {bf16}, "
+            f"torch {on['torch']}, pyro-ppl {on['pyro-ppl']}, Python {on['python']}"
+        )
+        lines.setdefault(text, []).append(name)
+    if len(lines) == 1:
+        return next(iter(lines)) + "."
+    return "\n".join(f"- {', '.join(names)}: {text}" for text, names in lines.items())
+
+
+def steps(found: Mapping[str, Any]) -> str:
+    """Seconds of a fast step, each way, for both presets."""
+    lines = ["| a fast step | medium | against plain | nano | against plain |", "|---|---|---|---|---|"]
+    parts = [found[name]["found"]["fast_step"] if name in found else None for name in ("speed", "nano")]
+    names = {
+        "plain": "plain",
+        "ours": "ours",
+        "tensor": "ours without Pyro (`tensor`)",
+        "quarter": "`fast.subsample=4`",
+        "bfloat16": "`dtype=bfloat16`",
+        "bfloat16, quarter": "both",
+    }
+    for key, name in names.items():
+        cells = []
+        for part in parts:
+            if part is None:
+                cells += ["", ""]
+                continue
+            second = part["seconds"][key]
+            cells += [f"{1000 * second['median']:.1f} ms", times(part["faster_than_plain"][key])]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    floors = [part["roofline"]["ours"] if part else None for part in parts]
+    floor = [f"{1000 * f['seconds']:.1f} ms | {f['gflops_per_second']:.0f} GFLOP/s" if f else " | " for f in floors]
+    lines.append(f"| roofline | {' | '.join(floor)} |")
+    return "\n".join(lines)
+
+
+def lever_table(found: Mapping[str, Any]) -> str:
+    """Each lever: seconds, and the bound at equal steps and at equal time."""
+    if "levers" not in found:
+        return ""
+    lines = [
+        "| row | seed | seconds | bound at equal steps | steps in equal time | bound at equal time |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in found["levers"]["found"]:
+        equal = one.get("equal_time")
+        last = f"{equal['steps']} | {equal['nats_per_token']:.4f}" if equal else " | "
+        lines.append(f"| {one['row']} | {one['seed']} | {one['seconds']:.0f} | {one['nats_per_token']:.4f} | {last} |")
+    stderr = max(one["stderr"] for one in found["levers"]["found"])
+    return "\n".join(
+        [*lines, "", f"Nats a token; standard error of each at most {stderr:.3f}, over the same sequences."]
+    )
+
+
+def growth(found: Mapping[str, Any]) -> str:
+    """The exponent of each axis between its two largest sizes."""
+    if "growth" not in found:
+        return ""
+    lines = ["| size | from | to | time grows by | exponent at the end | peak memory |", "|---|---|---|---|---|---|"]
+    for name, axis in found["growth"]["found"]["axes"].items():
+        sizes, seconds, peaks = axis["sizes"], axis["seconds"], axis["peak_bytes"]
+        lines.append(
+            f"| {name.replace('_', ' ')} | {sizes[0]} | {sizes[-1]} | "
+            f"{seconds[-1]['median'] / seconds[0]['median']:.1f}x | {axis['last_exponent']:.2f} | "
+            f"{peaks[0] / 2**20:.1f} to {peaks[-1] / 2**20:.1f} MiB |"
+        )
+    return "\n".join(lines)
+
+
+BLOCKS = {"targets": targets, "where": where, "steps": steps, "levers": lever_table, "growth": growth}
+
+
+def filled(text: str, found: Mapping[str, Any]) -> str:
+    """`text` with each part between `<!-- NAME -->` and `<!-- end NAME -->` made anew."""
+    for name, make in BLOCKS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+        text = pattern.sub(lambda match, make=make: f"{match[1]}{make(found)}\n{match[2]}", text)
+    return text
+
+
+def write(found: Mapping[str, Any]) -> None:
+    """Fills README and docs."""
+    for name in MARKED:
+        path = ROOT / name
+        path.write_text(filled(path.read_text(encoding="utf-8"), found), encoding="utf-8")
