@@ -37,6 +37,7 @@ class Noise:
 
     Args:
         ids: the sequences' stable names.
+        device: where the normals are wanted; that of `ids` when None.
         seed: the other half of each key; different seeds give independent streams.
         kind: "fresh"; "antithetic": every second particle mirrors the one before it, and with single draws every second
             draw does, so that what is odd in the noise cancels; "fixed": every draw begins the stream again, so that
@@ -44,10 +45,10 @@ class Noise:
             bound.
     """
 
-    def __init__(self, ids: Tensor, *, seed: int, kind: str = "fresh"):
+    def __init__(self, ids: Tensor, *, seed: int, kind: str = "fresh", device: torch.device | None = None):
         self.kind = kind
         self._streams = [_Stream(fold(seed, i)) for i in ids.tolist()]
-        self._device = ids.device
+        self.device = ids.device if device is None else device
 
     @property
     def seeds(self) -> list[int]:
@@ -64,7 +65,10 @@ class Noise:
             drawn = [stream.mirrored(row, dtype, pairs=bool(axis) and row[0] > 1) for stream in self._streams]
         else:
             drawn = [stream.draw(row, dtype, again=self.kind == "fixed") for stream in self._streams]
-        return torch.stack(drawn, dim=axis).to(self._device)
+        whole = torch.stack(drawn, dim=axis)
+        if self.device.type == "cuda":  # from pinned memory, so that nobody waits for the copy
+            whole = whole.pin_memory()
+        return whole.to(self.device, non_blocking=True)
 
     def select(self, rows: Tensor) -> Noise:
         """The streams of the sequences at `rows` (int64 [B']): these very streams, so that what they give is gone."""

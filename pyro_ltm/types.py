@@ -32,7 +32,8 @@ class Batch:
         inputs: [B, T] int64, the tokens read; `inputs[:, t + 1] == targets[:, t]` wherever both are known.
         targets: [B, T] int64, the tokens predicted; None leaves the site `tokens` unobserved, so the model writes them.
         mask: [B, T] bool, True where a target counts.
-        ids: [B] int64, stable names of the sequences; a sequence's noise is keyed by its id.
+        ids: [B] int64, stable names of the sequences; a sequence's noise is keyed by its id. They stay on the CPU:
+            who asks a GPU for them waits for all that it still has to do.
         positions, weights: [B, P] int64 and float: only these targets count, each for so many of its like
             (`inference.subsampled`); None: all of them, once.
         context: [B, T, D] what the thoughts cannot touch (`Decoder.context`), computed once for many fast steps;
@@ -73,6 +74,11 @@ class Batch:
         return self.inputs.shape[0]
 
     @property
+    def device(self) -> torch.device:
+        """Where the tokens are."""
+        return self.inputs.device
+
+    @property
     def length(self) -> int:
         """Tokens T in a sequence."""
         return self.inputs.shape[1]
@@ -82,11 +88,11 @@ class Batch:
         return self.mask.sum()
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
+        """The same batch on another device; its ids stay."""
         moved = {
             entry.name: value.to(device, non_blocking=True)
             for entry in dataclasses.fields(self)
-            if (value := getattr(self, entry.name)) is not None
+            if entry.name != "ids" and (value := getattr(self, entry.name)) is not None
         }
         return dataclasses.replace(self, **moved)
 
@@ -106,7 +112,7 @@ class Batch:
     def select(self, rows: Tensor) -> Batch:
         """The sequences at `rows` (int64 [B'])."""
         picked = {
-            entry.name: value[rows]
+            entry.name: value[rows.to(value.device)]
             for entry in dataclasses.fields(self)
             if (value := getattr(self, entry.name)) is not None
         }

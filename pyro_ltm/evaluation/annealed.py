@@ -96,8 +96,8 @@ def evaluate_annealed(
             found = anneal(
                 Target(model, batch),
                 q,
-                noise=Noise(batch.ids, seed=fold(seed, "anneal", start)),
-                tuning=Noise(batch.ids, seed=fold(seed, "tune", start)),
+                noise=Noise(batch.ids, device=batch.device, seed=fold(seed, "anneal", start)),
+                tuning=Noise(batch.ids, device=batch.device, seed=fold(seed, "tune", start)),
                 steps=temperatures,
                 chains=chains,
                 leapfrogs=leapfrogs,

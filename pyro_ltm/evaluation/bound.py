@@ -178,7 +178,7 @@ class _Tally:
         self.square += (means.double() ** 2).sum(0).cpu()
         z = fresh.sample()[0]
         prior = self.model.prior().expand(torch.Size([batch.size]))
-        from_prior = draw(prior, Noise(batch.ids, seed=fold(seed, "prior")))
+        from_prior = draw(prior, Noise(batch.ids, device=batch.device, seed=fold(seed, "prior")))
         self._sum(from_prior=-self._log_likelihood(batch, from_prior))
         self._sum(zeroed=-self._log_likelihood(batch, torch.zeros_like(z)))
         self._shuffle(batch, z)

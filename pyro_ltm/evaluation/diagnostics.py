@@ -167,7 +167,10 @@ class Thoughts:
         """A draw [B, N, D] from the prior for each batch."""
         prior = self.parts.model.prior()
         return [
-            draw(prior.expand(torch.Size([batch.size])), Noise(batch.ids, seed=fold(self.seed, "prior", particle)))
+            draw(
+                prior.expand(torch.Size([batch.size])),
+                Noise(batch.ids, device=batch.device, seed=fold(self.seed, "prior", particle)),
+            )
             for batch in self.batches
         ]
 

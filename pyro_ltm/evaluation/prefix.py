@@ -136,7 +136,7 @@ class _Reader:
 
     def nats(self, batch: Batch, start: int, end: int) -> Tensor:
         """[B] -log p(tokens from `start` to `end` | those before), float64 on the CPU."""
-        noise = Noise(batch.ids, seed=fold(self.seed, "score", start))
+        noise = Noise(batch.ids, device=batch.device, seed=fold(self.seed, "score", start))
         if not self.model.config.thoughts:
             return -self._log_likelihood(batch.beginning(end), self._prior(batch, 1, noise)[0], start)
         if start:

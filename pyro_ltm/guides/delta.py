@@ -42,7 +42,9 @@ class Delta(Guide):
         shape = torch.Size([batch.size, self.thoughts, self.dim])
         loc = torch.zeros(shape, device=batch.inputs.device)
         if self.init_loc:
-            loc = loc + self.init_loc * Noise(batch.ids, seed=fold(self.seed, "init")).normal(shape, event_dims=2)
+            loc = loc + self.init_loc * Noise(batch.ids, device=batch.device, seed=fold(self.seed, "init")).normal(
+                shape, event_dims=2
+            )
         return {"loc": loc}
 
     def distribution(self, state: State) -> dist.TorchDistribution:

@@ -52,7 +52,7 @@ class LowRank(Guide):
     def init(self, batch: Batch) -> State:
         """`loc`, `log_variance` of the diagonal, each [B, N, D]; `factor` [B, N, D, R], W times `entry_scale(N D)`."""
         shape = torch.Size([batch.size, self.thoughts, self.dim, self.rank])
-        noise = Noise(batch.ids, seed=fold(self.seed, "init"))
+        noise = Noise(batch.ids, device=batch.device, seed=fold(self.seed, "init"))
         columns = noise.normal(shape, event_dims=3, dtype=torch.get_default_dtype())
         zeros = torch.zeros_like(columns[..., 0])
         lengths = columns.square().sum((1, 2), keepdim=True).sqrt()

@@ -64,7 +64,7 @@ class MeanField(Guide):
         loc = torch.zeros(shape, device=batch.inputs.device)
         log_variance = torch.full_like(loc, self.init_log_variance)
         if self.init_loc or self.init_noise:
-            noise = Noise(batch.ids, seed=fold(self.seed, "init"))
+            noise = Noise(batch.ids, device=batch.device, seed=fold(self.seed, "init"))
             loc = loc + self.init_loc * noise.normal(shape, event_dims=2)
             log_variance = log_variance + self.init_noise * noise.normal(shape, event_dims=2)
         return {"loc": loc, "log_variance": log_variance}

@@ -54,7 +54,7 @@ class Mixture(Guide):
     def init(self, batch: Batch) -> State:
         """`logits` [B, K] of the weights; `loc` and `log_variance` of the components, each [B, K, N, D]."""
         shape = torch.Size([batch.size, self.components, self.thoughts, self.dim])
-        noise = Noise(batch.ids, seed=fold(self.seed, "init"))
+        noise = Noise(batch.ids, device=batch.device, seed=fold(self.seed, "init"))
         apart = noise.normal(shape, event_dims=3, dtype=torch.get_default_dtype())
         loc = self.spread / (self.thoughts * self.dim) ** 0.5 * apart
         return {"logits": loc.new_zeros(shape[:2]), "loc": loc, "log_variance": torch.zeros_like(loc)}

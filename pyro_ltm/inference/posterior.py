@@ -71,7 +71,7 @@ class Posterior:
 
     def with_noise(self, seed: int) -> Posterior:
         """The same posterior drawing from another stream: what was fitted on one noise is judged on this one."""
-        return dataclasses.replace(self, noise=Noise(self.ids, seed=seed))
+        return dataclasses.replace(self, noise=Noise(self.ids, seed=seed, device=self.noise.device))
 
     @torch.no_grad()
     def sample(self, particles: int = 1) -> Tensor:
@@ -161,7 +161,7 @@ def fit_posterior(
     optimizer = optimizer or Adam()
     check_fit(guide, objective, optimizer, noise, tolerance=tolerance, subsample=subsample)
     objective = objective.for_guide() if isinstance(objective, Objective) else objective
-    stream = Noise(batch.ids, seed=seed, kind=noise)
+    stream = Noise(batch.ids, device=batch.device, seed=seed, kind=noise)
     steps = steps if guide.takes_fast_steps else 0
     with _held(model, guide, keep_graph):
         precompute: Any = getattr(model, "precompute", None)
@@ -178,7 +178,7 @@ def fit_posterior(
             target = Target(model, batch)
             state, history = guide.run(target, state, optimizer=optimizer, noise=stream, steps=steps, watch=watch)
         else:
-            tokens = Noise(batch.ids, seed=fold(seed, "tokens"), kind=noise)
+            tokens = Noise(batch.ids, device=batch.device, seed=fold(seed, "tokens"), kind=noise)
             loop = _Loop(model, batch, guide, objective, optimizer, stream, steps, keep_graph, subsample, tokens)
             state, history = loop.run(state, tolerance, patience, watch)
         state = guide.finish(state, Target(model, batch))

@@ -105,7 +105,7 @@ class Sampler(Guide):
         """Draws from the prior `particles` [B, C, N, D], and their moments `mean` and `variance` [B, N, D]."""
         shape = torch.Size([self.chains, batch.size, self.thoughts, self.dim])
         dtype = torch.get_default_dtype()
-        noise = Noise(batch.ids, seed=fold(self.seed, "chains"))
+        noise = Noise(batch.ids, device=batch.device, seed=fold(self.seed, "chains"))
         particles = noise.normal(shape, event_dims=2, dtype=dtype).to(batch.inputs.device).transpose(0, 1)
         return {"particles": particles, "mean": torch.zeros_like(particles[:, 0])} | {
             "variance": torch.ones_like(particles[:, 0])  # one chain has no variance of its own yet: the prior's

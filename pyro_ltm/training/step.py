@@ -79,10 +79,19 @@ def train_step(
     grad_norm = nn.utils.clip_grad_norm_(parameters, clip or float("inf"))
     bound = (distortion + rate) / tokens
     finite = torch.isfinite(grad_norm) & torch.isfinite(bound)
-    if finite:
-        slow_optimizer.step()
+    step_where(finite, slow_optimizer)
     sequences = sum(batch.size for batch in batches)
     return StepReport(bound, distortion / tokens, rate / sequences, tokens, grad_norm, finite)
+
+
+def step_where(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """The optimizer's step if `finite` (bool, a scalar), else none; a fused optimizer asks itself, on its device."""
+    if all(group.get("fused") for group in optimizer.param_groups):
+        # The names by which torch's GradScaler tells it.
+        vars(optimizer).update(grad_scale=None, found_inf=(~finite).float())
+        optimizer.step()
+    elif finite:
+        optimizer.step()
 
 
 def slow_loss(model: nn.Module, batch: Batch, posterior: Posterior, objective: Objective) -> tuple[Tensor, Terms]:

@@ -138,7 +138,7 @@ class Trainer:
         if batch is None:
             return True
         state = parts.guide.init(batch)
-        with DrawFrom(Noise(batch.ids, seed=0)):
+        with DrawFrom(Noise(batch.ids, device=batch.device, seed=0)):
             terms = parts.objective.terms(parts.model, parts.guide, batch, state)
         return bool(torch.isfinite(terms.log_likelihood).all())
 
