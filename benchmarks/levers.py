@@ -34,7 +34,7 @@ from pyro_ltm.training.step import slow_loss
 from pyro_ltm.training.trainer import learning_rate, slow_optimizer
 from pyro_ltm.types import Batch, State
 
-SEQUENCES = 128
+SEQUENCES = 64
 ROWS: dict[str, list[str]] = {
     "default": [],
     "2 fast steps": ["fast.steps=2"],

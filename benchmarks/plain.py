@@ -132,7 +132,8 @@ def turn(x: Tensor, turns: Tensor) -> Tensor:
 def nelbo(model: Plain, inputs: Tensor, targets: Tensor, loc: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
     """Minus the bound in nats, summed over the batch, for one draw of each sequence's thoughts."""
     logits = model(inputs, loc + torch.exp(0.5 * log_variance) * noise)
-    distortion = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+    distortion = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     return distortion + 0.5 * (loc.square() + log_variance.exp() - 1 - log_variance).sum()
 
 

@@ -7,6 +7,7 @@ All figures of a preset come from runs in turn in one process (`interleave`); ra
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ class Yard:
         self.config = apply_settings(preset(name), [f"model.vocab_size={vocabulary}"])
         self.parts = Parts.build(self.config)
         self.low = Parts.build(apply_settings(self.config, ["dtype=bfloat16"]))
+        self.compiled = Parts.build(apply_settings(self.config, ["compile=true"]))
         self.plain = Plain(plain_shape(self.config))
         self.plain.load_state_dict(self.parts.model.decoder.state_dict())
         length = self.config.model.max_length
@@ -92,6 +94,7 @@ def fast_steps(yard: Yard, rounds: int, steps: int) -> dict[str, Any]:
         "ours": lambda: yard.fit(steps),
         "tensor": lambda: tensor_fit(decoder, yard.batch, steps),
         "quarter": lambda: yard.fit(steps, subsample=QUARTER),
+        "compiled": lambda: yard.fit(steps, parts=yard.compiled),
         "bfloat16": lambda: yard.fit(steps, parts=yard.low),
         "bfloat16, quarter": lambda: yard.fit(steps, parts=yard.low, subsample=QUARTER),
     }
@@ -125,16 +128,27 @@ def training_steps(yard: Yard, rounds: int, steps: int) -> dict[str, Any]:
         "quarter": lambda: yard.step(steps, QUARTER),
     }
     seconds = interleaved(works, rounds, warm=False)
-    peaks = {"plain": peak_memory(lambda: yard.plain_step(2))} | {
-        f"ours, {count} fast steps": peak_memory(lambda count=count: yard.step(count)) for count in (2, 8)
+    peaks = {
+        "plain": _peak(yard.plain_optimizer, lambda: yard.plain_step(2)),
+        "ours, 2 fast steps": _peak(yard.optimizer, lambda: yard.step(2)),
+        "ours, 8 fast steps": _peak(yard.optimizer, lambda: yard.step(8)),
     }
+    yard.parts.model.decoder.recompute = True
+    peaks["recompute"] = _peak(yard.optimizer, lambda: yard.step(2))
+    yard.parts.model.decoder.recompute = False
     return {
         "fast_steps": steps,
         "seconds": {name: summary(values) for name, values in seconds.items()},
         "faster_than_plain": {name: ratio(seconds["plain"], values) for name, values in seconds.items()},
         "peak_bytes": peaks,
-        "peak_of_plain": peaks["ours, 2 fast steps"] / peaks["plain"],
+        "peak_of_plain": {name: peaks[name] / peaks["plain"] for name in ("ours, 2 fast steps", "recompute")},
     }
+
+
+def _peak(optimizer: torch.optim.Optimizer, work: Callable[[], Any]) -> int | None:
+    """Bytes at the peak of a step that begins without gradients: what was made before, nobody sees freed."""
+    optimizer.zero_grad(set_to_none=True)
+    return peak_memory(work)
 
 
 def generation(yard: Yard, size: int = 8, new: int = 512, lengths: int = 8) -> dict[str, Any]:

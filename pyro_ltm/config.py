@@ -189,7 +189,9 @@ class Config:
     slow: SlowConfig = field(default_factory=SlowConfig)
     seed: int = option(0, "seed of everything random", low=0)
     dtype: str = option("float32", "precision of the decoder's products", choices=("float32", "bfloat16"))
-    compile: bool = option(False, "compile the decoder (torch.compile): a minute's wait, then faster steps", added=True)
+    compile: bool = option(
+        False, "training compiles the decoder (torch.compile): a minute's wait, then faster", added=True
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self, "")

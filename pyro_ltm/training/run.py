@@ -78,7 +78,8 @@ class Run:
                 f"{config.model.vocab_size}: this is not the run's own tokenizer"
             )
         tensors, meta = read_tensors(folder / MODEL)
-        parts = Parts.build(config, device=device)
+        # Compiling pays over many steps of one shape, which are training's.
+        parts = Parts.build(replace(config, compile=False), device=device)
         load_weights(parts, tensors, folder / MODEL)
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
             raise UserError(f"{folder / MODEL}: its weights are not finite; train again with a lower slow.lr")

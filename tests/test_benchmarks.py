@@ -1,0 +1,176 @@
+"""The yardsticks measure what they say, and the tables are those of the committed figures."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.plain import plain_shape
+from helpers.tiny import tiny_batch, tiny_config, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks import growth, table
+from benchmarks.interleave import interleaved, ratio, summary
+from benchmarks.plain import FastLoop, Plain, nelbo, plain_generate, plain_train_step
+from benchmarks.roofline import Product, fast_step_products, measure
+from benchmarks.tensor import tensor_fit
+from pyro_ltm.config import preset
+from pyro_ltm.guides import MeanField
+from pyro_ltm.inference import fit_posterior
+from pyro_ltm.noise import DrawFrom, Noise
+from pyro_ltm.objectives import AnalyticELBO
+
+ROOT = Path(__file__).parents[1]
+FIGURES = sorted((ROOT / "benchmarks").glob("speed-*.json"))
+
+
+def plain_of(model):
+    plain = Plain(plain_shape(model.config)).to(torch.get_default_dtype())
+    plain.load_state_dict(model.decoder.state_dict())
+    plain.turns = torch.complex(*model.decoder.table.double())
+    return plain
+
+
+def test_the_plain_bound_and_its_gradients_are_ours():
+    torch.set_default_dtype(torch.float64)
+    model, batch = tiny_model(), tiny_batch()
+    state = {name: torch.randn(3, 4, 16).requires_grad_() for name in ("loc", "log_variance")}
+    plain = plain_of(model)
+    noise = Noise(batch.ids, seed=0).normal(torch.Size([3, 4, 16]), event_dims=2, dtype=torch.float64)
+    theirs = nelbo(plain, batch.inputs, batch.targets, state["loc"], state["log_variance"], noise)
+    with DrawFrom(Noise(batch.ids, seed=0)):
+        ours = AnalyticELBO().differentiable_loss(model, MeanField(4, 16), batch, state)
+    torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=0)
+    leaves = [*state.values(), *model.parameters()]
+    mine = torch.autograd.grad(ours, leaves)
+    other = torch.autograd.grad(theirs, [*state.values(), *plain.parameters()])
+    names = [name for name, _ in plain.named_parameters()]
+    assert names == [name for name, _ in model.decoder.named_parameters()]
+    torch.testing.assert_close(mine, other, atol=1e-8, rtol=1e-8)
+
+
+def test_the_plain_loops_learn():
+    torch.manual_seed(0)
+    model, batch = tiny_model(), tiny_batch(8)
+    plain = plain_of(model)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.01)
+    fast = FastLoop(steps=4, fresh=True)
+    losses = [plain_train_step(plain, optimizer, batch.inputs, batch.targets, fast) for _ in range(12)]
+    assert losses[-1] < losses[0] - 0.3
+    written = plain_generate(plain, torch.randn(2, 4, 16), batch.inputs[:2, :3], 5)
+    assert written.shape == (2, 8)
+    assert torch.equal(written[:, :3], batch.inputs[:2, :3])
+
+
+def test_tensor_gives_what_pyro_gives():
+    model, batch = tiny_model(), tiny_batch()
+    ours = fit_posterior(model, batch, guide=MeanField(4, 16), objective=AnalyticELBO(), steps=6, seed=3).state
+    torch.testing.assert_close(tensor_fit(model.decoder, batch, 6, seed=3), ours, atol=1e-6, rtol=1e-6)
+
+
+def test_roofline_counts_the_products_of_a_fast_step():
+    """By hand for two layers of width 4 with 6 hidden units, one head, 2 thoughts, 3 words, 5 tokens, window 2."""
+    config = tiny_config(dim=4, layers=2, heads=1, thoughts=2, vocab_size=3, hidden=6, window=2)
+    flops = {product.name: product.flops for product in fast_step_products(config, 1, 5)}
+    token = 2 * 5  # multiply and add, for five tokens
+    assert flops["self-attention: projections"] == token * 2 * 4 * 4 * 4  # forward and back, four matrices, one layer
+    assert flops["cross-attention: output"] == token * 2 * 2 * 4 * 4
+    forward_and_back = sum(flops[f"feed-forward: {name}"] for name in ("in", "in, back", "out", "out, back"))
+    assert forward_and_back == token * 2 * 2 * 3 * 4 * 6
+    assert flops["head"] + flops["head, back"] == token * 2 * 4 * 3
+    quarter = {product.name: product.flops for product in fast_step_products(config, 1, 5, every=5)}
+    assert quarter["head"] == flops["head"] / 5
+    assert {name for name in flops if flops[name] != quarter[name]} == {"head", "head, back"}
+
+
+def test_roofline_takes_time_for_products():
+    found = measure([Product("a", 3, 64, 32, 16), Product("b", 2, 8, 4, 8, batch=6)], repeats=2)
+    assert found.flops == 2 * 3 * 64 * 32 * 16 + 2 * 2 * 6 * 8 * 4 * 8
+    assert found.seconds == pytest.approx(sum(found.parts.values()))
+    assert found.seconds > 0
+
+
+def test_interleaved_runs_take_turns_and_real_time():
+    order = []
+    works = {name: lambda name=name: (order.append(name), time.sleep(0.01)) for name in ("a", "b")}
+    seconds = interleaved(works, 3)
+    assert order == ["a", "b"] * 4
+    assert all(len(taken) == 3 and min(taken) >= 0.01 for taken in seconds.values())
+    assert summary([3.0, 1.0, 2.0], per=2)["median"] == 1.0
+    assert ratio([2.0, 6.0, 9.0], [1.0, 2.0, 3.0])["median"] == 3.0
+
+
+def test_memory_of_a_training_step_does_not_grow_with_its_fast_steps():
+    from pyro_ltm.evaluation.memory import peak_memory
+
+    model, batch = tiny_model(tiny_config(max_length=128)), tiny_batch(4, 128)
+
+    def fit(steps):
+        fit_posterior(model, batch, guide=MeanField(4, 16), objective=AnalyticELBO(), steps=steps)
+
+    fit(1)
+    few, many = (peak_memory(lambda steps=steps: fit(steps)) for steps in (2, 20))
+    assert many < 1.05 * few
+
+
+class Multiplications(TorchDispatchMode):
+    """Counts those of matrix products and of attention, forward and back."""
+
+    def __init__(self):
+        super().__init__()
+        self.total, self.seen = 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._overloadpacket.__name__
+        if name in ("mm", "bmm"):
+            self.total += args[0].numel() * args[1].shape[-1]
+        elif name.startswith("_scaled_dot_product"):
+            q, k = args[0], args[1] if "backward" not in name else args[2]
+            self.total += 2 * q.numel() * k.shape[-2]
+        self.seen.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_quadratic_in_the_length():
+    """Counted, not timed: multiplications of a fast step at lengths one, two and four."""
+    counts = []
+    for length in (256, 512, 1024):
+        model = tiny_model(tiny_config(max_length=length, window=16))
+        batch = tiny_batch(1, length)
+        with Multiplications() as counter:
+            fit_posterior(model, batch, guide=MeanField(4, 16), objective=AnalyticELBO(), steps=1)
+        assert counter.seen >= {"mm", "_scaled_dot_product_flash_attention_for_cpu"}
+        counts.append(counter.total)
+    first, second = counts[1] - counts[0], counts[2] - counts[1]
+    assert math.isclose(second, 2 * first, rel_tol=0.02)
+
+
+@pytest.mark.parametrize("name", table.MARKED)
+def test_tables_are_those_of_the_committed_figures(name):
+    assert FIGURES, "benchmarks/speed-DATE.json"
+    text = (ROOT / name).read_text(encoding="utf-8")
+    found = json.loads(FIGURES[-1].read_text(encoding="utf-8"))
+    assert "<!-- targets -->" in text
+    assert table.filled(text, found) == text
+
+
+def test_growth_has_its_axes_and_draws_them(tmp_path, monkeypatch):
+    small = {"length": [32, 64], "fast_steps": [1, 2], "thoughts": [2, 4], "sequences": [1, 2]}
+    monkeypatch.setattr(growth, "AXES", small | {"vocabulary": [64, 128], "window": [8, 16]})
+    base = {"length": 32, "fast_steps": 1, "thoughts": 2, "sequences": 1, "vocabulary": 64, "window": 8}
+    monkeypatch.setattr(growth, "BASE", base)
+    found = growth.run(rounds=1)
+    assert set(found["axes"]) == set(growth.LABELS)
+    growth.plot(found, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
+    lines = table.growth({"growth": {"found": found}}).splitlines()
+    assert len(lines) == 2 + len(growth.LABELS)
+
+
+def test_presets_of_the_benchmark_are_those_it_names():
+    model = preset("medium").model
+    assert (model.dim, model.layers, model.max_length, model.window) == (512, 6, 1024, 256)
