@@ -74,9 +74,9 @@ def test_a_decoder_that_cannot_see_its_thoughts():
     start = evaluate(model, [batch], guide=far, fast_steps=0)
     found = evaluate(model, [batch], guide=far, fast_steps=300, optimizer=Adam(lr=0.1, lr_final=0.0))
     exact = found.distortion_nats_per_token
-    assert found.distortion_zeroed == found.distortion_from_prior == found.distortion_shuffled
-    # Four particles are averaged.
-    assert exact == pytest.approx(found.distortion_zeroed, rel=1e-15)
+    # Sums over sequences and four particles in one order or another: a few roundings of 2^-53 each.
+    for other in (found.distortion_zeroed, found.distortion_from_prior, found.distortion_shuffled):
+        assert exact == pytest.approx(other, rel=1e-15)
     # At the start KL = (mu^2 + e^-2 - 1 + 2) / 2 in each of 64 dimensions; mu^2 has mean 1, variance 2 (320 draws).
     expected = N * D * (1 + math.exp(-2) - 1 + 2) / 2
     assert start.kl_nats_per_sequence == pytest.approx(expected, abs=4 * N * D / 2 * (2 / 320) ** 0.5)

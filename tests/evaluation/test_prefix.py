@@ -62,6 +62,9 @@ class Switch(torch.nn.Module):
     def logits(self, hidden):
         return hidden
 
+    def token_log_probs(self, hidden, tokens):
+        return hidden.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+
 
 def coin_model():
     model = tiny_model(tiny_config(vocab_size=2))
