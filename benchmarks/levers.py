@@ -165,7 +165,7 @@ def race(folder: Path, steps: int, seed: int = 0) -> dict[str, Any]:
     data, validation = TokenDataset(folder), TokenDataset(folder, "validation")
     config = configure(data, steps, seed, [])
     ours, theirs = Parts.build(config), Parts.build(config)
-    plain = Plain(plain_shape(config))
+    plain = Plain(plain_shape(config.model))
     plain.load_state_dict(theirs.model.decoder.state_dict())
     curve = functools.partial(_curve, config, data, max(1, steps // 12))
     curves = {

@@ -16,7 +16,7 @@ from benchmarks.interleave import interleaved, ratio, summary
 from benchmarks.plain import FastLoop, Plain, Shape, plain_train_step
 from benchmarks.roofline import fast_step_products, measure
 from benchmarks.tensor import tensor_fit
-from pyro_ltm.config import Config, apply_settings, preset
+from pyro_ltm.config import ModelConfig, apply_settings, preset
 from pyro_ltm.evaluation.memory import peak_memory
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.parts import Parts
@@ -28,9 +28,8 @@ from pyro_ltm.types import Batch
 QUARTER = 4
 
 
-def plain_shape(config: Config) -> Shape:
+def plain_shape(model: ModelConfig) -> Shape:
     """The same decoder."""
-    model = config.model
     names = ("vocab_size", "dim", "layers", "heads", "thoughts", "max_length", "window", "hidden")
     more = ("embedding_scale", "init_std")
     return Shape(**{name: getattr(model, name) for name in (*names, *more)}, theta=model.rope_theta, eps=model.norm_eps)
@@ -45,7 +44,7 @@ class Yard:
         self.parts = Parts.build(self.config)
         self.low = Parts.build(apply_settings(self.config, ["dtype=bfloat16"]))
         self.compiled = Parts.build(apply_settings(self.config, ["compile=true"]))
-        self.plain = Plain(plain_shape(self.config))
+        self.plain = Plain(plain_shape(self.config.model))
         self.plain.load_state_dict(self.parts.model.decoder.state_dict())
         length = self.config.model.max_length
         self.batch = Batch.from_tokens(torch.randint(vocabulary, (size, length + 1)))

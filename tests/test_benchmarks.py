@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.plain import plain_shape
 from helpers.tiny import tiny_batch, tiny_config, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,6 +16,7 @@ from benchmarks import growth, table
 from benchmarks.interleave import interleaved, ratio, summary
 from benchmarks.plain import FastLoop, Plain, nelbo, plain_generate, plain_train_step
 from benchmarks.roofline import Product, fast_step_products, measure
+from benchmarks.speed import plain_shape
 from benchmarks.tensor import tensor_fit
 from pyro_ltm.config import preset
 from pyro_ltm.guides import MeanField

@@ -9,25 +9,6 @@ from torch import Tensor
 from torch.func import functional_call
 
 from benchmarks.plain import Plain, Shape
-from pyro_ltm.config import ModelConfig
-
-
-def plain_shape(config: ModelConfig) -> Shape:
-    """The same shape as `config`."""
-    return Shape(
-        vocab_size=config.vocab_size,
-        dim=config.dim,
-        layers=config.layers,
-        heads=config.heads,
-        thoughts=config.thoughts,
-        max_length=config.max_length,
-        window=config.window,
-        hidden=config.hidden,
-        theta=config.rope_theta,
-        eps=config.norm_eps,
-        embedding_scale=config.embedding_scale,
-        init_std=config.init_std,
-    )
 
 
 def plain_logits(
