@@ -17,6 +17,11 @@ from typing import Any
 
 from benchmarks.real_text import machine, run
 
+LONG = [
+    *("--preset", "nano", "--set", "model.window=8", "--set", "fast.steps=16", "--set", "optimizer.eps=0.01"),
+    *("--set", "slow.batch_size=4", "--set", "compile=true", "--set", "slow.eval_every=0"),
+]
+"""Long sequences, where thoughts have more to say; and a fast loop whose Adam follows weak gradients, too."""
 RECIPE = ["--preset", "nano", "--set", "model.window=8", "--set", "fast.steps=16", "--set", "slow.eval_every=500"]
 PROTOCOL = ["--protocol", "all", "--seed", "1", "--batch-size", "50"]
 STRIDE = ["--stride", "16"]
@@ -29,18 +34,18 @@ CORPORA: dict[str, dict[str, list[str]]] = {
             *("--data", "worlds:documents=100", "--particles", "64", "--fast-steps", "32", "--ais", "8", *STRIDE),
         ],
     },
-    # Longer documents, where thoughts have more to say; and a fast loop whose Adam follows weak gradients, too.
     "worlds-long": {
         "prepare": ["worlds:length=80,documents=10000", "--sequence-length", "640"],
-        "train": [
-            *("--preset", "nano", "--set", "model.window=8", "--set", "model.max_length=640"),
-            *("--set", "fast.steps=16", "--set", "optimizer.eps=0.01", "--set", "slow.batch_size=4"),
-            *("--set", "compile=true", "--steps", "1500", "--set", "slow.eval_every=0"),
-        ],
+        "train": [*LONG, "--set", "model.max_length=640", "--steps", "1500"],
         "evaluate": [
             *("--data", "worlds:length=80,documents=50", "--particles", "256", "--fast-steps", "64", "--ais", "32"),
-            *("--stride", "64"),
+            *("--stride", "128"),
         ],
+    },
+    "tinyshakespeare-long": {
+        "prepare": ["{data}/tinyshakespeare/input.txt", "--vocab-size", "1024", "--sequence-length", "512"],
+        "train": [*LONG, "--set", "model.max_length=512", "--steps", "1000"],
+        "evaluate": ["--sequences", "50", "--particles", "64", "--fast-steps", "64", "--stride", "128"],
     },
     "tinyshakespeare": {
         "prepare": ["{data}/tinyshakespeare/input.txt", "--vocab-size", "1024", "--sequence-length", "128"],

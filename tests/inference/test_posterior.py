@@ -391,3 +391,21 @@ def test_a_sequence_that_has_run_away_leaves_the_others_alone(model, name):
         found = objective.bound(objective.terms(model, guide, batch, state))
     assert found[1].isnan()
     torch.testing.assert_close(found[[0, 2]], sound[[0, 2]], atol=1e-9, rtol=0)
+
+
+def test_a_fit_begins_where_another_ended():
+    model, batch = telling_model()
+    options = {"guide": MeanField(4, 16), "objective": AnalyticELBO()}
+    before = fit_posterior(model, batch, steps=60, **options)
+    still = fit_posterior(model, batch, steps=0, start=before.state, **options)
+    for name, value in before.state.items():
+        assert torch.equal(still.state[name], value)
+
+    def bound(posterior):
+        terms = posterior.with_noise(9).score(model, batch, particles=50)
+        return float((terms.distortion + terms.rate).sum())
+
+    gently = Adam(lr=0.05)
+    on = fit_posterior(model, batch, steps=3, start=before.state, optimizer=gently, **options)
+    anew = fit_posterior(model, batch, steps=3, optimizer=gently, **options)
+    assert bound(on) < bound(anew) - 1
