@@ -38,7 +38,8 @@ def measure(part: str, options: argparse.Namespace) -> Any:
         raise SystemExit(f"{part}: name a prepared folder with --data")
     if part == "race":
         return levers.race(options.data, options.steps)
-    return levers.run(options.data, options.steps, [int(seed) for seed in options.seeds.split(",")])
+    rows = options.rows.split(";") if options.rows else None
+    return levers.run(options.data, options.steps, [int(seed) for seed in options.seeds.split(",")], rows)
 
 
 def main() -> None:
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--steps", type=int, default=300, help="slow steps of a row of `levers` and of `race`")
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--rows", help="which rows of `levers`, with semicolons; default: all")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", type=Path, help="write docs and README from this file, measure nothing")
     options = parser.parse_args()

@@ -167,7 +167,7 @@ def race(folder: Path, steps: int, seed: int = 0) -> dict[str, Any]:
     ours, theirs = Parts.build(config), Parts.build(config)
     plain = Plain(plain_shape(config.model))
     plain.load_state_dict(theirs.model.decoder.state_dict())
-    curve = functools.partial(_curve, config, data, max(1, steps // 12))
+    curve = functools.partial(_curve, config, data, max(1, steps // 6))
     curves = {
         "plain": curve(lambda: _judged_plain(theirs, plain, validation), _plain_learner(plain, config)),
         "ours": curve(lambda: judge(ours, validation), _learner(ours, config)),
