@@ -3,9 +3,9 @@
     pyro-ltm prepare worlds:documents=20000 --sequence-length 128 --out data/worlds
     python -m benchmarks.worlds --data data/worlds --out runs/worlds [--rows "16 fast steps;twin"]
 
-Nats a document on the first validation documents (--documents), whose exact entropy stands beside them: the bound (ELBO)
-and the importance-weighted bound with 16 draws, after the row's own fast loop and after 64 steps of Adam at 0.1. Appends
-one JSON line a row to OUT/worlds.jsonl; a row that is there already is skipped.
+Nats a document on the first validation documents (--documents), whose exact entropy stands beside them: the bound
+(ELBO) and the importance-weighted bound with 16 draws, after the row's own fast loop and after 64 steps of Adam at 0.1.
+Appends one JSON line a row to OUT/worlds.jsonl; a row that is there already is skipped.
 """
 
 from __future__ import annotations
