@@ -115,7 +115,7 @@ def configure(
     from pyro_ltm.config import apply_settings, load_toml, merge, preset
 
     if out is not None and not preset_name and not config_file and (out / "config.toml").is_file():
-        config = load_toml(out / "config.toml")
+        config = load_toml(out / "config.toml", whole=True)
     else:
         config = preset(preset_name or "nano")
     if config_file:

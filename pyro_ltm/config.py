@@ -221,7 +221,8 @@ def load_toml(path: Path | str, base: Config | None = None, *, whole: bool = Fal
         raise UserError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError, tomlkit.exceptions.ParseError) as error:
         raise UserError(f"{path}: not a readable TOML file: {error}") from None
-    config = merge(base or Config(), document, where=str(path))
+    base = base or Config()
+    config = merge(_without_options(base) if whole else base, document, where=str(path))
     if whole and (missing := _missing(config, document)):
         raise UserError(f"{path}: damaged: {missing[0]} is missing; put the file back as it was")
     return config
@@ -335,6 +336,12 @@ def _merge_component(config: Component, changes: Mapping[str, Any], path: tuple[
         if not isinstance(value, bool | int | float | str):
             raise UserError(f"{'.'.join((*path, key))} = {value!r}: expected a word, a number, or true or false")
     return Component(name=str(name), options={**(config.options if name == config.name else {}), **options})
+
+
+def _without_options(config: Config) -> Config:
+    """An option that a whole file does not name is as its class has it, whatever the `Config` of today says."""
+    components = {key: getattr(config, key) for key in _keys(config) if isinstance(getattr(config, key), Component)}
+    return dataclasses.replace(config, **{key: Component(name=one.name) for key, one in components.items()})
 
 
 def _missing(config: Any, document: Any) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import tomlkit
 
-from pyro_ltm.config import dump_toml, load_toml, preset
+from pyro_ltm.config import Component, Config, dump_toml, load_toml, preset
 from pyro_ltm.errors import UserError
 
 
@@ -22,3 +24,15 @@ def test_settings_that_came_later_may_be_missing(tmp_path):
     path.write_text(tomlkit.dumps(document), encoding="utf-8")
     with pytest.raises(UserError, match=r"fast\.noise is missing"):
         load_toml(path, whole=True)
+
+
+def test_an_option_that_a_run_does_not_name_is_that_of_its_class(tmp_path):
+    """The defaults of a configuration change from version to version; a run's must not."""
+    bare = dataclasses.replace(
+        Config(), optimizer=Component(name=Config().optimizer.name), objective=Component(name=Config().objective.name)
+    )
+    assert Config().optimizer.options
+    assert Config().objective.options
+    path = tmp_path / "config.toml"
+    path.write_text(dump_toml(bare), encoding="utf-8")
+    assert load_toml(path, whole=True) == bare
