@@ -35,33 +35,35 @@ class Product:
 
 def fast_step_products(model: ModelConfig, size: int, length: int, every: int = 1) -> list[Product]:
     """What one fast step on `size` sequences of `length` tokens needs, forward and back to the thoughts."""
-    rows, dim, hidden, layers = size * length, model.dim, model.hidden_width, model.layers
+    dim, hidden, layers = model.dim, model.hidden_width, model.layers
     each, width = model.thoughts // layers, model.dim // model.heads
-    products = [
-        # Layer 0 has its self-attention and the queries of its cross-attention before it.
-        Product("self-attention: projections", 2 * 4 * (layers - 1), rows, dim, dim),
-        Product("cross-attention: queries", 2 * (layers - 1), rows, dim, dim),
-        Product("cross-attention: output", 2 * layers, rows, dim, dim),
-        Product("cross-attention: thoughts", 2 * 2 * layers, size * each, dim, dim),
-        Product("feed-forward: in", 2 * layers, rows, dim, hidden),
-        Product("feed-forward: in, back", 2 * layers, rows, hidden, dim),
-        Product("feed-forward: out", layers, rows, hidden, dim),
-        Product("feed-forward: out, back", layers, rows, dim, hidden),
-        Product("head", 1, -(-rows // every), dim, model.vocab_size),
-        Product("head, back", 1, -(-rows // every), model.vocab_size, dim),
-    ]
-    # Scores and mixtures forward; gradients of values, probabilities, queries and keys back.
     window, heads = min(model.window, length), size * model.heads
-    attention = [
-        Product("self-attention: scores", 3 * (layers - 1), length, width, window, heads),
-        Product("self-attention: mixtures", 3 * (layers - 1), length, window, width, heads),
+    rows, asked = size * length, size * -(-length // every)
+    products = [
+        Product("cross-attention: thoughts", 2 * 2 * layers, size * each, dim, dim),
+        # Layer 0 has its self-attention and the queries of its cross-attention before it.
+        Product("self-attention: keys and values", 2 * 2 * (layers - 1), rows, dim, dim),
+        Product("head", 1, asked, dim, model.vocab_size),
+        Product("head, back", 1, asked, model.vocab_size, dim),
     ]
-    if each:
-        attention += [
-            Product("cross-attention: scores", 3 * layers - 1, length, width, each, heads),
-            Product("cross-attention: mixtures", 3 * layers - 1, length, each, width, heads),
+    # Of the last layer nothing but its keys and values is needed where no token is scored.
+    for name, count, positions in (("", layers - 1, length), (", last layer", 1, asked // size)):
+        later, rows = (count if layers > 1 and name else count - 1), size * positions
+        products += [
+            Product(f"self-attention: queries, output{name}", 2 * 2 * later, rows, dim, dim),
+            Product(f"cross-attention: queries{name}", 2 * later, rows, dim, dim),
+            Product(f"cross-attention: output{name}", 2 * count, rows, dim, dim),
+            Product(f"feed-forward: in{name}", 2 * count, rows, dim, hidden),
+            Product(f"feed-forward: in, back{name}", 2 * count, rows, hidden, dim),
+            Product(f"feed-forward: out{name}", count, rows, hidden, dim),
+            Product(f"feed-forward: out, back{name}", count, rows, dim, hidden),
+            # Scores and mixtures forward; gradients of values, probabilities, queries and keys back.
+            Product(f"self-attention: scores{name}", 3 * later, positions, width, window, heads),
+            Product(f"self-attention: mixtures{name}", 3 * later, positions, window, width, heads),
+            Product(f"cross-attention: scores{name}", 3 * count - (count > later), positions, width, each, heads),
+            Product(f"cross-attention: mixtures{name}", 3 * count - (count > later), positions, each, width, heads),
         ]
-    return [product for product in products + attention if product.count]
+    return [product for product in products if product.flops > 0]
 
 
 @dataclass(frozen=True)

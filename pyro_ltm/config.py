@@ -340,8 +340,9 @@ def _merge_component(config: Component, changes: Mapping[str, Any], path: tuple[
 
 def _without_options(config: Config) -> Config:
     """An option that a whole file does not name is as its class has it, whatever the `Config` of today says."""
-    components = {key: getattr(config, key) for key in _keys(config) if isinstance(getattr(config, key), Component)}
-    return dataclasses.replace(config, **{key: Component(name=one.name) for key, one in components.items()})
+    values = {key: getattr(config, key) for key in _keys(config)}
+    bare: Any = {key: Component(name=one.name) for key, one in values.items() if isinstance(one, Component)}
+    return dataclasses.replace(config, **bare)
 
 
 def _missing(config: Any, document: Any) -> list[str]:

@@ -76,15 +76,17 @@ def test_roofline_counts_the_products_of_a_fast_step():
     """By hand for two layers of width 4 with 6 hidden units, one head, 2 thoughts, 3 words, 5 tokens, window 2."""
     config = tiny_config(dim=4, layers=2, heads=1, thoughts=2, vocab_size=3, hidden=6, window=2)
     flops = {product.name: product.flops for product in fast_step_products(config, 1, 5)}
+    both = {name: flops.get(name, 0) + flops.get(f"{name}, last layer", 0) for name in flops}
     token = 2 * 5  # multiply and add, for five tokens
-    assert flops["self-attention: projections"] == token * 2 * 4 * 4 * 4  # forward and back, four matrices, one layer
-    assert flops["cross-attention: output"] == token * 2 * 2 * 4 * 4
-    forward_and_back = sum(flops[f"feed-forward: {name}"] for name in ("in", "in, back", "out", "out, back"))
+    for name in ("keys and values", "queries, output"):  # forward and back, two matrices, one layer
+        assert sum(flops.get(f"self-attention: {name}{where}", 0) for where in ("", ", last layer")) == token * 64
+    assert both["cross-attention: output"] == token * 2 * 2 * 4 * 4
+    forward_and_back = sum(both[f"feed-forward: {name}"] for name in ("in", "in, back", "out", "out, back"))
     assert forward_and_back == token * 2 * 2 * 3 * 4 * 6
     assert flops["head"] + flops["head, back"] == token * 2 * 4 * 3
-    quarter = {product.name: product.flops for product in fast_step_products(config, 1, 5, every=5)}
-    assert quarter["head"] == flops["head"] / 5
-    assert {name for name in flops if flops[name] != quarter[name]} == {"head", "head, back"}
+    fifth = {product.name: product.flops for product in fast_step_products(config, 1, 5, every=5)}
+    fewer = {name for name in flops if "last layer" in name or name in ("head", "head, back")}
+    assert all(fifth[name] == flops[name] / (5 if name in fewer else 1) for name in flops)
 
 
 def test_roofline_takes_time_for_products():

@@ -59,10 +59,22 @@ class Layer(nn.Module):
         heads = windowed_attention(self.attention.queries(x, table), k, v, self.window)
         return h + self.attention.output(heads), (k, v)
 
-    def forward(self, h: Tensor, table: Tensor, thoughts: tuple[Tensor, Tensor] | None) -> Tensor:
-        """`h` [B, T, D] after all three."""
+    def forward(
+        self, h: Tensor, table: Tensor, thoughts: tuple[Tensor, Tensor] | None, positions: Tensor | None = None
+    ) -> Tensor:
+        """`h` [B, T, D] after all three; [B, P, D] where only `positions` [B, P] of it are asked for."""
         h, _ = self.self_attend(h, table)
-        return self.think(h, table, thoughts)
+        return self.think_at(positions, h, table, thoughts)
+
+    def think_at(
+        self, positions: Tensor | None, h: Tensor, table: Tensor, thoughts: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """`think` at `positions` [B, P] alone; everywhere without."""
+        if positions is None:
+            return self.think(h, table, thoughts)
+        h = h.gather(1, positions[..., None].expand(-1, -1, h.shape[-1]))
+        # One angle for each sequence and position, the same for every head: [2, B, 1, P, d / 2].
+        return self.think(h, table[:, positions].unsqueeze(2), thoughts)
 
     def think(self, h: Tensor, table: Tensor, thoughts: tuple[Tensor, Tensor] | None) -> Tensor:
         """`h` [B, T, D] after cross-attention to the projected thoughts and the feed-forward layer."""
@@ -136,15 +148,19 @@ class Decoder(nn.Module):
             h, _ = self._stack[0].self_attend(self._embed(inputs), self.table[:, : inputs.shape[1]])
             return h
 
-    def forward(self, context: Tensor, thoughts: Tensor) -> Tensor:
-        """Hidden states [B, T, D] from the `context` [B, T, D] of the inputs and the `thoughts` [B, N, D]."""
+    def forward(self, context: Tensor, thoughts: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Hidden states [B, T, D] from the `context` [B, T, D] of the inputs and the `thoughts` [B, N, D].
+
+        Only those at `positions` [B, P], [B, P, D], where they are named: the last layer then works at no others.
+        """
         with self._autocast(context):
             table = self.table[:, : context.shape[1]]
             projected = self.project(thoughts)
             run = self._run if self._recomputes else Layer.forward
-            h = self._stack[0].think(context, table, projected[0])
-            for layer, layer_thoughts in zip(self._stack[1:], projected[1:], strict=True):
-                h = run(layer, h, table, layer_thoughts)
+            asked = [*[None] * (len(self._stack) - 1), positions]
+            h = self._stack[0].think_at(asked[0], context, table, projected[0])
+            for layer, layer_thoughts, where in zip(self._stack[1:], projected[1:], asked[1:], strict=True):
+                h = run(layer, h, table, layer_thoughts, where)
             return self.norm(h)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class TokenSequence(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Nats [..., B] of the tokens `value` [..., B, T], summed over the tokens that count.
 
-        Where the batch names `positions`, the head reads only those, and the sum is an estimate of it.
+        Where the batch names `positions`, the last layer and the head work only there, and the sum is an estimate.
         """
         batch = self.batch
         if batch.positions is None or batch.weights is None:
@@ -58,12 +58,13 @@ class TokenSequence(TorchDistribution):
     def _log_probs(self, value: Tensor, positions: Tensor | None) -> Tensor:
         """Nats of the tokens at `positions` [B, P], [..., B, P]; of all without."""
         shape = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
-        hidden = self.decoder(_flat(self._context(value), shape, 2), _flat(self.thoughts, shape, 2))
+        inputs = (_flat(self._context(value), shape, 2), _flat(self.thoughts, shape, 2))
         targets = _flat(value, shape, 1)
-        if positions is not None:
+        if positions is None:
+            hidden = self.decoder(*inputs)
+        else:
             positions = _flat(positions, shape, 1)
-            targets = targets.gather(1, positions)
-            hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+            hidden, targets = self.decoder(*inputs, positions), targets.gather(1, positions)
         log_probs = self.decoder.token_log_probs(hidden.flatten(0, -2), targets.flatten())
         return log_probs.view(*shape, -1)
 

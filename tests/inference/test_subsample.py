@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from helpers.tiny import tiny_batch, tiny_model
+from helpers.tiny import tiny_batch, tiny_config, tiny_model
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
@@ -29,6 +29,23 @@ def every_sample(batch):
         weights = EVERY * (positions < LENGTH).double()
         whole = (positions.clamp(max=LENGTH - 1).expand(batch.size, -1), weights.expand(batch.size, -1))
         yield dataclasses.replace(batch, positions=whole[0], weights=whole[1])
+
+
+def test_the_decoder_gives_the_same_at_named_positions():
+    """One layer, whose thoughts come first and last at once, and two; values and gradients, over a window."""
+    torch.set_default_dtype(torch.float64)
+    for layers in (1, 2):
+        model = tiny_model(tiny_config(layers=layers, window=3)).double()
+        batch = model.precompute(tiny_batch(3, 11))
+        thoughts = torch.randn(3, 4, 16, requires_grad=True)
+        positions = torch.tensor([[0, 4, 10], [1, 1, 2], [9, 3, 0]])
+        index = positions[..., None].expand(-1, -1, 16)
+        weights = torch.randn(3, 3, 16)
+        whole = model.decoder(batch.context, thoughts).gather(1, index)
+        some = model.decoder(batch.context, thoughts, positions)
+        torch.testing.assert_close(some, whole)
+        slopes = [torch.autograd.grad((hidden * weights).sum(), thoughts)[0] for hidden in (whole, some)]
+        torch.testing.assert_close(*slopes)
 
 
 def guide_for(objective):
