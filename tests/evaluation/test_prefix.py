@@ -105,6 +105,25 @@ def test_it_is_a_distribution_over_the_next_tokens():
     assert total == pytest.approx(1, abs=1e-9)
 
 
+def total_over_next_tokens():
+    """The sum of the fifth token's probabilities over all words, each given with the same four before it."""
+    model, batch = telling_model(1)
+    before = torch.cat([batch.inputs[:, :1], batch.targets[:, :4]], 1)
+    total = 0.0
+    for word in range(30):
+        whole = Batch.from_tokens(torch.cat([before, torch.tensor([[word]])], 1))
+        found = evaluate(model, [whole], prefixes=[4], stride=4, fast_steps=20)
+        total += math.exp(-found.by_prefix[0].sequence_nats.item())
+    return total
+
+
+def test_a_leak_would_show(monkeypatch):
+    """A fit that looks at what it is to predict gives the words more than one in all; ours gives them one."""
+    assert total_over_next_tokens() == pytest.approx(1, abs=1e-9)
+    monkeypatch.setattr(Batch, "beginning", lambda batch, length: batch)
+    assert total_over_next_tokens() > 1.05
+
+
 @pytest.mark.parametrize(
     ("guide", "objective"),
     [
