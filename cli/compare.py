@@ -11,9 +11,7 @@ import click
 from .options import FOLDER, Common, common, examples
 
 if TYPE_CHECKING:
-    from pyro_ltm.config import Config
     from pyro_ltm.evaluation.outcome import Comparison
-    from pyro_ltm.training import Run
 
 MOST_ROWS, MOST_NOTES = 40, 8
 """Pairs and remarks on the terminal; the page has all of them."""
@@ -148,7 +146,7 @@ def _fit(
     for name in ("preset", "config_file", "steps", "twin"):
         options.pop(name)
     run = open_run(run_folder, common)
-    config = _fast_loop(run, settings)
+    config = run.with_fast_loop(settings).config
     if config.fast.noise == "fixed":
         note(FIXED_NOISE)
     with reporter() as report, open_data(run, data[0] if data else None, text_column, report) as scored:
@@ -156,19 +154,6 @@ def _fit(
         return compare_run(
             run, scored, config=config, about=about, report=report.counting, seed=common.seed or 0, **options
         )
-
-
-def _fast_loop(run: Run, settings: tuple[str, ...]) -> Config:
-    """The run's configuration with `settings`, which may change the fast loop alone."""
-    import dataclasses
-
-    from pyro_ltm.config import apply_settings
-    from pyro_ltm.errors import UserError
-
-    config = apply_settings(run.config, settings)
-    if dataclasses.replace(run.config, fast=config.fast, optimizer=config.optimizer) != config:
-        raise UserError("--set: under a trained decoder only the fast loop can change: fast.* and optimizer.*")
-    return config
 
 
 def _train(

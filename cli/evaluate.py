@@ -26,6 +26,7 @@ IGNORED = 0.01
         "pyro-ltm evaluate runs/first --protocol all --twin runs/twin --sequences 100",
         "pyro-ltm evaluate runs/first --data worlds --protocol prefix --prefix 16 --prefix 64",
         "pyro-ltm evaluate runs/first --data other.txt --fast-steps 64 --json",
+        "pyro-ltm evaluate runs/first --fast-steps 200 --set optimizer.lr=0.1 --set optimizer.eps=1",
     ),
 )
 @run_argument
@@ -45,6 +46,13 @@ IGNORED = 0.01
 @click.option("--text-column", metavar="NAME", help="Column or JSON field that holds the text; default: text.")
 @click.option("--particles", metavar="K", type=click.IntRange(1), default=4, help="Draws from each posterior.")
 @fast_steps
+@click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Fit otherwise than in training: one setting of optimizer.* or fast.*. Repeatable.",
+)
 @click.option(
     "--prefix", "prefixes", metavar="M", type=click.IntRange(1), multiple=True, help="Tokens given. Repeatable."
 )
@@ -71,6 +79,7 @@ def command(
     text_column: str | None,
     particles: int,
     fast_steps: int | None,
+    settings: tuple[str, ...],
     prefixes: tuple[int, ...],
     stride: int | None,
     temperatures: int,
@@ -88,7 +97,7 @@ def command(
     from .progress import reporter
     from .runs import check_twin, open_data, open_run
 
-    run = open_run(run_folder, common)
+    run = open_run(run_folder, common).with_fast_loop(settings)
     twin = open_run(twin_folder, common) if twin_folder else None
     if twin is not None:
         check_twin(run, twin)
@@ -117,6 +126,8 @@ def command(
         )
         where = data or f"{scored.folder.path} ({scored.split})"
     result: dict[str, Any] = {**found.to_dict(), "run": str(run_folder), "step": run.step, "data": where}
+    if settings:
+        result["settings"] = list(settings)
     if twin_folder:
         result["twin_run"] = str(twin_folder)
     if data is None:

@@ -49,9 +49,7 @@ class Parts:
             guide = build_guide(guide_name, config.model, seed=config.seed).to(device)
         objective_name = Component(name="analytic-elbo") if nothing else config.objective
         objective = OBJECTIVES.build(objective_name, layers=config.model.layers)
-        optimizer = OPTIMIZERS.build(config.optimizer)
-        fast = config.fast
-        check_fit(guide, objective, optimizer, fast.noise, tolerance=fast.tolerance, subsample=fast.subsample)
+        optimizer = _fast_optimizer(config, guide, objective)
         model.decoder.recompute = config.slow.recompute
         if config.compile:
             if guide.needs_double_backward:
@@ -62,6 +60,13 @@ class Parts:
             model.decoder.compile()
         fast = FastConfig(steps=0) if nothing else config.fast
         return cls(model, guide, objective, optimizer, fast)
+
+    def with_fast_loop(self, config: Config) -> Parts:
+        """These parts with the fast loop of another configuration. Raises UserError where it does not fit."""
+        if not self.model.config.thoughts:
+            return self
+        optimizer = _fast_optimizer(config, self.guide, self.objective)
+        return dataclasses.replace(self, optimizer=optimizer, fast=config.fast)
 
     @staticmethod
     def check(config: Config) -> None:
@@ -113,6 +118,12 @@ class Parts:
     def steps(self, asked: int | None) -> int:
         """Fast steps to take: those asked for, else the run's own; none for the twin."""
         return self.fast.steps if asked is None or not self.model.config.thoughts else asked
+
+
+def _fast_optimizer(config: Config, guide: Guide, objective: Objective) -> FastOptimizer:
+    optimizer, fast = OPTIMIZERS.build(config.optimizer), config.fast
+    check_fit(guide, objective, optimizer, fast.noise, tolerance=fast.tolerance, subsample=fast.subsample)
+    return optimizer
 
 
 def build_guide(component: Component, model: ModelConfig, *, seed: int = 0) -> Guide:

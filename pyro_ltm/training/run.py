@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pyro_ltm.config import Config, dump_toml, load_toml
+from pyro_ltm.config import Config, apply_settings, dump_toml, load_toml
 from pyro_ltm.data import TokenDataset, Tokenizer
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import (
@@ -179,6 +179,19 @@ class Run:
         data, parts = self.scored(data)
         batches = dataset_batches(data, batch_size, parts.device, limit=sequences)
         return evaluate_reference(parts.model, batches, fast_steps=parts.steps(fast_steps), **options)
+
+    def with_fast_loop(self, settings: Sequence[str]) -> Run:
+        """The same weights, whose posteriors are fitted as `settings` say (`key=value`, as in `apply_settings`).
+
+        A bound holds however q was found; a better loop makes it tighter.
+
+        Raises:
+            UserError: a setting is wrong, or is not one of `fast` or `optimizer`.
+        """
+        config = apply_settings(self.config, settings)
+        if replace(self.config, fast=config.fast, optimizer=config.optimizer) != config:
+            raise UserError("--set: under a trained decoder only the fast loop can change: fast.* and optimizer.*")
+        return replace(self, config=config, parts=self.parts.with_fast_loop(config))
 
     def scored(self, data: TokenDataset | None, *, judge: bool = True) -> tuple[TokenDataset, Parts]:
         """The data to score, checked, and what scores them. Raises UserError when they do not fit the model."""

@@ -57,6 +57,17 @@ def test_documents_of_a_world_are_new_ones(ask, worldly):
     assert found["floor"]["combinations"] == 32, "of the size that the run was trained on"
 
 
+def test_a_better_loop_makes_the_bound_tighter(ask, refuse, worldly):
+    ltm, _ = worldly
+    options = ["evaluate", ltm, "--sequences", 3, "--fast-steps", 30]
+    loose = ask(*options, "--set", "optimizer.lr=1e-4")
+    tight = ask(*options, "--set", "optimizer.lr=0.1", "--set", "fast.noise=antithetic")
+    assert tight["settings"] == ["optimizer.lr=0.1", "fast.noise=antithetic"]
+    assert tight["bound"]["nats_per_token"] < loose["bound"]["nats_per_token"] - 0.001
+    refuse("evaluate", ltm, "--set", "model.window=3", says=("only the fast loop can change", "optimizer.*"))
+    refuse("evaluate", ltm, "--set", "optimizer.lr=-1", says=("lr above 0",))
+
+
 def test_bad_protocols(refuse, worldly):
     ltm, twin = worldly
     refuse("evaluate", ltm, "--protocol", "prefix", "--prefix", "999", says=("prefix = 999", "leave something"))
