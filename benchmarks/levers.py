@@ -14,7 +14,7 @@ import copy
 import functools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from benchmarks.plain import FastLoop, Plain, plain_train_step
 from benchmarks.speed import plain_shape
 from pyro_ltm.config import Config, apply_settings, preset
 from pyro_ltm.data import DataOrder, TokenDataset
-from pyro_ltm.evaluation import evaluate_bound
+from pyro_ltm.evaluation import Bound, difference, evaluate_bound
 from pyro_ltm.inference import Adam, fit_posterior
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import DrawFrom, fold
@@ -57,11 +57,11 @@ def configure(data: TokenDataset, steps: int, seed: int, changes: list[str]) -> 
     return apply_settings(preset("nano"), [*fixed, *changes])
 
 
-def judge(parts: Parts, validation: TokenDataset) -> dict[str, float]:
-    """Nats a token, the same for every row: a long mean-field fit under this row's decoder."""
+def judge(parts: Parts, validation: TokenDataset) -> Bound:
+    """The bound, the same for every row: a long mean-field fit under this row's decoder."""
     judge = Parts.build(configure(validation, 1, 0, []))
     judge.model.load_state_dict(parts.model.state_dict())
-    found = evaluate_bound(
+    return evaluate_bound(
         judge.model,
         dataset_batches(validation, 64, "cpu", limit=SEQUENCES),
         guide=judge.guide,
@@ -71,7 +71,15 @@ def judge(parts: Parts, validation: TokenDataset) -> dict[str, float]:
         particles=4,
         seed=1,
     )
-    return {"nats_per_token": found.nats_per_token, "stderr": found.nats_per_token_stderr}
+
+
+def level(found: Bound, default: Bound | None = None) -> dict[str, Any]:
+    """Nats a token; and how far below the default's, paired by sequence."""
+    figures: dict[str, Any] = {"nats_per_token": found.nats_per_token, "stderr": found.nats_per_token_stderr}
+    if default is not None:
+        gap = difference(default.sequence_nats, found.sequence_nats, found.sequence_tokens)
+        figures["below_default"] = {"nats_per_token": gap.nats_per_token, "stderr": gap.stderr}
+    return figures
 
 
 def train(config: Config, train: TokenDataset) -> tuple[Parts, float]:
@@ -126,36 +134,37 @@ def _remembered(parts: Parts, batch: Batch, kept: dict[int, State]) -> State:
 
 
 def measure(
-    row: str, data: TokenDataset, validation: TokenDataset, steps: int, seed: int, seconds: float | None
-) -> dict[str, Any]:
-    """One lever's row; `seconds` is the default's time, None for the default itself."""
+    row: str,
+    data: TokenDataset,
+    validation: TokenDataset,
+    steps: int,
+    seed: int,
+    default: tuple[float, Bound] | None,
+) -> tuple[dict[str, Any], Bound]:
+    """One lever's row, and its bound; `default` is the default's seconds and bound, None for the default itself."""
     learn = train_remembering if row == REMEMBERED else train
     parts, took = learn(configure(data, steps, seed, ROWS[row]), data)
-    found = {
-        "row": row,
-        "settings": ROWS[row],
-        "seed": seed,
-        "steps": steps,
-        "seconds": took,
-        **judge(parts, validation),
-    }
-    if seconds is None:
-        return found
+    bound = judge(parts, validation)
+    found = {"row": row, "settings": ROWS[row], "seed": seed, "steps": steps, "seconds": took}
+    if default is None:
+        return found | level(bound), bound
+    seconds, its = default
     # What is done once, such as compiling, counts: it is part of a user's time.
     again = max(1, round(steps * seconds / took))
-    parts, took = learn(configure(data, again, seed, ROWS[row]), data)
-    return found | {"equal_time": {"steps": again, "seconds": took, **judge(parts, validation)}}
+    parts, taken = learn(configure(data, again, seed, ROWS[row]), data)
+    equal = {"steps": again, "seconds": taken, **level(judge(parts, validation), its)}
+    return found | level(bound, its) | {"equal_time": equal}, bound
 
 
 def run(folder: Path, steps: int, seeds: list[int], rows: list[str] | None = None) -> list[dict[str, Any]]:
-    """All levers, the default first: its time is what the others are given."""
+    """All levers, the default first: its time is what the others are given, its bound what theirs are set against."""
     data, validation = TokenDataset(folder), TokenDataset(folder, "validation")
     found = []
     for seed in seeds:
-        first = measure("default", data, validation, steps, seed, None)
+        first, bound = measure("default", data, validation, steps, seed, None)
         found.append(first)
         for row in rows or list(ROWS)[1:]:
-            found.append(measure(row, data, validation, steps, seed, first["seconds"]))
+            found.append(measure(row, data, validation, steps, seed, (first["seconds"], bound))[0])
             print(row, {key: found[-1][key] for key in ("seconds", "nats_per_token")}, flush=True)
     return found
 
@@ -168,10 +177,13 @@ def race(folder: Path, steps: int, seed: int = 0) -> dict[str, Any]:
     plain = Plain(plain_shape(config.model))
     plain.load_state_dict(theirs.model.decoder.state_dict())
     curve = functools.partial(_curve, config, data, max(1, steps // 6))
-    curves = {
-        "plain": curve(lambda: _judged_plain(theirs, plain, validation), _plain_learner(plain, config)),
-        "ours": curve(lambda: judge(ours, validation), _learner(ours, config)),
-    }
+    # In turn, a stretch of steps each: the machine is the same for both.
+    both = zip(
+        curve(lambda: _judged_plain(theirs, plain, validation), _plain_learner(plain, config)),
+        curve(lambda: judge(ours, validation), _learner(ours, config)),
+        strict=True,
+    )
+    curves = dict(zip(("plain", "ours"), map(list, zip(*both, strict=True)), strict=True))
     goal = min(point["nats_per_token"] for point in curves["plain"])
     reached = {
         name: next((point["seconds"] for point in curve if point["nats_per_token"] <= goal), None)
@@ -192,17 +204,17 @@ def _curve(
     config: Config,
     data: TokenDataset,
     every: int,
-    score: Callable[[], dict[str, float]],
+    score: Callable[[], Bound],
     learn: Callable[[Batch, int], None],
-) -> list[dict[str, float]]:
-    order, seconds, points = DataOrder(len(data), config.slow.batch_size, config.seed), 0.0, []
+) -> Iterator[dict[str, float]]:
+    """Points of a learner's curve, one for each `every` steps."""
+    order, seconds = DataOrder(len(data), config.slow.batch_size, config.seed), 0.0
     for step in range(config.slow.steps):
         began = time.perf_counter()
         learn(data.batch(order.indices(step * config.slow.batch_size)), step)
         seconds += time.perf_counter() - began
         if (step + 1) % every == 0:
-            points.append({"step": step + 1, "seconds": seconds, **score()})
-    return points
+            yield {"step": step + 1, "seconds": seconds, **level(score())}
 
 
 def _plain_learner(plain: Plain, config: Config) -> Callable[[Batch, int], None]:
@@ -217,7 +229,7 @@ def _plain_learner(plain: Plain, config: Config) -> Callable[[Batch, int], None]
     return learn
 
 
-def _judged_plain(theirs: Parts, plain: Plain, validation: TokenDataset) -> dict[str, float]:
+def _judged_plain(theirs: Parts, plain: Plain, validation: TokenDataset) -> Bound:
     theirs.model.decoder.load_state_dict(copy.deepcopy(plain.state_dict()))
     return judge(theirs, validation)
 

@@ -82,11 +82,9 @@ def where(found: Mapping[str, Any]) -> str:
     lines = {}
     for name, part in found.items():
         on = part["machine"]
-        bf16 = {"amx": "bfloat16 tiles (AMX)", "avx512": "bfloat16 without tiles", "none": "no bfloat16"}[
-            on["bfloat16"]
-        ]
         text = (
-            f"{part['date']}: {on['processor']}, {on['threads']} threads of {on['cores']} cores, {bf16}, "
+            f"{part['date']}: {on['processor']}, {on['threads']} threads of {on['cores']} cores, "
+            f"{BFLOAT16[on['bfloat16']]}, "
             f"torch {on['torch']}, pyro-ppl {on['pyro-ppl']}, Python {on['python']}"
         )
         lines.setdefault(text, []).append(name)
@@ -117,9 +115,16 @@ def steps(found: Mapping[str, Any]) -> str:
             second = part["seconds"][key]
             cells += [f"{1000 * second['median']:.1f} ms", times(part["faster_than_plain"][key])]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    floors = [part["roofline"]["ours"] if part else None for part in parts]
-    floor = [f"{1000 * f['seconds']:.1f} ms | {f['gflops_per_second']:.0f} GFLOP/s" if f else " | " for f in floors]
-    lines.append(f"| roofline | {' | '.join(floor)} |")
+    for key, name in (("ours", "roofline"), ("quarter", "roofline of `fast.subsample=4`")):
+        cells = []
+        for part in parts:
+            if part is None:
+                cells += ["", ""]
+                continue
+            floor = part["roofline"][key]
+            most = part["seconds"]["plain"]["median"] / floor["seconds"]
+            cells += [f"{1000 * floor['seconds']:.1f} ms", f"{most:.2f}x at most"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -128,17 +133,26 @@ def lever_table(found: Mapping[str, Any]) -> str:
     if "levers" not in found:
         return ""
     lines = [
-        "| row | seed | seconds | bound at equal steps | steps in equal time | bound at equal time |",
+        "| row | seconds | bound at equal steps | against the default | steps in equal time | against the default |",
         "|---|---|---|---|---|---|",
     ]
     for one in found["levers"]["found"]:
         equal = one.get("equal_time")
-        last = f"{equal['steps']} | {equal['nats_per_token']:.4f}" if equal else " | "
-        lines.append(f"| {one['row']} | {one['seed']} | {one['seconds']:.0f} | {one['nats_per_token']:.4f} | {last} |")
-    stderr = max(one["stderr"] for one in found["levers"]["found"])
-    return "\n".join(
-        [*lines, "", f"Nats a token; standard error of each at most {stderr:.3f}, over the same sequences."]
-    )
+        cells = [one["row"], f"{one['seconds']:.0f}", f"{one['nats_per_token']:.4f}"]
+        cells += [_against(one), str(equal["steps"]), _against(equal)] if equal else ["", "", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    first = found["levers"]["found"][0]
+    lines += [
+        "",
+        f"Nats a token after {first['steps']} steps of the default, seed {first['seed']}; against the default: above "
+        "zero is better, ± its standard error over the same sequences.",
+    ]
+    return "\n".join(lines)
+
+
+def _against(one: Mapping[str, Any]) -> str:
+    gap = one["below_default"]
+    return f"{gap['nats_per_token']:+.4f} ± {gap['stderr']:.4f}"
 
 
 def growth(found: Mapping[str, Any]) -> str:
