@@ -18,13 +18,16 @@ from typing import Any
 from benchmarks.real_text import machine, run
 
 LONG = [
-    *("--preset", "nano", "--set", "model.window=8", "--set", "fast.steps=16", "--set", "optimizer.eps=0.01"),
-    *("--set", "slow.batch_size=4", "--set", "compile=true", "--set", "slow.eval_every=0"),
+    *("--preset", "nano", "--set", "model.window=8", "--set", "fast.steps=16", "--set", "guide.name=semi-amortized"),
+    *("--set", "optimizer.lr=0.2", "--set", "optimizer.eps=0.1", "--set", "slow.batch_size=4", "--set", "compile=true"),
 ]
-"""Long sequences, where thoughts have more to say; and a fast loop whose Adam follows weak gradients, too."""
+"""Long sequences, where thoughts have more to say, and an encoder that starts the fast loop near to where it ends."""
+TIGHT = ["--fast-steps", "64", "--set", "optimizer.lr=0.1", "--set", "optimizer.eps=1"]
+"""A longer, calmer fast loop than in training."""
 RECIPE = ["--preset", "nano", "--set", "model.window=8", "--set", "fast.steps=16", "--set", "slow.eval_every=500"]
 PROTOCOL = ["--protocol", "all", "--seed", "1", "--batch-size", "50"]
 STRIDE = ["--stride", "16"]
+WIKITEXT = ["{data}/wikitext-2/wiki.train.shuffled.tokens", "--validation", "{data}/wikitext-2/wiki.valid.tokens"]
 
 CORPORA: dict[str, dict[str, list[str]]] = {
     "worlds": {
@@ -36,16 +39,24 @@ CORPORA: dict[str, dict[str, list[str]]] = {
     },
     "worlds-long": {
         "prepare": ["worlds:length=80,documents=10000", "--sequence-length", "640"],
-        "train": [*LONG, "--set", "model.max_length=640", "--steps", "1500"],
-        "evaluate": [
-            *("--data", "worlds:length=80,documents=50", "--particles", "256", "--fast-steps", "64", "--ais", "32"),
-            *("--stride", "128"),
-        ],
+        "train": [*LONG, "--set", "model.max_length=640", "--set", "slow.eval_every=500", "--steps", "3000"],
+        "evaluate": ["--data", "worlds:length=80,documents=50", "--particles", "128", "--stride", "128", *TIGHT],
     },
     "tinyshakespeare-long": {
         "prepare": ["{data}/tinyshakespeare/input.txt", "--vocab-size", "1024", "--sequence-length", "512"],
-        "train": [*LONG, "--set", "model.max_length=512", "--steps", "1000"],
-        "evaluate": ["--sequences", "50", "--particles", "64", "--fast-steps", "64", "--stride", "128"],
+        "train": [*LONG, "--set", "model.max_length=512", "--set", "slow.eval_every=0", "--steps", "1000"],
+        "evaluate": ["--sequences", "50", "--particles", "64", "--stride", "128", *TIGHT],
+    },
+    "wikitext-2-long": {
+        "prepare": [*WIKITEXT, "--vocab-size", "1024", "--sequence-length", "512"],
+        "train": [
+            *(*LONG, "--set", "model.max_length=512", "--set", "slow.eval_every=500"),
+            *("--set", "slow.eval_sequences=32", "--steps", "1500"),
+        ],
+        "evaluate": [
+            *("--data", "{data}/wikitext-2/wiki.test.tokens", "--sequences", "50", "--particles", "64"),
+            *("--stride", "128", *TIGHT),
+        ],
     },
     "tinyshakespeare": {
         "prepare": ["{data}/tinyshakespeare/input.txt", "--vocab-size", "1024", "--sequence-length", "128"],
@@ -53,10 +64,7 @@ CORPORA: dict[str, dict[str, list[str]]] = {
         "evaluate": ["--sequences", "100", "--particles", "32", "--fast-steps", "32", *STRIDE],
     },
     "wikitext-2": {
-        "prepare": [
-            *("{data}/wikitext-2/wiki.train.shuffled.tokens", "--validation", "{data}/wikitext-2/wiki.valid.tokens"),
-            *("--vocab-size", "1024", "--sequence-length", "128"),
-        ],
+        "prepare": [*WIKITEXT, "--vocab-size", "1024", "--sequence-length", "128"],
         "train": [*RECIPE, "--steps", "1000"],
         "evaluate": [
             *("--data", "{data}/wikitext-2/wiki.test.tokens", "--sequences", "100"),
