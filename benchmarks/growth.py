@@ -26,7 +26,7 @@ AXES: dict[str, list[int]] = {
     "thoughts": [2, 8, 32, 128, 256],
     "sequences": [1, 2, 4, 8, 16],
     "vocabulary": [512, 2048, 8192, 32768],
-    "window": [16, 64, 128, 256, 512],
+    "window": [16, 32, 64, 128, 256],
 }
 LABELS = {
     "length": "tokens in a sequence T",
@@ -56,17 +56,23 @@ def _work(point: dict[str, int]) -> Any:
 
 
 def measure_axis(axis: str, rounds: int) -> dict[str, Any]:
-    """Seconds and peak bytes of a fit at each point of an axis, and the exponent between its two largest points."""
+    """Seconds and peak bytes of a fit at each point; and the last slope over the one before it: 1 on a line, 2 if the
+    cost is quadratic (the sizes double)."""
     works = {str(size): _work(BASE | {axis: size}) for size in AXES[axis]}
     seconds = {name: summary(taken) for name, taken in interleaved(works, rounds).items()}
     medians = [seconds[str(size)]["median"] for size in AXES[axis]]
     peaks = [peak_memory(work) for work in works.values()]
-    (small, large), (low, high) = AXES[axis][-2:], medians[-2:]
+
+    def slope(last: int) -> float:
+        """Of the line from one point to the next, counted from the end."""
+        sizes = AXES[axis]
+        return (medians[last] - medians[last - 1]) / (sizes[last] - sizes[last - 1])
+
     return {
         "sizes": AXES[axis],
         "seconds": [seconds[str(size)] for size in AXES[axis]],
         "peak_bytes": peaks,
-        "last_exponent": float(torch.log(torch.tensor(high / low)) / torch.log(torch.tensor(large / small))),
+        "bend": slope(-1) / slope(-2) if len(medians) > 2 else 1.0,
     }
 
 
@@ -98,7 +104,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
         memory.plot(sizes, [peak / 2**20 for peak in values["peak_bytes"]], "s--", color="C1", ms=3, lw=0.8)
         memory.set_ylim(bottom=0)
         memory.set_ylabel("peak MiB", color="C1")
-        panel.set_title(f"exponent at the end {values['last_exponent']:.2f}", fontsize=9)
+        panel.set_title(f"last slope over the one before: {values['bend']:.2f}", fontsize=9)
     panels.flat[0].legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

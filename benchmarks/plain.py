@@ -97,7 +97,8 @@ class Plain(nn.Module):
                 depth = math.sqrt(2 * shape.layers) if name.endswith(("wo.weight", "w3.weight")) else 1.0
                 nn.init.normal_(weight, std=shape.init_std / depth)
 
-    def forward(self, tokens: Tensor, thoughts: Tensor | None) -> Tensor:
+    def forward(self, tokens: Tensor, thoughts: Tensor | None, last: bool = False) -> Tensor:
+        """All logits, or those after the `last` token alone, [B, 1, V]."""
         shape, length = self.shape, tokens.shape[1]
         turns = self.turns[:length].to(tokens.device)
         ago = torch.arange(length)[:, None] - torch.arange(length)[None, :]
@@ -112,6 +113,7 @@ class Plain(nn.Module):
                 z = thoughts[:, index * each : (index + 1) * each]
                 h = h + layer.cross_attention(layer.cross_attention_norm(h), z, None, turns, stands)
             h = h + layer.feed_forward(layer.ffn_norm(h))
+        h = h[:, -1:] if last else h
         return F.linear(self.norm(h), self.tok_embeddings.weight)
 
 
@@ -184,6 +186,6 @@ def plain_generate(model: Plain, thoughts: Tensor, prompt: Tensor, new: int) -> 
     """`prompt` [B, P] and `new` more tokens: all of the text is read again for each."""
     tokens = prompt
     for _ in range(new):
-        logits = model(tokens, thoughts)[:, -1]
+        logits = model(tokens, thoughts, last=True)[:, -1]
         tokens = torch.cat([tokens, torch.multinomial(logits.softmax(-1), 1)], dim=1)
     return tokens

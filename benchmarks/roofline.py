@@ -37,7 +37,9 @@ def fast_step_products(model: ModelConfig, size: int, length: int, every: int = 
     """What one fast step on `size` sequences of `length` tokens needs, forward and back to the thoughts."""
     dim, hidden, layers = model.dim, model.hidden_width, model.layers
     each, width = model.thoughts // layers, model.dim // model.heads
-    window, heads = min(model.window, length), size * model.heads
+    heads = size * model.heads
+    # Keys that a query sees, on average: the first ones have fewer before them.
+    window = round(sum(min(place + 1, model.window) for place in range(length)) / length)
     rows, asked = size * length, size * -(-length // every)
     products = [
         Product("cross-attention: thoughts", 2 * 2 * layers, size * each, dim, dim),
@@ -57,11 +59,12 @@ def fast_step_products(model: ModelConfig, size: int, length: int, every: int = 
             Product(f"feed-forward: in, back{name}", 2 * count, rows, hidden, dim),
             Product(f"feed-forward: out{name}", count, rows, hidden, dim),
             Product(f"feed-forward: out, back{name}", count, rows, dim, hidden),
-            # Scores and mixtures forward; gradients of values, probabilities, queries and keys back.
+            # Scores and mixtures forward; gradients of values, probabilities, queries and keys back. No gradient goes
+            # to the queries of layer 0's cross-attention.
             Product(f"self-attention: scores{name}", 3 * later, positions, width, window, heads),
             Product(f"self-attention: mixtures{name}", 3 * later, positions, window, width, heads),
             Product(f"cross-attention: scores{name}", 3 * count - (count > later), positions, width, each, heads),
-            Product(f"cross-attention: mixtures{name}", 3 * count - (count > later), positions, each, width, heads),
+            Product(f"cross-attention: mixtures{name}", 3 * count, positions, each, width, heads),
         ]
     return [product for product in products if product.flops > 0]
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 
 from pyro_ltm.config import Config, merge
 from pyro_ltm.data import TokenDataset
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.memory import peak_memory
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import fold
 from pyro_ltm.training.step import train_step
@@ -85,7 +85,8 @@ def measure_speed(
 ) -> Speed:
     """Times the fast steps and the slow step of a training run as `config` has it, on `data` or on random tokens.
 
-    Fast steps are timed `FAST` at a time and counted as often as the run takes them. Nothing is kept of the model.
+    A step without fast steps is timed, and one with up to `FAST` of them: the difference is theirs, and counted as
+    often as the run takes them. Nothing is kept of the model.
 
     Args:
         on_round: called with the rounds done.
@@ -100,7 +101,8 @@ def measure_speed(
         raise UserError(f"{data.folder.path}: {len(data)} sequences; a batch has {slow.batch_size}")
     optimizer = slow_optimizer(parts, slow)
     objective = parts.objective.at(1.0)
-    counted = min(parts.fast.steps, FAST)
+    fast_steps = parts.fast.steps if parts.guide.takes_fast_steps else 0
+    counted = min(fast_steps, FAST)
     options = parts.fitting | {"tolerance": 0.0}  # sequences that stop early would make some steps cheaper than others
 
     def read(number: int) -> Batch:
@@ -112,18 +114,6 @@ def measure_speed(
             first = number * slow.batch_size
             batch = data.batch([index % len(data) for index in range(first, first + slow.batch_size)])
         return batch.to(device)
-
-    def fit(batch: Batch) -> None:
-        fit_posterior(
-            parts.model,
-            batch,
-            guide=parts.guide,
-            objective=objective,
-            optimizer=parts.optimizer,
-            steps=counted,
-            seed=seed,
-            **options,
-        )
 
     def learn(batch: Batch, fast_steps: int) -> None:
         train_step(
@@ -140,27 +130,33 @@ def measure_speed(
         )
 
     batch = read(0)
-    fit(batch)  # what is done once, such as compiling, is not a step's cost
-    learn(batch, 0)
     reading, fast, slowly, tokens = [], [], [], []
-    for number in range(rounds):
-        seconds, batch = _timed(lambda number=number: read(number), device)  # type: ignore[misc]
-        reading.append(seconds)
-        fast.append(_timed(lambda batch=batch: fit(batch), device)[0] / max(counted, 1))  # type: ignore[misc]
-        slowly.append(_timed(lambda batch=batch: learn(batch, 0), device)[0])  # type: ignore[misc]
-        tokens.append(int(batch.tokens()))
-        on_round(number + 1)
-    optimizer.zero_grad(set_to_none=True)  # what the profiler has not seen made, it cannot see freed
+    with pyro.validation_enabled(False):  # as in training
+        learn(batch, counted)  # what is done once, such as compiling, is not a step's cost
+        for number in range(rounds):
+            seconds, batch = _timed(lambda number=number: read(number), device)  # type: ignore[misc]
+            reading.append(seconds)
+            without, with_steps = (
+                _timed(lambda batch=batch, steps=steps: learn(batch, steps), device)[0]  # type: ignore[misc]
+                for steps in (0, counted)
+            )
+            slowly.append(without)
+            fast.append(max(with_steps - without, 0.0) / max(counted, 1))
+            tokens.append(int(batch.tokens()))
+            on_round(number + 1)
+        optimizer.zero_grad(set_to_none=True)  # what the profiler has not seen made, it cannot see freed
+        kept = fast_steps if parts.guide.is_unrolled else min(counted, 2)  # an unrolled step keeps all fast steps
+        peak = peak_memory(lambda: learn(batch, kept), device)
     return Speed(
         sequences=slow.batch_size,
         tokens=round(statistics.mean(tokens)),
         fast_seconds=statistics.median(fast) if counted else 0.0,
         slow_seconds=statistics.median(slowly),
         data_seconds=statistics.median(reading),
-        fast_steps=parts.fast.steps,
+        fast_steps=fast_steps,
         accumulate=slow.accumulate,
         rounds=rounds,
-        peak_bytes=peak_memory(lambda: learn(batch, min(counted, 2)), device),
+        peak_bytes=peak,
         corpus_tokens=None if data is None else data.tokens,
     )
 
