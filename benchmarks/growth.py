@@ -101,8 +101,9 @@ def plot(found: dict[str, Any], path: Path) -> None:
         panel.set_ylabel("ms a fit")
         panel.set_ylim(bottom=0)
         memory = panel.twinx()
-        memory.plot(sizes, [peak / 2**20 for peak in values["peak_bytes"]], "s--", color="C1", ms=3, lw=0.8)
-        memory.set_ylim(bottom=0)
+        peaks = [peak / 2**20 for peak in values["peak_bytes"]]
+        memory.plot(sizes, peaks, "s--", color="C1", ms=3, lw=0.8)
+        memory.set_ylim(0, 1.1 * max(peaks))
         memory.set_ylabel("peak MiB", color="C1")
         panel.set_title(f"last slope over the one before: {values['bend']:.2f}", fontsize=9)
     panels.flat[0].legend(fontsize=8, frameon=False)

@@ -21,8 +21,8 @@ from pyro_ltm.config import suggest
 from pyro_ltm.data.document import Document
 from pyro_ltm.errors import UserError
 
-PIECE = 1 << 17
-"""Bytes of plain text read at a time: small enough that a tokenizer can spread one file over many threads."""
+PIECE = 1 << 14
+"""Bytes of plain text read at a time: small enough that a tokenizer spreads one file evenly over its threads."""
 
 Check = Callable[[Any, str, str], str]
 """Text made of a value, given where it stands and its column; raises UserError where that cannot be."""

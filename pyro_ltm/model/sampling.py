@@ -39,8 +39,14 @@ class Sampler:
 
     def log_probs(self, logits: Tensor) -> Tensor:
         """Log-probabilities [..., V] of what is drawn from; tokens left out have -inf. Needs temperature > 0."""
+        return self._kept(logits).log_softmax(-1)
+
+    def _kept(self, logits: Tensor) -> Tensor:
+        """Logits [..., V] of what is drawn from, the largest 0; tokens left out have -inf."""
         # The largest becomes 0 first, so that no temperature, however small, overflows.
-        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
+        logits = logits - logits.amax(-1, keepdim=True)
+        if self.temperature != 1:
+            logits = logits / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             smallest = logits.topk(self.top_k, dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < smallest, float("-inf"))
@@ -49,17 +55,23 @@ class Sampler:
             # A token stays when those before it do not reach p; the first always stays.
             dropped = ordered.cumsum(-1) - ordered >= self.top_p
             logits = logits.masked_fill(dropped.scatter(-1, order, dropped), float("-inf"))
-        return logits.log_softmax(-1)
+        return logits
 
     def draw(self, logits: Tensor, generator: Generators | None = None) -> Tensor:
         """One token [B] for each row of `logits` [B, V]."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        probs = self.log_probs(logits).exp()
+        # One uniform number a row, where `multinomial` draws one for each token of the vocabulary. In double precision,
+        # because the sum of many small probabilities in single precision is off by more than some of them.
+        reached = self._kept(logits).exp().cumsum(-1, dtype=torch.float64)
+        one = reached.new_empty(len(reached), 1)
         if generator is None or isinstance(generator, torch.Generator):
-            return torch.multinomial(probs, 1, generator=generator)[:, 0]
-        rows = [torch.multinomial(row, 1, generator=own) for row, own in zip(probs, generator, strict=True)]
-        return torch.cat(rows)
+            one.uniform_(generator=generator)
+        else:
+            for row, own in zip(one, generator, strict=True):
+                row.uniform_(generator=own)
+        # The first token whose sum lies above: one of probability zero adds nothing, and is never it.
+        return torch.searchsorted(reached, one * reached[:, -1:], right=True)[:, 0]
 
 
 @torch.no_grad()

@@ -62,6 +62,21 @@ def test_draws_have_their_frequencies():
     assert ((share - expected).abs() <= 4 * (expected * (1 - expected) / 9000).sqrt()).all()
 
 
+def test_draws_of_a_large_vocabulary_have_its_entropy():
+    """Each row its own distribution: the mean of -log p over draws is its entropy, with one generator or one a row."""
+    logits = 3 * torch.randn(64, 5000, generator=torch.Generator().manual_seed(0))
+    logits[:, ::7] = float("-inf")
+    log_p = logits.double().log_softmax(-1)
+    nats = torch.where(log_p.isfinite(), -log_p, 0.0)
+    entropy, square = (log_p.exp() * nats).sum(-1), (log_p.exp() * nats**2).sum(-1)
+    error = ((square - entropy**2).sum() / 400).sqrt()
+    for generator in (torch.Generator().manual_seed(1), [torch.Generator().manual_seed(row) for row in range(64)]):
+        drawn = torch.stack([Sampler().draw(logits, generator) for _ in range(400)], dim=1)
+        surprise = -log_p.gather(1, drawn)
+        assert surprise.isfinite().all(), "a token of probability zero"
+        assert abs(surprise.mean(1).sum() - entropy.sum()) < 4 * error
+
+
 def test_a_generator_repeats_its_draws():
     decoder, thoughts, prompt = tiny_decoder(), torch.randn(3, 4, 16), tiny_tokens(3, 3)
     runs = [
