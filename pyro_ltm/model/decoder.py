@@ -111,6 +111,7 @@ class Decoder(nn.Module):
 
     Attributes:
         recompute: where weights learn, the backward pass computes each layer again instead of keeping what it did.
+        head: computes the logits in place of the embedding's transpose (`packed`); None: the embedding itself.
     """
 
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32):
@@ -118,6 +119,7 @@ class Decoder(nn.Module):
         self.config = config
         self.compute_dtype = compute_dtype
         self.recompute = False
+        self.head: nn.Module | None = None
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
@@ -166,7 +168,9 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]; the head is the embedding, in full precision at the end."""
         with self._autocast(hidden):
-            logits = F.linear(hidden, self.tok_embeddings.weight)
+            logits: Tensor = (
+                self.head(hidden) if self.head is not None else F.linear(hidden, self.tok_embeddings.weight)
+            )
         return logits.float() if logits.dtype == torch.bfloat16 else logits
 
     def token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:

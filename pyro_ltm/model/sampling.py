@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.model.decoder import Decoder
+from pyro_ltm.model.packed import packed
 
 Generators = torch.Generator | Sequence[torch.Generator]
 """One for all rows; or one for each, so that what a row draws does not depend on the others."""
+BLOCK = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +64,37 @@ class Sampler:
         """One token [B] for each row of `logits` [B, V]."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        # One uniform number a row, where `multinomial` draws one for each token of the vocabulary. In double precision,
-        # because the sum of many small probabilities in single precision is off by more than some of them.
-        reached = self._kept(logits).exp().cumsum(-1, dtype=torch.float64)
-        one = reached.new_empty(len(reached), 1)
-        if generator is None or isinstance(generator, torch.Generator):
-            one.uniform_(generator=generator)
-        else:
-            for row, own in zip(one, generator, strict=True):
-                row.uniform_(generator=own)
-        # The first token whose sum lies above: one of probability zero adds nothing, and is never it.
-        return torch.searchsorted(reached, one * reached[:, -1:], right=True)[:, 0]
+        # One uniform number a row, where `multinomial` draws one for each token of the vocabulary. It finds a block of
+        # tokens, then a token in it, so that no sum of the whole row has to be written down.
+        probabilities = self._kept(logits).exp_()
+        blocks = F.pad(probabilities, (0, -probabilities.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+        block, rest = _below(blocks.sum(-1).double(), _uniform(len(logits), generator, logits.device))
+        within, _ = _below(blocks[torch.arange(len(blocks), device=blocks.device), block].double(), rest)
+        return block * BLOCK + within
+
+
+def _uniform(rows: int, generator: Generators | None, device: torch.device) -> Tensor:
+    """Numbers [rows] in [0, 1), each from its row's generator."""
+    drawn = torch.empty(rows, dtype=torch.float64, device=device)
+    if generator is None or isinstance(generator, torch.Generator):
+        return drawn.uniform_(generator=generator)
+    for row, own in zip(drawn, generator, strict=True):
+        row.uniform_(generator=own)
+    return drawn
+
+
+def _below(weights: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of `weights` [B, n], laid end to end in each row, has the share `at` [B] of their sum in it.
+
+    Its number [B], never that of a zero; and the share of it [B] that lies below.
+    """
+    reached = weights.cumsum(-1)
+    # Rounding must not leave the row: the first sum that lies above belongs to a weight that is not zero.
+    target = at.clamp(0, 1 - 1e-15)[:, None] * reached[:, -1:]
+    index = torch.searchsorted(reached, target, right=True)
+    own = weights.gather(1, index)
+    share = (target - (reached.gather(1, index) - own)) / own
+    return index[:, 0], share[:, 0]
 
 
 @torch.no_grad()
@@ -112,6 +135,7 @@ def sample_tokens(
     ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
     if max_new_tokens:
         hidden, cache = decoder.prefill(prompt, thoughts)
+        decoder = packed(decoder, len(prompt), max_new_tokens)
     for index in range(max_new_tokens):
         token = sampler.draw(decoder.logits(hidden), generator)
         if end is not None:

@@ -8,6 +8,7 @@ from helpers.tiny import D, N, tiny_config, tiny_decoder, tiny_tokens
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.model import Sampler, sample_tokens
+from pyro_ltm.model.sampling import _below
 
 P = torch.tensor([[0.1, 0.4, 0.2, 0.3]], dtype=torch.float64)
 
@@ -75,6 +76,24 @@ def test_draws_of_a_large_vocabulary_have_its_entropy():
         surprise = -log_p.gather(1, drawn)
         assert surprise.isfinite().all(), "a token of probability zero"
         assert abs(surprise.mean(1).sum() - entropy.sum()) < 4 * error
+
+
+@pytest.mark.parametrize("vocabulary", [3, 256, 257, 5000])
+def test_a_draw_inverts_the_cumulative_distribution(vocabulary):
+    """The token that a search through the sums of the whole row finds, for the same uniform numbers."""
+    logits = 2 * torch.randn(500, vocabulary, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits[:, 1::3] = float("-inf")
+    drawn = Sampler().draw(logits, torch.Generator().manual_seed(1))
+    uniform = torch.empty(500, 1, dtype=torch.float64).uniform_(generator=torch.Generator().manual_seed(1))
+    expected = torch.searchsorted(logits.softmax(-1).cumsum(-1), uniform, right=True)
+    assert torch.equal(drawn, expected[:, 0])
+
+
+def test_the_ends_of_the_unit_interval_meet_no_zero():
+    weights = torch.tensor([[0.0, 0.3, 0.0, 0.7, 0.0]], dtype=torch.float64)
+    for at, index, share in ((0.0, 1, 0.0), (0.15, 1, 0.5), (0.3, 3, 0.0), (0.65, 3, 0.5), (1 - 2**-53, 3, 1.0)):
+        found, rest = _below(weights, torch.tensor([at], dtype=torch.float64))
+        assert (found.item(), rest.item()) == (index, pytest.approx(share, abs=1e-12)), at
 
 
 def test_a_generator_repeats_its_draws():

@@ -1,0 +1,77 @@
+"""Packed weights: the same decoder, read faster, and only where it gains."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from helpers.tiny import D, N, tiny_config, tiny_decoder, tiny_tokens
+
+from pyro_ltm.model import Decoder, Sampler, packed, sample_tokens
+
+ROWS, STEPS = 5, 6
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Every size gains."""
+    monkeypatch.setattr("pyro_ltm.model.packed.WEIGHTS", 0)
+    monkeypatch.setattr("pyro_ltm.model.packed.TOKENS", 0)
+
+
+@pytest.mark.skipif(not packed._known(), reason="this torch has no MKL")
+@pytest.mark.parametrize("thoughts", [N, 0])
+def test_the_same_hidden_states_and_logits(eager, thoughts):
+    decoder = tiny_decoder(tiny_config(thoughts=thoughts))
+    z = torch.randn(ROWS, thoughts, D)
+    faster = packed.packed(decoder, ROWS, STEPS)
+    assert faster is not decoder
+    assert sum(isinstance(each, packed.Packed) for each in faster.modules()) > 8
+    tokens = tiny_tokens(ROWS, STEPS)
+    exact = copy.deepcopy(decoder).double()
+    with torch.no_grad():
+        whole = exact.logits(exact(exact.context(tokens), z.double()))
+        _, cache = decoder.prefill(tokens[:, :1], z)
+        errors = {"usual": 0.0, "packed": 0.0}
+        for index in range(1, STEPS):
+            for name, each in (("usual", decoder), ("packed", faster)):
+                logits = each.logits(each.step(tokens[:, index], copy.deepcopy(cache)))
+                errors[name] = max(errors[name], float((logits - whole[:, index]).abs().max()))
+            faster.step(tokens[:, index], cache)
+    assert 0 < errors["packed"] < 4 * errors["usual"], "single precision, in another order"
+    # The weights are there once, and the decoder is as it was.
+    assert {each.data_ptr() for each in faster.parameters()} == {each.data_ptr() for each in decoder.parameters()}
+    assert not any(isinstance(each, packed.Packed) for each in decoder.modules())
+
+
+@pytest.mark.skipif(not packed._known(), reason="this torch has no MKL")
+def test_generation_packs_and_writes_the_same(eager, monkeypatch):
+    decoder, z, prompt = tiny_decoder(), torch.randn(ROWS, N, D), tiny_tokens(ROWS, 3)
+    made = []
+    pack = packed.Packed.__init__
+    monkeypatch.setattr(packed.Packed, "__init__", lambda self, *given: (made.append(given), pack(self, *given))[1])
+    fast = sample_tokens(decoder, z, prompt, STEPS, sampler=Sampler(temperature=0))
+    assert made
+    monkeypatch.setattr("pyro_ltm.model.packed.TOKENS", STEPS + 1)
+    assert torch.equal(fast, sample_tokens(decoder, z, prompt, STEPS, sampler=Sampler(temperature=0)))
+
+
+@pytest.mark.skipif(not packed._known(), reason="this torch has no MKL")
+def test_other_rows_take_the_usual_way():
+    weight = torch.randn(7, 16)
+    faster = packed.Packed(weight, ROWS)
+    for rows in (1, ROWS, 9):
+        x = torch.randn(rows, 1, 16)
+        torch.testing.assert_close(faster(x), x @ weight.T)
+
+
+def test_a_decoder_that_gains_nothing_stays_itself(eager, monkeypatch):
+    decoder = tiny_decoder()
+    low = Decoder(tiny_config(), compute_dtype=torch.bfloat16)
+    for each, rows in ((decoder, 1), (decoder, 1000), (decoder.double(), ROWS), (low, ROWS)):
+        assert packed.packed(each, rows, STEPS) is each
+    monkeypatch.setattr("pyro_ltm.model.packed._known", lambda: False)  # a torch without MKL
+    assert packed.packed(decoder.float(), ROWS, STEPS) is decoder
+    monkeypatch.undo()
+    assert packed.packed(decoder, ROWS, 10_000) is decoder, "small"
