@@ -43,7 +43,7 @@ def packed(decoder: Decoder, rows: int, tokens: int) -> Decoder:
 
 
 class Packed(nn.Module):
-    """`x @ weight.T` for x of `rows` rows; any other x takes the usual way."""
+    """`x @ weight.T` for x of `rows` rows in single precision; any other x takes the usual way."""
 
     def __init__(self, weight: Tensor, rows: int):
         super().__init__()
@@ -52,7 +52,7 @@ class Packed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., outputs]."""
-        if x.numel() != self.rows * x.shape[-1]:
+        if x.numel() != self.rows * x.shape[-1] or x.dtype != torch.float32:
             return F.linear(x, self.weight)
         product: Tensor = torch.ops.mkl._mkl_linear(x, self.order, self.weight, None, self.rows)
         return product

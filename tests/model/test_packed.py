@@ -64,6 +64,9 @@ def test_other_rows_take_the_usual_way():
     for rows in (1, ROWS, 9):
         x = torch.randn(rows, 1, 16)
         torch.testing.assert_close(faster(x), x @ weight.T)
+    low = torch.randn(ROWS, 16, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(faster(low), low @ weight.bfloat16().T)
 
 
 def test_a_decoder_that_gains_nothing_stays_itself(eager, monkeypatch):
