@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def rotary_table(positions: Tensor, width: int, theta: float) -> Tensor:
@@ -28,7 +29,9 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
 
 
-def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int, block: int | None = None) -> Tensor:
+def windowed_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int, block: int | None = None, recompute: bool = False
+) -> Tensor:
     """Causal attention in which each query sees the last `window` keys, itself included.
 
     Cost and memory grow with T * window, not T * T: queries go in blocks, each against the keys that it can see.
@@ -36,11 +39,30 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int, block: int 
     Shapes:
         q, k, v, result: [B, H, T, d].
         block: queries in one block; the default is half a window, so that a third of the products is wasted.
+        recompute: keep `q`, `k` and `v` alone for the backward pass. Bands hold each key three times over; laying them
+            out anew costs little beside the layer's products with weights.
     """
-    length = q.shape[-2]
-    if length <= window:
+    if q.shape[-2] <= window:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     block = block or max(16, window // 2)
+    if recompute and torch.is_grad_enabled() and _keeps_as_it_likes():
+        out: Tensor = checkpoint(_in_bands, q, k, v, window, block, use_reentrant=False, preserve_rng_state=False)
+        return out
+    return _in_bands(q, k, v, window, block)
+
+
+def _keeps_as_it_likes() -> bool:
+    """Whether what is kept for the backward pass is ours to choose.
+
+    The compiler chooses by itself. And without the fused kernels somebody differentiates twice, under a choice of
+    kernel (`sdpa_kernel`) that is over by the time of the backward pass: computed again, it would keep other tensors.
+    """
+    return not torch.compiler.is_compiling() and torch.backends.cuda.flash_sdp_enabled()
+
+
+def _in_bands(q: Tensor, k: Tensor, v: Tensor, window: int, block: int) -> Tensor:
+    """`windowed_attention` of more tokens than a window."""
+    length = q.shape[-2]
     blocks = -(-length // block)
     q = F.pad(q, (0, 0, 0, blocks * block - length)).unflatten(2, (blocks, block))
     # Block i holds queries [i * block, (i + 1) * block) and sees keys from window - 1 before its first query.

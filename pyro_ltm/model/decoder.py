@@ -56,7 +56,9 @@ class Layer(nn.Module):
         """`h` [B, T, D] after self-attention, and the keys and values [B, H, T, d] that a cache keeps."""
         x = self.attention_norm(h)
         k, v = self.attention.keys_values(x, table)
-        heads = windowed_attention(self.attention.queries(x, table), k, v, self.window)
+        q = self.attention.queries(x, table)
+        # Where weights learn, every layer keeps what its backward pass needs at once: the peak of a training step.
+        heads = windowed_attention(q, k, v, self.window, recompute=self.attention.wq.weight.requires_grad)
         return h + self.attention.output(heads), (k, v)
 
     def forward(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_ltm.model.attention import rotary_table, rotate, windowed_attention
 
@@ -22,16 +23,17 @@ def dense(q, k, v, window):
     block=st.none() | st.integers(1, 45),
     batch=st.integers(1, 3),
     heads=st.integers(1, 3),
+    recompute=st.booleans(),
 )
 @settings(max_examples=60)
-@example(length=17, window=16, block=16, batch=2, heads=2)
-@example(length=40, window=1, block=1, batch=1, heads=1)
-@example(length=2, window=1, block=45, batch=1, heads=1)
-def test_agrees_with_a_dense_mask(length, window, block, batch, heads):
+@example(length=17, window=16, block=16, batch=2, heads=2, recompute=True)
+@example(length=40, window=1, block=1, batch=1, heads=1, recompute=False)
+@example(length=2, window=1, block=45, batch=1, heads=1, recompute=True)
+def test_agrees_with_a_dense_mask(length, window, block, batch, heads, recompute):
     generator = torch.Generator().manual_seed(length * 1000 + window)
     q, k, v, weight = torch.randn(4, batch, heads, length, 4, generator=generator, dtype=torch.float64)
     leaves = [x.requires_grad_() for x in (q, k, v)]
-    ours, plain = windowed_attention(q, k, v, window, block), dense(q, k, v, window)
+    ours, plain = windowed_attention(q, k, v, window, block, recompute), dense(q, k, v, window)
     # Double precision and a few dozen terms of order one: 1e-12 leaves a thousand units in the last place.
     torch.testing.assert_close(ours, plain, atol=1e-12, rtol=0)
     for mine, theirs in zip(*(torch.autograd.grad((o * weight).sum(), leaves) for o in (ours, plain)), strict=True):
@@ -53,6 +55,30 @@ def test_takes_memory_for_a_band_only():
             windowed_attention(q, k, v, window=32)
         sizes.append(saved[0])
     assert sizes[1] < 5 * sizes[0]
+
+
+def test_computed_again_keeps_no_band():
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.data_ptr())
+        return tensor
+
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 2, 64, 4))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        windowed_attention(q, k, v, window=16, recompute=True)
+    assert set(kept) <= {x.data_ptr() for x in (q, k, v)}
+
+
+def test_a_second_derivative_may_be_taken_outside_of_the_choice_of_kernel():
+    """An objective that differentiates through the fast loop chooses the kernel there, and goes back outside of it."""
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 2, 7, 2, dtype=torch.float64))
+
+    def attend(q, k, v):
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernel has no second derivative
+            return windowed_attention(q, k, v, window=3, block=2, recompute=True)
+
+    assert torch.autograd.gradgradcheck(attend, (q, k, v))
 
 
 def test_rotation_makes_scores_depend_on_distance_alone():
