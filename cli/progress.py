@@ -85,7 +85,7 @@ class LineReporter:
 
         def count(done: int, nats_per_token: float) -> None:
             if self._due(done == total):
-                note(f"{what}: {done}{of} {unit}{_bound(nats_per_token)}")
+                note(f"{what}: {done}{of} {unit}{_level(nats_per_token)}")
 
         return count
 
@@ -152,7 +152,7 @@ class BarReporter:
         """The bar."""
         of = "" if total is None else f"/{total}"
         self._show(what, total, 0, "")
-        return lambda done, nats: self._show(what, total, done, f"{done}{of} {unit}{_bound(nats)}")
+        return lambda done, nats: self._show(what, total, done, f"{done}{of} {unit}{_level(nats)}")
 
     def _show(self, what: str, total: int | None, done: int, text: str) -> None:
         if what != self._what:
@@ -171,6 +171,8 @@ STAGES = {"tokenizer": "reading text for the tokenizer", "encode": "text to toke
 def figures(progress: Progress, *, short: bool = False) -> str:
     """What a slow step measured, on one line."""
     speed = f"{progress.tokens_per_second:,.0f}"
+    if progress.figure == "exact":
+        return f"{speed} {'tok/s' if short else 'tokens/s'}  {_exact(progress.bound)}"
     level = {"own_noise": "score on its own noise", "joint": "-log p(x, z)"}.get(progress.figure, "bound")
     if short:
         return f"{speed} tok/s  {level} {progress.bound:.3f} rate {progress.rate:.1f} dist {progress.distortion:.3f}"
@@ -185,12 +187,21 @@ def validation_line(progress: Progress) -> str:
     bound = progress.validation
     assert bound is not None
     error = margin(bound.nats_per_token_stderr, 3)
+    start = f"step {progress.step}/{progress.steps}  validation "
+    if progress.figure == "exact":
+        return start + _exact(bound.nats_per_token, error)
     return (
-        f"step {progress.step}/{progress.steps}  validation bound {bound.nats_per_token:.3f}{error} nats/token  "
+        f"{start}bound {bound.nats_per_token:.3f}{error} nats/token  "
         f"rate {bound.kl_nats_per_sequence:.2f} nats/sequence  "
         f"distortion {bound.distortion_nats_per_token:.3f} nats/token"
     )
 
 
-def _bound(nats_per_token: float) -> str:
-    return "" if math.isnan(nats_per_token) else f"  bound {nats_per_token:.3f} nats/token"
+def _exact(nats_per_token: float, error: str = "") -> str:
+    """The level of a model without thoughts: its likelihood itself, with nothing to split it into."""
+    return f"{nats_per_token:.3f}{error} nats/token, exact"
+
+
+def _level(nats_per_token: float) -> str:
+    """A level so far; what kind of figure it is says the name of what is counted: not every one is a bound."""
+    return "" if math.isnan(nats_per_token) else f"  {nats_per_token:.3f} nats/token"

@@ -121,7 +121,7 @@ def evaluate_protocols(
     if "prefix" in protocols:
         found["prefix"] = run.evaluate_prefix(data, **cut, fast_steps=fast_steps, **options("prefix"))
     if "reference" in protocols:
-        found["reference"] = run.evaluate_reference(data, fast_steps=fast_steps, **options("reference"))
+        found["reference"] = run.evaluate_reference(data, fast_steps=fast_steps, **options("reference, not a bound"))
     if twin is not None:
         found["twin"] = twin.evaluate(data, particles=1, **options("twin"))
         if "prefix" in protocols:

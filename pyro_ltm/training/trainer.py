@@ -39,7 +39,8 @@ class Progress:
     """What a progress display gets after each slow step; nats unless the name says otherwise.
 
     `figure`: what `bound` is: "bound"; "own_noise", when the fit has seen the draw that it was taken on (the
-    reference's fixed noise); "joint", -log p(x, z), when the guide is a point or draws. Only the first is a bound.
+    reference's fixed noise); "joint", -log p(x, z), when the guide is a point or draws; "exact", without thoughts. Only
+    the first and the last are bounds.
     """
 
     step: int
@@ -228,7 +229,7 @@ class Trainer:
                 float(report.bound),
                 float(report.distortion),
                 float(report.rate),
-                figure=figure,
+                figure=self._shown(figure),
             )
         )
 
@@ -279,7 +280,12 @@ class Trainer:
         )
         self.metrics.write("validation", {"step": self.counters.step, **bound.to_dict()})
         nan = math.nan
-        self.on_progress(Progress(self.counters.step, self.slow.steps, nan, nan, nan, nan, validation=bound))
+        shown = self._shown("bound")
+        self.on_progress(Progress(self.counters.step, self.slow.steps, nan, nan, nan, nan, bound, shown))
+
+    def _shown(self, figure: str) -> str:
+        """`figure`, or "exact" where nothing is fitted."""
+        return figure if self.run.config.model.thoughts else "exact"
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:

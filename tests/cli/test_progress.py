@@ -56,6 +56,16 @@ def test_every_validation_has_its_line(clock, capsys):
     assert "validation bound 4.500 nats/token" in second
 
 
+def test_a_model_without_thoughts_has_no_bound(clock, capsys):
+    lines = module.LineReporter()
+    lines.training(step(0, validation=validation(), figure="exact"))
+    lines.training(step(4, figure="exact"))
+    assert capsys.readouterr().err.splitlines() == [
+        "step 0/10  validation 4.500 ± 0.062 nats/token, exact",
+        "step 4/10  1,234 tokens/s  5.250 nats/token, exact",
+    ]
+
+
 def test_preparing_and_counting(clock, capsys):
     lines = module.LineReporter(seconds=10)
     lines.preparing("encode", 1, 2_000_000)
@@ -66,7 +76,7 @@ def test_preparing_and_counting(clock, capsys):
     lines.counting("infer", None)(3, math.nan)
     assert capsys.readouterr().err.splitlines() == [
         "text to tokens: 2,000,000 characters",
-        "evaluate: 64/64 sequences  bound 5.250 nats/token",
+        "evaluate: 64/64 sequences  5.250 nats/token",
     ]
 
 
@@ -85,7 +95,7 @@ def test_a_bar_on_a_terminal():
     for expected in (
         "step 0/10  validation bound 4.500",
         "4/10  1,234 tok/s  bound 5.250 rate 16.5 dist 5.125",
-        "4/8 sequences  bound 5.500",
+        "4/8 sequences  5.500 nats/token",
     ):
         assert expected in shown
 

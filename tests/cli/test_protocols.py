@@ -18,6 +18,7 @@ def worldly(invoke, settings, tmp_path_factory):
         data = source if name == "ltm" else folder / "ltm" / "data"
         result = invoke("train", "--data", data, "--out", folder / name, *settings(**changes))
         assert result.exit_code == 0, result.stderr
+        assert ("bound" in result.stderr) == (name == "ltm"), "a likelihood without thoughts is exact"
         runs.append(folder / name)
     return runs
 
@@ -43,7 +44,15 @@ def test_protocols_are_never_mixed(ask, invoke, worldly):
     for name in ("bound", "prefix", "reference"):
         found = ask("evaluate", ltm, "--protocol", name, "--sequences", 3)
         assert [key for key in ("bound", "prefix", "reference") if key in found] == [name]
-    table = invoke("evaluate", ltm, "--protocol", "all", "--sequences", 3).stdout
+    result = invoke("evaluate", ltm, "--protocol", "all", "--sequences", 3)
+    progress = [line for line in result.stderr.splitlines() if "sequences  " in line]
+    assert [line.split(":")[0] for line in progress] == [
+        "evaluate bound",
+        "evaluate prefix",
+        "evaluate reference, not a bound",
+    ]
+    assert not any("bound" in line.split(":")[1] for line in progress)
+    table = result.stdout
     for heading in ("Upper bound on nats", "Predictive", "NOT a bound", "Above the floor"):
         assert heading in table
     assert json.loads((ltm / "evaluation.json").read_text())["floor"]["combinations"] == 32
