@@ -125,7 +125,8 @@ def generate(
     else:
         shape = torch.Size([num, parts.model.config.thoughts, parts.model.config.dim])
         z = Noise(torch.arange(num), seed=fold(seed, "prior")).normal(shape, event_dims=2).to(parts.device)
-    generator = torch.Generator(parts.device).manual_seed(fold(seed, "tokens"))
+    # One for each text, so that a text is the same however many are written beside it.
+    generators = [torch.Generator(parts.device).manual_seed(fold(seed, "tokens", text)) for text in range(count)]
     written = sample_tokens(
         parts.model.decoder,
         z,
@@ -133,7 +134,7 @@ def generate(
         room if max_new_tokens is None else max_new_tokens,
         sampler=sampler,
         end=codec.end_of_text,
-        generator=generator,
+        generator=generators,
     )
     return [_generated(codec, prompt, row[len(tokens) :]) for row in written.tolist()]
 

@@ -198,6 +198,8 @@ def test_generate(prompt, origin, ask, trained):
     assert len(result["texts"]) == 3
     assert all(text["tokens"] <= 5 for text in result["texts"])
     assert result == ask("generate", trained, "--prompt", prompt, *options)
+    fewer = ask("generate", trained, "--prompt", prompt, *options, "--num", 2)
+    assert fewer["texts"] == result["texts"][:2], "a text is the same whatever is written beside it"
 
 
 def test_generate_prints_plain_text_where_there_is_no_terminal(invoke, ask, trained):
