@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +32,7 @@ def command(*, checkpoint: Path, tokenizer_file: Path, out: Path, common: Common
     """
     from pyro_ltm.data import Tokenizer
     from pyro_ltm.errors import UserError
+    from pyro_ltm.files import new_folder
     from pyro_ltm.inference.parts import Parts
     from pyro_ltm.model.reference import read_reference
     from pyro_ltm.training import Run
@@ -58,7 +55,7 @@ def command(*, checkpoint: Path, tokenizer_file: Path, out: Path, common: Common
     config = _configure(model, common)
     parts = Parts.build(config, device=device)
     parts.model.decoder.load_state_dict(weights)
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         Run.create(folder, config, parts, tokenizer)
     result = describe(Run.load(out))
     if common.as_json:
@@ -74,20 +71,3 @@ def _configure(model: ModelConfig, common: Common) -> Config:
     base = preset("medium")
     data = dataclasses.replace(base.data, vocab_size=max(model.vocab_size, 257), sequence_length=model.max_length)
     return dataclasses.replace(base, model=model, data=data, seed=common.seed or 0, dtype=common.dtype or base.dtype)
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that takes its name when the block ends well, and vanishes when it does not."""
-    from pyro_ltm.files import clear_errors
-
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        with clear_errors(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            partial.mkdir()
-        yield partial
-        with clear_errors(out):
-            os.replace(partial, out)  # an empty folder in the way is replaced
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import UserError, one_line
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -40,6 +42,44 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder that becomes `out` when the block ends well, and vanishes when it does not.
+
+    It lies beside `out`, or where the parents of `out` are yet to be made, beside the first of them. An `out` that is
+    there already is replaced.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written; what was there is as it was.
+    """
+    out = out.absolute()
+    anchor = next(parent for parent in out.parents if os.path.exists(parent))
+    partial = anchor / f".{out.name}.{uuid.uuid4().hex[:12]}.partial"
+    try:
+        with clear_errors(out):
+            partial.mkdir()
+            yield partial
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _replace_folder(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace_folder(new: Path, out: Path) -> None:
+    """Renames `new` to `out`. What was there is deleted last, and put back if the renaming fails."""
+    if not out.exists():
+        os.rename(new, out)
+        return
+    old = new.with_suffix(".old")
+    os.rename(out, old)
+    try:
+        os.rename(new, out)
+    except BaseException:
+        os.rename(old, out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _sync_folder(folder: Path) -> None:
     """Makes a renaming last beyond a power cut, where the system lets a folder be opened."""
     if hasattr(os, "O_DIRECTORY"):
@@ -66,5 +106,7 @@ def clear_errors(path: Path) -> Iterator[None]:
         number = re.search(r"\(os error (\d+)\)", str(error))
         code = getattr(error, "errno", None) or (int(number[1]) if number else None)
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"{path}: no space left on the disk; nothing was changed") from None
-        raise UserError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+            raise UserError(
+                f"{path}: no space left to write it; nothing was changed: free some or name another disk"
+            ) from None
+        raise UserError(f"{path}: cannot be written: {one_line(error)}") from None

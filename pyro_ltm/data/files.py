@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from pyro_ltm.config import suggest
 from pyro_ltm.data.document import Document
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import UserError, one_line
 
 PIECE = 1 << 14
 """Bytes of plain text read at a time: small enough that a tokenizer spreads one file evenly over its threads."""
@@ -77,14 +77,6 @@ def check_text(value: Any, where: str, column: str) -> str:
             f"at {error.start}); expected valid Unicode"
         ) from None
     return value
-
-
-def one_line(error: object, limit: int = 200) -> str:
-    """A message of some other library, or a user's input, on one line of at most `limit` characters."""
-    if isinstance(error, OSError) and error.strerror:
-        error = error.strerror[:1].lower() + error.strerror[1:]
-    text = " ".join((str(error) or type(error).__name__).split()).replace("\0", "\\0")
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _read_text(path: Path) -> Iterator[Document]:

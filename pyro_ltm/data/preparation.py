@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import json
 import os
 import platform
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +14,14 @@ from typing import Any
 from pyro_ltm.config import suggest
 from pyro_ltm.data.corpora import is_corpus
 from pyro_ltm.data.document import Document
-from pyro_ltm.data.files import one_line
 from pyro_ltm.data.folder import FORMAT, META, PACKINGS, TOKENIZER, VERSION, TokenFolder, is_prepared, sha256
 from pyro_ltm.data.packing import SplitWriter
 from pyro_ltm.data.sources import read_source
 from pyro_ltm.data.splits import Whole, plan_split
 from pyro_ltm.data.tokenizer import Tokenizer
 from pyro_ltm.data.worlds import is_world
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import UserError, one_line
+from pyro_ltm.files import new_folder
 
 Progress = Callable[[str, int, int], None]
 """Called now and then with the stage ("tokenizer" or "encode"), and the pieces of text and characters done in it."""
@@ -94,7 +91,7 @@ def prepare(
         streams = [read_source(spec, text_column=text_column, streaming=streaming) for spec in specs]
         return itertools.chain.from_iterable(streams)
 
-    with _new_folder(out) as partial:
+    with new_folder(out) as partial:
         read(held_out)
         rule = Whole("train") if held_out else plan_split(read(specs), validation_fraction, seed)
         if tokenizer is None:
@@ -230,43 +227,3 @@ def _groups(pieces: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[str, 
             group, size = [], 0
     if group:
         yield group
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder that becomes `out` when the block ends well, and vanishes when it does not.
-
-    It lies beside `out`, or where the parents of `out` are yet to be made, beside the first of them.
-    """
-    anchor = next(parent for parent in out.parents if os.path.exists(parent))
-    partial = anchor / f".{out.name}.{uuid.uuid4().hex[:12]}.partial"
-    try:
-        partial.mkdir()
-        yield partial
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _replace_folder(partial, out)
-    except OSError as error:  # bad input has become a UserError long before: this is the output
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        what = (
-            "no space left to write it; free some or name another disk"
-            if full
-            else f"cannot be written: {one_line(error)}"
-        )
-        raise UserError(f"{out}: {what}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _replace_folder(new: Path, out: Path) -> None:
-    """Renames `new` to `out`. What was there is deleted last, and put back if the renaming fails."""
-    if not out.exists():
-        os.rename(new, out)
-        return
-    old = new.with_suffix(".old")
-    os.rename(out, old)
-    try:
-        os.rename(new, out)
-    except BaseException:
-        os.rename(old, out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -16,8 +16,8 @@ from typing import Any
 from pyro_ltm.config import suggest
 from pyro_ltm.data.corpora import CORPORA, is_corpus, read_corpus
 from pyro_ltm.data.document import Document
-from pyro_ltm.data.files import FOLDER_SUFFIXES, check_text, one_line, read_file
-from pyro_ltm.errors import UserError
+from pyro_ltm.data.files import FOLDER_SUFFIXES, check_text, read_file
+from pyro_ltm.errors import UserError, one_line
 
 HUB = "hf:"
 

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from pyro_ltm.config import suggest
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.evaluation.predictive import Context, Piece, Predictor, Tokens, windows
 from pyro_ltm.model import Sampler, sample_tokens
 from pyro_ltm.noise import fold
@@ -316,7 +316,7 @@ def run_harness(
         try:
             loaded = [manager.load([name]) for name in names]
         except Exception as error:  # whatever a task's file, its code, its data or the network come up with
-            raise UserError(f"--tasks {','.join(tasks)}: cannot be loaded: {_one_line(error)}") from None
+            raise UserError(f"--tasks {','.join(tasks)}: cannot be loaded: {one_line(error, 300)}") from None
         try:
             results = simple_evaluate(
                 model=model,
@@ -332,7 +332,7 @@ def run_harness(
                 fewshot_random_seed=seed,
             )
         except ValueError as error:  # what the harness says of tasks that it will not run
-            raise UserError(f"--tasks {','.join(tasks)}: {_one_line(error)}") from error
+            raise UserError(f"--tasks {','.join(tasks)}: {one_line(error, 300)}") from error
     kept = {name: value for name, value in results.items() if name in KEPT}
     return kept | {"lm_eval_version": lm_eval.__version__}
 
@@ -377,11 +377,6 @@ def _whole(loaded: Sequence[Any]) -> Iterator[Any]:
         below = {task.task_name for group in groups.values() for task in group.get_all_tasks()}
         yield from (group for name, group in groups.items() if name not in inner)
         yield from (task for name, task in found["tasks"].items() if name not in below)
-
-
-def _one_line(error: BaseException, limit: int = 300) -> str:
-    text = " ".join(f"{error or type(error).__name__}".split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 @contextlib.contextmanager

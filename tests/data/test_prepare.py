@@ -285,7 +285,9 @@ def test_no_space_left(refused, book: Path, tmp_path: Path, monkeypatch) -> None
 
     monkeypatch.setattr(SplitWriter, "_write", full)
     message = refused(prepare, [str(book)], tmp_path / "out", vocab_size=280)
-    assert message == f"{tmp_path / 'out'}: no space left to write it; free some or name another disk"
+    assert (
+        message == f"{tmp_path / 'out'}: no space left to write it; nothing was changed: free some or name another disk"
+    )
     assert os.listdir(tmp_path) == ["in"]
 
 
@@ -301,7 +303,10 @@ def test_a_real_limit_on_the_size_of_files(book: Path, tmp_path: Path, limit: in
     )
     command = [sys.executable, "-B", "-W", "error", "-c", script, str(book), str(tmp_path / "out")]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert output == f"{tmp_path / 'out'}: no space left to write it; free some or name another disk\n"
+    assert (
+        output
+        == f"{tmp_path / 'out'}: no space left to write it; nothing was changed: free some or name another disk\n"
+    )
     assert os.listdir(tmp_path) == ["in"]
 
 
