@@ -5,9 +5,13 @@ Shapes: B sequences, T tokens, H heads, d = D / H, W window.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 
@@ -37,27 +41,86 @@ def windowed_attention(
     Cost and memory grow with T * window, not T * T: queries go in blocks, each against the keys that it can see.
 
     Shapes:
-        q, k, v, result: [B, H, T, d].
-        block: queries in one block; the default is half a window, so that a third of the products is wasted.
-        recompute: keep `q`, `k` and `v` alone for the backward pass. Bands hold each key three times over; laying them
-            out anew costs little beside the layer's products with weights.
+        q, k, v, result: [B, H, T, d]. Half precision goes through the fused kernel on a CPU in single precision, in
+            which it is faster and exact.
+        block: queries in one block; None: what is fastest.
+        recompute: in bands, keep `q`, `k` and `v` alone for the backward pass. Bands hold each key three times over;
+            laying them out anew costs little beside the layer's products with weights.
     """
     if q.shape[-2] <= window:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    block = block or max(16, window // 2)
-    if recompute and torch.is_grad_enabled() and _keeps_as_it_likes():
-        out: Tensor = checkpoint(_in_bands, q, k, v, window, block, use_reentrant=False, preserve_rng_state=False)
-        return out
+    chooses = chooses_its_kernel()
+    if chooses and _has_blocks(q):
+        wide = [x if x.dtype == torch.float64 else x.float() for x in (q, k, v)]
+        blocks: Tensor = _InBlocks.apply(*wide, window, block or BLOCK)
+        return blocks.to(q.dtype)
+    block = block or max(16, window // 2)  # half a window: a third of the products is wasted
+    if recompute and torch.is_grad_enabled() and chooses:
+        bands: Tensor = checkpoint(_in_bands, q, k, v, window, block, use_reentrant=False, preserve_rng_state=False)
+        return bands
     return _in_bands(q, k, v, window, block)
 
 
-def _keeps_as_it_likes() -> bool:
-    """Whether what is kept for the backward pass is ours to choose.
+def chooses_its_kernel() -> bool:
+    """Whether the kernel, and what is kept for the backward pass, is ours to choose.
 
     The compiler chooses by itself. And without the fused kernels somebody differentiates twice, under a choice of
     kernel (`sdpa_kernel`) that is over by the time of the backward pass: computed again, it would keep other tensors.
     """
     return not torch.compiler.is_compiling() and torch.backends.cuda.flash_sdp_enabled()
+
+
+def _has_blocks(q: Tensor) -> bool:
+    return q.device.type == "cpu"
+
+
+BLOCK = 32
+"""Queries that the fused kernel on a CPU takes at a time: with more in a call, it reads keys that none of them sees."""
+
+
+class _InBlocks(torch.autograd.Function):
+    """`windowed_attention` of more tokens than a window by torch's fused kernel for CPUs, a block of queries at a time.
+
+    The blocks are views: nothing is padded or copied, and q, k, v and the result are all that is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int, block: int) -> Tensor:
+        out, sums = torch.empty_like(q), []
+        for rows, seen, mask in _blocks(q, window, block):
+            part, log_sum = _FUSED(q[:, :, rows], k[:, :, seen], v[:, :, seen], 0.0, False, attn_mask=mask)
+            out[:, :, rows] = part
+            sums.append(log_sum)
+        ctx.save_for_backward(q, k, v, out, *sums)
+        ctx.window, ctx.block = window, block
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, *sums = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for (rows, seen, mask), log_sum in zip(_blocks(q, ctx.window, ctx.block), sums, strict=True):
+            inputs = (grad[:, :, rows], q[:, :, rows], k[:, :, seen], v[:, :, seen], out[:, :, rows])
+            dq[:, :, rows], to_k, to_v = _FUSED_BACKWARD(*inputs, log_sum, 0.0, False, attn_mask=mask)
+            dk[:, :, seen] += to_k
+            dv[:, :, seen] += to_v
+        return dq, dk, dv, None, None
+
+
+_FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _blocks(q: Tensor, window: int, block: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Each block's queries, the keys that they see, and 0 where a query sees a key, else minus infinity."""
+    length = q.shape[2]
+    query, key = torch.arange(block)[:, None], torch.arange(window - 1 + block)[None, :]
+    mask = q.new_zeros(()).where((key >= query) & (key < query + window), -torch.inf)
+    for first in range(0, length, block):
+        last, unseen = min(first + block, length), first - (window - 1)
+        seen = slice(max(unseen, 0), last)
+        yield slice(first, last), seen, mask[: last - first, seen.start - unseen : seen.stop - unseen]
 
 
 def _in_bands(q: Tensor, k: Tensor, v: Tensor, window: int, block: int) -> Tensor:

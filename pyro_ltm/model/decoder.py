@@ -21,6 +21,7 @@ from pyro_ltm.config import ModelConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.model.attention import Attention, rotary_table, windowed_attention
 from pyro_ltm.model.head import token_log_probs
+from pyro_ltm.model.norm import RMSNorm
 
 
 class FeedForward(nn.Module):
@@ -44,12 +45,12 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.window = min(config.window, config.max_length)
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.attention = Attention(config.dim, config.heads)
         if config.thoughts:
-            self.cross_attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+            self.cross_attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
             self.cross_attention = Attention(config.dim, config.heads)
-        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.feed_forward = FeedForward(config.dim, config.hidden_width)
 
     def self_attend(self, h: Tensor, table: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -124,7 +125,7 @@ class Decoder(nn.Module):
         self.head: nn.Module | None = None
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm = RMSNorm(config.dim, eps=config.norm_eps)
         head_dim = config.dim // config.heads
         self.table: Tensor
         self.thought_table: Tensor

@@ -1,9 +1,9 @@
 """The vocabulary head: log-probabilities of given tokens, without ever holding logits for all positions.
 
 With a large vocabulary the head is more than half of a fast step's work, and R x V logits with their gradients most of
-its memory. Here positions go in chunks, and where only the hidden states learn (the fast loop), each chunk's gradient
-is taken while its probabilities are at hand: that of a token's log-probability is (one-hot - probabilities) W, whatever
-it is multiplied by later.
+its memory. Here positions go in chunks or through a fused kernel, and where only the hidden states learn (the fast
+loop), the gradient is taken while the probabilities are at hand: that of a token's log-probability is
+(one-hot - probabilities) W, whatever it is multiplied by later.
 
 Shapes: R positions, D width, V vocabulary.
 """
@@ -37,17 +37,10 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
         hidden_learns, weight_learns, _ = ctx.needs_input_grad
-        eager = hidden_learns and not weight_learns
-        matrix = weight.to(hidden.dtype)
-        log_probs = hidden.new_empty(len(hidden), dtype=weight.dtype)
-        gradient = torch.empty_like(hidden) if eager else None
-        scratch = _Scratch(hidden, weight)
-        for rows in scratch.chunks:
-            scores = scratch.log_softmax(hidden[rows], matrix)
-            log_probs[rows] = scores.gather(1, tokens[rows, None])[:, 0]
-            if gradient is not None:
-                slope = _slope(scores, tokens[rows])
-                torch.mm(slope.to(hidden.dtype), matrix, out=gradient[rows])
+        if hidden_learns and not weight_learns:
+            log_probs, gradient = (_fused if _is_fused(hidden, weight) else _chunked)(hidden, weight, tokens)
+        else:
+            log_probs, gradient = _values(hidden, weight, tokens), None
         ctx.save_for_backward(hidden, weight, tokens, gradient)
         return log_probs
 
@@ -75,6 +68,47 @@ class _TokenLogProbs(torch.autograd.Function):
         return to_hidden, to_weight, None
 
 
+def _is_fused(hidden: Tensor, weight: Tensor) -> bool:
+    # In half precision the kernel is slower than the products alone.
+    return hidden.device.type == "cpu" and hidden.dtype == weight.dtype != torch.bfloat16
+
+
+def _fused(hidden: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [R] and their gradients [R, D], by torch's fused attention kernel for CPUs.
+
+    The gradient of log p(token) is W[token] less the mean of W under the softmax: what attention computes where
+    the hidden states are queries and the vocabulary is both keys and values; and the kernel gives the log of the sum,
+    too. Its tiles stay in the processor's cache, where whole rows of logits do not.
+    """
+    vocabulary = weight.detach()[None, None]
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    mean, log_sum = kernel(hidden.detach()[None, None], vocabulary, vocabulary, 0.0, False, scale=1.0)
+    own = weight[tokens]
+    return (hidden * own).sum(-1) - log_sum[0, 0], own.sub_(mean[0, 0])
+
+
+def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The same from chunks of logits: the largest one and its probability give the log of the sum."""
+    matrix = weight.to(hidden.dtype)
+    log_probs, gradient = hidden.new_empty(len(hidden), dtype=weight.dtype), torch.empty_like(hidden)
+    scratch = _Scratch(hidden, weight)
+    for rows in scratch.chunks:
+        logits, probabilities = scratch.softmax(hidden[rows], matrix)
+        log_sum = logits.amax(-1).to(weight.dtype) - probabilities.amax(-1).to(weight.dtype).log()
+        log_probs[rows] = logits.gather(1, tokens[rows, None])[:, 0].to(weight.dtype) - log_sum
+        torch.mm(probabilities, matrix, out=gradient[rows])
+    return log_probs, torch.sub(matrix[tokens], gradient, out=gradient)
+
+
+def _values(hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities [R] alone."""
+    matrix, log_probs = weight.to(hidden.dtype), hidden.new_empty(len(hidden), dtype=weight.dtype)
+    scratch = _Scratch(hidden, weight)
+    for rows in scratch.chunks:
+        log_probs[rows] = scratch.log_softmax(hidden[rows], matrix).gather(1, tokens[rows, None])[:, 0]
+    return log_probs
+
+
 def _differentiable(
     hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor, needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -89,18 +123,30 @@ def _differentiable(
 
 
 class _Scratch:
-    """Memory for one chunk's logits and log-probabilities, used again by the next: asking for it anew takes time."""
+    """Memory for one chunk's logits and (log-)probabilities, used again by the next: asking for it anew takes time."""
 
     def __init__(self, hidden: Tensor, weight: Tensor):
         size = min(max(16, CHUNK // len(weight)), max(len(hidden), 1))
         self.chunks = [slice(first, first + size) for first in range(0, len(hidden), size)]
         self._logits = hidden.new_empty(size, len(weight))
-        self._scores = weight.new_empty(size, len(weight))
+        self._dtype = weight.dtype
+        self._second: Tensor | None = None
 
     def log_softmax(self, hidden: Tensor, matrix: Tensor) -> Tensor:
         """[r, V] log-probabilities of all tokens after `hidden` [r, D]; good until the next call."""
         logits = torch.mm(hidden, matrix.t(), out=self._logits[: len(hidden)])
-        return torch.log_softmax(logits.to(self._scores.dtype), dim=-1, out=self._scores[: len(hidden)])
+        return torch.log_softmax(logits.to(self._dtype), dim=-1, out=self._out(self._dtype, len(hidden)))
+
+    def softmax(self, hidden: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and probabilities [r, V] after `hidden` [r, D], both in its precision; good until the next call."""
+        logits = torch.mm(hidden, matrix.t(), out=self._logits[: len(hidden)])
+        return logits, torch.softmax(logits, dim=-1, out=self._out(logits.dtype, len(hidden)))
+
+    def _out(self, dtype: torch.dtype, rows: int) -> Tensor:
+        """Where `rows` rows of (log-)probabilities go."""
+        if self._second is None or self._second.dtype != dtype:
+            self._second = torch.empty_like(self._logits, dtype=dtype)
+        return self._second[:rows]
 
 
 def _slope(scores: Tensor, tokens: Tensor) -> Tensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
+import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pyro_ltm.model import attention
 from pyro_ltm.model.attention import rotary_table, rotate, windowed_attention
 
 
@@ -17,6 +21,12 @@ def dense(q, k, v, window):
     return scores.softmax(-1) @ v
 
 
+@pytest.fixture
+def bands(monkeypatch):
+    """The way of every device but a CPU."""
+    monkeypatch.setattr(attention, "_has_blocks", lambda q: False)
+
+
 @given(
     length=st.integers(1, 40),
     window=st.integers(1, 45),
@@ -24,24 +34,40 @@ def dense(q, k, v, window):
     batch=st.integers(1, 3),
     heads=st.integers(1, 3),
     recompute=st.booleans(),
+    blocks=st.booleans(),
 )
 @settings(max_examples=60)
-@example(length=17, window=16, block=16, batch=2, heads=2, recompute=True)
-@example(length=40, window=1, block=1, batch=1, heads=1, recompute=False)
-@example(length=2, window=1, block=45, batch=1, heads=1, recompute=True)
-def test_agrees_with_a_dense_mask(length, window, block, batch, heads, recompute):
+@example(length=17, window=16, block=16, batch=2, heads=2, recompute=True, blocks=False)
+@example(length=40, window=1, block=1, batch=1, heads=1, recompute=False, blocks=True)
+@example(length=2, window=1, block=45, batch=1, heads=1, recompute=True, blocks=True)
+def test_agrees_with_a_dense_mask(length, window, block, batch, heads, recompute, blocks):
     generator = torch.Generator().manual_seed(length * 1000 + window)
     q, k, v, weight = torch.randn(4, batch, heads, length, 4, generator=generator, dtype=torch.float64)
     leaves = [x.requires_grad_() for x in (q, k, v)]
-    ours, plain = windowed_attention(q, k, v, window, block, recompute), dense(q, k, v, window)
+    with patch.object(attention, "_has_blocks", lambda q: blocks):
+        ours = windowed_attention(q, k, v, window, block, recompute)
+    plain = dense(q, k, v, window)
     # Double precision and a few dozen terms of order one: 1e-12 leaves a thousand units in the last place.
     torch.testing.assert_close(ours, plain, atol=1e-12, rtol=0)
     for mine, theirs in zip(*(torch.autograd.grad((o * weight).sum(), leaves) for o in (ours, plain)), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-11, rtol=0)
 
 
-def test_takes_memory_for_a_band_only():
+def test_half_precision_is_computed_in_single():
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, 2, 3, 50, 8, dtype=torch.bfloat16))
+    ours, plain = windowed_attention(q, k, v, window=7), dense(*(x.double() for x in (q, k, v)), window=7)
+    assert ours.dtype == torch.bfloat16
+    # The result is rounded to bfloat16's 8 bits, and so is each gradient.
+    torch.testing.assert_close(ours.double(), plain, atol=2**-8, rtol=2**-8)
+    for mine, theirs in zip(*(torch.autograd.grad(o.double().sum(), (q, k, v)) for o in (ours, plain)), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=2**-6, rtol=2**-7)
+
+
+@pytest.mark.parametrize("way", ["blocks", "bands"])
+def test_takes_memory_for_a_band_only(way, request):
     """Four times the length costs about four times the work's memory, and a full mask would cost sixteen times."""
+    if way == "bands":
+        request.getfixturevalue("bands")
     sizes = []
     for length in (256, 1024):
         saved = [0]
@@ -57,7 +83,20 @@ def test_takes_memory_for_a_band_only():
     assert sizes[1] < 5 * sizes[0]
 
 
-def test_computed_again_keeps_no_band():
+def test_blocks_keep_no_more_than_goes_in_and_out():
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 2, 64, 4))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        windowed_attention(q, k, v, window=16)
+    assert sum(kept.values()) == 4 * q.numel() + 2 * 64  # the result, and a number for each head and query
+
+
+def test_bands_computed_again_are_not_kept(bands):
     kept = []
 
     def keep(tensor):
