@@ -9,6 +9,8 @@ Shapes: B sequences, T tokens, L layers, N thoughts in all (N/L per layer), D wi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -123,6 +125,7 @@ class Decoder(nn.Module):
         self.compute_dtype = compute_dtype
         self.recompute = False
         self.head: nn.Module | None = None
+        self._matrix: Tensor | None = None
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, eps=config.norm_eps)
@@ -178,7 +181,8 @@ class Decoder(nn.Module):
 
     def token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Nats [R] of the `tokens` [R] after the hidden states [R, D]: log softmax of `logits`, in less memory."""
-        return token_log_probs(hidden, self.tok_embeddings.weight, tokens, self.compute_dtype if self._low else None)
+        weight = self.tok_embeddings.weight
+        return token_log_probs(hidden, weight, tokens, self.compute_dtype if self._low else None, self._matrix)
 
     def project(self, thoughts: Tensor) -> list[tuple[Tensor, Tensor] | None]:
         """Keys and values [B, H, N/L, d] of each layer's thoughts; None for each layer without thoughts."""
@@ -219,6 +223,26 @@ class Decoder(nn.Module):
                 h = layer.think(h + layer.attention.output(heads), table, cache.thoughts[index])
             cache.position += 1
             return self.norm(h[:, 0])
+
+    @contextmanager
+    def rounded(self) -> Iterator[None]:
+        """Within it the weights of products lie in the compute dtype: converted once, not in every pass.
+
+        For passes through which no weight learns. The embedding stays, and the head has its own copy.
+        """
+        if not self._low or self._compiled_call_impl is not None:  # compiled, it converts as it goes
+            yield
+            return
+        whole = [(module.weight, module.weight.data) for module in self.modules() if isinstance(module, nn.Linear)]
+        try:
+            for weight, data in whole:
+                weight.data = data.to(self.compute_dtype)
+            self._matrix = self.tok_embeddings.weight.detach().to(self.compute_dtype)
+            yield
+        finally:
+            self._matrix = None
+            for weight, data in whole:
+                weight.data = data
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """The residual stream [..., D] in which `tokens` [...] enter."""

@@ -19,15 +19,23 @@ CHUNK = 1 << 23
 """Logits held at a time: 32 MiB in single precision. With fewer positions at once, products slow down."""
 
 
-def token_log_probs(hidden: Tensor, weight: Tensor, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def token_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    tokens: Tensor,
+    dtype: torch.dtype | None = None,
+    matrix: Tensor | None = None,
+) -> Tensor:
     """Log softmax(hidden W^T)[token] at each position, in nats, [R].
 
     Shapes:
         hidden: [R, D]. weight: W, [V, D]. tokens: [R] int64.
-        dtype: of the two matrix products; that of `weight` when None. Exponentials and sums are in that of `weight`.
+        dtype: of the two matrix products; that of `weight` when None. Sums are in that of `weight`, and exponentials,
+            but for a gradient to `hidden` alone.
+        matrix: `weight` in that dtype already, where nothing learns from it.
     """
     dtype = dtype or weight.dtype
-    log_probs: Tensor = _TokenLogProbs.apply(hidden.to(dtype), weight, tokens)
+    log_probs: Tensor = _TokenLogProbs.apply(hidden.to(dtype), weight, tokens, matrix)
     return log_probs
 
 
@@ -35,23 +43,26 @@ class _TokenLogProbs(torch.autograd.Function):
     """Its gradient comes with the value where `weight` is held still, and from chunks done again where it learns."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
-        hidden_learns, weight_learns, _ = ctx.needs_input_grad
-        if hidden_learns and not weight_learns:
-            log_probs, gradient = (_fused if _is_fused(hidden, weight) else _chunked)(hidden, weight, tokens)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, matrix: Tensor | None) -> Tensor:
+        hidden_learns, weight_learns, *_ = ctx.needs_input_grad
+        gradient: Tensor | None = None
+        if not hidden_learns or weight_learns:
+            log_probs = _values(hidden, weight, tokens, matrix)
+        elif _is_fused(hidden, weight):
+            log_probs, gradient = _fused(hidden, weight, tokens)
         else:
-            log_probs, gradient = _values(hidden, weight, tokens), None
+            log_probs, gradient = _chunked(hidden, weight, tokens, matrix)
         ctx.save_for_backward(hidden, weight, tokens, gradient)
         return log_probs
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (weights,) = outer  # [R]: what each log-probability counts
         hidden, weight, tokens, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
-            return *_differentiable(hidden, weight, tokens, weights, ctx.needs_input_grad), None
+            return *_differentiable(hidden, weight, tokens, weights, ctx.needs_input_grad), None, None
         if gradient is not None:
-            return gradient * weights[:, None].to(gradient.dtype), None, None
+            return gradient * weights[:, None].to(gradient.dtype), None, None, None
         matrix = weight.to(hidden.dtype)
         to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         to_weight = torch.zeros_like(weight)
@@ -65,7 +76,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 to_weight.addmm_(slope.t(), hidden[rows])
             else:
                 to_weight += slope.t() @ hidden[rows]
-        return to_hidden, to_weight, None
+        return to_hidden, to_weight, None, None
 
 
 def _is_fused(hidden: Tensor, weight: Tensor) -> bool:
@@ -87,9 +98,9 @@ def _fused(hidden: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tens
     return (hidden * own).sum(-1) - log_sum[0, 0], own.sub_(mean[0, 0])
 
 
-def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor, matrix: Tensor | None) -> tuple[Tensor, Tensor]:
     """The same from chunks of logits: the largest one and its probability give the log of the sum."""
-    matrix = weight.to(hidden.dtype)
+    matrix = weight.to(hidden.dtype) if matrix is None else matrix
     log_probs, gradient = hidden.new_empty(len(hidden), dtype=weight.dtype), torch.empty_like(hidden)
     scratch = _Scratch(hidden, weight)
     for rows in scratch.chunks:
@@ -100,9 +111,10 @@ def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Te
     return log_probs, torch.sub(matrix[tokens], gradient, out=gradient)
 
 
-def _values(hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
+def _values(hidden: Tensor, weight: Tensor, tokens: Tensor, matrix: Tensor | None) -> Tensor:
     """Log-probabilities [R] alone."""
-    matrix, log_probs = weight.to(hidden.dtype), hidden.new_empty(len(hidden), dtype=weight.dtype)
+    matrix = weight.to(hidden.dtype) if matrix is None else matrix
+    log_probs = hidden.new_empty(len(hidden), dtype=weight.dtype)
     scratch = _Scratch(hidden, weight)
     for rows in scratch.chunks:
         log_probs[rows] = scratch.log_softmax(hidden[rows], matrix).gather(1, tokens[rows, None])[:, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import AbstractContextManager
 
 import pyro
 import torch
@@ -49,3 +50,7 @@ class LatentThoughtModel(nn.Module):
             return batch
         with torch.no_grad():
             return dataclasses.replace(batch, context=self.decoder.context(batch.inputs))
+
+    def rounded(self) -> AbstractContextManager[None]:
+        """Within it no weight may learn, and each is converted to the decoder's compute dtype once."""
+        return self.decoder.rounded()
