@@ -50,6 +50,7 @@ def command(
 
     device = check_device(common.device)
     from pyro_ltm.data import TokenDataset
+    from pyro_ltm.inference.parts import settled
     from pyro_ltm.training.launch import as_the_data_are
     from pyro_ltm.training.speed import measure_speed, with_vocabulary
 
@@ -60,6 +61,7 @@ def command(
         note(f"Other work keeps {busy:.1f} of {os.cpu_count()} cores busy: the times will be too long.")
     dataset = None if data is None else TokenDataset(data)
     config = with_vocabulary(config) if dataset is None else as_the_data_are(config, dataset)
+    config = settled(config, device)
     with reporter() as report:
         count = report.counting("bench", rounds, "rounds")
         speed = measure_speed(

@@ -65,9 +65,9 @@ def command(*, checkpoint: Path, tokenizer_file: Path, out: Path, common: Common
 
 
 def _configure(model: ModelConfig, common: Common) -> Config:
-    """The preset medium with the checkpoint's model."""
+    """The preset medium with the checkpoint's model, in the reference's precision."""
     from pyro_ltm.config import preset
 
     base = preset("medium")
     data = dataclasses.replace(base.data, vocab_size=max(model.vocab_size, 257), sequence_length=model.max_length)
-    return dataclasses.replace(base, model=model, data=data, seed=common.seed or 0, dtype=common.dtype or base.dtype)
+    return dataclasses.replace(base, model=model, data=data, seed=common.seed or 0, dtype=common.dtype or "float32")

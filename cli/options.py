@@ -74,7 +74,7 @@ def common(
                 ),
                 click.option(
                     "--dtype",
-                    type=click.Choice(["float32", "bfloat16"]),
+                    type=click.Choice(["float32", "bfloat16", "auto"]),
                     help=helped("dtype", "Precision of the decoder's products; default: the run's own."),
                 ),
                 click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else."),

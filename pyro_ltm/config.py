@@ -189,7 +189,11 @@ class Config:
     fast: FastConfig = field(default_factory=FastConfig)
     slow: SlowConfig = field(default_factory=SlowConfig)
     seed: int = option(0, "seed of everything random", low=0)
-    dtype: str = option("float32", "precision of the decoder's products", choices=("float32", "bfloat16"))
+    dtype: str = option(
+        "float32",
+        "precision of the decoder's products; auto: bfloat16 where it is faster, decided as a run begins",
+        choices=("float32", "bfloat16", "auto"),
+    )
     compile: bool = option(
         False, "training compiles the decoder (torch.compile): a minute's wait, then faster", added=True
     )
@@ -394,9 +398,13 @@ PRESETS: dict[str, Config] = {
             steps=300, batch_size=16, lr=1e-2, warmup=20, eval_every=100, eval_sequences=128, save_every=100
         ),
     ),
-    "small": Config(model=ModelConfig(layers=3), data=PAPER_DATA, slow=PAPER_SLOW),
-    "medium": Config(model=ModelConfig(layers=6), data=PAPER_DATA, slow=PAPER_SLOW),
+    "small": Config(model=ModelConfig(layers=3), data=PAPER_DATA, slow=PAPER_SLOW, dtype="auto"),
+    "medium": Config(model=ModelConfig(layers=6), data=PAPER_DATA, slow=PAPER_SLOW, dtype="auto"),
     "large": Config(
-        model=ModelConfig(layers=12, thoughts=96), data=PAPER_DATA, fast=FastConfig(steps=64), slow=PAPER_SLOW
+        model=ModelConfig(layers=12, thoughts=96),
+        data=PAPER_DATA,
+        fast=FastConfig(steps=64),
+        slow=PAPER_SLOW,
+        dtype="auto",
     ),
 }

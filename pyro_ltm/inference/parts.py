@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,9 @@ from pyro_ltm.types import Batch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+GAIN = 1.5
+"""How much faster products in bfloat16 must be to be taken; what else a step does stays in single precision."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -40,6 +44,7 @@ class Parts:
         Raises:
             UserError: an unknown name or option, or an objective that does not fit the guide.
         """
+        config = settled(config, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold(config.seed, "weights"))
             model = LatentThoughtModel(config.model, DTYPES[config.dtype]).to(device)
@@ -118,6 +123,33 @@ class Parts:
     def steps(self, asked: int | None) -> int:
         """Fast steps to take: those asked for, else the run's own; none for the twin."""
         return self.fast.steps if asked is None or not self.model.config.thoughts else asked
+
+
+def settled(config: Config, device: torch.device | str) -> Config:
+    """`config` with a precision in place of `dtype = "auto"`, by timing a product of the decoder on `device`.
+
+    A processor says that it has bfloat16 also where its products are slower in it.
+    """
+    if config.dtype != "auto":
+        return config
+    device = torch.device(device)
+    if device.type == "meta":
+        return dataclasses.replace(config, dtype="float32")
+    single, half = (product_seconds(config.model, dtype, device) for dtype in DTYPES.values())
+    return dataclasses.replace(config, dtype="bfloat16" if single > GAIN * half else "float32")
+
+
+def product_seconds(model: ModelConfig, dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
+    """Shortest time of the feed-forward layer's first product for one sequence."""
+    rows, weight = (
+        torch.ones(size, model.dim, dtype=dtype, device=device) for size in (model.max_length, model.hidden_width)
+    )
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        float((rows @ weight.T)[0, 0])  # to be read, it must be there
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
 
 
 def _fast_optimizer(config: Config, guide: Guide, objective: Objective) -> FastOptimizer:

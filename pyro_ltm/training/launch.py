@@ -12,7 +12,7 @@ from pyro_ltm.config import Config, load_toml, preset
 from pyro_ltm.data import TokenDataset, prepare
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference.parts import Parts, settled
 from pyro_ltm.training.run import CONFIG, DATA, MODEL, TRAINER, Run, check_fits, open_data, read_tensors, record_data
 from pyro_ltm.training.trainer import Progress, Trainer
 
@@ -56,6 +56,9 @@ def train(
         folder = _tokens(config, data, out, going_on, resume, tokenizer, text_column, on_prepare)
         training = TokenDataset(folder)
         config = as_the_data_are(config, training)
+        if saved is not None and config.dtype == "auto":
+            config = dataclasses.replace(config, dtype=saved.dtype)
+        config = settled(config, device)
         if saved is not None:
             _check_same(config, saved, out)
         check_fits(config, training)

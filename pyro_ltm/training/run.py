@@ -29,7 +29,7 @@ from pyro_ltm.evaluation import (
 from pyro_ltm.evaluation.plots import plot_training
 from pyro_ltm.files import clear_errors, write_atomically, write_text
 from pyro_ltm.inference import Generated, Posterior, Reconstruction, generate, infer_thoughts, reconstruct
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference.parts import Parts, settled
 from pyro_ltm.training.metrics import read_metrics
 from pyro_ltm.types import Batch
 
@@ -70,7 +70,7 @@ class Run:
             raise UserError(f"{folder}: not a run folder (it has no {CONFIG}); give a folder that 'train --out' wrote")
         config = load_toml(folder / CONFIG, whole=True)
         if dtype:
-            config = replace(config, dtype=dtype)
+            config = settled(replace(config, dtype=dtype), device)
         tokenizer = Tokenizer.load(folder / TOKENIZER)
         if tokenizer.vocab_size > config.model.vocab_size:
             raise UserError(

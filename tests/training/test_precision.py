@@ -1,0 +1,60 @@
+"""`dtype = "auto"`: settled once, as a run begins, and then part of the run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pyro_ltm as ltm
+from pyro_ltm.inference import parts
+from pyro_ltm.inference.parts import Parts, settled
+from pyro_ltm.training import Run
+
+TINY = [
+    *("model.dim=16", "model.layers=1", "model.heads=2", "model.thoughts=1", "model.max_length=16", "model.window=4"),
+    *("data.vocab_size=280", "data.sequence_length=16", "fast.steps=1", "slow.steps=2", "slow.batch_size=3"),
+    *("slow.eval_every=0", "slow.save_every=1", "slow.warmup=2", "dtype=auto"),
+]
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """A processor whose products in half precision take so many times as long."""
+
+    def become(half):
+        seconds = {torch.float32: 1.0, torch.bfloat16: half}
+        monkeypatch.setattr(parts, "product_seconds", lambda model, dtype, device: seconds[dtype])
+
+    return become
+
+
+@pytest.mark.parametrize(("half", "dtype"), [(0.3, "bfloat16"), (0.9, "float32"), (2.0, "float32")])
+def test_takes_half_precision_where_it_is_clearly_faster(processor, half, dtype):
+    processor(half)
+    config = ltm.apply_settings(ltm.preset("nano"), [*TINY, "model.vocab_size=300"])
+    assert settled(config, "cpu").dtype == dtype
+    assert Parts.build(config).model.decoder.compute_dtype == getattr(torch, dtype)
+
+
+def test_a_precision_that_is_named_is_not_measured(monkeypatch):
+    monkeypatch.setattr(parts, "product_seconds", None)
+    assert settled(ltm.preset("nano"), "cpu") == ltm.preset("nano")
+
+
+def test_measures_the_real_thing():
+    """A product takes some time, and which precision is the faster is for the processor to say."""
+    for dtype in parts.DTYPES.values():
+        assert parts.product_seconds(ltm.preset("nano").model, dtype, torch.device("cpu")) > 0
+    assert settled(ltm.preset("medium"), "cpu").dtype in parts.DTYPES
+
+
+def test_a_run_keeps_what_was_settled(processor, tmp_path):
+    text = tmp_path / "birds.txt"
+    text.write_text("".join(f"The {i % 7}th bird sang {i % 11} songs to the {i % 5} trees.\n" for i in range(400)))
+    config = ltm.apply_settings(ltm.preset("nano"), TINY)
+    processor(0.3)
+    ltm.train(config, data=str(text), out=tmp_path / "run")
+    processor(2.0)
+    run = ltm.train(config, data=None, out=tmp_path / "run", resume=True)
+    assert run.config.dtype == Run.load(tmp_path / "run").config.dtype == "bfloat16"
+    assert Run.load(tmp_path / "run", dtype="auto").config.dtype == "float32"
