@@ -1,7 +1,8 @@
-"""Weights in the order in which MKL reads them, for generation on a processor.
+"""Weights in the order in which the processor's matrix library reads them, for generation.
 
 A step of generation is one row a sequence against every weight. For a product of so few rows MKL spends more time on
-copying the weight into its own order than on the product itself; this copies once, and gives the same numbers.
+copying the weight into its own order than on the product itself, and half precision converts each weight besides; this
+does both once, and gives the same numbers.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from torch import Tensor, nn
 from pyro_ltm.model.decoder import Decoder
 
 ROWS = range(4, 257)
-"""Where it pays: fewer rows are read by another routine of MKL's, which copies nothing; with more, the copy is lost."""
+"""Where it pays in single precision: fewer rows are read by another routine of MKL's, which copies nothing; with more,
+the copy is lost."""
 WEIGHTS = 1 << 22
-"""Smaller decoders stay in the processor's cache, and gain nothing."""
+"""In single precision smaller decoders stay in the processor's cache, and gain nothing."""
 TOKENS = 64
-"""Packing takes as long as a few dozen tokens gain."""
+"""In single precision packing takes as long as a few dozen tokens gain."""
+HALF_TOKENS = 4
+"""In half precision the first tokens gain already: each would convert all weights."""
 
 
 def packed(decoder: Decoder, rows: int, tokens: int) -> Decoder:
@@ -27,18 +31,16 @@ def packed(decoder: Decoder, rows: int, tokens: int) -> Decoder:
 
     Takes the memory of the weights once more. `tokens`: how many steps it is for.
     """
-    weight = decoder.tok_embeddings.weight
-    plain = weight.device.type == "cpu" and weight.dtype == torch.float32 == decoder.compute_dtype
-    small = sum(each.numel() for each in decoder.parameters()) < WEIGHTS
-    if not plain or small or rows not in ROWS or tokens < TOKENS or not _known():
+    kind = _kind(decoder, rows, tokens)
+    if kind is None:
         return decoder
     weights = [*decoder.parameters(), *decoder.buffers()]
     faster = copy.deepcopy(decoder, {id(each): each for each in weights})  # new modules around the same tensors
     for module in list(faster.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
-                setattr(module, name, Packed(child.weight, rows))
-    faster.head = Packed(weight, rows)
+                setattr(module, name, kind(child.weight, rows))
+    faster.head = kind(decoder.tok_embeddings.weight, rows)
     return faster
 
 
@@ -58,6 +60,38 @@ class Packed(nn.Module):
         return product
 
 
+class PackedHalf(nn.Module):
+    """`x @ weight.T` with both rounded to bfloat16; fastest for x of `rows` rows."""
+
+    def __init__(self, weight: Tensor, rows: int):
+        super().__init__()
+        self.weight = weight
+        self.order = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(torch.bfloat16), rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] to [..., outputs], bfloat16."""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(torch.bfloat16), self.order, None, "none", [], "")
+        return product
+
+
+def _kind(decoder: Decoder, rows: int, tokens: int) -> type[Packed] | type[PackedHalf] | None:
+    """How to pack; None where that would gain nothing."""
+    weight = decoder.tok_embeddings.weight
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return None
+    if decoder.compute_dtype == torch.bfloat16:
+        return PackedHalf if tokens >= HALF_TOKENS and _half_known() else None
+    small = sum(each.numel() for each in decoder.parameters()) < WEIGHTS
+    return None if small or rows not in ROWS or tokens < TOKENS or not _known() else Packed
+
+
 def _known() -> bool:
-    """Whether this torch has the two functions, which it does not promise."""
+    """Whether this torch has the two functions for single precision, which it does not promise."""
     return hasattr(torch.ops.mkl, "_mkl_linear") and hasattr(torch.ops.mkl, "_mkl_reorder_linear_weight")
+
+
+def _half_known() -> bool:
+    """The same for half precision, in which not every processor can multiply."""
+    ours = torch.ops.mkldnn
+    there = hasattr(ours, "_linear_pointwise") and hasattr(ours, "_reorder_linear_weight")
+    return there and torch.backends.mkldnn.is_available() and bool(ours._is_mkldnn_bf16_supported())

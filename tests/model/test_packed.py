@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from helpers.tiny import D, N, tiny_config, tiny_decoder, tiny_tokens
+from helpers.tiny import D, N, enlarge, tiny_config, tiny_decoder, tiny_tokens
 
 from pyro_ltm.model import Decoder, Sampler, packed, sample_tokens
 
@@ -71,10 +71,32 @@ def test_other_rows_take_the_usual_way():
 
 def test_a_decoder_that_gains_nothing_stays_itself(eager, monkeypatch):
     decoder = tiny_decoder()
-    low = Decoder(tiny_config(), compute_dtype=torch.bfloat16)
-    for each, rows in ((decoder, 1), (decoder, 1000), (decoder.double(), ROWS), (low, ROWS)):
+    for each, rows in ((decoder, 1), (decoder, 1000), (decoder.double(), ROWS)):
         assert packed.packed(each, rows, STEPS) is each
+    low = Decoder(tiny_config(), compute_dtype=torch.bfloat16)
+    assert packed.packed(low, ROWS, packed.HALF_TOKENS - 1) is low
+    monkeypatch.setattr("pyro_ltm.model.packed._half_known", lambda: False)  # a processor without bfloat16
+    assert packed.packed(low, ROWS, STEPS) is low
     monkeypatch.setattr("pyro_ltm.model.packed._known", lambda: False)  # a torch without MKL
     assert packed.packed(decoder.float(), ROWS, STEPS) is decoder
     monkeypatch.undo()
     assert packed.packed(decoder, ROWS, 10_000) is decoder, "small"
+
+
+@pytest.mark.skipif(not packed._half_known(), reason="this processor does not multiply in bfloat16")
+@pytest.mark.parametrize("rows", [1, ROWS])
+def test_half_precision_gives_what_autocast_gives(rows):
+    low = Decoder(tiny_config(), compute_dtype=torch.bfloat16)
+    enlarge(low, seed=0)
+    z, prompt = torch.randn(rows, N, D), tiny_tokens(rows, 3)
+    faster = packed.packed(low, rows, STEPS)
+    assert sum(isinstance(each, packed.PackedHalf) for each in faster.modules()) > 8
+    with torch.no_grad():
+        _, cache = low.prefill(prompt, z)
+        for token in prompt.T:
+            theirs, ours = (each.logits(each.step(token, copy.deepcopy(cache))) for each in (low, faster))
+            # Equal products, but for the order of sums: a unit or two in the last of bfloat16's 8 bits.
+            torch.testing.assert_close(ours, theirs, atol=2**-6 * float(theirs.abs().max()), rtol=0)
+            low.step(token, cache)
+    written = sample_tokens(low, z, prompt, STEPS)
+    assert written.shape == (rows, prompt.shape[1] + STEPS)
