@@ -20,7 +20,7 @@ from benchmarks.tensor import tensor_fit
 from pyro_ltm.config import ModelConfig, apply_settings, preset
 from pyro_ltm.evaluation.memory import peak_memory
 from pyro_ltm.inference import fit_posterior
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference.parts import DTYPES, Parts, settled
 from pyro_ltm.model.sampling import sample_tokens
 from pyro_ltm.training import train_step
 from pyro_ltm.training.trainer import slow_optimizer
@@ -37,13 +37,16 @@ def plain_shape(model: ModelConfig) -> Shape:
 
 
 class Yard:
-    """One preset's model three times over (ours, plain, ours with bfloat16 products), and a batch of random tokens."""
+    """One preset's model (ours in each precision, and compiled; plain), and a batch of random tokens.
+
+    `parts` are ours as a user has them: in the precision that the preset settles on, on this machine.
+    """
 
     def __init__(self, name: str, size: int, vocabulary: int = 50257, seed: int = 0):
         torch.manual_seed(seed)
-        self.config = apply_settings(preset(name), [f"model.vocab_size={vocabulary}"])
-        self.parts = Parts.build(self.config)
-        self.low = Parts.build(apply_settings(self.config, ["dtype=bfloat16"]))
+        self.config = settled(apply_settings(preset(name), [f"model.vocab_size={vocabulary}"]), "cpu")
+        self.precisions = {dtype: Parts.build(apply_settings(self.config, [f"dtype={dtype}"])) for dtype in DTYPES}
+        self.parts = self.precisions[self.config.dtype]
         self.compiled = Parts.build(apply_settings(self.config, ["compile=true"]))
         self.plain = Plain(plain_shape(self.config.model))
         self.plain.load_state_dict(self.parts.model.decoder.state_dict())
@@ -87,16 +90,17 @@ class Yard:
 
 
 def fast_steps(yard: Yard, rounds: int, steps: int) -> dict[str, Any]:
-    """One fast step: plain, ours, on a quarter of the tokens, in bfloat16, without Pyro; and the roofline."""
+    """One fast step: plain, ours, on a quarter of the tokens, in the other precision, without Pyro; the roofline."""
     decoder = yard.parts.model.decoder
+    (other,) = (dtype for dtype in DTYPES if dtype != yard.config.dtype)
     works = {
         "plain": lambda: yard.plain_fit(steps),
         "ours": lambda: yard.fit(steps),
         "tensor": lambda: tensor_fit(decoder, yard.batch, steps),
         "quarter": lambda: yard.fit(steps, subsample=QUARTER),
         "compiled": lambda: yard.fit(steps, parts=yard.compiled),
-        "bfloat16": lambda: yard.fit(steps, parts=yard.low),
-        "bfloat16, quarter": lambda: yard.fit(steps, parts=yard.low, subsample=QUARTER),
+        other: lambda: yard.fit(steps, parts=yard.precisions[other]),
+        f"{other}, quarter": lambda: yard.fit(steps, parts=yard.precisions[other], subsample=QUARTER),
     }
     compared = list(works)
     model, (size, length) = yard.config.model, yard.batch.inputs.shape
@@ -104,7 +108,9 @@ def fast_steps(yard: Yard, rounds: int, steps: int) -> dict[str, Any]:
     # Measured within the rounds, too: its seconds are its own, not those of the round.
     for name, every in (("ours", 1), ("quarter", QUARTER)):
         products = fast_step_products(model, size, length, every)
-        works[f"roofline {name}"] = lambda kept=measured[name], products=products: kept.append(measure(products))
+        works[f"roofline {name}"] = lambda kept=measured[name], products=products: kept.append(
+            measure(products, DTYPES[yard.config.dtype])
+        )
     seconds = interleaved(works, rounds)
     floors = {}
     for name, kept in measured.items():
@@ -116,6 +122,7 @@ def fast_steps(yard: Yard, rounds: int, steps: int) -> dict[str, Any]:
             "ceiling": ratio(seconds["plain"], floor),
         }
     return {
+        "dtype": yard.config.dtype,
         "sequences": size,
         "tokens": size * length,
         "steps_in_a_round": steps,

@@ -34,7 +34,8 @@ def targets(found: Mapping[str, Any]) -> str:
         part = found["speed"]["found"]
         name, step, train = part["preset"], part["fast_step"], part["training_step"]
         faster, whole = step["faster_than_plain"], train["faster_than_plain"]
-        row(f"one fast step, {name}", "plain", "3.5x", times(faster["ours"]), faster["ours"]["median"] >= 3.5)
+        note = f"{name}, {step['dtype']}"
+        row(f"one fast step, {note}", "plain", "3.5x", times(faster["ours"]), faster["ours"]["median"] >= 3.5)
         quarter = faster["quarter"]
         row("one fast step, head on a quarter", "plain", "6x", times(quarter), quarter["median"] >= 6)
         row("training step, 16 fast steps", "plain", "3.5x", times(whole["ours"]), whole["ours"]["median"] >= 3.5)
@@ -105,21 +106,26 @@ def steps(found: Mapping[str, Any]) -> str:
     parts = [found[name]["found"]["fast_step"] if name in found else None for name in ("speed", "nano")]
     names = {
         "plain": "plain",
-        "ours": "ours",
-        "tensor": "ours without Pyro (`tensor`)",
-        "compiled": "`compile=true`",
-        "quarter": "`fast.subsample=4`",
+        "ours": "ours, in the precision that it settles on",
+        "tensor": "... without Pyro (`tensor`)",
+        "compiled": "... `compile=true`",
+        "quarter": "... `fast.subsample=4`",
+        "float32": "`dtype=float32`",
+        "float32, quarter": "... `fast.subsample=4`",
         "bfloat16": "`dtype=bfloat16`",
-        "bfloat16, quarter": "`fast.subsample=4` and `dtype=bfloat16`",
+        "bfloat16, quarter": "... `fast.subsample=4`",
     }
+    cells = [f"`{part['dtype']}`" if part else "" for part in parts]
+    lines.append(f"| settles on | {cells[0]} | | {cells[1]} | |")
     for key, name in names.items():
         cells = []
         for part in parts:
             if part is None:
                 cells += ["", ""]
                 continue
-            second = part["seconds"][key]
-            cells += [f"{1000 * second['median']:.1f} ms", times(part["faster_than_plain"][key])]
+            own = {part["dtype"]: "ours", f"{part['dtype']}, quarter": "quarter"}.get(key, key)
+            second = part["seconds"][own]
+            cells += [f"{1000 * second['median']:.1f} ms", times(part["faster_than_plain"][own])]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     for key, name in (("ours", "roofline"), ("quarter", "roofline of `fast.subsample=4`")):
         cells = []

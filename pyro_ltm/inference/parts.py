@@ -135,21 +135,24 @@ def settled(config: Config, device: torch.device | str) -> Config:
     device = torch.device(device)
     if device.type == "meta":
         return dataclasses.replace(config, dtype="float32")
-    single, half = (product_seconds(config.model, dtype, device) for dtype in DTYPES.values())
-    return dataclasses.replace(config, dtype="bfloat16" if single > GAIN * half else "float32")
+    seconds = product_seconds(config.model, device)
+    gains = seconds["float32"] > GAIN * seconds["bfloat16"]
+    return dataclasses.replace(config, dtype="bfloat16" if gains else "float32")
 
 
-def product_seconds(model: ModelConfig, dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
-    """Shortest time of the feed-forward layer's first product for one sequence."""
-    rows, weight = (
-        torch.ones(size, model.dim, dtype=dtype, device=device) for size in (model.max_length, model.hidden_width)
-    )
-    times = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        float((rows @ weight.T)[0, 0])  # to be read, it must be there
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
+def product_seconds(model: ModelConfig, device: torch.device, repeats: int = 10) -> dict[str, float]:
+    """Shortest time of the feed-forward layer's first product for one sequence, in each precision, taken in turn."""
+    shapes = (model.max_length, model.dim), (model.dim, model.hidden_width)
+    factors = {
+        name: [torch.ones(shape, dtype=dtype, device=device) for shape in shapes] for name, dtype in DTYPES.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in DTYPES}
+    for _ in range(repeats):
+        for name, (rows, weight) in factors.items():
+            began = time.perf_counter()
+            float((rows @ weight)[0, 0])  # to be read, it must be there
+            times[name].append(time.perf_counter() - began)
+    return {name: min(taken) for name, taken in times.items()}
 
 
 def _fast_optimizer(config: Config, guide: Guide, objective: Objective) -> FastOptimizer:

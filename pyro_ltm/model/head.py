@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 23
-"""Logits held at a time: 32 MiB in single precision. With fewer positions at once, products slow down."""
+CHUNK = 1 << 25
+"""Bytes of logits held at a time. With fewer positions at once, products slow down."""
 
 
 def token_log_probs(
@@ -40,13 +40,13 @@ def token_log_probs(
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """Its gradient comes with the value where `weight` is held still, and from chunks done again where it learns."""
+    """The gradient to `hidden` comes with the value; that to `weight` from chunks done again."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, matrix: Tensor | None) -> Tensor:
-        hidden_learns, weight_learns, *_ = ctx.needs_input_grad
+        matrix = weight.detach().to(hidden.dtype) if matrix is None else matrix
         gradient: Tensor | None = None
-        if not hidden_learns or weight_learns:
+        if not ctx.needs_input_grad[0]:
             log_probs = _values(hidden, weight, tokens, matrix)
         elif _is_fused(hidden, weight):
             log_probs, gradient = _fused(hidden, weight, tokens)
@@ -61,22 +61,23 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden, weight, tokens, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
             return *_differentiable(hidden, weight, tokens, weights, ctx.needs_input_grad), None, None
-        if gradient is not None:
-            return gradient * weights[:, None].to(gradient.dtype), None, None, None
-        matrix = weight.to(hidden.dtype)
-        to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        to_weight = torch.zeros_like(weight)
-        scratch = _Scratch(hidden, weight)
-        for rows in scratch.chunks:
-            slope = _slope(scratch.log_softmax(hidden[rows], matrix), tokens[rows]).mul_(weights[rows, None])
-            slope = slope.to(hidden.dtype)
-            if to_hidden is not None:
-                torch.mm(slope, matrix, out=to_hidden[rows])
-            if hidden.dtype == weight.dtype:
-                to_weight.addmm_(slope.t(), hidden[rows])
-            else:
-                to_weight += slope.t() @ hidden[rows]
+        to_hidden = None if gradient is None else gradient * weights[:, None].to(gradient.dtype)
+        to_weight = _to_weight(hidden, weight, tokens, weights) if ctx.needs_input_grad[1] else None
         return to_hidden, to_weight, None, None
+
+
+def _to_weight(hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
+    """[V, D]: sum over positions of `weights` [R] times (one-hot - probabilities) hidden^T."""
+    matrix, counted = weight.to(hidden.dtype), hidden * weights[:, None].to(hidden.dtype)
+    slope = torch.zeros_like(weight)
+    scratch = _Scratch(hidden, weight)
+    for rows in scratch.chunks:
+        _, probabilities = scratch.softmax(hidden[rows], matrix)
+        if hidden.dtype == weight.dtype:
+            slope.addmm_(probabilities.t(), counted[rows], alpha=-1)
+        else:
+            slope -= probabilities.t() @ counted[rows]
+    return slope.index_add_(0, tokens, counted.to(weight.dtype))
 
 
 def _is_fused(hidden: Tensor, weight: Tensor) -> bool:
@@ -98,9 +99,8 @@ def _fused(hidden: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tens
     return (hidden * own).sum(-1) - log_sum[0, 0], own.sub_(mean[0, 0])
 
 
-def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor, matrix: Tensor | None) -> tuple[Tensor, Tensor]:
+def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
     """The same from chunks of logits: the largest one and its probability give the log of the sum."""
-    matrix = weight.to(hidden.dtype) if matrix is None else matrix
     log_probs, gradient = hidden.new_empty(len(hidden), dtype=weight.dtype), torch.empty_like(hidden)
     scratch = _Scratch(hidden, weight)
     for rows in scratch.chunks:
@@ -111,9 +111,8 @@ def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor, matrix: Tensor | No
     return log_probs, torch.sub(matrix[tokens], gradient, out=gradient)
 
 
-def _values(hidden: Tensor, weight: Tensor, tokens: Tensor, matrix: Tensor | None) -> Tensor:
+def _values(hidden: Tensor, weight: Tensor, tokens: Tensor, matrix: Tensor) -> Tensor:
     """Log-probabilities [R] alone."""
-    matrix = weight.to(hidden.dtype) if matrix is None else matrix
     log_probs = hidden.new_empty(len(hidden), dtype=weight.dtype)
     scratch = _Scratch(hidden, weight)
     for rows in scratch.chunks:
@@ -138,7 +137,7 @@ class _Scratch:
     """Memory for one chunk's logits and (log-)probabilities, used again by the next: asking for it anew takes time."""
 
     def __init__(self, hidden: Tensor, weight: Tensor):
-        size = min(max(16, CHUNK // len(weight)), max(len(hidden), 1))
+        size = min(max(16, CHUNK // (hidden.element_size() * len(weight))), max(len(hidden), 1))
         self.chunks = [slice(first, first + size) for first in range(0, len(hidden), size)]
         self._logits = hidden.new_empty(size, len(weight))
         self._dtype = weight.dtype
@@ -159,10 +158,3 @@ class _Scratch:
         if self._second is None or self._second.dtype != dtype:
             self._second = torch.empty_like(self._logits, dtype=dtype)
         return self._second[:rows]
-
-
-def _slope(scores: Tensor, tokens: Tensor) -> Tensor:
-    """[r, V] d log p(token) / d logits = one-hot - probabilities, made in the place of the log-probabilities."""
-    slope = scores.exp_().neg_()
-    slope[torch.arange(len(tokens), device=tokens.device), tokens] += 1
-    return slope

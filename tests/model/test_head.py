@@ -28,7 +28,7 @@ def both(hidden, weight, tokens, dtype=None):
 @pytest.fixture(params=["one chunk", "chunks that do not come out even"])
 def chunks(request, monkeypatch):
     if request.param != "one chunk":
-        monkeypatch.setattr(head, "CHUNK", 20 * V)  # 70 positions: 20, 20, 20, 10
+        monkeypatch.setattr(head, "CHUNK", 20 * V * 8)  # 70 positions in double precision: 20, 20, 20, 10
 
 
 @pytest.mark.parametrize("learns", ["hidden", "weight", "both", "neither"])
