@@ -69,15 +69,12 @@ class _TokenLogProbs(torch.autograd.Function):
 def _to_weight(hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
     """[V, D]: sum over positions of `weights` [R] times (one-hot - probabilities) hidden^T."""
     matrix, counted = weight.to(hidden.dtype), hidden * weights[:, None].to(hidden.dtype)
-    slope = torch.zeros_like(weight)
+    slope = torch.zeros_like(matrix)  # in the precision of the products, as autocast leaves every other gradient
     scratch = _Scratch(hidden, weight)
     for rows in scratch.chunks:
         _, probabilities = scratch.softmax(hidden[rows], matrix)
-        if hidden.dtype == weight.dtype:
-            slope.addmm_(probabilities.t(), counted[rows], alpha=-1)
-        else:
-            slope -= probabilities.t() @ counted[rows]
-    return slope.index_add_(0, tokens, counted.to(weight.dtype))
+        slope.addmm_(probabilities.t(), counted[rows], alpha=-1)
+    return slope.to(weight.dtype).index_add_(0, tokens, counted.to(weight.dtype))
 
 
 def _is_fused(hidden: Tensor, weight: Tensor) -> bool:
