@@ -17,6 +17,7 @@ from .progress import Reporter
 if TYPE_CHECKING:
     from pyro_ltm.data import TokenDataset, World
     from pyro_ltm.training import Run
+    from pyro_ltm.training.samples import Scorer
 
 
 def check_device(name: str) -> str:
@@ -51,6 +52,20 @@ def open_run(folder: Path, common: Common) -> Run:
     from pyro_ltm.training import Run
 
     return Run.load(folder, device=device, dtype=common.dtype)
+
+
+def open_scorer(folder: Path, common: Common) -> Run | Scorer:
+    """What scores texts: the run in `folder`, or the Hugging Face model where that is what lies there."""
+    if (folder / "config.toml").is_file():
+        return open_run(folder, common)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"{folder}: neither a run folder, which has a config.toml, nor a Hugging Face model's, with a config.json"
+        )
+    device = check_device(common.device)
+    from pyro_ltm.integrations.causal_lm import CausalLM
+
+    return CausalLM.load(folder, device=device, dtype=common.dtype)
 
 
 def check_twin(run: Run, twin: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
@@ -13,7 +14,7 @@ from .options import FOLDER, Common, common, examples, fast_steps
     short_help="Score written texts: diversity, perplexity, MAUVE.",
     epilog=examples(
         "pyro-ltm score-samples --run runs/first --num 100 --scorer runs/twin",
-        "pyro-ltm score-samples --texts written.jsonl --reference held-out.jsonl --scorer runs/twin",
+        "pyro-ltm score-samples --texts written.jsonl --reference held-out.jsonl --scorer models/gpt2-large",
         "pyro-ltm score-samples --texts a.jsonl --features a.npy --reference-features b.npy --json",
     ),
 )
@@ -24,7 +25,7 @@ from .options import FOLDER, Common, common, examples, fast_steps
 @click.option("--texts", "texts_file", type=FOLDER, metavar="FILE", help="Texts to score instead (.jsonl, .csv, ...).")
 @click.option("--reference", type=FOLDER, metavar="FILE", help="Texts of people to hold them against.")
 @click.option("--text-column", metavar="NAME", help="Column or JSON field that holds the text; default: text.")
-@click.option("--scorer", type=FOLDER, metavar="RUN", help="A run under which texts are scored: generative perplexity.")
+@click.option("--scorer", type=FOLDER, metavar="PATH", help="A run, or a Hugging Face model's folder, to score under.")
 @click.option("--features", type=FOLDER, metavar="FILE.npy", help="Features of the texts, [n, d], for MAUVE.")
 @click.option("--reference-features", type=FOLDER, metavar="FILE.npy", help="Features of the reference, [m, d].")
 @click.option("--particles", metavar="K", type=click.IntRange(1), default=16, help="Draws of the scorer's bound.")
@@ -50,9 +51,12 @@ def command(
 ) -> None:
     """Scores texts, written by --run or read from --texts.
 
-    Entropy, distinct n-grams, repetition, self-BLEU; generative perplexity under --scorer (exact for a twin, an upper
-    bound for a model with thoughts); MAUVE on given features, or on the scorer's hidden states, which are not those of
-    published figures; and how fast --run writes.
+    Entropy, distinct n-grams, repetition, self-BLEU; generative perplexity under --scorer (exact for a twin and for a
+    Hugging Face model, an upper bound for a model with thoughts); MAUVE on given features, or on the scorer's hidden
+    states; and how fast --run writes.
+
+    A Hugging Face model is a local folder with config.json, model.safetensors and tokenizer.json. It needs the extra:
+    pip install 'pyro-ltm[scorers]'.
     """
     if bool(run_folder) == bool(texts_file):
         raise click.UsageError("give either --run, which writes texts, or --texts, which holds them")
@@ -64,14 +68,14 @@ def command(
     from pyro_ltm.training.samples import read_features, save_texts, score_samples, write_samples
 
     from .output import emit, say
-    from .runs import open_run
+    from .runs import open_run, open_scorer
 
     def read(path: Path) -> list[str]:
         return [document.text for document in read_file(path, text_column or "text")]
 
     held = read(reference) if reference else None
     pair = (read_features(features), read_features(reference_features)) if features and reference_features else None
-    judge = open_run(scorer, common) if scorer else None
+    judge = open_scorer(scorer, common) if scorer else None
     seed, speed = common.seed or 0, None
     if run_folder:
         run, sampler = open_run(run_folder, common), Sampler(temperature=temperature)
@@ -126,6 +130,22 @@ def _show(found: object) -> None:
         rows.append([f"nats a token under the scorer, {kind}", *levels])
         perplexities = ["-" if b is None else nats(b.perplexity, 2) for b in scored]
         rows.append([f"generative perplexity, {kind}", *perplexities])
+        if math.isfinite(it.generative.bits_per_byte):
+            rows.append([f"bits a byte, {kind}", *("-" if b is None else nats(b.bits_per_byte) for b in scored)])
     show_table("Texts", ["", "these", "reference"][: len(both) + 1], rows)
+    if hasattr(it.generative, "window"):
+        _say_how(it.generative)
     if it.mauve:
         say(f"MAUVE {it.mauve.score:.3f} ± {it.mauve.spread:.3f} over {it.mauve.seeds} seeds ({it.features})")
+
+
+def _say_how(figure: object) -> None:
+    """How a Hugging Face model read the texts."""
+    from typing import Any
+
+    from .output import say
+
+    it: Any = figure
+    first = f"each text after {it.start}" if it.start is not None else "the first token of each text is given"
+    longer = f"; {it.windowed} longer than that, in windows moved by {it.stride}" if it.windowed else ""
+    say(f"Scored: {first}; {it.window} tokens at a time{longer}")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -35,21 +35,60 @@ class Speed:
     device: str
 
 
+class Level(Protocol):
+    """A dataclass that says, among other things, what texts cost under a model: nats, but for bits per byte."""
+
+    @property
+    def nats_per_token(self) -> float:
+        """Total nats / total tokens."""
+
+    @property
+    def nats_per_token_stderr(self) -> float:
+        """Its standard error over texts; NaN for one text."""
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats_per_token)."""
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Total bits / UTF-8 bytes of the texts; NaN where that is not known."""
+
+
+class Scorer(Protocol):
+    """A model that scores texts, such as `pyro_ltm.integrations.causal_lm.CausalLM`."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether its nats are exact, not a bound."""
+
+    @property
+    def feature_name(self) -> str:
+        """What `features` are, in words."""
+
+    def score(self, texts: Sequence[str]) -> Level:
+        """What the texts cost under it."""
+
+    def features(self, texts: Sequence[str]) -> Tensor:
+        """[n, d] of n texts, for MAUVE."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Samples:
     """What is known of a set of texts.
 
     Attributes:
         metrics: of the texts; reference_metrics: of the reference texts, where there are some.
-        generative: nats a token under the scoring model, exact for a twin and an upper bound for a model with thoughts.
-        mauve: of the features that were given, or of the scoring model's own.
+        generative: nats a token under the scoring model, a `Bound` or what another scorer gives: exact for an
+            autoregressive model, an upper bound for a model with thoughts.
+        mauve: of the features that were given, or of the scoring model's own; features: says which.
         speed: None for texts that were only read.
     """
 
     metrics: TextMetrics
     reference_metrics: TextMetrics | None = None
-    generative: Bound | None = None
-    reference_generative: Bound | None = None
+    generative: Level | None = None
+    reference_generative: Level | None = None
     generative_is_exact: bool | None = None
     mauve: Mauve | None = None
     features: str | None = None
@@ -79,7 +118,7 @@ def score_samples(
     texts: Sequence[str],
     *,
     reference: Sequence[str] | None = None,
-    scorer: Run | None = None,
+    scorer: Run | Scorer | None = None,
     features: tuple[Tensor, Tensor] | None = None,
     particles: int = 16,
     fast_steps: int | None = None,
@@ -90,24 +129,25 @@ def score_samples(
 
     Args:
         reference: texts to hold them against.
-        scorer: a run of ours that scores both; without `features` its mean last hidden states are MAUVE's.
+        scorer: a run of ours, or another model, that scores both; without `features` its own are MAUVE's, where there
+            are at least 10 texts on either side.
         features: of the texts and of the reference, [n, d] and [m, d].
-        particles, fast_steps: of the scorer's bound.
+        particles, fast_steps: of a run's bound.
     """
     found: dict[str, Any] = {"metrics": text_metrics(texts), "speed": speed}
     if reference is not None:
         found["reference_metrics"] = text_metrics(reference)
+    if isinstance(scorer, Run):
+        scorer = RunScorer(scorer, particles=particles, fast_steps=fast_steps, seed=seed)
     if scorer is not None:
-        options: dict[str, Any] = {"particles": particles, "fast_steps": fast_steps, "seed": seed}
-        found["generative"] = _score(scorer, texts, **options)
-        found["generative_is_exact"] = not scorer.config.model.thoughts
+        found |= {"generative": scorer.score(texts), "generative_is_exact": scorer.is_exact}
         if reference is not None:
-            found["reference_generative"] = _score(scorer, reference, **options)
+            found["reference_generative"] = scorer.score(reference)
     if features is not None:
         found |= {"mauve": mauve(*features, seed=seed), "features": "given"}
     elif scorer is not None and reference is not None and min(len(texts), len(reference)) >= 10:
-        found["mauve"] = mauve(hidden_features(scorer, texts), hidden_features(scorer, reference), seed=seed)
-        found["features"] = f"mean last hidden states of {scorer.folder}; not comparable with published figures"
+        found["mauve"] = mauve(scorer.features(texts), scorer.features(reference), seed=seed)
+        found["features"] = scorer.feature_name
     return Samples(**found)
 
 
@@ -136,18 +176,42 @@ def _batches(run: Run, texts: Sequence[str], size: int = 32) -> list[Batch]:
     ]
 
 
-def _score(run: Run, texts: Sequence[str], *, particles: int, fast_steps: int | None, seed: int) -> Bound:
-    parts = run.parts.judge()
-    return evaluate_bound(
-        parts.model,
-        _batches(run, texts),
-        guide=parts.guide,
-        objective=parts.objective.at(1.0),
-        optimizer=parts.optimizer,
-        fast_steps=parts.steps(fast_steps),
-        particles=particles if run.config.model.thoughts else 1,
-        seed=seed,
-    )
+@dataclass(frozen=True)
+class RunScorer:
+    """A run of ours as a scorer. particles, fast_steps, seed: of its bound."""
+
+    run: Run
+    particles: int = 16
+    fast_steps: int | None = None
+    seed: int = 0
+
+    @property
+    def is_exact(self) -> bool:
+        """A twin's nats are exact."""
+        return not self.run.config.model.thoughts
+
+    @property
+    def feature_name(self) -> str:
+        """What its features are."""
+        return f"mean last hidden states of {self.run.folder}; not comparable with published figures"
+
+    def score(self, texts: Sequence[str]) -> Bound:
+        """The bound of the texts, each from its beginning to its end."""
+        parts = self.run.parts.judge()
+        return evaluate_bound(
+            parts.model,
+            _batches(self.run, texts),
+            guide=parts.guide,
+            objective=parts.objective.at(1.0),
+            optimizer=parts.optimizer,
+            fast_steps=parts.steps(self.fast_steps),
+            particles=1 if self.is_exact else self.particles,
+            seed=self.seed,
+        )
+
+    def features(self, texts: Sequence[str]) -> Tensor:
+        """[n, D]: see `hidden_features`."""
+        return hidden_features(self.run, texts)
 
 
 @torch.no_grad()

@@ -13,7 +13,18 @@ from pyro_ltm_cli.main import COMMANDS, cli
 
 from pyro_ltm import __version__
 
-HEAVY = ("torch", "pyro", "datasets", "tokenizers", "numpy", "matplotlib", "rich", "safetensors", "pyarrow")
+HEAVY = (
+    "torch",
+    "pyro",
+    "datasets",
+    "tokenizers",
+    "numpy",
+    "matplotlib",
+    "rich",
+    "safetensors",
+    "pyarrow",
+    "transformers",
+)
 COMMON = ("--json", "--seed", "--device", "--dtype")
 
 
@@ -33,7 +44,9 @@ def examples(command: click.Command) -> list[list[str]]:
     return [shlex.split(line) for line in lines]
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("trian",), ("train", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), ("trian",), ("train", "--help"), ("score-samples", "--help")]
+)
 def test_help_imports_nothing_heavy(arguments):
     assert loaded_by(*arguments) == set()
 

@@ -1,0 +1,317 @@
+"""A causal language model in a local folder, as Hugging Face's `save_pretrained` writes it, as a scorer of texts.
+
+It is exact: nats are -log p of each token after those before it, under the model's own tokenizer.
+
+- Where the tokenizer has a beginning-of-text token, that is put before each text and every token of the text is scored.
+  Where it has none, the first token of each text is given and not scored. The end of a text is not scored.
+- A text longer than the window (the model's context, at most `WINDOW`) is scored in windows that move by half of their
+  length: each token once, and after the first window with at least half a window before it.
+
+Nothing is fetched and no code of the folder is run: local files alone, weights in safetensors alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from pyro_ltm.errors import UserError, one_line
+from pyro_ltm.evaluation.figure import Figure, plain
+
+CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+WINDOW = 2048
+"""Tokens that a model reads at once, where its context does not end earlier."""
+
+LOGITS = 1 << 28
+"""Numbers in the logits of one batch, at most, but for a single window: 1 GiB in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFigure(Figure):
+    """Exact nats a token of texts.
+
+    Attributes:
+        perplexity: exp(nats_per_token), over the tokens of all texts.
+        bits_per_byte: total bits / UTF-8 bytes of the texts; NaN where first tokens are given and not scored.
+        texts: how many; those without a token to score are among them. windowed: how many were longer than the window.
+        start: the token before each text; None where the first token is given.
+        window, stride: tokens.
+    """
+
+    perplexity: float
+    bits_per_byte: float
+    texts: int
+    windowed: int
+    start: str | None
+    window: int
+    stride: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary for JSON; figures that are not known are None."""
+        return plain(self)
+
+
+@dataclass(frozen=True)
+class CausalLM:
+    """A causal language model that scores texts; `load` makes one.
+
+    Attributes:
+        start: id of the token that is put before each text; None: the first token of the text is given.
+        window: tokens that it reads at once.
+    """
+
+    folder: Path
+    model: Any
+    tokenizer: Tokenizer
+    start: int | None
+    window: int
+
+    is_exact = True
+
+    @classmethod
+    def load(cls, folder: Path | str, *, device: str = "cpu", dtype: str | None = None) -> CausalLM:
+        """The model in `folder`.
+
+        Args:
+            dtype: `float32` (also for None), `bfloat16`, or `auto`, the precision in which its weights are stored.
+
+        Raises:
+            UserError: transformers is not installed, or the folder holds no causal language model with its tokenizer,
+                or more than local safetensors and transformers' own code would be needed.
+        """
+        folder = Path(folder)
+        config = _config(folder)
+        tokenizer = _tokenizer(folder / TOKENIZER)
+        model = _model(folder, dtype or "float32").to(device).eval()
+        _check_causal(folder, model)
+        return cls(folder, model, tokenizer, _start(folder, config, tokenizer), _window(model))
+
+    @property
+    def stride(self) -> int:
+        """Tokens by which the window moves."""
+        return max(self.window // 2, 1)
+
+    @property
+    def feature_name(self) -> str:
+        """What its features are."""
+        return (
+            f"last hidden state of each text's last token under {self.folder}; published figures are of GPT-2 large's"
+        )
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text alone, nothing put before or after it. Raises UserError for what the model lacks."""
+        encoded = [one.ids for one in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        last = max(map(max, filter(None, [*encoded, [self.start or 0]])))
+        known = self.model.get_input_embeddings().weight.shape[0]
+        if last >= known:
+            raise UserError(
+                f"{self.folder / TOKENIZER}: gives token {last} where the model has {known}: not its own tokenizer"
+            )
+        return encoded
+
+    @torch.no_grad()
+    def score(self, texts: Sequence[str]) -> TextFigure:
+        """Exact nats of the texts. Raises UserError when there is no token to score, or they are not finite."""
+        before = [] if self.start is None else [self.start]
+        encoded = [[*before, *tokens] for tokens in self.encode(texts)]
+        counts = torch.tensor([max(len(tokens) - 1, 0) for tokens in encoded])
+        if not int(counts.sum()):
+            raise UserError("nothing to score: the texts have no tokens, or no more than the first, which is given")
+        pieces = [(text, *piece) for text, tokens in enumerate(encoded) for piece in _pieces(tokens, self)]
+        nats = torch.zeros(len(encoded), dtype=torch.float64)
+        for rows, ids, mask in self._batches([tokens for _, tokens, _ in pieces]):
+            logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            for at, row in enumerate(rows):
+                text, tokens, scored = pieces[row]
+                end = len(tokens)
+                predicted, targets = logits[at, end - scored - 1 : end - 1].float(), ids[at, end - scored : end]
+                nats[text] += float(cross_entropy(predicted, targets, reduction="none").cpu().double().sum())
+        if not bool(torch.isfinite(nats).all()):
+            raise UserError(f"{self.folder}: its nats are not finite: damaged weights, or --dtype is too coarse")
+        return self._figure(nats, counts, texts, windowed=sum(len(tokens) > self.window for tokens in encoded))
+
+    def _figure(self, nats: Tensor, counts: Tensor, texts: Sequence[str], *, windowed: int) -> TextFigure:
+        mean, size = float(nats.sum() / counts.sum()), sum(len(text.encode()) for text in texts)
+        figure: TextFigure = TextFigure.of(
+            nats,
+            counts,
+            perplexity=math.exp(min(mean, 700.0)),
+            bits_per_byte=math.nan if self.start is None else float(nats.sum()) / math.log(2) / size,
+            texts=len(texts),
+            windowed=windowed,
+            start=None if self.start is None else self.tokenizer.id_to_token(self.start),
+            window=self.window,
+            stride=self.stride,
+        )
+        return figure
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[str]) -> Tensor:
+        """[n, d] float64: the last layer's hidden state at each text's last token, as MAUVE's authors have it.
+
+        Nothing is put before the text, and it is cut at the window. A text without tokens has zeros. Raises UserError
+        when no text has any.
+        """
+        encoded = [tokens[: self.window] for tokens in self.encode(texts)]
+        states: dict[int, Tensor] = {}
+        for rows, ids, mask in self._batches(encoded):
+            hidden = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            last = hidden[torch.arange(len(rows), device=hidden.device), mask.sum(1) - 1].cpu().double()
+            states.update(zip(rows, last, strict=True))
+        if not states:
+            raise UserError("no features: the texts have no tokens")
+        nothing = torch.zeros_like(next(iter(states.values())))
+        return torch.stack([states.get(at, nothing) for at in range(len(encoded))])
+
+    def _batches(self, sequences: Sequence[list[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Sequences, those of like length together: their indices, and ids and mask [B, T], padded on the right."""
+        order = sorted((at for at, one in enumerate(sequences) if one), key=lambda at: -len(sequences[at]))
+        vocab, device = self.model.get_input_embeddings().weight.shape[0], self.model.device
+        while order:
+            longest = len(sequences[order[0]])
+            size = max(LOGITS // (longest * vocab), 1)
+            rows, order = order[:size], order[size:]
+            padded = [sequences[at] + [0] * (longest - len(sequences[at])) for at in rows]
+            mask = [[1] * len(sequences[at]) + [0] * (longest - len(sequences[at])) for at in rows]
+            yield rows, torch.tensor(padded, device=device), torch.tensor(mask, device=device)
+
+
+def _pieces(tokens: list[int], reader: CausalLM) -> Iterator[tuple[list[int], int]]:
+    """What the model reads at once, and how many tokens at its end are scored there; the first of all never is."""
+    done = 1
+    while done < len(tokens):
+        end = min(reader.window if done == 1 else done + reader.stride, len(tokens))
+        yield tokens[max(end - reader.window, 0) : end], end - done
+        done = end
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json, and a look at what else there is. Raises UserError."""
+    config = _json(folder / CONFIG)
+    if config.get("quantization_config"):
+        raise UserError(f"{folder / CONFIG}: quantized weights are not read: give the model that they were made of")
+    if "/" in str(config.get("attn_implementation") or config.get("_attn_implementation")):
+        raise UserError(f"{folder / CONFIG}: asks for attention from a hub, which is code from elsewhere")
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: holds an adapter (adapter_config.json): merge it into its model first")
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        raise UserError(f"{folder}: has no {WEIGHTS[0]}; weights are read from safetensors alone")
+    if not (folder / TOKENIZER).is_file():
+        raise UserError(f"{folder}: has no {TOKENIZER}; save the tokenizer there as well (save_pretrained)")
+    return config
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object of a JSON file. Raises UserError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return found
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in `path`, which neither cuts nor pads. Raises UserError."""
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises no class of its own
+        raise UserError(f"{path}: not a tokenizer: {one_line(error)}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _start(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> int | None:
+    """The beginning-of-text token that tokenizer_config.json names; else the model's, where that is a special token.
+
+    GPT-2's own files name it only in config.json. Raises UserError when the tokenizer does not know the token.
+    """
+    path = folder / TOKENIZER_CONFIG
+    named = _json(path) if path.is_file() else {}
+    if "bos_token" not in named:
+        added = tokenizer.get_added_tokens_decoder()
+        known: Any = config.get("bos_token_id")
+        return known if isinstance(known, int) and known in added and added[known].special else None
+    token: Any = named["bos_token"]
+    token = token.get("content") if isinstance(token, dict) else token
+    if token is None:
+        return None
+    found = tokenizer.token_to_id(str(token))
+    if found is None:
+        raise UserError(f"{path}: bos_token {token!r} is none of the tokenizer's tokens")
+    return int(found)
+
+
+def _model(folder: Path, dtype: str) -> Any:
+    """The model in `folder`, on the CPU. Raises UserError when it cannot be had, whole, from its local files."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError(
+            f"{folder}: a Hugging Face model, and transformers is not installed ({error.name} is missing): "
+            "pip install 'pyro-ltm[scorers]', with Python 3.11 or newer"
+        ) from None
+    with _quiet(transformers.utils.logging):
+        try:
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except Exception as error:  # whatever the files of a folder come up with
+            raise UserError(f"{folder}: not a causal language model that can be loaded: {one_line(error)}") from None
+    model, loading = loaded
+    if missing := sorted(loading["missing_keys"]):
+        raise UserError(
+            f"{folder}: its weights are not those of {type(model).__name__}: {len(missing)} are missing, {missing[0]}"
+        )
+    return model
+
+
+def _window(model: Any) -> int:
+    """Tokens that it reads at once: its context, where its configuration names one, and at most `WINDOW`."""
+    config = model.config.get_text_config()
+    lengths = [getattr(config, name, None) or 0 for name in ("max_position_embeddings", "max_seq_len")]
+    return min([WINDOW, *(length for length in lengths if length > 1)])
+
+
+@torch.no_grad()
+def _check_causal(folder: Path, model: Any) -> None:
+    """Raises UserError when a token changes what was predicted before it, as in a model of masked text."""
+    ids = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 0]], device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    if float((logits[0] - logits[1]).abs().max()) > 1e-3 * float(logits.abs().max()):
+        raise UserError(f"{folder}: {type(model).__name__} is not causal: it looks at later tokens")
+
+
+@contextlib.contextmanager
+def _quiet(log: Any) -> Iterator[None]:
+    """Keeps transformers from the terminal but for errors; afterwards all is as before."""
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+
+
+__all__ = ["CausalLM", "TextFigure"]
