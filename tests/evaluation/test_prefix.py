@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 
@@ -61,6 +62,9 @@ class Switch(torch.nn.Module):
 
     def logits(self, hidden):
         return hidden
+
+    def rounded(self):
+        return contextlib.nullcontext()
 
     def token_log_probs(self, hidden, tokens):
         return hidden.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
