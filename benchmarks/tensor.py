@@ -19,7 +19,7 @@ def tensor_fit(
     shape = torch.Size([batch.size, decoder.config.thoughts, decoder.config.dim])
     noise = Noise(batch.ids, seed=seed)
     targets = batch.targets.flatten()
-    with frozen(decoder), decoder.rounded():
+    with frozen(decoder), decoder.held():
         with torch.no_grad():
             context = decoder.context(batch.inputs)
         state = {"loc": torch.zeros(shape), "log_variance": torch.zeros(shape)}

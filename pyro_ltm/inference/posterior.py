@@ -266,8 +266,8 @@ def _held(model: nn.Module, guide: nn.Module, keep_graph: bool) -> Iterator[None
         else:
             stack.enter_context(frozen(model))
             stack.enter_context(frozen(guide))
-            if rounded := getattr(model, "rounded", None):
-                stack.enter_context(rounded())
+            if held := getattr(model, "held", None):
+                stack.enter_context(held())
         yield
 
 

@@ -153,15 +153,28 @@ def _band_mask(blocks: int, block: int, window: int, device: torch.device) -> Te
 
 
 class Attention(nn.Module):
-    """The four projections of multi-head attention, without biases, under the reference implementation's names."""
+    """The four projections of multi-head attention, without biases, under the reference implementation's names.
+
+    Attributes:
+        joined: the weights of queries, keys and values under one another, for one product instead of three
+            (`Decoder.held`); None: each by itself.
+    """
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
         self.heads = heads
+        self.joined: Tensor | None = None
         self.wq = nn.Linear(dim, dim, bias=False)
         self.wk = nn.Linear(dim, dim, bias=False)
         self.wv = nn.Linear(dim, dim, bias=False)
         self.wo = nn.Linear(dim, dim, bias=False)
+
+    def queries_keys_values(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and plain values, each [B, H, T, d], of the same `x` [B, T, D]."""
+        if self.joined is None:
+            return self.queries(x, table), *self.keys_values(x, table)
+        q, k, v = (self._split(part) for part in F.linear(x, self.joined).chunk(3, dim=-1))
+        return rotate(q, table), rotate(k, table), v
 
     def queries(self, x: Tensor, table: Tensor) -> Tensor:
         """Rotated queries [B, H, T, d] of `x` [B, T, D]."""
@@ -177,4 +190,7 @@ class Attention(nn.Module):
         return joined
 
     def _split(self, x: Tensor) -> Tensor:
+        # On a CPU rotation and the fused kernel are faster in single precision than in half, and exact.
+        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and chooses_its_kernel():
+            x = x.float()
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

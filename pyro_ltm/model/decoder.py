@@ -27,17 +27,23 @@ from pyro_ltm.model.norm import RMSNorm
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (arXiv:2002.05202)."""
+    """SwiGLU (arXiv:2002.05202).
+
+    Attributes:
+        joined: the weights of `w1` and `w3` under one another (`Decoder.held`); None: each by itself.
+    """
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
+        self.joined: Tensor | None = None
         self.w1 = nn.Linear(dim, hidden, bias=False)
         self.w2 = nn.Linear(hidden, dim, bias=False)
         self.w3 = nn.Linear(dim, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D]."""
-        gated: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        gate, up = (self.w1(x), self.w3(x)) if self.joined is None else F.linear(x, self.joined).chunk(2, dim=-1)
+        gated: Tensor = self.w2(F.silu(gate) * up)
         return gated
 
 
@@ -58,8 +64,7 @@ class Layer(nn.Module):
     def self_attend(self, h: Tensor, table: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """`h` [B, T, D] after self-attention, and the keys and values [B, H, T, d] that a cache keeps."""
         x = self.attention_norm(h)
-        k, v = self.attention.keys_values(x, table)
-        q = self.attention.queries(x, table)
+        q, k, v = self.attention.queries_keys_values(x, table)
         # Where weights learn, every layer keeps what its backward pass needs at once: the peak of a training step.
         heads = windowed_attention(q, k, v, self.window, recompute=self.attention.wq.weight.requires_grad)
         return h + self.attention.output(heads), (k, v)
@@ -216,33 +221,43 @@ class Decoder(nn.Module):
             for index, layer in enumerate(self._stack):
                 x = layer.attention_norm(h)
                 keys, values = cache.keys[index], cache.values[index]
-                k, v = layer.attention.keys_values(x, table)
+                q, k, v = layer.attention.queries_keys_values(x, table)
                 keys[:, :, slot], values[:, :, slot] = k[:, :, 0], v[:, :, 0]
-                q = layer.attention.queries(x, table)
                 heads = F.scaled_dot_product_attention(q, keys[:, :, :seen], values[:, :, :seen])
                 h = layer.think(h + layer.attention.output(heads), table, cache.thoughts[index])
             cache.position += 1
             return self.norm(h[:, 0])
 
     @contextmanager
-    def rounded(self) -> Iterator[None]:
-        """Within it the weights of products lie in the compute dtype: converted once, not in every pass.
+    def held(self) -> Iterator[None]:
+        """Within it no weight learns, and weights lie as many passes read them fastest.
 
-        For passes through which no weight learns. The embedding stays, and the head has its own copy.
+        Those that read the same input are joined for one product, and all are in the compute dtype: converted once,
+        not in every pass. The embedding stays, and the head has its own copy.
         """
-        if not self._low or self._compiled_call_impl is not None:  # compiled, it converts as it goes
+        if self._compiled_call_impl is not None:  # compiled, it joins and converts as it goes
             yield
             return
         whole = [(module.weight, module.weight.data) for module in self.modules() if isinstance(module, nn.Linear)]
         try:
-            for weight, data in whole:
-                weight.data = data.to(self.compute_dtype)
-            self._matrix = self.tok_embeddings.weight.detach().to(self.compute_dtype)
+            for layer in self._stack:
+                layer.attention.joined = self._join(*(getattr(layer.attention, name) for name in ("wq", "wk", "wv")))
+                layer.feed_forward.joined = self._join(layer.feed_forward.w1, layer.feed_forward.w3)
+            if self._low:
+                for weight, data in whole:
+                    weight.data = data.to(self.compute_dtype)
+                self._matrix = self.tok_embeddings.weight.detach().to(self.compute_dtype)
             yield
         finally:
             self._matrix = None
             for weight, data in whole:
                 weight.data = data
+            for layer in self._stack:
+                layer.attention.joined = layer.feed_forward.joined = None
+
+    def _join(self, *parts: nn.Linear) -> Tensor:
+        joined = torch.cat([part.weight.detach() for part in parts])
+        return joined.to(self.compute_dtype) if self._low else joined
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """The residual stream [..., D] in which `tokens` [...] enter."""

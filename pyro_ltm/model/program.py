@@ -51,6 +51,6 @@ class LatentThoughtModel(nn.Module):
         with torch.no_grad():
             return dataclasses.replace(batch, context=self.decoder.context(batch.inputs))
 
-    def rounded(self) -> AbstractContextManager[None]:
-        """Within it no weight may learn, and each is converted to the decoder's compute dtype once."""
-        return self.decoder.rounded()
+    def held(self) -> AbstractContextManager[None]:
+        """Within it no weight may learn, and the decoder's lie as many passes read them fastest."""
+        return self.decoder.held()

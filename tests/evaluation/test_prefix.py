@@ -63,7 +63,7 @@ class Switch(torch.nn.Module):
     def logits(self, hidden):
         return hidden
 
-    def rounded(self):
+    def held(self):
         return contextlib.nullcontext()
 
     def token_log_probs(self, hidden, tokens):
