@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from pyro_ltm.config import ModelConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.model.attention import Attention, rotary_table, windowed_attention
-from pyro_ltm.model.head import token_log_probs
+from pyro_ltm.model.head import HeldWeight, token_log_probs
 from pyro_ltm.model.norm import RMSNorm
 
 
@@ -130,7 +130,7 @@ class Decoder(nn.Module):
         self.compute_dtype = compute_dtype
         self.recompute = False
         self.head: nn.Module | None = None
-        self._matrix: Tensor | None = None
+        self._held: HeldWeight | None = None
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, eps=config.norm_eps)
@@ -187,7 +187,7 @@ class Decoder(nn.Module):
     def token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Nats [R] of the `tokens` [R] after the hidden states [R, D]: log softmax of `logits`, in less memory."""
         weight = self.tok_embeddings.weight
-        return token_log_probs(hidden, weight, tokens, self.compute_dtype if self._low else None, self._matrix)
+        return token_log_probs(hidden, weight, tokens, self.compute_dtype if self._low else None, self._held)
 
     def project(self, thoughts: Tensor) -> list[tuple[Tensor, Tensor] | None]:
         """Keys and values [B, H, N/L, d] of each layer's thoughts; None for each layer without thoughts."""
@@ -246,10 +246,10 @@ class Decoder(nn.Module):
             if self._low:
                 for weight, data in whole:
                     weight.data = data.to(self.compute_dtype)
-                self._matrix = self.tok_embeddings.weight.detach().to(self.compute_dtype)
+                self._held = HeldWeight(self.tok_embeddings.weight.detach().to(self.compute_dtype), many=True)
             yield
         finally:
-            self._matrix = None
+            self._held = None
             for weight, data in whole:
                 weight.data = data
             for layer in self._stack:

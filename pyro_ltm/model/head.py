@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 25
-"""Bytes of logits held at a time. With fewer positions at once, products slow down."""
+"""Bytes of logits held at a time, at most. Products slow down with fewer positions at once, and with a number of them
+that is no power of two."""
 
 
 def token_log_probs(
@@ -24,7 +25,7 @@ def token_log_probs(
     weight: Tensor,
     tokens: Tensor,
     dtype: torch.dtype | None = None,
-    matrix: Tensor | None = None,
+    held: HeldWeight | None = None,
 ) -> Tensor:
     """Log softmax(hidden W^T)[token] at each position, in nats, [R].
 
@@ -32,10 +33,10 @@ def token_log_probs(
         hidden: [R, D]. weight: W, [V, D]. tokens: [R] int64.
         dtype: of the two matrix products; that of `weight` when None. Sums are in that of `weight`, and exponentials,
             but for a gradient to `hidden` alone.
-        matrix: `weight` in that dtype already, where nothing learns from it.
+        held: `weight` in that dtype already, where nothing learns from it.
     """
     dtype = dtype or weight.dtype
-    log_probs: Tensor = _TokenLogProbs.apply(hidden.to(dtype), weight, tokens, matrix)
+    log_probs: Tensor = _TokenLogProbs.apply(hidden.to(dtype), weight, tokens, held)
     return log_probs
 
 
@@ -43,15 +44,14 @@ class _TokenLogProbs(torch.autograd.Function):
     """The gradient to `hidden` comes with the value; that to `weight` from chunks done again."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, matrix: Tensor | None) -> Tensor:
-        matrix = weight.detach().to(hidden.dtype) if matrix is None else matrix
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight | None) -> Tensor:
         gradient: Tensor | None = None
         if not ctx.needs_input_grad[0]:
-            log_probs = _values(hidden, weight, tokens, matrix)
+            log_probs = _values(hidden, weight, tokens)
         elif _is_fused(hidden, weight):
             log_probs, gradient = _fused(hidden, weight, tokens)
         else:
-            log_probs, gradient = _chunked(hidden, weight, tokens, matrix)
+            log_probs, gradient = _chunked(hidden, weight, tokens, held or HeldWeight(weight.detach().to(hidden.dtype)))
         ctx.save_for_backward(hidden, weight, tokens, gradient)
         return log_probs
 
@@ -69,10 +69,11 @@ class _TokenLogProbs(torch.autograd.Function):
 def _to_weight(hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
     """[V, D]: sum over positions of `weights` [R] times (one-hot - probabilities) hidden^T."""
     matrix, counted = weight.to(hidden.dtype), hidden * weights[:, None].to(hidden.dtype)
+    held = HeldWeight(matrix)
     slope = torch.zeros_like(matrix)  # in the precision of the products, as autocast leaves every other gradient
     scratch = _Scratch(hidden, weight)
     for rows in scratch.chunks:
-        _, probabilities = scratch.softmax(hidden[rows], matrix)
+        _, probabilities = scratch.softmax(hidden[rows], held)
         slope.addmm_(probabilities.t(), counted[rows], alpha=-1)
     return slope.to(weight.dtype).index_add_(0, tokens, counted.to(weight.dtype))
 
@@ -96,20 +97,69 @@ def _fused(hidden: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tens
     return (hidden * own).sum(-1) - log_sum[0, 0], own.sub_(mean[0, 0])
 
 
-def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """The same from chunks of logits: the largest one and its probability give the log of the sum."""
+class HeldWeight:
+    """The head's weight in the precision of its products, for passes through which it does not learn.
+
+    Args:
+        matrix: [V, D].
+        many: passes enough that it pays to lay bfloat16 out in the order in which the processor's library reads it,
+            once for either product; takes its memory twice more.
+    """
+
+    def __init__(self, matrix: Tensor, *, many: bool = False):
+        self.matrix = matrix
+        self._orders: tuple[Tensor, Tensor] | None = None
+        if many and matrix.dtype == torch.bfloat16 and matrix.device.type == "cpu" and packs_half():
+            pack = torch.ops.mkldnn._reorder_linear_weight
+            self._orders = pack(matrix, PACKED_ROWS), pack(matrix.t().contiguous(), PACKED_ROWS)
+
+    def logits(self, hidden: Tensor, out: Tensor) -> Tensor:
+        """[r, V] of `hidden` [r, D], in `out` or elsewhere."""
+        if self._orders is None:
+            return torch.mm(hidden, self.matrix.t(), out=out)
+        return _packed_product(hidden, self._orders[0])
+
+    def mean(self, probabilities: Tensor) -> Tensor:
+        """[r, D]: the mean of the rows of the matrix under `probabilities` [r, V]."""
+        return probabilities @ self.matrix if self._orders is None else _packed_product(probabilities, self._orders[1])
+
+
+PACKED_ROWS = 256
+"""Rows for which weights are laid out; others are right, too."""
+
+
+def _packed_product(x: Tensor, order: Tensor) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, order, None, "none", [], "")
+    return product
+
+
+def packs_half() -> bool:
+    """Whether this torch has the functions that pack half precision, and this processor multiplies in it."""
+    ours = torch.ops.mkldnn
+    there = hasattr(ours, "_linear_pointwise") and hasattr(ours, "_reorder_linear_weight")
+    return there and torch.backends.mkldnn.is_available() and bool(ours._is_mkldnn_bf16_supported())
+
+
+def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight) -> tuple[Tensor, Tensor]:
+    """The same from chunks of logits."""
     log_probs, gradient = hidden.new_empty(len(hidden), dtype=weight.dtype), torch.empty_like(hidden)
     scratch = _Scratch(hidden, weight)
     for rows in scratch.chunks:
-        logits, probabilities = scratch.softmax(hidden[rows], matrix)
-        log_sum = logits.amax(-1).to(weight.dtype) - probabilities.amax(-1).to(weight.dtype).log()
-        log_probs[rows] = logits.gather(1, tokens[rows, None])[:, 0].to(weight.dtype) - log_sum
-        torch.mm(probabilities, matrix, out=gradient[rows])
-    return log_probs, torch.sub(matrix[tokens], gradient, out=gradient)
+        logits, probabilities = scratch.softmax(hidden[rows], held)
+        own = probabilities.gather(1, tokens[rows, None])[:, 0].to(weight.dtype)
+        if hidden.device.type != "cpu" or not bool(own.all()):  # a GPU is not waited for
+            # A probability may be too small for a number; then the largest one gives the log of the sum.
+            log_sum = logits.amax(-1).to(weight.dtype) - probabilities.amax(-1).to(weight.dtype).log()
+            log_probs[rows] = logits.gather(1, tokens[rows, None])[:, 0].to(weight.dtype) - log_sum
+        else:
+            log_probs[rows] = own.log()
+        torch.sub(held.matrix[tokens[rows]], held.mean(probabilities), out=gradient[rows])
+    return log_probs, gradient
 
 
-def _values(hidden: Tensor, weight: Tensor, tokens: Tensor, matrix: Tensor) -> Tensor:
+def _values(hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
     """Log-probabilities [R] alone."""
+    matrix = weight.to(hidden.dtype)
     log_probs = hidden.new_empty(len(hidden), dtype=weight.dtype)
     scratch = _Scratch(hidden, weight)
     for rows in scratch.chunks:
@@ -134,7 +184,8 @@ class _Scratch:
     """Memory for one chunk's logits and (log-)probabilities, used again by the next: asking for it anew takes time."""
 
     def __init__(self, hidden: Tensor, weight: Tensor):
-        size = min(max(16, CHUNK // (hidden.element_size() * len(weight))), max(len(hidden), 1))
+        most = max(16, CHUNK // (hidden.element_size() * len(weight)))
+        size = min(1 << (most.bit_length() - 1), max(len(hidden), 1))
         self.chunks = [slice(first, first + size) for first in range(0, len(hidden), size)]
         self._logits = hidden.new_empty(size, len(weight))
         self._dtype = weight.dtype
@@ -145,9 +196,9 @@ class _Scratch:
         logits = torch.mm(hidden, matrix.t(), out=self._logits[: len(hidden)])
         return torch.log_softmax(logits.to(self._dtype), dim=-1, out=self._out(self._dtype, len(hidden)))
 
-    def softmax(self, hidden: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    def softmax(self, hidden: Tensor, held: HeldWeight) -> tuple[Tensor, Tensor]:
         """Logits and probabilities [r, V] after `hidden` [r, D], both in its precision; good until the next call."""
-        logits = torch.mm(hidden, matrix.t(), out=self._logits[: len(hidden)])
+        logits = held.logits(hidden, self._logits[: len(hidden)])
         return logits, torch.softmax(logits, dim=-1, out=self._out(logits.dtype, len(hidden)))
 
     def _out(self, dtype: torch.dtype, rows: int) -> Tensor:

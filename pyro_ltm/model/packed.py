@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_ltm.model.decoder import Decoder
+from pyro_ltm.model.head import packs_half
 
 ROWS = range(4, 257)
 """Where it pays in single precision: fewer rows are read by another routine of MKL's, which copies nothing; with more,
@@ -80,7 +81,7 @@ def _kind(decoder: Decoder, rows: int, tokens: int) -> type[Packed] | type[Packe
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return None
     if decoder.compute_dtype == torch.bfloat16:
-        return PackedHalf if tokens >= HALF_TOKENS and _half_known() else None
+        return PackedHalf if tokens >= HALF_TOKENS and packs_half() else None
     small = sum(each.numel() for each in decoder.parameters()) < WEIGHTS
     return None if small or rows not in ROWS or tokens < TOKENS or not _known() else Packed
 
@@ -88,10 +89,3 @@ def _kind(decoder: Decoder, rows: int, tokens: int) -> type[Packed] | type[Packe
 def _known() -> bool:
     """Whether this torch has the two functions for single precision, which it does not promise."""
     return hasattr(torch.ops.mkl, "_mkl_linear") and hasattr(torch.ops.mkl, "_mkl_reorder_linear_weight")
-
-
-def _half_known() -> bool:
-    """The same for half precision, in which not every processor can multiply."""
-    ours = torch.ops.mkldnn
-    there = hasattr(ours, "_linear_pointwise") and hasattr(ours, "_reorder_linear_weight")
-    return there and torch.backends.mkldnn.is_available() and bool(ours._is_mkldnn_bf16_supported())

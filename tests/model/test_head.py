@@ -28,7 +28,7 @@ def both(hidden, weight, tokens, dtype=None):
 @pytest.fixture(params=["one chunk", "chunks that do not come out even"])
 def chunks(request, monkeypatch):
     if request.param != "one chunk":
-        monkeypatch.setattr(head, "CHUNK", 20 * V * 8)  # 70 positions in double precision: 20, 20, 20, 10
+        monkeypatch.setattr(head, "CHUNK", 20 * V * 8)  # 70 positions in double precision: four times 16, and 6
 
 
 @pytest.mark.parametrize("learns", ["hidden", "weight", "both", "neither"])
@@ -84,6 +84,26 @@ def test_very_unlikely_tokens_keep_a_finite_gradient():
     assert log_prob.item() == pytest.approx(-50.0 * D, rel=1e-6)
     (slope,) = torch.autograd.grad(log_prob.sum(), hidden)
     torch.testing.assert_close(slope, torch.full((1, D), -1.0))
+
+
+@pytest.mark.skipif(not head.packs_half(), reason="this processor does not multiply in bfloat16")
+def test_a_packed_weight_gives_the_same_products(chunks):
+    hidden, weight, tokens, counts = parts(torch.float32)
+    hidden.requires_grad_()
+    found = []
+    for held in (None, head.HeldWeight(weight.bfloat16(), many=True)):
+        log_probs = token_log_probs(hidden, weight, tokens, torch.bfloat16, held)
+        found.append((log_probs, *torch.autograd.grad((log_probs * counts).sum(), hidden)))
+    # Sums in another order, rounded to bfloat16: a unit in the last place or two.
+    torch.testing.assert_close(*found, atol=2**-5, rtol=2**-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_probability_too_small_for_a_number_has_its_log(dtype):
+    hidden, weight = torch.full((3, D), 4.0, requires_grad=True), torch.zeros(V, D)
+    weight[0] = 8.0  # logits 256 and 0: exp(-256) is no number of these
+    log_probs = token_log_probs(hidden, weight, torch.tensor([0, 1, 1]), dtype)
+    torch.testing.assert_close(log_probs, torch.tensor([0.0, -256.0, -256.0]), atol=1e-5, rtol=0)
 
 
 def test_never_holds_all_logits():

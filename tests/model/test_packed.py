@@ -75,7 +75,7 @@ def test_a_decoder_that_gains_nothing_stays_itself(eager, monkeypatch):
         assert packed.packed(each, rows, STEPS) is each
     low = Decoder(tiny_config(), compute_dtype=torch.bfloat16)
     assert packed.packed(low, ROWS, packed.HALF_TOKENS - 1) is low
-    monkeypatch.setattr("pyro_ltm.model.packed._half_known", lambda: False)  # a processor without bfloat16
+    monkeypatch.setattr("pyro_ltm.model.packed.packs_half", lambda: False)  # a processor without bfloat16
     assert packed.packed(low, ROWS, STEPS) is low
     monkeypatch.setattr("pyro_ltm.model.packed._known", lambda: False)  # a torch without MKL
     assert packed.packed(decoder.float(), ROWS, STEPS) is decoder
@@ -83,7 +83,7 @@ def test_a_decoder_that_gains_nothing_stays_itself(eager, monkeypatch):
     assert packed.packed(decoder, ROWS, 10_000) is decoder, "small"
 
 
-@pytest.mark.skipif(not packed._half_known(), reason="this processor does not multiply in bfloat16")
+@pytest.mark.skipif(not packed.packs_half(), reason="this processor does not multiply in bfloat16")
 @pytest.mark.parametrize("rows", [1, ROWS])
 def test_half_precision_gives_what_autocast_gives(rows):
     low = Decoder(tiny_config(), compute_dtype=torch.bfloat16)
