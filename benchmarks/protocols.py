@@ -72,6 +72,11 @@ CORPORA: dict[str, dict[str, list[str]]] = {
             *("--stride", "512", *CALM),
         ],
     },
+    "tinyshakespeare-longer": {
+        "prepare": ["{data}/tinyshakespeare/input.txt", "--vocab-size", "1024", "--sequence-length", "2048"],
+        "train": [*NATURAL, "--set", "model.max_length=2048", "--steps", "2000"],
+        "evaluate": ["--sequences", "100", "--particles", "64", "--stride", "512", *CALM],
+    },
     "tinyshakespeare-long": {
         "prepare": ["{data}/tinyshakespeare/input.txt", "--vocab-size", "1024", "--sequence-length", "512"],
         "train": [*LONG, *WEAK, "--set", "model.max_length=512", "--steps", "1000"],
