@@ -102,35 +102,40 @@ class HeldWeight:
 
     Args:
         matrix: [V, D].
-        many: passes enough that it pays to lay bfloat16 out in the order in which the processor's library reads it,
-            once for either product; takes its memory twice more.
+        many: passes enough that it pays to keep one's chunks of memory for the next, and to lay bfloat16 out in the
+            order in which the processor's library reads it, which takes its memory once more.
     """
 
     def __init__(self, matrix: Tensor, *, many: bool = False):
         self.matrix = matrix
-        self._orders: tuple[Tensor, Tensor] | None = None
+        self._many = many
+        self._kept: _Scratch | None = None
+        self._order: Tensor | None = None
         if many and matrix.dtype == torch.bfloat16 and matrix.device.type == "cpu" and packs_half():
-            pack = torch.ops.mkldnn._reorder_linear_weight
-            self._orders = pack(matrix, PACKED_ROWS), pack(matrix.t().contiguous(), PACKED_ROWS)
+            self._order = torch.ops.mkldnn._reorder_linear_weight(matrix.t().contiguous(), PACKED_ROWS)
 
     def logits(self, hidden: Tensor, out: Tensor) -> Tensor:
-        """[r, V] of `hidden` [r, D], in `out` or elsewhere."""
-        if self._orders is None:
-            return torch.mm(hidden, self.matrix.t(), out=out)
-        return _packed_product(hidden, self._orders[0])
+        """[r, V] of `hidden` [r, D], in `out`: memory that is asked for anew takes as long as the product."""
+        return torch.mm(hidden, self.matrix.t(), out=out)
 
     def mean(self, probabilities: Tensor) -> Tensor:
         """[r, D]: the mean of the rows of the matrix under `probabilities` [r, V]."""
-        return probabilities @ self.matrix if self._orders is None else _packed_product(probabilities, self._orders[1])
+        if self._order is None:
+            return probabilities @ self.matrix
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(probabilities, self._order, None, "none", [], "")
+        return product
+
+    def scratch(self, hidden: Tensor, weight: Tensor) -> _Scratch:
+        """Memory for the chunks of `hidden` [R, D]; that of the last call where it fits."""
+        if self._kept is not None and self._kept.fits(hidden):
+            return self._kept
+        scratch = _Scratch(hidden, weight)
+        self._kept = scratch if self._many else None
+        return scratch
 
 
 PACKED_ROWS = 256
 """Rows for which weights are laid out; others are right, too."""
-
-
-def _packed_product(x: Tensor, order: Tensor) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, order, None, "none", [], "")
-    return product
 
 
 def packs_half() -> bool:
@@ -143,7 +148,7 @@ def packs_half() -> bool:
 def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight) -> tuple[Tensor, Tensor]:
     """The same from chunks of logits."""
     log_probs, gradient = hidden.new_empty(len(hidden), dtype=weight.dtype), torch.empty_like(hidden)
-    scratch = _Scratch(hidden, weight)
+    scratch = held.scratch(hidden, weight)
     for rows in scratch.chunks:
         logits, probabilities = scratch.softmax(hidden[rows], held)
         own = probabilities.gather(1, tokens[rows, None])[:, 0].to(weight.dtype)
@@ -187,9 +192,14 @@ class _Scratch:
         most = max(16, CHUNK // (hidden.element_size() * len(weight)))
         size = min(1 << (most.bit_length() - 1), max(len(hidden), 1))
         self.chunks = [slice(first, first + size) for first in range(0, len(hidden), size)]
+        self._rows = len(hidden)
         self._logits = hidden.new_empty(size, len(weight))
         self._dtype = weight.dtype
         self._second: Tensor | None = None
+
+    def fits(self, hidden: Tensor) -> bool:
+        """Whether these are the chunks of `hidden`, too."""
+        return bool(self.chunks) and len(hidden) == self._rows and hidden.dtype == self._logits.dtype
 
     def log_softmax(self, hidden: Tensor, matrix: Tensor) -> Tensor:
         """[r, V] log-probabilities of all tokens after `hidden` [r, D]; good until the next call."""
