@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         "pyro-ltm bench --preset small --data data/mine --device cuda --dtype bfloat16",
     ),
 )
-@click.option("--preset", metavar="NAME", show_default="nano", help="nano, small, medium or large.")
+@click.option("--preset", metavar="NAME", show_default="nano", help="nano, nano-long, small, medium or large.")
 @click.option("--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings laid over the preset.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="One setting, the last word. Repeatable.")
 @click.option("--data", type=FOLDER, metavar="DIR", help="A folder that `prepare` wrote, to know what an epoch takes.")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     help="A folder that `prepare` wrote, or text to prepare inside the run folder. Repeatable.",
 )
 @click.option("--out", required=True, type=FOLDER, metavar="RUN", help="Run folder to write.")
-@click.option("--preset", metavar="NAME", show_default="nano", help="nano, small, medium or large.")
+@click.option("--preset", metavar="NAME", show_default="nano", help="nano, nano-long, small, medium or large.")
 @click.option("--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings laid over the preset.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="One setting, the last word. Repeatable.")
 @click.option("--steps", metavar="N", type=int, help="Slow steps; the same as --set slow.steps=N.")

@@ -398,6 +398,19 @@ PRESETS: dict[str, Config] = {
             steps=300, batch_size=16, lr=1e-2, warmup=20, eval_every=100, eval_sequences=128, save_every=100
         ),
     ),
+    # One text of 2048 tokens says more than 16 of 128, and a window of 8 leaves more of it to the thoughts: docs/results.md.
+    "nano-long": Config(
+        model=ModelConfig(
+            dim=64, layers=2, heads=2, thoughts=4, max_length=2048, window=8, embedding_scale=8.0, init_std=0.06
+        ),
+        data=DataConfig(vocab_size=1024, sequence_length=2048),
+        objective=Component(name="analytic-elbo", options={"warmup": 0.3}),
+        optimizer=Component(name="natural", options={"lr": 0.7}),
+        fast=FastConfig(steps=16),
+        slow=SlowConfig(
+            steps=2000, batch_size=2, lr=1e-2, warmup=20, eval_every=500, eval_sequences=32, save_every=100
+        ),
+    ),
     "small": Config(model=ModelConfig(layers=3), data=PAPER_DATA, slow=PAPER_SLOW, dtype="auto"),
     "medium": Config(model=ModelConfig(layers=6), data=PAPER_DATA, slow=PAPER_SLOW, dtype="auto"),
     "large": Config(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyro_ltm.config import load_toml, preset
+from pyro_ltm.config import PRESETS, apply_settings, load_toml, preset
 from pyro_ltm.inference.parts import Parts
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -40,6 +40,11 @@ def test_runs(name, tmp_path):
         assert all(pair["elbo"] is not None for pair in pairs)
         assert "isotropic" in done.stdout
         assert "thermodynamic" in (tmp_path / "compared/comparison/compare.html").read_text()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_fit(name):
+    Parts.check(apply_settings(preset(name), ["model.vocab_size=300"]))
 
 
 CONFIGURATIONS = sorted(path for path in EXAMPLES.glob("*.toml") if path.name != "tasks.toml")  # texts, not settings
