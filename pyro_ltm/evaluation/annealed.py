@@ -92,7 +92,7 @@ def evaluate_annealed(
             if judged is None:
                 raise UserError(f"{type(guide).__name__} is a point: it has no density to anneal from; use the prior")
             q = judged
-        with frozen(model), frozen(guide):
+        with frozen(model), frozen(guide), model.held():
             found = anneal(
                 Target(model, batch),
                 q,

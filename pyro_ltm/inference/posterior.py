@@ -163,7 +163,8 @@ def fit_posterior(
     objective = objective.for_guide() if isinstance(objective, Objective) else objective
     stream = Noise(batch.ids, device=batch.device, seed=seed, kind=noise)
     steps = steps if guide.takes_fast_steps else 0
-    with _held(model, guide, keep_graph):
+    # Weights are laid out for many passes: a twin, or an encoder alone, makes none.
+    with _held_still(model, guide, keep_graph, many=steps > 0 or isinstance(guide, Sampler)):
         precompute: Any = getattr(model, "precompute", None)
         if keep_graph:
             batch = dataclasses.replace(batch, context=None)  # it is cut from the graph
@@ -258,7 +259,7 @@ def sequence_bounds(objective: ELBO, model: nn.Module, guide: nn.Module, batch: 
 
 
 @contextmanager
-def _held(model: nn.Module, guide: nn.Module, keep_graph: bool) -> Iterator[None]:
+def _held_still(model: nn.Module, guide: nn.Module, keep_graph: bool, many: bool) -> Iterator[None]:
     """Decoder and guide held still; or, where the graph is kept, attention that can be differentiated twice."""
     with ExitStack() as stack:
         if keep_graph:
@@ -266,7 +267,7 @@ def _held(model: nn.Module, guide: nn.Module, keep_graph: bool) -> Iterator[None
         else:
             stack.enter_context(frozen(model))
             stack.enter_context(frozen(guide))
-            if held := getattr(model, "held", None):
+            if many and (held := getattr(model, "held", None)):
                 stack.enter_context(held())
         yield
 

@@ -35,6 +35,8 @@ WINDOW = 2048
 
 LOGITS = 1 << 28
 """Numbers in the logits of one batch, at most, but for a single window: 1 GiB in float32."""
+TOKENS = 1 << 14
+"""Tokens in one batch, at most, but for a single window: with few words it is the layers that take the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +182,7 @@ class CausalLM:
         vocab, device = self.model.get_input_embeddings().weight.shape[0], self.model.device
         while order:
             longest = len(sequences[order[0]])
-            size = max(LOGITS // (longest * vocab), 1)
+            size = max(min(LOGITS // vocab, TOKENS) // longest, 1)
             rows, order = order[:size], order[size:]
             padded = [sequences[at] + [0] * (longest - len(sequences[at])) for at in rows]
             mask = [[1] * len(sequences[at]) + [0] * (longest - len(sequences[at])) for at in rows]

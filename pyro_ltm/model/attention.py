@@ -11,8 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+from pyro_ltm.model.kernels import FUSED, FUSED_BACKWARD, attend, chooses_its_kernel, readable
+from pyro_ltm.model.linear import Linear
 
 
 def rotary_table(positions: Tensor, width: int, theta: float) -> Tensor:
@@ -48,10 +50,10 @@ def windowed_attention(
             laying them out anew costs little beside the layer's products with weights.
     """
     if q.shape[-2] <= window:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return attend(q, k, v, is_causal=True)
     chooses = chooses_its_kernel()
     if chooses and _has_blocks(q):
-        wide = [x if x.dtype == torch.float64 else x.float() for x in (q, k, v)]
+        wide = [readable(x if x.dtype == torch.float64 else x.float()) for x in (q, k, v)]
         blocks: Tensor = _InBlocks.apply(*wide, window, block or BLOCK)
         return blocks.to(q.dtype)
     block = block or max(16, window // 2)  # half a window: a third of the products is wasted
@@ -61,16 +63,8 @@ def windowed_attention(
     return _in_bands(q, k, v, window, block)
 
 
-def chooses_its_kernel() -> bool:
-    """Whether the kernel, and what is kept for the backward pass, is ours to choose.
-
-    The compiler chooses by itself. And without the fused kernels somebody differentiates twice, under a choice of
-    kernel (`sdpa_kernel`) that is over by the time of the backward pass: computed again, it would keep other tensors.
-    """
-    return not torch.compiler.is_compiling() and torch.backends.cuda.flash_sdp_enabled()
-
-
 def _has_blocks(q: Tensor) -> bool:
+    # By itself so that the tests can have bands on a CPU.
     return q.device.type == "cpu"
 
 
@@ -88,7 +82,7 @@ class _InBlocks(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int, block: int) -> Tensor:
         out, sums = torch.empty_like(q), []
         for rows, seen, mask in _blocks(q, window, block):
-            part, log_sum = _FUSED(q[:, :, rows], k[:, :, seen], v[:, :, seen], 0.0, False, attn_mask=mask)
+            part, log_sum = FUSED(q[:, :, rows], k[:, :, seen], v[:, :, seen], 0.0, False, attn_mask=mask)
             out[:, :, rows] = part
             sums.append(log_sum)
         ctx.save_for_backward(q, k, v, out, *sums)
@@ -96,20 +90,18 @@ class _InBlocks(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, *sums = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again: what torch has no second derivative of, it refuses
+            whole = _in_bands(q, k, v, ctx.window, ctx.block)
+            return *torch.autograd.grad(whole, (q, k, v), grad, create_graph=True, allow_unused=True), None, None
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for (rows, seen, mask), log_sum in zip(_blocks(q, ctx.window, ctx.block), sums, strict=True):
             inputs = (grad[:, :, rows], q[:, :, rows], k[:, :, seen], v[:, :, seen], out[:, :, rows])
-            dq[:, :, rows], to_k, to_v = _FUSED_BACKWARD(*inputs, log_sum, 0.0, False, attn_mask=mask)
+            dq[:, :, rows], to_k, to_v = FUSED_BACKWARD(*inputs, log_sum, 0.0, False, attn_mask=mask)
             dk[:, :, seen] += to_k
             dv[:, :, seen] += to_v
         return dq, dk, dv, None, None
-
-
-_FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def _blocks(q: Tensor, window: int, block: int) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -136,9 +128,7 @@ def _in_bands(q: Tensor, k: Tensor, v: Tensor, window: int, block: int) -> Tenso
     mask = _band_mask(blocks, block, window, q.device)
     # A batch of (B, H * blocks): one call, one mask of [blocks, block, span] repeated over the heads.
     heads = q.shape[1]
-    out = F.scaled_dot_product_attention(
-        q.flatten(1, 2), k_band.flatten(1, 2), v_band.flatten(1, 2), attn_mask=mask.repeat(heads, 1, 1)[None]
-    )
+    out = attend(q.flatten(1, 2), k_band.flatten(1, 2), v_band.flatten(1, 2), attn_mask=mask.repeat(heads, 1, 1)[None])
     return out.unflatten(1, (heads, blocks)).flatten(2, 3)[:, :, :length]
 
 
@@ -164,10 +154,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.joined: Tensor | None = None
-        self.wq = nn.Linear(dim, dim, bias=False)
-        self.wk = nn.Linear(dim, dim, bias=False)
-        self.wv = nn.Linear(dim, dim, bias=False)
-        self.wo = nn.Linear(dim, dim, bias=False)
+        self.wq = Linear(dim, dim)
+        self.wk = Linear(dim, dim)
+        self.wv = Linear(dim, dim)
+        self.wo = Linear(dim, dim)
 
     def queries_keys_values(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and plain values, each [B, H, T, d], of the same `x` [B, T, D]."""

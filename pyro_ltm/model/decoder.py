@@ -23,6 +23,8 @@ from pyro_ltm.config import ModelConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.model.attention import Attention, rotary_table, windowed_attention
 from pyro_ltm.model.head import HeldWeight, token_log_probs
+from pyro_ltm.model.kernels import attend
+from pyro_ltm.model.linear import Linear
 from pyro_ltm.model.norm import RMSNorm
 
 
@@ -36,9 +38,9 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, hidden: int):
         super().__init__()
         self.joined: Tensor | None = None
-        self.w1 = nn.Linear(dim, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, dim, bias=False)
-        self.w3 = nn.Linear(dim, hidden, bias=False)
+        self.w1 = Linear(dim, hidden)
+        self.w2 = Linear(hidden, dim)
+        self.w3 = Linear(dim, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D]."""
@@ -90,7 +92,7 @@ class Layer(nn.Module):
         """`h` [B, T, D] after cross-attention to the projected thoughts and the feed-forward layer."""
         if thoughts is not None:
             q = self.cross_attention.queries(self.cross_attention_norm(h), table)
-            h = h + self.cross_attention.output(F.scaled_dot_product_attention(q, *thoughts))
+            h = h + self.cross_attention.output(attend(q, *thoughts))
         fed: Tensor = h + self.feed_forward(self.ffn_norm(h))
         return fed
 
@@ -121,6 +123,7 @@ class Decoder(nn.Module):
 
     Attributes:
         recompute: where weights learn, the backward pass computes each layer again instead of keeping what it did.
+        head_weight: the head's weight laid out for many passes (`held`); None: it is not.
         head: computes the logits in place of the embedding's transpose (`packed`); None: the embedding itself.
     """
 
@@ -130,7 +133,8 @@ class Decoder(nn.Module):
         self.compute_dtype = compute_dtype
         self.recompute = False
         self.head: nn.Module | None = None
-        self._held: HeldWeight | None = None
+        self.head_weight: HeldWeight | None = None
+        self._holders = 0
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, eps=config.norm_eps)
@@ -187,7 +191,7 @@ class Decoder(nn.Module):
     def token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Nats [R] of the `tokens` [R] after the hidden states [R, D]: log softmax of `logits`, in less memory."""
         weight = self.tok_embeddings.weight
-        return token_log_probs(hidden, weight, tokens, self.compute_dtype if self._low else None, self._held)
+        return token_log_probs(hidden, weight, tokens, self.compute_dtype if self._low else None, self.head_weight)
 
     def project(self, thoughts: Tensor) -> list[tuple[Tensor, Tensor] | None]:
         """Keys and values [B, H, N/L, d] of each layer's thoughts; None for each layer without thoughts."""
@@ -223,39 +227,57 @@ class Decoder(nn.Module):
                 keys, values = cache.keys[index], cache.values[index]
                 q, k, v = layer.attention.queries_keys_values(x, table)
                 keys[:, :, slot], values[:, :, slot] = k[:, :, 0], v[:, :, 0]
-                heads = F.scaled_dot_product_attention(q, keys[:, :, :seen], values[:, :, :seen])
+                heads = attend(q, keys[:, :, :seen], values[:, :, :seen])
                 h = layer.think(h + layer.attention.output(heads), table, cache.thoughts[index])
             cache.position += 1
             return self.norm(h[:, 0])
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Within it no weight learns, and weights lie as many passes read them fastest.
+        """Within it no weight may change, and what many passes read lies beside the weights as they read it fastest.
 
-        Those that read the same input are joined for one product, and all are in the compute dtype: converted once,
-        not in every pass. The embedding stays, and the head has its own copy.
+        Those that read the same input are joined for one product (their own modules, and hooks on them, are passed
+        by), and all are in the compute dtype: converted once, not in every pass. The weights themselves stay as
+        they are. May be entered again within; the last one out lets go.
         """
         if self._compiled_call_impl is not None:  # compiled, it joins and converts as it goes
             yield
             return
-        whole = [(module.weight, module.weight.data) for module in self.modules() if isinstance(module, nn.Linear)]
+        self._holders += 1
         try:
-            for layer in self._stack:
-                layer.attention.joined = self._join(*(getattr(layer.attention, name) for name in ("wq", "wk", "wv")))
-                layer.feed_forward.joined = self._join(layer.feed_forward.w1, layer.feed_forward.w3)
-            if self._low:
-                for weight, data in whole:
-                    weight.data = data.to(self.compute_dtype)
-                self._held = HeldWeight(self.tok_embeddings.weight.detach().to(self.compute_dtype), many=True)
+            if self._holders == 1:
+                self._hold()
             yield
         finally:
-            self._held = None
-            for weight, data in whole:
-                weight.data = data
-            for layer in self._stack:
-                layer.attention.joined = layer.feed_forward.joined = None
+            self._holders -= 1
+            if not self._holders:
+                self.let_go()
 
-    def _join(self, *parts: nn.Linear) -> Tensor:
+    def _hold(self) -> None:
+        for layer in self._stack:
+            attention, fed = layer.attention, layer.feed_forward
+            attention.joined = self._lying_ready(attention.wq, attention.wk, attention.wv)
+            fed.joined = self._lying_ready(fed.w1, fed.w3)
+            if self._low:
+                alone = [attention.wo, fed.w2]
+                if self.config.thoughts:
+                    crossing = layer.cross_attention
+                    alone += [crossing.wq, crossing.wk, crossing.wv, crossing.wo]
+                for module in alone:
+                    module.ready = self._lying_ready(module)
+        if self._low:
+            self.head_weight = HeldWeight(self.tok_embeddings.weight.detach().to(self.compute_dtype), many=True)
+
+    def let_go(self) -> None:
+        """Forgets what `held` laid beside the weights."""
+        self.head_weight = None
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.ready = None
+            elif isinstance(module, Attention | FeedForward):
+                module.joined = None
+
+    def _lying_ready(self, *parts: Linear) -> Tensor:
         joined = torch.cat([part.weight.detach() for part in parts])
         return joined.to(self.compute_dtype) if self._low else joined
 

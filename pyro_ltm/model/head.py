@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ltm.model.kernels import FUSED, readable
+
 CHUNK = 1 << 25
 """Bytes of logits held at a time, at most. Products slow down with fewer positions at once, and with a number of them
 that is no power of two."""
@@ -80,7 +82,7 @@ def _to_weight(hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor) 
 
 def _is_fused(hidden: Tensor, weight: Tensor) -> bool:
     # In half precision the kernel is slower than the products alone.
-    return hidden.device.type == "cpu" and hidden.dtype == weight.dtype != torch.bfloat16
+    return hidden.device.type == "cpu" and hidden.dtype == weight.dtype != torch.bfloat16 and len(hidden) > 0
 
 
 def _fused(hidden: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,11 +92,11 @@ def _fused(hidden: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tens
     the hidden states are queries and the vocabulary is both keys and values; and the kernel gives the log of the sum,
     too. Its tiles stay in the processor's cache, where whole rows of logits do not.
     """
-    vocabulary = weight.detach()[None, None]
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    mean, log_sum = kernel(hidden.detach()[None, None], vocabulary, vocabulary, 0.0, False, scale=1.0)
+    vocabulary, queries = readable(weight.detach())[None, None], readable(hidden.detach())[None, None]
+    mean, log_sum = FUSED(queries, vocabulary, vocabulary, 0.0, False, scale=1.0)
     own = weight[tokens]
-    return (hidden * own).sum(-1) - log_sum[0, 0], own.sub_(mean[0, 0])
+    # The token's own logit adds up in another order than in the kernel: rounded, it may come out above the sum.
+    return ((hidden * own).sum(-1) - log_sum[0, 0]).clamp_(max=0), own.sub_(mean[0, 0])
 
 
 class HeldWeight:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from pyro_ltm.model.attention import chooses_its_kernel
+from pyro_ltm.model.kernels import chooses_its_kernel
 
 
 class RMSNorm(nn.RMSNorm):
@@ -30,12 +30,15 @@ class _HeldStill(torch.autograd.Function):
         size = x.shape[-1]
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(size).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
+        ctx.eps = eps
         return (x * scale).mul_(weight)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            normed = F.rms_norm(x, weight.shape, weight, ctx.eps)
+            return *torch.autograd.grad(normed, x, grad, create_graph=True), None, None
         grad = grad * weight
         along = torch.linalg.vecdot(grad, x).unsqueeze(-1)
         return grad.mul_(scale).addcmul_(x, along.mul_(scale**3).div_(-x.shape[-1])), None, None

@@ -35,8 +35,10 @@ def packed(decoder: Decoder, rows: int, tokens: int) -> Decoder:
     kind = _kind(decoder, rows, tokens)
     if kind is None:
         return decoder
-    weights = [*decoder.parameters(), *decoder.buffers()]
-    faster = copy.deepcopy(decoder, {id(each): each for each in weights})  # new modules around the same tensors
+    shared = [*decoder.parameters(), *decoder.buffers()]
+    # New modules around the same tensors; what a fit that is under way has laid out is not theirs.
+    faster = copy.deepcopy(decoder, {id(each): each for each in shared} | {id(decoder.head_weight): None})
+    faster.let_go()
     for module in list(faster.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):

@@ -1,4 +1,4 @@
-"""A decoder that is held still: its weights are joined and converted once, and come back whole."""
+"""A decoder that is held still: its weights, joined and converted once, lie beside those that stay as they are."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from helpers.tiny import enlarge, tiny_batch, tiny_config
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.model import LatentThoughtModel
+from pyro_ltm.model.sampling import sample_tokens
 from pyro_ltm.objectives import AnalyticELBO
 
 HALF = torch.bfloat16
@@ -51,22 +52,69 @@ def test_one_product_for_weights_that_read_the_same(monkeypatch):
     assert rows.count(2 * config.hidden_width) == 3 * config.layers
 
 
+def pointers(model):
+    return {name: (value.data_ptr(), value.dtype) for name, value in model.named_parameters()}
+
+
+def lies_ready(model):
+    return any(getattr(module, name, None) is not None for module in model.modules() for name in ("joined", "ready"))
+
+
 @pytest.mark.parametrize("fails", [False, True])
-def test_gives_the_weights_back(fails):
+def test_weights_stay_and_what_lay_beside_them_goes(fails):
     model = model_in(HALF)
-    before = {name: (value.data_ptr(), value.dtype) for name, value in model.named_parameters()}
+    before = pointers(model)
     with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext(), model.held():
-        linear = {name: value.dtype for name, value in model.named_parameters() if value.dim() == 2}
-        assert linear.pop("decoder.tok_embeddings.weight") == torch.float32
-        assert set(linear.values()) == {HALF}
+        assert pointers(model) == before
+        assert model.decoder.layers[0].attention.joined.dtype == HALF
+        assert model.decoder.layers[0].cross_attention.wo.ready.dtype == HALF
         if fails:
             raise ZeroDivisionError
-    assert {name: (value.data_ptr(), value.dtype) for name, value in model.named_parameters()} == before
-    assert all(layer.attention.joined is None for layer in model.decoder.layers)
+    assert pointers(model) == before
+    assert not lies_ready(model.decoder)
+
+
+def test_the_last_one_out_lets_go():
+    model = model_in(HALF)
+    first, second = model.held(), model.held()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert lies_ready(model.decoder)
+    second.__exit__(None, None, None)
+    assert not lies_ready(model.decoder)
+
+
+def test_a_graph_from_before_a_fit_still_has_its_weights():
+    model = model_in(HALF)
+    batch = tiny_batch()
+    hidden = model.decoder(model.decoder.context(batch.inputs), torch.zeros(batch.size, 4, 16))
+    fit(model)
+    slopes = torch.autograd.grad(hidden.sum(), [layer.feed_forward.w2.weight for layer in model.decoder.layers])
+    assert all(bool(slope.any()) for slope in slopes)
+
+
+def test_text_can_be_written_while_a_posterior_is_fitted():
+    model = model_in(HALF)
+    written = []
+
+    def watch(step, state):
+        written.append(sample_tokens(model.decoder, state["loc"], torch.zeros(len(state["loc"]), 1).long(), 6).shape)
+
+    guide = MeanField(model.config.thoughts, model.config.dim)
+    fit_posterior(model, tiny_batch(), guide=guide, objective=AnalyticELBO(), steps=1, watch=watch)
+    assert len(written) == 2
+
+
+def test_a_fit_without_fast_steps_lays_nothing_out(monkeypatch):
+    model = model_in(HALF)
+    monkeypatch.setattr(model.decoder, "_hold", lambda: pytest.fail("laid out for no pass"))
+    guide = MeanField(model.config.thoughts, model.config.dim)
+    fit_posterior(model, tiny_batch(), guide=guide, objective=AnalyticELBO(), steps=0)
 
 
 def test_single_precision_stays():
     model = LatentThoughtModel(tiny_config())
     with model.held():
-        assert {value.dtype for value in model.parameters()} == {torch.float32}
         assert model.decoder.layers[0].attention.joined.dtype == torch.float32
+        assert model.decoder.layers[0].attention.wo.ready is None

@@ -120,6 +120,30 @@ def test_a_second_derivative_may_be_taken_outside_of_the_choice_of_kernel():
     assert torch.autograd.gradgradcheck(attend, (q, k, v))
 
 
+@pytest.mark.parametrize("turned", range(3))
+def test_numbers_may_lie_in_any_order(turned):
+    inputs = list(torch.randn(3, 1, 2, 30, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    plain = dense(*inputs, window=7)
+    inputs[turned] = inputs[turned].mT.contiguous().mT
+    torch.testing.assert_close(windowed_attention(*inputs, window=7), plain, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("length", [5, 30])
+def test_autocast_does_not_round_single_precision(length):
+    q, k, v = torch.randn(3, 1, 2, length, 4, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = windowed_attention(q, k, v, window=7)
+    torch.testing.assert_close(ours, dense(q, k, v, window=7), atol=1e-5, rtol=0)
+
+
+def test_a_second_derivative_is_refused_not_wrong():
+    x = torch.randn(1, 1, 30, 4, dtype=torch.float64, requires_grad=True)
+    y = x + windowed_attention(x, x, x, window=7)
+    (slope,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="not implemented"):
+        torch.autograd.grad(slope.square().sum(), x)
+
+
 def test_rotation_makes_scores_depend_on_distance_alone():
     q, k = torch.randn(2, 8, dtype=torch.float64)
     table = rotary_table(torch.arange(30), 8, 10000.0).double()

@@ -117,3 +117,31 @@ def test_never_holds_all_logits():
         torch.autograd.grad(token_log_probs(hidden, weight, tokens).sum(), hidden)
 
     assert peak_memory(work) < 0.8 * rows * vocab * 4
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_no_positions_have_no_log_probs(dtype):
+    hidden = torch.zeros(0, D, requires_grad=True)
+    found = token_log_probs(hidden, torch.randn(V, D), torch.zeros(0, dtype=torch.long), dtype)
+    (slope,) = torch.autograd.grad(found.sum(), hidden)
+    assert (found.shape, slope.shape) == ((0,), (0, D))
+
+
+@pytest.mark.parametrize("turned", ["hidden", "weight"])
+def test_numbers_may_lie_in_any_order(turned):
+    hidden, weight, tokens, _ = parts()
+    as_it_is = token_log_probs(hidden.requires_grad_(), weight, tokens)
+    hidden = hidden.detach()
+    if turned == "hidden":
+        hidden = hidden.t().contiguous().t()
+    else:
+        weight = weight.t().contiguous().t()
+    torch.testing.assert_close(token_log_probs(hidden.requires_grad_(), weight, tokens), as_it_is)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e2, 1e4])
+def test_no_log_probability_is_above_zero(scale):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(500, 64, generator=generator) * scale, torch.randn(50, 64, generator=generator)
+    found = token_log_probs(hidden.requires_grad_(), weight, (hidden @ weight.t()).argmax(-1))
+    assert found.max() <= 0

@@ -54,3 +54,13 @@ def test_a_second_derivative_is_to_be_had_where_it_is_asked_for():
     x = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
     with sdpa_kernel(SDPBackend.MATH):
         assert torch.autograd.gradgradcheck(ours, x)
+
+
+def test_and_where_nobody_said_so():
+    found = []
+    for norm in both():
+        norm.weight.requires_grad_(False)
+        x = torch.randn(3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        (slope,) = torch.autograd.grad((x + norm(x)).pow(3).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(slope.sum(), x))
+    torch.testing.assert_close(*found, atol=1e-10, rtol=0)

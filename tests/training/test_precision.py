@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import pyro_ltm as ltm
+from pyro_ltm.data import Tokenizer
 from pyro_ltm.inference import parts
 from pyro_ltm.inference.parts import Parts, settled
 from pyro_ltm.training import Run
@@ -58,3 +61,11 @@ def test_a_run_keeps_what_was_settled(processor, tmp_path):
     run = ltm.train(config, data=None, out=tmp_path / "run", resume=True)
     assert run.config.dtype == Run.load(tmp_path / "run").config.dtype == "bfloat16"
     assert Run.load(tmp_path / "run", dtype="auto").config.dtype == "float32"
+
+
+def test_a_run_made_of_parts_records_what_they_settled_on(tmp_path):
+    config = ltm.apply_settings(ltm.preset("nano"), [*TINY, "model.vocab_size=300", "dtype=bfloat16"])
+    parts = Parts.build(config)
+    tokenizer = Tokenizer.train(["a few words"], 280, at_most=True)
+    Run.create(tmp_path / "run", replace(config, dtype="auto"), parts, tokenizer)
+    assert Run.load(tmp_path / "run").config.dtype == "bfloat16"
