@@ -398,7 +398,7 @@ PRESETS: dict[str, Config] = {
             steps=300, batch_size=16, lr=1e-2, warmup=20, eval_every=100, eval_sequences=128, save_every=100
         ),
     ),
-    # A text of 2048 tokens says more than 16 of 128, and a window of 8 leaves more of it to the thoughts: docs/results.md.
+    # Texts long enough, and a window short enough, that thoughts have something to say: docs/results.md.
     "nano-long": Config(
         model=ModelConfig(
             dim=64, layers=2, heads=2, thoughts=4, max_length=2048, window=8, embedding_scale=8.0, init_std=0.06
