@@ -93,8 +93,11 @@ class _InBlocks(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, *sums = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again: what torch has no second derivative of, it refuses
+            q, k, v = (x.view_as(x) for x in (q, k, v))  # which may be one and the same tensor
+            learning = [x for x in (q, k, v) if x.requires_grad]
             whole = _in_bands(q, k, v, ctx.window, ctx.block)
-            return *torch.autograd.grad(whole, (q, k, v), grad, create_graph=True, allow_unused=True), None, None
+            slopes = iter(torch.autograd.grad(whole, learning, grad, create_graph=True))
+            return *(next(slopes) if x.requires_grad else None for x in (q, k, v)), None, None
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for (rows, seen, mask), log_sum in zip(_blocks(q, ctx.window, ctx.block), sums, strict=True):
             inputs = (grad[:, :, rows], q[:, :, rows], k[:, :, seen], v[:, :, seen], out[:, :, rows])

@@ -201,7 +201,7 @@ class _Scratch:
 
     def fits(self, hidden: Tensor) -> bool:
         """Whether these are the chunks of `hidden`, too."""
-        return bool(self.chunks) and len(hidden) == self._rows and hidden.dtype == self._logits.dtype
+        return len(hidden) == self._rows and hidden.dtype == self._logits.dtype
 
     def log_softmax(self, hidden: Tensor, matrix: Tensor) -> Tensor:
         """[r, V] log-probabilities of all tokens after `hidden` [r, D]; good until the next call."""

@@ -89,9 +89,7 @@ class Run:
     @classmethod
     def create(cls, folder: Path, config: Config, parts: Parts, tokenizer: Tokenizer, *, step: int = 0) -> Run:
         """Writes a run folder that `load` reads: configuration, tokenizer, weights."""
-        if (
-            config.dtype == "auto"
-        ):  # what these parts settled on, once for all: the run is to give the same figures again
+        if config.dtype == "auto":  # settled once for all, as these parts are, so that the run gives its figures again
             config = replace(config, dtype=str(parts.model.decoder.compute_dtype).removeprefix("torch."))
         with clear_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)

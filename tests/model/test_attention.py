@@ -136,6 +136,15 @@ def test_autocast_does_not_round_single_precision(length):
     torch.testing.assert_close(ours, dense(q, k, v, window=7), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("learns", ["all of one tensor", "keys alone"])
+def test_a_first_derivative_that_keeps_its_graph_is_right(learns):
+    x = torch.randn(1, 2, 30, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    inputs = (x, x, x) if learns == "all of one tensor" else (x.detach(), x, x.detach())
+    ours, plain = windowed_attention(*inputs, window=7), dense(*inputs, window=7)
+    slopes = [torch.autograd.grad(y.pow(2).sum(), x, create_graph=True)[0] for y in (ours, plain)]
+    torch.testing.assert_close(*slopes, atol=1e-11, rtol=0)
+
+
 def test_a_second_derivative_is_refused_not_wrong():
     x = torch.randn(1, 1, 30, 4, dtype=torch.float64, requires_grad=True)
     y = x + windowed_attention(x, x, x, window=7)
