@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -34,39 +36,47 @@ class Product:
 
 
 def fast_step_products(model: ModelConfig, size: int, length: int, every: int = 1) -> list[Product]:
-    """What one fast step on `size` sequences of `length` tokens needs, forward and back to the thoughts."""
-    dim, hidden, layers = model.dim, model.hidden_width, model.layers
-    each, width = model.thoughts // layers, model.dim // model.heads
-    heads = size * model.heads
-    # Keys that a query sees, on average: the first ones have fewer before them.
-    window = round(sum(min(place + 1, model.window) for place in range(length)) / length)
-    rows, asked = size * length, size * -(-length // every)
-    products = [
-        Product("cross-attention: thoughts", 2 * 2 * layers, size * each, dim, dim),
-        # Layer 0 has its self-attention and the queries of its cross-attention before it.
-        Product("self-attention: keys and values", 2 * 2 * (layers - 1), rows, dim, dim),
-        Product("head", 1, asked, dim, model.vocab_size),
-        Product("head, back", 1, asked, model.vocab_size, dim),
-    ]
-    # Of the last layer nothing but its keys and values is needed where no token is scored.
-    for name, count, positions in (("", layers - 1, length), (", last layer", 1, asked // size)):
-        later, rows = (count if layers > 1 and name else count - 1), size * positions
-        products += [
-            Product(f"self-attention: queries, output{name}", 2 * 2 * later, rows, dim, dim),
-            Product(f"cross-attention: queries{name}", 2 * later, rows, dim, dim),
-            Product(f"cross-attention: output{name}", 2 * count, rows, dim, dim),
-            Product(f"feed-forward: in{name}", 2 * count, rows, dim, hidden),
-            Product(f"feed-forward: in, back{name}", 2 * count, rows, hidden, dim),
-            Product(f"feed-forward: out{name}", count, rows, hidden, dim),
-            Product(f"feed-forward: out, back{name}", count, rows, dim, hidden),
-            # Scores and mixtures forward; gradients of values, probabilities, queries and keys back. No gradient goes
-            # to the queries of layer 0's cross-attention.
-            Product(f"self-attention: scores{name}", 3 * later, positions, width, window, heads),
-            Product(f"self-attention: mixtures{name}", 3 * later, positions, window, width, heads),
-            Product(f"cross-attention: scores{name}", 3 * count - (count > later), positions, width, each, heads),
-            Product(f"cross-attention: mixtures{name}", 3 * count, positions, each, width, heads),
-        ]
-    return [product for product in products if product.flops > 0]
+    """What a round of `every` fast steps on `size` sequences of `length` tokens needs, forward and back to thoughts.
+
+    Each step of it scores one of `every` equal stretches.
+    """
+    counts: Counter[Product] = Counter()
+    for part in range(every):
+        for product in _step(model, size, part * length // every, (part + 1) * length // every):
+            if product.flops:
+                counts[replace(product, count=1)] += product.count
+    return [replace(product, count=count) for product, count in counts.items()]
+
+
+def _step(model: ModelConfig, size: int, first: int, last: int) -> Iterator[Product]:
+    """The products of a step that scores the tokens from `first` to before `last`."""
+    dim, hidden, layers, window = model.dim, model.hidden_width, model.layers, model.window
+    each, width, heads = model.thoughts // layers, model.dim // model.heads, size * model.heads
+    # A layer is needed at what the layers above it can see.
+    begins = [max(0, first - above * (window - 1)) for above in reversed(range(layers))]
+    yield Product("cross-attention: thoughts", 2 * 2 * layers, size * each, dim, dim)
+    for layer, begin in enumerate(begins):
+        # Layer 0 has its self-attention and the queries of its cross-attention before it, and no gradient goes there.
+        later, positions = int(layer > 0), last - begin
+        rows = size * positions
+        # Keys that a query sees, on average: the first ones have fewer before them.
+        seen = round(sum(min(place + 1, window) for place in range(begin, last)) / positions)
+        read = size * (last - begins[max(layer - 1, 0)])
+        yield Product("self-attention: keys and values", 2 * 2 * later, read, dim, dim)
+        yield Product("self-attention: queries, output", 2 * 2 * later, rows, dim, dim)
+        # Scores and mixtures forward; gradients of values, probabilities, queries and keys back.
+        yield Product("self-attention: scores", 3 * later, positions, width, seen, heads)
+        yield Product("self-attention: mixtures", 3 * later, positions, seen, width, heads)
+        yield Product("cross-attention: queries", 2 * later, rows, dim, dim)
+        yield Product("cross-attention: output", 2, rows, dim, dim)
+        yield Product("cross-attention: scores", 2 + later, positions, width, each, heads)
+        yield Product("cross-attention: mixtures", 3, positions, each, width, heads)
+        yield Product("feed-forward: in", 2, rows, dim, hidden)
+        yield Product("feed-forward: in, back", 2, rows, hidden, dim)
+        yield Product("feed-forward: out", 1, rows, hidden, dim)
+        yield Product("feed-forward: out, back", 1, rows, dim, hidden)
+    yield Product("head", 1, size * (last - first), dim, model.vocab_size)
+    yield Product("head, back", 1, size * (last - first), model.vocab_size, dim)
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ class Roofline:
 
 def measure(products: list[Product], dtype: torch.dtype = torch.float32, repeats: int = 5) -> Roofline:
     """Each product timed at its shape (the median of `repeats`), times how often it is needed."""
-    parts = {}
+    parts: Counter[str] = Counter()
     for product in products:
         left = torch.randn(product.batch, product.rows, product.inner).to(dtype)
         right = torch.randn(product.batch, product.inner, product.columns).to(dtype)
@@ -96,5 +106,5 @@ def measure(products: list[Product], dtype: torch.dtype = torch.float32, repeats
             began = time.perf_counter()
             torch.matmul(*pair, out=out)
             times.append(time.perf_counter() - began)
-        parts[product.name] = product.count * statistics.median(times)
+        parts[product.name] += product.count * statistics.median(times)
     return Roofline(sum(parts.values()), sum(product.flops for product in products), parts)

@@ -135,7 +135,7 @@ class FastConfig:
     patience: int = option(4, "fast steps over which the rise of a bound is taken", low=1, high=1 << 16, added=True)
     subsample: int = option(
         1,
-        "in training, a fast step scores one token drawn from so many in a row, scaled up; 1: all",
+        "in training, a fast step scores one of so many equal stretches of the tokens, scaled up; 1: all",
         low=1,
         high=1 << 16,
         added=True,

@@ -34,8 +34,7 @@ class Batch:
         mask: [B, T] bool, True where a target counts.
         ids: [B] int64, stable names of the sequences; a sequence's noise is keyed by its id. They stay on the CPU:
             who asks a GPU for them waits for all that it still has to do.
-        positions, weights: [B, P] int64 and float: only these targets count, each for so many of its like
-            (`inference.subsampled`); None: all of them, once.
+        stretch: only these targets count, each for `weight` of its like (`inference.subsampled`); None: all, once.
         context: [B, T, D] what the thoughts cannot touch (`Decoder.context`), computed once for many fast steps;
             None until `LatentThoughtModel.precompute` fills it in.
     """
@@ -44,8 +43,8 @@ class Batch:
     targets: Tensor | None
     mask: Tensor
     ids: Tensor
-    positions: Tensor | None = None
-    weights: Tensor | None = None
+    stretch: slice | None = None
+    weight: int = 1
     context: Tensor | None = None
 
     @classmethod
@@ -89,10 +88,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device; its ids stay."""
-        moved = {
+        moved: dict[str, Any] = {
             entry.name: value.to(device, non_blocking=True)
             for entry in dataclasses.fields(self)
-            if entry.name != "ids" and (value := getattr(self, entry.name)) is not None
+            if entry.name != "ids" and isinstance(value := getattr(self, entry.name), Tensor)
         }
         return dataclasses.replace(self, **moved)
 
@@ -102,19 +101,19 @@ class Batch:
 
     def beginning(self, length: int) -> Batch:
         """The first `length` tokens of each sequence: nothing of what comes after is in it, and all of them count."""
-        cut = {
+        cut: dict[str, Any] = {
             entry.name: value[:, :length]
             for entry in dataclasses.fields(self)
-            if entry.name not in ("ids", "positions", "weights") and (value := getattr(self, entry.name)) is not None
+            if entry.name != "ids" and isinstance(value := getattr(self, entry.name), Tensor)
         }
-        return dataclasses.replace(self, **cut, positions=None, weights=None)
+        return dataclasses.replace(self, **cut, stretch=None, weight=1)
 
     def select(self, rows: Tensor) -> Batch:
         """The sequences at `rows` (int64 [B'])."""
-        picked = {
+        picked: dict[str, Any] = {
             entry.name: value[rows.to(value.device)]
             for entry in dataclasses.fields(self)
-            if (value := getattr(self, entry.name)) is not None
+            if isinstance(value := getattr(self, entry.name), Tensor)
         }
         return dataclasses.replace(self, **picked)
 

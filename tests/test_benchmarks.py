@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -75,18 +76,28 @@ def test_tensor_gives_what_pyro_gives():
 def test_roofline_counts_the_products_of_a_fast_step():
     """By hand for two layers of width 4 with 6 hidden units, one head, 2 thoughts, 3 words, 5 tokens, window 2."""
     config = tiny_config(dim=4, layers=2, heads=1, thoughts=2, vocab_size=3, hidden=6, window=2)
-    flops = {product.name: product.flops for product in fast_step_products(config, 1, 5)}
-    both = {name: flops.get(name, 0) + flops.get(f"{name}, last layer", 0) for name in flops}
+    flops = flops_of(fast_step_products(config, 1, 5))
     token = 2 * 5  # multiply and add, for five tokens
     for name in ("keys and values", "queries, output"):  # forward and back, two matrices, one layer
-        assert sum(flops.get(f"self-attention: {name}{where}", 0) for where in ("", ", last layer")) == token * 64
-    assert both["cross-attention: output"] == token * 2 * 2 * 4 * 4
-    forward_and_back = sum(both[f"feed-forward: {name}"] for name in ("in", "in, back", "out", "out, back"))
+        assert flops[f"self-attention: {name}"] == token * 2 * 2 * 4 * 4
+    assert flops["cross-attention: output"] == token * 2 * 2 * 4 * 4
+    forward_and_back = sum(flops[f"feed-forward: {name}"] for name in ("in", "in, back", "out", "out, back"))
     assert forward_and_back == token * 2 * 2 * 3 * 4 * 6
     assert flops["head"] + flops["head, back"] == token * 2 * 4 * 3
-    fifth = {product.name: product.flops for product in fast_step_products(config, 1, 5, every=5)}
-    fewer = {name for name in flops if "last layer" in name or name in ("head", "head, back")}
-    assert all(fifth[name] == flops[name] / (5 if name in fewer else 1) for name in flops)
+    # Five steps of a token each: the last layer at that token, the first at the one before it, too (but for the first).
+    fifths = flops_of(fast_step_products(config, 1, 5, every=5))
+    for name in ("self-attention: queries, output", "cross-attention: queries", "head", "head, back"):
+        assert fifths[name] == flops[name]
+    assert fifths["self-attention: keys and values"] == flops["self-attention: keys and values"] * 9 / 5
+    for name in ("cross-attention: output", "feed-forward: in", "feed-forward: out, back"):
+        assert fifths[name] == flops[name] * (5 + 9) / (2 * 5)
+
+
+def flops_of(products):
+    flops = Counter()
+    for product in products:
+        flops[product.name] += product.flops
+    return flops
 
 
 def test_roofline_takes_time_for_products():

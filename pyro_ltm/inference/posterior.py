@@ -23,7 +23,7 @@ from pyro_ltm.inference.optimizers import Adam, FastOptimizer
 from pyro_ltm.inference.samplers import Sampler
 from pyro_ltm.inference.subsample import subsampled
 from pyro_ltm.inference.target import Target
-from pyro_ltm.noise import DrawFrom, Noise, draw, fold
+from pyro_ltm.noise import DrawFrom, Noise, draw
 from pyro_ltm.objectives import Objective, Terms
 from pyro_ltm.types import Batch, State, frozen
 
@@ -148,8 +148,8 @@ def fit_posterior(
         seed: of the noise, together with each sequence's id.
         tolerance: a sequence whose bound rose by fewer nats than this over `patience` fast steps (their mean against
             the mean of as many before) takes no more, and the batch goes on without it; 0: all take all steps.
-        subsample: each fast step scores one token drawn from so many in a row, scaled up without bias; the bounds in
-            the history are then estimates.
+        subsample: each fast step scores one of so many equal stretches of the tokens, scaled up without bias; the
+            bounds in the history are then estimates.
         start: local parameters to begin from, such as those of an earlier fit of the same sequences.
         keep_graph: the state keeps its graph, through all fast steps, back to the parameters of guide and model: for
             the slow step of an encoder (second order, with all the memory that it needs).
@@ -179,8 +179,7 @@ def fit_posterior(
             target = Target(model, batch)
             state, history = guide.run(target, state, optimizer=optimizer, noise=stream, steps=steps, watch=watch)
         else:
-            tokens = Noise(batch.ids, device=batch.device, seed=fold(seed, "tokens"), kind=noise)
-            loop = _Loop(model, batch, guide, objective, optimizer, stream, steps, keep_graph, subsample, tokens)
+            loop = _Loop(model, batch, guide, objective, optimizer, stream, steps, keep_graph, subsample, seed)
             state, history = loop.run(state, tolerance, patience, watch)
         state = guide.finish(state, Target(model, batch))
     return Posterior(guide, state, batch.ids, stream, history)
@@ -199,7 +198,7 @@ class _Loop:
     steps: int
     keep_graph: bool
     subsample: int
-    tokens: Noise
+    seed: int
 
     def run(self, state: State, tolerance: float, patience: int, watch: Watch | None) -> tuple[State, Tensor]:
         """The last state and the history."""
@@ -228,7 +227,9 @@ class _Loop:
     def _step(self, state: State, memory: State, step: int) -> tuple[Tensor, State, State]:
         """One fast step: the bounds before it, and state and memory after it."""
         leaves = {name: self._leaf(value) for name, value in state.items()}
-        batch = self.batch if self.subsample == 1 else subsampled(self.batch, self.subsample, self.tokens)
+        batch = self.batch
+        if self.subsample > 1:
+            batch = subsampled(batch, self.subsample, step=step, seed=self.seed)
         objective: Any = self.objective
         if isinstance(objective, Objective):
             objective = objective.within(step / self.steps)

@@ -1,30 +1,28 @@
-"""A sample of the tokens for one fast step: the head, more than half of a step's work, reads only those."""
+"""A stretch of the tokens for one fast step: the head reads only those, and each layer only what they can see."""
 
 from __future__ import annotations
 
 import dataclasses
+import random
 
-import torch
-
-from pyro_ltm.noise import Noise
+from pyro_ltm.noise import fold
 from pyro_ltm.types import Batch
 
 
-def subsampled(batch: Batch, every: int, noise: Noise) -> Batch:
-    """`batch` with one token drawn from each `every` in a row, each counting for `every`.
+def subsampled(batch: Batch, every: int, *, step: int, seed: int) -> Batch:
+    """`batch` with one of `every` equal stretches of its tokens, each token counting for `every`.
 
     So a plate of tokens would scale its subsample: the log-likelihood, and with it every bound that is linear in it,
-    has the right expectation and gradient. One from each stretch, and not so many from all, because neighbours are
-    alike: the estimate varies less. Each token has the same chance, the last stretch's too: where it is cut short, a
-    draw beyond the end counts nothing.
+    has the right expectation and gradient. Stretches come in a random order, and all of them before one comes again
+    (random reshuffling: the mean over `every` steps in a row has no error from the choice). A stretch, and not tokens
+    from all over, because what lies beyond its windows need not be computed at all: with short windows a step costs
+    1 / `every`, in every layer. All sequences share it; what one draws does not depend on the others.
 
     Args:
-        noise: of the sequences of `batch`; what a sequence draws does not depend on the others.
+        step: fast steps before this one.
     """
-    length = batch.length
-    stretches = -(-length // every)
-    uniform = torch.special.ndtr(noise.normal(torch.Size([batch.size, stretches]), event_dims=1))
-    within = (uniform * every).long().clamp(max=every - 1)
-    positions = torch.arange(stretches, device=within.device) * every + within
-    weights = every * (positions < length).to(uniform.dtype)
-    return dataclasses.replace(batch, positions=positions.clamp(max=length - 1), weights=weights)
+    parts = min(every, batch.length)
+    turn, place = divmod(step, parts)
+    chosen = random.Random(fold(seed, "tokens", turn)).sample(range(parts), parts)[place]
+    first, last = (index * batch.length // parts for index in (chosen, chosen + 1))
+    return dataclasses.replace(batch, stretch=slice(first, last), weight=parts)

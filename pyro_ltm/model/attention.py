@@ -38,19 +38,21 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 def windowed_attention(
     q: Tensor, k: Tensor, v: Tensor, window: int, block: int | None = None, recompute: bool = False
 ) -> Tensor:
-    """Causal attention in which each query sees the last `window` keys, itself included.
+    """Causal attention in which each query sees the last `window` keys, its own included.
 
     Cost and memory grow with T * window, not T * T: queries go in blocks, each against the keys that it can see.
 
     Shapes:
-        q, k, v, result: [B, H, T, d]. Half precision goes through the fused kernel on a CPU in single precision, in
-            which it is faster and exact.
+        k, v: [B, H, T, d]. q, result: [B, H, P, d], those of the last P tokens. Half precision goes through the fused
+            kernel on a CPU in single precision, in which it is faster and exact.
         block: queries in one block; None: what is fastest.
         recompute: in bands, keep `q`, `k` and `v` alone for the backward pass. Bands hold each key three times over;
             laying them out anew costs little beside the layer's products with weights.
     """
-    if q.shape[-2] <= window:
-        return attend(q, k, v, is_causal=True)
+    if k.shape[-2] <= window:
+        if q.shape[-2] == k.shape[-2]:
+            return attend(q, k, v, is_causal=True)
+        return attend(q, k, v, attn_mask=_lower_right(q, k))
     chooses = chooses_its_kernel()
     if chooses and _has_blocks(q):
         wide = [readable(x if x.dtype == torch.float64 else x.float()) for x in (q, k, v)]
@@ -81,7 +83,7 @@ class _InBlocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int, block: int) -> Tensor:
         out, sums = torch.empty_like(q), []
-        for rows, seen, mask in _blocks(q, window, block):
+        for rows, seen, mask in _blocks(q, k, window, block):
             part, log_sum = FUSED(q[:, :, rows], k[:, :, seen], v[:, :, seen], 0.0, False, attn_mask=mask)
             out[:, :, rows] = part
             sums.append(log_sum)
@@ -99,7 +101,7 @@ class _InBlocks(torch.autograd.Function):
             slopes = iter(torch.autograd.grad(whole, learning, grad, create_graph=True))
             return *(next(slopes) if x.requires_grad else None for x in (q, k, v)), None, None
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for (rows, seen, mask), log_sum in zip(_blocks(q, ctx.window, ctx.block), sums, strict=True):
+        for (rows, seen, mask), log_sum in zip(_blocks(q, k, ctx.window, ctx.block), sums, strict=True):
             inputs = (grad[:, :, rows], q[:, :, rows], k[:, :, seen], v[:, :, seen], out[:, :, rows])
             dq[:, :, rows], to_k, to_v = FUSED_BACKWARD(*inputs, log_sum, 0.0, False, attn_mask=mask)
             dk[:, :, seen] += to_k
@@ -107,42 +109,47 @@ class _InBlocks(torch.autograd.Function):
         return dq, dk, dv, None, None
 
 
-def _blocks(q: Tensor, window: int, block: int) -> Iterator[tuple[slice, slice, Tensor]]:
+def _blocks(q: Tensor, k: Tensor, window: int, block: int) -> Iterator[tuple[slice, slice, Tensor]]:
     """Each block's queries, the keys that they see, and 0 where a query sees a key, else minus infinity."""
-    length = q.shape[2]
+    length, before = q.shape[2], k.shape[2] - q.shape[2]
     query, key = torch.arange(block)[:, None], torch.arange(window - 1 + block)[None, :]
     mask = q.new_zeros(()).where((key >= query) & (key < query + window), -torch.inf)
     for first in range(0, length, block):
-        last, unseen = min(first + block, length), first - (window - 1)
-        seen = slice(max(unseen, 0), last)
+        last, unseen = min(first + block, length), before + first - (window - 1)
+        seen = slice(max(unseen, 0), before + last)
         yield slice(first, last), seen, mask[: last - first, seen.start - unseen : seen.stop - unseen]
 
 
 def _in_bands(q: Tensor, k: Tensor, v: Tensor, window: int, block: int) -> Tensor:
     """`windowed_attention` of more tokens than a window."""
-    length = q.shape[-2]
+    length, before = q.shape[-2], k.shape[-2] - q.shape[-2]
     blocks = -(-length // block)
     q = F.pad(q, (0, 0, 0, blocks * block - length)).unflatten(2, (blocks, block))
     # Block i holds queries [i * block, (i + 1) * block) and sees keys from window - 1 before its first query.
-    span = window - 1 + block
-    pad = (0, 0, window - 1, blocks * block - length)
+    span, padding = window - 1 + block, window - 1 - before
+    pad = (0, 0, padding, blocks * block - length)
     k_band = F.pad(k, pad).unfold(2, span, block).transpose(-1, -2)
     v_band = F.pad(v, pad).unfold(2, span, block).transpose(-1, -2)
-    mask = _band_mask(blocks, block, window, q.device)
+    mask = _band_mask(blocks, block, window, padding, q.device)
     # A batch of (B, H * blocks): one call, one mask of [blocks, block, span] repeated over the heads.
     heads = q.shape[1]
     out = attend(q.flatten(1, 2), k_band.flatten(1, 2), v_band.flatten(1, 2), attn_mask=mask.repeat(heads, 1, 1)[None])
     return out.unflatten(1, (heads, blocks)).flatten(2, 3)[:, :, :length]
 
 
-def _band_mask(blocks: int, block: int, window: int, device: torch.device) -> Tensor:
-    """Which keys of its span each query sees: bool [blocks, block, window - 1 + block]."""
+def _lower_right(q: Tensor, k: Tensor) -> Tensor:
+    """Which keys the last P of T tokens see in a window that holds all: bool [P, T]."""
+    last, length = q.shape[-2], k.shape[-2]
+    return torch.ones(last, length, dtype=torch.bool, device=q.device).tril(length - last)
+
+
+def _band_mask(blocks: int, block: int, window: int, padding: int, device: torch.device) -> Tensor:
+    """Which keys of its span each query sees, the first `padding` being none: [blocks, block, window - 1 + block]."""
     query = torch.arange(block, device=device)[:, None]
     key = torch.arange(window - 1 + block, device=device)[None, :]
     seen = (key >= query) & (key < query + window)
-    # The keys before the sequence are padding.
-    first = torch.arange(blocks, device=device)[:, None, None] * block - (window - 1)
-    return seen & (first + key >= 0)
+    first = torch.arange(blocks, device=device)[:, None, None] * block
+    return seen & (first + key >= padding)
 
 
 class Attention(nn.Module):
@@ -162,12 +169,17 @@ class Attention(nn.Module):
         self.wv = Linear(dim, dim)
         self.wo = Linear(dim, dim)
 
-    def queries_keys_values(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries and keys, and plain values, each [B, H, T, d], of the same `x` [B, T, D]."""
+    def queries_keys_values(self, x: Tensor, table: Tensor, seen: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and plain values, [B, H, T, d], of `x` [B, T, D]; no query of the first `seen`."""
         if self.joined is None:
-            return self.queries(x, table), *self.keys_values(x, table)
-        q, k, v = (self._split(part) for part in F.linear(x, self.joined).chunk(3, dim=-1))
-        return rotate(q, table), rotate(k, table), v
+            return self.queries(x[:, seen:], table[:, seen:]), *self.keys_values(x, table)
+        if seen:
+            alone, both = self.joined.tensor_split([x.shape[-1]])
+            parts = F.linear(x[:, seen:], alone), *F.linear(x, both).chunk(2, dim=-1)
+        else:
+            parts = F.linear(x, self.joined).chunk(3, dim=-1)
+        q, k, v = (self._split(part) for part in parts)
+        return rotate(q, table[:, seen:]), rotate(k, table), v
 
     def queries(self, x: Tensor, table: Tensor) -> Tensor:
         """Rotated queries [B, H, T, d] of `x` [B, T, D]."""

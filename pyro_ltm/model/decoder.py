@@ -8,6 +8,7 @@ Shapes: B sequences, T tokens, L layers, N thoughts in all (N/L per layer), D wi
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,30 +64,21 @@ class Layer(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.feed_forward = FeedForward(config.dim, config.hidden_width)
 
-    def self_attend(self, h: Tensor, table: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """`h` [B, T, D] after self-attention, and the keys and values [B, H, T, d] that a cache keeps."""
+    def self_attend(self, h: Tensor, table: Tensor, seen: int = 0) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """`h` [B, T, D] after self-attention, and the keys and values [B, H, T, d] that a cache keeps.
+
+        The first `seen` tokens are looked at and not computed any further: then `h` is [B, T - seen, D].
+        """
         x = self.attention_norm(h)
-        q, k, v = self.attention.queries_keys_values(x, table)
+        q, k, v = self.attention.queries_keys_values(x, table, seen)
         # Where weights learn, every layer keeps what its backward pass needs at once: the peak of a training step.
         heads = windowed_attention(q, k, v, self.window, recompute=self.attention.wq.weight.requires_grad)
-        return h + self.attention.output(heads), (k, v)
+        return h[:, seen:] + self.attention.output(heads), (k, v)
 
-    def forward(
-        self, h: Tensor, table: Tensor, thoughts: tuple[Tensor, Tensor] | None, positions: Tensor | None = None
-    ) -> Tensor:
-        """`h` [B, T, D] after all three; [B, P, D] where only `positions` [B, P] of it are asked for."""
-        h, _ = self.self_attend(h, table)
-        return self.think_at(positions, h, table, thoughts)
-
-    def think_at(
-        self, positions: Tensor | None, h: Tensor, table: Tensor, thoughts: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
-        """`think` at `positions` [B, P] alone; everywhere without."""
-        if positions is None:
-            return self.think(h, table, thoughts)
-        h = h.gather(1, positions[..., None].expand(-1, -1, h.shape[-1]))
-        # One angle for each sequence and position, the same for every head: [2, B, 1, P, d / 2].
-        return self.think(h, table[:, positions].unsqueeze(2), thoughts)
+    def forward(self, h: Tensor, table: Tensor, thoughts: tuple[Tensor, Tensor] | None, seen: int = 0) -> Tensor:
+        """`h` [B, T, D] after all three, without its first `seen` tokens: [B, T - seen, D]."""
+        h, _ = self.self_attend(h, table, seen)
+        return self.think(h, table[:, seen:], thoughts)
 
     def think(self, h: Tensor, table: Tensor, thoughts: tuple[Tensor, Tensor] | None) -> Tensor:
         """`h` [B, T, D] after cross-attention to the projected thoughts and the feed-forward layer."""
@@ -165,20 +157,27 @@ class Decoder(nn.Module):
             h, _ = self._stack[0].self_attend(self._embed(inputs), self.table[:, : inputs.shape[1]])
             return h
 
-    def forward(self, context: Tensor, thoughts: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(self, context: Tensor, thoughts: Tensor, stretch: slice | None = None) -> Tensor:
         """Hidden states [B, T, D] from the `context` [B, T, D] of the inputs and the `thoughts` [B, N, D].
 
-        Only those at `positions` [B, P], [B, P, D], where they are named: the last layer then works at no others.
+        Of a `stretch` of the tokens, [B, P, D], where one is named: each layer works at what those above it see.
         """
+        first, last = (0, context.shape[1]) if stretch is None else (stretch.start, stretch.stop)
+        # Where each layer begins: W - 1 tokens before the next one, which looks back so far.
+        begins = [max(0, first - above * (self._window - 1)) for above in reversed(range(len(self._stack)))]
         with self._autocast(context):
-            table = self.table[:, : context.shape[1]]
             projected = self.project(thoughts)
             run = self._run if self._recomputes else Layer.forward
-            asked = [*[None] * (len(self._stack) - 1), positions]
-            h = self._stack[0].think_at(asked[0], context, table, projected[0])
-            for layer, layer_thoughts, where in zip(self._stack[1:], projected[1:], asked[1:], strict=True):
-                h = run(layer, h, table, layer_thoughts, where)
+            h = self._stack[0].think(context[:, begins[0] : last], self.table[:, begins[0] : last], projected[0])
+            for layer, layer_thoughts, (read, begin) in zip(
+                self._stack[1:], projected[1:], itertools.pairwise(begins), strict=True
+            ):
+                h = run(layer, h, self.table[:, read:last], layer_thoughts, begin - read)
             return self.norm(h)
+
+    def stretch(self, context: Tensor, thoughts: Tensor, where: slice) -> Tensor:
+        """`forward` at the tokens `where` alone, [B, P, D]; never compiled, for each stretch would take a graph."""
+        return self.forward(context, thoughts, where)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D]; the head is the embedding, in full precision at the end."""

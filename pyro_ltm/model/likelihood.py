@@ -43,29 +43,26 @@ class TokenSequence(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Nats [..., B] of the tokens `value` [..., B, T], summed over the tokens that count.
 
-        Where the batch names `positions`, the last layer and the head work only there, and the sum is an estimate.
+        Where the batch names a stretch, the decoder works for it alone, and the sum is an estimate.
         """
-        batch = self.batch
-        if batch.positions is None or batch.weights is None:
-            return (self.token_log_probs(value) * batch.mask).sum(-1)
-        counts = batch.mask.gather(-1, batch.positions) * batch.weights
-        return (self._log_probs(value, batch.positions) * counts).sum(-1)
+        stretch = self.batch.stretch
+        if stretch is None:
+            return (self.token_log_probs(value) * self.batch.mask).sum(-1)
+        return (self._log_probs(value, stretch) * self.batch.mask[..., stretch]).sum(-1) * self.batch.weight
 
     def token_log_probs(self, value: Tensor) -> Tensor:
         """Nats of each token, [..., B, T], whether it counts or not."""
         return self._log_probs(value, None)
 
-    def _log_probs(self, value: Tensor, positions: Tensor | None) -> Tensor:
-        """Nats of the tokens at `positions` [B, P], [..., B, P]; of all without."""
+    def _log_probs(self, value: Tensor, stretch: slice | None) -> Tensor:
+        """Nats of the P tokens in `stretch`, [..., B, P]; of all without."""
         shape = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
         inputs = (_flat(self._context(value), shape, 2), _flat(self.thoughts, shape, 2))
-        targets = _flat(value, shape, 1)
-        if positions is None:
+        if stretch is None:
             hidden = self.decoder(*inputs)
         else:
-            positions = _flat(positions, shape, 1)
-            hidden, targets = self.decoder(*inputs, positions), targets.gather(1, positions)
-        log_probs = self.decoder.token_log_probs(hidden.flatten(0, -2), targets.flatten())
+            hidden, value = self.decoder.stretch(*inputs, stretch), value[..., stretch]
+        log_probs = self.decoder.token_log_probs(hidden.flatten(0, -2), _flat(value, shape, 1).flatten())
         return log_probs.view(*shape, -1)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+from collections import Counter
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -15,37 +16,57 @@ from pyro_ltm.inference import LBFGS, fit_posterior
 from pyro_ltm.inference.families import FAMILIES
 from pyro_ltm.inference.posterior import sequence_bounds
 from pyro_ltm.inference.subsample import subsampled
+from pyro_ltm.model import attention
+from pyro_ltm.model.decoder import Layer
 from pyro_ltm.noise import DrawFrom, Noise
 from pyro_ltm.objectives import IWAE, OBJECTIVES, AnalyticELBO
+from pyro_ltm.types import frozen
 
-LENGTH, EVERY = 5, 2  # stretches of 2, 2 and 1 tokens
+LENGTH, EVERY = 5, 2  # stretches of 2 and 3 tokens
 LINEAR = [name for name, kind in OBJECTIVES.items() if kind.is_linear]
 
 
 def every_sample(batch):
-    """The batch with each of the samples that can be drawn, all alike likely: in the cut stretch there may be none."""
-    for offsets in itertools.product(range(EVERY), repeat=3):
-        positions = torch.tensor([EVERY * stretch + offset for stretch, offset in enumerate(offsets)])
-        weights = EVERY * (positions < LENGTH).double()
-        whole = (positions.clamp(max=LENGTH - 1).expand(batch.size, -1), weights.expand(batch.size, -1))
-        yield dataclasses.replace(batch, positions=whole[0], weights=whole[1])
+    """The batch with each of the stretches that can be drawn, all alike likely."""
+    return [subsampled(batch, EVERY, step=step, seed=0) for step in range(EVERY)]
 
 
-def test_the_decoder_gives_the_same_at_named_positions():
-    """One layer, whose thoughts come first and last at once, and two; values and gradients, over a window."""
+@pytest.mark.parametrize("window", [1, 3, 7, 20])
+@pytest.mark.parametrize("layers", [1, 2, 4])
+@pytest.mark.parametrize("way", ["blocks", "bands", "held"])
+def test_the_decoder_gives_the_same_for_a_stretch(layers, window, way, monkeypatch):
+    """What no token of the stretch can see is left out, and nothing else; values and gradients."""
     torch.set_default_dtype(torch.float64)
-    for layers in (1, 2):
-        model = tiny_model(tiny_config(layers=layers, window=3)).double()
-        batch = model.precompute(tiny_batch(3, 11))
-        thoughts = torch.randn(3, 4, 16, requires_grad=True)
-        positions = torch.tensor([[0, 4, 10], [1, 1, 2], [9, 3, 0]])
-        index = positions[..., None].expand(-1, -1, 16)
-        weights = torch.randn(3, 3, 16)
-        whole = model.decoder(batch.context, thoughts).gather(1, index)
-        some = model.decoder(batch.context, thoughts, positions)
-        torch.testing.assert_close(some, whole)
-        slopes = [torch.autograd.grad((hidden * weights).sum(), thoughts)[0] for hidden in (whole, some)]
-        torch.testing.assert_close(*slopes)
+    monkeypatch.setattr(attention, "_has_blocks", lambda q: way != "bands")
+    model = tiny_model(tiny_config(layers=layers, window=window)).double()
+    batch = model.precompute(tiny_batch(3, 11))
+    thoughts = torch.randn(3, 4, 16, requires_grad=True)
+    with ExitStack() as stack:
+        if way == "held":
+            stack.enter_context(frozen(model))
+            stack.enter_context(model.held())
+        for first, last in ((0, 11), (0, 3), (3, 6), (8, 11), (5, 6)):
+            weights = torch.randn(3, last - first, 16)
+            whole = model.decoder(batch.context, thoughts)[:, first:last]
+            some = model.decoder.stretch(batch.context, thoughts, slice(first, last))
+            torch.testing.assert_close(some, whole)
+            slopes = [torch.autograd.grad((hidden * weights).sum(), thoughts)[0] for hidden in (whole, some)]
+            torch.testing.assert_close(*slopes)
+
+
+def test_each_layer_works_at_what_the_ones_above_it_see_and_at_no_more(monkeypatch):
+    rows = []
+    think = Layer.think
+
+    def counted(layer, h, *others):
+        rows.append(h.shape[1])
+        return think(layer, h, *others)
+
+    monkeypatch.setattr(Layer, "think", counted)
+    model = tiny_model(tiny_config(layers=4, window=3))
+    batch = model.precompute(tiny_batch(2, 12))
+    model.decoder.stretch(batch.context, torch.randn(2, 4, 16), slice(5, 8))
+    assert rows == [3 + 5, 3 + 4, 3 + 2, 3]  # two tokens more for each layer above; five are all before the stretch
 
 
 def guide_for(objective):
@@ -84,19 +105,27 @@ def test_it_would_not_be_for_a_bound_that_is_not_linear():
     assert mean_error(IWAE(particles=4)) > 0.1
 
 
-def test_each_token_has_the_same_chance_in_stretches_of_its_own():
-    batch = tiny_batch(2, LENGTH)
-    drawn = torch.zeros(LENGTH)
-    noise = Noise(batch.ids, seed=0)
-    draws = 2000
-    for _ in range(draws):
-        sample = subsampled(batch, EVERY, noise)
-        assert sample.positions.shape == (2, 3)
-        assert (sample.positions // EVERY == torch.tensor([0, 1, 2])).all()
-        for positions, weights in zip(sample.positions, sample.weights, strict=True):
-            drawn.index_add_(0, positions, weights / EVERY)
-    # A token's count is binomial with chance 1/2.
-    assert ((drawn - draws).abs() < 4 * (2 * draws * 0.25) ** 0.5).all(), drawn
+@pytest.mark.parametrize(("length", "every"), [(12, 4), (11, 4), (5, 2), (3, 8), (7, 1)])
+def test_stretches_part_the_tokens_and_each_comes_once_in_a_round(length, every):
+    batch = tiny_batch(2, length)
+    parts = min(every, length)
+    orders = set()
+    for turn in range(40):
+        samples = [subsampled(batch, every, step=turn * parts + place, seed=5) for place in range(parts)]
+        assert {sample.weight for sample in samples} == {parts}
+        read = [list(range(length))[sample.stretch] for sample in samples]
+        assert sorted(token for tokens in read for token in tokens) == list(range(length))
+        assert max(map(len, read)) - min(map(len, read)) <= 1
+        orders.add(tuple(tokens[0] for tokens in read))
+    assert len(orders) > 1 or parts == 1, "always the same order"
+
+
+def test_each_stretch_has_the_same_chance_at_each_step():
+    batch, draws = tiny_batch(2, 12), 2000
+    for step in (0, 2, 5):
+        drawn = Counter(subsampled(batch, 4, step=step, seed=seed).stretch.start for seed in range(draws))
+        # A stretch's count is binomial with chance 1/4.
+        assert all(abs(drawn[first] - draws / 4) < 4 * (draws * 3 / 16) ** 0.5 for first in (0, 3, 6, 9)), drawn
 
 
 def test_what_a_sequence_draws_does_not_depend_on_the_others():

@@ -15,8 +15,9 @@ from pyro_ltm.model.attention import rotary_table, rotate, windowed_attention
 
 
 def dense(q, k, v, window):
-    t = torch.arange(q.shape[-2])
-    sees = (t[None, :] <= t[:, None]) & (t[None, :] > t[:, None] - window)
+    key = torch.arange(k.shape[-2])
+    query = key[k.shape[-2] - q.shape[-2] :, None]
+    sees = (key <= query) & (key > query - window)
     scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~sees, float("-inf"))
     return scores.softmax(-1) @ v
 
@@ -35,14 +36,19 @@ def bands(monkeypatch):
     heads=st.integers(1, 3),
     recompute=st.booleans(),
     blocks=st.booleans(),
+    seen=st.integers(0, 39),
 )
-@settings(max_examples=60)
-@example(length=17, window=16, block=16, batch=2, heads=2, recompute=True, blocks=False)
-@example(length=40, window=1, block=1, batch=1, heads=1, recompute=False, blocks=True)
-@example(length=2, window=1, block=45, batch=1, heads=1, recompute=True, blocks=True)
-def test_agrees_with_a_dense_mask(length, window, block, batch, heads, recompute, blocks):
+@settings(max_examples=100)
+@example(length=17, window=16, block=16, batch=2, heads=2, recompute=True, blocks=False, seen=0)
+@example(length=40, window=1, block=1, batch=1, heads=1, recompute=False, blocks=True, seen=0)
+@example(length=2, window=1, block=45, batch=1, heads=1, recompute=True, blocks=True, seen=0)
+@example(length=40, window=5, block=8, batch=1, heads=1, recompute=True, blocks=False, seen=39)
+@example(length=40, window=5, block=8, batch=1, heads=1, recompute=False, blocks=True, seen=20)
+@example(length=9, window=9, block=4, batch=1, heads=2, recompute=False, blocks=True, seen=4)
+def test_agrees_with_a_dense_mask(length, window, block, batch, heads, recompute, blocks, seen):
     generator = torch.Generator().manual_seed(length * 1000 + window)
     q, k, v, weight = torch.randn(4, batch, heads, length, 4, generator=generator, dtype=torch.float64)
+    q, weight = q[:, :, min(seen, length - 1) :], weight[:, :, min(seen, length - 1) :]
     leaves = [x.requires_grad_() for x in (q, k, v)]
     with patch.object(attention, "_has_blocks", lambda q: blocks):
         ours = windowed_attention(q, k, v, window, block, recompute)
