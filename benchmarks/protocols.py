@@ -30,6 +30,20 @@ STARTED = [
 """An encoder that starts the fast loop."""
 NATURAL = ["--preset", "nano-long", "--set", "compile=true", "--set", "slow.eval_every=0"]
 """A fast loop along natural gradients: 16 steps come nearer to the posterior of a long text than Adam's."""
+STRETCHED = [
+    *(
+        "--preset",
+        "nano-long",
+        "--set",
+        "optimizer.name=adam",
+        "--set",
+        "optimizer.lr=0.3",
+        "--set",
+        "optimizer.eps=0.01",
+    ),
+    *("--set", "fast.steps=32", "--set", "fast.subsample=8", "--set", "slow.eval_every=0"),
+]
+"""Twice as many fast steps, each on an eighth of the text: a quarter of the cost, and no worse at equal slow steps."""
 TIGHT = ["--fast-steps", "64", "--set", "optimizer.lr=0.1", "--set", "optimizer.eps=1"]
 """A longer, calmer fast loop than in training."""
 CALM = ["--fast-steps", "64", "--set", "optimizer.lr=0.3"]
@@ -53,8 +67,8 @@ CORPORA: dict[str, dict[str, list[str]]] = {
         "evaluate": ["--data", "worlds:length=80,documents=50", "--particles", "128", "--stride", "128", *TIGHT],
     },
     "worlds-longer": {
-        "prepare": ["worlds:length=240,documents=6000", "--sequence-length", "1920"],
-        "train": [*NATURAL, "--set", "model.max_length=1920", "--steps", "3000"],
+        "prepare": ["worlds:length=240,documents=13000", "--sequence-length", "1920"],
+        "train": [*STRETCHED, "--set", "model.max_length=1920", "--steps", "5500"],
         "evaluate": [
             *("--data", "worlds:length=240,documents=50", "--particles", "512", "--ais", "16", "--stride", "384"),
             *CALM,
