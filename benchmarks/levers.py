@@ -48,6 +48,7 @@ ROWS: dict[str, list[str]] = {
     "compile": ["compile=true"],
     "bfloat16": ["dtype=bfloat16"],
     "natural": ["optimizer.name=natural"],
+    "natural, lr 0.7": ["optimizer.name=natural", "optimizer.lr=0.7"],
     "semi-amortized": ["guide.name=semi-amortized"],
     "16 fast steps, early stop": ["fast.steps=16", "fast.tolerance=0.5", "fast.patience=2"],
     "remembered starts": [],

@@ -31,7 +31,7 @@ def _forget_compiled_code():
     torch.compiler.reset()
 
 
-def step(model, batch, steps=3):
+def step(model, batch, steps=3, **options):
     """One training step; the decoder's gradients and the report."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     report = train_step(
@@ -44,6 +44,7 @@ def step(model, batch, steps=3):
         slow_optimizer=optimizer,
         clip=0.0,
         seed=0,
+        **options,
     )
     return report, {name: p.grad.clone() for name, p in model.named_parameters()}
 
@@ -81,6 +82,16 @@ def test_compiles_once_for_fast_and_once_for_slow_steps():
     with torch.no_grad():
         fit_posterior(model, tiny_batch(), guide=MeanField(4, 16), objective=AnalyticELBO(), steps=2)
     assert counter.frame_count == 2
+
+
+def test_steps_on_a_stretch_take_no_graph_of_their_own():
+    counter = CompileCounterWithBackend("aot_eager")
+    batch, plain, fast = tiny_batch(), tiny_model(), tiny_model()
+    fast.decoder.compile(backend=counter, fullgraph=True)
+    (report, grads), (compiled_report, compiled_grads) = (step(model, batch, subsample=3) for model in (plain, fast))
+    assert counter.frame_count == 1, "the decoder that learns"
+    torch.testing.assert_close(report.bound, compiled_report.bound, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(grads, compiled_grads, atol=1e-5, rtol=1e-4)
 
 
 def test_weights_keep_their_names():
