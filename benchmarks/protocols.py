@@ -59,8 +59,8 @@ CORPORA: dict[str, dict[str, list[str]]] = {
         "evaluate": ["--data", "worlds:length=80,documents=50", "--particles", "128", "--stride", "128", *TIGHT],
     },
     "worlds-longer": {
-        "prepare": ["worlds:length=240,documents=13000", "--sequence-length", "1920"],
-        "train": [*STRETCHED, "--set", "model.max_length=1920", "--steps", "5500"],
+        "prepare": ["worlds:length=240,documents=6000", "--sequence-length", "1920"],
+        "train": [*STRETCHED, "--set", "model.max_length=1920", "--steps", "3000"],
         "evaluate": [
             *("--data", "worlds:length=240,documents=50", "--particles", "512", "--ais", "16", "--stride", "384"),
             *CALM,

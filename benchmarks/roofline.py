@@ -41,6 +41,7 @@ def fast_step_products(model: ModelConfig, size: int, length: int, every: int = 
     Each step of it scores one of `every` equal stretches.
     """
     counts: Counter[Product] = Counter()
+    every = min(every, length)
     for part in range(every):
         for product in _step(model, size, part * length // every, (part + 1) * length // every):
             if product.flops:

@@ -35,14 +35,14 @@ def targets(found: Mapping[str, Any]) -> str:
         part = found["speed"]["found"]
         name, step, train = part["preset"], part["fast_step"], part["training_step"]
         faster, whole = step["faster_than_plain"], train["faster_than_plain"]
-        exact, quarter = "one fast step, {}", "one fast step, head on a quarter, {}"
+        exact, quarter = "one fast step, {}", "one fast step, a quarter of the tokens, {}"
         rated = [(exact.format(f"{name}, {step['dtype']}"), faster["ours"], 3.5)]
         rated += [(quarter.format(step["dtype"]), faster["quarter"], 6)]
         if step["dtype"] != "float32":  # plain's own precision
             rated += [(exact.format("float32"), faster["float32"], 3.5)]
             rated += [(quarter.format("float32"), faster["float32, quarter"], 6)]
         rated += [(f"training step, 16 fast steps, {step['dtype']}", whole["ours"], 3.5)]
-        rated += [(f"training step, head on a quarter, {step['dtype']}", whole["quarter"], 6)]
+        rated += [(f"training step, a quarter of the tokens, {step['dtype']}", whole["quarter"], 6)]
         for what, ratio, least in rated:
             row(what, "plain", f"{least}x", times(ratio), ratio["median"] >= least)
         writing = part["generation"]

@@ -24,7 +24,7 @@ State = dict[str, Tensor]
 """Local variational parameters: tensors with leading dimension B that live for one batch."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
     """B token sequences, each predicted from its first input and its thoughts.
 

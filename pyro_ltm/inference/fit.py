@@ -83,7 +83,7 @@ def _check_fixed_noise(guide: Guide, objective: ELBO, noise: str) -> None:
 def _check_subsample(
     guide: Guide, objective: ELBO, optimizer: FastOptimizer, noise: str, tolerance: float, subsample: int
 ) -> None:
-    """A sample of the tokens estimates without bias what is linear in their log-probabilities, and nothing else."""
+    """A stretch of the tokens is right on average for what is linear in their log-probabilities, and nothing else."""
     where = f"subsample = {subsample}"
     fitter = objective.for_guide() if isinstance(objective, Objective) else None
     if fitter is None or not fitter.is_linear:

@@ -148,8 +148,8 @@ def fit_posterior(
         seed: of the noise, together with each sequence's id.
         tolerance: a sequence whose bound rose by fewer nats than this over `patience` fast steps (their mean against
             the mean of as many before) takes no more, and the batch goes on without it; 0: all take all steps.
-        subsample: each fast step scores one of so many equal stretches of the tokens, scaled up without bias; the
-            bounds in the history are then estimates.
+        subsample: each fast step scores one of so many equal stretches of the tokens, scaled up (`subsampled`); the
+            bounds in the history are then estimates, and the stretches are those of the longest sequence.
         start: local parameters to begin from, such as those of an earlier fit of the same sequences.
         keep_graph: the state keeps its graph, through all fast steps, back to the parameters of guide and model: for
             the slow step of an encoder (second order, with all the memory that it needs).

@@ -1,4 +1,4 @@
-"""A stretch of the tokens for one fast step: the head reads only those, and each layer only what they can see."""
+"""A stretch of the tokens for one fast step: the head reads only that, and each layer only what it can see."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from pyro_ltm.types import Batch
 def subsampled(batch: Batch, every: int, *, step: int, seed: int) -> Batch:
     """`batch` with one of `every` equal stretches of its tokens, each token counting for `every`.
 
-    So a plate of tokens would scale its subsample: the log-likelihood, and with it every bound that is linear in it,
-    has the right expectation and gradient. Stretches come in a random order, and all of them before one comes again
-    (random reshuffling: the mean over `every` steps in a row has no error from the choice). A stretch, and not tokens
-    from all over, because what lies beyond its windows need not be computed at all: with short windows a step costs
-    1 / `every`, in every layer. All sequences share it; what one draws does not depend on the others.
+    So a plate of tokens would scale its subsample: at given parameters each stretch is as likely as any other, so that
+    the log-likelihood, every bound that is linear in it and their gradients are right on average.
+
+    Stretches come in a random order, and all of them before one comes again: a round of `every` steps has no error from
+    the choice. Within a round, what is still to come is what the fit has not seen yet, and a little steeper than the
+    whole; fits end better so than by independent draws.
+
+    A stretch, and not tokens from all over, because what lies beyond its windows need not be computed at all: with
+    short windows a step costs 1 / `every`, in every layer (but the first one's self-attention, where an encoder learns
+    through the fit). Sequences share it, so that in a batch of unlike lengths the stretches of one depend on the
+    longest.
 
     Args:
         step: fast steps before this one.

@@ -22,7 +22,7 @@ from pyro_ltm.training.trainer import slow_optimizer
 from pyro_ltm.types import Batch
 
 FAST = 4
-"""Fast steps timed together; each costs the same, so more of them say no more."""
+"""Fast steps timed together, at least; each costs the same, or each round of `fast.subsample` of them does."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def measure_speed(
 ) -> Speed:
     """Times the fast steps and the slow step of a training run as `config` has it, on `data` or on random tokens.
 
-    A step without fast steps is timed, and one with up to `FAST` of them: the difference is theirs, and counted as
-    often as the run takes them. Nothing is kept of the model.
+    A step without fast steps is timed, and one with `FAST` of them or a few more: the difference is theirs, and counted
+    as often as the run takes them. Nothing is kept of the model.
 
     Args:
         on_round: called with the rounds done.
@@ -102,7 +102,7 @@ def measure_speed(
     optimizer = slow_optimizer(parts, slow)
     objective = parts.objective.at(1.0)
     fast_steps = parts.fast.steps if parts.guide.takes_fast_steps else 0
-    counted = min(fast_steps, FAST)
+    counted = min(fast_steps, -(-FAST // parts.fast.subsample) * parts.fast.subsample)
     options = parts.fitting | {"tolerance": 0.0}  # sequences that stop early would make some steps cheaper than others
 
     def read(number: int) -> Batch:
@@ -115,7 +115,7 @@ def measure_speed(
             batch = data.batch([index % len(data) for index in range(first, first + slow.batch_size)])
         return batch.to(device)
 
-    def learn(batch: Batch, fast_steps: int) -> None:
+    def learn(batch: Batch, fast_steps: int, number: int = 0) -> None:
         train_step(
             parts.model,
             [batch],
@@ -125,7 +125,7 @@ def measure_speed(
             fast_steps=fast_steps,
             slow_optimizer=optimizer,
             clip=slow.clip,
-            seed=seed,
+            seed=fold(seed, number),
             **options,
         )
 
@@ -137,7 +137,7 @@ def measure_speed(
             seconds, batch = _timed(lambda number=number: read(number), device)  # type: ignore[misc]
             reading.append(seconds)
             without, with_steps = (
-                _timed(lambda batch=batch, steps=steps: learn(batch, steps), device)[0]  # type: ignore[misc]
+                _timed(lambda batch=batch, steps=steps, number=number: learn(batch, steps, number), device)[0]  # type: ignore[misc]
                 for steps in (0, counted)
             )
             slowly.append(without)

@@ -1,4 +1,4 @@
-"""A sample of the tokens: its bound and gradient have the right expectation, taken over every sample there is."""
+"""A stretch of the tokens: its bound and gradient have the right expectation, taken over every stretch there is."""
 
 from __future__ import annotations
 

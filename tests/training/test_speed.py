@@ -85,7 +85,7 @@ def seen(monkeypatch):
 def test_leaves_nothing_out_of_a_step_and_stops_none_early(seen):
     measure_speed(config(**{"slow.batch_size": 2, "fast.subsample": 3, "fast.noise": "antithetic"}), rounds=1)
     assert {(k["subsample"], k["noise"], k["tolerance"]) for k in seen} == {(3, "antithetic", 0.0)}
-    assert {k["fast_steps"] for k in seen} == {0, 2, module.FAST}
+    assert {k["fast_steps"] for k in seen} == {0, 2, 6}, "whole rounds of three stretches, of which some cost less"
 
 
 def test_an_encoder_takes_no_fast_steps(seen):
