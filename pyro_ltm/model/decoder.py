@@ -239,9 +239,8 @@ class Decoder(nn.Module):
         by), and all are in the compute dtype: converted once, not in every pass. The weights themselves stay as
         they are. May be entered again within; the last one out lets go.
         """
-        if (
-            self._compiled_call_impl is not None
-        ):  # compiled, it joins and converts as it goes; stretches, which are not, do without
+        # Compiled, it joins and converts as it goes; stretches, which are not compiled, do without.
+        if self._compiled_call_impl is not None:
             yield
             return
         self._holders += 1
