@@ -16,8 +16,8 @@ def subsampled(batch: Batch, every: int, *, step: int, seed: int) -> Batch:
     the log-likelihood, every bound that is linear in it and their gradients are right on average.
 
     Stretches come in a random order, and all of them before one comes again: a round of `every` steps has no error from
-    the choice at fixed parameters. Within a round, though, what is still to come is what the fit has not seen yet: given
-    the steps before it, a step of a round is not unbiased.
+    the choice at fixed parameters. Within a round, though, what is still to come is what the fit has not seen yet:
+    given the steps before it, a step of a round is not unbiased.
 
     A stretch, and not tokens from all over, because what lies beyond its windows need not be computed at all: with
     short windows a step costs 1 / `every`, in every layer (but the first one's self-attention, where an encoder learns

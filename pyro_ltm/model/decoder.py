@@ -239,7 +239,7 @@ class Decoder(nn.Module):
         by), and all are in the compute dtype: converted once, not in every pass. The weights themselves stay as
         they are. May be entered again within; the last one out lets go.
         """
-        # Compiled, it joins and converts as it goes; stretches, which are not compiled, do without.
+        # Compiled, it joins and converts as it goes; stretches, which are not, do without.
         if self._compiled_call_impl is not None:
             yield
             return
