@@ -164,6 +164,13 @@ class SlowConfig:
         "the slow step computes layers again instead of keeping what they did: less memory, more time",
         added=True,
     )
+    alone: float = option(
+        0.0,
+        "share of the slow steps, the first ones, in which the decoder learns alone, without thoughts",
+        low=0.0,
+        high=1.0,
+        added=True,
+    )
     eval_every: int = option(250, "slow steps between validations; 0: only at the end", low=0)
     eval_sequences: int = option(64, "validation sequences used while training", low=1)
     save_every: int = option(100, "slow steps between checkpoints", low=1)
@@ -171,9 +178,14 @@ class SlowConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "slow")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "alone"):
             if getattr(self, name) >= 1:
                 raise UserError(f"slow.{name} = {getattr(self, name)}: must be below 1")
+
+    @property
+    def alone_steps(self) -> int:
+        """Slow steps before the decoder is given thoughts; at least one is left."""
+        return min(round(self.alone * self.steps), self.steps - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,17 +410,26 @@ PRESETS: dict[str, Config] = {
             steps=300, batch_size=16, lr=1e-2, warmup=20, eval_every=100, eval_sequences=128, save_every=100
         ),
     ),
-    # Texts long enough, and a window short enough, that thoughts have something to say: docs/results.md.
+    # Texts long enough, and a window short enough, that thoughts have something to say: docs/results.md. The decoder
+    # learns to write first, and what thoughts are for then.
     "nano-long": Config(
         model=ModelConfig(
             dim=64, layers=2, heads=2, thoughts=4, max_length=2048, window=8, embedding_scale=8.0, init_std=0.06
         ),
         data=DataConfig(vocab_size=1024, sequence_length=2048),
         objective=Component(name="analytic-elbo", options={"warmup": 0.3}),
-        optimizer=Component(name="natural", options={"lr": 0.7}),
-        fast=FastConfig(steps=16),
+        optimizer=Component(name="adam", options={"lr": 0.3, "eps": 0.01}),
+        fast=FastConfig(steps=32, subsample=8),
         slow=SlowConfig(
-            steps=2000, batch_size=2, lr=1e-2, warmup=20, eval_every=500, eval_sequences=32, save_every=100
+            steps=2000,
+            batch_size=2,
+            lr=1e-2,
+            lr_final=0.0,
+            warmup=20,
+            alone=0.5,
+            eval_every=500,
+            eval_sequences=32,
+            save_every=100,
         ),
     ),
     "small": Config(model=ModelConfig(layers=3), data=PAPER_DATA, slow=PAPER_SLOW, dtype="auto"),

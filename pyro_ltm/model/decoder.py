@@ -115,6 +115,7 @@ class Decoder(nn.Module):
 
     Attributes:
         recompute: where weights learn, the backward pass computes each layer again instead of keeping what it did.
+        alone: it passes its thoughts by and writes as its twin does, which has none.
         head_weight: the head's weight laid out for many passes (`held`); None: it is not.
         head: computes the logits in place of the embedding's transpose (`packed`); None: the embedding itself.
     """
@@ -124,6 +125,7 @@ class Decoder(nn.Module):
         self.config = config
         self.compute_dtype = compute_dtype
         self.recompute = False
+        self.alone = False
         self.head: nn.Module | None = None
         self.head_weight: HeldWeight | None = None
         self._holders = 0
@@ -194,7 +196,7 @@ class Decoder(nn.Module):
 
     def project(self, thoughts: Tensor) -> list[tuple[Tensor, Tensor] | None]:
         """Keys and values [B, H, N/L, d] of each layer's thoughts; None for each layer without thoughts."""
-        if not self.config.thoughts:
+        if self.alone or not self.config.thoughts:
             return [None] * self.config.layers
         return [
             layer.cross_attention.keys_values(z, self.thought_table)

@@ -41,6 +41,17 @@ class LatentThoughtModel(nn.Module):
             tokens: Tensor = pyro.sample("tokens", TokenSequence(self.decoder, thoughts, batch), obs=batch.targets)
         return tokens
 
+    def log_prob_alone(self, batch: Batch) -> Tensor:
+        """Nats [B] of the batch's tokens, exact, where the decoder passes its thoughts by: what its twin would say."""
+        assert batch.targets is not None  # only known tokens have a probability
+        passed_by = self.prior.loc.expand(batch.size, -1, -1)
+        self.decoder.alone = True
+        try:
+            nats: Tensor = TokenSequence(self.decoder, passed_by, batch).log_prob(batch.targets)
+        finally:
+            self.decoder.alone = False
+        return nats
+
     def precompute(self, batch: Batch) -> Batch:
         """`batch` with what no thought can touch computed once, for programs that read it many times without learning.
 

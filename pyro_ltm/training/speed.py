@@ -32,6 +32,8 @@ class Speed:
     Attributes:
         sequences, tokens: in a micro-batch; tokens are the targets that count.
         fast_seconds: one fast step of a micro-batch. slow_seconds: the rest: its slow step.
+        alone_seconds: a slow step while the decoder learns alone; None where it never does.
+        steps: slow steps of the run. alone_steps: the first of them, in which the decoder learns alone.
         fast_steps: to each slow step. accumulate: micro-batches in a training step.
         data_seconds: reading and moving a micro-batch.
         peak_bytes: held at most in a training step beyond the weights; None where it cannot be counted.
@@ -46,13 +48,22 @@ class Speed:
     fast_steps: int
     accumulate: int
     rounds: int
+    steps: int
+    alone_steps: int
+    alone_seconds: float | None
     peak_bytes: int | None
     corpus_tokens: int | None = None
 
     @property
     def step_seconds(self) -> float:
-        """A whole training step: data, fast steps and slow step of every micro-batch."""
+        """A whole training step, thoughts and all: data, fast steps and slow step of every micro-batch."""
         return self.accumulate * (self.data_seconds + self.fast_steps * self.fast_seconds + self.slow_seconds)
+
+    @property
+    def run_seconds(self) -> float:
+        """All slow steps of the run, those in which the decoder learns alone at their own price."""
+        alone = self.accumulate * (self.data_seconds + self.alone_seconds) if self.alone_seconds is not None else 0.0
+        return self.alone_steps * alone + (self.steps - self.alone_steps) * self.step_seconds
 
     @property
     def tokens_per_second(self) -> float:
@@ -71,7 +82,7 @@ class Speed:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as plain values."""
-        names = ("step_seconds", "tokens_per_second", "fast_share", "epoch_seconds")
+        names = ("step_seconds", "run_seconds", "tokens_per_second", "fast_share", "epoch_seconds")
         return {**vars(self), **{name: getattr(self, name) for name in names}}
 
 
@@ -115,7 +126,7 @@ def measure_speed(
             batch = data.batch([index % len(data) for index in range(first, first + slow.batch_size)])
         return batch.to(device)
 
-    def learn(batch: Batch, fast_steps: int, number: int = 0) -> None:
+    def learn(batch: Batch, fast_steps: int, number: int = 0, alone: bool = False) -> None:
         train_step(
             parts.model,
             [batch],
@@ -126,11 +137,13 @@ def measure_speed(
             slow_optimizer=optimizer,
             clip=slow.clip,
             seed=fold(seed, number),
+            alone=alone,
             **options,
         )
 
     batch = read(0)
-    reading, fast, slowly, tokens = [], [], [], []
+    alone_steps = slow.alone_steps if parts.model.config.thoughts else 0
+    reading, fast, slowly, alone, tokens = [], [], [], [], []
     with pyro.validation_enabled(False):  # as in training
         learn(batch, counted)  # what is done once, such as compiling, is not a step's cost
         for number in range(rounds):
@@ -142,6 +155,8 @@ def measure_speed(
             )
             slowly.append(without)
             fast.append(max(with_steps - without, 0.0) / max(counted, 1))
+            if alone_steps:
+                alone.append(_timed(lambda batch=batch, number=number: learn(batch, 0, number, alone=True), device)[0])  # type: ignore[misc]
             tokens.append(int(batch.tokens()))
             on_round(number + 1)
         optimizer.zero_grad(set_to_none=True)  # what the profiler has not seen made, it cannot see freed
@@ -156,6 +171,9 @@ def measure_speed(
         fast_steps=fast_steps,
         accumulate=slow.accumulate,
         rounds=rounds,
+        steps=slow.steps,
+        alone_steps=alone_steps,
+        alone_seconds=statistics.median(alone) if alone else None,
         peak_bytes=peak,
         corpus_tokens=None if data is None else data.tokens,
     )

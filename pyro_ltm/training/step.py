@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import FastOptimizer, Posterior, fit_posterior, guide_loss
+from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import DrawFrom
 from pyro_ltm.objectives import Objective, Terms
 from pyro_ltm.types import Batch, frozen
@@ -35,7 +36,7 @@ class StepReport:
 
 
 def train_step(
-    model: nn.Module,
+    model: LatentThoughtModel,
     batches: Sequence[Batch],
     *,
     guide: Guide,
@@ -45,9 +46,12 @@ def train_step(
     slow_optimizer: torch.optim.Optimizer,
     clip: float,
     seed: int,
+    alone: bool = False,
     **fitting: Any,
 ) -> StepReport:
     """Fast steps on each sequence's posterior, then one slow step of the decoder over all micro-batches.
+
+    Where the decoder learns `alone`, it learns as its twin does: there is nothing to fit, and its loss is exact.
 
     The loss is a sum over tokens divided by the tokens of all micro-batches together, so that accumulation changes
     nothing. A gradient that is not finite is thrown away. `fitting` is more for `fit_posterior`, such as its `noise`.
@@ -57,6 +61,11 @@ def train_step(
     tokens = torch.stack([batch.tokens() for batch in batches]).sum()
     slow_optimizer.zero_grad(set_to_none=True)
     for batch in batches:
+        if alone:
+            loss = -model.log_prob_alone(batch).sum()
+            (loss / tokens).backward()
+            distortion += loss.detach()
+            continue
         # Fast: q(z) of each sequence, the decoder held still.
         posterior = fit_posterior(
             model,

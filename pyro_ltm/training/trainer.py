@@ -188,7 +188,10 @@ class Trainer:
             group["lr"] = lr
         batches = self._batches()
         self._last = batches[-1]
-        objective = parts.objective.at(counters.step / self.slow.steps)
+        # Without thoughts there are none to pass by: the twin takes all its steps as it takes the others.
+        first = self.slow.alone_steps if self.run.config.model.thoughts else 0
+        alone = counters.step < first
+        objective = parts.objective.at(max(0, counters.step - first) / (self.slow.steps - first))
         parts.model.train()
         report = train_step(
             parts.model,
@@ -201,6 +204,7 @@ class Trainer:
             slow_optimizer=self.optimizer,
             clip=self.slow.clip,
             seed=fold(self.run.config.seed, "train", counters.step),
+            alone=alone,
         )
         counters.step += 1
         self._count(report, batches)
@@ -229,7 +233,7 @@ class Trainer:
                 float(report.bound),
                 float(report.distortion),
                 float(report.rate),
-                figure=self._shown(figure),
+                figure="exact" if alone else self._shown(figure),
             )
         )
 

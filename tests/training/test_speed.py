@@ -58,6 +58,9 @@ def test_sums():
         fast_steps=4,
         accumulate=5,
         rounds=1,
+        steps=10,
+        alone_steps=4,
+        alone_seconds=1.0,
         peak_bytes=None,
         corpus_tokens=10_000,
     )
@@ -66,6 +69,21 @@ def test_sums():
     assert found.fast_share == 0.5
     assert found.epoch_seconds == 400.0
     assert found.to_dict()["epoch_seconds"] == 400.0
+    assert found.run_seconds == 6 * 20.0 + 4 * 5 * 1.5
+
+
+def test_steps_in_which_the_decoder_learns_alone_are_timed_by_themselves(monkeypatch):
+    monkeypatch.setattr(
+        module,
+        "train_step",
+        lambda *_, fast_steps, alone, **__: time.sleep(FAST if alone else fast_steps * FAST + SLOW),
+    )
+    found = measure_speed(config(**{"fast.steps": 4, "slow.steps": 10, "slow.alone": 0.3}), rounds=1)
+    assert (found.steps, found.alone_steps) == (10, 3)
+    assert found.alone_seconds >= FAST
+    assert found.run_seconds == 3 * (found.data_seconds + found.alone_seconds) + 7 * found.step_seconds
+    twin = measure_speed(config(**{"model.thoughts": 0, "slow.alone": 0.3}), rounds=1)
+    assert (twin.alone_steps, twin.alone_seconds) == (0, None)
 
 
 def test_the_twin_takes_no_fast_steps():

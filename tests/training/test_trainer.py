@@ -132,7 +132,9 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine():
     assert learning_rate(110, slow) == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("settings", [[], ["slow.accumulate=2"], ["dtype=bfloat16"], ["model.thoughts=0"]])
+@pytest.mark.parametrize(
+    "settings", [[], ["slow.accumulate=2"], ["dtype=bfloat16"], ["model.thoughts=0"], ["slow.alone=0.5"]]
+)
 @pytest.mark.parametrize("at", [1, 3, 6])
 def test_stopped_and_resumed_ends_with_the_same_weights(tokens, tmp_path, settings, at):
     config = configure(*settings)
@@ -248,3 +250,33 @@ def test_training_learns_what_counting_cannot(tokens, tmp_path):
     unigram = next(row["unigram_nats_per_token"] for row in rows if row["kind"] == "start")
     first, last = (row["nats_per_token"] for row in rows if row["kind"] == "validation")
     assert last < unigram < first
+
+
+def test_a_decoder_that_learns_alone_learns_what_its_twin_learns(tokens, tmp_path):
+    data = TokenDataset(tokens)
+    run = {}
+    for name, settings in {"ltm": ["slow.alone=0.5"], "twin": ["model.thoughts=0"]}.items():
+        config = configure(*settings, "model.vocab_size=280", "slow.eval_every=0")
+        parts = Parts.build(config)
+        run[name] = ltm.Run.create(tmp_path / name, config, parts, data.tokenizer)
+    ours, theirs = (run[name].parts.model for name in ("ltm", "twin"))
+    theirs.decoder.load_state_dict(ours.decoder.state_dict(), strict=False)
+    crossing = {name: value.clone() for name, value in ours.decoder.state_dict().items() if "cross_attention" in name}
+    trainers = [Trainer(run[name], data, None) for name in ("ltm", "twin")]
+    for step in range(3):
+        for trainer in trainers:
+            trainer._step()
+        rows = [trainer.metrics.path.read_text().splitlines()[-1] for trainer in trainers]
+        assert json.loads(rows[0])["bound_nats_per_token"] == json.loads(rows[1])["bound_nats_per_token"], step
+    state = ours.decoder.state_dict()
+    for name, value in theirs.decoder.state_dict().items():
+        assert torch.equal(state[name], value), name
+    assert all(torch.equal(state[name], value) for name, value in crossing.items())
+    # Then it is given thoughts: what reads them learns, and the KL's warm-up begins.
+    trainers[0]._step()
+    row = json.loads(trainers[0].metrics.path.read_text().splitlines()[-1])
+    assert row["kl_nats_per_sequence"] > 0
+    assert row["beta"] == 0
+    for trainer in trainers:
+        trainer.metrics.close()
+    assert not any(torch.equal(ours.decoder.state_dict()[name], value) for name, value in crossing.items())
