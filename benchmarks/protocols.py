@@ -30,6 +30,11 @@ STARTED = [
 """An encoder that starts the fast loop."""
 DECODER_FIRST = ["--preset", "nano-long", "--set", "slow.eval_every=0"]
 """The decoder first, then its thoughts."""
+NATURAL = [
+    *(*DECODER_FIRST, "--set", "slow.alone=0", "--set", "slow.lr_final=0.1", "--set", "optimizer.name=natural"),
+    *("--set", "optimizer.lr=0.7", "--set", "fast.steps=16", "--set", "fast.subsample=1", "--set", "compile=true"),
+]
+"""Thoughts from the first slow step on; fast steps along natural gradients, each on the whole text."""
 TIGHT = ["--fast-steps", "64", "--set", "optimizer.lr=0.1", "--set", "optimizer.eps=1"]
 """A longer, calmer fast loop than in training."""
 CALM = ["--fast-steps", "64", "--set", "optimizer.name=natural", "--set", "optimizer.lr=0.3"]
@@ -54,7 +59,7 @@ CORPORA: dict[str, dict[str, list[str]]] = {
     },
     "worlds-longer": {
         "prepare": ["worlds:length=240,documents=6000", "--sequence-length", "1920"],
-        "train": [*DECODER_FIRST, "--set", "model.max_length=1920", "--steps", "3000"],
+        "train": [*DECODER_FIRST, "--set", "slow.alone=0", "--set", "model.max_length=1920", "--steps", "5000"],
         "evaluate": [
             *("--data", "worlds:length=240,documents=50", "--particles", "512", "--ais", "16", "--stride", "384"),
             *CALM,
@@ -70,7 +75,7 @@ CORPORA: dict[str, dict[str, list[str]]] = {
     },
     "tinyshakespeare-longer": {
         "prepare": ["{data}/tinyshakespeare/input.txt", "--vocab-size", "1024", "--sequence-length", "2048"],
-        "train": [*DECODER_FIRST, "--steps", "2000"],
+        "train": [*NATURAL, "--steps", "2000"],
         "evaluate": ["--sequences", "100", "--particles", "64", "--stride", "512", *CALM],
     },
     "tinyshakespeare-long": {
