@@ -16,12 +16,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import growth, table
 from benchmarks.interleave import interleaved, ratio, summary
 from benchmarks.plain import FastLoop, Plain, nelbo, plain_generate, plain_train_step
+from benchmarks.protocols import CORPORA
 from benchmarks.roofline import Product, fast_step_products, measure
 from benchmarks.speed import plain_shape
 from benchmarks.tensor import tensor_fit
-from pyro_ltm.config import preset
+from cli.evaluate import command as evaluate
+from cli.train import command as train
+from pyro_ltm.config import apply_settings, preset
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import fit_posterior
+from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import DrawFrom, Noise
 from pyro_ltm.objectives import AnalyticELBO
 
@@ -160,6 +164,18 @@ def test_nothing_is_quadratic_in_the_length():
         counts.append(counter.total)
     first, second = counts[1] - counts[0], counts[2] - counts[1]
     assert math.isclose(second, 2 * first, rel_tol=0.02)
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_the_plans_of_the_protocols_are_runs_that_can_be_made(corpus):
+    plan = CORPORA[corpus]
+    options = train.make_context("train", ["--out", "run", *plan["train"]]).params
+    config = apply_settings(preset(options["preset"]), [*options["settings"], "model.vocab_size=1024", "compile=false"])
+    Parts.check(config)
+    judge = evaluate.make_context("evaluate", ["run", *plan["evaluate"]]).params
+    loop = [one for one in judge["settings"] if one.partition(".")[0] in ("optimizer", "fast")]
+    assert list(judge["settings"]) == loop
+    Parts.check(apply_settings(config, loop))
 
 
 @pytest.mark.parametrize("name", table.MARKED)
