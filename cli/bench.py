@@ -93,14 +93,17 @@ def _report(speed: Speed, config: Config, preset: str, data: Path | None, device
         rows.append(["peak memory beyond the weights", f"{speed.peak_bytes / 2**20:,.0f} MiB"])
     if speed.epoch_seconds is not None:
         rows.append([f"an epoch of {data} ({speed.corpus_tokens:,} tokens)", duration(speed.epoch_seconds)])
-    if speed.alone_seconds is not None:
-        rows.append(["a slow step while the decoder learns alone", duration(speed.alone_seconds)])
+    if speed.alone_steps:
+        rows.append(["a training step while the decoder learns alone", duration(speed.alone_step_seconds)])
     rows.append([f"the run's {speed.steps:,} steps", duration(speed.run_seconds)])
     title = f"{preset} on {where}, {config.dtype}"
     show_table(title, ["", ""], rows)
     pieces = f"{speed.accumulate} micro-batches of " if speed.accumulate > 1 else ""
     if speed.alone_steps:
-        say(f"In the first {speed.alone_steps:,} of the run's steps the decoder learns alone, without fast steps.")
+        say(
+            f"In the first {speed.alone_steps:,} of the run's steps the decoder learns alone, without fast steps; "
+            "tokens a second and an epoch are those of the others."
+        )
     say(
         f"A training step: {pieces}{speed.sequences} sequences of at most {length} tokens, {speed.fast_steps} fast "
         f"steps and a slow one. Medians of {speed.rounds}; each fast step costs the same and a few were timed."

@@ -75,7 +75,8 @@ class LineReporter:
             note(validation_line(progress))
             return
         first = self._started is None
-        self._started = self._started or (time.monotonic(), progress.step)
+        if first or progress.step == progress.alone_steps + 1:  # from there on each step takes longer
+            self._started = (time.monotonic(), progress.step)
         if self._due(first or progress.step == progress.steps):
             note(f"step {progress.step}/{progress.steps}  {figures(progress)}{self._left(progress)}")
 
@@ -97,14 +98,16 @@ class LineReporter:
         return True
 
     def _left(self, progress: Progress) -> str:
-        """Time left at the pace since the first step seen, validations included."""
+        """Time left at the pace since the first step seen of this kind, validations included."""
         assert self._started is not None
         started, first = self._started
-        done = progress.step - first
-        if not done or progress.step == progress.steps:
+        done, alone = progress.step - first, progress.step <= progress.alone_steps
+        last = progress.alone_steps if alone else progress.steps
+        if not done or progress.step == last:
             return ""
-        seconds = int((time.monotonic() - started) / done * (progress.steps - progress.step))
-        return f"  {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
+        seconds = int((time.monotonic() - started) / done * (last - progress.step))
+        until = "until it is given thoughts" if alone else "left"
+        return f"  {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} {until}"
 
 
 class BarReporter:
@@ -146,7 +149,9 @@ class BarReporter:
             self._bars.console.print(validation_line(progress), soft_wrap=True)
         else:
             done = f"{progress.step}/{progress.steps}"
-            self._show("train", progress.steps, progress.step, f"{done}  {figures(progress, short=True)}")
+            alone = progress.step <= progress.alone_steps
+            what, last = ("decoder alone", progress.alone_steps) if alone else ("train", progress.steps)
+            self._show(what, last, progress.step, f"{done}  {figures(progress, short=True)}")
 
     def counting(self, what: str, total: int | None, unit: str = "sequences") -> Callable[[int, float], None]:
         """The bar."""

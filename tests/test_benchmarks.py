@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.tiny import tiny_batch, tiny_config, tiny_model
+from pyro_ltm_cli.evaluate import command as evaluate
+from pyro_ltm_cli.train import command as train
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import growth, table
@@ -20,8 +22,6 @@ from benchmarks.protocols import CORPORA
 from benchmarks.roofline import Product, fast_step_products, measure
 from benchmarks.speed import plain_shape
 from benchmarks.tensor import tensor_fit
-from cli.evaluate import command as evaluate
-from cli.train import command as train
 from pyro_ltm.config import apply_settings, preset
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import fit_posterior

@@ -16,7 +16,8 @@ def test_settings_that_came_later_may_be_missing(tmp_path):
     for key in ("tolerance", "patience", "subsample"):
         del document["fast"][key]
     del document["compile"]
-    del document["slow"]["recompute"]
+    for key in ("recompute", "alone"):
+        del document["slow"][key]
     path = tmp_path / "config.toml"
     path.write_text(tomlkit.dumps(document), encoding="utf-8")
     assert load_toml(path, whole=True) == preset("nano")

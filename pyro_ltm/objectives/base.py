@@ -75,7 +75,8 @@ class Objective(ELBO):
     Args:
         particles: draws K of the thoughts for each sequence.
         beta: weight of the KL term; at 1 the objective bounds the evidence.
-        warmup: share of training over which `at` raises the weight from 0 to `beta` (arXiv:1511.06349).
+        warmup: share of training, from the first step with thoughts, over
+            which `at` raises the weight from 0 to `beta` (arXiv:1511.06349).
 
     Attributes:
         card: what `pyro-ltm objectives` says of it.
@@ -141,7 +142,7 @@ class Objective(ELBO):
         return {}
 
     def at(self, progress: float) -> Objective:
-        """This objective as it stands when the share `progress` (0 to 1) of training is done: its annealed form."""
+        """This objective when the share `progress` (0 to 1) of training with thoughts is done: its annealed form."""
         annealed = copy.copy(self)
         annealed.warmup = 0.0
         if progress < self.warmup:

@@ -32,7 +32,7 @@ class Speed:
     Attributes:
         sequences, tokens: in a micro-batch; tokens are the targets that count.
         fast_seconds: one fast step of a micro-batch. slow_seconds: the rest: its slow step.
-        alone_seconds: a slow step while the decoder learns alone; None where it never does.
+        alone_seconds: the slow step of a micro-batch while the decoder learns alone; None where it never does.
         steps: slow steps of the run. alone_steps: the first of them, in which the decoder learns alone.
         fast_steps: to each slow step. accumulate: micro-batches in a training step.
         data_seconds: reading and moving a micro-batch.
@@ -62,8 +62,12 @@ class Speed:
     @property
     def run_seconds(self) -> float:
         """All slow steps of the run, those in which the decoder learns alone at their own price."""
-        alone = self.accumulate * (self.data_seconds + self.alone_seconds) if self.alone_seconds is not None else 0.0
-        return self.alone_steps * alone + (self.steps - self.alone_steps) * self.step_seconds
+        return self.alone_steps * self.alone_step_seconds + (self.steps - self.alone_steps) * self.step_seconds
+
+    @property
+    def alone_step_seconds(self) -> float:
+        """A whole training step while the decoder learns alone; 0 where it never does."""
+        return 0.0 if self.alone_seconds is None else self.accumulate * (self.data_seconds + self.alone_seconds)
 
     @property
     def tokens_per_second(self) -> float:
@@ -146,6 +150,8 @@ def measure_speed(
     reading, fast, slowly, alone, tokens = [], [], [], [], []
     with pyro.validation_enabled(False):  # as in training
         learn(batch, counted)  # what is done once, such as compiling, is not a step's cost
+        if alone_steps:
+            learn(batch, 0, alone=True)
         for number in range(rounds):
             seconds, batch = _timed(lambda number=number: read(number), device)  # type: ignore[misc]
             reading.append(seconds)

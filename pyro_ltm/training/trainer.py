@@ -40,7 +40,8 @@ class Progress:
 
     `figure`: what `bound` is: "bound"; "own_noise", when the fit has seen the draw that it was taken on (the
     reference's fixed noise); "joint", -log p(x, z), when the guide is a point or draws; "exact", without thoughts. Only
-    the first and the last are bounds.
+    the first and the last are bounds. `alone_steps`: of the slow steps, the first, in which the decoder learns alone:
+    they go faster than the others.
     """
 
     step: int
@@ -51,6 +52,7 @@ class Progress:
     rate: float
     validation: Bound | None = None
     figure: str = "bound"
+    alone_steps: int = 0
 
 
 @dataclass
@@ -211,15 +213,17 @@ class Trainer:
         seconds = time.perf_counter() - started
         counters.seconds += seconds
         figure = "joint" if not parts.guide.has_density else "own_noise" if parts.fast.noise == "fixed" else "bound"
+        if alone:
+            figure = "bound"  # exact
         row = {
             "step": counters.step,
             "tokens": counters.tokens,
             "seconds": round(counters.seconds, 3),
             "lr": lr,
-            "beta": objective.beta,
+            "beta": None if alone else objective.beta,
             f"{figure}_nats_per_token": float(report.bound),
             "distortion_nats_per_token": float(report.distortion),
-            "kl_nats_per_sequence": float(report.rate) if parts.guide.has_density else None,
+            "kl_nats_per_sequence": float(report.rate) if parts.guide.has_density and not alone else None,
             "grad_norm": float(report.grad_norm),
             "skipped": counters.skipped,
         }
@@ -234,6 +238,7 @@ class Trainer:
                 float(report.distortion),
                 float(report.rate),
                 figure="exact" if alone else self._shown(figure),
+                alone_steps=first,
             )
         )
 

@@ -46,6 +46,18 @@ def test_lines_come_now_and_then(clock, capsys):
     )
 
 
+def test_time_left_is_of_one_pace(clock, capsys):
+    """Without thoughts a step takes a second, with them five; of a pace to come nothing is known."""
+    lines = module.LineReporter(seconds=0)
+    for number in range(1, 11):
+        clock["time"] += 1 if number <= 4 else 5
+        lines.training(step(number, alone_steps=4, figure="exact" if number <= 4 else "bound"))
+    left = [line.rpartition("  ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert left[1:3] == ["0:00:02 until it is given thoughts", "0:00:01 until it is given thoughts"]
+    assert left[5:9] == [f"0:00:{seconds:02} left" for seconds in (20, 15, 10, 5)]
+    assert not any(left[number].endswith(("left", "thoughts")) for number in (0, 3, 4, 9))
+
+
 def test_every_validation_has_its_line(clock, capsys):
     lines = module.LineReporter()
     nan = math.nan
