@@ -59,7 +59,7 @@ CORPORA: dict[str, dict[str, list[str]]] = {
     },
     "worlds-longer": {
         "prepare": ["worlds:length=240,documents=6000", "--sequence-length", "1920"],
-        "train": [*DECODER_FIRST, "--set", "slow.alone=0", "--set", "model.max_length=1920", "--steps", "5000"],
+        "train": [*NATURAL, "--set", "model.max_length=1920", "--steps", "3000"],
         "evaluate": [
             *("--data", "worlds:length=240,documents=50", "--particles", "512", "--ais", "16", "--stride", "384"),
             *CALM,
