@@ -73,6 +73,14 @@ CORPORA: dict[str, dict[str, list[str]]] = {
             *("--stride", "512", *CALM),
         ],
     },
+    "wikitext-2-longer-natural": {
+        "prepare": [*WIKITEXT, "--vocab-size", "1024", "--sequence-length", "2048"],
+        "train": [*NATURAL, "--steps", "2000"],
+        "evaluate": [
+            *("--data", "{data}/wikitext-2/wiki.test.tokens", "--sequences", "100", "--particles", "64"),
+            *("--stride", "512", *CALM),
+        ],
+    },
     "tinyshakespeare-longer": {
         "prepare": ["{data}/tinyshakespeare/input.txt", "--vocab-size", "1024", "--sequence-length", "2048"],
         "train": [*NATURAL, "--steps", "2000"],
