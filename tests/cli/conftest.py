@@ -31,7 +31,6 @@ TINY = {
     "slow.eval_sequences": 8,
     "optimizer.lr": 0.3,
 }
-PROGRAM = [sys.executable, "-W", "error", "-m", "pyro_ltm_cli.main"]
 
 Result = click.testing.Result
 Invoke = Callable[..., Result]
@@ -86,10 +85,13 @@ def ask(invoke: Invoke) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def spawn() -> Callable[..., subprocess.Popen[str]]:
-    """Starts the command line as a real process, warnings as errors."""
+    """Starts the command line as a real process, warnings as errors but for those named in `ignore`."""
 
-    def start(*arguments: object, prefix: tuple[str, ...] = (), **options: Any) -> subprocess.Popen[str]:
-        command = [*prefix, *PROGRAM, *map(str, arguments)]
+    def start(
+        *arguments: object, prefix: tuple[str, ...] = (), ignore: tuple[str, ...] = (), **options: Any
+    ) -> subprocess.Popen[str]:
+        filters = [part for each in ("error", *(f"ignore::{name}" for name in ignore)) for part in ("-W", each)]
+        command = [*prefix, sys.executable, *filters, "-m", "pyro_ltm_cli.main", *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, **{**pipes, **options})
 
