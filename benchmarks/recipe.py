@@ -71,6 +71,10 @@ ROWS: dict[str, list[str]] = {
     "window 8": ["model.window=8"],
     "twin, window 8": [*TWIN, "model.window=8"],
     "2 particles": ["objective.particles=2"],
+    "subsample 2": ["fast.subsample=2"],
+    "subsample 4": ["fast.subsample=4"],
+    "alone 0.5": ["slow.alone=0.5"],
+    "alone 0.5, subsample 4": ["slow.alone=0.5", "fast.subsample=4"],
 }
 
 

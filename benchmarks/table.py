@@ -151,16 +151,17 @@ def lever_table(found: Mapping[str, Any]) -> str:
         "| row | seconds | bound at equal steps | against the default | steps in equal time | against the default |",
         "|---|---|---|---|---|---|",
     ]
+    first = found["levers"]["found"][0]
     for one in found["levers"]["found"]:
         equal = one.get("equal_time")
-        cells = [one["row"], f"{one['seconds']:.0f}", f"{one['nats_per_token']:.4f}"]
+        label = one["row"] if one["steps"] == first["steps"] else f"{one['row']}, {one['steps']} slow steps"
+        cells = [label, f"{one['seconds']:.0f}", f"{one['nats_per_token']:.4f}"]
         cells += [_against(one), str(equal["steps"]), _against(equal)] if equal else ["", "", ""]
         lines.append(f"| {' | '.join(cells)} |")
-    first = found["levers"]["found"][0]
     lines += [
         "",
-        f"Nats a token after {first['steps']} steps of the default, seed {first['seed']}; against the default: above "
-        "zero is better, ± its standard error over the same sequences.",
+        f"Nats a token after {first['steps']} slow steps where the row names no others, seed {first['seed']}; against "
+        "the default of as many: above zero is better, ± its standard error over the same sequences.",
     ]
     return "\n".join(lines)
 
