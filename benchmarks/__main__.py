@@ -36,10 +36,10 @@ def measure(part: str, options: argparse.Namespace) -> Any:
         return pipeline.run(options.rounds)
     if options.data is None:
         raise SystemExit(f"{part}: name a prepared folder with --data")
+    seeds = [int(seed) for seed in options.seeds.split(",")]
     if part == "race":
-        return levers.race(options.data, options.steps)
-    rows = options.rows.split(";") if options.rows else None
-    return levers.run(options.data, options.steps, [int(seed) for seed in options.seeds.split(",")], rows)
+        return [levers.race(options.data, options.steps, seed) for seed in seeds]
+    return levers.run(options.data, options.steps, seeds, options.rows.split(";") if options.rows else None)
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--steps", type=int, default=300, help="slow steps of a row of `levers` and of `race`")
-    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--seeds", default="0", help="of `levers` and of `race`, with commas")
     parser.add_argument("--rows", help="which rows of `levers`, with semicolons; default: all")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", type=Path, help="write docs and README from this file, measure nothing")

@@ -1,6 +1,6 @@
 """What each lever does to speed and to the honest bound: at equal slow steps, and at equal time.
 
-    python -m benchmarks levers --data DIR --out FOLDER [--steps 300] [--seeds 0]
+    python -m benchmarks --only levers,race --data DIR --out FOLDER [--steps 300] [--seeds 0]
 
 Every row trains the preset nano twice: for so many slow steps, and for as many as fit into the default's time. Each is
 judged by the same long fit (64 steps of Adam at 0.1, fresh noise, whole KL, 4 draws) on the same validation sequences.
@@ -189,7 +189,7 @@ def run(folder: Path, steps: int, seeds: list[int], rows: list[str] | None = Non
 
 
 @pyro.validation_enabled(False)  # as in training
-def race(folder: Path, steps: int, seed: int = 0) -> dict[str, Any]:
+def race(folder: Path, steps: int, seed: int) -> dict[str, Any]:
     """Seconds of training until ours are at the bound that plain ends at, all with the same slow optimizer."""
     data, validation = TokenDataset(folder), TokenDataset(folder, "validation")
     config = configure(data, steps, seed, [])
