@@ -30,11 +30,13 @@ STARTED = [
 """An encoder that starts the fast loop."""
 DECODER_FIRST = ["--preset", "nano-long", "--set", "slow.eval_every=0"]
 """The decoder first, then its thoughts."""
+THOUGHTS_FIRST = [*DECODER_FIRST, "--set", "slow.alone=0"]
+"""Thoughts from the first slow step on."""
 NATURAL = [
-    *(*DECODER_FIRST, "--set", "slow.alone=0", "--set", "slow.lr_final=0.1", "--set", "optimizer.name=natural"),
+    *(*THOUGHTS_FIRST, "--set", "slow.lr_final=0.1", "--set", "optimizer.name=natural"),
     *("--set", "optimizer.lr=0.7", "--set", "fast.steps=16", "--set", "fast.subsample=1", "--set", "compile=true"),
 ]
-"""Thoughts from the first slow step on; fast steps along natural gradients, each on the whole text."""
+"""Fast steps along natural gradients, each on the whole text."""
 TIGHT = ["--fast-steps", "64", "--set", "optimizer.lr=0.1", "--set", "optimizer.eps=1"]
 """A longer, calmer fast loop than in training."""
 CALM = ["--fast-steps", "64", "--set", "optimizer.name=natural", "--set", "optimizer.lr=0.3"]
@@ -43,6 +45,20 @@ RECIPE = ["--preset", "nano", "--set", "model.window=8", "--set", "fast.steps=16
 PROTOCOL = ["--protocol", "all", "--seed", "1", "--batch-size", "50"]
 STRIDE = ["--stride", "16"]
 WIKITEXT = ["{data}/wikitext-2/wiki.train.shuffled.tokens", "--validation", "{data}/wikitext-2/wiki.valid.tokens"]
+WORLDS_LENGTH = ["--set", "model.max_length=1920"]
+WORLDS_240 = {
+    "prepare": ["worlds:length=240,documents=6000", "--sequence-length", "1920"],
+    "evaluate": [
+        *("--data", "worlds:length=240,documents=50", "--particles", "512", "--ais", "16", "--stride", "384", *CALM),
+    ],
+}
+WIKITEXT_2048 = {
+    "prepare": [*WIKITEXT, "--vocab-size", "1024", "--sequence-length", "2048"],
+    "evaluate": [
+        *("--data", "{data}/wikitext-2/wiki.test.tokens", "--sequences", "100", "--particles", "64"),
+        *("--stride", "512", *CALM),
+    ],
+}
 
 CORPORA: dict[str, dict[str, list[str]]] = {
     "worlds": {
@@ -57,30 +73,10 @@ CORPORA: dict[str, dict[str, list[str]]] = {
         "train": [*LONG, *WEAK, "--set", "model.max_length=640", "--steps", "1500"],
         "evaluate": ["--data", "worlds:length=80,documents=50", "--particles", "128", "--stride", "128", *TIGHT],
     },
-    "worlds-longer": {
-        "prepare": ["worlds:length=240,documents=6000", "--sequence-length", "1920"],
-        "train": [*NATURAL, "--set", "model.max_length=1920", "--steps", "3000"],
-        "evaluate": [
-            *("--data", "worlds:length=240,documents=50", "--particles", "512", "--ais", "16", "--stride", "384"),
-            *CALM,
-        ],
-    },
-    "wikitext-2-longer": {
-        "prepare": [*WIKITEXT, "--vocab-size", "1024", "--sequence-length", "2048"],
-        "train": [*DECODER_FIRST, "--steps", "2000"],
-        "evaluate": [
-            *("--data", "{data}/wikitext-2/wiki.test.tokens", "--sequences", "100", "--particles", "64"),
-            *("--stride", "512", *CALM),
-        ],
-    },
-    "wikitext-2-longer-natural": {
-        "prepare": [*WIKITEXT, "--vocab-size", "1024", "--sequence-length", "2048"],
-        "train": [*NATURAL, "--steps", "2000"],
-        "evaluate": [
-            *("--data", "{data}/wikitext-2/wiki.test.tokens", "--sequences", "100", "--particles", "64"),
-            *("--stride", "512", *CALM),
-        ],
-    },
+    "worlds-longer": {**WORLDS_240, "train": [*THOUGHTS_FIRST, *WORLDS_LENGTH, "--steps", "5000"]},
+    "worlds-longer-natural": {**WORLDS_240, "train": [*NATURAL, *WORLDS_LENGTH, "--steps", "3000"]},
+    "wikitext-2-longer": {**WIKITEXT_2048, "train": [*DECODER_FIRST, "--steps", "2000"]},
+    "wikitext-2-longer-natural": {**WIKITEXT_2048, "train": [*NATURAL, "--steps", "2000"]},
     "tinyshakespeare-longer": {
         "prepare": ["{data}/tinyshakespeare/input.txt", "--vocab-size", "1024", "--sequence-length", "2048"],
         "train": [*NATURAL, "--steps", "2000"],
