@@ -1,9 +1,9 @@
 """Runs the benchmarks of speed and writes what they found.
 
-    python -m benchmarks --out runs/speed [--only speed,nano,growth,levers,race] [--data DIR]
+    python -m benchmarks --out runs/speed [--only speed,nano,pipeline,growth,race,levers] [--data DIR]
     python -m benchmarks --table benchmarks/speed-2026-11-25.json
 
-The first measures (about an hour on two cores of a machine that does nothing else), adds to OUT/speed.json part by
+The first measures (more than an hour on two cores of a machine that does nothing else), adds to OUT/speed.json part by
 part, and plots. The second writes the figures in docs/speed.md and README from such a file; a test holds them together.
 `--data` is a prepared folder of text for `levers` and `race` (docs/speed.md says which).
 """

@@ -221,11 +221,10 @@ def _arrival(points: list[dict[str, float]], last: dict[str, float]) -> dict[str
     if reached is None:
         return None
     steps, seconds = reached
-    end = points[-1]
     return {
         "steps_to_the_goal": steps,
         "faster_than_plain": last["seconds"] / seconds,
-        "faster_a_step": (last["seconds"] / last["step"]) / (end["seconds"] / end["step"]),
+        "faster_a_step": (last["seconds"] / last["step"]) / (seconds / steps),
         "fewer_steps": last["step"] / steps,
     }
 
@@ -252,7 +251,7 @@ def _curve(
         began = time.perf_counter()
         learn(data.batch(order.indices(step * config.slow.batch_size)), step)
         seconds += time.perf_counter() - began
-        if (step + 1) % every == 0:
+        if (step + 1) % every == 0 or step + 1 == config.slow.steps:
             yield {"step": step + 1, "seconds": seconds, **level(score())}
 
 

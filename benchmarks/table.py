@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -95,7 +96,8 @@ def _raced(races: Sequence[Mapping[str, float] | None]) -> tuple[str, float]:
     ratios, (ratio, a_step, fewer) = every["faster_than_plain"], map(statistics.median, every.values())
     spread = f"{min(ratios):.1f} to {max(ratios):.1f} over {len(ratios)} seeds; " if len(ratios) > 1 else ""
     why = f"{a_step:.1f}x a slow step, 16 fast steps against 4, and {fewer:.1f}x fewer slow steps"
-    return f"{ratio:.1f}x ({spread}{why})", ratio
+    shown = math.floor(10 * ratio) / 10  # never rounded up to a target
+    return f"{shown:.1f}x ({spread}{why})", ratio
 
 
 def where(found: Mapping[str, Any]) -> str:
@@ -158,20 +160,23 @@ def lever_table(found: Mapping[str, Any]) -> str:
     if "levers" not in found:
         return ""
     lines = [
-        "| row | seconds | bound at equal steps | against the default | steps in equal time | against the default |",
+        "| row | seconds | bound at equal steps | below the default | steps in equal time | below the default |",
         "|---|---|---|---|---|---|",
     ]
     first = found["levers"]["found"][0]
     for one in found["levers"]["found"]:
         equal = one.get("equal_time")
-        label = one["row"] if one["steps"] == first["steps"] else f"{one['row']}, {one['steps']} slow steps"
+        label = one["row"]
+        label += f", {one['steps']} slow steps" if one["steps"] != first["steps"] else ""
+        label += f", seed {one['seed']}" if one["seed"] != first["seed"] else ""
         cells = [label, f"{one['seconds']:.0f}", f"{one['nats_per_token']:.4f}"]
         cells += [_against(one), str(equal["steps"]), _against(equal)] if equal else ["", "", ""]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        f"Nats a token after {first['steps']} slow steps where the row names no others, seed {first['seed']}; against "
-        "the default of as many: above zero is better, ± its standard error over the same sequences.",
+        f"Nats a token after {first['steps']} slow steps where the row names no others, seed {first['seed']} where it "
+        "names no other; how far below the default of as many steps and that seed, ± the standard error over the same "
+        "sequences.",
     ]
     return "\n".join(lines)
 

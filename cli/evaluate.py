@@ -63,7 +63,7 @@ IGNORED = 0.01
     metavar="N",
     type=click.IntRange(0),
     default=0,
-    help="Temperatures of annealed importance sampling, the tightest bound; 0: none.",
+    help="Temperatures of annealed importance sampling, with many the tightest bound; 0: none.",
 )
 @click.option("--twin", "twin_folder", metavar="RUN", type=FOLDER, help="A run to score on the same data, beside it.")
 @click.option(

@@ -166,7 +166,7 @@ class SlowConfig:
     )
     alone: float = option(
         0.0,
-        "share of the slow steps, the first, in which the decoder learns as a twin does; schedules begin after them",
+        "share of the slow steps, the first, in which the decoder learns as a twin does; the KL warms up after them",
         low=0.0,
         high=1.0,
         added=True,
