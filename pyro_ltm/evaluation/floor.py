@@ -76,7 +76,7 @@ def evaluate_floor(data: TokenDataset, *, sequences: int | None = None, window: 
 
 
 def check_floor(name: str, figure: Figure | Bound, floor: Floor) -> Difference:
-    """How far a figure lies above the floor, paired by document.
+    """How far a figure lies above the floor, paired by document; one document alone has no error to judge it by.
 
     Raises:
         UserError: it lies below by more than three standard errors, which no bound can.

@@ -77,6 +77,19 @@ def test_a_better_loop_makes_the_bound_tighter(ask, refuse, worldly):
     refuse("evaluate", ltm, "--set", "optimizer.lr=-1", says=("lr above 0",))
 
 
+def test_a_bound_below_the_floor_is_an_error_and_not_a_result(invoke, settings, refuse, tmp_path_factory):
+    """A decoder that knows its ten documents by heart stands below their entropy, which holds for new ones."""
+    run, source = tmp_path_factory.mktemp("heart") / "run", "worlds:size=2,length=3,documents=10"
+    shape = {"data.sequence_length": 160, "model.max_length": 160, "model.window": 160, "model.dim": 32}
+    learning = {"data.validation_fraction": 0, "slow.steps": 200, "slow.lr": 0.02, "model.thoughts": 0}
+    result = invoke("train", "--data", source, "--out", run, *settings(**shape, **learning))
+    assert result.exit_code == 0, result.stderr
+    says = ("below the text's own entropy", "no bound can", "trained on?")
+    refuse("evaluate", run, "--data", f"{source},seed=0", says=says, quiet=False)
+    result = invoke("evaluate", run, "--data", "worlds:documents=10,seed=1")
+    assert result.exit_code == 0, "new documents of the same world are not below it"
+
+
 def test_bad_protocols(refuse, worldly):
     ltm, twin = worldly
     refuse("evaluate", ltm, "--protocol", "prefix", "--prefix", "999", says=("prefix = 999", "leave something"))
