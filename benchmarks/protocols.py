@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", choices=list(CORPORA))
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--protocol", default="all", help="bound, prefix, reference or all, as in `pyro-ltm evaluate`")
+    parser.add_argument("--protocol", choices=("bound", "prefix", "reference", "all"), default="all")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for name in [options.only] if options.only else CORPORA:
