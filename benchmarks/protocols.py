@@ -60,6 +60,10 @@ WIKITEXT_2048 = {
         *("--stride", "512", *CALM),
     ],
 }
+TINYSHAKESPEARE_2048 = {
+    "prepare": ["{data}/tinyshakespeare/input.txt", "--vocab-size", "1024", "--sequence-length", "2048"],
+    "evaluate": ["--sequences", "100", "--particles", "64", "--stride", "512", *CALM],
+}
 
 CORPORA: dict[str, dict[str, list[str]]] = {
     "worlds": {
@@ -75,14 +79,12 @@ CORPORA: dict[str, dict[str, list[str]]] = {
         "evaluate": ["--data", "worlds:length=80,documents=50", "--particles", "128", "--stride", "128", *TIGHT],
     },
     "worlds-longer": {**WORLDS_240, "train": [*THOUGHTS_FIRST, *WORLDS_LENGTH, "--steps", "5000"]},
+    "worlds-longer-decoder-first": {**WORLDS_240, "train": [*DECODER_FIRST, *WORLDS_LENGTH, "--steps", "5000"]},
     "worlds-longer-natural": {**WORLDS_240, "train": [*NATURAL, *WORLDS_LENGTH, "--steps", "3000"]},
     "wikitext-2-longer": {**WIKITEXT_2048, "train": [*DECODER_FIRST, "--steps", "2000"]},
     "wikitext-2-longer-natural": {**WIKITEXT_2048, "train": [*NATURAL, "--steps", "2000"]},
-    "tinyshakespeare-longer": {
-        "prepare": ["{data}/tinyshakespeare/input.txt", "--vocab-size", "1024", "--sequence-length", "2048"],
-        "train": [*NATURAL, "--steps", "2000"],
-        "evaluate": ["--sequences", "100", "--particles", "64", "--stride", "512", *CALM],
-    },
+    "tinyshakespeare-longer": {**TINYSHAKESPEARE_2048, "train": [*DECODER_FIRST, "--steps", "2000"]},
+    "tinyshakespeare-longer-natural": {**TINYSHAKESPEARE_2048, "train": [*NATURAL, "--steps", "2000"]},
     "tinyshakespeare-long": {
         "prepare": ["{data}/tinyshakespeare/input.txt", "--vocab-size", "1024", "--sequence-length", "512"],
         "train": [*LONG, *WEAK, "--set", "model.max_length=512", "--steps", "1000"],

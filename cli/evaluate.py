@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import FOLDER, Common, common, examples, fast_steps, run_argument
+from .options import FOLDER, Common, common, examples, fast_steps, fit_settings, run_argument
 
 if TYPE_CHECKING:
     from pyro_ltm.training import Run
@@ -46,13 +46,7 @@ IGNORED = 0.01
 @click.option("--text-column", metavar="NAME", help="Column or JSON field that holds the text; default: text.")
 @click.option("--particles", metavar="K", type=click.IntRange(1), default=4, help="Draws from each posterior.")
 @fast_steps
-@click.option(
-    "--set",
-    "settings",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Fit otherwise than in training: one setting of optimizer.* or fast.*. Repeatable.",
-)
+@fit_settings
 @click.option(
     "--prefix", "prefixes", metavar="M", type=click.IntRange(1), multiple=True, help="Tokens given. Repeatable."
 )

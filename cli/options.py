@@ -99,3 +99,14 @@ def fast_steps(function: F) -> F:
         metavar="N",
         help="Fast steps of each fit; default: as many as in training.",
     )(function)
+
+
+def fit_settings(function: F) -> F:
+    """Adds --set, for the fast loop alone."""
+    return click.option(
+        "--set",
+        "settings",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="Fit otherwise than in training: one setting of optimizer.* or fast.*. Repeatable.",
+    )(function)

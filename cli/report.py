@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .options import FOLDER, Common, Text, common, examples, fast_steps, run_argument
+from .options import FOLDER, Common, Text, common, examples, fast_steps, fit_settings, run_argument
 
 
 @click.command(
@@ -17,6 +17,7 @@ from .options import FOLDER, Common, Text, common, examples, fast_steps, run_arg
     epilog=examples(
         "pyro-ltm report runs/first",
         "pyro-ltm report runs/first --data worlds --sequences 500",
+        "pyro-ltm report runs/first --evaluation figures.json --fast-steps 64 --set optimizer.lr=0.1",
         "pyro-ltm report runs/first --labels reviews.jsonl --label-column stars --out pages/reviews",
         "pyro-ltm report runs/first --texts 'A dog ran.' 'A dog slept.' 'A cat slept.'",
     ),
@@ -38,6 +39,14 @@ from .options import FOLDER, Common, Text, common, examples, fast_steps, run_arg
     help="Go from A's thoughts to B's, and reckon A - B + C; default: three of the texts looked at.",
 )
 @fast_steps
+@fit_settings
+@click.option(
+    "--evaluation",
+    "evaluation_file",
+    metavar="FILE",
+    type=FOLDER,
+    help="Likelihoods to show: what `evaluate --json` printed; default: RUN/evaluation.json, where there is one.",
+)
 @click.option("--particles", metavar="K", type=click.IntRange(1), default=4, help="Draws from each posterior.")
 @click.option("--sequences", metavar="N", type=click.IntRange(2), default=256, help="Texts to look at, from the first.")
 @click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, help="Sequences at a time.")
@@ -52,6 +61,8 @@ def command(
     text_column: str | None,
     texts: tuple[str, ...] | None,
     fast_steps: int | None,
+    settings: tuple[str, ...],
+    evaluation_file: Path | None,
     particles: int,
     sequences: int,
     batch_size: int,
@@ -74,7 +85,9 @@ def command(
 
     run = open_run(run_folder, common)
     from pyro_ltm.data.labels import read_labelled
-    from pyro_ltm.training.report import Corpus, write_report
+    from pyro_ltm.training.report import Corpus, read_evaluation, write_report
+
+    evaluation = read_evaluation(run, evaluation_file)
 
     with reporter() as report:
 
@@ -85,7 +98,9 @@ def command(
                 corpus,
                 particles=particles,
                 fast_steps=fast_steps,
+                settings=settings,
                 between_texts=texts,
+                evaluation=evaluation,
                 seed=common.seed or 0,
                 out=out,
                 progress=lambda done: count(done, math.nan),

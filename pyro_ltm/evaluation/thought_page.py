@@ -84,19 +84,25 @@ def _lead(result: Mapping[str, Any]) -> str:
         cost = found["costs"].get("shuffled")
         if cost:
             lines.append(f"With another sequence's thoughts a token costs {_pm(cost, 4, 'nats_per_token')} nats more.")
-        lines.append(f"{measured(found)}.")
+        changed = f"; fitted with {', '.join(result['settings'])}" if "settings" in result else ""
+        lines.append(f"{measured(found)}{changed}.")
     return "".join(f"<p>{text(line)}</p>" for line in [*lines, *result["notes"]])
 
 
 def _levels(evaluation: Mapping[str, Any]) -> str:
-    """The figures of `evaluate`, each with what it is."""
-    rows = []
-    for name, one in levels(evaluation).items():
-        error = one.get("nats_per_token_stderr")
-        rows.append([name, _pm({"mean": one["nats_per_token"], "stderr": error}, 4)])
+    """The figures of `evaluate`, each with what it is, and on what they were measured."""
+    found = levels(evaluation)
     if "floor" in evaluation:
-        rows.append(["floor: the text's entropy", f"{evaluation['floor']['nats_per_token']:.4f}"])
-    return table(["figure", "nats a token"], rows, words=1)
+        floor = evaluation["floor"]
+        found[f"best predictor with {floor['window']} tokens in sight"] = floor["windowed"]
+        found["floor: the text's entropy"] = floor
+    rows = [
+        [name, _pm({"mean": one["nats_per_token"], "stderr": one.get("nats_per_token_stderr")}, 4)]
+        for name, one in found.items()
+    ]
+    settings = ", ".join(evaluation.get("settings", []))
+    how = f"Measured on {evaluation['data']}{', with ' + settings if settings else ''}."
+    return table(["figure", "nats a token"], rows, words=1) + f"<p>{text(how)}</p>"
 
 
 def _numbers(found: Mapping[str, Any]) -> str:

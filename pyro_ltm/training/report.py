@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_ltm.config import dump_toml
 from pyro_ltm.data import TokenDataset, World
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.evaluation.diagnostics import Thoughts, diagnose
 from pyro_ltm.evaluation.figure import plain
 from pyro_ltm.evaluation.html import to_png, write_bytes
@@ -87,13 +87,39 @@ class Corpus:
         return cls(name=name, batches=batches, texts=list(texts), labels=labels)
 
 
+def read_evaluation(run: Run, file: Path | None = None) -> dict[str, Any] | None:
+    """What `evaluate --json` has found of this run, in `file`; by default in the run itself, None where it has not.
+
+    Raises:
+        UserError: `file` cannot be read, is not what `evaluate` prints, or is of another run or another of its steps.
+    """
+    own = run.folder / "evaluation.json"
+    if file is None and not own.is_file():
+        return None
+    path = file or own
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        name, step = Path(found["run"]).name, found["step"]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path}: not what `pyro-ltm evaluate --json` prints") from None
+    if file and (name, step) != (run.folder.name, run.step):
+        raise UserError(
+            f"{path}: of the run {name} at step {step}, and this is {run.folder.name} at step {run.step}: evaluate it"
+        )
+    return found if step == run.step else None  # an older step's figures would stand beside newer thoughts
+
+
 def write_report(
     run: Run,
     corpus: Corpus | None,
     *,
     particles: int = 4,
     fast_steps: int | None = None,
+    settings: Sequence[str] = (),
     between_texts: Sequence[str] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
     seed: int = 0,
     out: Path | None = None,
     progress: Callable[[int], None] | None = None,
@@ -101,9 +127,11 @@ def write_report(
     """Writes `report.html`, `report.json` and the pictures into `out` (RUN/report): the page, and what the JSON says.
 
     Args:
+        fast_steps, settings: of the fits; default: as in training (see `Run.with_fast_loop`).
         corpus: whose thoughts to look at; None will do for a run without thoughts.
         between_texts: three texts to interpolate (the first two) and to reckon with; None: three of the corpus whose
             thoughts lie far apart.
+        evaluation: the likelihoods to show, of `read_evaluation`.
 
     Raises:
         UserError: a text is too long, there are no sequences, or the folder cannot be written.
@@ -112,13 +140,15 @@ def write_report(
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; name a folder")
     result: dict[str, Any] = {"run": str(run.folder), "step": run.step, "seed": seed}
+    result |= {"settings": list(settings)} if settings else {}
     result |= {"data": corpus.name if corpus else "none", "notes": list(corpus.notes) if corpus else []}
     figures: Figures = {}
     if run.config.model.thoughts:
         assert corpus is not None
-        ends = None if between_texts is None else _ends(run, between_texts, fast_steps, seed)
-        thoughts = Thoughts.fit(run.parts, corpus.batches, fast_steps=fast_steps, seed=seed, progress=progress)
-        if thoughts.parts is not run.parts:
+        fitting = run.with_fast_loop(settings)
+        ends = None if between_texts is None else _ends(fitting, between_texts, fast_steps, seed)
+        thoughts = Thoughts.fit(fitting.parts, corpus.batches, fast_steps=fast_steps, seed=seed, progress=progress)
+        if thoughts.parts is not fitting.parts:
             result["notes"].append(
                 f"The guide '{run.config.guide.name}' has no density, so nothing judges it: these are the thoughts of "
                 "a mean-field posterior, fitted in its place."
@@ -132,7 +162,7 @@ def write_report(
         raise UserError(f"{run.folder}: this model has no thoughts (it is an autoregressive twin): nothing to probe")
     samples = run.generate(num=SHOWN, max_new_tokens=_length(run), seed=seed)
     result["samples"] = [sample.text for sample in samples]
-    return _write(run, out, result, figures), result
+    return _write(run, out, result, figures, evaluation), result
 
 
 def _decoded(run: Run, batch: Batch, row: int) -> str:
@@ -231,7 +261,7 @@ def _figures(result: dict[str, Any], means: Tensor, labels: Mapping[str, Sequenc
     return {name: (sign(figure, line), caption) for name, (figure, caption) in drawn.items() if figure is not None}
 
 
-def _write(run: Run, out: Path, result: dict[str, Any], figures: Figures) -> Path:
+def _write(run: Run, out: Path, result: dict[str, Any], figures: Figures, evaluation: Mapping[str, Any] | None) -> Path:
     """The pictures, the figures, and last the page that shows both."""
     with clear_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -246,16 +276,7 @@ def _write(run: Run, out: Path, result: dict[str, Any], figures: Figures) -> Pat
         pictures,
         settings=dump_toml(run.config),
         training=training.read_bytes() if training.is_file() else None,
-        evaluation=_evaluation(run),
+        evaluation=evaluation,
     )
     write_text(out / PAGE, page)
     return out / PAGE
-
-
-def _evaluation(run: Run) -> dict[str, Any] | None:
-    """What `evaluate` has found of this run."""
-    try:
-        found: dict[str, Any] = json.loads((run.folder / "evaluation.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found

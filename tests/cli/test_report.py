@@ -44,6 +44,44 @@ def test_report_in_the_run_shows_its_evaluation(ask, own_run):
     assert "bound (at most)" in page
 
 
+def test_figures_of_another_evaluation(ask, refuse, own_run, text, tmp_path):
+    """Those of other texts, fitted another way, come from a file; the page says on what and how they were measured."""
+    settings = ["--set", "optimizer.lr=0.125"]
+    found = ask("evaluate", own_run, "--data", text, "--sequences", 4, "--fast-steps", 3, *settings)
+    (tmp_path / "figures.json").write_text(json.dumps(found))
+    options = ["--sequences", 4, "--fast-steps", 3, *settings]
+    result = ask("report", own_run, *options, "--evaluation", tmp_path / "figures.json")
+    page = (own_run / "report" / "report.html").read_text(encoding="utf-8")
+    assert f"Measured on {text}, with optimizer.lr=0.125." in page
+    assert f"{found['bound']['nats_per_token']:.4f}" in page
+    assert result["settings"] == ["optimizer.lr=0.125"]
+    assert "lr = 0.125" not in page, "the settings on the page are those of the training"
+    plain = ask("report", own_run, "--sequences", 4, "--fast-steps", 3)
+    assert plain["thoughts"]["rate"] != result["thoughts"]["rate"]
+    assert "Likelihood" not in (own_run / "report" / "report.html").read_text(encoding="utf-8")
+
+
+def test_figures_that_are_not_of_this_run_are_refused(ask, refuse, trained, own_run, tmp_path):
+    ask("evaluate", own_run, "--sequences", 4)
+    file = tmp_path / "figures.json"
+    for content, says in (
+        (None, "cannot be read"),
+        ("{not json", "not what `pyro-ltm evaluate --json` prints"),
+        ("[1, 2]", "not what `pyro-ltm evaluate --json` prints"),
+        (json.dumps({"run": "runs/other", "step": 3}), "of the run other at step 3"),
+        (json.dumps({"run": str(own_run), "step": 10**6}), "at step 1000000"),
+    ):
+        if content is not None:
+            file.write_text(content)
+        refuse("report", own_run, "--evaluation", file, "--out", tmp_path / "page", says=(says,))
+    evaluation = own_run / "evaluation.json"
+    old = json.loads(evaluation.read_text())
+    evaluation.write_text(json.dumps(old | {"step": old["step"] - 1}))
+    ask("report", own_run, "--sequences", 4)
+    page = (own_run / "report" / "report.html").read_text(encoding="utf-8")
+    assert "Likelihood" not in page, "figures of an older step do not stand beside newer thoughts"
+
+
 def test_report_of_a_twin(ask, invoke, refuse, twin, tmp_path):
     result = ask("report", twin, "--out", tmp_path / "page")
     assert "thoughts" not in result
