@@ -31,10 +31,10 @@ from pyro_ltm.evaluation import Bound, difference, evaluate_bound
 from pyro_ltm.inference import Adam, fit_posterior
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import DrawFrom, fold
-from pyro_ltm.training import Run, Trainer
+from pyro_ltm.training import Run, Trainer, train_step
 from pyro_ltm.training.run import dataset_batches
 from pyro_ltm.training.step import slow_loss
-from pyro_ltm.training.trainer import learning_rate, slow_optimizer
+from pyro_ltm.training.trainer import learning_rate, slow_optimizer, stage
 from pyro_ltm.types import Batch, State
 
 SEQUENCES = 64
@@ -106,12 +106,17 @@ def train_remembering(config: Config, train: TokenDataset) -> tuple[Parts, float
     slow, optimizer = config.slow, slow_optimizer(parts, config.slow)
     order = DataOrder(len(train), slow.batch_size, config.seed)
     kept: dict[int, State] = {}
+    learn = _learner(parts, config, optimizer)
     began = time.perf_counter()
     for step in range(slow.steps):
+        batch = train.batch(order.indices(step * slow.batch_size))
+        alone, share = stage(step, config)
+        if alone:
+            learn(batch, step)
+            continue
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, slow)
-        batch = train.batch(order.indices(step * slow.batch_size))
-        objective = parts.objective.at(step / slow.steps)
+        objective = parts.objective.at(share)
         posterior = fit_posterior(
             parts.model,
             batch,
@@ -201,7 +206,8 @@ def race(folder: Path, steps: int, seed: int) -> dict[str, Any]:
     for row in RACERS:
         own = configure(data, steps, seed, ROWS[row])
         parts = Parts.build(own)
-        runners[row] = curve(functools.partial(judge, parts, validation), _learner(parts, own))
+        learn = _learner(parts, own, slow_optimizer(parts, own.slow))
+        runners[row] = curve(functools.partial(judge, parts, validation), learn)
     # In turn, a stretch of steps each: the machine is the same for all.
     points = zip(*runners.values(), strict=True)
     curves = dict(zip(runners, map(list, zip(*points, strict=True)), strict=True))
@@ -272,24 +278,22 @@ def _judged_plain(theirs: Parts, plain: Plain, validation: TokenDataset) -> Boun
     return judge(theirs, validation)
 
 
-def _learner(parts: Parts, config: Config) -> Callable[[Batch, int], None]:
-    from pyro_ltm.training import train_step
-
-    optimizer = slow_optimizer(parts, config.slow)
-
+def _learner(parts: Parts, config: Config, optimizer: torch.optim.Optimizer) -> Callable[[Batch, int], None]:
     def learn(batch: Batch, step: int) -> None:
+        alone, share = stage(step, config)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.slow)
         train_step(
             parts.model,
             [batch],
             guide=parts.guide,
-            objective=parts.objective.at(step / config.slow.steps),
+            objective=parts.objective.at(share),
             fast_optimizer=parts.optimizer,
             fast_steps=parts.fast.steps,
             slow_optimizer=optimizer,
             clip=config.slow.clip,
             seed=fold(config.seed, "train", step),
+            alone=alone,
             **parts.fitting,
         )
 

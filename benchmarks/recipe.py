@@ -73,7 +73,10 @@ ROWS: dict[str, list[str]] = {
     "2 particles": ["objective.particles=2"],
     "subsample 2": ["fast.subsample=2"],
     "subsample 4": ["fast.subsample=4"],
+    "slow rate to nothing": ["slow.lr_final=0"],
+    "twin, slow rate to nothing": [*TWIN, "slow.lr_final=0"],
     "alone 0.5": ["slow.alone=0.5"],
+    "alone 0.5, slow rate to nothing": ["slow.alone=0.5", "slow.lr_final=0"],
     "alone 0.5, subsample 4": ["slow.alone=0.5", "fast.subsample=4"],
 }
 

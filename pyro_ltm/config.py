@@ -182,11 +182,6 @@ class SlowConfig:
             if getattr(self, name) >= 1:
                 raise UserError(f"slow.{name} = {getattr(self, name)}: must be below 1")
 
-    @property
-    def alone_steps(self) -> int:
-        """Slow steps before the decoder is given thoughts; at least one is left."""
-        return min(round(self.alone * self.steps), self.steps - 1)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -212,6 +207,12 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self, "")
+
+    @property
+    def alone_steps(self) -> int:
+        """Slow steps before the decoder is given its thoughts; at least one is left. A twin is given none: 0."""
+        slow = self.slow
+        return min(round(slow.alone * slow.steps), slow.steps - 1) if self.model.thoughts else 0
 
 
 def preset(name: str) -> Config:

@@ -146,7 +146,7 @@ def measure_speed(
         )
 
     batch = read(0)
-    alone_steps = slow.alone_steps if parts.model.config.thoughts else 0
+    alone_steps = config.alone_steps
     reading, fast, slowly, alone, tokens = [], [], [], [], []
     with pyro.validation_enabled(False):  # as in training
         learn(batch, counted)  # what is done once, such as compiling, is not a step's cost

@@ -15,7 +15,7 @@ from typing import Any
 import pyro
 import torch
 
-from pyro_ltm.config import SlowConfig
+from pyro_ltm.config import Config, SlowConfig
 from pyro_ltm.data import DataOrder, TokenDataset, unigram_nats
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import Bound
@@ -190,10 +190,8 @@ class Trainer:
             group["lr"] = lr
         batches = self._batches()
         self._last = batches[-1]
-        # Without thoughts there are none to pass by: the twin takes all its steps as it takes the others.
-        first = self.slow.alone_steps if self.run.config.model.thoughts else 0
-        alone = counters.step < first
-        objective = parts.objective.at(max(0, counters.step - first) / (self.slow.steps - first))
+        alone, share = stage(counters.step, self.run.config)
+        objective = parts.objective.at(share)
         parts.model.train()
         report = train_step(
             parts.model,
@@ -238,7 +236,7 @@ class Trainer:
                 float(report.distortion),
                 float(report.rate),
                 figure="exact" if alone else self._shown(figure),
-                alone_steps=first,
+                alone_steps=self.run.config.alone_steps,
             )
         )
 
@@ -335,6 +333,12 @@ def learning_rate(step: int, slow: SlowConfig) -> float:
         return slow.lr * (step + 1) / slow.warmup
     share = (step - slow.warmup) / max(1, slow.steps - slow.warmup)
     return slow.lr * (slow.lr_final + (1 - slow.lr_final) * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+def stage(step: int, config: Config) -> tuple[bool, float]:
+    """Whether the decoder learns alone in a slow step, and the share done of those with thoughts: a warm-up's clock."""
+    first = config.alone_steps
+    return step < first, max(0, step - first) / (config.slow.steps - first)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
