@@ -11,6 +11,7 @@ Shapes: B sequences, T tokens, L layers, N thoughts in all (N/L per layer), D wi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -150,13 +151,17 @@ class FastLoop:
     init_log_variance: float = -5.0
     init_noise: float = 0.1
 
-    def fit(self, model: Plain, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """loc and log variance [B, N, D], and the noise of the next draw. Gradients of the decoder pile up."""
+    def fit(
+        self, model: Plain, inputs: Tensor, targets: Tensor, normals: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """loc and log variance [B, N, D], and the noise of the next draw. Gradients of the decoder pile up.
+
+        `normals`: three of that shape, for the first loc, the first log variance and the noise; drawn when not given.
+        """
         shape = (len(inputs), model.shape.thoughts, model.shape.dim)
-        loc = (0.01 * torch.randn(shape, device=inputs.device)).requires_grad_()
-        start = self.init_log_variance + self.init_noise * torch.randn(shape, device=inputs.device)
-        log_variance = start.requires_grad_()
-        noise = torch.randn(shape, device=inputs.device)
+        first, second, noise = normals or [torch.randn(shape, device=inputs.device) for _ in range(3)]
+        loc = (0.01 * first).requires_grad_()
+        log_variance = (self.init_log_variance + self.init_noise * second).requires_grad_()
         optimizer = torch.optim.AdamW([loc, log_variance], lr=self.lr)
         for step in range(self.steps):
             share = self.lr_final + (1 - self.lr_final) * 0.5 * (1 + math.cos(math.pi * step / self.steps))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny import tiny_batch, tiny_config, tiny_model
+from helpers.tiny import telling_model, tiny_batch, tiny_config, tiny_model
 from pyro_ltm_cli.evaluate import command as evaluate
 from pyro_ltm_cli.train import command as train
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,10 +23,12 @@ from benchmarks.roofline import Product, fast_step_products, measure
 from benchmarks.speed import plain_shape
 from benchmarks.tensor import tensor_fit
 from pyro_ltm.config import apply_settings, preset
+from pyro_ltm.evaluation import evaluate_reference
+from pyro_ltm.evaluation.reference import Reference
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.parts import Parts
-from pyro_ltm.noise import DrawFrom, Noise
+from pyro_ltm.noise import DrawFrom, Noise, fold
 from pyro_ltm.objectives import AnalyticELBO
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +58,28 @@ def test_the_plain_bound_and_its_gradients_are_ours():
     names = [name for name, _ in plain.named_parameters()]
     assert names == [name for name, _ in model.decoder.named_parameters()]
     torch.testing.assert_close(mine, other, atol=1e-8, rtol=1e-8)
+
+
+def test_the_references_figure_is_that_of_the_plain_loop_on_one_noise():
+    """`evaluate_reference` against the paper's loop written without any part of the library, from the same draws."""
+    torch.set_default_dtype(torch.float64)
+    model, batch = telling_model()
+    found = evaluate_reference(model, [batch], fast_steps=12)
+    start = MeanField(4, 16, seed=fold(0, "start"), **Reference.guide)
+    unfitted = {"guide": start, "objective": AnalyticELBO(), "noise": "fixed", "seed": fold(0, "fit"), "steps": 0}
+    posterior = fit_posterior(model, batch, **unfitted)
+    loc, log_variance = posterior.state["loc"], posterior.state["log_variance"]
+    noise = (posterior.sample()[0] - loc) / (0.5 * log_variance).exp()
+    normals = (loc / 0.01, (log_variance + 5) / 0.1, noise)
+    plain = plain_of(model)
+    *q, kept = FastLoop(steps=12).fit(plain, batch.inputs, batch.targets, normals)
+    assert kept is noise
+    with torch.no_grad():
+        theirs = nelbo(plain, batch.inputs, batch.targets, *q, kept)
+    # Adam's eps of 1e-8 stands beside gradients of a sum here, and of a mean over 48 tokens there.
+    assert found.sequence_nats.sum().item() == pytest.approx(theirs.item(), rel=1e-5)
+    longer, *_ = FastLoop(steps=13).fit(plain, batch.inputs, batch.targets, normals)
+    assert not torch.allclose(longer, q[0], atol=1e-2), "one step more or less would show"
 
 
 def test_the_plain_loops_learn():
