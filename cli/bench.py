@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import FOLDER, Common, common, examples
+from .options import FOLDER, Common, common, examples, preset_option
 
 if TYPE_CHECKING:
     from pyro_ltm.config import Config
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         "pyro-ltm bench --preset small --data data/mine --device cuda --dtype bfloat16",
     ),
 )
-@click.option("--preset", metavar="NAME", show_default="nano", help="nano, nano-long, small, medium or large.")
+@preset_option
 @click.option("--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings laid over the preset.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="One setting, the last word. Repeatable.")
 @click.option("--data", type=FOLDER, metavar="DIR", help="A folder that `prepare` wrote, to know what an epoch takes.")
@@ -42,8 +42,9 @@ def command(
 
     Trains nothing and writes nothing. Without --data the tokens are random, which cost as much as any.
     """
-    from .train import configure
+    from .train import configure, default_preset
 
+    preset = preset or default_preset([str(data)] if data else [])
     config = configure(None, preset, config_file, settings, None, common)
 
     from .runs import check_device
@@ -67,7 +68,7 @@ def command(
         speed = measure_speed(
             config, dataset, device=device, rounds=rounds, on_round=lambda done: count(done, float("nan"))
         )
-    _report(speed, config, preset or "nano", data, device, common.as_json)
+    _report(speed, config, preset, data, device, common.as_json)
 
 
 def _report(speed: Speed, config: Config, preset: str, data: Path | None, device: str, as_json: bool) -> None:

@@ -91,6 +91,16 @@ def run_argument(function: F) -> F:
     return click.argument("run_folder", metavar="RUN", type=FOLDER)(function)
 
 
+def preset_option(function: F) -> F:
+    """Adds --preset."""
+    return click.option(
+        "--preset",
+        metavar="NAME",
+        show_default="nano; of prepared sequences of over 1,024 tokens nano-long",
+        help="nano, nano-long, small, medium or large.",
+    )(function)
+
+
 def fast_steps(function: F) -> F:
     """Adds --fast-steps."""
     return click.option(

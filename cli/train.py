@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import FOLDER, Common, common, examples
+from .options import FOLDER, Common, common, examples, preset_option
 
 if TYPE_CHECKING:
     from pyro_ltm.config import Config
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     help="A folder that `prepare` wrote, or text to prepare inside the run folder. Repeatable.",
 )
 @click.option("--out", required=True, type=FOLDER, metavar="RUN", help="Run folder to write.")
-@click.option("--preset", metavar="NAME", show_default="nano", help="nano, nano-long, small, medium or large.")
+@preset_option
 @click.option("--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings laid over the preset.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="One setting, the last word. Repeatable.")
 @click.option("--steps", metavar="N", type=int, help="Slow steps; the same as --set slow.steps=N.")
@@ -59,7 +60,9 @@ def command(
     """
     given = (preset, config_file, *settings, steps, common.seed, common.dtype)
     as_it_was = resume and all(one is None for one in given)
-    config = None if as_it_was else configure(out if resume else None, preset, config_file, settings, steps, common)
+    config = (
+        None if as_it_was else configure(out if resume else None, preset, config_file, settings, steps, common, data)
+    )
 
     from .runs import check_device
 
@@ -106,8 +109,9 @@ def configure(
     settings: tuple[str, ...],
     steps: int | None,
     common: Common,
+    data: Sequence[str] = (),
 ) -> Config:
-    """The configuration asked for.
+    """The configuration asked for; without a preset, that for `data`.
 
     Resuming the run `out` with single settings takes the run's own configuration as their base, so that the library's
     refusal names those that differ and no others.
@@ -117,7 +121,7 @@ def configure(
     if out is not None and not preset_name and not config_file and (out / "config.toml").is_file():
         config = load_toml(out / "config.toml", whole=True)
     else:
-        config = preset(preset_name or "nano")
+        config = preset(preset_name or default_preset(data))
     if config_file:
         config = load_toml(config_file, config)
     config = apply_settings(config, settings)
@@ -130,6 +134,20 @@ def configure(
         if changes is not None:
             config = merge(config, changes, where=flag)
     return config
+
+
+def default_preset(data: Sequence[str]) -> str:
+    """The preset that `data` are trained by where none is named. Says so where it is not the usual one."""
+    from .output import note
+
+    if not any((Path(one) / "meta.json").is_file() for one in data):
+        return "nano"  # without the seconds that it takes to import torch, should a setting be wrong
+    from pyro_ltm.training.launch import preset_for
+
+    name = preset_for(list(data))
+    if name != "nano":
+        note(f"Sequences this long are trained by the preset {name}; another: --preset NAME.")
+    return name
 
 
 def _report(run: Run, as_json: bool) -> None:

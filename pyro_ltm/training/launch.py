@@ -10,11 +10,15 @@ from pathlib import Path
 
 from pyro_ltm.config import Config, load_toml, preset
 from pyro_ltm.data import TokenDataset, prepare
+from pyro_ltm.data.folder import TokenFolder
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
 from pyro_ltm.inference.parts import Parts, settled
 from pyro_ltm.training.run import CONFIG, DATA, MODEL, TRAINER, Run, check_fits, open_data, read_tensors, record_data
 from pyro_ltm.training.trainer import Progress, Trainer
+
+LONG = 1024
+"""Tokens: prepared sequences that are longer are trained by `nano-long` where no preset is named (docs/results.md)."""
 
 
 def train(
@@ -33,7 +37,7 @@ def train(
     """Trains a model and leaves a run folder that `Run.load` reads.
 
     Args:
-        config: what to train; None takes the run's own when resuming, else the preset `nano`.
+        config: what to train; None takes the run's own when resuming, else that of `preset_for`.
         data: a folder that `prepare` wrote, or sources to prepare inside the run folder; None when resuming.
         out: the run folder.
         resume: go on from the last checkpoint; a run that was killed before its first one starts again.
@@ -47,7 +51,7 @@ def train(
     out = Path(out)
     going_on = _check_folder(out, resume, data)
     saved = load_toml(out / CONFIG, whole=True) if going_on else None
-    config = config or saved or preset("nano")
+    config = config or saved or preset(preset_for(data))
     Parts.check(config)
     is_new = not out.exists()
     with clear_errors(out):
@@ -115,7 +119,7 @@ def _tokens(
     on_prepare: Callable[[str, int, int], None] | None,
 ) -> Path:
     """The folder of tokens to train on: the one named, the run's own, or one prepared now inside the run folder."""
-    sources = [str(data)] if isinstance(data, str | Path) else list(data or [])
+    sources = _sources(data)
     ready = len(sources) == 1 and is_token_folder(sources[0])
     recorded = going_on and (out / DATA).exists()
     if (ready or recorded) and (tokenizer or text_column):
@@ -144,6 +148,21 @@ def _tokens(
         progress=on_prepare,
     )
     return prepared.path
+
+
+def preset_for(data: str | Path | Sequence[str] | None) -> str:
+    """The preset that `data` are trained by where none is named: for long sequences, the one made for them.
+
+    Raises:
+        UserError: a prepared folder is damaged.
+    """
+    ready = [path for path in _sources(data) if is_token_folder(path)]
+    longest = max((TokenFolder.open(path).meta["sequence_length"] for path in ready), default=0)
+    return "nano-long" if longest > LONG else "nano"
+
+
+def _sources(data: str | Path | Sequence[str] | None) -> list[str]:
+    return [str(data)] if isinstance(data, str | Path) else list(data or [])
 
 
 def is_token_folder(path: str | Path) -> bool:

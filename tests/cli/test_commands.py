@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from pyro_ltm.config import load_toml, preset
 from pyro_ltm.training import Run
+from pyro_ltm.training.launch import preset_for
 
 BOUND_KEYS = {
     "nats_per_token",
@@ -169,6 +170,32 @@ def test_infer_writes_thoughts_that_generate_reads(ask, trained, tmp_path):
     written = ask("generate", trained, "--thoughts", out, "--num", 2, "--max-new-tokens", 3)
     assert written["thoughts"] == "file"
     assert len(written["texts"]) == 2
+
+
+@pytest.mark.parametrize(("length", "window"), [(1100, 8), (64, 32)])
+def test_long_sequences_have_their_own_default(ask, invoke, tmp_path, length, window):
+    """Without a preset: nano-long for sequences that are long, nano for the others; a preset that is named holds."""
+    out, tokens = tmp_path / "run", tmp_path / "tokens"
+    ask(
+        "prepare",
+        "worlds:length=2,documents=900",
+        "--packing",
+        "contiguous",
+        "--sequence-length",
+        length,
+        "--out",
+        tokens,
+    )
+    small = ["--set", "fast.steps=1", "--set", "slow.batch_size=1", "--set", "slow.eval_sequences=1", "--steps", 2]
+    done = invoke("train", "--data", tokens, "--out", out, *small)
+    assert done.exit_code == 0, done.stderr
+    assert ("trained by the preset nano-long" in done.stderr) == (length == 1100)
+    run = Run.load(out)
+    assert (run.config.model.window, run.config.data.sequence_length) == (window, length)
+    assert (ask("bench", "--data", tokens, "--rounds", 1, *small[:4])["preset"] == "nano-long") == (length == 1100)
+    named = invoke("train", "--data", tokens, "--out", tmp_path / "named", "--preset", "nano", *small)
+    assert (named.exit_code == 2) == (length == 1100), "nano reads 128 tokens"
+    assert preset_for(tokens) == ("nano-long" if length == 1100 else "nano")
 
 
 def test_infer_cuts_a_long_document_and_keeps_documents_apart(ask, trained, tmp_path):
