@@ -33,7 +33,7 @@ from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import DrawFrom, fold
 from pyro_ltm.training import Run, Trainer, train_step
 from pyro_ltm.training.run import dataset_batches
-from pyro_ltm.training.step import slow_loss
+from pyro_ltm.training.step import slow_loss, step_where
 from pyro_ltm.training.trainer import learning_rate, slow_optimizer, stage
 from pyro_ltm.types import Batch, State
 
@@ -133,8 +133,8 @@ def train_remembering(config: Config, train: TokenDataset) -> tuple[Parts, float
         with DrawFrom(posterior.noise):
             loss, _ = slow_loss(parts.model, batch, posterior, objective)
         (loss / batch.tokens()).backward()
-        torch.nn.utils.clip_grad_norm_(parts.model.parameters(), slow.clip)
-        optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(parts.model.parameters(), slow.clip)
+        step_where(norm.isfinite(), optimizer)
     return parts, time.perf_counter() - began
 
 

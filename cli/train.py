@@ -121,7 +121,7 @@ def configure(
     if out is not None and not preset_name and not config_file and (out / "config.toml").is_file():
         config = load_toml(out / "config.toml", whole=True)
     else:
-        config = preset(preset_name or default_preset(data))
+        config = preset(preset_name or default_preset(data or _recorded(out)))
     if config_file:
         config = load_toml(config_file, config)
     config = apply_settings(config, settings)
@@ -136,11 +136,20 @@ def configure(
     return config
 
 
+def _recorded(out: Path | None) -> list[str]:
+    """What the run `out` that is to go on was trained on, if it says so."""
+    if out is None or not (out / "data.json").is_file():
+        return []
+    from pyro_ltm.training.run import open_data
+
+    return [str(open_data(out, "train").folder.path)]
+
+
 def default_preset(data: Sequence[str]) -> str:
     """The preset that `data` are trained by where none is named. Says so where it is not the usual one."""
     from .output import note
 
-    if not any((Path(one) / "meta.json").is_file() for one in data):
+    if not all((Path(one) / "meta.json").is_file() for one in data):
         return "nano"  # without the seconds that it takes to import torch, should a setting be wrong
     from pyro_ltm.training.launch import preset_for
 

@@ -24,7 +24,6 @@ from benchmarks.speed import plain_shape
 from benchmarks.tensor import tensor_fit
 from pyro_ltm.config import apply_settings, preset
 from pyro_ltm.evaluation import evaluate_reference
-from pyro_ltm.evaluation.reference import Reference
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.parts import Parts
@@ -65,7 +64,7 @@ def test_the_references_figure_is_that_of_the_plain_loop_on_one_noise():
     torch.set_default_dtype(torch.float64)
     model, batch = telling_model()
     found = evaluate_reference(model, [batch], fast_steps=12)
-    start = MeanField(4, 16, seed=fold(0, "start"), **Reference.guide)
+    start = MeanField(4, 16, seed=fold(0, "start"), init_loc=0.01, init_log_variance=-5.0, init_noise=0.1)
     unfitted = {"guide": start, "objective": AnalyticELBO(), "noise": "fixed", "seed": fold(0, "fit"), "steps": 0}
     posterior = fit_posterior(model, batch, **unfitted)
     loc, log_variance = posterior.state["loc"], posterior.state["log_variance"]

@@ -49,7 +49,7 @@ def render(
     found = result.get("thoughts")
     parts = [f"<h1>{text(title)}</h1>", f'<div class="lead">{_lead(result)}</div>']
     if evaluation:
-        parts += ["<h2>Likelihood</h2>", _levels(evaluation)]
+        parts += ["<h2>Likelihood</h2>", likelihoods(evaluation)]
     if training:
         parts += ["<h2>Training</h2>", picture("training", training, "Bounds, distortion and rate while it learned.")]
     if found:
@@ -89,9 +89,14 @@ def _lead(result: Mapping[str, Any]) -> str:
     return "".join(f"<p>{text(line)}</p>" for line in [*lines, *result["notes"]])
 
 
-def _levels(evaluation: Mapping[str, Any]) -> str:
-    """The figures of `evaluate`, each with what it is, and on what they were measured."""
+def likelihoods(evaluation: Mapping[str, Any]) -> str:
+    """The figures of `evaluate --json` as a table, each with what it is, and how they were measured.
+
+    Raises:
+        KeyError, TypeError, AttributeError or IndexError: it is something else.
+    """
     found = levels(evaluation)
+    own = evaluation[min(("bound", "prefix", "reference"), key=lambda key: key not in evaluation)]
     if "floor" in evaluation:
         floor = evaluation["floor"]
         found[f"best predictor with {floor['window']} tokens in sight"] = floor["windowed"]
@@ -100,9 +105,15 @@ def _levels(evaluation: Mapping[str, Any]) -> str:
         [name, _pm({"mean": one["nats_per_token"], "stderr": one.get("nats_per_token_stderr")}, 4)]
         for name, one in found.items()
     ]
-    settings = ", ".join(evaluation.get("settings", []))
-    how = f"Measured on {evaluation['data']}{', with ' + settings if settings else ''}."
-    return table(["figure", "nats a token"], rows, words=1) + f"<p>{text(how)}</p>"
+    how = [
+        f"Measured on {evaluation['data']}",
+        f"{own['sequences']:,} sequences",
+        f"{own['fast_steps']} fast steps",
+        *([f"particles {own['particles']}"] if "particles" in own else []),
+        f"seed {own['seed']}",
+        *evaluation.get("settings", []),
+    ]
+    return table(["figure", "nats a token"], rows, words=1) + f"<p>{text('; '.join(how))}.</p>"
 
 
 def _numbers(found: Mapping[str, Any]) -> str:

@@ -156,9 +156,9 @@ def preset_for(data: str | Path | Sequence[str] | None) -> str:
     Raises:
         UserError: a prepared folder is damaged.
     """
-    ready = [path for path in _sources(data) if is_token_folder(path)]
-    longest = max((TokenFolder.open(path).meta["sequence_length"] for path in ready), default=0)
-    return "nano-long" if longest > LONG else "nano"
+    sources = _sources(data)
+    ready = len(sources) == 1 and is_token_folder(sources[0])
+    return "nano-long" if ready and TokenFolder.open(sources[0]).meta["sequence_length"] > LONG else "nano"
 
 
 def _sources(data: str | Path | Sequence[str] | None) -> list[str]:

@@ -22,7 +22,7 @@ from pyro_ltm.evaluation.diagnostics import Thoughts, diagnose
 from pyro_ltm.evaluation.figure import plain
 from pyro_ltm.evaluation.html import to_png, write_bytes
 from pyro_ltm.evaluation.probes import between, far_apart, linear_probe, nearest, principal_components
-from pyro_ltm.evaluation.thought_page import measured, render
+from pyro_ltm.evaluation.thought_page import likelihoods, measured, render
 from pyro_ltm.evaluation.thought_plots import plot_distortions, plot_layers, plot_map, plot_probes, plot_rates, sign
 from pyro_ltm.files import clear_errors, write_atomically, write_text
 from pyro_ltm.inference import infer_thoughts
@@ -90,24 +90,25 @@ class Corpus:
 def read_evaluation(run: Run, file: Path | None = None) -> dict[str, Any] | None:
     """What `evaluate --json` has found of this run, in `file`; by default in the run itself, None where it has not.
 
+    A run is known by the name of its folder and its step.
+
     Raises:
-        UserError: `file` cannot be read, is not what `evaluate` prints, or is of another run or another of its steps.
+        UserError: the file cannot be read, is not what `evaluate` prints, or is of another run or another of its steps.
     """
-    own = run.folder / "evaluation.json"
-    if file is None and not own.is_file():
+    path = file or run.folder / "evaluation.json"
+    if file is None and not path.is_file():
         return None
-    path = file or own
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        name, step = Path(found["run"]).name, found["step"]
+        name, step = Path(found["run"]).resolve().name, found["step"]
+        likelihoods(found)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path}: not what `pyro-ltm evaluate --json` prints") from None
-    if file and (name, step) != (run.folder.name, run.step):
-        raise UserError(
-            f"{path}: of the run {name} at step {step}, and this is {run.folder.name} at step {run.step}: evaluate it"
-        )
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        raise UserError(f"{path}: not what `pyro-ltm evaluate --json` prints: evaluate the run again") from None
+    own = run.folder.resolve().name
+    if file and (name, step) != (own, run.step):
+        raise UserError(f"{path}: of the run {name} at step {step}, and this is {own} at step {run.step}: evaluate it")
     return found if step == run.step else None  # an older step's figures would stand beside newer thoughts
 
 
@@ -139,13 +140,13 @@ def write_report(
     out = out or run.folder / "report"
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; name a folder")
+    fitting = run.with_fast_loop(settings)
     result: dict[str, Any] = {"run": str(run.folder), "step": run.step, "seed": seed}
-    result |= {"settings": list(settings)} if settings else {}
+    result |= {"settings": list(settings)} if settings and run.config.model.thoughts else {}
     result |= {"data": corpus.name if corpus else "none", "notes": list(corpus.notes) if corpus else []}
     figures: Figures = {}
     if run.config.model.thoughts:
         assert corpus is not None
-        fitting = run.with_fast_loop(settings)
         ends = None if between_texts is None else _ends(fitting, between_texts, fast_steps, seed)
         thoughts = Thoughts.fit(fitting.parts, corpus.batches, fast_steps=fast_steps, seed=seed, progress=progress)
         if thoughts.parts is not fitting.parts:

@@ -195,6 +195,10 @@ def test_long_sequences_have_their_own_default(ask, invoke, tmp_path, length, wi
     assert (ask("bench", "--data", tokens, "--rounds", 1, *small[:4])["preset"] == "nano-long") == (length == 1100)
     named = invoke("train", "--data", tokens, "--out", tmp_path / "named", "--preset", "nano", *small)
     assert (named.exit_code == 2) == (length == 1100), "nano reads 128 tokens"
+    (tmp_path / "more.toml").write_text("seed = 0\n")
+    again = invoke("train", "--resume", "--out", out, "--config", tmp_path / "more.toml", *small)
+    assert again.exit_code == 0, again.stderr
+    assert preset_for([str(tokens), "more.txt"]) == "nano"
     assert preset_for(tokens) == ("nano-long" if length == 1100 else "nano")
 
 

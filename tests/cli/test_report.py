@@ -52,7 +52,7 @@ def test_figures_of_another_evaluation(ask, refuse, own_run, text, tmp_path):
     options = ["--sequences", 4, "--fast-steps", 3, *settings]
     result = ask("report", own_run, *options, "--evaluation", tmp_path / "figures.json")
     page = (own_run / "report" / "report.html").read_text(encoding="utf-8")
-    assert f"Measured on {text}, with optimizer.lr=0.125." in page
+    assert f"Measured on {text}; 4 sequences; 3 fast steps; particles 4; seed 0; optimizer.lr=0.125." in page
     assert f"{found['bound']['nats_per_token']:.4f}" in page
     assert result["settings"] == ["optimizer.lr=0.125"]
     assert "lr = 0.125" not in page, "the settings on the page are those of the training"
@@ -61,15 +61,19 @@ def test_figures_of_another_evaluation(ask, refuse, own_run, text, tmp_path):
     assert "Likelihood" not in (own_run / "report" / "report.html").read_text(encoding="utf-8")
 
 
-def test_figures_that_are_not_of_this_run_are_refused(ask, refuse, trained, own_run, tmp_path):
-    ask("evaluate", own_run, "--sequences", 4)
+def test_figures_that_are_not_of_this_run_are_refused(ask, refuse, own_run, tmp_path):
+    found = ask("evaluate", own_run, "--sequences", 4)
+    ask("report", own_run, "--sequences", 4)
     file = tmp_path / "figures.json"
     for content, says in (
         (None, "cannot be read"),
         ("{not json", "not what `pyro-ltm evaluate --json` prints"),
         ("[1, 2]", "not what `pyro-ltm evaluate --json` prints"),
-        (json.dumps({"run": "runs/other", "step": 3}), "of the run other at step 3"),
-        (json.dumps({"run": str(own_run), "step": 10**6}), "at step 1000000"),
+        (json.dumps(found | {"run": "runs/other"}), "of the run other at step"),
+        (json.dumps(found | {"step": 10**6}), "at step 1000000"),
+        (json.dumps({"run": found["run"], "step": found["step"]}), "not what `pyro-ltm evaluate --json` prints"),
+        (json.dumps(found | {"bound": "none"}), "not what `pyro-ltm evaluate --json` prints"),
+        ((own_run / "report" / "report.json").read_text(), "not what `pyro-ltm evaluate --json` prints"),
     ):
         if content is not None:
             file.write_text(content)
@@ -87,6 +91,7 @@ def test_report_of_a_twin(ask, invoke, refuse, twin, tmp_path):
     assert "thoughts" not in result
     assert "no thoughts" in (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
     assert "no thoughts" in invoke("report", twin, "--out", tmp_path / "page").stdout
+    refuse("report", twin, "--set", "fast.stepps=3", says=("fast.stepps",))
     refuse("report", twin, "--texts", "kalo", "mira", "tove", says=("no thoughts", "nothing to probe"))
 
 

@@ -11,7 +11,7 @@ from helpers.judged import Exact, WithPrior, pieces
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import evaluate_annealed
 from pyro_ltm.guides import Delta, MeanField
-from pyro_ltm.inference import Adam
+from pyro_ltm.inference import Adam, annealing
 from pyro_ltm.objectives import MAP, AnalyticELBO
 
 COPIES = 200
@@ -77,6 +77,36 @@ def test_chains_are_averaged_within_a_sequence():
         evaluate(model, [batch], start="prior", temperatures=2, chains=chains).sequence_nats.mean() for chains in (1, 8)
     )
     assert -model.log_evidence(batch)[0] < eight < one - 0.1
+
+
+def test_fast_steps_bring_q_nearer():
+    """From q with few temperatures, what was fitted shows; the share of transitions taken is one."""
+    model = Known()
+    batch = model.data(COPIES, copies=True)
+    fitted = {"guide": MeanField(2, 2), "optimizer": Adam(lr=0.1), "temperatures": 1, "chains": 1}
+    none, many = (evaluate(model, [batch], start="q", fast_steps=steps, **fitted) for steps in (0, 100))
+    assert many.nats_per_token < none.nats_per_token - 0.1
+    assert 0 < many.acceptance <= 1
+
+
+def test_what_counts_is_neither_tuned_nor_on_the_noise_that_was(monkeypatch):
+    """Chains that tune themselves make the weights biased: a first run on other noise finds the sizes of the second."""
+    model = Known()
+    runs = []
+
+    def watch(target, start, ladder, noise, sizes, *counts, tune):
+        runs.append((tune, noise.seeds))
+        before = sizes.clone()
+        found = run(target, start, ladder, noise, sizes, *counts, tune=tune)
+        assert torch.equal(before, sizes) is not tune
+        return found
+
+    run = annealing._run
+    monkeypatch.setattr(annealing, "_run", watch)
+    evaluate(model, [model.data(3)], start="prior", temperatures=3)
+    (first, tuning), (second, noise) = runs
+    assert (first, second) == (True, False)
+    assert not set(tuning) & set(noise)
 
 
 def test_what_cannot_be_annealed_is_refused():
