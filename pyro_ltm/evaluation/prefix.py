@@ -9,6 +9,7 @@ every token of the text is predicted from those before it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -160,8 +161,9 @@ class _Reader:
 
     def _log_likelihood(self, batch: Batch, thoughts: Tensor, start: int) -> Tensor:
         assert batch.targets is not None  # a batch without targets has nothing to score
-        log_probs = TokenSequence(self.model.decoder, thoughts, batch).token_log_probs(batch.targets)
-        return (log_probs * batch.mask)[:, start:].sum(-1).double().cpu()
+        # What lies before `start` is worked out as far as the tokens after it look back, and no further.
+        scored = dataclasses.replace(batch, stretch=slice(start, batch.length)) if start else batch
+        return TokenSequence(self.model.decoder, thoughts, scored).log_prob(batch.targets).double().cpu()
 
 
 def _check(prefixes: Sequence[int], stride: int, length: int) -> None:
