@@ -28,7 +28,10 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.mark.parametrize("short", [True, pytest.param(False, marks=pytest.mark.long)])
+PROCESSES = pytest.mark.timeout(900)  # some fifteen of them, each of which imports torch
+
+
+@pytest.mark.parametrize("short", [pytest.param(True, marks=PROCESSES), pytest.param(False, marks=pytest.mark.long)])
 def test_commands(tmp_path, short):
     lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
     assert len(lines) >= 9
