@@ -1,7 +1,7 @@
 """Runs the benchmarks of speed and writes what they found.
 
     python -m benchmarks --out runs/speed [--only speed,nano,pipeline,growth,race,levers] [--data DIR]
-    python -m benchmarks --table benchmarks/speed-2026-11-25.json
+    python -m benchmarks --table benchmarks/speed-2026-11-26.json
 
 The first measures (more than an hour on two cores of a machine that does nothing else), adds to OUT/speed.json part by
 part, and plots. The second writes the figures in docs/speed.md and README from such a file; a test holds them together.
