@@ -97,6 +97,7 @@ def command(
         check_twin(run, twin)
     if run.config.fast.noise == "fixed":
         note(FIXED_NOISE)
+    from pyro_ltm.evaluation.compare import fingerprint
     from pyro_ltm.training.protocols import PROTOCOLS, evaluate_protocols
 
     with reporter() as report, open_data(run, data, text_column, report) as scored:
@@ -119,7 +120,8 @@ def command(
             counting=lambda name: report.counting(f"evaluate {name}", total),
         )
         where = data or f"{scored.folder.path} ({scored.split})"
-    result: dict[str, Any] = {**found.to_dict(), "run": str(run_folder), "step": run.step, "data": where}
+    of = {"run": str(run_folder), "step": run.step, "weights": fingerprint(run.parts.model), "data": where}
+    result: dict[str, Any] = {**found.to_dict(), **of}
     if settings:
         result["settings"] = list(settings)
     if twin_folder:

@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_ltm.config import dump_toml
 from pyro_ltm.data import TokenDataset, World
 from pyro_ltm.errors import UserError, one_line
+from pyro_ltm.evaluation.compare import fingerprint
 from pyro_ltm.evaluation.diagnostics import Thoughts, diagnose
 from pyro_ltm.evaluation.figure import plain
 from pyro_ltm.evaluation.html import to_png, write_bytes
@@ -90,26 +91,25 @@ class Corpus:
 def read_evaluation(run: Run, file: Path | None = None) -> dict[str, Any] | None:
     """What `evaluate --json` has found of this run, in `file`; by default in the run itself, None where it has not.
 
-    A run is known by the name of its folder and its step.
+    A run is known by its weights.
 
     Raises:
-        UserError: the file cannot be read, is not what `evaluate` prints, or is of another run or another of its steps.
+        UserError: the file cannot be read, is not what `evaluate` prints, or is of other weights.
     """
     path = file or run.folder / "evaluation.json"
     if file is None and not path.is_file():
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        name, step = Path(found["run"]).resolve().name, found["step"]
+        whose, same = f"{found['run']} at step {found['step']}", found.get("weights") == fingerprint(run.parts.model)
         likelihoods(found)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
     except (ValueError, TypeError, KeyError, AttributeError, IndexError):
         raise UserError(f"{path}: not what `pyro-ltm evaluate --json` prints: evaluate the run again") from None
-    own = run.folder.resolve().name
-    if file and (name, step) != (own, run.step):
-        raise UserError(f"{path}: of the run {name} at step {step}, and this is {own} at step {run.step}: evaluate it")
-    return found if step == run.step else None  # an older step's figures would stand beside newer thoughts
+    if file and not same:
+        raise UserError(f"{path}: of {whose}, whose weights are not those of {run.folder}: evaluate it (again)")
+    return found if same else None  # an older step's figures would stand beside newer thoughts
 
 
 def write_report(

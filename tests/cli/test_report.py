@@ -69,9 +69,9 @@ def test_figures_that_are_not_of_this_run_are_refused(ask, refuse, own_run, tmp_
         (None, "cannot be read"),
         ("{not json", "not what `pyro-ltm evaluate --json` prints"),
         ("[1, 2]", "not what `pyro-ltm evaluate --json` prints"),
-        (json.dumps(found | {"run": "runs/other"}), "of the run other at step"),
-        (json.dumps(found | {"step": 10**6}), "at step 1000000"),
-        (json.dumps({"run": found["run"], "step": found["step"]}), "not what `pyro-ltm evaluate --json` prints"),
+        (json.dumps(found | {"run": "runs/other", "weights": "0" * 32}), "of runs/other at step 4, whose weights are"),
+        (json.dumps({key: found[key] for key in found if key != "weights"}), "whose weights are not those of"),
+        (json.dumps({key: found[key] for key in ("run", "step")}), "not what `pyro-ltm evaluate --json` prints"),
         (json.dumps(found | {"bound": "none"}), "not what `pyro-ltm evaluate --json` prints"),
         ((own_run / "report" / "report.json").read_text(), "not what `pyro-ltm evaluate --json` prints"),
     ):
@@ -80,7 +80,7 @@ def test_figures_that_are_not_of_this_run_are_refused(ask, refuse, own_run, tmp_
         refuse("report", own_run, "--evaluation", file, "--out", tmp_path / "page", says=(says,))
     evaluation = own_run / "evaluation.json"
     old = json.loads(evaluation.read_text())
-    evaluation.write_text(json.dumps(old | {"step": old["step"] - 1}))
+    evaluation.write_text(json.dumps(old | {"weights": "0" * 32}))
     ask("report", own_run, "--sequences", 4)
     page = (own_run / "report" / "report.html").read_text(encoding="utf-8")
     assert "Likelihood" not in page, "figures of an older step do not stand beside newer thoughts"
