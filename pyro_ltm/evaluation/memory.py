@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 
 def peak_memory(work: Callable[[], object], device: torch.device | str = "cpu") -> int | None:
@@ -30,10 +30,11 @@ def peak_memory(work: Callable[[], object], device: torch.device | str = "cpu") 
     gc.collect()  # what is freed while we watch was to be allocated while we watch
     # The profiler greets on stderr whenever it starts and stops, unless told otherwise before its first time.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+    # `torch.profiler.profile` is this with a schedule, and imports the compiler for it: seconds.
+    with profile(use_kineto=True, profile_memory=True) as watched:
         work()
-    record: Any = watched.profiler
-    events = [event for event in record.kineto_results.events() if event.name() == "[memory]"]
+    record: Any = watched.kineto_results
+    events = [event for event in record.events() if event.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()

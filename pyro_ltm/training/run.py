@@ -26,7 +26,6 @@ from pyro_ltm.evaluation import (
     evaluate_prefix,
     evaluate_reference,
 )
-from pyro_ltm.evaluation.plots import plot_training
 from pyro_ltm.files import clear_errors, write_atomically, write_text
 from pyro_ltm.inference import Generated, Posterior, Reconstruction, generate, infer_thoughts, reconstruct
 from pyro_ltm.inference.parts import Parts, settled
@@ -208,6 +207,8 @@ class Run:
 
     def plot(self) -> Path:
         """Draws the run's metrics into `plots/training.png`. Raises UserError when there are none."""
+        from pyro_ltm.evaluation.plots import plot_training  # here: Matplotlib is a fifth of a command's start
+
         return plot_training(read_metrics(self.folder / METRICS), self.folder / "plots" / "training.png")
 
     def infer(self, texts: Sequence[str], **options: Any) -> tuple[Batch, Posterior]:

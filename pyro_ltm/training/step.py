@@ -99,6 +99,7 @@ def step_where(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
         # The names by which torch's GradScaler tells it.
         vars(optimizer).update(grad_scale=None, found_inf=(~finite).float())
         optimizer.step()
+        del vars(optimizer)["grad_scale"], vars(optimizer)["found_inf"]  # of this step alone
     elif finite:
         optimizer.step()
 

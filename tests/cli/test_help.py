@@ -51,6 +51,10 @@ def test_help_imports_nothing_heavy(arguments):
     assert loaded_by(*arguments) == set()
 
 
+def test_what_draws_nothing_does_not_load_matplotlib(trained):
+    assert "matplotlib" not in loaded_by("generate", str(trained), "--max-new-tokens", "2")
+
+
 def test_every_command_is_listed_in_help_with_a_whole_sentence(invoke):
     result = invoke("--help")
     assert result.exit_code == 0
