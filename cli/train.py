@@ -149,7 +149,7 @@ def default_preset(data: Sequence[str]) -> str:
     """The preset that `data` are trained by where none is named. Says so where it is not the usual one."""
     from .output import note
 
-    if not all((Path(one) / "meta.json").is_file() for one in data):
+    if len(data) != 1 or not (Path(data[0]) / "meta.json").is_file():
         return "nano"  # without the seconds that it takes to import torch, should a setting be wrong
     from pyro_ltm.training.launch import preset_for
 
