@@ -12,7 +12,7 @@ WORKERS ?= logical
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist loadgroup
 
 # Tools' caches and byte code land beside the code; what a user made (runs/, .venv) is not ours to clean.
 LITTER := build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

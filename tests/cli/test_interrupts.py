@@ -14,7 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
-STEPS = 60
+STEPS = 30
 PATIENCE = 120.0
 """Seconds until something that should have happened counts as failed."""
 
@@ -25,8 +25,8 @@ def command(settings, tmp_path_factory):
     draw = random.Random(0)
     known = ["".join(draw.choices("aeioulmnrst", k=draw.randint(2, 7))) for _ in range(300)]
     text = tmp_path_factory.mktemp("text") / "long.txt"
-    text.write_text("".join(" ".join(draw.choices(known, k=9)) + "\n" for _ in range(30_000)))
-    changed = {"slow.steps": STEPS, "slow.save_every": 7, "slow.eval_every": 20, "fast.steps": 4}
+    text.write_text("".join(" ".join(draw.choices(known, k=9)) + "\n" for _ in range(12_000)))
+    changed = {"slow.steps": STEPS, "slow.save_every": 7, "slow.eval_every": 10, "fast.steps": 4}
 
     def build(out):
         return ["train", "--data", text, "--out", out, *settings(**changed)]
