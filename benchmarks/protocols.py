@@ -31,6 +31,8 @@ STARTED = [
 """An encoder that starts the fast loop."""
 DECODER_FIRST = ["--preset", "nano-long", "--set", "slow.eval_every=0"]
 """The decoder first, then its thoughts."""
+TENTH = [*DECODER_FIRST, "--set", "slow.alone=0.1"]
+"""The same for a tenth of the slow steps in place of a half: a candidate for worlds and real text alike."""
 THOUGHTS_FIRST = [*DECODER_FIRST, "--set", "slow.alone=0"]
 """Thoughts from the first slow step on."""
 NATURAL = [
@@ -80,10 +82,13 @@ CORPORA: dict[str, dict[str, list[str]]] = {
     },
     "worlds-longer": {**WORLDS_240, "train": [*THOUGHTS_FIRST, *WORLDS_LENGTH, "--steps", "5000"]},
     "worlds-longer-decoder-first": {**WORLDS_240, "train": [*DECODER_FIRST, *WORLDS_LENGTH, "--steps", "5000"]},
+    "worlds-longer-tenth": {**WORLDS_240, "train": [*TENTH, *WORLDS_LENGTH, "--steps", "5000"]},
     "worlds-longer-natural": {**WORLDS_240, "train": [*NATURAL, *WORLDS_LENGTH, "--steps", "3000"]},
     "wikitext-2-longer": {**WIKITEXT_2048, "train": [*DECODER_FIRST, "--steps", "2000"]},
+    "wikitext-2-longer-tenth": {**WIKITEXT_2048, "train": [*TENTH, "--steps", "2000"]},
     "wikitext-2-longer-natural": {**WIKITEXT_2048, "train": [*NATURAL, "--steps", "2000"]},
     "tinyshakespeare-longer": {**TINYSHAKESPEARE_2048, "train": [*DECODER_FIRST, "--steps", "2000"]},
+    "tinyshakespeare-longer-tenth": {**TINYSHAKESPEARE_2048, "train": [*TENTH, "--steps", "2000"]},
     "tinyshakespeare-longer-natural": {**TINYSHAKESPEARE_2048, "train": [*NATURAL, "--steps", "2000"]},
     "tinyshakespeare-long": {
         "prepare": ["{data}/tinyshakespeare/input.txt", "--vocab-size", "1024", "--sequence-length", "512"],

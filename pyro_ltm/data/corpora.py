@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import os
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,7 @@ MIN_DOCSTRING = 200
 # Installed packages, and tests: not the standard library's own words.
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+_BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")
 
 
 def is_corpus(spec: str) -> bool:
@@ -67,21 +69,28 @@ def python_docs() -> tuple[Document, ...]:
 
 def _docstrings(library: Path) -> Iterator[Document]:
     """Docstrings of at least `MIN_DOCSTRING` characters below `library`, by path and then by line."""
-    for path in sorted(library.rglob("*.py"), key=lambda path: path.relative_to(library).parts):
+    for path in sorted(_modules(library), key=lambda path: path.parts):
         relative = path.relative_to(library)
-        if _SKIPPED_FOLDERS.intersection(relative.parts):
-            continue
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the library's own code; as errors they would change the corpus
                 tree = ast.parse(path.read_bytes())
         except (OSError, SyntaxError, ValueError):  # templates that are no Python, or unreadable: not worth a stop
             continue
-        nodes = [node for node in ast.walk(tree) if isinstance(node, _DOCUMENTED)]
-        for node in sorted(nodes, key=lambda node: getattr(node, "lineno", 0)):
+        nodes: list[ast.AST] = [tree]
+        for node in nodes:  # grows on the way: every statement, and no expression, for none has a docstring
+            nodes += [statement for block in _BLOCKS for statement in getattr(node, block, ())]
+        documented = [node for node in nodes if isinstance(node, _DOCUMENTED)]
+        for node in sorted(documented, key=lambda node: getattr(node, "lineno", 0)):
             text = ast.get_docstring(node)
             if text and len(text) >= MIN_DOCSTRING and _is_unicode(text):
                 yield Document(text, f"python-docs:{relative.as_posix()}:{getattr(node, 'lineno', 1)}")
+
+
+def _modules(library: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(library):
+        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
+        yield from (Path(folder, name) for name in files if name.endswith(".py"))
 
 
 def _is_unicode(text: str) -> bool:
