@@ -91,13 +91,13 @@ def command(
     from .progress import reporter
     from .runs import check_twin, open_data, open_run
 
-    run = open_run(run_folder, common).with_fast_loop(settings)
+    run = open_run(run_folder, common)
+    fingerprint, run = run.fingerprint, run.with_fast_loop(settings)
     twin = open_run(twin_folder, common) if twin_folder else None
     if twin is not None:
         check_twin(run, twin)
     if run.config.fast.noise == "fixed":
         note(FIXED_NOISE)
-    from pyro_ltm.evaluation.compare import fingerprint
     from pyro_ltm.training.protocols import PROTOCOLS, evaluate_protocols
 
     with reporter() as report, open_data(run, data, text_column, report) as scored:
@@ -120,7 +120,7 @@ def command(
             counting=lambda name: report.counting(f"evaluate {name}", total),
         )
         where = data or f"{scored.folder.path} ({scored.split})"
-    of = {"run": str(run_folder), "step": run.step, "weights": fingerprint(run.parts.model), "data": where}
+    of = {"run": str(run_folder), "step": run.step, "fingerprint": fingerprint, "data": where}
     result: dict[str, Any] = {**found.to_dict(), **of}
     if settings:
         result["settings"] = list(settings)

@@ -79,7 +79,7 @@ def command(
         raise click.UsageError("--labels and --label-column go together: a file, and the columns of it to probe")
     if labels_file and data:
         raise click.UsageError("--labels brings its own texts: give either --labels or --data")
-    from .output import emit
+    from .output import emit, note
     from .progress import reporter
     from .runs import open_data, open_run
 
@@ -88,6 +88,8 @@ def command(
     from pyro_ltm.training.report import Corpus, read_evaluation, write_report
 
     evaluation = read_evaluation(run, evaluation_file)
+    if evaluation is None and (run_folder / "evaluation.json").is_file():
+        note(f"{run_folder}/evaluation.json is not of this run as it is now, and not shown: evaluate it again.")
 
     with reporter() as report:
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from pyro_ltm.config import dump_toml
 from pyro_ltm.data import TokenDataset, World
 from pyro_ltm.errors import UserError, one_line
-from pyro_ltm.evaluation.compare import fingerprint
 from pyro_ltm.evaluation.diagnostics import Thoughts, diagnose
 from pyro_ltm.evaluation.figure import plain
 from pyro_ltm.evaluation.html import to_png, write_bytes
@@ -91,25 +90,27 @@ class Corpus:
 def read_evaluation(run: Run, file: Path | None = None) -> dict[str, Any] | None:
     """What `evaluate --json` has found of this run, in `file`; by default in the run itself, None where it has not.
 
-    A run is known by its weights.
+    A run at a step is known by its `fingerprint`.
 
     Raises:
-        UserError: the file cannot be read, is not what `evaluate` prints, or is of other weights.
+        UserError: the file cannot be read, is not what `evaluate` prints, or is of another run or another of its steps.
     """
     path = file or run.folder / "evaluation.json"
     if file is None and not path.is_file():
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        whose, same = f"{found['run']} at step {found['step']}", found.get("weights") == fingerprint(run.parts.model)
+        whose, of = f"{found['run']} at step {found['step']}", found.get("fingerprint")
         likelihoods(found)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
     except (ValueError, TypeError, KeyError, AttributeError, IndexError):
         raise UserError(f"{path}: not what `pyro-ltm evaluate --json` prints: evaluate the run again") from None
-    if file and not same:
-        raise UserError(f"{path}: of {whose}, whose weights are not those of {run.folder}: evaluate it (again)")
-    return found if same else None  # an older step's figures would stand beside newer thoughts
+    if file and of != run.fingerprint:
+        raise UserError(
+            f"{path}: of {whose}; its fingerprint is not that of {run.folder} as it is now: evaluate it again"
+        )
+    return found if of == run.fingerprint else None  # an older step's figures would stand beside newer thoughts
 
 
 def write_report(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from pyro_ltm.evaluation import (
     evaluate_prefix,
     evaluate_reference,
 )
+from pyro_ltm.evaluation.compare import fingerprint
 from pyro_ltm.files import clear_errors, write_atomically, write_text
 from pyro_ltm.inference import Generated, Posterior, Reconstruction, generate, infer_thoughts, reconstruct
 from pyro_ltm.inference.parts import Parts, settled
@@ -101,6 +103,13 @@ class Run:
     def save_weights(self, step: int) -> None:
         """Writes the weights as they stand at slow step `step`."""
         write_tensors(self.folder / MODEL, weights(self.parts), {"step": step})
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells this run at this step from every other: a digest of its weights and settings, precision aside."""
+        settings = dump_toml(replace(self.config, dtype="auto"))
+        digests = [fingerprint(module) for module in (self.parts.model, self.parts.guide)]
+        return hashlib.blake2b("\n".join([settings, *digests]).encode(), digest_size=16).hexdigest()
 
     def dataset(self, split: str = "validation") -> TokenDataset:
         """The data that the run was trained on. Raises UserError when it is not there any more."""

@@ -52,7 +52,9 @@ def test_help_imports_nothing_heavy(arguments):
 
 
 def test_what_draws_nothing_does_not_load_matplotlib(trained):
-    assert "matplotlib" not in loaded_by("generate", str(trained), "--max-new-tokens", "2")
+    loaded = loaded_by("generate", str(trained), "--max-new-tokens", "2")
+    assert "torch" in loaded, "it did generate"
+    assert "matplotlib" not in loaded
 
 
 def test_every_command_is_listed_in_help_with_a_whole_sentence(invoke):

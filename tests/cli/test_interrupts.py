@@ -115,7 +115,7 @@ def test_killed_many_times(seed, command, spawn, undisturbed, tmp_path):
     draw = random.Random(seed)
     out = tmp_path / "run"
     arguments = [*command(out), "--resume"]
-    moments = [after(draw.uniform(0, 8)) for _ in range(3)] + [preparing]
+    moments = [after(draw.uniform(0, 4)) for _ in range(3)] + [preparing]
     moments += [rows(draw.randint(1, STEPS)) for _ in range(5)]
     for moment in moments:
         kill_at(moment, spawn, arguments, out)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
 import pytest
+
+from pyro_ltm.config import apply_settings
+from pyro_ltm.training import Run
 
 
 def test_report_of_a_run(ask, trained, tmp_path):
@@ -61,7 +65,7 @@ def test_figures_of_another_evaluation(ask, refuse, own_run, text, tmp_path):
     assert "Likelihood" not in (own_run / "report" / "report.html").read_text(encoding="utf-8")
 
 
-def test_figures_that_are_not_of_this_run_are_refused(ask, refuse, own_run, tmp_path):
+def test_figures_that_are_not_of_this_run_are_refused(ask, invoke, refuse, own_run, tmp_path):
     found = ask("evaluate", own_run, "--sequences", 4)
     ask("report", own_run, "--sequences", 4)
     file = tmp_path / "figures.json"
@@ -69,8 +73,8 @@ def test_figures_that_are_not_of_this_run_are_refused(ask, refuse, own_run, tmp_
         (None, "cannot be read"),
         ("{not json", "not what `pyro-ltm evaluate --json` prints"),
         ("[1, 2]", "not what `pyro-ltm evaluate --json` prints"),
-        (json.dumps(found | {"run": "runs/other", "weights": "0" * 32}), "of runs/other at step 4, whose weights are"),
-        (json.dumps({key: found[key] for key in found if key != "weights"}), "whose weights are not those of"),
+        (json.dumps(found | {"run": "runs/b", "fingerprint": "0"}), "of runs/b at step 4; its fingerprint is not"),
+        (json.dumps({key: found[key] for key in found if key != "fingerprint"}), "its fingerprint is not that of"),
         (json.dumps({key: found[key] for key in ("run", "step")}), "not what `pyro-ltm evaluate --json` prints"),
         (json.dumps(found | {"bound": "none"}), "not what `pyro-ltm evaluate --json` prints"),
         ((own_run / "report" / "report.json").read_text(), "not what `pyro-ltm evaluate --json` prints"),
@@ -80,10 +84,22 @@ def test_figures_that_are_not_of_this_run_are_refused(ask, refuse, own_run, tmp_
         refuse("report", own_run, "--evaluation", file, "--out", tmp_path / "page", says=(says,))
     evaluation = own_run / "evaluation.json"
     old = json.loads(evaluation.read_text())
-    evaluation.write_text(json.dumps(old | {"weights": "0" * 32}))
-    ask("report", own_run, "--sequences", 4)
+    evaluation.write_text(json.dumps(old | {"fingerprint": "0"}))
+    assert (
+        "evaluation.json is not of this run as it is now, and not shown"
+        in invoke("report", own_run, "--sequences", 4).stderr
+    )
     page = (own_run / "report" / "report.html").read_text(encoding="utf-8")
     assert "Likelihood" not in page, "figures of an older step do not stand beside newer thoughts"
+
+
+def test_runs_are_told_apart_by_more_than_their_decoder(trained, twin, own_run):
+    """By guide and settings, too; not by the precision that they are loaded in, nor by their folder."""
+    run = Run.load(trained)
+    assert Run.load(own_run, dtype="bfloat16").fingerprint == run.fingerprint
+    assert Run.load(twin).fingerprint != run.fingerprint
+    other = dataclasses.replace(run, config=apply_settings(run.config, ["guide.name=low-rank"]))
+    assert other.fingerprint != run.fingerprint
 
 
 def test_report_of_a_twin(ask, invoke, refuse, twin, tmp_path):
