@@ -216,7 +216,7 @@ class Run:
 
     def plot(self) -> Path:
         """Draws the run's metrics into `plots/training.png`. Raises UserError when there are none."""
-        from pyro_ltm.evaluation.plots import plot_training  # here: Matplotlib is a fifth of a command's start
+        from pyro_ltm.evaluation.plots import plot_training  # here: most commands draw nothing
 
         return plot_training(read_metrics(self.folder / METRICS), self.folder / "plots" / "training.png")
 
