@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,9 @@ if TYPE_CHECKING:
     from pyro_ltm.training import Run
     from pyro_ltm.training.protocols import Evaluation
 
+PARTICLES = 4
+READS = {"particles": ("bound", "prefix"), "prefix": ("prefix",), "stride": ("prefix",), "ais": ("bound",)}
+"""Which protocols read an option."""
 IGNORED = 0.01
 """Another sequence's thoughts cost fewer nats a token than this: the decoder ignores them."""
 
@@ -44,7 +46,9 @@ IGNORED = 0.01
     "the run's own validation split.",
 )
 @click.option("--text-column", metavar="NAME", help="Column or JSON field that holds the text; default: text.")
-@click.option("--particles", metavar="K", type=click.IntRange(1), default=4, help="Draws from each posterior.")
+@click.option(
+    "--particles", metavar="K", type=click.IntRange(1), help="Draws from each posterior.", show_default=str(PARTICLES)
+)
 @fast_steps
 @fit_settings
 @click.option(
@@ -53,12 +57,12 @@ IGNORED = 0.01
 @click.option("--stride", metavar="N", type=click.IntRange(1), help="Tokens between two fits, sequentially.")
 @click.option(
     "--ais",
-    "temperatures",
     metavar="N",
-    type=click.IntRange(0),
-    default=0,
-    help="Temperatures of annealed importance sampling, with many the tightest bound; 0: none.",
+    type=click.IntRange(1),
+    help="Annealed importance sampling over N temperatures: with many the tightest bound, and the dearest.",
 )
+@click.option("--ais-chains", metavar="N", type=click.IntRange(1), help="Its chains.", show_default="4")
+@click.option("--ais-leapfrogs", metavar="N", type=click.IntRange(1), help="Steps of each move.", show_default="4")
 @click.option("--twin", "twin_folder", metavar="RUN", type=FOLDER, help="A run to score on the same data, beside it.")
 @click.option(
     "--sequences", metavar="N", type=click.IntRange(1), help="Score only so many, from the first; default: all."
@@ -71,12 +75,14 @@ def command(
     protocol: str,
     data: str | None,
     text_column: str | None,
-    particles: int,
+    particles: int | None,
     fast_steps: int | None,
     settings: tuple[str, ...],
     prefixes: tuple[int, ...],
     stride: int | None,
-    temperatures: int,
+    ais: int | None,
+    ais_chains: int | None,
+    ais_leapfrogs: int | None,
     twin_folder: Path | None,
     sequences: int | None,
     batch_size: int,
@@ -87,6 +93,9 @@ def command(
     On a corpus of known entropy (worlds) the floor stands below: no bound can be lower, and one that is ends in an
     error. Figures of the run's own data also go into RUN/evaluation.json, and as pictures into RUN/plots.
     """
+    _check(protocol, particles=particles, prefix=prefixes, stride=stride, ais=ais)
+    if not ais and (ais_chains or ais_leapfrogs):
+        raise click.UsageError("--ais-chains and --ais-leapfrogs are of --ais N, which is not given")
     from .output import FIXED_NOISE, emit, note
     from .progress import reporter
     from .runs import check_twin, open_data, open_run
@@ -100,6 +109,7 @@ def command(
         note(FIXED_NOISE)
     from pyro_ltm.training.protocols import PROTOCOLS, evaluate_protocols
 
+    annealing = {"temperatures": ais, "chains": ais_chains, "leapfrogs": ais_leapfrogs}
     with reporter() as report, open_data(run, data, text_column, report) as scored:
         total = len(scored) if sequences is None else min(sequences, len(scored))
         every = PROTOCOLS if run.config.model.thoughts else ("bound", "prefix")
@@ -109,11 +119,11 @@ def command(
             scored,
             protocols=protocols,
             twin=twin,
-            particles=particles,
+            particles=particles or PARTICLES,
             fast_steps=fast_steps,
             prefixes=prefixes,
             stride=stride or 0,
-            temperatures=temperatures,
+            annealing={name: value for name, value in annealing.items() if value},
             sequences=sequences,
             batch_size=batch_size,
             seed=common.seed or 0,
@@ -124,10 +134,10 @@ def command(
     result: dict[str, Any] = {**found.to_dict(), **of}
     if settings:
         result["settings"] = list(settings)
-    if twin_folder:
-        result["twin_run"] = str(twin_folder)
+    if twin is not None:
+        result |= {"twin_run": str(twin_folder), "twin_step": twin.step, "twin_fingerprint": twin.fingerprint}
     if data is None:
-        _save(run_folder, result, found)
+        _save(run, result)
     if common.as_json:
         emit(result)
     else:
@@ -137,19 +147,25 @@ def command(
     _warn(run, found)
 
 
-def _save(run_folder: Path, result: dict[str, Any], found: Evaluation) -> None:
+def _save(run: Run, result: dict[str, Any]) -> None:
     """Keeps the figures beside the run; a run folder that cannot be written is no reason to keep them to ourselves."""
     from pyro_ltm.errors import UserError
-    from pyro_ltm.evaluation.protocol_plots import plot_evaluation
-    from pyro_ltm.files import write_text
+    from pyro_ltm.training.kept import keep_evaluation
 
     from .output import note
 
     try:
-        write_text(run_folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
-        plot_evaluation(result, run_folder / "plots")
+        keep_evaluation(run, result)
     except UserError as error:
         note(f"Warning: {error}")
+
+
+def _check(protocol: str, **given: Any) -> None:
+    """Raises UsageError for an option of a protocol that is not asked for: it would change nothing."""
+    for option, value in given.items():
+        theirs = READS[option]
+        if value and protocol not in (*theirs, "all"):
+            raise click.UsageError(f"--{option} is of --protocol {' and '.join(theirs)}, not {protocol}")
 
 
 def _warn(run: Run, found: Evaluation) -> None:

@@ -24,6 +24,8 @@ def show(found: Evaluation, where: str) -> None:
         say(f"Twin, exact: {_figure(found.twin)} nats a token.")
     if found.floor:
         _show_floor(found)
+    elif found.no_floor:
+        say(f"No floor stands below these figures: {found.no_floor}.")
     scored: Any = found.bound or found.prefix or found.reference
     say(f"{scored.sequences:,} sequences, {scored.tokens:,} tokens of {where}")
     own = scored.fast_steps, getattr(scored, "particles", 1), scored.seed
@@ -48,7 +50,7 @@ def _show_bound(found: Evaluation, bound: Bound) -> None:
     rows += _weighted_rows(found, bound, len(both))
     rows += [
         row("perplexity", lambda b: nats(b.perplexity, 2)),
-        row("bits a byte", lambda b: nats(b.bits_per_byte)),
+        row("bits a byte", lambda b: nats(b.bits_per_byte) + margin(b.bits_per_byte_stderr)),
         thoughtful("rate (KL), nats a sequence", lambda b: b.kl_nats_per_sequence, 2),
         row("distortion, nats a token", lambda b: nats(b.distortion_nats_per_token)),
         thoughtful("  with thoughts from the prior", lambda b: b.distortion_from_prior),
@@ -81,6 +83,8 @@ def _weighted_rows(found: Evaluation, bound: Bound, columns: int) -> list[list[s
         rows.append([f"  of {bound.particles} draws count", ess, *rest])
     for start, annealed in found.annealed.items():
         rows.append([f"  annealed from {start}, {annealed.temperatures} temperatures", _figure(annealed), *rest])
+        ess = f"{annealed.effective_sample_size:.1f}, {annealed.acceptance:.0%}"
+        rows.append([f"    of {annealed.chains} chains count; moves taken", ess, *rest])
     return rows
 
 
@@ -125,4 +129,4 @@ def _figure(figure: Figure | Bound) -> str:
 def _beside(twin: Figure | None, gap: Difference | None) -> list[str]:
     if twin is None:
         return []
-    return [_figure(twin), f"{gap.nats_per_token:.4f}{margin(gap.stderr)}" if gap else nats(math.nan)]
+    return [_figure(twin), nats(gap.nats_per_token) + margin(gap.stderr) if gap else nats(math.nan)]

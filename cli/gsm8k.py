@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from .options import FOLDER, Common, common, examples, fast_steps, run_argument
+from .options import FOLDER, Common, common, examples, fast_steps, fit_settings, run_argument
 
 
 @click.command(
@@ -16,6 +16,7 @@ from .options import FOLDER, Common, common, examples, fast_steps, run_argument
     epilog=examples(
         "pyro-ltm gsm8k runs/first --test gsm8k/test.jsonl --train gsm8k/train.jsonl --limit 50",
         "pyro-ltm gsm8k runs/first --test test.jsonl --train train.jsonl --shots 10 --k 5 --samples-out written.jsonl",
+        "pyro-ltm gsm8k runs/first --test test.jsonl --train train.jsonl --fast-steps 64 --set optimizer.lr=0.1",
     ),
 )
 @run_argument
@@ -29,6 +30,7 @@ from .options import FOLDER, Common, common, examples, fast_steps, run_argument
 @click.option("--max-new-tokens", metavar="N", type=click.IntRange(1), default=256, help="Length of an answer.")
 @click.option("--samples-out", type=FOLDER, metavar="FILE", help="Where to keep all that was written, .jsonl.")
 @fast_steps
+@fit_settings
 @common(seed_help="Seed of examples, thoughts and tokens.")
 def command(
     *,
@@ -43,6 +45,7 @@ def command(
     max_new_tokens: int,
     samples_out: Path | None,
     fast_steps: int | None,
+    settings: tuple[str, ...],
     common: Common,
 ) -> None:
     """Asks a run grade-school problems (fields question and answer) and reads its answers.
@@ -57,7 +60,7 @@ def command(
     from .runs import open_run
 
     problems, shown = read_problems(test_file)[:limit], read_problems(train_file)
-    run = open_run(run_folder, common)
+    run = open_run(run_folder, common).with_fast_loop(settings)
     kept: list[str] = []
     with reporter() as report:
         count = report.counting("gsm8k", len(problems), "problems")
@@ -83,9 +86,14 @@ def command(
     if samples_out:
         write_text(samples_out, "".join(f"{line}\n" for line in kept))
     if common.as_json:
-        emit({**found.to_dict(), "run": str(run_folder), "test": str(test_file)})
+        of = {"run": str(run_folder), "step": run.step, "test": str(test_file), "train": str(train_file)}
+        emit({**found.to_dict(), **of, "settings": list(settings)})
         return
     rows = [[f"pass@{n}", f"{v:.3f} ± {found.pass_at_stderr[n]:.3f}"] for n, v in found.pass_at.items()]
     show_table(f"{found.problems} problems, {found.samples} samples each", ["", ""], rows)
     say(f"{found.shots_kept:.1f} of {found.shots} examples fitted the prompt; {found.too_long} problems were too long.")
     say(f"Read so: {found.extraction}.")
+    say(
+        f"{found.fast_steps} fast steps, at most {found.max_new_tokens} new tokens, temperature {found.temperature:g}, "
+        f"seed {found.seed}"
+    )

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .options import FOLDER, Common, common, examples, fast_steps, run_argument
+from .options import FOLDER, Common, common, examples, fast_steps, fit_settings, run_argument
 
 
 @click.command(
@@ -20,6 +20,7 @@ from .options import FOLDER, Common, common, examples, fast_steps, run_argument
     epilog=examples(
         "pyro-ltm lm-eval runs/first --tasks lambada_openai,wikitext --limit 100",
         "pyro-ltm lm-eval runs/first --tasks my-task --include-path tasks --num-fewshot 2 --particles 64 --json",
+        "pyro-ltm lm-eval runs/first --tasks lambada_openai --fast-steps 64 --set optimizer.lr=0.1",
     ),
 )
 @run_argument
@@ -31,6 +32,7 @@ from .options import FOLDER, Common, common, examples, fast_steps, run_argument
 @click.option("--limit", metavar="N", type=click.IntRange(1), help="Only so many documents of each task.")
 @click.option("--particles", metavar="K", type=click.IntRange(1), default=16, help="Draws from each posterior.")
 @fast_steps
+@fit_settings
 @click.option(
     "--stride",
     metavar="N",
@@ -49,6 +51,7 @@ def command(
     limit: int | None,
     particles: int,
     fast_steps: int | None,
+    settings: tuple[str, ...],
     stride: int | None,
     batch_size: int,
     out: Path | None,
@@ -73,7 +76,7 @@ def command(
         raise UserError("--tasks: names no task")
     if out:
         check_target(out)
-    run = open_run(run_folder, common)
+    run = open_run(run_folder, common).with_fast_loop(settings)
     from pyro_ltm.integrations.harness import HarnessModel, run_harness
 
     seed = common.seed or 0
@@ -93,7 +96,8 @@ def command(
             counting=counting,
         )
         found = run_harness(model, names, include_path=include_path, num_fewshot=num_fewshot, limit=limit, seed=seed)
-    result = {"run": str(run_folder), "step": run.step, **json.loads(json.dumps(found, default=_plain))}
+    of = {"run": str(run_folder), "step": run.step, "settings": list(settings)}
+    result = {**of, **json.loads(json.dumps(found, default=_plain))}
     if out:
         write_text(out, json.dumps(result, indent=2) + "\n")
     if common.as_json:

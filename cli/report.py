@@ -85,7 +85,8 @@ def command(
 
     run = open_run(run_folder, common)
     from pyro_ltm.data.labels import read_labelled
-    from pyro_ltm.training.report import Corpus, read_evaluation, write_report
+    from pyro_ltm.training.kept import read_evaluation
+    from pyro_ltm.training.report import Corpus, write_report
 
     evaluation = read_evaluation(run, evaluation_file)
     if evaluation is None and (run_folder / "evaluation.json").is_file():

@@ -68,8 +68,15 @@ def open_scorer(folder: Path, common: Common) -> Run | Scorer:
     return CausalLM.load(folder, device=device, dtype=common.dtype)
 
 
-def check_twin(run: Run, twin: Run) -> None:
-    """Raises UserError when the two do not read the same tokens."""
+def check_twin(run: Run, twin: Run) -> list[str]:
+    """Says, and gives back, in what else than thoughts the twin was trained otherwise: empty for a true twin.
+
+    Raises UserError when the two do not read the same tokens.
+    """
+    from pyro_ltm.training.protocols import taught_otherwise
+
+    from .output import note
+
     if twin.tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise UserError(
             f"--twin {twin.folder}: has another tokenizer than {run.folder}, so nats a token cannot be compared; "
@@ -80,6 +87,9 @@ def check_twin(run: Run, twin: Run) -> None:
             f"--twin {twin.folder}: not the twin of {run.folder}, which is the same decoder with model.thoughts = 0; "
             "evaluate another model by itself"
         )
+    if differs := taught_otherwise(run, twin):
+        note(f"Warning: thoughts are not all that sets run and twin apart. Of the twin: {'; '.join(differs)}.")
+    return differs
 
 
 @contextlib.contextmanager

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .options import FOLDER, Common, common, examples, fast_steps
+from .options import FOLDER, Common, common, examples, fast_steps, fit_settings
 
 
 @click.command(
@@ -15,6 +16,7 @@ from .options import FOLDER, Common, common, examples, fast_steps
     epilog=examples(
         "pyro-ltm score-samples --run runs/first --num 100 --scorer runs/twin",
         "pyro-ltm score-samples --texts written.jsonl --reference held-out.jsonl --scorer models/gpt2-large",
+        "pyro-ltm score-samples --texts a.jsonl --scorer runs/first --fast-steps 64 --set optimizer.lr=0.1",
         "pyro-ltm score-samples --texts a.jsonl --features a.npy --reference-features b.npy --json",
     ),
 )
@@ -31,6 +33,7 @@ from .options import FOLDER, Common, common, examples, fast_steps
 @click.option("--particles", metavar="K", type=click.IntRange(1), default=16, help="Draws of the scorer's bound.")
 @click.option("--texts-out", type=FOLDER, metavar="FILE", help="Where to keep what --run wrote, .jsonl.")
 @fast_steps
+@fit_settings
 @common(seed_help="Seed of the texts, of the scorer's noise and of MAUVE's buckets.")
 def command(
     *,
@@ -47,6 +50,7 @@ def command(
     particles: int,
     texts_out: Path | None,
     fast_steps: int | None,
+    settings: tuple[str, ...],
     common: Common,
 ) -> None:
     """Scores texts, written by --run or read from --texts.
@@ -63,8 +67,10 @@ def command(
     if bool(features) != bool(reference_features):
         raise click.UsageError("--features and --reference-features go together")
     from pyro_ltm.data.files import read_file
+    from pyro_ltm.errors import UserError
     from pyro_ltm.files import write_text
     from pyro_ltm.model import Sampler
+    from pyro_ltm.training import Run
     from pyro_ltm.training.samples import read_features, save_texts, score_samples, write_samples
 
     from .output import emit, say
@@ -76,12 +82,20 @@ def command(
     held = read(reference) if reference else None
     pair = (read_features(features), read_features(reference_features)) if features and reference_features else None
     judge = open_scorer(scorer, common) if scorer else None
+    of: dict[str, Any] = {"run": run_folder, "texts": texts_file, "reference": reference, "scorer": scorer}
+    if isinstance(judge, Run):
+        judge = judge.with_fast_loop(settings)
+        of |= {"scorer_step": judge.step, "settings": list(settings)}
+    elif settings:
+        raise UserError("--set: is of a run that scores (--scorer RUN), and no run does: no posterior is fitted")
     seed, speed = common.seed or 0, None
     if run_folder:
         run, sampler = open_run(run_folder, common), Sampler(temperature=temperature)
-        texts, speed = write_samples(run, num=num, max_new_tokens=max_new_tokens, sampler=sampler, seed=seed)
+        longest = max_new_tokens or run.config.model.max_length
+        texts, speed = write_samples(run, num=num, max_new_tokens=longest, sampler=sampler, seed=seed)
         if texts_out:
             write_text(texts_out, save_texts(texts))
+        of |= {"step": run.step, "temperature": temperature, "max_new_tokens": longest}
     else:
         assert texts_file is not None
         texts = read(texts_file)
@@ -96,7 +110,7 @@ def command(
         speed=speed,
     )
     if common.as_json:
-        emit(found.to_dict())
+        emit({**found.to_dict(), **of})
         return
     _show(found)
     if speed:
@@ -107,8 +121,6 @@ def command(
 
 
 def _show(found: object) -> None:
-    from typing import Any
-
     from .output import margin, nats, say, show_table
 
     it: Any = found
@@ -141,8 +153,6 @@ def _show(found: object) -> None:
 
 def _say_how(figure: object) -> None:
     """How a Hugging Face model read the texts."""
-    from typing import Any
-
     from .output import say
 
     it: Any = figure

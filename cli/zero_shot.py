@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import FOLDER, Common, common, examples, fast_steps, run_argument
+from .options import FOLDER, Common, common, examples, fast_steps, fit_settings, run_argument
 
 if TYPE_CHECKING:
     from pyro_ltm.training.zero_shot import TaskScore
 
-FIGURES = ("nats_per_token", "nats_per_token_stderr", "bits_per_byte", "word_perplexity", "word_perplexity_stderr")
+UNITS = ("nats_per_token", "bits_per_byte", "word_perplexity")
+FIGURES = tuple(name for unit in UNITS for name in (unit, f"{unit}_stderr"))
+BESIDE = ("twin", "floor")
+"""Figures that stand in the table of a task's first."""
+GAP = 3
+"""Characters between two columns of a table."""
 
 
 @click.command(
@@ -26,6 +31,7 @@ FIGURES = ("nats_per_token", "nats_per_token_stderr", "bits_per_byte", "word_per
         "pyro-ltm zero-shot runs/first examples/tasks.toml --twin runs/twin",
         "pyro-ltm zero-shot runs/first examples/tasks.toml --only wikitext-2 --particles 256 --out wikitext-2.csv",
         "pyro-ltm zero-shot runs/first examples/tasks.toml --protocol all --sequences 100 --json",
+        "pyro-ltm zero-shot runs/first examples/tasks.toml --fast-steps 64 --set optimizer.lr=0.1",
     ),
 )
 @run_argument
@@ -40,6 +46,7 @@ FIGURES = ("nats_per_token", "nats_per_token_stderr", "bits_per_byte", "word_per
 @click.option("--twin", "twin_folder", metavar="RUN", type=FOLDER, help="A run to score on the same text, beside it.")
 @click.option("--particles", metavar="K", type=click.IntRange(1), default=16, help="Draws from each posterior.")
 @fast_steps
+@fit_settings
 @click.option("--stride", metavar="N", type=click.IntRange(1), help="Tokens between two fits of the protocol prefix.")
 @click.option("--sequences", metavar="N", type=click.IntRange(1), help="Score at most so many of each task.")
 @click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, help="Sequences at a time.")
@@ -54,6 +61,7 @@ def command(
     twin_folder: Path | None,
     particles: int,
     fast_steps: int | None,
+    settings: tuple[str, ...],
     stride: int | None,
     sequences: int | None,
     batch_size: int,
@@ -64,6 +72,9 @@ def command(
 
     TASKS.toml has a table [tasks.NAME] for each text: source, and if need be text_column, split, words (whitespace, or
     with-line-ends as WikiText is counted), detokenise (none, wikitext, ptb), packing, sequence_length, sequences.
+
+    Under the text of a world (source = "worlds", packing = "document") stands its entropy, the floor: no bound can be
+    lower, and one that is ends in an error.
     """
     from pyro_ltm.errors import UserError
 
@@ -79,10 +90,9 @@ def command(
     if out:
         check_target(out)
     tasks = load_tasks(tasks_file, only)
-    run = open_run(run_folder, common)
+    run = open_run(run_folder, common).with_fast_loop(settings)
     twin = open_run(twin_folder, common) if twin_folder else None
-    if twin is not None:
-        check_twin(run, twin)
+    differs = check_twin(run, twin) if twin is not None else []
     from pyro_ltm.training.zero_shot import score_task
 
     scores: dict[str, TaskScore] = {}
@@ -101,9 +111,9 @@ def command(
                 seed=common.seed or 0,
                 counting=report.counting,
             )
-    result: dict[str, Any] = {"run": str(run_folder), "step": run.step}
+    result: dict[str, Any] = {"run": str(run_folder), "step": run.step, "settings": list(settings)}
     if twin_folder:
-        result["twin_run"] = str(twin_folder)
+        result |= {"twin_run": str(twin_folder), "twin_differs": differs}
     result["tasks"] = {name: score.to_dict() for name, score in scores.items()}
     if out:
         write_text(out, _csv(result) if out.suffix == ".csv" else json.dumps(result, indent=2) + "\n")
@@ -115,40 +125,63 @@ def command(
 
 def _show(scores: dict[str, TaskScore]) -> None:
     """A table for each kind of figure, and what was counted."""
-    from .output import margin, nats, say, show_table
+    from .output import say, show_table
 
     headings: dict[str, list[tuple[str, str]]] = {}
     for task, score in scores.items():
         for name, meaning in score.meanings.items():
-            heading = meaning if name != "twin" else next(iter(score.meanings.values()))
+            heading = next(iter(score.meanings.values())) if name in BESIDE else meaning
             headings.setdefault(heading, []).append((task, name))
     for heading, members in headings.items():
-        rows: list[list[str]] = []
-        for task, name in members:
-            score, level = scores[task], scores[task].levels[name]
-            gap = score.below_twin.get(name)
-            rows += [] if any(row[0] == task for row in rows) else [[task, "", "", "", ""]]
-            rows.append(
-                [
-                    f"  {_label(score, name)}",
-                    nats(level.nats_per_token) + margin(level.nats_per_token_stderr),
-                    nats(level.bits_per_byte),
-                    _short(level.word_perplexity) + (_short(level.word_perplexity_stderr, " ± ")),
-                    nats(gap.nats_per_token) + margin(gap.stderr) if gap else "-",
-                ]
-            )
-        columns = ["", "nats a token", "bits a byte", "word perplexity", "below the twin"]
-        show_table(heading[:1].upper() + heading[1:], columns, rows)
+        show_table(heading[:1].upper() + heading[1:], *_table(scores, members))
     for task, score in scores.items():
-        about = "about " if score.counts_are_estimated else ""
-        words = "words and line ends" if score.task.words == "with-line-ends" else "words"
-        scored = "" if score.task.detokenise == "none" else f"; scored without {score.task.detokenise}'s spaces"
-        say(
-            f"{task}: {score.sequences:,} sequences, {score.tokens:,} tokens; of the original {about}"
-            f"{score.words:,} {words}, {about}{score.bytes:,} bytes{scored}"
-        )
+        _say_of(task, score)
     first = next(iter(scores.values()))
     say(f"{first.fast_steps} fast steps, {first.particles} particles, fresh noise, seed {first.seed}")
+
+
+def _table(scores: dict[str, TaskScore], members: list[tuple[str, str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns and the rows of figures, each a task and its own name in it, under the names of the tasks."""
+    from .output import margin, nats, stdout_console
+
+    twin = ["below the twin"] if any(scores[task].below_twin for task, _ in members) else []
+    columns = ["", "nats a token", "bits a byte", "word perplexity", *twin]
+    rows: list[list[str]] = []
+    for task, name in members:
+        score, level = scores[task], scores[task].levels[name]
+        gap = score.below_twin.get(name)
+        rows += [] if any(row[0] == task for row in rows) else [[task, *[""] * (len(columns) - 1)]]
+        rows.append(
+            [
+                f"  {_label(score, name)}",
+                nats(level.nats_per_token) + margin(level.nats_per_token_stderr),
+                nats(level.bits_per_byte) + margin(level.bits_per_byte_stderr),
+                _short(level.word_perplexity) + _short(level.word_perplexity_stderr, " ± "),
+                *([nats(gap.nats_per_token) + margin(gap.stderr) if gap else "-"] if twin else []),
+            ]
+        )
+    wide = sum(max(map(len, cells)) + GAP for cells in zip(columns, *rows, strict=True)) - GAP
+    if wide > stdout_console().width:  # the error of bits goes: it is in the same proportion as that of nats
+        rows = [[*row[:2], row[2].partition(" ±")[0], *row[3:]] for row in rows]
+    return columns, rows
+
+
+def _say_of(task: str, score: TaskScore) -> None:
+    """What was counted of a task, and where its figures stand above the floor."""
+    from .output import margin, nats, say
+
+    about = "about " if score.counts_are_estimated else ""
+    words = "words and line ends" if score.task.words == "with-line-ends" else "words"
+    scored = "" if score.task.detokenise == "none" else f"; scored without {score.task.detokenise}'s spaces"
+    say(
+        f"{task}: {score.sequences:,} sequences, {score.tokens:,} tokens; of the original {about}"
+        f"{score.words:,} {words}, {about}{score.bytes:,} bytes{scored}"
+    )
+    if score.no_floor:
+        say(f"{task}: no floor stands below these figures: {score.no_floor}.")
+    if gaps := score.above_floor:
+        above = [f"{_label(score, name)} {nats(gap.nats_per_token)}{margin(gap.stderr)}" for name, gap in gaps.items()]
+        say(f"{task}: nats a token above the floor: {'; '.join(above)}")
 
 
 def _label(score: TaskScore, name: str) -> str:
@@ -157,7 +190,7 @@ def _label(score: TaskScore, name: str) -> str:
         return f"IWAE, {score.particles} draws"
     if name == "prefix":
         return f"a fit every {score.stride} tokens"
-    return "twin" if name == "twin" else "ELBO" if score.fitted else "exact"
+    return name if name in BESIDE else "ELBO" if score.fitted else "exact"
 
 
 def _short(value: float, before: str = "") -> str:

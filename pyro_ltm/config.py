@@ -176,6 +176,11 @@ class SlowConfig:
     save_every: int = option(100, "slow steps between checkpoints", low=1)
     max_nonfinite: int = option(5, "non-finite losses in a row before the run stops", low=1)
 
+    @property
+    def sequences(self) -> int:
+        """Sequences that a slow step reads."""
+        return self.batch_size * self.accumulate
+
     def __post_init__(self) -> None:
         check_ranges(self, "slow")
         for name in ("beta1", "beta2", "alone"):

@@ -81,6 +81,11 @@ class TokenDataset:
         return int(self._counts["tokens"])
 
     @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Targets of each sequence that count, int64 [S]."""
+        return self._spans(np.arange(len(self)))[1]
+
+    @property
     def bytes(self) -> int:
         """UTF-8 bytes that the targets stand for (the sum of their `token_bytes`)."""
         return int(self._counts["bytes"])

@@ -55,6 +55,7 @@ class Arithmetic:
             unbiased estimator of arXiv:2107.03374; pass_at_stderr: over problems.
         problems, samples, shots: what was asked for; shots_kept: mean number of examples that fitted the prompt.
         too_long: problems that did not fit even without an example; they count as wrong.
+        temperature, max_new_tokens, seed: of the writing. fast_steps: of each fit.
         extraction: how answers were read.
     """
 
@@ -66,6 +67,8 @@ class Arithmetic:
     shots_kept: float
     too_long: int
     temperature: float
+    max_new_tokens: int
+    fast_steps: int
     seed: int
     extraction: str = EXTRACTION
 
@@ -189,23 +192,33 @@ def evaluate_arithmetic(
     samples: int = 0,
     shots: int = 10,
     temperature: float = 0.7,
+    max_new_tokens: int = 256,
+    fast_steps: int | None = None,
     seed: int = 0,
     keep: Callable[[Attempt], None] | None = None,
-    **options: Any,
 ) -> Arithmetic:
     """pass@1 and pass@k of a model (the paper, arXiv:2502.01567, reports pass@5 with 10 examples).
 
     Args:
         samples: for each problem; at least k, which is the default.
+        fast_steps: of each fit; None: the model's own.
         keep: sees each attempt as it is made.
-        options: more for `attempt`.
+
+    Raises:
+        UserError: fewer samples than k; or as `attempt`.
     """
     samples = samples or k
     if samples < k:
         raise UserError(f"samples = {samples}: at least k = {k}")
-    shape: dict[str, Any] = {"shots": shots, "samples": samples, "temperature": temperature, "seed": seed}
+    shape: dict[str, Any] = {
+        "shots": shots,
+        "samples": samples,
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+    }
     attempts = []
-    for one in attempt(parts, codec, problems, examples, **shape, **options):
+    for one in attempt(parts, codec, problems, examples, fast_steps=fast_steps, **shape):
         attempts.append(one)
         if keep:
             keep(one)
@@ -220,10 +233,8 @@ def evaluate_arithmetic(
             str(n): math.sqrt(sum((v - mean[n]) ** 2 for v in shares[n]) / max(1, size - 1) / size) for n in counts
         },
         problems=size,
-        samples=samples,
-        shots=shots,
         shots_kept=sum(fitting) / len(fitting) if fitting else 0.0,
         too_long=size - len(fitting),
-        temperature=temperature,
-        seed=seed,
+        fast_steps=parts.steps(fast_steps),
+        **shape,
     )

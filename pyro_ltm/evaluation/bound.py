@@ -37,7 +37,8 @@ class Bound:
         nats_per_token: total nats / total tokens, distortion and rate together.
         nats_per_token_stderr: standard error over sequences.
         perplexity: exp(nats_per_token).
-        bits_per_byte: total bits / UTF-8 bytes of the text; NaN when the bytes are not known.
+        bits_per_byte: total bits / UTF-8 bytes of the text; NaN when the bytes are not known. bits_per_byte_stderr: its
+            standard error over sequences, the bytes held fixed.
         distortion_nats_per_token: E_q[-log p(x | z)] a token.
         kl_nats_per_sequence: KL(q || prior), the rate.
         iwae_nats_per_token: the importance-weighted bound with the same K draws (arXiv:1509.00519), never above the
@@ -59,6 +60,7 @@ class Bound:
     nats_per_token_stderr: float
     perplexity: float
     bits_per_byte: float
+    bits_per_byte_stderr: float
     distortion_nats_per_token: float
     kl_nats_per_sequence: float
     iwae_nats_per_token: float
@@ -202,7 +204,8 @@ class _Tally:
             raise UserError("nothing to score: no sequences")
         alone = sequences == 1
         self._sum(shuffled=torch.tensor(math.nan) if alone else -self._log_likelihood(self.first, self.last))
-        mean = float(nats.sum()) / total
+        mean, error = float(nats.sum()) / total, ratio_stderr(nats, tokens)
+        bits = total / math.log(2) / self.bytes if self.bytes else math.nan  # a byte, for each nat a token
         iwae = {count: torch.cat(kept) for count, kept in self.iwae.items()}
         curve = [CurvePoint(count, float(one.sum()) / total, ratio_stderr(one, tokens)) for count, one in iwae.items()]
         ess = torch.cat(self.ess)
@@ -211,9 +214,10 @@ class _Tally:
         layers = active.chunk(self.model.config.layers) if active.numel() else ()
         return Bound(
             nats_per_token=mean,
-            nats_per_token_stderr=ratio_stderr(nats, tokens),
+            nats_per_token_stderr=error,
             perplexity=math.exp(min(mean, 700.0)),
-            bits_per_byte=float(nats.sum()) / math.log(2) / self.bytes if self.bytes else math.nan,
+            bits_per_byte=mean * bits,
+            bits_per_byte_stderr=error * bits,
             distortion_nats_per_token=self.sums["distortion"] / total,
             kl_nats_per_sequence=self.sums["rate"] / sequences,
             iwae_nats_per_token=curve[-1].nats_per_token,

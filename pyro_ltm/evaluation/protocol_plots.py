@@ -9,10 +9,17 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pyro_ltm.evaluation.plots import COLORS, save
+from pyro_ltm.files import clear_errors
+
+CAPTIONS = {
+    "bounds": "Where the figures stand; what is hatched is no bound.",
+    "importance": "The importance-weighted bound along the number of draws.",
+}
+"""What each picture shows."""
 
 
 def plot_evaluation(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draws `bounds.png`, and `importance.png` where there is a curve, into `folder`.
+    """Draws `bounds.png`, and `importance.png` where there is a curve, into `folder`; one of older figures goes.
 
     Args:
         result: what `Evaluation.to_dict` gives.
@@ -20,34 +27,46 @@ def plot_evaluation(result: Mapping[str, Any], folder: Path) -> list[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
-    paths = [_plot_levels(result, folder / "bounds.png")]
+    drawn = draw_evaluation(result)
+    for name in set(CAPTIONS) - set(drawn):
+        with clear_errors(folder):
+            (folder / f"{name}.png").unlink(missing_ok=True)
+    return [save(figure, folder / f"{name}.png") for name, figure in drawn.items()]
+
+
+def draw_evaluation(result: Mapping[str, Any]) -> dict[str, Figure]:
+    """The pictures by name, of `CAPTIONS`: `importance` only where there is a curve."""
     curve = result.get("bound", {}).get("iwae_curve", [])
-    if len(curve) > 1:
-        paths.append(_plot_curve(result, curve, folder / "importance.png"))
-    return paths
+    return {"bounds": _levels(result)} | ({"importance": _curve(result, curve)} if len(curve) > 1 else {})
 
 
 def levels(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Every figure of an evaluation by the name that it is shown under."""
+    """Every figure of an evaluation by the name that it is shown under; `key` is its name among the differences."""
     found: dict[str, Mapping[str, Any]] = {}
+
+    def add(key: str, name: str, one: Mapping[str, Any]) -> None:
+        found[name] = {**one, "key": key}
+
     bound = result.get("bound")
     if bound:
-        found["bound (at most)"] = bound
+        add("bound", "bound (at most)", bound)
         last = bound["iwae_curve"][-1]
         if last["particles"] > 1 and bound["active_fraction_by_layer"]:
-            error = {"nats_per_token": last["nats_per_token"], "nats_per_token_stderr": last["stderr"]}
-            found[f"importance-weighted, {last['particles']} (at most)"] = error
-        found |= {f"annealed from {start} (at most)": one for start, one in bound.get("ais", {}).items()}
-    if "prefix" in result:
-        found["predictive, sequential"] = result["prefix"]
-    if "twin" in result:
-        found["twin (exact)"] = result["twin"]
-    if "reference" in result:
-        found["reference: NOT a bound"] = result["reference"]
+            level = {"nats_per_token": last["nats_per_token"], "nats_per_token_stderr": last["stderr"]}
+            add("importance-weighted", f"importance-weighted, {last['particles']} (at most)", level)
+        for start, one in bound.get("ais", {}).items():
+            add(f"AIS from {start}", f"annealed from {start} (at most)", one)
+    for key, name in (
+        ("prefix", "predictive, sequential"),
+        ("twin", "twin (exact)"),
+        ("reference", "reference: NOT a bound"),
+    ):
+        if key in result:
+            add(key, name, result[key])
     return found
 
 
-def _plot_levels(result: Mapping[str, Any], path: Path) -> Path:
+def _levels(result: Mapping[str, Any]) -> Figure:
     """Horizontal bars, the floor as a line through them; the reference's bar is hatched."""
     found = levels(result)
     figure = Figure(figsize=(8, 1.2 + 0.42 * len(found)), layout="constrained")
@@ -72,10 +91,10 @@ def _plot_levels(result: Mapping[str, Any], path: Path) -> Path:
     axes.set_xlabel("nats a token (axis cut)")
     axes.set_title("What this run's likelihood is known to be", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    return save(figure, path)
+    return figure
 
 
-def _plot_curve(result: Mapping[str, Any], curve: list[Mapping[str, Any]], path: Path) -> Path:
+def _curve(result: Mapping[str, Any], curve: list[Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
     counts = [point["particles"] for point in curve]
@@ -99,4 +118,4 @@ def _plot_curve(result: Mapping[str, Any], curve: list[Mapping[str, Any]], path:
     axes.set_ylabel("nats a token")
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    return save(figure, path)
+    return figure

@@ -33,6 +33,7 @@ from pyro_ltm.config import check_ranges, option, suggest
 from pyro_ltm.data import Document, TokenDataset, Tokenizer, prepare, read_source
 from pyro_ltm.data.corpora import is_corpus
 from pyro_ltm.data.sources import HUB
+from pyro_ltm.data.worlds import for_scoring, is_world
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
 
@@ -84,6 +85,20 @@ class Task:
         if not self.source:
             raise UserError(f"tasks.{self.name}.source is missing: name the text to score")
 
+    @property
+    def is_world(self) -> bool:
+        """Whether the text is a world's."""
+        return is_world(self.source)
+
+    @property
+    def why_no_floor(self) -> str:
+        """Why a world's text, scored so, has no floor; empty where nothing here stands against one."""
+        if self.is_world and self.detokenise != "none":
+            return f'detokenise = "{self.detokenise}" changes its text'
+        if self.is_world and self.packing != "document":
+            return 'its documents run into one another: set packing = "document"'
+        return ""
+
 
 @dataclass(frozen=True)
 class TextCounts:
@@ -100,7 +115,8 @@ class Level:
 
     Attributes:
         nats_per_token: total nats / total tokens. nats_per_token_stderr: its standard error over sequences.
-        bits_per_byte: total bits / bytes of the original text.
+        bits_per_byte: total bits / bytes of the original text. bits_per_byte_stderr: its standard error over sequences,
+            the bytes held fixed.
         nats_per_word: total nats / words of the original text. word_perplexity: exp of it.
         word_perplexity_stderr: its standard error, linearized.
     """
@@ -108,6 +124,7 @@ class Level:
     nats_per_token: float
     nats_per_token_stderr: float
     bits_per_byte: float
+    bits_per_byte_stderr: float
     nats_per_word: float
     word_perplexity: float
     word_perplexity_stderr: float
@@ -115,12 +132,13 @@ class Level:
     @classmethod
     def of(cls, nats_per_token: float, stderr: float, *, tokens: int, counts: TextCounts) -> Level:
         """The figure of a text of so many tokens."""
-        by_word, by_byte = tokens / max(counts.words, 1), tokens / max(counts.bytes, 1)
+        by_word, bits_by_byte = tokens / max(counts.words, 1), tokens / max(counts.bytes, 1) / math.log(2)
         perplexity = math.exp(min(nats_per_token * by_word, 700.0))
         return cls(
             nats_per_token=nats_per_token,
             nats_per_token_stderr=stderr,
-            bits_per_byte=nats_per_token * by_byte / math.log(2),
+            bits_per_byte=nats_per_token * bits_by_byte,
+            bits_per_byte_stderr=stderr * bits_by_byte,
             nats_per_word=nats_per_token * by_word,
             word_perplexity=perplexity,
             word_perplexity_stderr=perplexity * stderr * by_word,
@@ -129,6 +147,8 @@ class Level:
 
 def load_tasks(path: Path | str, only: tuple[str, ...] = ()) -> list[Task]:
     """The tasks in a TOML file, each a table `[tasks.NAME]`; their sources are found, though not yet read.
+
+    Of a world new documents are named, unless its options say which (see `for_scoring`).
 
     Args:
         only: names of those wanted; none: all.
@@ -164,6 +184,8 @@ def load_tasks(path: Path | str, only: tuple[str, ...] = ()) -> list[Task]:
 def prepare_task(task: Task, tokenizer: Tokenizer, length: int, folder: Path) -> tuple[TokenDataset, TextCounts]:
     """The task's text as sequences of `length` tokens, written below `folder`, and the counts of the original.
 
+    A world's text that is scored as it stands keeps its source's name in the folder, by which its floor is known.
+
     Raises:
         UserError: bad input, or no space left.
     """
@@ -172,8 +194,9 @@ def prepare_task(task: Task, tokenizer: Tokenizer, length: int, folder: Path) ->
         texts.mkdir(parents=True)
         pieces = read_source(task.source, text_column=task.text_column, split=task.split)
         counts = _write(pieces, texts, DETOKENISERS[task.detokenise], with_lines=task.words == "with-line-ends")
+    as_it_is = task.is_world and task.detokenise == "none"
     prepared = prepare(
-        [str(texts)],
+        [task.source if as_it_is else str(texts)],
         folder / "tokens",
         tokenizer=tokenizer,
         sequence_length=task.sequence_length or length,
@@ -201,7 +224,7 @@ def _resolve(source: str, folder: Path) -> str:
         local = folder / os.path.expanduser(source[len(HUB) :])
         return f"{HUB}{local}" if local.is_dir() else source
     if is_corpus(source):
-        return source
+        return for_scoring(source) if is_world(source) else source
     return os.path.normpath(folder / os.path.expanduser(source))
 
 

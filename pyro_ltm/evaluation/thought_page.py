@@ -8,6 +8,7 @@ from typing import Any
 
 from pyro_ltm.evaluation.diagnostics import RATE, VARIANCES
 from pyro_ltm.evaluation.html import document, listing, picture, table, text
+from pyro_ltm.evaluation.protocol_plots import CAPTIONS as LIKELIHOODS
 from pyro_ltm.evaluation.protocol_plots import levels
 
 MEANINGS = {
@@ -50,11 +51,12 @@ def render(
     parts = [f"<h1>{text(title)}</h1>", f'<div class="lead">{_lead(result)}</div>']
     if evaluation:
         parts += ["<h2>Likelihood</h2>", likelihoods(evaluation)]
+        parts += [picture(name, *pictures[name]) for name in LIKELIHOODS if name in pictures]
     if training:
         parts += ["<h2>Training</h2>", picture("training", training, "Bounds, distortion and rate while it learned.")]
     if found:
         parts += ["<h2>Thoughts</h2>", _numbers(found)]
-        parts += [picture(name, content, caption) for name, (content, caption) in pictures.items()]
+        parts += [picture(name, *one) for name, one in pictures.items() if name not in LIKELIHOODS]
         parts += [_probes(result["probes"]), _reconstructions(result["reconstructions"])]
         parts += [_interpolation(result["interpolation"]), _arithmetic(result["arithmetic"])]
     parts += ["<h2>Written from the prior</h2>", *map(_quote, result["samples"])]
@@ -101,10 +103,14 @@ def likelihoods(evaluation: Mapping[str, Any]) -> str:
         floor = evaluation["floor"]
         found[f"best predictor with {floor['window']} tokens in sight"] = floor["windowed"]
         found["floor: the text's entropy"] = floor
-    rows = [
-        [name, _pm({"mean": one["nats_per_token"], "stderr": one.get("nats_per_token_stderr")}, 4)]
-        for name, one in found.items()
-    ]
+    gaps = {
+        name.replace("_", " the "): evaluation[name] for name in ("below_twin", "above_floor") if evaluation.get(name)
+    }
+    rows = []
+    for name, one in found.items():
+        row = [name, _pm({"mean": one["nats_per_token"], "stderr": one.get("nats_per_token_stderr")}, 4)]
+        beside = [gap.get(one.get("key")) for gap in gaps.values()]
+        rows.append(row + [_pm(gap, 4, "nats_per_token") if gap else "" for gap in beside])
     how = [
         f"Measured on {evaluation['data']}",
         f"{own['sequences']:,} sequences",
@@ -113,7 +119,9 @@ def likelihoods(evaluation: Mapping[str, Any]) -> str:
         f"seed {own['seed']}",
         *evaluation.get("settings", []),
     ]
-    return table(["figure", "nats a token"], rows, words=1) + f"<p>{text('; '.join(how))}.</p>"
+    if (bound := evaluation.get("bound")) and bound["particles"] > 1:
+        how.append(f"{bound['effective_sample_size']:.1f} of {bound['particles']} draws count")
+    return table(["figure", "nats a token", *gaps], rows, words=1) + f"<p>{text('; '.join(how))}.</p>"
 
 
 def _numbers(found: Mapping[str, Any]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyro_ltm.data import TokenDataset
+from pyro_ltm.data import TokenDataset, World
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import (
     AnnealedBound,
@@ -27,6 +28,9 @@ from pyro_ltm.training.run import Run
 
 PROTOCOLS = ("bound", "prefix", "reference")
 
+SCHEDULE = ("steps", "lr", "lr_final", "warmup", "weight_decay", "beta1", "beta2", "clip")
+"""What of `slow` decides what a twin learns from the same sequences; the rest is when to look, and about thoughts."""
+
 Count = Callable[[int, float], None]
 """Called with the sequences done and the nats a token so far."""
 
@@ -39,7 +43,8 @@ class Evaluation:
         bound: an upper bound on the nats a token. annealed: the tightest, by where it starts.
         prefix: predictive figures. reference: no bound.
         twin: the twin's exact figure; twin_prefix: its predictive figures.
-        floor: the text's own entropy; no_floor: why there is none.
+        twin_differs: of `taught_otherwise`; empty where thoughts are all that sets the twin apart.
+        floor: the text's own entropy; no_floor: why a world's text has none here.
         above_floor: by figure, how far it lies above the floor. below_twin: how far below the twin on the same tokens;
             both paired by sequence.
     """
@@ -50,6 +55,7 @@ class Evaluation:
     reference: Reference | None = None
     twin: Bound | None = None
     twin_prefix: Prefix | None = None
+    twin_differs: list[str] = field(default_factory=list)
     floor: Floor | None = None
     no_floor: str = ""
     above_floor: dict[str, Difference] = field(default_factory=dict)
@@ -63,6 +69,10 @@ class Evaluation:
             result["bound"]["ais"] = {start: plain(one) for start, one in self.annealed.items()}
         if self.twin_prefix:
             result["twin"]["prefix"] = plain(self.twin_prefix)
+        if self.twin:
+            result["twin"]["differs"] = self.twin_differs
+        if self.no_floor:
+            result["no_floor"] = self.no_floor
         for name in ("above_floor", "below_twin"):
             if found := getattr(self, name):
                 result[name] = {figure: plain(gap) for figure, gap in found.items()}
@@ -79,7 +89,7 @@ def evaluate_protocols(
     fast_steps: int | None = None,
     prefixes: Sequence[int] = (),
     stride: int = 0,
-    temperatures: int = 0,
+    annealing: Mapping[str, Any] | None = None,
     sequences: int | None = None,
     batch_size: int = 32,
     seed: int = 0,
@@ -90,31 +100,34 @@ def evaluate_protocols(
     Args:
         twin: another run, scored on the same tokens where a likelihood is meant (`bound`, `prefix`).
         prefixes, stride: of the protocol `prefix`.
-        temperatures: of annealed importance sampling, from the prior and from q; 0: none.
+        annealing: of annealed importance sampling from the prior and from q (`evaluate_annealed`); None: none.
         counting: gives what is called with the progress of the figure of this name.
 
     Raises:
-        UserError: a bound or a predictive figure lies below the text's entropy: an error, and not a result.
+        UserError: a bound or a predictive figure lies below the text's entropy: an error, and not a result; or a run
+            without thoughts is asked for what only thoughts have.
     """
     common: dict[str, Any] = {"sequences": sequences, "batch_size": batch_size, "seed": seed}
     thoughts = bool(run.config.model.thoughts)
-    if "reference" in protocols and not thoughts:
-        raise UserError(f"{run.folder}: has no thoughts (it is an autoregressive twin): the reference knows none such")
+    if not thoughts and ("reference" in protocols or annealing):
+        what = "the reference knows none such" if "reference" in protocols else "there is nothing to anneal"
+        raise UserError(f"{run.folder}: has no thoughts (it is an autoregressive twin): {what}")
 
     def options(name: str) -> dict[str, Any]:
         return common | ({"progress": counting(name)} if counting else {})
 
-    found: dict[str, Any] = {"no_floor": why_no_floor(data)}
-    if not found["no_floor"]:
-        found["floor"] = evaluate_floor(data, sequences=sequences, window=run.config.model.receptive_field)
+    found: dict[str, Any] = {}
+    if World.of(data.folder) is not None:
+        found["no_floor"] = why_no_floor(data)
+        if not found["no_floor"]:
+            found["floor"] = evaluate_floor(data, sequences=sequences, window=run.config.model.receptive_field)
     if "bound" in protocols:
         fitted: dict[str, Any] = {"particles": particles, "fast_steps": fast_steps}
         found["bound"] = run.evaluate(data, **fitted, **options("bound"))
-        if temperatures and thoughts:
+        if annealing:
+            how: dict[str, Any] = {"fast_steps": fast_steps, **annealing}
             found["annealed"] = {
-                start: run.evaluate_annealed(
-                    data, start=start, fast_steps=fast_steps, temperatures=temperatures, **options(f"AIS from {start}")
-                )
+                start: run.evaluate_annealed(data, start=start, **how, **options(f"AIS from {start}"))
                 for start in STARTS
             }
     cut: dict[str, Any] = {"prefixes": prefixes, "stride": stride, "particles": particles}
@@ -124,9 +137,29 @@ def evaluate_protocols(
         found["reference"] = run.evaluate_reference(data, fast_steps=fast_steps, **options("reference, not a bound"))
     if twin is not None:
         found["twin"] = twin.evaluate(data, particles=1, **options("twin"))
+        found["twin_differs"] = taught_otherwise(run, twin)
         if "prefix" in protocols:
             found["twin_prefix"] = twin.evaluate_prefix(data, **cut, **options("twin's prefix"))
     return Evaluation(**found, **_differences(found))
+
+
+def taught_otherwise(run: Run, twin: Run) -> list[str]:
+    """In what else than thoughts the training of a twin differed from that of `run`, a line each.
+
+    A twin reads the same tokens in the same order, and learns from them with the same slow optimizer.
+    """
+    theirs, ours = twin.data_fingerprint, run.data_fingerprint
+    lines = ["it was trained on other data"] if None not in (theirs, ours) and theirs != ours else []
+    read, own = (one.step * one.config.slow.sequences for one in (twin, run))
+    if read != own:
+        lines.append(f"it has read {read:,} sequences where this run has read {own:,}")
+    if twin.config.seed != run.config.seed:
+        lines.append(f"its seed is {twin.config.seed}, this run's {run.config.seed}")
+    for entry in dataclasses.fields(run.config.slow):
+        one, other = getattr(twin.config.slow, entry.name), getattr(run.config.slow, entry.name)
+        if entry.name in SCHEDULE and one != other:
+            lines.append(f"its slow.{entry.name} is {one}, this run's {other}")
+    return lines
 
 
 def _differences(found: dict[str, Any]) -> dict[str, Any]:

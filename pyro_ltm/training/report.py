@@ -17,12 +17,13 @@ from torch import Tensor
 
 from pyro_ltm.config import dump_toml
 from pyro_ltm.data import TokenDataset, World
-from pyro_ltm.errors import UserError, one_line
+from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.diagnostics import Thoughts, diagnose
 from pyro_ltm.evaluation.figure import plain
 from pyro_ltm.evaluation.html import to_png, write_bytes
 from pyro_ltm.evaluation.probes import between, far_apart, linear_probe, nearest, principal_components
-from pyro_ltm.evaluation.thought_page import likelihoods, measured, render
+from pyro_ltm.evaluation.protocol_plots import CAPTIONS, draw_evaluation
+from pyro_ltm.evaluation.thought_page import measured, render
 from pyro_ltm.evaluation.thought_plots import plot_distortions, plot_layers, plot_map, plot_probes, plot_rates, sign
 from pyro_ltm.files import clear_errors, write_atomically, write_text
 from pyro_ltm.inference import infer_thoughts
@@ -87,32 +88,6 @@ class Corpus:
         return cls(name=name, batches=batches, texts=list(texts), labels=labels)
 
 
-def read_evaluation(run: Run, file: Path | None = None) -> dict[str, Any] | None:
-    """What `evaluate --json` has found of this run, in `file`; by default in the run itself, None where it has not.
-
-    A run at a step is known by its `fingerprint`.
-
-    Raises:
-        UserError: the file cannot be read, is not what `evaluate` prints, or is of another run or another of its steps.
-    """
-    path = file or run.folder / "evaluation.json"
-    if file is None and not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        whose, of = f"{found['run']} at step {found['step']}", found.get("fingerprint")
-        likelihoods(found)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        raise UserError(f"{path}: not what `pyro-ltm evaluate --json` prints: evaluate the run again") from None
-    if file and of != run.fingerprint:
-        raise UserError(
-            f"{path}: of {whose}; its fingerprint is not that of {run.folder} as it is now: evaluate it again"
-        )
-    return found if of == run.fingerprint else None  # an older step's figures would stand beside newer thoughts
-
-
 def write_report(
     run: Run,
     corpus: Corpus | None,
@@ -162,6 +137,8 @@ def write_report(
         figures = _figures(result, thoughts.means, corpus.labels)
     elif between_texts or (corpus and corpus.labels):
         raise UserError(f"{run.folder}: this model has no thoughts (it is an autoregressive twin): nothing to probe")
+    if evaluation:
+        figures |= {name: (figure, CAPTIONS[name]) for name, figure in draw_evaluation(evaluation).items()}
     samples = run.generate(num=SHOWN, max_new_tokens=_length(run), seed=seed)
     result["samples"] = [sample.text for sample in samples]
     return _write(run, out, result, figures, evaluation), result

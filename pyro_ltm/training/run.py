@@ -111,6 +111,14 @@ class Run:
         digests = [fingerprint(module) for module in (self.parts.model, self.parts.guide)]
         return hashlib.blake2b("\n".join([settings, *digests]).encode(), digest_size=16).hexdigest()
 
+    @property
+    def data_fingerprint(self) -> str | None:
+        """Tells the data that the run was trained on from others; None where the run does not say."""
+        try:
+            return str(json.loads((self.folder / DATA).read_text(encoding="utf-8"))["fingerprint"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
     def dataset(self, split: str = "validation") -> TokenDataset:
         """The data that the run was trained on. Raises UserError when it is not there any more."""
         return open_data(self.folder, split)
@@ -159,8 +167,10 @@ class Run:
     ) -> Prefix:
         """What the model predicts of texts whose beginnings it has read: see the function of this name."""
         data, parts = self.scored(data, judge=False)
+        longest = int(data.lengths[:sequences].max(initial=0))  # documents may leave the end of every sequence empty
         batches = dataset_batches(data, batch_size, parts.device, limit=sequences)
-        return evaluate_prefix(parts.model, batches, **_fitting(parts, fast_steps), **options)
+        read = (batch.beginning(longest) for batch in batches)
+        return evaluate_prefix(parts.model, read, **_fitting(parts, fast_steps), **options)
 
     def evaluate_annealed(
         self,

@@ -20,6 +20,7 @@ from pyro_ltm.evaluation.mauve import Mauve, mauve
 from pyro_ltm.evaluation.text_metrics import TextMetrics, text_metrics
 from pyro_ltm.model import Sampler
 from pyro_ltm.training.run import Run
+from pyro_ltm.training.zero_shot import EXACT, UPPER_BOUND
 from pyro_ltm.types import Batch
 
 
@@ -83,6 +84,7 @@ class Samples:
             autoregressive model, an upper bound for a model with thoughts.
         mauve: of the features that were given, or of the scoring model's own; features: says which.
         speed: None for texts that were only read.
+        fast_steps: of each fit of a run that scored; None where none did. seed: of all noise.
     """
 
     metrics: TextMetrics
@@ -93,10 +95,16 @@ class Samples:
     mauve: Mauve | None = None
     features: str | None = None
     speed: Speed | None = None
+    fast_steps: int | None = None
+    seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return plain(self)
+        """For JSON; what a scoring model found says with its `meaning` whether it is exact."""
+        result = plain(self)
+        for name in ("generative", "reference_generative"):
+            if result[name]:
+                result[name]["meaning"] = EXACT if self.generative_is_exact else UPPER_BOUND
+        return result
 
 
 def write_samples(
@@ -134,10 +142,11 @@ def score_samples(
         features: of the texts and of the reference, [n, d] and [m, d].
         particles, fast_steps: of a run's bound.
     """
-    found: dict[str, Any] = {"metrics": text_metrics(texts), "speed": speed}
+    found: dict[str, Any] = {"metrics": text_metrics(texts), "speed": speed, "seed": seed}
     if reference is not None:
         found["reference_metrics"] = text_metrics(reference)
     if isinstance(scorer, Run):
+        found["fast_steps"] = scorer.parts.steps(fast_steps)
         scorer = RunScorer(scorer, particles=particles, fast_steps=fast_steps, seed=seed)
     if scorer is not None:
         found |= {"generative": scorer.score(texts), "generative_is_exact": scorer.is_exact}
@@ -207,6 +216,7 @@ class RunScorer:
             fast_steps=parts.steps(self.fast_steps),
             particles=1 if self.is_exact else self.particles,
             seed=self.seed,
+            **{**parts.fitting, "subsample": 1},
         )
 
     def features(self, texts: Sequence[str]) -> Tensor:

@@ -175,11 +175,11 @@ class Trainer:
 
     def _position(self) -> int:
         """Sequences read since the start of training: where the data order goes on."""
-        return self.counters.step * self.slow.batch_size * self.slow.accumulate
+        return self.counters.step * self.slow.sequences
 
     def _batches(self) -> list[Batch]:
         first = self._position()
-        starts = range(first, first + self.slow.batch_size * self.slow.accumulate, self.slow.batch_size)
+        starts = range(first, first + self.slow.sequences, self.slow.batch_size)
         return [self.train.batch(self.order.indices(start)).to(self.run.parts.device) for start in starts]
 
     def _step(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pyro_ltm.training.run import Run
 UPPER_BOUND = "upper bound on nats: z fitted to the sequence that is scored, the whole KL charged, fresh noise"
 EXACT = "exact: an autoregressive model has nothing to bound"
 PREDICTIVE = "predictive: each token from the text before it alone"
+FLOOR = "floor: the text's own entropy, exactly, which no bound and no prediction can lie below"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +27,10 @@ class TaskScore:
     """The figures of one task.
 
     Attributes:
-        task: what was scored. levels: figures by name: `bound`, `importance-weighted`, `prefix`, `twin`.
-        meanings: what kind of figure each is. below_twin: how far below the twin, paired by sequence, in nats a token.
+        task: what was scored. levels: figures by name: `bound`, `importance-weighted`, `prefix`, `twin`, `floor`.
+        meanings: what kind of figure each is.
+        below_twin, above_floor: how far below the twin and above the floor, paired by sequence, in nats a token.
+        no_floor: why a world's text has no floor here; empty where it has one, and for other texts.
         documents, tokens, words, bytes, sequences: of what was scored; words and bytes of the original text.
         counts_are_estimated: only the first sequences were scored: words and bytes are their share of the text's, by
             tokens.
@@ -37,6 +41,8 @@ class TaskScore:
     levels: dict[str, Level]
     meanings: dict[str, str]
     below_twin: dict[str, Difference] = field(default_factory=dict)
+    above_floor: dict[str, Difference] = field(default_factory=dict)
+    no_floor: str = ""
     documents: int
     tokens: int
     words: int
@@ -54,10 +60,11 @@ class TaskScore:
         return self.meanings[next(iter(self.levels))] != EXACT
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: a key for each figure, each with `nats_per_token` and its `meaning`."""
+        """For JSON: a key for each figure, with `nats_per_token` and its `meaning`; `no_floor` where one is missed."""
         result = plain(self)
-        levels, meanings = result.pop("levels"), result.pop("meanings")
-        return {name: {**level, "meaning": meanings[name]} for name, level in levels.items()} | result
+        levels, meanings, why = (result.pop(name) for name in ("levels", "meanings", "no_floor"))
+        figures = {name: {**level, "meaning": meanings[name]} for name, level in levels.items()}
+        return figures | result | ({"no_floor": why} if why else {})
 
 
 def score_task(
@@ -83,9 +90,10 @@ def score_task(
         counting: begins to count the sequences of a figure, of so many, and gives what is called with the progress.
 
     Raises:
-        UserError: the text cannot be read, or its sequences do not fit the model.
+        UserError: the text cannot be read, its sequences do not fit the model, or a figure lies below the entropy of a
+            world's text (`check_floor`).
     """
-    with tempfile.TemporaryDirectory(prefix="pyro-ltm-") as temporary:
+    with _named(task), tempfile.TemporaryDirectory(prefix="pyro-ltm-") as temporary:
         data, counts = prepare_task(task, run.tokenizer, _length(run), Path(temporary))
         limits = [limit for limit in (task.sequences, sequences) if limit]
         total = min([len(data), *limits])
@@ -115,6 +123,8 @@ def score_task(
         figures.pop("importance-weighted", None)  # it says nothing that the bound does not
     if found.twin:
         figures["twin"] = found.twin
+    if found.floor:
+        figures["floor"] = found.floor
     first: Any = found.bound or found.prefix
     exact = not run.config.model.thoughts
     return TaskScore(
@@ -125,6 +135,8 @@ def score_task(
         },
         meanings={name: _meaning(name, exact) for name in figures},
         below_twin={name: gap for name, gap in found.below_twin.items() if name in figures},
+        above_floor={name: gap for name, gap in found.above_floor.items() if name in figures},
+        no_floor=task.why_no_floor or found.no_floor,
         documents=scored.documents,
         tokens=first.tokens,
         words=scored.words,
@@ -138,7 +150,18 @@ def score_task(
     )
 
 
+@contextlib.contextmanager
+def _named(task: Task) -> Iterator[None]:
+    """Says of which task it is what turns out wrong in the block."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"tasks.{task.name}: {error}") from None
+
+
 def _meaning(name: str, exact: bool) -> str:
+    if name == "floor":
+        return FLOOR
     if name == "twin" or exact:
         return EXACT
     return PREDICTIVE if name == "prefix" else UPPER_BOUND

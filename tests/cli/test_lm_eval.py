@@ -69,6 +69,11 @@ def test_json_is_one_object_and_a_file(ask, trained, tasks, tmp_path):
         *("lm-eval", trained, "--tasks", ALL, "--include-path", tasks, "--particles", 3, "--limit", 3),
         *("--batch-size", 1),
     )
+    assert again["settings"] == []
+    fitted = ["--tasks", "my-texts", "--include-path", tasks, "--particles", 3, "--limit", 3]
+    other = ask("lm-eval", trained, *fitted, "--set", "fast.steps=9", "--set", "optimizer.lr=1")
+    assert (other["config"]["fast_steps"], other["settings"]) == (9, ["fast.steps=9", "optimizer.lr=1"])
+    assert other["results"]["my-texts"]["bits_per_byte,none"] != results["my-texts"]["bits_per_byte,none"]
     for metric, value in results["my-texts"].items():
         if isinstance(value, float):
             assert again["results"]["my-texts"][metric] == pytest.approx(value, rel=1e-3)
@@ -104,6 +109,7 @@ def test_a_real_process_writes_json_alone(spawn, trained, tasks):
         (("--tasks", "my-texts", "--include-path", "nowhere"), "--include-path nowhere: no such folder"),
         (("--tasks", "my-texts", "--out", "nowhere/x.json"), "there is no folder"),
         (("--tasks", "my-texts", "--stride", "33"), "stride"),
+        (("--tasks", "my-texts", "--set", "slow.lr=1"), "only the fast loop can change"),
     ],
 )
 def test_bad_input(refuse, trained, options, says):

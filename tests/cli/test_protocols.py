@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
+
+from pyro_ltm.config import apply_settings
+from pyro_ltm.training import Run
+from pyro_ltm.training.protocols import taught_otherwise
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +42,10 @@ def test_every_protocol_has_its_own_key(ask, worldly):
     assert "reference" not in found["above_floor"], "nothing is said of what is no bound"
     assert found["above_floor"]["bound"]["nats_per_token"] > 0
     assert set(found["below_twin"]) >= {"bound", "importance-weighted", "AIS from q", "prefix"}
+    assert found["twin"]["differs"] == [], "the same tokens in the same order"
+    assert all(after["tokens"] for after in found["prefix"]["by_prefix"]), (
+        "of documents, not of what fills sequences up"
+    )
     assert not (ltm / "evaluation.json").exists(), "not its own data"
 
 
@@ -57,6 +67,57 @@ def test_protocols_are_never_mixed(ask, invoke, worldly):
         assert heading in table
     assert json.loads((ltm / "evaluation.json").read_text())["floor"]["combinations"] == 32
     assert (ltm / "plots" / "bounds.png").exists()
+
+
+def test_a_protocol_does_not_erase_another(ask, worldly, tmp_path):
+    run = shutil.copytree(worldly[0], tmp_path / "run", ignore=shutil.ignore_patterns("evaluation.json", "*.png"))
+
+    def kept():
+        return json.loads((run / "evaluation.json").read_text())
+
+    options = ["--sequences", 3, "--twin", worldly[1]]
+    bound = ask("evaluate", run, *options)
+    reference = ask("evaluate", run, "--protocol", "reference", "--sequences", 3)
+    assert (kept()["bound"], kept()["reference"]) == (bound["bound"], reference["reference"])
+    assert kept()["below_twin"] == bound["below_twin"]
+    prefix = ask("evaluate", run, "--protocol", "prefix", *options)
+    assert kept()["below_twin"] == bound["below_twin"] | prefix["below_twin"]
+    assert kept()["twin"]["prefix"] == prefix["twin"]["prefix"]
+    assert (run / "plots" / "importance.png").exists()
+    page = ask("report", run, "--sequences", 4)["page"]
+    with open(page, encoding="utf-8") as file:
+        html = file.read()
+    assert "below the twin" in html
+    assert "above the floor" in html
+    assert html.count("data:image/png") >= 2 + len(list((run / "plots").glob("*.png")))
+    again = ask("evaluate", run, "--protocol", "reference", "--sequences", 2)
+    assert kept() == again, "of other sequences: nothing of it belongs beside the older figures"
+    assert not (run / "plots" / "importance.png").exists()
+
+
+def test_what_else_sets_a_twin_apart_is_said(ask, invoke, worldly, tmp_path):
+    ltm, twin = (Run.load(folder) for folder in worldly)
+    assert taught_otherwise(ltm, twin) == []
+    for other, says in (
+        (replace(twin, step=2), "it has read 8 sequences where this run has read 16"),
+        (replace(twin, config=apply_settings(twin.config, ["slow.lr=0.5"])), "its slow.lr is 0.5"),
+        (replace(twin, config=apply_settings(twin.config, ["seed=7"])), "its seed is 7"),
+        (replace(twin, folder=tmp_path), None),  # it does not say what data it was trained on
+    ):
+        assert (says or "") in " ".join(taught_otherwise(ltm, other))
+    other = shutil.copytree(worldly[1], tmp_path / "twin")
+    (other / "data.json").write_text(json.dumps({"folder": "data", "fingerprint": "0"}))
+    options = ["evaluate", worldly[0], "--twin", other, "--sequences", 3]
+    assert ask(*options)["twin"]["differs"] == ["it was trained on other data"]
+    assert "thoughts are not all that sets run and twin apart" in invoke(*options).stderr
+
+
+def test_a_world_without_its_floor_says_so(ask, invoke, worldly):
+    options = ["evaluate", worldly[0], "--data", "worlds:length=20,documents=3"]
+    found = ask(*options)
+    assert "floor" not in found
+    assert "longer than a sequence of 160 tokens" in found["no_floor"]
+    assert "No floor stands below these figures: some of its documents are longer" in invoke(*options).stdout
 
 
 def test_documents_of_a_world_are_new_ones(ask, worldly):
@@ -94,4 +155,21 @@ def test_bad_protocols(refuse, worldly):
     ltm, twin = worldly
     refuse("evaluate", ltm, "--protocol", "prefix", "--prefix", "999", says=("prefix = 999", "leave something"))
     refuse("evaluate", twin, "--protocol", "reference", says=("has no thoughts",))
+    refuse("evaluate", twin, "--ais", "2", says=("has no thoughts", "nothing to anneal"))
+    for option, theirs, other in (
+        ("--ais", "bound", "prefix"),
+        ("--stride", "prefix", "bound"),
+        ("--prefix", "prefix", "reference"),
+        ("--particles", "bound and prefix", "reference"),
+    ):
+        refuse(
+            "evaluate",
+            ltm,
+            "--protocol",
+            other,
+            option,
+            "3",
+            says=(f"{option} is of --protocol {theirs}, not {other}",),
+        )
+    refuse("evaluate", ltm, "--ais-chains", "2", says=("of --ais N",))
     refuse("evaluate", ltm, "--data", "worlds:sise=3", says=("unknown option 'sise'", "did you mean 'size'"))

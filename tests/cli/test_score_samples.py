@@ -30,8 +30,12 @@ def test_score_samples_of_a_run(ask, invoke, trained, twin, tmp_path):
     options = ["score-samples", "--run", trained, "--num", 12, "--max-new-tokens", 8]
     found = ask(*options, "--scorer", twin, "--texts-out", out)
     assert found["generative_is_exact"]
+    assert found["generative"]["meaning"].startswith("exact")
     assert found["generative"]["nats_per_token"] > 0
     assert found["metrics"]["texts"] == 12
+    how = {"run": str(trained), "step": 4, "temperature": 1.0, "max_new_tokens": 8, "seed": 0, "texts": None}
+    assert how.items() <= found.items()
+    assert (found["scorer"], found["scorer_step"], found["fast_steps"]) == (str(twin), 4, 0)
     assert 0 < found["speed"]["tokens"] <= 12 * 8
     assert found["speed"]["tokens_per_second"] == pytest.approx(found["speed"]["tokens"] / found["speed"]["seconds"])
     again = ask("score-samples", "--texts", out, "--reference", out, "--scorer", twin)
@@ -40,6 +44,22 @@ def test_score_samples_of_a_run(ask, invoke, trained, twin, tmp_path):
     assert again["mauve"]["score"] > 0.7, "a set of texts against itself"
     assert "not comparable" in again["features"]
     assert "self-BLEU" in invoke(*options).stdout
+
+
+def test_a_run_with_thoughts_scores_by_an_upper_bound(ask, refuse, trained, texts):
+    options = ["score-samples", "--texts", texts, "--scorer", trained, "--particles", 1]
+    found = ask(*options, "--reference", texts)
+    for one in (found["generative"], found["reference_generative"]):
+        assert one["meaning"].startswith("upper bound on nats")
+    assert (found["fast_steps"], found["settings"], found["generative_is_exact"]) == (2, [], False)
+    settings = ["optimizer.lr=0.1", "fast.steps=9", "fast.noise=antithetic"]
+    asked = [part for setting in settings for part in ("--set", setting)]
+    tight, single = ask(*options, *asked), ask(*options, *asked[:4])
+    assert (tight["fast_steps"], tight["generative"]["fast_steps"], tight["settings"]) == (9, 9, settings)
+    assert tight["generative"]["nats_per_token"] < found["generative"]["nats_per_token"]
+    assert tight["generative"]["nats_per_token"] != single["generative"]["nats_per_token"], "the fit's noise is heard"
+    refuse(*options, "--set", "slow.lr=1", says=("only the fast loop can change",))
+    refuse("score-samples", "--texts", texts, "--set", "fast.steps=9", says=("--set: is of a run that scores",))
 
 
 def test_features_are_read(ask, refuse, tmp_path):
@@ -63,8 +83,10 @@ def test_a_hugging_face_model_scores(ask, invoke, gpt2, texts):
     from pyro_ltm.integrations.causal_lm import CausalLM
 
     found = ask("score-samples", "--texts", texts, "--reference", texts, "--scorer", gpt2)
-    direct = CausalLM.load(gpt2).score(LINES)
-    assert found["generative"] == direct.to_dict()
+    direct = CausalLM.load(gpt2).score(LINES).to_dict()
+    assert found["generative"] == {**direct, "meaning": found["generative"]["meaning"]}
+    assert found["generative"]["meaning"].startswith("exact")
+    assert found["fast_steps"] is None
     assert found["reference_generative"] == found["generative"]
     assert found["generative_is_exact"]
     assert found["mauve"]["score"] > 0.7, "a set of texts against itself"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 
 import pytest
 
+from pyro_ltm.data import World
+from pyro_ltm.inference import Parts
 from pyro_ltm.training import Run
 from pyro_ltm.training.zero_shot import score_task
 
@@ -26,12 +29,16 @@ def tasks(tmp_path_factory, text):
 
 
 def test_figures_are_those_of_evaluate(ask, trained, twin, tasks):
-    found = ask("zero-shot", trained, tasks, "--twin", twin, "--particles", 3, "--only", "part")["tasks"]["part"]
-    plain = ask("evaluate", trained, "--data", tasks.parent / "part.txt", "--twin", twin, "--particles", 3)
+    """Also where posteriors are fitted otherwise than in training."""
+    options = ["--twin", twin, "--particles", 3, "--set", "optimizer.lr=0.1", "--set", "fast.noise=antithetic"]
+    result = ask("zero-shot", trained, tasks, *options, "--only", "part")
+    assert result["settings"] == ["optimizer.lr=0.1", "fast.noise=antithetic"]
+    found = result["tasks"]["part"]
+    plain = ask("evaluate", trained, "--data", tasks.parent / "part.txt", *options)
     for name, other in (("bound", plain["bound"]), ("twin", plain["twin"])):
-        assert found[name]["nats_per_token"] == pytest.approx(other["nats_per_token"], rel=1e-6)
-        assert found[name]["nats_per_token_stderr"] == pytest.approx(other["nats_per_token_stderr"], rel=1e-6)
-        assert found[name]["bits_per_byte"] == pytest.approx(other["bits_per_byte"], rel=1e-6)
+        for figure in ("nats_per_token", "bits_per_byte"):
+            for key in (figure, f"{figure}_stderr"):
+                assert found[name][key] == pytest.approx(other[key], rel=1e-6)
     assert found["importance-weighted"]["nats_per_token"] == pytest.approx(plain["bound"]["iwae_nats_per_token"])
     assert found["below_twin"]["bound"] == pytest.approx(plain["below_twin"]["bound"])
     text = (tasks.parent / "part.txt").read_text(encoding="utf-8")
@@ -43,6 +50,7 @@ def test_figures_are_those_of_evaluate(ask, trained, twin, tasks):
     assert found["bound"]["meaning"].startswith("upper bound on nats")
     assert found["twin"]["meaning"].startswith("exact")
     assert not found["counts_are_estimated"]
+    assert not found.keys() & {"floor", "no_floor"}, "of a text whose entropy nobody knows there is nothing to say"
 
 
 def test_only_the_first_sequences(ask, trained, tasks):
@@ -62,13 +70,14 @@ def test_only_the_first_sequences(ask, trained, tasks):
     assert [again[name]["sequences"] for name in ("part", "cut")] == [2, 2]
 
 
-def test_tables_and_files(invoke, trained, twin, tasks, tmp_path):
+def test_tables_and_files(invoke, trained, twin, tasks, tmp_path, monkeypatch):
     for suffix in (".csv", ".json"):
         result = invoke(
             *("zero-shot", trained, tasks, "--twin", twin, "--protocol", "all", "--particles", 2),
             *("--out", tmp_path / f"figures{suffix}"),
         )
         assert result.exit_code == 0, result.stderr
+    assert all(line.count("±") == 4 for line in result.stdout.splitlines() if "ELBO" in line), "100 characters hold all"
     for words in ("Upper bound on nats", "Predictive", "part", "cut", "ELBO", "IWAE, 2 draws", "twin", "about"):
         assert words in result.stdout
     rows = list(csv.DictReader((tmp_path / "figures.csv").read_text(encoding="utf-8").splitlines()))
@@ -77,7 +86,11 @@ def test_tables_and_files(invoke, trained, twin, tasks, tmp_path):
         (task, figure) for task in ("part", "cut") for figure in ("bound", "importance-weighted", "prefix", "twin")
     ]
     for row in rows:
-        assert float(row["word_perplexity"]) == pytest.approx(found[row["task"]][row["figure"]]["word_perplexity"])
+        for key in ("word_perplexity", "bits_per_byte_stderr"):
+            assert float(row[key]) == pytest.approx(found[row["task"]][row["figure"]][key])
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = invoke("zero-shot", trained, tasks, "--twin", twin, "--particles", 2, "--sequences", 2).stdout
+    assert all(line.count("±") == 3 for line in narrow.splitlines() if "ELBO" in line), "bits a byte alone"
 
 
 def test_a_run_without_thoughts_is_exact(ask, invoke, twin, tasks):
@@ -85,6 +98,63 @@ def test_a_run_without_thoughts_is_exact(ask, invoke, twin, tasks):
     assert "importance-weighted" not in found
     assert found["bound"]["meaning"].startswith("exact")
     assert "Exact: " in invoke("zero-shot", twin, tasks, "--only", "part").stdout
+
+
+@pytest.fixture(scope="module")
+def untaught(trained, tmp_path_factory):
+    """An untrained run that reads whole documents of a small world, and its twin."""
+    folder, known = tmp_path_factory.mktemp("untaught"), Run.load(trained)
+    model = dataclasses.replace(known.config.model, max_length=160)
+    config = dataclasses.replace(
+        known.config, model=model, data=dataclasses.replace(known.config.data, sequence_length=160)
+    )
+    for name, one in (("ltm", config), ("twin", dataclasses.replace(config, model=model.twin))):
+        Run.create(folder / name, one, Parts.build(one), known.tokenizer)
+    return folder / "ltm", folder / "twin"
+
+
+WORLD = 'source = "worlds:size=2,length=2,documents=6,seed=1"\n'
+
+
+def test_a_worlds_floor_stands_below_its_figures(ask, invoke, refuse, untaught, tmp_path, monkeypatch):
+    run, twin = untaught
+    tasks = tmp_path / "tasks.toml"
+    tasks.write_text(f'[tasks.world]\n{WORLD}packing = "document"\n', encoding="utf-8")
+    found = ask("zero-shot", run, tasks, "--twin", twin, "--particles", 2, "--sequences", 5)["tasks"]["world"]
+    world = World(size=2, length=2)
+    exact = -sum(world.log_prob(story.text) for story in world.stories(seed=1, count=5))
+    floor = found["floor"]
+    assert floor["nats_per_token"] * found["tokens"] == pytest.approx(exact)
+    assert floor["bits_per_byte"] * found["bytes"] * math.log(2) == pytest.approx(exact)
+    assert floor["meaning"].startswith("floor: the text's own entropy")
+    assert set(found["above_floor"]) == {"bound", "importance-weighted", "twin"}
+    for name, above in found["above_floor"].items():
+        assert above["nats_per_token"] == pytest.approx(found[name]["nats_per_token"] - floor["nats_per_token"])
+    assert "no_floor" not in found
+    shown = invoke("zero-shot", run, tasks, "--particles", 2, "--out", tmp_path / "figures.csv").stdout
+    assert "\n  floor " in shown
+    assert "world: nats a token above the floor: ELBO " in shown
+    assert "world,floor," in (tmp_path / "figures.csv").read_text(encoding="utf-8")
+    monkeypatch.setattr(World, "log_prob", lambda self, text: -1e6)
+    says = ("tasks.world: bound: ", "below the text's own entropy", "no bound can")
+    refuse("zero-shot", run, tasks, "--particles", 2, says=says, quiet=False)
+
+
+def test_where_a_world_has_no_floor(ask, invoke, untaught, tmp_path):
+    ways = {
+        "packed": ('packing = "contiguous"', 'set packing = "document"'),
+        "changed": ('packing = "document"\ndetokenise = "ptb"', 'detokenise = "ptb" changes its text'),
+        "cut": ('packing = "document"\nsequence_length = 16', "longer than a sequence of 16 tokens"),
+    }
+    tasks = tmp_path / "tasks.toml"
+    tables = [f"[tasks.{name}]\n{WORLD}{how}\n" for name, (how, _) in ways.items()]
+    tasks.write_text("".join(tables), encoding="utf-8")
+    options = ["zero-shot", untaught[0], tasks, "--particles", 1, "--sequences", 2]
+    found, shown = ask(*options)["tasks"], invoke(*options).stdout
+    for name, (_, why) in ways.items():
+        assert "floor" not in found[name]
+        assert why in found[name]["no_floor"]
+        assert f"{name}: no floor stands below these figures: {found[name]['no_floor']}." in shown
 
 
 def test_in_python(trained, tasks):
@@ -107,6 +177,7 @@ def test_in_python(trained, tasks):
         (("--out", "figures.txt"), "ends in .json or .csv"),
         (("--out", "nowhere/figures.csv"), "there is no folder"),
         (("--twin", "nowhere"), "nowhere: not a run folder"),
+        (("--set", "slow.lr=1"), "only the fast loop can change"),
     ],
 )
 def test_bad_input(refuse, trained, tasks, options, says):

@@ -111,6 +111,7 @@ def test_a_model_that_knows_the_answer(answer, score):
     )
     assert found.pass_at == {"1": score, "2": score}
     assert found.too_long == 0
+    assert (found.max_new_tokens, found.fast_steps) == (12, 0)
     assert 0 < found.shots_kept < 3, "three examples are longer than this model reads"
     assert kept[0].texts == [answer] * 3
     both = evaluate_arithmetic(parts, Letters(), problems, EXAMPLES, k=1, shots=0, max_new_tokens=12)

@@ -38,11 +38,12 @@ def test_a_file_of_tasks(tmp_path):
     path = tasks_file(
         tmp_path / "sub",
         '[tasks.first]\nsource = "../a.txt"\nwords = "with-line-ends"\nsequences = 4\n'
-        '[tasks.second]\nsource = "python-docs"\n',
+        '[tasks.second]\nsource = "python-docs"\n[tasks.third]\nsource = "worlds:size=2,seed=3"\n',
     )
-    first, second = load_tasks(path)
+    first, second, third = load_tasks(path)
     assert first == Task(name="first", source=str(tmp_path / "a.txt"), words="with-line-ends", sequences=4)
     assert second.source == "python-docs"
+    assert third.source == "worlds:size=2,length=15,documents=1000,seed=3", "new documents, but for what is named"
     assert [task.name for task in load_tasks(path, ("second",))] == ["second"]
 
 
@@ -62,6 +63,7 @@ def test_a_file_of_tasks(tmp_path):
         ("[tasks.a]\nsource='a.txt'\ndetokenise='wikitxt'\n", "did you mean 'wikitext'?"),
         ("[tasks.a]\nsource='a.txt'\npacking='auto'\n", "choose from contiguous, document"),
         ("[tasks.a]\nsource='a.txt'\nsequences=-1\n", "tasks.a.sequences = -1: must be at least 0"),
+        ("[tasks.a]\nsource='worlds:sise=3'\n", "unknown option 'sise' (did you mean 'size'?)"),
         ("[tasks.a]\nsource=3\n", "tasks.a.source = 3: expected a word"),
         ("[tasks.a]\nsource='nowhere.txt'\n", "nowhere.txt: no such file"),
         ("tasks = 3\n", "no tasks in it"),
@@ -172,6 +174,7 @@ def test_levels_by_hand():
     assert level.word_perplexity == pytest.approx(math.exp(4))
     assert level.word_perplexity_stderr == pytest.approx(math.exp(4) * 0.2)
     assert level.bits_per_byte == pytest.approx(600 / math.log(2) / 1000)
+    assert level.bits_per_byte_stderr == pytest.approx(0.1 * 300 / math.log(2) / 1000)
 
 
 @pytest.mark.skipif(not (SHARED / "wikitext-2").is_dir(), reason="WikiText-2 is not on this machine")

@@ -1,0 +1,88 @@
+"""The evaluation that a run keeps of itself: RUN/evaluation.json, and pictures of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyro_ltm.errors import UserError, one_line
+from pyro_ltm.evaluation.protocol_plots import plot_evaluation
+from pyro_ltm.evaluation.thought_page import likelihoods
+from pyro_ltm.files import write_text
+from pyro_ltm.training.protocols import PROTOCOLS
+from pyro_ltm.training.run import Run
+
+EVALUATION = "evaluation.json"
+
+
+def read_evaluation(run: Run, file: Path | None = None) -> dict[str, Any] | None:
+    """What `evaluate --json` has found of this run, in `file`; by default in the run itself, None where it has not.
+
+    A run at a step is known by its `fingerprint`.
+
+    Raises:
+        UserError: the file cannot be read, is not what `evaluate` prints, or is of another run or another of its steps.
+    """
+    path = file or run.folder / EVALUATION
+    if file is None and not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        whose, of = f"{found['run']} at step {found['step']}", found.get("fingerprint")
+        likelihoods(found)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        raise UserError(f"{path}: not what `pyro-ltm evaluate --json` prints: evaluate the run again") from None
+    if file and of != run.fingerprint:
+        raise UserError(
+            f"{path}: of {whose}; its fingerprint is not that of {run.folder} as it is now: evaluate it again"
+        )
+    return found if of == run.fingerprint else None  # an older step's figures would stand beside newer thoughts
+
+
+def keep_evaluation(run: Run, result: Mapping[str, Any]) -> None:
+    """Writes what `evaluate` found of the run's own data into RUN/evaluation.json, and its pictures into RUN/plots.
+
+    What other protocols have found before of the same weights on the same sequences stays beside it.
+
+    Raises:
+        UserError: the run folder cannot be written.
+    """
+    try:
+        before = read_evaluation(run)
+    except UserError:  # damaged: written anew
+        before = None
+    if before is not None:
+        result = _beside(before, result)
+    write_text(run.folder / EVALUATION, json.dumps(result, indent=2) + "\n")
+    plot_evaluation(result, run.folder / "plots")
+
+
+def _beside(before: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`result`, and of `before` the protocols that it lacks, where both are of the same sequences, fits and twin."""
+    others = [name for name in PROTOCOLS if name in before and name not in result]
+    same = all(before.get(key) == result.get(key) for key in ("data", "settings"))
+    twins = {found["twin_fingerprint"] for found in (before, result) if "twin_fingerprint" in found}
+    if not others or not same or len(twins) > 1 or _scored(before) != _scored(result):
+        return result
+    joined = {**before, **result}
+    if twins:
+        joined["twin"] = {**before.get("twin", {}), **result.get("twin", {})}
+    for name in ("above_floor", "below_twin"):
+        kept = {figure: gap for figure, gap in before.get(name, {}).items() if _protocol(figure) in others}
+        joined[name] = {**kept, **result.get(name, {})}
+    return {key: value for key, value in joined.items() if value != {}}
+
+
+def _scored(found: Mapping[str, Any]) -> tuple[Any, Any]:
+    """How many sequences and tokens an evaluation is of."""
+    one = next(found[name] for name in PROTOCOLS if name in found)
+    return one["sequences"], one["tokens"]
+
+
+def _protocol(figure: str) -> str:
+    """Which protocol a figure of `Evaluation.below_twin` and `above_floor` belongs to."""
+    return "prefix" if figure == "prefix" or figure.startswith("after ") else "bound"
