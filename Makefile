@@ -27,7 +27,7 @@ help: ## Show this list
 demo: $(STAMP) ## Train a tiny model on a CPU, fit thoughts, write text (into runs/demo)
 	@$(BIN)/python -W error examples/demo.py
 
-test: lint types ## Lint, types and the quick tests
+test: lint ## Lint, and the quick tests, of which one checks types
 	@$(PYTEST)
 
 test-long: $(STAMP) ## The tests that take minutes
@@ -44,7 +44,8 @@ clean: ## Remove caches and build leftovers; .venv and runs/ stay
 	@rm -rf $(LITTER)
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-# -qq: errors alone; pip's warnings are about its own configuration.
+# -qq: errors alone; pip's warnings are about its own configuration. Byte code is made on all cores, where pip takes one;
+# what cannot be compiled, such as a package's templates, is passed by.
 $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
@@ -52,5 +53,6 @@ $(STAMP): pyproject.toml constraints.txt
 	        exit 1; }; \
 	    $(PYTHON) -m venv --clear $(VENV); }
 	@echo "Installing into $(VENV): a few minutes the first time, most of them for torch"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
