@@ -1,11 +1,14 @@
 """Runs the benchmarks of speed and writes what they found.
 
-    python -m benchmarks --out runs/speed [--only speed,nano,pipeline,growth,race,levers] [--data DIR]
+    python -m benchmarks [--out runs/speed] [--only speed,nano,pipeline,growth,race,levers] [--data DIR]
+    python -m benchmarks --only gpu-small,gpu-medium,gpu-large --device cuda
     python -m benchmarks --table benchmarks/speed-2026-11-26.json
 
-The first measures (more than an hour on two cores of a machine that does nothing else), adds to OUT/speed.json part by
-part, and plots. The second writes the figures in docs/speed.md and README from such a file; a test holds them together.
-`--data` is a prepared folder of text for `levers` and `race` (docs/speed.md says which).
+The first measures (more than an hour on two cores of a machine that does nothing else) and leaves in OUT, anew after
+each part: speed-DATE.json, speed-DATE.md, a note with all tables, and growth.png. Parts of an earlier day in OUT are
+taken over. The last writes the figures in docs/speed.md and README from such a file, and its plot; a test holds them
+together. `--data` is a prepared folder of text for `levers` and `race` (docs/speed.md says which); without it
+OUT/python-docs is prepared.
 """
 
 from __future__ import annotations
@@ -13,79 +16,160 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from benchmarks import growth, levers, pipeline, speed, table
+from benchmarks import growth, levers, levers_training, pipeline, race, speed, speed_gpu, table
 from benchmarks.interleave import machine
+from pyro_ltm.config import preset, suggest
+from pyro_ltm.data import TokenDataset, prepare
+from pyro_ltm.errors import UserError
+from pyro_ltm.training.run import check_fits
 
-PARTS = ("speed", "nano", "pipeline", "growth", "race", "levers")
+READING = ("race", "levers")
+"""Parts that train on text."""
+PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "speed": lambda asked: speed.run(asked.preset, asked.rounds, asked.device),
+    "nano": lambda asked: speed.run("nano", asked.rounds, asked.device),
+    "pipeline": lambda asked: pipeline.run(asked.rounds),
+    "growth": lambda asked: growth.run(asked.rounds),
+    "race": lambda asked: [race.run(asked.data, asked.steps, seed) for seed in asked.seeds],
+    "levers": lambda asked: levers.run(asked.data, asked.steps, asked.seeds, asked.rows),
+}
+GPU: dict[str, Callable[[argparse.Namespace], Any]] = {
+    f"gpu-{name}": lambda asked, name=name: speed_gpu.run(name, asked.rounds, asked.device)
+    for name in speed_gpu.PRESETS
+}
+ANYWHERE = ("speed", "nano", *GPU)
+"""Parts that run on a GPU, too."""
 
 
-def measure(part: str, options: argparse.Namespace) -> Any:
-    """One part's figures."""
-    if part == "speed":
-        return speed.run(options.preset, options.rounds)
-    if part == "nano":
-        return speed.run("nano", options.rounds)
-    if part == "growth":
-        return growth.run(options.rounds)
-    if part == "pipeline":
-        return pipeline.run(options.rounds)
-    if options.data is None:
-        raise SystemExit(f"{part}: name a prepared folder with --data")
-    seeds = [int(seed) for seed in options.seeds.split(",")]
-    if part == "race":
-        return [levers.race(options.data, options.steps, seed) for seed in seeds]
-    return levers.run(options.data, options.steps, seeds, options.rows.split(";") if options.rows else None)
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
 
 
-def main() -> None:
-    """The command line above."""
-    parser = argparse.ArgumentParser(
+def positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+    return int(text)
+
+
+def seeds(text: str) -> list[int]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"'{text}': name whole numbers with commas")
+    return [int(part) for part in text.split(",")]
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for, all of it checked before anything is measured. Raises UserError."""
+    parser = Parser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", default=",".join(PARTS))
-    parser.add_argument("--preset", default="medium")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("runs/speed"))
+    parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join((*PARTS, *GPU))}")
+    parser.add_argument("--preset", default="medium", help="of the part `speed`")
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--steps", type=int, default=300, help="slow steps of a row of `levers` and of `race`")
-    parser.add_argument("--seeds", default="0", help="of `levers` and of `race`, with commas")
+    parser.add_argument("--steps", type=positive, default=300, help="slow steps of a row of `levers` and of `race`")
+    parser.add_argument("--seeds", type=seeds, default=[0], help="of `levers` and of `race`, with commas")
     parser.add_argument("--rows", help="which rows of `levers`, with semicolons; default: all")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=f"of {', '.join(ANYWHERE)}")
     parser.add_argument("--table", type=Path, help="write docs and README from this file, measure nothing")
-    options = parser.parse_args()
-    if options.table:
-        table.write(json.loads(options.table.read_text()))
+    asked = parser.parse_args(arguments)
+    asked.only = asked.only.split(",")
+    asked.rows = asked.rows.split(";") if asked.rows else None
+    for name in asked.only:
+        if name not in PARTS | GPU:
+            raise UserError(f"--only {name}{suggest(name, PARTS | GPU)}: choose from {', '.join(PARTS | GPU)}")
+    for name in asked.rows or []:
+        if name not in levers.ROWS:
+            raise UserError(f"--rows {name}{suggest(name, levers.ROWS)}: choose from {'; '.join(levers.ROWS)}")
+    preset(asked.preset)
+    if asked.device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("--device cuda: torch finds no GPU here")
+        if bound := [part for part in asked.only if part not in ANYWHERE]:
+            raise UserError(f"--device cuda: {', '.join(bound)} measure on the processor; --only {','.join(ANYWHERE)}")
+    elif slow := [part for part in asked.only if part in GPU]:
+        raise UserError(f"--only {','.join(slow)}: needs --device cuda")
+    if asked.table and not asked.table.is_file():
+        raise UserError(f"--table {asked.table}: no such file")
+    if asked.data and not asked.table:
+        check_text(asked.data)
+    return asked
+
+
+def check_text(folder: Path) -> None:
+    """Raises UserError for a folder on which `levers` and `race` could not train and judge."""
+    for split in ("train", "validation"):
+        data = TokenDataset(folder, split)
+        check_fits(levers_training.configure(data, 1, 0, []), data)
+
+
+def text(out: Path) -> Path:
+    """The corpus that comes with Python, prepared as the preset nano wants it, once."""
+    folder, data = out / "python-docs", preset("nano").data
+    if not folder.exists():
+        prepare(["python-docs"], folder, vocab_size=data.vocab_size, sequence_length=data.sequence_length)
+    check_text(folder)
+    return folder
+
+
+def write(found: dict[str, Any], out: Path, date: str) -> Path:
+    """The JSON, the note and the plot."""
+    path = out / f"speed-{date}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(table.note(found, date), encoding="utf-8")
+    if "growth" in found:
+        growth.plot(found["growth"]["found"], out / "growth.png")
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line above."""
+    asked = parsed(arguments)
+    if asked.table:
+        found = json.loads(asked.table.read_text(encoding="utf-8"))
+        table.write(found)
+        if "growth" in found:
+            growth.plot(found["growth"]["found"], table.ROOT / "docs/results/growth.png")
         return
-    if not options.out:
-        parser.error("name a folder with --out")
-    torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "speed.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for part in options.only.split(","):
-        if part not in PARTS:
-            parser.error(f"--only {part}: choose from {', '.join(PARTS)}")
+    torch.set_num_threads(asked.threads)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    if asked.data is None and set(READING) & set(asked.only):
+        asked.data = text(asked.out)
+    began = datetime.datetime.now(datetime.timezone.utc)
+    date = began.date().isoformat()
+    before = sorted(asked.out.glob("speed-*.json"))
+    found: dict[str, Any] = json.loads(before[-1].read_text(encoding="utf-8")) if before else {}
+    for part in asked.only:
         began = datetime.datetime.now(datetime.timezone.utc)
-        result = measure(part, options)
+        result = (PARTS | GPU)[part](asked)
         minutes = (datetime.datetime.now(datetime.timezone.utc) - began).total_seconds() / 60
         found[part] = {
             "date": began.date().isoformat(),
             "minutes": round(minutes, 1),
             "machine": machine(),
+            **({"data": asked.data.name} if part in READING else {}),
             "found": result,
         }
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        path = write(found, asked.out, date)
         print(f"{part}: {minutes:.1f} minutes, in {path}", flush=True)
-    if "growth" in found:
-        growth.plot(found["growth"]["found"], options.out / "growth.png")
-    print(table.targets(found))
+    print(table.note(found, date))
     print(f"Next:\n  python -m benchmarks --table {path}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)

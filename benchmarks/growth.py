@@ -1,19 +1,22 @@
-"""How the cost of a fast step grows with each size of the problem, beside the law that it should follow.
+"""How the cost of a fit grows with each size of the problem, beside what its operations say.
 
-    python -m benchmarks growth --out FOLDER
+    python -m benchmarks --only growth --out FOLDER
 
-One size is varied at a time around a small decoder; the points of an axis run in turn. Each law is `fixed + slope *
-size`, fitted through the smallest and the largest point: nothing here may bend upwards.
+One size is varied at a time around a small decoder; the points of an axis run in turn. The prediction counts the matrix
+products of the fast steps (`roofline`) and does them all at one rate, the median over all points of all axes: it has
+nothing of an axis of its own, and can be wrong on each.
 """
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.interleave import interleaved, summary
+from benchmarks.roofline import fast_step_products
 from pyro_ltm.config import Config, ModelConfig
 from pyro_ltm.evaluation.memory import peak_memory
 from pyro_ltm.inference.parts import Parts
@@ -38,9 +41,8 @@ LABELS = {
 }
 
 
-def _work(point: dict[str, int]) -> Any:
-    """The fit at a point."""
-    model = ModelConfig(
+def _model(point: dict[str, int]) -> ModelConfig:
+    return ModelConfig(
         vocab_size=point["vocabulary"],
         dim=128,
         layers=2,
@@ -49,7 +51,11 @@ def _work(point: dict[str, int]) -> Any:
         max_length=point["length"],
         window=point["window"],
     )
-    parts = Parts.build(Config(model=model))
+
+
+def _work(point: dict[str, int]) -> Any:
+    """The fit at a point."""
+    parts = Parts.build(Config(model=_model(point)))
     tokens = torch.randint(point["vocabulary"], (point["sequences"], point["length"] + 1))
     batch = Batch.from_tokens(tokens)
     return lambda: parts.fit(batch, steps=point["fast_steps"])
@@ -81,31 +87,53 @@ def run(rounds: int = 5) -> dict[str, Any]:
     return {"base": BASE, "axes": {axis: measure_axis(axis, rounds) for axis in AXES}}
 
 
+def _flops(point: dict[str, int]) -> int:
+    """Of the products of all fast steps of a fit."""
+    products = fast_step_products(_model(point), point["sequences"], point["length"])
+    return point["fast_steps"] * sum(product.flops for product in products)
+
+
+def predicted(found: dict[str, Any]) -> tuple[float, dict[str, list[float]]]:
+    """The one rate, in operations a second, and the seconds that it predicts at each point of each axis."""
+    axes = found["axes"]
+    flops = {axis: [_flops(found["base"] | {axis: size}) for size in one["sizes"]] for axis, one in axes.items()}
+    rates = [
+        count / second["median"]
+        for axis, one in axes.items()
+        for count, second in zip(flops[axis], one["seconds"], strict=True)
+    ]
+    rate = statistics.median(rates)
+    return rate, {axis: [count / rate for count in counts] for axis, counts in flops.items()}
+
+
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Time and memory against each size, with the straight line through the two ends."""
+    """Time and memory against each size, and the time that is predicted."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    rate, seconds = predicted(found)
     figure, panels = pyplot.subplots(2, 3, figsize=(11, 6.2), layout="constrained")
     for panel, (axis, values) in zip(panels.flat, found["axes"].items(), strict=True):
         sizes = values["sizes"]
         medians = [1000 * one["median"] for one in values["seconds"]]
         spread = [[m - 1000 * one["least"] for m, one in zip(medians, values["seconds"], strict=True)]]
         spread += [[1000 * one["most"] - m for m, one in zip(medians, values["seconds"], strict=True)]]
-        panel.errorbar(sizes, medians, yerr=spread, fmt="o", color="C0", label="time", markersize=4)
-        slope = (medians[-1] - medians[0]) / (sizes[-1] - sizes[0])
-        panel.plot(sizes, [medians[0] + slope * (s - sizes[0]) for s in sizes], color="C0", lw=1, label="a line")
+        panel.errorbar(sizes, medians, yerr=spread, fmt="o", color="C0", label="measured", markersize=4)
+        guess = f"operations at {rate / 1e9:.0f} GFLOP/s"
+        panel.plot(sizes, [1000 * second for second in seconds[axis]], color="C0", lw=1, label=guess)
         panel.set_xlabel(LABELS[axis])
         panel.set_ylabel("ms a fit")
         panel.set_ylim(bottom=0)
         memory = panel.twinx()
         peaks = [peak / 2**20 for peak in values["peak_bytes"]]
-        memory.plot(sizes, peaks, "s--", color="C1", ms=3, lw=0.8)
+        (line,) = memory.plot(sizes, peaks, "s--", color="C1", ms=3, lw=0.8, label="peak memory")
         memory.set_ylim(0, 1.1 * max(peaks))
         memory.set_ylabel("peak MiB", color="C1")
         panel.set_title(f"last slope over the one before: {values['bend']:.2f}", fontsize=9)
-    panels.flat[0].legend(fontsize=8, frameon=False)
+        if panel is panels.flat[0]:
+            handles, labels = panel.get_legend_handles_labels()
+            panel.legend([*handles, line], [*labels, "peak memory"], fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

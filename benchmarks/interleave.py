@@ -59,6 +59,7 @@ def machine() -> dict[str, Any]:
     found = {
         "processor": name,
         "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "threads": torch.get_num_threads(),
         "bfloat16": "amx" if "amx_bf16" in flags else "avx512" if "avx512_bf16" in flags else "none",
         "system": f"{platform.system()} {platform.machine()}",
@@ -67,4 +68,5 @@ def machine() -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
+        found["gpu_memory_bytes"] = torch.cuda.get_device_properties().total_memory
     return found

@@ -84,11 +84,11 @@ class PlainLayer(nn.Module):
 
 
 class Plain(nn.Module):
-    """Logits [B, T, V] of tokens [B, T] and thoughts [B, N, D]."""
+    """Logits [B, T, V] of tokens [B, T] and thoughts [B, N, D]; in single precision unless `half` asks for autocast."""
 
-    def __init__(self, shape: Shape):
+    def __init__(self, shape: Shape, half: bool = False):
         super().__init__()
-        self.shape = shape
+        self.shape, self.half = shape, half
         self.tok_embeddings = nn.Embedding(shape.vocab_size, shape.dim)
         self.layers = nn.ModuleList(PlainLayer(shape) for _ in range(shape.layers))
         self.norm = PlainNorm(shape)
@@ -100,13 +100,17 @@ class Plain(nn.Module):
 
     def forward(self, tokens: Tensor, thoughts: Tensor | None, last: bool = False) -> Tensor:
         """All logits, or those after the `last` token alone, [B, 1, V]."""
-        shape, length = self.shape, tokens.shape[1]
-        turns = self.turns[:length].to(tokens.device)
-        ago = torch.arange(length)[:, None] - torch.arange(length)[None, :]
-        sees = ((ago >= 0) & (ago < shape.window)).to(tokens.device)
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.half):
+            return self._logits(tokens, thoughts, last)
+
+    def _logits(self, tokens: Tensor, thoughts: Tensor | None, last: bool) -> Tensor:
+        shape, length, device = self.shape, tokens.shape[1], tokens.device
+        turns, places = self.turns[:length].to(device), torch.arange(length, device=device)
+        ago = places[:, None] - places[None, :]
+        sees = (ago >= 0) & (ago < shape.window)
         h = self.tok_embeddings(tokens) * shape.embedding_scale
         each = shape.thoughts // shape.layers
-        stands = self.turns[torch.arange(each) * (shape.max_length // max(shape.thoughts, 1))].to(tokens.device)
+        stands = self.turns[:: shape.max_length // max(shape.thoughts, 1)][:each].to(device)
         for index, layer in enumerate(self.layers):
             x = layer.attention_norm(h)
             h = h + layer.attention(x, x, sees, turns, turns)
@@ -128,6 +132,10 @@ def unit_turns(positions: int, width: int, theta: float) -> Tensor:
 def turn(x: Tensor, turns: Tensor) -> Tensor:
     """Interleaved pairs of `x` [..., P, d] as complex numbers, times `turns` [P, d / 2]: rotary embedding."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32  # there are no complex numbers of bfloat16
+    if torch.compiler.is_compiling():  # whose code has no complex numbers either
+        even, odd = x.to(wide).unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = torch.view_as_real(turns).to(wide).unbind(-1)
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
     pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * turns.to(pairs.dtype)).flatten(-2).to(x.dtype)
 

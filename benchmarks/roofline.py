@@ -7,10 +7,11 @@ compute dtype; norms, softmaxes, exponentials and the optimizer count as nothing
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -80,6 +81,17 @@ def _step(model: ModelConfig, size: int, first: int, last: int) -> Iterator[Prod
     yield Product("head, back", 1, size * (last - first), model.vocab_size, dim)
 
 
+def slow_step_flops(model: ModelConfig, size: int, length: int) -> int:
+    """Of the products of a slow step: forward, and as many again back to what each layer read and to its weights."""
+    dim, hidden, window = model.dim, model.hidden_width, model.window
+    seen = sum(min(place + 1, window) for place in range(length)) / length
+    each = model.thoughts // model.layers
+    weights = (4 + 2 * bool(each)) * dim * dim + 3 * dim * hidden
+    token = model.layers * (weights + 2 * (seen + each) * dim) + dim * model.vocab_size
+    thoughts = model.thoughts * 2 * dim * dim
+    return round(2 * 3 * size * (length * token + thoughts))
+
+
 @dataclass(frozen=True)
 class Roofline:
     """Seconds and operations of the products; `rate` is over all of them, in GFLOP/s."""
@@ -94,18 +106,49 @@ class Roofline:
         return self.flops / self.seconds / 1e9
 
 
-def measure(products: list[Product], dtype: torch.dtype = torch.float32, repeats: int = 5) -> Roofline:
-    """Each product timed at its shape (the median of `repeats`), times how often it is needed."""
+def measure(
+    products: list[Product],
+    dtype: torch.dtype = torch.float32,
+    repeats: int = 5,
+    device: torch.device | str = "cpu",
+) -> Roofline:
+    """Each product timed at its shape (`repeats` times), times how often it is needed."""
     parts: Counter[str] = Counter()
     for product in products:
-        left = torch.randn(product.batch, product.rows, product.inner).to(dtype)
-        right = torch.randn(product.batch, product.inner, product.columns).to(dtype)
+        left = torch.randn(product.batch, product.rows, product.inner, device=device).to(dtype)
+        right = torch.randn(product.batch, product.inner, product.columns, device=device).to(dtype)
         pair = (left[0], right[0]) if product.batch == 1 else (left, right)
         out = torch.matmul(*pair)
-        times = []
-        for _ in range(repeats):
-            began = time.perf_counter()
-            torch.matmul(*pair, out=out)
-            times.append(time.perf_counter() - began)
-        parts[product.name] += product.count * statistics.median(times)
+        work = functools.partial(torch.matmul, *pair, out=out)
+        parts[product.name] += product.count * _seconds(work, repeats, waits=out.is_cuda)
     return Roofline(sum(parts.values()), sum(product.flops for product in products), parts)
+
+
+def _seconds(work: Callable[[], object], repeats: int, waits: bool) -> float:
+    """Of one `work`: the median; where its end has to be waited for, on a GPU, the mean over a longer row of them."""
+    if waits:
+        torch.cuda.synchronize()
+        repeats *= 4
+        began = time.perf_counter()
+        for _ in range(repeats):
+            work()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - began) / repeats
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+NOMINAL = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bfloat16 operations a second by the maker's data sheets, of the models with SXM sockets."""
+
+
+def peak_rates(dtype: torch.dtype, device: torch.device | str, size: int = 8192) -> dict[str, float | None]:
+    """Operations a second: of one large square product here, and those that the maker names (None: not known here)."""
+    square = Product("square", 1, size, size, size)
+    name = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else ""
+    named = next((rate for gpu, rate in NOMINAL.items() if gpu in name and dtype == torch.bfloat16), None)
+    return {"measured": 1e9 * measure([square], dtype, device=device).rate, "nominal": named}

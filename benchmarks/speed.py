@@ -1,13 +1,13 @@
 """How much faster than the obvious way: fast step, training step, generation, memory; the Pyro layer; the roofline.
 
-    python -m benchmarks speed --out FOLDER [--preset medium] [--rounds 5]
+    python -m benchmarks --only speed,nano --out FOLDER [--preset medium] [--rounds 5] [--device cuda]
 
 All figures of a preset come from runs in turn in one process (`interleave`); ratios are medians over rounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -27,6 +27,8 @@ from pyro_ltm.training.trainer import slow_optimizer
 from pyro_ltm.types import Batch
 
 QUARTER = 4
+VOCABULARY, FAST_STEPS = 50257, 16
+"""Of the paper's presets, up to medium. So many fast steps are timed at once: some of a fit's work is done once."""
 
 
 def plain_shape(model: ModelConfig) -> Shape:
@@ -39,21 +41,37 @@ def plain_shape(model: ModelConfig) -> Shape:
 class Yard:
     """One preset's model (ours in each precision, and compiled; plain), and a batch of random tokens.
 
-    `parts` are ours as a user has them: in the precision that the preset settles on, on this machine.
+    `parts` are ours as a user has them: in the precision that the preset settles on, on this device. Plain is in single
+    precision, unless `half` asks for autocast.
     """
 
-    def __init__(self, name: str, size: int, vocabulary: int = 50257, seed: int = 0):
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        vocabulary: int = VOCABULARY,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        half: bool = False,
+        settings: Sequence[str] = (),
+    ):
         torch.manual_seed(seed)
-        self.config = settled(apply_settings(preset(name), [f"model.vocab_size={vocabulary}"]), "cpu")
-        self.precisions = {dtype: Parts.build(apply_settings(self.config, [f"dtype={dtype}"])) for dtype in DTYPES}
+        self.device = torch.device(device)
+        chosen = apply_settings(preset(name), [f"model.vocab_size={vocabulary}", *settings])
+        self.config = settled(chosen, device)
+        self.precisions = {dtype: self._built(f"dtype={dtype}") for dtype in DTYPES}
         self.parts = self.precisions[self.config.dtype]
-        self.compiled = Parts.build(apply_settings(self.config, ["compile=true"]))
-        self.plain = Plain(plain_shape(self.config.model))
+        self.compiled = self._built("compile=true")
+        self.plain = Plain(plain_shape(self.config.model), half).to(device)
+        self.plain.turns = self.plain.turns.to(device)
         self.plain.load_state_dict(self.parts.model.decoder.state_dict())
         length = self.config.model.max_length
-        self.batch = Batch.from_tokens(torch.randint(vocabulary, (size, length + 1)))
+        self.batch = Batch.from_tokens(torch.randint(vocabulary, (size, length + 1))).to(device)
         self.optimizer = slow_optimizer(self.parts, self.config.slow)
         self.plain_optimizer = torch.optim.AdamW(self.plain.parameters(), lr=4e-4, betas=(0.9, 0.95), weight_decay=0.1)
+
+    def _built(self, setting: str) -> Parts:
+        return Parts.build(apply_settings(self.config, [setting]), device=self.device)
 
     def fit(self, steps: int, *, parts: Parts | None = None, subsample: int = 1) -> None:
         parts = parts or self.parts
@@ -71,14 +89,17 @@ class Yard:
         FastLoop(steps=steps).fit(self.plain, self.batch.inputs, self.batch.targets)
 
     def step(self, steps: int, subsample: int = 1) -> None:
+        self.learn(self.parts, self.optimizer, steps, subsample)
+
+    def learn(self, parts: Parts, optimizer: torch.optim.Optimizer, steps: int, subsample: int = 1) -> None:
         train_step(
-            self.parts.model,
+            parts.model,
             [self.batch],
-            guide=self.parts.guide,
-            objective=self.parts.objective.at(1.0),
-            fast_optimizer=self.parts.optimizer,
+            guide=parts.guide,
+            objective=parts.objective.at(1.0),
+            fast_optimizer=parts.optimizer,
             fast_steps=steps,
-            slow_optimizer=self.optimizer,
+            slow_optimizer=optimizer,
             clip=1.0,
             seed=0,
             subsample=subsample,
@@ -90,7 +111,7 @@ class Yard:
 
 
 def fast_steps(yard: Yard, rounds: int, steps: int) -> dict[str, Any]:
-    """One fast step: plain, ours, on a quarter of the tokens, in the other precision, without Pyro; the roofline."""
+    """One fast step: plain, ours, on a quarter of the tokens, in the other precision, without Pyro; their rooflines."""
     decoder = yard.parts.model.decoder
     (other,) = (dtype for dtype in DTYPES if dtype != yard.config.dtype)
     works = {
@@ -104,19 +125,27 @@ def fast_steps(yard: Yard, rounds: int, steps: int) -> dict[str, Any]:
     }
     compared = list(works)
     model, (size, length) = yard.config.model, yard.batch.inputs.shape
-    measured: dict[str, list[Roofline]] = {"ours": [], "quarter": []}
+    # Whose roofline: the precision, and of how many stretches a step scores one.
+    limited = {
+        "ours": (yard.config.dtype, 1),
+        "quarter": (yard.config.dtype, QUARTER),
+        other: (other, 1),
+        f"{other}, quarter": (other, QUARTER),
+    }
+    measured: dict[str, list[Roofline]] = {name: [] for name in limited}
     # Measured within the rounds, too: its seconds are its own, not those of the round.
-    for name, every in (("ours", 1), ("quarter", QUARTER)):
+    for name, (dtype, every) in limited.items():
         products = fast_step_products(model, size, length, every)
-        works[f"roofline {name}"] = lambda kept=measured[name], products=products: kept.append(
-            measure(products, DTYPES[yard.config.dtype])
+        works[f"roofline {name}"] = lambda kept=measured[name], products=products, dtype=dtype: kept.append(
+            measure(products, DTYPES[dtype], device=yard.device)
         )
     seconds = interleaved(works, rounds)
     floors = {}
     for name, kept in measured.items():
-        every = QUARTER if name == "quarter" else 1
+        dtype, every = limited[name]
         floor = [one.seconds * steps / every for one in kept[-rounds:]]
         floors[name] = {
+            "dtype": dtype,
             "seconds": summary(floor, steps),
             "gflops": kept[0].flops / every / 1e9,
             "share_of_it": ratio(floor, seconds[name]),
@@ -143,37 +172,41 @@ def training_steps(yard: Yard, rounds: int, steps: int) -> dict[str, Any]:
     }
     seconds = interleaved(works, rounds, warm=False)
     peaks = {
-        "plain": _peak(yard.plain_optimizer, lambda: yard.plain_step(2)),
-        "ours, 2 fast steps": _peak(yard.optimizer, lambda: yard.step(2)),
-        "ours, 8 fast steps": _peak(yard.optimizer, lambda: yard.step(8)),
+        "plain": _peak(yard, yard.plain_optimizer, lambda: yard.plain_step(2)),
+        "ours, 2 fast steps": _peak(yard, yard.optimizer, lambda: yard.step(2)),
+        "ours, 8 fast steps": _peak(yard, yard.optimizer, lambda: yard.step(8)),
     }
     yard.parts.model.decoder.recompute = True
-    peaks["recompute"] = _peak(yard.optimizer, lambda: yard.step(2))
+    peaks["recompute"] = _peak(yard, yard.optimizer, lambda: yard.step(2))
     yard.parts.model.decoder.recompute = False
     return {
         "fast_steps": steps,
         "seconds": {name: summary(values) for name, values in seconds.items()},
         "faster_than_plain": {name: ratio(seconds["plain"], values) for name, values in seconds.items()},
+        "parameters": sum(weight.numel() for weight in yard.plain.parameters()),
         "peak_bytes": peaks,
         "peak_of_plain": {name: peaks[name] / peaks["plain"] for name in ("ours, 2 fast steps", "recompute")},
     }
 
 
-def _peak(optimizer: torch.optim.Optimizer, work: Callable[[], Any]) -> int | None:
-    """Bytes at the peak of a step that begins without gradients: what was made before, nobody sees freed."""
+def _peak(yard: Yard, optimizer: torch.optim.Optimizer, work: Callable[[], Any]) -> int | None:
+    """Bytes at the peak of a step, gradients included, beyond the weights and what the optimizer keeps.
+
+    It begins without gradients: what was made before, nobody sees freed.
+    """
     optimizer.zero_grad(set_to_none=True)
-    return peak_memory(work)
+    return peak_memory(work, yard.device)
 
 
 def generation(yard: Yard, size: int = 8, new: int = 512, lengths: int = 8) -> dict[str, Any]:
     """`new` tokens for `size` sequences: ours as a user has it; plain read again at some lengths and summed up."""
     model = yard.config.model
     new = min(new, model.max_length - 1)
-    thoughts = torch.randn(size, model.thoughts, model.dim)
-    prompt = torch.randint(model.vocab_size, (size, 1))
+    thoughts = torch.randn(size, model.thoughts, model.dim, device=yard.device)
+    prompt = torch.randint(model.vocab_size, (size, 1), device=yard.device)
     # The time of one plain token is smooth in the length read: midpoints of equal stretches, times their size.
     middles = [int(new * (index + 0.5) / lengths) + 1 for index in range(lengths)]
-    text = torch.randint(model.vocab_size, (size, new + 1))
+    text = torch.randint(model.vocab_size, (size, new + 1), device=yard.device)
     works: dict[str, Callable[[], Any]] = {
         "ours": lambda: sample_tokens(yard.parts.model.decoder, thoughts, prompt, new)
     }
@@ -198,14 +231,13 @@ def _plain_token(plain: Plain, thoughts: torch.Tensor, text: torch.Tensor) -> to
 
 
 @pyro.validation_enabled(False)  # as in training
-def run(name: str = "medium", rounds: int = 5) -> dict[str, Any]:
+def run(name: str = "medium", rounds: int = 5, device: str = "cpu") -> dict[str, Any]:
     """All of the above for a preset."""
     small = name == "nano"
-    yard = Yard(name, size=16 if small else 1, vocabulary=1024 if small else 50257)
+    yard = Yard(name, size=16 if small else 1, vocabulary=1024 if small else VOCABULARY, device=device)
     return {
         "preset": name,
-        # As many as the preset takes, because some of a fit's work is done once.
-        "fast_step": fast_steps(yard, rounds, steps=16),
-        "training_step": training_steps(yard, max(3, rounds // 2), steps=16),
+        "fast_step": fast_steps(yard, rounds, FAST_STEPS),
+        "training_step": training_steps(yard, max(3, rounds // 2), FAST_STEPS),
         "generation": generation(yard),
     }

@@ -1,13 +1,17 @@
-"""The figures of a benchmark file as Markdown: the README's table, and the generated parts of docs/speed.md."""
+"""The figures of a benchmark file as Markdown: README's table, the generated parts of docs/speed.md, a dated note."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.growth import predicted
+from pyro_ltm.config import ModelConfig, preset
 
 ROOT = Path(__file__).parents[1]
 MARKED = ("README.md", "docs/speed.md")
@@ -19,70 +23,105 @@ def times(value: Mapping[str, float], digits: int = 2) -> str:
     return f"{median}x ({least} to {most})"
 
 
+def percent(value: Mapping[str, float]) -> str:
+    """A share with its range over rounds."""
+    return f"{value['median']:.0%} ({value['least']:.0%} to {value['most']:.0%})"
+
+
 BFLOAT16 = {"amx": "bfloat16 tiles (AMX)", "avx512": "bfloat16 without tiles", "none": "no bfloat16"}
 
 
-def verdict(good: bool) -> str:
-    return "yes" if good else "no"
+def verdict(good: bool | None) -> str:
+    return "–" if good is None else "yes" if good else "no"
+
+
+Row = tuple[str, str, str, str, bool | None]
+"""What, against what, the target, what was measured, and whether it is reached; None where no target is named."""
 
 
 def targets(found: Mapping[str, Any]) -> str:
     """What was to be reached, and what was."""
-    rows: list[tuple[str, str, str, str, bool]] = []
-
-    def row(what: str, against: str, at_least: str, measured: str, good: bool) -> None:
-        rows.append((what, against, at_least, measured, good))
-
+    rows: list[Row] = []
     if "speed" in found:
-        part = found["speed"]["found"]
-        name, step, train = part["preset"], part["fast_step"], part["training_step"]
-        faster, whole = step["faster_than_plain"], train["faster_than_plain"]
-        exact, quarter = "one fast step, {}", "one fast step, a quarter of the tokens, {}"
-        rated = [(exact.format(f"{name}, {step['dtype']}"), faster["ours"], 3.5)]
-        rated += [(quarter.format(step["dtype"]), faster["quarter"], 6)]
-        if step["dtype"] != "float32":  # plain's own precision
-            rated += [(exact.format("float32"), faster["float32"], 3.5)]
-            rated += [(quarter.format("float32"), faster["float32, quarter"], 6)]
-        rated += [(f"training step, 16 fast steps, {step['dtype']}", whole["ours"], 3.5)]
-        rated += [(f"training step, a quarter of the tokens, {step['dtype']}", whole["quarter"], 6)]
-        for what, ratio, least in rated:
-            row(what, "plain", f"{least}x", times(ratio), ratio["median"] >= least)
-        writing = part["generation"]
-        ratio = writing["faster_than_plain"]
-        row(
-            f"{writing['new_tokens']} tokens, batch {writing['sequences']}",
-            "plain",
-            "30x",
-            times(ratio),
-            ratio["median"] >= 30,
-        )
-        for key, note in (("ours, 2 fast steps", ""), ("recompute", ", `slow.recompute`")):
-            peak = train["peak_of_plain"][key]
-            row(f"peak memory of a training step{note}", "plain", "half", f"{peak:.2f} of it", peak <= 0.5)
-        cost = step["time_of_tensor"]
-        row(f"Pyro, {name}", "tensor", "at most 1.03", times(cost, 3), cost["median"] <= 1.03)
-        share = step["roofline"]["ours"]["share_of_it"]
-        shown = f"{share['median']:.0%} ({share['least']:.0%} to {share['most']:.0%})"
-        row(f"one fast step, {name}", "roofline", "60% of it", shown, share["median"] >= 0.6)
+        rows += _speeds(found["speed"]["found"])
     if "nano" in found:
-        cost = found["nano"]["found"]["fast_step"]["time_of_tensor"]
-        row("Pyro, nano", "tensor", "at most 1.15", times(cost, 3), cost["median"] <= 1.15)
+        step = found["nano"]["found"]["fast_step"]
+        cost = step["time_of_tensor"]
+        what = f"nano, {step['dtype']}"
+        rows += [(f"Pyro, {what}", "tensor", "at most 1.15", times(cost, 3), cost["median"] <= 1.15)]
+        rows += _shares("nano", step, None)
     if "race" in found:
         for name in found["race"]["found"][0]["racers"]:
             measured, ratio = _raced([one["racers"][name] for one in found["race"]["found"]])
             what = "nano" if name == "default" else f"nano, {name}"
-            row(f"time to the same bound, {what}", "plain, fresh noise", "8x", measured, ratio >= 8)
+            rows += [(f"time to the same bound, {what}", "plain, fresh noise", "8x", measured, ratio >= 8)]
     if "pipeline" in found:
         part = found["pipeline"]["found"]
         seconds = part["start_up"]["pyro-ltm --help"]["median"]
-        row("`pyro-ltm --help`", "clock", "under 0.3 s", f"{seconds:.2f} s", seconds < 0.3)
+        rows += [("`pyro-ltm --help`", "clock", "under 0.3 s", f"{seconds:.2f} s", seconds < 0.3)]
         share = part["preparing"]["share_of_the_tokenizers_speed"]
-        row("preparing text", "tokenizer", "80% of it", f"{share['median']:.0%}", share["median"] >= 0.8)
+        rows += [("preparing text", "tokenizer", "80% of it", f"{share['median']:.0%}", share["median"] >= 0.8)]
         waits = part["waiting"]["data_seconds"] / part["waiting"]["step_seconds"]
-        row("waiting for data, nano", "training step", "never", f"{waits:.1%} of it", waits < 0.01)
+        rows += [("waiting for data, nano", "training step", "never", f"{waits:.1%} of it", waits < 0.01)]
+    if not rows:
+        return ""
     lines = ["| | against | target | measured | reached |", "|---|---|---|---|---|"]
     lines += [f"| {what} | {against} | {least} | {got} | {verdict(good)} |" for what, against, least, got, good in rows]
     return "\n".join(lines)
+
+
+def _speeds(part: Mapping[str, Any]) -> list[Row]:
+    """The targets of a preset. All of its parts were in the precision of its fast steps, but where a row says so."""
+    step, train, writing = part["fast_step"], part["training_step"], part["generation"]
+    dtype, faster, whole = step["dtype"], step["faster_than_plain"], train["faster_than_plain"]
+    ours = f"{part['preset']}, {dtype}"
+    exact, quarter = "one fast step, {}", "one fast step, a quarter of the tokens, {}"
+    rated = [(exact.format(ours), faster["ours"], 3.5), (quarter.format(dtype), faster["quarter"], 6)]
+    if dtype != "float32":  # plain's own precision
+        rated += [(exact.format("float32"), faster["float32"], 3.5)]
+        rated += [(quarter.format("float32"), faster["float32, quarter"], 6)]
+    rated += [(f"training step, 16 fast steps, {dtype}", whole["ours"], 3.5)]
+    rated += [(f"training step, a quarter of the tokens, {dtype}", whole["quarter"], 6)]
+    rated += [
+        (f"{writing['new_tokens']} tokens, batch {writing['sequences']}, {dtype}", writing["faster_than_plain"], 30)
+    ]
+    rows: list[Row] = [
+        (what, "plain", f"{least}x", times(ratio), ratio["median"] >= least) for what, ratio, least in rated
+    ]
+    held, peaks = _held(part), train["peak_bytes"]
+    for key, note in (("ours, 2 fast steps", ""), ("recompute", "`slow.recompute`, ")):
+        for counted, more in (("beyond weights and optimizer", 0), ("with weights and optimizer", held)):
+            what = f"peak memory of a training step, {note}{counted}, {dtype}"
+            share = (peaks[key] + more) / (peaks["plain"] + more)
+            rows += [(what, "plain", "half", f"{share:.2f} of it", share <= 0.5)]
+    cost = step["time_of_tensor"]
+    rows += [(f"Pyro, {ours}", "tensor", "at most 1.03", times(cost, 3), cost["median"] <= 1.03)]
+    return rows + _shares(part["preset"], step, 0.6)
+
+
+def _shares(name: str, step: Mapping[str, Any], target: float | None) -> list[Row]:
+    """How near fast steps come to their rooflines."""
+    rows: list[Row] = []
+    for key, floor in step["roofline"].items():
+        share, dtype = floor["share_of_it"], floor.get("dtype", step["dtype"])
+        what = f"one fast step, {'a quarter of the tokens, ' if 'quarter' in key else ''}{name}, {dtype}"
+        wanted, good = (f"{target:.0%} of it", share["median"] >= target) if target else ("none", None)
+        rows += [(what, "roofline", wanted, percent(share), good)]
+    return rows
+
+
+def parameters(model: ModelConfig) -> int:
+    """Numbers that a decoder learns."""
+    crossing = bool(model.thoughts)
+    layer = (4 + 4 * crossing) * model.dim**2 + 3 * model.dim * model.hidden_width + (2 + crossing) * model.dim
+    return model.vocab_size * model.dim + model.layers * layer + model.dim
+
+
+def _held(part: Mapping[str, Any]) -> int:
+    """Bytes of the weights and of Adam's two moments, all in single precision; gradients are in the peak itself."""
+    counted = part["training_step"].get("parameters")  # not in files before the end of November 2026
+    shape = preset(part["preset"])
+    return 12 * (counted or parameters(dataclasses.replace(shape.model, vocab_size=shape.data.vocab_size)))
 
 
 def _raced(races: Sequence[Mapping[str, float] | None]) -> tuple[str, float]:
@@ -107,7 +146,9 @@ def where(found: Mapping[str, Any]) -> str:
         on = part["machine"]
         text = (
             f"{part['date']}: {on['processor']}, {on['threads']} threads of {on['cores']} cores, "
-            f"{BFLOAT16[on['bfloat16']]}, "
+            + (f"{on['memory_bytes'] / 2**30:.0f} GiB of memory, " if "memory_bytes" in on else "")
+            + (f"{on['gpu']} with {on['gpu_memory_bytes'] / 2**30:.0f} GiB, " if "gpu" in on else "")
+            + f"{BFLOAT16[on['bfloat16']]}, "
             f"torch {on['torch']}, pyro-ppl {on['pyro-ppl']}, Python {on['python']}"
         )
         lines.setdefault(text, []).append(name)
@@ -116,67 +157,95 @@ def where(found: Mapping[str, Any]) -> str:
     return "\n".join(f"- {', '.join(names)}: {text}" for text, names in lines.items())
 
 
+STEPS = {
+    "plain": "plain, in float32",
+    "ours": "ours, in the precision that it settles on",
+    "tensor": "... without Pyro (`tensor`)",
+    "compiled": "... `compile=true`",
+    "quarter": "... `fast.subsample=4`",
+    "float32": "`dtype=float32`",
+    "float32, quarter": "... `fast.subsample=4`",
+    "bfloat16": "`dtype=bfloat16`",
+    "bfloat16, quarter": "... `fast.subsample=4`",
+}
+FLOORS = {
+    "ours": "roofline, in the precision that it settles on",
+    "quarter": "... of `fast.subsample=4`",
+    "float32": "roofline in float32",
+    "float32, quarter": "... of `fast.subsample=4`",
+}
+
+
 def steps(found: Mapping[str, Any]) -> str:
-    """Seconds of a fast step, each way, for both presets."""
-    lines = ["| a fast step | medium | against plain | nano | against plain |", "|---|---|---|---|---|"]
-    parts = [found[name]["found"]["fast_step"] if name in found else None for name in ("speed", "nano")]
-    names = {
-        "plain": "plain",
-        "ours": "ours, in the precision that it settles on",
-        "tensor": "... without Pyro (`tensor`)",
-        "compiled": "... `compile=true`",
-        "quarter": "... `fast.subsample=4`",
-        "float32": "`dtype=float32`",
-        "float32, quarter": "... `fast.subsample=4`",
-        "bfloat16": "`dtype=bfloat16`",
-        "bfloat16, quarter": "... `fast.subsample=4`",
-    }
-    cells = [f"`{part['dtype']}`" if part else "" for part in parts]
-    lines.append(f"| settles on | {cells[0]} | | {cells[1]} | |")
-    for key, name in names.items():
+    """Seconds of a fast step, each way, for both presets; and of the products that it cannot do without."""
+    runs = [found[name]["found"] for name in ("speed", "nano") if name in found]
+    if not runs:
+        return ""
+    parts = [run["fast_step"] for run in runs]
+    lines = [
+        "| a fast step | " + " | ".join(f"{run['preset']} | against plain" for run in runs) + " |",
+        "|---" * (1 + 2 * len(runs)) + "|",
+        "| settles on | " + " | ".join(f"`{part['dtype']}` | " for part in parts) + " |",
+    ]
+
+    def own(part: Mapping[str, Any], key: str) -> str:
+        """What settled on a precision stands under its own name alone."""
+        return {part["dtype"]: "ours", f"{part['dtype']}, quarter": "quarter"}.get(key, key)
+
+    for key, name in STEPS.items():
         cells = []
         for part in parts:
-            if part is None:
-                cells += ["", ""]
-                continue
-            own = {part["dtype"]: "ours", f"{part['dtype']}, quarter": "quarter"}.get(key, key)
-            second = part["seconds"][own]
-            cells += [f"{1000 * second['median']:.1f} ms", times(part["faster_than_plain"][own])]
+            second, ratio = (part[what][own(part, key)] for what in ("seconds", "faster_than_plain"))
+            cells += [f"{1000 * second['median']:.1f} ms", times(ratio)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    for key, name in (("ours", "roofline"), ("quarter", "roofline of `fast.subsample=4`")):
-        cells = []
+    for key, name in FLOORS.items():
+        made, reached = [], []
         for part in parts:
-            if part is None:
-                cells += ["", ""]
+            floor = part["roofline"].get(own(part, key))
+            if floor is None:
+                made, reached = [*made, "not measured", ""], [*reached, "", ""]
                 continue
-            floor = part["roofline"][key]
-            cells += [f"{1000 * floor['seconds']['median']:.1f} ms", times(floor["ceiling"])]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+            made += [f"{1000 * floor['seconds']['median']:.1f} ms", f"at most {times(floor['ceiling'])}"]
+            reached += [percent(floor["share_of_it"]), ""]
+        lines += [f"| {name} | {' | '.join(made)} |", f"| ... reached by ours | {' | '.join(reached)} |"]
     return "\n".join(lines)
 
 
+OFF = 0.05
+"""Of the default's time: what was given more or less than this beside it was not given equal time."""
+
+
 def lever_table(found: Mapping[str, Any]) -> str:
-    """Each lever: seconds, and the bound at equal steps and at equal time."""
+    """Each lever: seconds, and the bound at equal steps and at equal time, with the seconds that were really taken."""
     if "levers" not in found:
         return ""
-    lines = [
-        "| row | seconds | bound at equal steps | below the default | steps in equal time | below the default |",
-        "|---|---|---|---|---|---|",
-    ]
-    first = found["levers"]["found"][0]
-    for one in found["levers"]["found"]:
+    rows = found["levers"]["found"]
+    first, counted = rows[0], "once" in rows[0]
+    titles = ["row", "seconds", *(["once, before"] if counted else []), "bound at equal steps", "below the default"]
+    titles += ["steps in equal time", "seconds they took", "of the default's", "below the default"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    # Where no default ran beside a row, its seconds are those of its own run.
+    alone = {(one["steps"], one["seed"]): one["seconds"] for one in rows if one["row"] == "default"}
+    for one in rows:
         equal = one.get("equal_time")
         label = one["row"]
         label += f", {one['steps']} slow steps" if one["steps"] != first["steps"] else ""
         label += f", seed {one['seed']}" if one["seed"] != first["seed"] else ""
-        cells = [label, f"{one['seconds']:.0f}", f"{one['nats_per_token']:.4f}"]
-        cells += [_against(one), str(equal["steps"]), _against(equal)] if equal else ["", "", ""]
+        cells = [label, f"{one['seconds']:.0f}", *([f"{one['once']:.0f}"] if counted else [])]
+        cells += [f"{one['nats_per_token']:.4f}", _against(one) if equal else ""]
+        if equal:
+            share = equal["seconds"] / equal.get("default_seconds", alone[one["steps"], one["seed"]])
+            shown = f"{share:.0%}" + (", **off**" if abs(share - 1) > OFF else "")
+            cells += [str(equal["steps"]), f"{equal['seconds']:.1f}", shown, _against(equal)]
+        else:
+            cells += [""] * 4
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
         f"Nats a token after {first['steps']} slow steps where the row names no others, seed {first['seed']} where it "
         "names no other; how far below the default of as many steps and that seed, ± the standard error over the same "
-        "sequences.",
+        f"sequences. **off**: over {OFF:.0%} more or less than the default's time; the last column of such a row does "
+        "not compare at equal time.",
     ]
     return "\n".join(lines)
 
@@ -187,24 +256,71 @@ def _against(one: Mapping[str, Any]) -> str:
 
 
 def growth(found: Mapping[str, Any]) -> str:
-    """How each axis grows, and whether it bends."""
+    """How each axis grows, whether it bends, and how far from the prediction it is."""
     if "growth" not in found:
         return ""
+    rate, guesses = predicted(found["growth"]["found"])
     lines = [
-        "| size | from | to | time grows by | last slope over the one before | peak memory |",
-        "|---|---|---|---|---|---|",
+        "| size | from | to | time grows by | predicted | measured over predicted | last slope over the one before "
+        "| peak memory |",
+        "|---" * 8 + "|",
     ]
     for name, axis in found["growth"]["found"]["axes"].items():
-        sizes, seconds, peaks = axis["sizes"], axis["seconds"], axis["peak_bytes"]
+        sizes, peaks, guessed = axis["sizes"], axis["peak_bytes"], guesses[name]
+        seconds = [one["median"] for one in axis["seconds"]]
+        over = [second / guess for second, guess in zip(seconds, guessed, strict=True)]
         lines.append(
-            f"| {name.replace('_', ' ')} | {sizes[0]} | {sizes[-1]} | "
-            f"{seconds[-1]['median'] / seconds[0]['median']:.1f}x | {axis['bend']:.2f} | "
-            f"{peaks[0] / 2**20:.1f} to {peaks[-1] / 2**20:.1f} MiB |"
+            f"| {name.replace('_', ' ')} | {sizes[0]} | {sizes[-1]} | {seconds[-1] / seconds[0]:.1f}x | "
+            f"{guessed[-1] / guessed[0]:.1f}x | {over[0]:.2f} at {sizes[0]}, {over[-1]:.2f} at {sizes[-1]} | "
+            f"{axis['bend']:.2f} | {peaks[0] / 2**20:.1f} to {peaks[-1] / 2**20:.1f} MiB |"
         )
+    lines += [
+        "",
+        f"Predicted: the operations of the fast steps' matrix products, at one rate for all, {rate / 1e9:.0f} GFLOP/s.",
+    ]
     return "\n".join(lines)
 
 
-BLOCKS = {"targets": targets, "where": where, "steps": steps, "levers": lever_table, "growth": growth}
+def gpu(found: Mapping[str, Any]) -> str:
+    """Presets on a GPU."""
+    lines = []
+    for part in (part["found"] for name, part in found.items() if name.startswith("gpu-")):
+        for kind, what in (("fast", "one fast step"), ("training", f"training step, {part['fast_steps']} fast steps")):
+            one = part[kind]
+            for work, second in one["seconds"].items():
+                shares = one["share_of_peak"].get(work, {})
+                shown = [f"{share:.0%}" if (share := shares.get(of)) else "" for of in ("nominal", "measured")]
+                ratios = [times(one[key][work]) for key in ("faster_than_plain", "faster_than_compiled_plain")]
+                cells = [f"{part['preset']}, {what}, {work}", f"{1000 * second['median']:.1f} ms"]
+                cells += [f"{one['tokens_per_second'][work]:,.0f}", *shown, *ratios]
+                lines.append(f"| {' | '.join(cells)} |")
+    titles = "| bfloat16 | time | tokens a second | of nominal peak | of a large product | against plain "
+    return "\n".join([titles + "| against plain, compiled |", "|---" * 7 + "|", *lines]) if lines else ""
+
+
+BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "where": where,
+    "targets": targets,
+    "steps": steps,
+    "levers": lever_table,
+    "growth": growth,
+    "gpu": gpu,
+}
+TITLES = {
+    "where": "Hardware and versions",
+    "targets": "Targets",
+    "steps": "A fast step",
+    "levers": "What the levers do to the bound",
+    "growth": "How cost grows",
+    "gpu": "On a GPU",
+}
+
+
+def note(found: Mapping[str, Any], date: str) -> str:
+    """All of it on one dated page."""
+    made = {name: make(found) for name, make in BLOCKS.items()}
+    sections = [f"## {TITLES[name]}\n\n{text}" for name, text in made.items() if text]
+    return "\n\n".join([f"# Speed, {date}", *sections]) + "\n"
 
 
 def filled(text: str, found: Mapping[str, Any]) -> str:

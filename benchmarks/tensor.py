@@ -17,12 +17,12 @@ def tensor_fit(
     """`loc` and `log_variance` [B, N, D] of a mean-field posterior after `steps` fast steps on the analytic ELBO."""
     adam = adam or Adam()
     shape = torch.Size([batch.size, decoder.config.thoughts, decoder.config.dim])
-    noise = Noise(batch.ids, seed=seed)
+    noise = Noise(batch.ids, seed=seed, device=batch.device)
     targets = batch.targets.flatten()
     with frozen(decoder), decoder.held():
         with torch.no_grad():
             context = decoder.context(batch.inputs)
-        state = {"loc": torch.zeros(shape), "log_variance": torch.zeros(shape)}
+        state = {name: torch.zeros(shape, device=batch.device) for name in ("loc", "log_variance")}
         memory = adam.init(state)
         for step in range(steps):
             leaves = {name: value.detach().requires_grad_() for name, value in state.items()}

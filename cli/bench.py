@@ -40,7 +40,10 @@ def command(
 ) -> None:
     """Times fast steps and the slow step of a training run, and says what a step, and an epoch of your data, will take.
 
-    Trains nothing and writes nothing. Without --data the tokens are random, which cost as much as any.
+    Trains nothing and writes nothing. Without --data the tokens are random, which cost as much as any. The run's time
+    includes its validations, not the files that it saves.
+
+    Memory in --json: weights_bytes, optimizer_bytes, peak_bytes (a step's, beyond those two), total_bytes (all three).
     """
     from .train import configure, default_preset
 
@@ -90,13 +93,21 @@ def _report(speed: Speed, config: Config, preset: str, data: Path | None, device
         ["waiting for data", f"{speed.accumulate * speed.data_seconds / speed.step_seconds:.1%}"],
         ["tokens a second", f"{speed.tokens_per_second:,.0f}"],
     ]
-    if speed.peak_bytes is not None:
-        rows.append(["peak memory beyond the weights", f"{speed.peak_bytes / 2**20:,.0f} MiB"])
+    memory = {
+        "memory: weights": speed.weights_bytes,
+        "memory: optimizer state": speed.optimizer_bytes,
+        "memory: a step's peak, beyond those": speed.peak_bytes,
+        "memory: total": speed.total_bytes,
+    }
+    rows += [[what, f"{size / 2**20:,.1f} MiB"] for what, size in memory.items() if size is not None]
     if speed.epoch_seconds is not None:
         rows.append([f"an epoch of {data} ({speed.corpus_tokens:,} tokens)", duration(speed.epoch_seconds)])
     if speed.alone_steps:
         rows.append(["a training step while the decoder learns alone", duration(speed.alone_step_seconds)])
-    rows.append([f"the run's {speed.steps:,} steps", duration(speed.run_seconds)])
+    if speed.validations:
+        rows.append(["a validation", duration(speed.validation_seconds)])
+    validations = f" and {speed.validations:,} validations" if speed.validations else ""
+    rows.append([f"the run's {speed.steps:,} steps{validations}", duration(speed.run_seconds)])
     title = f"{preset} on {where}, {config.dtype}"
     show_table(title, ["", ""], rows)
     pieces = f"{speed.accumulate} micro-batches of " if speed.accumulate > 1 else ""
@@ -107,7 +118,8 @@ def _report(speed: Speed, config: Config, preset: str, data: Path | None, device
         )
     say(
         f"A training step: {pieces}{speed.sequences} sequences of at most {length} tokens, {speed.fast_steps} fast "
-        f"steps and a slow one. Medians of {speed.rounds}; each fast step costs the same and a few were timed."
+        f"steps and a slow one. Medians of {speed.rounds}; each fast step costs the same and a few were timed. "
+        "Only the run's time includes validations, and none includes saves."
     )
     source = str(data) if data else "SOURCE_OR_DIR"
     show_next(["pyro-ltm", "train", "--preset", preset, "--data", source, "--out", "runs/first"])

@@ -59,7 +59,7 @@ IGNORED = 0.01
     "--ais",
     metavar="N",
     type=click.IntRange(1),
-    help="Annealed importance sampling over N temperatures: with many the tightest bound, and the dearest.",
+    help="Annealed importance sampling over N temperatures: a bound that tightens with N, at N times the price.",
 )
 @click.option("--ais-chains", metavar="N", type=click.IntRange(1), help="Its chains.", show_default="4")
 @click.option("--ais-leapfrogs", metavar="N", type=click.IntRange(1), help="Steps of each move.", show_default="4")

@@ -207,7 +207,7 @@ class Config:
         choices=("float32", "bfloat16", "auto"),
     )
     compile: bool = option(
-        False, "training compiles the decoder (torch.compile): a minute's wait, then faster", added=True
+        False, "training compiles the decoder (torch.compile): a minute's wait, then faster or not", added=True
     )
 
     def __post_init__(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import math
 import time
@@ -15,20 +17,26 @@ from pyro_ltm_cli.evaluate import command as evaluate
 from pyro_ltm_cli.train import command as train
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import growth, table
-from benchmarks.interleave import interleaved, ratio, summary
+from benchmarks import __main__ as program
+from benchmarks import growth, levers, levers_training, race, speed, speed_gpu, table
+from benchmarks.interleave import interleaved, machine, ratio, summary
+from benchmarks.levers_training import Training, together
 from benchmarks.plain import FastLoop, Plain, nelbo, plain_generate, plain_train_step
 from benchmarks.protocols import CORPORA
-from benchmarks.roofline import Product, fast_step_products, measure
+from benchmarks.roofline import Product, fast_step_products, measure, slow_step_flops
 from benchmarks.speed import plain_shape
 from benchmarks.tensor import tensor_fit
-from pyro_ltm.config import apply_settings, preset
+from pyro_ltm.config import Component, Config, FastConfig, SlowConfig, apply_settings, preset
+from pyro_ltm.data import TokenDataset, prepare
+from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import evaluate_reference
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.parts import Parts
+from pyro_ltm.model import Decoder
 from pyro_ltm.noise import DrawFrom, Noise, fold
 from pyro_ltm.objectives import AnalyticELBO
+from pyro_ltm.training import Run, Trainer
 
 ROOT = Path(__file__).parents[1]
 FIGURES = sorted((ROOT / "benchmarks").glob("speed-*.json"))
@@ -118,6 +126,10 @@ def test_roofline_counts_the_products_of_a_fast_step():
     assert fifths["self-attention: keys and values"] == flops["self-attention: keys and values"] * 9 / 5
     for name in ("cross-attention: output", "feed-forward: in", "feed-forward: out, back"):
         assert fifths[name] == flops[name] * (5 + 9) / (2 * 5)
+
+    # A slow step: a token's weights, the 1.8 keys that it sees on average and the thought; forward, and twice back.
+    layer = 6 * 4 * 4 + 3 * 4 * 6 + 2 * (1.8 + 1) * 4
+    assert slow_step_flops(config, 3, 5) == round(3 * 2 * 3 * (5 * (2 * layer + 4 * 3) + 2 * 2 * 4 * 4))
 
 
 def flops_of(products):
@@ -210,17 +222,163 @@ def test_tables_are_those_of_the_committed_figures(name):
     assert table.filled(text, found) == text
 
 
-def test_growth_has_its_axes_and_draws_them(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "speed,grwth"], "did you mean 'growth'"),
+        (["--rows", "compile;natral"], "did you mean 'natural'"),
+        (["--seeds", "0,x"], "whole numbers with commas"),
+        (["--rounds", "0"], "no whole number above 0"),
+        (["--preset", "mediun"], "did you mean 'medium'"),
+        (["--data", "nowhere"], "nowhere: no such folder"),
+        (["--only", "gpu-small"], "needs --device cuda"),
+        (["--table", "nothing.json"], "no such file"),
+        (["--oout", "here"], "unrecognized arguments"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_anything_is(arguments, message, monkeypatch):
+    monkeypatch.setattr(program, "PARTS", dict.fromkeys(program.PARTS, lambda asked: pytest.fail("measured")))
+    with pytest.raises(UserError, match=message) as raised:
+        program.main(arguments)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.fixture
+def no_profiler(monkeypatch):
+    """Half a second whenever it watches; what it sees has tests of its own."""
+    sizes = itertools.count(1 << 20, 1 << 10)
+    for module in (growth, speed, speed_gpu):
+        monkeypatch.setattr(module, "peak_memory", lambda work, device="cpu": (work(), next(sizes))[1])
+
+
+def test_growth_has_its_axes_and_leaves_a_dated_note_and_plot(tmp_path, monkeypatch, capsys, no_profiler):
     small = {"length": [32, 64], "fast_steps": [1, 2], "thoughts": [2, 4], "sequences": [1, 2]}
     monkeypatch.setattr(growth, "AXES", small | {"vocabulary": [64, 128], "window": [8, 16]})
     base = {"length": 32, "fast_steps": 1, "thoughts": 2, "sequences": 1, "vocabulary": 64, "window": 8}
     monkeypatch.setattr(growth, "BASE", base)
-    found = growth.run(rounds=1)
-    assert set(found["axes"]) == set(growth.LABELS)
-    growth.plot(found, tmp_path / "growth.png")
+    (tmp_path / "speed-2026-01-01.json").write_text("{}")
+    program.main(["--out", str(tmp_path), "--only", "growth", "--rounds", "1", "--threads", "1"])
+    *_, path = sorted(tmp_path.glob("speed-*.json"))
+    found = json.loads(path.read_text())
+    assert set(found["growth"]["found"]["axes"]) == set(growth.LABELS)
     assert (tmp_path / "growth.png").stat().st_size > 10_000
-    lines = table.growth({"growth": {"found": found}}).splitlines()
-    assert len(lines) == 2 + len(growth.LABELS)
+    note = path.with_suffix(".md").read_text()
+    assert note in capsys.readouterr().out
+    assert "GiB of memory" in note
+    assert table.growth(found) in note
+    rate, seconds = growth.predicted(found["growth"]["found"])
+    assert seconds["fast_steps"][1] == pytest.approx(2 * seconds["fast_steps"][0])
+    assert seconds["sequences"][0] == seconds["length"][0] == growth._flops(base) / rate
+
+
+def test_all_that_is_held_is_counted():
+    config = tiny_config(hidden=24)
+    assert table.parameters(config) == sum(weight.numel() for weight in tiny_model(config).decoder.parameters())
+    assert table.parameters(config.twin) == sum(weight.numel() for weight in Decoder(config.twin).parameters())
+
+
+def tiny_preset(name):
+    model = tiny_config(max_length=16)
+    slow = SlowConfig(batch_size=2, lr=0.01, warmup=1)
+    return Config(model=model, fast=FastConfig(steps=2), slow=slow, optimizer=Component(name="adam"))
+
+
+def test_the_tables_of_a_preset(monkeypatch, no_profiler):
+    monkeypatch.setattr(speed, "preset", lambda name: dataclasses.replace(tiny_preset(name), dtype="bfloat16"))
+    monkeypatch.setattr(speed, "VOCABULARY", 30)
+    monkeypatch.setattr(speed, "FAST_STEPS", 1)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)  # half a minute
+    found = {"speed": {"date": "today", "machine": machine(), "found": speed.run(rounds=1)}}
+    note = table.note(json.loads(json.dumps(found)), "today")
+    assert "| roofline in float32 |" in note
+    assert "not measured" not in note
+    shares = [line for line in note.splitlines() if "| plain | half |" in line]
+    assert [("with weights" in line) for line in shares] == [False, True, False, True]
+    step = found["speed"]["found"]["training_step"]
+    held = 12 * step["parameters"]
+    whole = (step["peak_bytes"]["recompute"] + held) / (step["peak_bytes"]["plain"] + held)
+    assert f"| {whole:.2f} of it |" in shares[-1]
+
+
+def test_the_gpu_part_runs_where_there_is_none(monkeypatch, no_profiler):
+    for module in (speed, speed_gpu):
+        monkeypatch.setattr(module, "preset", tiny_preset)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
+    found = speed_gpu.run("small", rounds=1, device="cpu", vocabulary=30, square=32)
+    assert found["tokens"] == 2 * 16
+    assert found["peak"]["nominal"] is None
+    assert found["fast"]["share_of_peak"]["ours"]["measured"] > 0
+    assert table.gpu({"gpu-small": {"found": found}}).count("\n| small, ") == 6 + 5
+
+
+def test_plain_in_half_precision_and_for_the_compiler(monkeypatch):
+    model, batch = tiny_model(), tiny_batch()
+    plain, half = plain_of(model), Plain(plain_shape(model.config), half=True)
+    half.load_state_dict(plain.state_dict())
+    z = torch.randn(3, 4, 16)
+    torch.testing.assert_close(half(batch.inputs, z).float(), plain(batch.inputs, z), atol=0.2, rtol=0.05)
+    whole = plain(batch.inputs, z)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(plain(batch.inputs, z), whole)
+
+
+class Sequences:
+    def __len__(self):
+        return 100
+
+    def batch(self, indices):
+        return indices
+
+
+def test_trainings_end_together():
+    order = []
+
+    def training(name, steps):
+        config = apply_settings(preset("nano"), [f"slow.steps={steps}"])
+        return Training(config, Sequences(), lambda batch, step: order.append(name))
+
+    together(training("short", 2), training("long", 4))
+    assert order == ["short", "long", "long", "short", "long", "long"]
+
+
+@pytest.fixture(scope="module")
+def few_words(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("words")
+    (folder / "words.txt").write_text(" ".join(f"{number} and {number + 1}." for number in range(400)))
+    prepare([str(folder / "words.txt")], folder / "tokens", vocab_size=300, sequence_length=16)
+    return folder / "tokens"
+
+
+@pytest.fixture
+def little_work(monkeypatch):
+    monkeypatch.setattr(levers_training, "preset", tiny_preset)
+    monkeypatch.setattr(levers_training, "SEQUENCES", 2)
+    monkeypatch.setattr(levers_training, "FAST_STEPS", 2)
+
+
+def test_levers_at_equal_time(few_words, little_work):
+    default, one = levers.run(few_words, steps=2, seeds=[0], rows=["subsample 2"])
+    equal = one["equal_time"]
+    assert equal["steps"] == max(1, round(2 * one["default_seconds"] / one["seconds"]))
+    found = {"levers": {"found": [default, one | {"equal_time": equal | {"seconds": 1.0, "default_seconds": 0.9}}]}}
+    lines = table.lever_table(found).splitlines()
+    assert "once, before" in lines[0]
+    assert "| 1.0 | 111%, **off** |" in lines[3]
+    # What goes once into the first steps leaves no trace: the default is what the trainer makes of the same settings.
+    data = TokenDataset(few_words)
+    config = levers_training.configure(data, 2, 0, [])
+    parts, training, _ = levers.ready("default", data, 2, 0)
+    together(training)
+    theirs = Parts.build(config)
+    Trainer(Run.create(few_words.parent / "run", config, theirs, data.tokenizer), data, None).fit()
+    torch.testing.assert_close(parts.model.state_dict(), theirs.model.state_dict(), atol=0, rtol=0)
+
+
+def test_a_race_ends(few_words, little_work):
+    found = race.run(few_words, steps=2, seed=0)
+    assert set(found["racers"]) == set(race.RACERS)
+    assert {len(points) for points in found["curves"].values()} == {2}
+    assert "time to the same bound, nano |" in table.targets({"race": {"found": [found]}})
 
 
 def test_presets_of_the_benchmark_are_those_it_names():

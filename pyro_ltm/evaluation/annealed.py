@@ -1,4 +1,4 @@
-"""The tightest figure of the protocol `bound`: annealed importance sampling, from the prior and from q."""
+"""Of the protocol `bound`, what tightens with work: annealed importance sampling, from the prior and from q."""
 
 from __future__ import annotations
 

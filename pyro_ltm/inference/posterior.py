@@ -147,7 +147,8 @@ def fit_posterior(
             reference implementation does, and what is fitted so must be scored on other noise.
         seed: of the noise, together with each sequence's id.
         tolerance: a sequence whose bound rose by fewer nats than this over `patience` fast steps (their mean against
-            the mean of as many before) takes no more, and the batch goes on without it; 0: all take all steps.
+            the mean of as many before) takes no more, and the batch goes on without it; 0: all take all steps. Fast
+            steps then wait for the device, for who goes on is decided on the host.
         subsample: each fast step scores one of so many equal stretches of the tokens, scaled up (`subsampled`); the
             bounds in the history are then estimates, and the stretches are those of the longest sequence.
         start: local parameters to begin from, such as those of an earlier fit of the same sequences.

@@ -65,9 +65,9 @@ def windowed_attention(
     return _in_bands(q, k, v, window, block)
 
 
-def _has_blocks(q: Tensor) -> bool:
+def _has_blocks(x: Tensor) -> bool:
     # By itself so that the tests can have bands on a CPU.
-    return q.device.type == "cpu"
+    return x.device.type == "cpu"
 
 
 BLOCK = 32
@@ -196,6 +196,6 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         # On a CPU rotation and the fused kernel are faster in single precision than in half, and exact.
-        if x.dtype == torch.bfloat16 and x.device.type == "cpu" and chooses_its_kernel():
+        if x.dtype == torch.bfloat16 and _has_blocks(x) and chooses_its_kernel():
             x = x.float()
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

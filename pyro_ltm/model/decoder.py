@@ -159,6 +159,15 @@ class Decoder(nn.Module):
             h, _ = self._stack[0].self_attend(self._embed(inputs), self.table[:, : inputs.shape[1]])
             return h
 
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """`forward`; where it is compiled (`compile`), compiled in training alone.
+
+        There one shape comes again and again. What is evaluated has as many rows as are left, and what needs no
+        gradient (a score, a check of health) would take a graph besides: each compiled anew, for a pass or two.
+        """
+        learning = self.training and torch.is_grad_enabled()
+        return super().__call__(*inputs, **options) if learning else self._call_impl(*inputs, **options)
+
     def forward(self, context: Tensor, thoughts: Tensor, stretch: slice | None = None) -> Tensor:
         """Hidden states [B, T, D] from the `context` [B, T, D] of the inputs and the `thoughts` [B, N, D].
 
@@ -242,7 +251,7 @@ class Decoder(nn.Module):
         they are. May be entered again within; the last one out lets go.
         """
         # Compiled, it joins and converts as it goes; stretches, which are not, do without.
-        if self._compiled_call_impl is not None:
+        if self._compiled_call_impl is not None and self.training:
             yield
             return
         self._holders += 1

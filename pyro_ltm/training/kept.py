@@ -56,15 +56,15 @@ def keep_evaluation(run: Run, result: Mapping[str, Any]) -> None:
     except UserError:  # damaged: written anew
         before = None
     if before is not None:
-        result = _beside(before, result)
+        result = beside(before, result)
     write_text(run.folder / EVALUATION, json.dumps(result, indent=2) + "\n")
     plot_evaluation(result, run.folder / "plots")
 
 
-def _beside(before: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`result`, and of `before` the protocols that it lacks, where both are of the same sequences, fits and twin."""
+def beside(before: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`result`, and of `before` the protocols that it lacks, where both are of one run, its twin, and one text."""
     others = [name for name in PROTOCOLS if name in before and name not in result]
-    same = all(before.get(key) == result.get(key) for key in ("data", "settings"))
+    same = all(before.get(key) == result.get(key) for key in ("fingerprint", "data", "settings"))
     twins = {found["twin_fingerprint"] for found in (before, result) if "twin_fingerprint" in found}
     if not others or not same or len(twins) > 1 or _scored(before) != _scored(result):
         return result

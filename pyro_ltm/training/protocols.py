@@ -40,7 +40,7 @@ class Evaluation:
     """What was asked for, each protocol by itself; None where it was not.
 
     Attributes:
-        bound: an upper bound on the nats a token. annealed: the tightest, by where it starts.
+        bound: an upper bound on the nats a token. annealed: one by annealing, by where it starts.
         prefix: predictive figures. reference: no bound.
         twin: the twin's exact figure; twin_prefix: its predictive figures.
         twin_differs: of `taught_otherwise`; empty where thoughts are all that sets the twin apart.

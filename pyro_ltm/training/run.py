@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """Tells this run at this step from every other: a digest of its weights and settings, precision aside."""
-        settings = dump_toml(replace(self.config, dtype="auto"))
+        settings = json.dumps(asdict(replace(self.config, dtype="auto")), sort_keys=True)
         digests = [fingerprint(module) for module in (self.parts.model, self.parts.guide)]
         return hashlib.blake2b("\n".join([settings, *digests]).encode(), digest_size=16).hexdigest()
 
@@ -181,7 +181,7 @@ class Run:
         batch_size: int = 32,
         **options: Any,
     ) -> AnnealedBound:
-        """The tightest bound, by annealed importance sampling: see the function of this name."""
+        """A bound by annealed importance sampling: see the function of this name."""
         data, parts = self.scored(data)
         batches = dataset_batches(data, batch_size, parts.device, limit=sequences)
         return evaluate_annealed(parts.model, batches, **_fitting(parts, fast_steps), **options)

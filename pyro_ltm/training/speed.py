@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
 import torch
+from torch import Tensor
 
-from pyro_ltm.config import Config, merge
+from pyro_ltm.config import Config, SlowConfig, merge
 from pyro_ltm.data import TokenDataset
 from pyro_ltm.errors import UserError
+from pyro_ltm.evaluation import evaluate_bound
 from pyro_ltm.evaluation.memory import peak_memory
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import fold
@@ -36,7 +39,9 @@ class Speed:
         steps: slow steps of the run. alone_steps: the first of them, in which the decoder learns alone.
         fast_steps: to each slow step. accumulate: micro-batches in a training step.
         data_seconds: reading and moving a micro-batch.
-        peak_bytes: held at most in a training step beyond the weights; None where it cannot be counted.
+        validations: of the run, the one before its first step included. validation_seconds: one, of all its sequences.
+        weights_bytes: decoder and guide, with the tables that they keep. optimizer_bytes: the slow optimizer's state.
+        peak_bytes: held at most in a training step beyond those two; None where it cannot be counted.
         corpus_tokens: targets in the data, None without data.
     """
 
@@ -51,6 +56,10 @@ class Speed:
     steps: int
     alone_steps: int
     alone_seconds: float | None
+    validations: int
+    validation_seconds: float
+    weights_bytes: int
+    optimizer_bytes: int
     peak_bytes: int | None
     corpus_tokens: int | None = None
 
@@ -61,8 +70,9 @@ class Speed:
 
     @property
     def run_seconds(self) -> float:
-        """All slow steps of the run, those in which the decoder learns alone at their own price."""
-        return self.alone_steps * self.alone_step_seconds + (self.steps - self.alone_steps) * self.step_seconds
+        """All of the run but its saves: validations and slow steps, those of the decoder alone at their own price."""
+        steps = self.alone_steps * self.alone_step_seconds + (self.steps - self.alone_steps) * self.step_seconds
+        return steps + self.validations * self.validation_seconds
 
     @property
     def alone_step_seconds(self) -> float:
@@ -84,9 +94,14 @@ class Speed:
         """Once over all of the data."""
         return None if self.corpus_tokens is None else self.corpus_tokens / self.tokens_per_second
 
+    @property
+    def total_bytes(self) -> int | None:
+        """Weights, optimizer state and a step's peak; None where that cannot be counted."""
+        return None if self.peak_bytes is None else self.weights_bytes + self.optimizer_bytes + self.peak_bytes
+
     def to_dict(self) -> dict[str, Any]:
         """All of it, as plain values."""
-        names = ("step_seconds", "run_seconds", "tokens_per_second", "fast_share", "epoch_seconds")
+        names = ("step_seconds", "run_seconds", "tokens_per_second", "fast_share", "epoch_seconds", "total_bytes")
         return {**vars(self), **{name: getattr(self, name) for name in names}}
 
 
@@ -98,7 +113,7 @@ def measure_speed(
     rounds: int = 3,
     on_round: Callable[[int], None] = lambda done: None,
 ) -> Speed:
-    """Times the fast steps and the slow step of a training run as `config` has it, on `data` or on random tokens.
+    """Times fast steps, slow step and validation of a training run as `config` has it, on `data` or on random tokens.
 
     A step without fast steps is timed, and one with `FAST` of them or a few more: the difference is theirs, and counted
     as often as the run takes them. Nothing is kept of the model.
@@ -116,9 +131,11 @@ def measure_speed(
         raise UserError(f"{data.folder.path}: {len(data)} sequences; a batch has {slow.batch_size}")
     optimizer = slow_optimizer(parts, slow)
     objective = parts.objective.at(1.0)
-    fast_steps = parts.fast.steps if parts.guide.takes_fast_steps else 0
+    fast_steps = _fast_steps(parts)
     counted = min(fast_steps, -(-FAST // parts.fast.subsample) * parts.fast.subsample)
     options = parts.fitting | {"tolerance": 0.0}  # sequences that stop early would make some steps cheaper than others
+    judge = parts.judge()
+    validations, validated = _validations(slow, data)
 
     def read(number: int) -> Batch:
         if data is None:
@@ -130,10 +147,10 @@ def measure_speed(
             batch = data.batch([index % len(data) for index in range(first, first + slow.batch_size)])
         return batch.to(device)
 
-    def learn(batch: Batch, fast_steps: int, number: int = 0, alone: bool = False) -> None:
+    def learn(batch: Batch, fast_steps: int, number: int = 0, alone: bool = False, count: int = 1) -> None:
         train_step(
             parts.model,
-            [batch],
+            [batch] * count,
             guide=parts.guide,
             objective=objective,
             fast_optimizer=parts.optimizer,
@@ -145,33 +162,50 @@ def measure_speed(
             **options,
         )
 
+    def validate(batch: Batch, fast_steps: int) -> None:
+        evaluate_bound(
+            judge.model,
+            [batch],
+            guide=judge.guide,
+            objective=judge.objective.at(1.0),
+            optimizer=judge.optimizer,
+            fast_steps=fast_steps,
+            particles=1,
+            **judge.fitting | {"tolerance": 0.0, "subsample": 1},
+        )
+
     batch = read(0)
     alone_steps = config.alone_steps
-    reading, fast, slowly, alone, tokens = [], [], [], [], []
+    checking_steps = _fast_steps(judge)
+    reading, fast, slowly, alone, checking, tokens = [], [], [], [], [], []
     with pyro.validation_enabled(False):  # as in training
         learn(batch, counted)  # what is done once, such as compiling, is not a step's cost
         if alone_steps:
             learn(batch, 0, alone=True)
+        if validations:
+            validate(batch, min(checking_steps, FAST))
         for number in range(rounds):
-            seconds, batch = _timed(lambda number=number: read(number), device)  # type: ignore[misc]
+            seconds, batch = _timed(partial(read, number), device)
             reading.append(seconds)
-            without, with_steps = (
-                _timed(lambda batch=batch, steps=steps, number=number: learn(batch, steps, number), device)[0]  # type: ignore[misc]
-                for steps in (0, counted)
-            )
+            without, each = _priced(partial(learn, batch, number=number), counted, device)
             slowly.append(without)
-            fast.append(max(with_steps - without, 0.0) / max(counted, 1))
+            fast.append(each)
             if alone_steps:
-                alone.append(_timed(lambda batch=batch, number=number: learn(batch, 0, number, alone=True), device)[0])  # type: ignore[misc]
+                alone.append(_timed(partial(learn, batch, 0, number, alone=True), device)[0])
+            if validations:
+                without, each = _priced(partial(validate, batch), min(checking_steps, FAST), device)
+                checking.append(validated / slow.batch_size * (without + checking_steps * each))
             tokens.append(int(batch.tokens()))
             on_round(number + 1)
         optimizer.zero_grad(set_to_none=True)  # what the profiler has not seen made, it cannot see freed
         kept = fast_steps if parts.guide.is_unrolled else min(counted, 2)  # an unrolled step keeps all fast steps
-        peak = peak_memory(lambda: learn(batch, kept), device)
+        count = min(slow.accumulate, 2)  # from the second micro-batch on, gradients are held beside what it keeps
+        peak = peak_memory(partial(learn, batch, kept, count=count), device)
+    held = [tensor for module in (parts.model, parts.guide) for tensor in (*module.parameters(), *module.buffers())]
     return Speed(
         sequences=slow.batch_size,
         tokens=round(statistics.mean(tokens)),
-        fast_seconds=statistics.median(fast) if counted else 0.0,
+        fast_seconds=statistics.median(fast),
         slow_seconds=statistics.median(slowly),
         data_seconds=statistics.median(reading),
         fast_steps=fast_steps,
@@ -180,6 +214,10 @@ def measure_speed(
         steps=slow.steps,
         alone_steps=alone_steps,
         alone_seconds=statistics.median(alone) if alone else None,
+        validations=validations,
+        validation_seconds=statistics.median(checking) if checking else 0.0,
+        weights_bytes=_bytes(held),
+        optimizer_bytes=_bytes(tensor for entry in optimizer.state.values() for tensor in entry.values()),
         peak_bytes=peak,
         corpus_tokens=None if data is None else data.tokens,
     )
@@ -190,6 +228,35 @@ def with_vocabulary(config: Config) -> Config:
     if config.model.vocab_size:
         return config
     return merge(config, {"model": {"vocab_size": config.data.vocab_size}})
+
+
+def _fast_steps(parts: Parts) -> int:
+    """Fast steps that each sequence is given."""
+    return parts.fast.steps if parts.guide.takes_fast_steps else 0
+
+
+def _validations(slow: SlowConfig, data: TokenDataset | None) -> tuple[int, int]:
+    """Validations of a run, and the sequences of each; without data, as many of these as are asked for."""
+    sequences = slow.eval_sequences
+    if data is not None:
+        if "validation" not in data.folder.splits:
+            return 0, 0
+        sequences = min(sequences, len(TokenDataset(data.folder, "validation")))
+    # One before the first step, and one after the last, whatever the number between them.
+    return 1 + (-(-slow.steps // slow.eval_every) if slow.eval_every else 1), sequences
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _priced(work: Callable[[int], Any], fast_steps: int, device: str) -> tuple[float, float]:
+    """Seconds of `work` without fast steps, and of each of the `fast_steps` that it is given then."""
+    without, _ = _timed(partial(work, 0), device)
+    if not fast_steps:
+        return without, 0.0
+    whole, _ = _timed(partial(work, fast_steps), device)
+    return without, max(whole - without, 0.0) / fast_steps
 
 
 def _timed(work: Callable[[], Any], device: str) -> tuple[float, Any]:

@@ -120,6 +120,7 @@ class Trainer:
                     kept = "everything is saved" if saved else "its weights have run away, the last good ones are kept"
                     raise Stopped(f"at step {self.counters.step} of {self.slow.steps}; {kept}")
             self.run.plot()
+        self.run.parts.model.eval()  # as a run that is loaded
         return Run(self.run.folder, self.run.config, self.run.parts, self.run.tokenizer, self.counters.step)
 
     def _save_if_healthy(self, done: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from helpers.tiny import tiny_batch, tiny_config, tiny_model
 from torch._dynamo.testing import CompileCounterWithBackend
 
+import pyro_ltm as ltm
 from pyro_ltm.config import Config, apply_settings
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
@@ -92,6 +94,28 @@ def test_steps_on_a_stretch_take_no_graph_of_their_own():
     assert counter.frame_count == 1, "the decoder that learns"
     torch.testing.assert_close(report.bound, compiled_report.bound, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(grads, compiled_grads, atol=1e-5, rtol=1e-4)
+
+
+def test_a_whole_run_takes_one_graph_for_each_way_to_learn(tmp_path, monkeypatch):
+    """Alone, fast, slow. None for validation, here of 3, 3 and 2 sequences, nor for a checkpoint's check of health."""
+    counter = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter, fullgraph=True))
+    monkeypatch.setattr(ltm.Run, "plot", lambda self: None)
+    text = tmp_path / "birds.txt"
+    text.write_text("".join(f"The {i % 7}th bird sang {i % 11} songs to the {i % 5} trees.\n" for i in range(400)))
+    shape = ["model.dim=16", "model.layers=2", "model.thoughts=2", "model.max_length=16", "model.window=4"]
+    data = ["data.vocab_size=280", "data.sequence_length=16", "slow.batch_size=3", "slow.eval_sequences=8"]
+    steps = ["fast.steps=2", "slow.steps=4", "slow.alone=0.5", "slow.eval_every=2", "slow.save_every=1"]
+    config = apply_settings(ltm.preset("nano"), [*shape, *data, *steps, "compile=true"])
+    graphs = []
+    run = ltm.train(
+        config, data=str(text), out=tmp_path / "run", on_progress=lambda _: graphs.append(counter.frame_count)
+    )
+    assert len(run.dataset()) >= 8
+    # Validation, two steps alone, validation, two steps with thoughts, validation.
+    assert graphs == [0, 1, 1, 1, 3, 3, 3]
+    run.evaluate(sequences=5)
+    assert counter.frame_count == 3, "nor for what is asked of the run afterwards"
 
 
 def test_weights_keep_their_names():

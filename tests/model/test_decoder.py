@@ -133,16 +133,13 @@ def test_bfloat16_stays_near(length):
     full = tiny_decoder(config)
     half = Decoder(config, torch.bfloat16)
     half.load_state_dict(full.state_dict())
-    tokens, thoughts = tiny_tokens(3, length)[:, :-1], torch.randn(3, 4, 16).requires_grad_()
+    tokens, thoughts = tiny_tokens(3, length)[:, :-1], torch.randn(3, 4, 16)
     exact, rough = (d.logits(d(d.context(tokens), thoughts)) for d in (full, half))
     assert rough.dtype == torch.float32
     # bfloat16 keeps 8 bits. A dozen roundings in a row, each of half a unit in the last place relative to what it
     # rounds (2^-9), give about sqrt(12) * 2^-9 of the logits' spread as root mean square; three times that is allowed.
     error = (rough - exact).square().mean().sqrt() / exact.std()
     assert 2**-12 < error < 3 * 12**0.5 * 2**-9
-    (gradient,) = torch.autograd.grad(rough.square().sum(), thoughts)
-    assert gradient.dtype == torch.float32
-    assert gradient.isfinite().all()
 
 
 def test_layers_computed_again_give_the_same_gradients_in_less_memory():

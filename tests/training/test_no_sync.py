@@ -1,22 +1,27 @@
 """Nothing in a training step waits for the device: with tensors that have shapes and no values, it runs to its end.
 
 What needs a value on the host (a branch, `.item()`, `.tolist()`) stops a fake tensor, as it would stop a CUDA stream.
-On a machine with a GPU torch's own watch says the same.
+The fakes go both ways, a CPU's and a GPU's. On a machine with a GPU torch's own watch says the same.
+
+`fast.tolerance` is the exception: who goes on is known on the host alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from contextlib import contextmanager
 
 import pyro
 import pytest
 import torch
-from helpers.tiny import tiny_batch, tiny_model
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from helpers.devices import as_on_a_gpu
+from helpers.tiny import tiny_batch, tiny_config, tiny_model
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from pyro_ltm.config import SlowConfig
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import Adam
+from pyro_ltm.inference import Adam, fit_posterior
+from pyro_ltm.model import LatentThoughtModel, attention, head
 from pyro_ltm.objectives import AnalyticELBO
 from pyro_ltm.training import train_step
 from pyro_ltm.training.step import step_where
@@ -29,7 +34,7 @@ def adamw(model):
 def step(model, batch, **options):
     return train_step(
         model,
-        [batch, batch],
+        [batch],
         guide=MeanField(4, 16),
         objective=AnalyticELBO(),
         fast_optimizer=Adam(),
@@ -41,26 +46,50 @@ def step(model, batch, **options):
     )
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"subsample": 3}, {"noise": "antithetic"}], ids=["all", "sample", "antithetic"]
-)
-def test_a_step_needs_no_value_on_the_host(options):
+@contextmanager
+def shapes_alone(dtype=torch.float32):
+    """A model and a batch without values."""
     batch = tiny_batch()
     # As in training: checks of distributions' arguments look at values.
     with FakeTensorMode(allow_non_fake_inputs=True), pyro.validation_enabled(False):
-        model = tiny_fake_model()
         shapes = {name: torch.zeros_like(getattr(batch, name)) for name in ("inputs", "targets", "mask")}
-        report = step(model, dataclasses.replace(batch, **shapes), **options)
+        yield LatentThoughtModel(tiny_config(), dtype), dataclasses.replace(batch, **shapes)
+
+
+def noted(monkeypatch, *functions):
+    """Which of the `functions` have been called, each with the precision of its first argument; a set that fills."""
+    entered = set()
+
+    def watch(module, name):
+        run = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda x, *rest: (entered.add((name, x.dtype)), run(x, *rest))[1])
+
+    for function in functions:
+        watch(*function)
+    return entered
+
+
+# Not the CPU's way in half precision: its head looks at numbers that it need not wait for.
+@pytest.mark.parametrize(
+    ("way", "dtype"), [("cpu", torch.float32), ("gpu", torch.float32), ("gpu", torch.bfloat16)], ids=str
+)
+@pytest.mark.parametrize(
+    "options", [{}, {"subsample": 3}, {"noise": "antithetic"}], ids=["all", "sample", "antithetic"]
+)
+def test_a_step_needs_no_value_on_the_host(way, dtype, options, monkeypatch):
+    if way == "gpu":
+        as_on_a_gpu(monkeypatch)
+    entered = noted(monkeypatch, (attention, "_in_bands"), (head, "_chunked"))
+    with shapes_alone(dtype) as (model, batch):
+        report = step(model, batch, **options)
         with pytest.raises(DataDependentOutputException):
             bool(report.finite)
+    assert entered == ({("_in_bands", dtype), ("_chunked", dtype)} if way == "gpu" else set())
 
 
-def tiny_fake_model():
-    from helpers.tiny import tiny_config
-
-    from pyro_ltm.model import LatentThoughtModel
-
-    return LatentThoughtModel(tiny_config())
+def test_stopping_early_waits_for_who_goes_on():
+    with shapes_alone() as (model, batch), pytest.raises(DynamicOutputShapeException):
+        fit_posterior(model, batch, guide=MeanField(4, 16), objective=AnalyticELBO(), tolerance=0.1, patience=1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.clock import Clock
 from safetensors.torch import load_file
 
 import pyro_ltm as ltm
 from pyro_ltm.config import SlowConfig
-from pyro_ltm.data import TokenDataset
+from pyro_ltm.data import DataOrder, TokenDataset
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.parts import Parts
@@ -240,6 +242,41 @@ def test_the_run_folder_is_whole(tokens, tmp_path):
     rows = read_metrics(run.folder / "metrics.jsonl")
     assert [row["step"] for row in rows if row["kind"] == "validation"] == [0, 2, 4, 6]
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_speed_and_seconds_are_those_of_steps(tokens, tmp_path, monkeypatch):
+    """By a clock that reading, steps, validations and displays move: a run counts the first two, resumed or not."""
+    import pyro_ltm.training.trainer as module
+
+    clock, shown = Clock(), []
+    read, learn, validate = TokenDataset.batch, module.train_step, ltm.Run.evaluate
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(TokenDataset, "batch", lambda *a: clock.passes(0.5, read(*a)))
+    monkeypatch.setattr(module, "train_step", lambda *a, **k: clock.passes(4.0, learn(*a, **k)))
+    monkeypatch.setattr(ltm.Run, "evaluate", lambda *a, **k: clock.passes(64.0, validate(*a, **k)))
+
+    def show(progress):
+        clock.passes(256.0)
+        if progress.validation is None:
+            shown.append(progress)
+            if progress.step == 2:
+                raise RuntimeError("killed")
+
+    config = configure("slow.steps=4", "slow.accumulate=2", "slow.save_every=1")
+    with pytest.raises(RuntimeError, match="killed"):
+        ltm.train(config, data=tokens, out=tmp_path / "run", on_progress=show)
+    del shown[1:]  # the step that was not saved is taken again
+    ltm.train(None, data=None, out=tmp_path / "run", resume=True, on_progress=shown.append)
+    data, sequences = TokenDataset(tokens), 6
+    order = DataOrder(len(data), 3, config.seed)
+    counted = [
+        sum(int(read(data, order.indices(sequences * step + first)).tokens()) for first in (0, 3)) for step in range(4)
+    ]
+    shown = [progress for progress in shown if progress.validation is None]
+    assert [progress.tokens_per_second for progress in shown] == [count / (0.5 + 0.5 + 4.0) for count in counted]
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row["seconds"] for row in rows] == [5.0, 10.0, 15.0, 20.0]
+    assert [row["tokens"] for row in rows] == [sum(counted[: step + 1]) for step in range(4)]
 
 
 def test_training_learns_what_counting_cannot(tokens, tmp_path):

@@ -1,0 +1,15 @@
+"""The ways that the model takes on a GPU, on a CPU."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyro_ltm.model import attention, head
+
+
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bands in place of torch's kernels for CPUs; the head in chunks, plainly laid out, whose numbers nobody reads."""
+    monkeypatch.setattr(attention, "_has_blocks", lambda x: False)
+    monkeypatch.setattr(head, "_is_fused", lambda hidden, weight: False)
+    monkeypatch.setattr(head, "_may_look", lambda x: False)
+    monkeypatch.setattr(head, "packs_half", lambda: False)
