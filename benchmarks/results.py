@@ -1,0 +1,139 @@
+"""The tables of docs/results.md, made from what `python -m benchmarks.protocols` measured.
+
+A file of figures holds, by corpus, what `benchmarks.protocols.measure` gives. In the page `<!-- NAME -->` begins the
+tables of the corpus NAME, `<!-- NAME along K -->` its bound along the number of draws, `<!-- shares -->` the table of
+corpora that differ in `slow.alone`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+SHARES = {"-thoughts-first": "0", "": "0.1", "-half": "0.5"}
+"""How the name of a corpus ends, and for what share of the slow steps the decoder learns alone in it."""
+
+
+def filled(text: str, found: Mapping[str, Any]) -> str:
+    """`text` with each part between `<!-- NAME -->` and `<!-- end NAME -->` made anew, where `found` has it."""
+    tables = {"shares": shares(found)}
+    for name, one in found.items():
+        tables |= {name: markdown(one), f"{name} along K": along_draws(one)}
+    for name, table in tables.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}{match[2]}", text)
+    return text
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """A table a seed: each figure, its error, how far below the twin, how far above the floor."""
+    lines = []
+    for row in found["rows"]:
+        floor = row.get("floor")
+        columns = ["figure", "nats a token", "below the twin", *(["above the floor"] if floor else [])]
+        rows = [*_figures(row), *_exact(row)]
+        lines += [f"Seed {row['seed']}:", "", _line(columns), "|---" * len(columns) + "|"]
+        lines += [_line([*cells, "", ""][: len(columns)]) for cells in rows]
+        lines += ["", _note(row), ""] if "bound" in row else [""]
+    return "\n".join([*lines, f"Machine: {found['machine']}, {found['threads'] or 'all'} threads."]) + "\n"
+
+
+def along_draws(found: Mapping[str, Any]) -> str:
+    """The importance-weighted bound with 1, 2, 4, ... draws, a row a seed."""
+    curves = {row["seed"]: row["bound"]["iwae_curve"] for row in found["rows"] if "bound" in row}
+    first = next(iter(curves.values()), [])
+    lines = [_line(["K", *(str(point["particles"]) for point in first)]), "|---" * (len(first) + 1) + "|"]
+    lines += [_line([f"seed {seed}", *map(_nats, curve)]) for seed, curve in curves.items()]
+    return "\n".join(lines) + "\n"
+
+
+def shares(found: Mapping[str, Any]) -> str:
+    """What the share of slow steps does in which the decoder learns alone: a row for each text, share and seed."""
+    below = "below the twin"
+    columns = ["text", "`slow.alone`", "seed", "ELBO", below, "importance-weighted", below, "rate"]
+    lines = [_line(columns), "|---" * len(columns) + "|"]
+    for corpus in [name for name in found if f"{name}-half" in found or f"{name}-thoughts-first" in found]:
+        for end, share in SHARES.items():
+            for row in found.get(f"{corpus}{end}", {"rows": []})["rows"]:
+                bound, last, gaps = row["bound"], row["bound"]["iwae_curve"][-1], row["below_twin"]
+                which = [corpus.removesuffix("-longer"), share, str(row["seed"])]
+                elbo = [_level(bound), _gap(gaps["bound"])]
+                weighted = [_level(last, "stderr"), _gap(gaps["importance-weighted"])]
+                lines.append(_line([*which, *elbo, *weighted, f"{bound['kl_nats_per_sequence']:.1f}"]))
+    return "\n".join(lines) + "\n"
+
+
+def _figures(row: Mapping[str, Any]) -> list[list[str]]:
+    """What can stand beside the twin: name, level, below the twin, above the floor."""
+    rows = []
+
+    def add(key: str, label: str, one: Mapping[str, Any], error: str = "nats_per_token_stderr") -> None:
+        gaps = (row.get(side, {}).get(key) for side in ("below_twin", "above_floor"))
+        rows.append([label, _level(one, error), *map(_gap, gaps)])
+
+    if bound := row.get("bound"):
+        last = bound["iwae_curve"][-1]
+        add("bound", "bound (ELBO), at most", bound)
+        add("importance-weighted", f"importance-weighted, {last['particles']} draws, at most", last, "stderr")
+        for start, one in bound.get("ais", {}).items():
+            add(f"AIS from {start}", f"annealed from {start}, {one['temperatures']} temperatures, at most", one)
+    if prefix := row.get("prefix"):
+        add("prefix", f"predictive, a fit every {prefix['stride']} tokens", prefix)
+    add("twin", "twin, exact", row["twin"])
+    return rows
+
+
+def _exact(row: Mapping[str, Any]) -> list[list[str]]:
+    """What stands by itself: the best predictor, the floor, the reference's figure, and what prefixes predict."""
+    rows = []
+    if floor := row.get("floor"):
+        rows.append([f"best predictor with {floor['window']} tokens in sight", _level(floor["windowed"])])
+        rows.append(["floor: the text's entropy, exact", _level(floor), "", "0"])
+    if reference := row.get("reference"):
+        rows.append(["*reference protocol, NOT a bound*", f"*{_level(reference)}*"])
+    if prefix := row.get("prefix"):
+        for after, its in zip(prefix["by_prefix"], row["twin"]["prefix"]["by_prefix"], strict=True):
+            name = f"tokens after the first {after['prefix']} (twin {its['nats_per_token']:.4f})"
+            rows.append([name, _level(after), _gap(row["below_twin"][f"after {after['prefix']} tokens"])])
+    return rows
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    """What was scored, and the same in bits a byte; of the distance to the floor, how much is closed."""
+    bound, twin, below = row["bound"], row["twin"], row["below_twin"]
+    bits = bound["bits_per_byte"] / bound["nats_per_token"]  # a byte, for each nat a token: the same text for both
+
+    def by_byte(nats: float, error: float) -> str:
+        return f"{bits * nats:.4f} ± {bits * error:.4f}"
+
+    level, its = (by_byte(one["nats_per_token"], one["nats_per_token_stderr"]) for one in (bound, twin))
+    gap = by_byte(below["bound"]["nats_per_token"], below["bound"]["stderr"])
+    lines = [
+        f"{bound['sequences']} sequences, {bound['tokens']} tokens; rate {bound['kl_nats_per_sequence']:.2f} nats a "
+        f"sequence; {bound['effective_sample_size']:.1f} of {bound['particles']} draws count.",
+        f"Bits a byte: at most {level}, twin {its}, below it by {gap}.",
+    ]
+    if "floor" in row:
+        whole = row["above_floor"]["twin"]["nats_per_token"]
+        elbo, weighted = (below[name]["nats_per_token"] / whole for name in ("bound", "importance-weighted"))
+        lines.append(f"Of the distance from twin to floor closed: by the ELBO {elbo:.1%}, weighted {weighted:.1%}.")
+    return "\n".join(lines)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _nats(one: Mapping[str, Any]) -> str:
+    return f"{one['nats_per_token']:.4f}"
+
+
+def _level(one: Mapping[str, Any], error: str = "nats_per_token_stderr") -> str:
+    return f"{one['nats_per_token']:.4f} ± {one[error]:.4f}"
+
+
+def _gap(gap: Mapping[str, Any] | None) -> str:
+    return f"{gap['nats_per_token']:.4f} ± {gap['stderr']:.4f}" if gap else ""
