@@ -12,7 +12,7 @@ import torch
 from helpers.world_program import world_program
 
 from pyro_ltm.config import Component, Config, FastConfig, ModelConfig, SlowConfig
-from pyro_ltm.data import TokenDataset, prepare
+from pyro_ltm.data import TokenDataset, World, prepare
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import (
     Bound,
@@ -86,11 +86,6 @@ def trained(folder, noise: str) -> Parts:
     parts = Parts.build(reference_config(shape, slow, steps=8) if noise == "fixed" else fresh)
     train(parts, slow, lambda step: data.batch(torch.arange(step * 16, step * 16 + 16) % len(data)))
     return parts
-
-
-def held_out(folder) -> tuple[TokenDataset, object]:
-    data = TokenDataset(folder, "validation")
-    return data, evaluate_floor(data, window=SHAPE.receptive_field)
 
 
 PAIRS = [
@@ -212,8 +207,8 @@ def test_on_the_noise_of_the_fit_no_figure_is_a_bound(world, monkeypatch, guide)
 @pytest.mark.parametrize(("guide", "objective"), [*dict(reversed(PAIRS)).items()])
 def test_no_bound_of_a_trained_decoder_lies_below_the_floor(world, guide, objective):
     """Each family under a Transformer, trained honestly or as the reference trains."""
-    data, floor = held_out(world.path)
-    batches = [*dataset_batches(data, 64, "cpu")]
+    data, count = TokenDataset(world, "validation"), 48
+    batches, floor = [data.batch(range(count))], evaluate_floor(data, sequences=count, window=1)
     for noise in ("fresh", "fixed"):
         found = evaluate(trained(world.path, noise).model, batches, guide, objective, fast_steps=6, particles=8)
         for name, figure in figures(found).items():
@@ -259,9 +254,8 @@ def test_the_references_perplexity_is_a_mean_over_sequences(world):
 
 
 def test_the_floor_is_the_worlds_own(world):
-    data, floor = held_out(world.path)
-    from pyro_ltm.data import World
-
+    data = TokenDataset(world, "validation")
+    floor = evaluate_floor(data, window=SHAPE.receptive_field)
     stories = World(size=2, length=6).stories(seed=1, count=HELD_OUT)
     exact = [-World(size=2, length=6).log_prob(story.text) for story in stories]
     assert floor.sequence_nats.tolist() == pytest.approx(exact)
