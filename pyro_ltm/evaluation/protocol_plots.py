@@ -82,13 +82,14 @@ def _levels(result: Mapping[str, Any]) -> Figure:
     axes.invert_yaxis()
     known = [one["nats_per_token"] for one in found.values()]
     low, high = min(known), max(known)
+    label = "nats a token (axis cut)"
     if "floor" in result:
         floor = result["floor"]["nats_per_token"]
         low = min(low, floor)
-        axes.axvline(floor, color="black", linewidth=1.2, label=f"floor: the text's entropy, {floor:.3f}")
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.axvline(floor, color="black", linewidth=1.2)
+        label += f"; black: the floor, the text's entropy, {floor:.3f}"
     axes.set_xlim(max(0.0, low - 0.6 * (high - low) - 0.02 * high), high + 0.25 * (high - low) + 0.02 * high)
-    axes.set_xlabel("nats a token (axis cut)")
+    axes.set_xlabel(label)
     axes.set_title("What this run's likelihood is known to be", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -56,7 +56,8 @@ def test_figures_of_another_evaluation(ask, refuse, own_run, text, tmp_path):
     options = ["--sequences", 4, "--fast-steps", 3, *settings]
     result = ask("report", own_run, *options, "--evaluation", tmp_path / "figures.json")
     page = (own_run / "report" / "report.html").read_text(encoding="utf-8")
-    assert f"Measured on {text}; 4 sequences; 3 fast steps; particles 4; seed 0; optimizer.lr=0.125." in page
+    assert f"Measured on {text}; 4 sequences; 3 fast steps; particles 4; seed 0; optimizer.lr=0.125; " in page
+    assert f"{found['bound']['effective_sample_size']:.1f} of 4 draws count." in page
     assert f"{found['bound']['nats_per_token']:.4f}" in page
     assert result["settings"] == ["optimizer.lr=0.125"]
     assert "lr = 0.125" not in page, "the settings on the page are those of the training"
