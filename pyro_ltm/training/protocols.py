@@ -64,7 +64,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """For JSON: `bound`, `prefix`, `reference`, `twin` and `floor`, each with `nats_per_token`, where they are."""
         parts = {name: getattr(self, name) for name in ("bound", "prefix", "reference", "twin", "floor")}
-        result = {name: plain(part) for name, part in parts.items() if part is not None}
+        result: dict[str, Any] = {name: plain(part) for name, part in parts.items() if part is not None}
         if self.annealed:
             result["bound"]["ais"] = {start: plain(one) for start, one in self.annealed.items()}
         if self.twin_prefix:
