@@ -12,8 +12,8 @@ from pyro_ltm.config import apply_settings
 from pyro_ltm.training import Run
 
 
-def test_report_of_a_run(ask, trained, tmp_path):
-    result = ask("report", trained, "--sequences", 12, "--particles", 2, "--out", tmp_path / "page")
+def test_report_of_a_run(ask, own_run, tmp_path):
+    result = ask("report", own_run, "--sequences", 12, "--particles", 2, "--out", tmp_path / "page")
     found = result["thoughts"]
     assert (found["sequences"], found["particles"], found["fast_steps"], found["seed"]) == (12, 2, 2, 0)
     assert found["ceiling"] == pytest.approx(math.log(12))

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow
@@ -294,15 +293,14 @@ def test_bad_parquet(refused, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
-def test_an_endless_line_is_refused_quickly(refused, tmp_path: Path, name: str) -> None:
+def test_an_endless_line_is_refused_before_its_end(refused, tmp_path: Path, name: str) -> None:
+    """To read its terabyte would take longer than a test may."""
     path = tmp_path / name
     with open(path, "wb") as file:
         file.write(b"text\n" if name != "a.jsonl" else b'{"text": "x"}\n')
-        for _ in range(50):
-            file.write(b"x" * (1 << 20))
-    started = time.perf_counter()
+        file.write(b"x" * (20 << 20))
+        file.truncate(1 << 40)  # a hole: it takes no space
     assert refused(read_source, str(path)).startswith(f"{path}:2: a line of over 16 MiB")
-    assert time.perf_counter() - started < 5
 
 
 def test_a_csv_quote_left_open_is_refused_before_it_fills_memory(refused, tmp_path: Path) -> None:

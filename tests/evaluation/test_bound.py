@@ -182,6 +182,7 @@ def test_bits_per_byte():
     found = evaluate(model, pieces(batch, 2), token_bytes=sizes)
     total = sum(int(sizes[t]) for row, m in zip(batch.targets, batch.mask, strict=True) for t in row[m])
     assert found.bits_per_byte == pytest.approx(found.nats_per_token * 23 / math.log(2) / total)
+    assert found.bits_per_byte_stderr == pytest.approx(found.nats_per_token_stderr * 23 / math.log(2) / total)
     assert math.isnan(evaluate(model, [batch]).bits_per_byte)
 
 
@@ -202,6 +203,7 @@ def test_plain_dictionary():
         "nats_per_token_stderr",
         "perplexity",
         "bits_per_byte",
+        "bits_per_byte_stderr",
         "distortion_nats_per_token",
         "kl_nats_per_sequence",
         "iwae_nats_per_token",
@@ -223,7 +225,7 @@ def test_plain_dictionary():
     assert (figures["particles"], figures["fast_steps"], figures["seed"]) == (3, 2, 7)
     # Not known: one sequence has no standard error, and nobody said how long the tokens are.
     assert figures["nats_per_token_stderr"] is None
-    assert figures["bits_per_byte"] is None
+    assert figures["bits_per_byte"] is figures["bits_per_byte_stderr"] is None
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
 
 
