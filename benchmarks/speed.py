@@ -83,6 +83,7 @@ class Yard:
             optimizer=parts.optimizer,
             steps=steps,
             subsample=subsample,
+            recorder=parts.recorder,
         )
 
     def plain_fit(self, steps: int) -> None:
@@ -103,6 +104,7 @@ class Yard:
             clip=1.0,
             seed=0,
             subsample=subsample,
+            recorder=parts.recorder,
         )
 
     def plain_step(self, steps: int) -> None:

@@ -140,6 +140,9 @@ class FastConfig:
         high=1 << 16,
         added=True,
     )
+    record: bool = option(
+        True, "on a GPU, record the fast loop once (a CUDA graph) and replay it; elsewhere nothing", added=True
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self, "fast")

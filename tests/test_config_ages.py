@@ -13,7 +13,7 @@ from pyro_ltm.errors import UserError
 
 def test_settings_that_came_later_may_be_missing(tmp_path):
     document = tomlkit.parse(dump_toml(preset("nano")))
-    for key in ("tolerance", "patience", "subsample"):
+    for key in ("tolerance", "patience", "subsample", "record"):
         del document["fast"][key]
     del document["compile"]
     for key in ("recompute", "alone"):

@@ -16,6 +16,7 @@ from pyro_ltm.inference.families import FAMILIES
 from pyro_ltm.inference.fit import check_fit
 from pyro_ltm.inference.optimizers import OPTIMIZERS, Adam, FastOptimizer
 from pyro_ltm.inference.posterior import Posterior, fit_posterior
+from pyro_ltm.inference.recorder import Recorder
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO, Objective, Terms
@@ -36,6 +37,7 @@ class Parts:
     objective: Objective
     optimizer: FastOptimizer
     fast: FastConfig
+    recorder: Recorder | None = None
 
     @classmethod
     def build(cls, config: Config, *, device: torch.device | str = "cpu") -> Parts:
@@ -64,7 +66,8 @@ class Parts:
                 )
             model.decoder.compile()
         fast = FastConfig(steps=0) if nothing else config.fast
-        return cls(model, guide, objective, optimizer, fast)
+        records = config.fast.record and torch.device(device).type == "cuda"
+        return cls(model, guide, objective, optimizer, fast, Recorder() if records else None)
 
     def with_fast_loop(self, config: Config) -> Parts:
         """These parts with the fast loop of another configuration. Raises UserError where it does not fit."""
@@ -93,6 +96,7 @@ class Parts:
             "tolerance": fast.tolerance,
             "patience": fast.patience,
             "subsample": fast.subsample,
+            "recorder": self.recorder,
         }
 
     def fit(self, batch: Batch, *, steps: int | None = None, seed: int = 0) -> Posterior:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference.fit import check_fit
 from pyro_ltm.inference.optimizers import Adam, FastOptimizer
+from pyro_ltm.inference.recorder import Recorder
 from pyro_ltm.inference.samplers import Sampler
 from pyro_ltm.inference.subsample import subsampled
 from pyro_ltm.inference.target import Target
@@ -132,6 +133,7 @@ def fit_posterior(
     start: State | None = None,
     keep_graph: bool = False,
     watch: Watch | None = None,
+    recorder: Recorder | None = None,
 ) -> Posterior:
     """Fits q(z) of every sequence in `batch` by `steps` fast steps, starting from `start` or else `guide.init(batch)`.
 
@@ -155,6 +157,8 @@ def fit_posterior(
         keep_graph: the state keeps its graph, through all fast steps, back to the parameters of guide and model: for
             the slow step of an encoder (second order, with all the memory that it needs).
         watch: sees the state before the first step and after each.
+        recorder: on a GPU, replays the fast loop for batches of shapes that it has seen, where each step asks for the
+            same whatever the numbers: without `tolerance`, `subsample`, `keep_graph`, `watch` and chains.
 
     Raises:
         UserError: guide, objective, optimizer and noise do not fit one another.
@@ -164,25 +168,38 @@ def fit_posterior(
     objective = objective.for_guide() if isinstance(objective, Objective) else objective
     stream = Noise(batch.ids, device=batch.device, seed=seed, kind=noise)
     steps = steps if guide.takes_fast_steps else 0
-    # Weights are laid out for many passes: a twin, or an encoder alone, makes none.
-    with _held_still(model, guide, keep_graph, many=steps > 0 or isinstance(guide, Sampler)):
-        precompute: Any = getattr(model, "precompute", None)
-        if keep_graph:
-            batch = dataclasses.replace(batch, context=None)  # it is cut from the graph
-        elif precompute:
-            batch = precompute(batch)
-        state = (guide.init(batch) if start is None else start) | (
-            objective.local(batch) if isinstance(objective, Objective) else {}
-        )
-        if watch:
-            watch(0, state)
-        if isinstance(guide, Sampler):
-            target = Target(model, batch)
-            state, history = guide.run(target, state, optimizer=optimizer, noise=stream, steps=steps, watch=watch)
-        else:
-            loop = _Loop(model, batch, guide, objective, optimizer, stream, steps, keep_graph, subsample, seed)
-            state, history = loop.run(state, tolerance, patience, watch)
-        state = guide.finish(state, Target(model, batch))
+
+    def first(batch: Batch) -> State:
+        state = guide.init(batch) if start is None else start
+        return state | (objective.local(batch) if isinstance(objective, Objective) else {})
+
+    def fit(batch: Batch, state: State | None, noise: Noise) -> tuple[State, Tensor]:
+        # Weights are laid out for many passes: a twin, or an encoder alone, makes none.
+        with _held_still(model, guide, keep_graph, many=steps > 0 or isinstance(guide, Sampler)):
+            precompute: Any = getattr(model, "precompute", None)
+            if keep_graph:
+                batch = dataclasses.replace(batch, context=None)  # it is cut from the graph
+            elif precompute:
+                batch = precompute(batch)
+            state = first(batch) if state is None else state
+            if watch:
+                watch(0, state)
+            if isinstance(guide, Sampler):
+                target = Target(model, batch)
+                state, history = guide.run(target, state, optimizer=optimizer, noise=noise, steps=steps, watch=watch)
+            else:
+                loop = _Loop(model, batch, guide, objective, optimizer, noise, steps, keep_graph, subsample, seed)
+                state, history = loop.run(state, tolerance, patience, watch)
+            return guide.finish(state, Target(model, batch)), history
+
+    moves = keep_graph or tolerance or subsample > 1 or watch or isinstance(guide, Sampler)
+    if recorder is None or moves or not steps:
+        state, history = fit(batch, None, stream)
+    else:
+        kind = (*(_named(part) for part in (model, guide, objective, optimizer)), steps, noise)
+        with frozen(guide):
+            begun = first(batch)
+        state, history = recorder.run(fit, kind, batch, begun, stream)
     return Posterior(guide, state, batch.ids, stream, history)
 
 
@@ -272,6 +289,13 @@ def _held_still(model: nn.Module, guide: nn.Module, keep_graph: bool, many: bool
             if many and (held := getattr(model, "held", None)):
                 stack.enter_context(held())
         yield
+
+
+def _named(part: Any) -> Hashable:
+    """What tells `part` from others that do something else: a module's weights lie where they lay, and may change."""
+    if isinstance(part, nn.Module):
+        return part, part.training, tuple(weight.data_ptr() for weight in part.parameters())
+    return type(part), tuple(sorted((name, repr(value)) for name, value in vars(part).items()))
 
 
 def _sense(objective: ELBO) -> int:

@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pyro_ltm.model.kernels import FUSED, FUSED_BACKWARD, attend, chooses_its_kernel, readable
+from pyro_ltm.model.kernels import (
+    FUSED,
+    FUSED_BACKWARD,
+    attend,
+    attend_in_window,
+    chooses_its_kernel,
+    has_window_kernel,
+    readable,
+)
 from pyro_ltm.model.linear import Linear
 
 
@@ -25,14 +33,16 @@ def rotary_table(positions: Tensor, width: int, theta: float) -> Tensor:
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """`x` [..., P, d] with its interleaved pairs turned by `table` [2, P, d / 2]."""
-    # One product of complex numbers, which half precision does not have, and which the compiler cannot fuse.
-    if x.dtype == table.dtype and not torch.compiler.is_compiling():
-        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs * torch.complex(*table)).flatten(-2)
-    cos, sin = table.to(x.dtype)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    """`x` [..., P, d] with its interleaved pairs turned by `table` [2, P, d / 2], in the finer's precision."""
+    precision = torch.promote_types(x.dtype, table.dtype)
+    wide, table = x.to(precision), table.to(precision)
+    # One product of complex numbers, which the compiler cannot fuse.
+    if not torch.compiler.is_compiling():
+        pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * torch.complex(*table)).flatten(-2).to(x.dtype)
+    cos, sin = table
+    even, odd = wide[..., 0::2], wide[..., 1::2]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
 def windowed_attention(
@@ -40,7 +50,8 @@ def windowed_attention(
 ) -> Tensor:
     """Causal attention in which each query sees the last `window` keys, its own included.
 
-    Cost and memory grow with T * window, not T * T: queries go in blocks, each against the keys that it can see.
+    Cost and memory grow with T * window, not T * T: queries go in blocks, each against the keys that it can see. On a
+    GPU half precision has a kernel that does so by itself.
 
     Shapes:
         k, v: [B, H, T, d]. q, result: [B, H, P, d], those of the last P tokens. Half precision goes through the fused
@@ -53,6 +64,8 @@ def windowed_attention(
         if q.shape[-2] == k.shape[-2]:
             return attend(q, k, v, is_causal=True)
         return attend(q, k, v, attn_mask=_lower_right(q, k))
+    if has_window_kernel(q):
+        return attend_in_window(q, k, v, window)
     chooses = chooses_its_kernel()
     if chooses and _has_blocks(q):
         wide = [readable(x if x.dtype == torch.float64 else x.float()) for x in (q, k, v)]

@@ -13,13 +13,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_ltm.model.kernels import FUSED, readable
 
-CHUNK = 1 << 25
-"""Bytes of logits held at a time, at most. Products slow down with fewer positions at once, and with a number of them
-that is no power of two."""
+CHUNK, GPU_CHUNK = 1 << 25, 1 << 28
+"""Bytes of logits held at a time, at most, by a CPU and by a GPU. Products slow down with fewer positions at once, and
+with a number of them that is no power of two."""
 
 
 def token_log_probs(
@@ -49,7 +50,7 @@ class _TokenLogProbs(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight | None) -> Tensor:
         gradient: Tensor | None = None
         if not ctx.needs_input_grad[0]:
-            log_probs = _values(hidden, weight, tokens)
+            log_probs = _values(hidden, weight, tokens, held or HeldWeight(weight.detach().to(hidden.dtype)))
         elif _is_fused(hidden, weight):
             log_probs, gradient = _fused(hidden, weight, tokens)
         else:
@@ -70,14 +71,13 @@ class _TokenLogProbs(torch.autograd.Function):
 
 def _to_weight(hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
     """[V, D]: sum over positions of `weights` [R] times (one-hot - probabilities) hidden^T."""
-    matrix, counted = weight.to(hidden.dtype), hidden * weights[:, None].to(hidden.dtype)
-    held = HeldWeight(matrix)
-    slope = torch.zeros_like(matrix)  # in the precision of the products, as autocast leaves every other gradient
-    scratch = _Scratch(hidden, weight)
+    held, counted = HeldWeight(weight.detach().to(hidden.dtype)), hidden * weights[:, None].to(hidden.dtype)
+    slope = torch.zeros_like(held.rows)  # in the precision of the products, as autocast leaves every other gradient
+    scratch = _Scratch(hidden, held, weight.dtype)
     for rows in scratch.chunks:
         _, probabilities = scratch.softmax(hidden[rows], held)
         slope.addmm_(probabilities.t(), counted[rows], alpha=-1)
-    return slope.to(weight.dtype).index_add_(0, tokens, counted.to(weight.dtype))
+    return slope[: len(weight)].to(weight.dtype).index_add_(0, tokens, counted.to(weight.dtype))
 
 
 def _is_fused(hidden: Tensor, weight: Tensor) -> bool:
@@ -106,10 +106,15 @@ class HeldWeight:
         matrix: [V, D].
         many: passes enough that it pays to keep one's chunks of memory for the next, and to lay bfloat16 out in the
             order in which the processor's library reads it, which takes its memory once more.
+
+    Attributes:
+        rows: [V', D] the matrix as products read it: on a GPU in half precision with more rows, of zeros, where V is no
+            multiple of `STEP`. What they say is minus infinity.
     """
 
     def __init__(self, matrix: Tensor, *, many: bool = False):
         self.matrix = matrix
+        self.rows = _in_step(matrix) if _pads(matrix) else matrix
         self._many = many
         self._kept: _Scratch | None = None
         self._order: Tensor | None = None
@@ -117,23 +122,40 @@ class HeldWeight:
             self._order = torch.ops.mkldnn._reorder_linear_weight(matrix.t().contiguous(), PACKED_ROWS)
 
     def logits(self, hidden: Tensor, out: Tensor) -> Tensor:
-        """[r, V] of `hidden` [r, D], in `out`: memory that is asked for anew takes as long as the product."""
-        return torch.mm(hidden, self.matrix.t(), out=out)
+        """[r, V'] of `hidden` [r, D], in `out`: memory that is asked for anew takes as long as the product."""
+        torch.mm(hidden, self.rows.t(), out=out)
+        if len(self.rows) > len(self.matrix):
+            out[:, len(self.matrix) :].fill_(-torch.inf)
+        return out
 
     def mean(self, probabilities: Tensor) -> Tensor:
-        """[r, D]: the mean of the rows of the matrix under `probabilities` [r, V]."""
+        """[r, D]: the mean of the rows of the matrix under `probabilities` [r, V']."""
         if self._order is None:
-            return probabilities @ self.matrix
+            return probabilities @ self.rows
         product: Tensor = torch.ops.mkldnn._linear_pointwise(probabilities, self._order, None, "none", [], "")
         return product
 
-    def scratch(self, hidden: Tensor, weight: Tensor) -> _Scratch:
+    def scratch(self, hidden: Tensor, dtype: torch.dtype) -> _Scratch:
         """Memory for the chunks of `hidden` [R, D]; that of the last call where it fits."""
         if self._kept is not None and self._kept.fits(hidden):
             return self._kept
-        scratch = _Scratch(hidden, weight)
+        scratch = _Scratch(hidden, self, dtype)
         self._kept = scratch if self._many else None
         return scratch
+
+
+STEP = 64
+"""GPT-2's vocabulary of 50,257, an odd number, takes six times as long as the next multiple (H100, bfloat16)."""
+
+
+def _pads(matrix: Tensor) -> bool:
+    # By itself so that the tests can have a GPU's layout on a CPU.
+    return matrix.device.type == "cuda" and matrix.dtype == torch.bfloat16
+
+
+def _in_step(matrix: Tensor) -> Tensor:
+    """`matrix` [V, D] with rows of zeros up to a multiple of `STEP`."""
+    return F.pad(matrix, (0, 0, 0, -len(matrix) % STEP))
 
 
 PACKED_ROWS = 256
@@ -150,7 +172,7 @@ def packs_half() -> bool:
 def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight) -> tuple[Tensor, Tensor]:
     """The same from chunks of logits."""
     log_probs, gradient = hidden.new_empty(len(hidden), dtype=weight.dtype), torch.empty_like(hidden)
-    scratch = held.scratch(hidden, weight)
+    scratch = held.scratch(hidden, weight.dtype)
     for rows in scratch.chunks:
         logits, probabilities = scratch.softmax(hidden[rows], held)
         own = probabilities.gather(1, tokens[rows, None])[:, 0].to(weight.dtype)
@@ -158,7 +180,9 @@ def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight) -
             log_probs[rows] = own.log()
         else:
             # A probability may be too small for a number; then the largest one gives the log of the sum.
-            log_sum = logits.amax(-1).to(weight.dtype) - probabilities.amax(-1).to(weight.dtype).log()
+            most, likeliest = logits.max(-1)
+            largest = probabilities.gather(1, likeliest[:, None])[:, 0]
+            log_sum = most.to(weight.dtype) - largest.to(weight.dtype).log()
             log_probs[rows] = logits.gather(1, tokens[rows, None])[:, 0].to(weight.dtype) - log_sum
         torch.sub(held.matrix[tokens[rows]], held.mean(probabilities), out=gradient[rows])
     return log_probs, gradient
@@ -169,13 +193,12 @@ def _may_look(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def _values(hidden: Tensor, weight: Tensor, tokens: Tensor) -> Tensor:
+def _values(hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight) -> Tensor:
     """Log-probabilities [R] alone."""
-    matrix = weight.to(hidden.dtype)
     log_probs = hidden.new_empty(len(hidden), dtype=weight.dtype)
-    scratch = _Scratch(hidden, weight)
+    scratch = _Scratch(hidden, held, weight.dtype)
     for rows in scratch.chunks:
-        log_probs[rows] = scratch.log_softmax(hidden[rows], matrix).gather(1, tokens[rows, None])[:, 0]
+        log_probs[rows] = scratch.log_softmax(hidden[rows], held).gather(1, tokens[rows, None])[:, 0]
     return log_probs
 
 
@@ -195,26 +218,27 @@ def _differentiable(
 class _Scratch:
     """Memory for one chunk's logits and (log-)probabilities, used again by the next: asking for it anew takes time."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor):
-        most = max(16, CHUNK // (hidden.element_size() * len(weight)))
+    def __init__(self, hidden: Tensor, held: HeldWeight, dtype: torch.dtype):
+        chunk = CHUNK if hidden.device.type == "cpu" else GPU_CHUNK
+        most = max(16, chunk // (hidden.element_size() * len(held.rows)))
         size = min(1 << (most.bit_length() - 1), max(len(hidden), 1))
         self.chunks = [slice(first, first + size) for first in range(0, len(hidden), size)]
         self._rows = len(hidden)
-        self._logits = hidden.new_empty(size, len(weight))
-        self._dtype = weight.dtype
+        self._logits = hidden.new_empty(size, len(held.rows))
+        self._dtype = dtype
         self._second: Tensor | None = None
 
     def fits(self, hidden: Tensor) -> bool:
         """Whether these are the chunks of `hidden`, too."""
         return len(hidden) == self._rows and hidden.dtype == self._logits.dtype
 
-    def log_softmax(self, hidden: Tensor, matrix: Tensor) -> Tensor:
-        """[r, V] log-probabilities of all tokens after `hidden` [r, D]; good until the next call."""
-        logits = torch.mm(hidden, matrix.t(), out=self._logits[: len(hidden)])
+    def log_softmax(self, hidden: Tensor, held: HeldWeight) -> Tensor:
+        """[r, V'] log-probabilities of all tokens after `hidden` [r, D]; good until the next call."""
+        logits = held.logits(hidden, self._logits[: len(hidden)])
         return torch.log_softmax(logits.to(self._dtype), dim=-1, out=self._out(self._dtype, len(hidden)))
 
     def softmax(self, hidden: Tensor, held: HeldWeight) -> tuple[Tensor, Tensor]:
-        """Logits and probabilities [r, V] after `hidden` [r, D], both in its precision; good until the next call."""
+        """Logits and probabilities [r, V'] after `hidden` [r, D], both in its precision; good until the next call."""
         logits = held.logits(hidden, self._logits[: len(hidden)])
         return logits, torch.softmax(logits, dim=-1, out=self._out(logits.dtype, len(hidden)))
 

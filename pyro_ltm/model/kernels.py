@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+FLASH = torch.ops.aten._flash_attention_forward
 FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
@@ -25,6 +26,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
     """Attention in the precision of `q`, `k` and `v`; autocast would round them."""
     with torch.autocast(q.device.type, enabled=False):
         return F.scaled_dot_product_attention(q, k, v, **options)
+
+
+def has_window_kernel(x: Tensor) -> bool:
+    """Whether torch's flash attention for GPUs takes `x`. It has no second derivative: see `chooses_its_kernel`."""
+    half = x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
+    return half and (torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled())
+
+
+def attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Attention [B, H, P, d] of the last P of T tokens, each to the last `window` keys [B, H, T, d], its own included.
+
+    By the kernel behind `scaled_dot_product_attention` and `varlen_attn`, which are no way to it here: the first has no
+    window, and the second packs sequences that have one length already.
+    """
+    turned = [x.transpose(1, 2) for x in (q, k, v)]
+    dropout, causal, debug = 0.0, True, False
+    options = {"window_size_left": window - 1, "window_size_right": 0}
+    lengths = (None, None, q.shape[2], k.shape[2])  # no table of lengths: all are as long
+    with torch.autocast(q.device.type, enabled=False):
+        out: Tensor = FLASH(*turned, *lengths, dropout, causal, debug, **options)[0]
+    return out.transpose(1, 2)
 
 
 def readable(x: Tensor) -> Tensor:

@@ -106,10 +106,15 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """Tells this run at this step from every other: a digest of its weights and settings, precision aside."""
-        settings = json.dumps(asdict(replace(self.config, dtype="auto")), sort_keys=True)
+        """Tells this run at this step from every other: a digest of its weights and settings.
+
+        Not of its precision, nor of what changes no figure.
+        """
+        settings = asdict(replace(self.config, dtype="auto"))
+        del settings["fast"]["record"]
         digests = [fingerprint(module) for module in (self.parts.model, self.parts.guide)]
-        return hashlib.blake2b("\n".join([settings, *digests]).encode(), digest_size=16).hexdigest()
+        told = "\n".join([json.dumps(settings, sort_keys=True), *digests])
+        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
     @property
     def data_fingerprint(self) -> str | None:
@@ -253,6 +258,7 @@ def _fitting(parts: Parts, fast_steps: int | None) -> dict[str, Any]:
         "noise": parts.fast.noise,
         "tolerance": parts.fast.tolerance,
         "patience": parts.fast.patience,
+        "recorder": parts.recorder,
     }
 
 

@@ -6,16 +6,18 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from helpers.devices import needs_a_gpu
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_ltm.model import attention
 from pyro_ltm.model.attention import rotary_table, rotate, windowed_attention
+from pyro_ltm.model.kernels import has_window_kernel
 
 
 def dense(q, k, v, window):
-    key = torch.arange(k.shape[-2])
+    key = torch.arange(k.shape[-2], device=k.device)
     query = key[k.shape[-2] - q.shape[-2] :, None]
     sees = (key <= query) & (key > query - window)
     scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~sees, float("-inf"))
@@ -168,3 +170,24 @@ def test_rotation_makes_scores_depend_on_distance_alone():
         # The table is in single precision: an angle of at most 30 is off by 30 * 2^-24.
         assert float(scores.diagonal(-distance).std()) < 30 * 2**-24 * float(q.norm() * k.norm())
     torch.testing.assert_close(q_all.norm(dim=-1), q.norm().expand(30), atol=1e-6, rtol=0)
+
+
+@needs_a_gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("width", "window", "seen"), [(64, 16, 0), (32, 7, 0), (64, 16, 77), (128, 1, 0)])
+def test_a_gpus_kernel_sees_the_same_window(width, window, seen, compiled):
+    """Half precision on a GPU: values and gradients against a dense mask in double precision."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, weight = torch.randn(4, 2, 3, 100, width, generator=generator).bfloat16().to("cuda")
+    q, weight = q[:, :, seen:], weight[:, :, seen:]
+    leaves, exact = ([x.to(dtype).requires_grad_() for x in (q, k, v)] for dtype in (torch.bfloat16, torch.float64))
+    assert has_window_kernel(leaves[0])
+    ours = (torch.compile(windowed_attention) if compiled else windowed_attention)(*leaves, window)
+    plain = dense(*exact, window)
+    torch.testing.assert_close(ours.double(), plain, atol=2**-7, rtol=2**-7)
+    for mine, theirs in zip(
+        torch.autograd.grad((ours * weight).sum(), leaves),
+        torch.autograd.grad((plain * weight).sum(), exact),
+        strict=True,
+    ):
+        assert (mine.double() - theirs).norm() < 2**-6 * theirs.norm()

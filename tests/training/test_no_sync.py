@@ -14,13 +14,14 @@ from contextlib import contextmanager
 import pyro
 import pytest
 import torch
-from helpers.devices import as_on_a_gpu
-from helpers.tiny import tiny_batch, tiny_config, tiny_model
+from helpers.devices import as_on_a_gpu, needs_a_gpu
+from helpers.tiny import tiny_batch, tiny_config
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from pyro_ltm.config import SlowConfig
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import Adam, fit_posterior
+from pyro_ltm.inference.recorder import Recorder
 from pyro_ltm.model import LatentThoughtModel, attention, head
 from pyro_ltm.objectives import AnalyticELBO
 from pyro_ltm.training import train_step
@@ -92,14 +93,19 @@ def test_stopping_early_waits_for_who_goes_on():
         fit_posterior(model, batch, guide=MeanField(4, 16), objective=AnalyticELBO(), tolerance=0.1, patience=1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_step_on_a_gpu_makes_nobody_wait():
-    model, batch = tiny_model().cuda(), tiny_batch().to("cuda")
+@needs_a_gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_step_on_a_gpu_makes_nobody_wait(dtype, recorded):
+    model, batch = LatentThoughtModel(tiny_config(), dtype).cuda(), tiny_batch().to("cuda")
+    recorder = Recorder() if recorded else None
     with pyro.validation_enabled(False):
-        step(model, batch)
+        for _ in range(2):  # the second records, and waits
+            step(model, batch, recorder=recorder)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            step(model, batch)
+            step(model, batch, recorder=recorder)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
