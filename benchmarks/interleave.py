@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 
-def interleaved(works: Mapping[str, Callable[[], Any]], rounds: int, warm: bool = True) -> dict[str, list[float]]:
-    """Seconds of each work, [rounds], taken in turn; each runs once before that, when `warm`."""
-    if warm:
+def interleaved(works: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 1) -> dict[str, list[float]]:
+    """Seconds of each work, [rounds], taken in turn; each runs `warm` times before that."""
+    for _ in range(warm):
         for work in works.values():
             work()
     seconds: dict[str, list[float]] = {name: [] for name in works}

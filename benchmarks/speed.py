@@ -172,7 +172,7 @@ def training_steps(yard: Yard, rounds: int, steps: int) -> dict[str, Any]:
         "ours": lambda: yard.step(steps),
         "quarter": lambda: yard.step(steps, QUARTER),
     }
-    seconds = interleaved(works, rounds, warm=False)
+    seconds = interleaved(works, rounds, warm=0)
     peaks = {
         "plain": _peak(yard, yard.plain_optimizer, lambda: yard.plain_step(2)),
         "ours, 2 fast steps": _peak(yard, yard.optimizer, lambda: yard.step(2)),

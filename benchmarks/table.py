@@ -283,8 +283,9 @@ def growth(found: Mapping[str, Any]) -> str:
 
 def gpu(found: Mapping[str, Any]) -> str:
     """Presets on a GPU."""
+    parts = [part["found"] for name, part in found.items() if name.startswith("gpu-")]
     lines = []
-    for part in (part["found"] for name, part in found.items() if name.startswith("gpu-")):
+    for part in parts:
         for kind, what in (("fast", "one fast step"), ("training", f"training step, {part['fast_steps']} fast steps")):
             one = part[kind]
             for work, second in one["seconds"].items():
@@ -295,7 +296,30 @@ def gpu(found: Mapping[str, Any]) -> str:
                 cells += [f"{one['tokens_per_second'][work]:,.0f}", *shown, *ratios]
                 lines.append(f"| {' | '.join(cells)} |")
     titles = "| bfloat16 | time | tokens a second | of nominal peak | of a large product | against plain "
-    return "\n".join([titles + "| against plain, compiled |", "|---" * 7 + "|", *lines]) if lines else ""
+    if not lines:
+        return ""
+    floors = [
+        f"{part['preset']} {part['roofline'] * 1000:.1f} ms, of which ours takes "
+        f"{one['ours']['median'] / part['roofline']:.1f} times as long, and compiled "
+        f"{one['ours, compiled']['median'] / part['roofline']:.1f} times"
+        for part in parts
+        for one in [part["fast"]["seconds"]]
+    ]
+    held = [
+        f"{part['preset']} " + ", ".join(f"{work} {peak / 1e9:.1f} GB" for work, peak in part["peak_bytes"].items())
+        for part in parts
+    ]
+    return "\n".join(
+        [
+            titles + "| against plain, compiled |",
+            "|---" * 7 + "|",
+            *lines,
+            "",
+            f"{parts[0]['sequences']} sequences in a micro-batch. A step's matrix products by themselves: "
+            f"{'; '.join(floors)}.",
+            f"Peak memory of a training step, beyond weights and optimizer: {'; '.join(held)}.",
+        ]
+    )
 
 
 BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {

@@ -14,16 +14,19 @@ from torch.autograd.profiler import profile
 def peak_memory(work: Callable[[], object], device: torch.device | str = "cpu") -> int | None:
     """Bytes that `work()` holds at its peak, beyond what was held before; None on a device that does not count them.
 
-    On CUDA by torch's own count, on the CPU as the running sum of the allocations that torch's profiler sees.
+    On CUDA what torch takes from the device: to that a recorded fast loop (`Recorder`) holds fast between its replays,
+    where nothing of it is allocated. On the CPU the running sum of the allocations that torch's profiler sees.
     """
     device = torch.device(device)
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved(device)
         torch.cuda.reset_peak_memory_stats(device)
         work()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        return torch.cuda.max_memory_reserved(device) - before
     if device.type != "cpu":
         work()
         return None

@@ -74,7 +74,8 @@ class Parts:
         if not self.model.config.thoughts:
             return self
         optimizer = _fast_optimizer(config, self.guide, self.objective)
-        return dataclasses.replace(self, optimizer=optimizer, fast=config.fast)
+        recorder = self.recorder if config.fast.record else None
+        return dataclasses.replace(self, optimizer=optimizer, fast=config.fast, recorder=recorder)
 
     @staticmethod
     def check(config: Config) -> None:

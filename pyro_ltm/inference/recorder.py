@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -25,8 +25,11 @@ depends on their shapes alone."""
 Capture = Callable[[Callable[[], tuple[State, Tensor]]], tuple[tuple[State, Tensor], Callable[[], object]]]
 """Records work: what it made, which is filled in with each call of what else is given back."""
 
+Asked = tuple[torch.Size, int, torch.dtype]
+"""A draw of noise: its shape, how many of its dimensions are the event's, and its type."""
+
 KEPT = 2
-"""Recordings that are kept, those used last: training's and validation's."""
+"""Recordings that are kept, those used last, and kinds of fits remembered: training's and validation's."""
 
 
 def cuda_graph() -> Capture:
@@ -50,7 +53,7 @@ class Recorder:
 
     def __init__(self, capture: Capture | None = None):
         self._capture = capture or cuda_graph()
-        self._draws: dict[Hashable, list[tuple[torch.Size, dict[str, Any]]]] = {}
+        self._draws: dict[Hashable, list[Asked]] = {}
         self._recordings: dict[Hashable, _Recording] = {}
         self._refused: set[Hashable] = set()
 
@@ -62,7 +65,8 @@ class Recorder:
         if key not in self._recordings and key not in self._draws:
             listening = _Listening(noise)
             found = fit(batch, start, listening)
-            self._draws = {key: listening.asked}
+            self._draws[key] = listening.asked
+            _shorten(self._draws)
             return found
         recording = self._recordings.pop(key, None)
         if recording is None:
@@ -73,9 +77,13 @@ class Recorder:
                 warnings.warn(f"the fast loop cannot be recorded and runs as it is: {error}", stacklevel=2)
                 return fit(batch, start, noise)
         self._recordings[key] = recording
-        for oldest in list(self._recordings)[:-KEPT]:
-            del self._recordings[oldest]
+        _shorten(self._recordings)
         return recording.replay(batch, start, noise)
+
+    def forget(self) -> None:
+        """Lets go of what was recorded, and of its memory."""
+        self._draws.clear()
+        self._recordings.clear()
 
 
 class _Recording:
@@ -87,14 +95,14 @@ class _Recording:
         fit: Fit,
         batch: Batch,
         start: State,
-        asked: list[tuple[torch.Size, dict[str, Any]]],
+        asked: list[Asked],
         device: torch.device,
     ):
         self._asked = asked
         assert batch.targets is not None  # a fit reads them
         self._tokens = [each.clone() for each in (batch.inputs, batch.targets, batch.mask)]
         self._start = {name: value.detach().clone() for name, value in start.items()}
-        self._draws = [torch.zeros(shape, dtype=options["dtype"], device=device) for shape, options in asked]
+        self._draws = [torch.zeros(shape, dtype=dtype, device=device) for shape, _, dtype in asked]
         inputs, targets, mask = self._tokens
         there = dataclasses.replace(batch, inputs=inputs, targets=targets, mask=mask)
         (self._state, self._history), self._play = capture(
@@ -108,8 +116,8 @@ class _Recording:
             place.copy_(value)
         for name, value in start.items():
             self._start[name].copy_(value)
-        for place, (shape, options) in zip(self._draws, self._asked, strict=True):
-            place.copy_(noise.normal(shape, **options))
+        for place, (shape, event_dims, dtype) in zip(self._draws, self._asked, strict=True):
+            place.copy_(noise.normal(shape, event_dims=event_dims, dtype=dtype))
         self._play()
         return {name: value.clone() for name, value in self._state.items()}, self._history.clone()
 
@@ -119,12 +127,11 @@ class _Listening(Noise):
 
     def __init__(self, noise: Noise):
         self._noise, self.device = noise, noise.device
-        self.asked: list[tuple[torch.Size, dict[str, Any]]] = []
+        self.asked: list[Asked] = []
 
     def normal(self, shape: torch.Size, *, event_dims: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        options = {"event_dims": event_dims, "dtype": dtype}
-        self.asked.append((shape, options))
-        return self._noise.normal(shape, **options)
+        self.asked.append((shape, event_dims, dtype))
+        return self._noise.normal(shape, event_dims=event_dims, dtype=dtype)
 
 
 class _Laid(Noise):
@@ -137,5 +144,10 @@ class _Laid(Noise):
         return next(self._draws)
 
 
-def _shapes(tensors: dict[str, Tensor | None]) -> Hashable:
+def _shorten(kept: dict[Hashable, Any]) -> None:
+    for oldest in list(kept)[:-KEPT]:
+        del kept[oldest]
+
+
+def _shapes(tensors: Mapping[str, Tensor | None]) -> Hashable:
     return tuple((name, value.shape, value.dtype) for name, value in tensors.items() if value is not None)

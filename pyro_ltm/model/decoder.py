@@ -200,8 +200,9 @@ class Decoder(nn.Module):
 
     def token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Nats [R] of the `tokens` [R] after the hidden states [R, D]: log softmax of `logits`, in less memory."""
-        weight = self.tok_embeddings.weight
-        return token_log_probs(hidden, weight, tokens, self.compute_dtype if self._low else None, self.head_weight)
+        weight, dtype = self.tok_embeddings.weight, self.compute_dtype if self._low else None
+        compiled = self._is_compiled and hidden.device.type == "cuda"  # a CPU's own softmax is as fast
+        return token_log_probs(hidden, weight, tokens, dtype, self.head_weight, compiled)
 
     def project(self, thoughts: Tensor) -> list[tuple[Tensor, Tensor] | None]:
         """Keys and values [B, H, N/L, d] of each layer's thoughts; None for each layer without thoughts."""
@@ -251,7 +252,7 @@ class Decoder(nn.Module):
         they are. May be entered again within; the last one out lets go.
         """
         # Compiled, it joins and converts as it goes; stretches, which are not, do without.
-        if self._compiled_call_impl is not None and self.training:
+        if self._is_compiled:
             yield
             return
         self._holders += 1
@@ -263,6 +264,11 @@ class Decoder(nn.Module):
             self._holders -= 1
             if not self._holders:
                 self.let_go()
+
+    @property
+    def _is_compiled(self) -> bool:
+        """Whether it is as it stands: in training alone."""
+        return self._compiled_call_impl is not None and self.training
 
     def _hold(self) -> None:
         for layer in self._stack:

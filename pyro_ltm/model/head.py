@@ -10,6 +10,7 @@ Shapes: R positions, D width, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ def token_log_probs(
     tokens: Tensor,
     dtype: torch.dtype | None = None,
     held: HeldWeight | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """Log softmax(hidden W^T)[token] at each position, in nats, [R].
 
@@ -37,9 +39,10 @@ def token_log_probs(
         dtype: of the two matrix products; that of `weight` when None. Sums are in that of `weight`, and exponentials,
             but for a gradient to `hidden` alone.
         held: `weight` in that dtype already, where nothing learns from it.
+        compiled: what is done to chunks of logits, where they are laid out, is compiled.
     """
     dtype = dtype or weight.dtype
-    log_probs: Tensor = _TokenLogProbs.apply(hidden.to(dtype), weight, tokens, held)
+    log_probs: Tensor = _TokenLogProbs.apply(hidden.to(dtype), weight, tokens, held, compiled)
     return log_probs
 
 
@@ -47,14 +50,17 @@ class _TokenLogProbs(torch.autograd.Function):
     """The gradient to `hidden` comes with the value; that to `weight` from chunks done again."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight | None) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight | None, compiled: bool
+    ) -> Tensor:
         gradient: Tensor | None = None
         if not ctx.needs_input_grad[0]:
             log_probs = _values(hidden, weight, tokens, held or HeldWeight(weight.detach().to(hidden.dtype)))
         elif _is_fused(hidden, weight):
             log_probs, gradient = _fused(hidden, weight, tokens)
         else:
-            log_probs, gradient = _chunked(hidden, weight, tokens, held or HeldWeight(weight.detach().to(hidden.dtype)))
+            held = held or HeldWeight(weight.detach().to(hidden.dtype))
+            log_probs, gradient = _chunked(hidden, weight, tokens, held, compiled)
         ctx.save_for_backward(hidden, weight, tokens, gradient)
         return log_probs
 
@@ -63,10 +69,10 @@ class _TokenLogProbs(torch.autograd.Function):
         (weights,) = outer  # [R]: what each log-probability counts
         hidden, weight, tokens, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
-            return *_differentiable(hidden, weight, tokens, weights, ctx.needs_input_grad), None, None
+            return *_differentiable(hidden, weight, tokens, weights, ctx.needs_input_grad), None, None, None
         to_hidden = None if gradient is None else gradient * weights[:, None].to(gradient.dtype)
         to_weight = _to_weight(hidden, weight, tokens, weights) if ctx.needs_input_grad[1] else None
-        return to_hidden, to_weight, None, None
+        return to_hidden, to_weight, None, None, None
 
 
 def _to_weight(hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
@@ -169,23 +175,43 @@ def packs_half() -> bool:
     return there and torch.backends.mkldnn.is_available() and bool(ours._is_mkldnn_bf16_supported())
 
 
-def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight) -> tuple[Tensor, Tensor]:
+def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight, compiled: bool) -> tuple[Tensor, Tensor]:
     """The same from chunks of logits."""
     log_probs, gradient = hidden.new_empty(len(hidden), dtype=weight.dtype), torch.empty_like(hidden)
     scratch = held.scratch(hidden, weight.dtype)
     for rows in scratch.chunks:
-        logits, probabilities = scratch.softmax(hidden[rows], held)
-        own = probabilities.gather(1, tokens[rows, None])[:, 0].to(weight.dtype)
-        if _may_look(own) and bool(own.all()):
-            log_probs[rows] = own.log()
+        if compiled:
+            log_probs[rows], probabilities = _compiled()(scratch.logits(hidden[rows], held), tokens[rows])
         else:
-            # A probability may be too small for a number; then the largest one gives the log of the sum.
-            most, likeliest = logits.max(-1)
-            largest = probabilities.gather(1, likeliest[:, None])[:, 0]
-            log_sum = most.to(weight.dtype) - largest.to(weight.dtype).log()
-            log_probs[rows] = logits.gather(1, tokens[rows, None])[:, 0].to(weight.dtype) - log_sum
+            log_probs[rows], probabilities = _softmax(scratch, hidden[rows], tokens[rows], held)
         torch.sub(held.matrix[tokens[rows]], held.mean(probabilities), out=gradient[rows])
     return log_probs, gradient
+
+
+def _softmax(scratch: _Scratch, hidden: Tensor, tokens: Tensor, held: HeldWeight) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [r] of `tokens`, and all probabilities [r, V'], by torch's own softmax."""
+    logits, probabilities = scratch.softmax(hidden, held)
+    dtype = scratch.dtype
+    own = probabilities.gather(1, tokens[:, None])[:, 0].to(dtype)
+    if _may_look(own) and bool(own.all()):
+        return own.log(), probabilities
+    # A probability may be too small for a number; then the largest one gives the log of the sum.
+    most, likeliest = logits.max(-1)
+    log_sum = most.to(dtype) - probabilities.gather(1, likeliest[:, None])[:, 0].to(dtype).log()
+    return logits.gather(1, tokens[:, None])[:, 0].to(dtype) - log_sum, probabilities
+
+
+@functools.cache
+def _compiled() -> Any:
+    """The same from logits [r, V'], for the compiler to make two passes over memory of."""
+
+    def softmax(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        wide = logits.float()
+        most = wide.amax(-1, keepdim=True)
+        log_sum = most + (wide - most).exp().sum(-1, keepdim=True).log()
+        return (wide.gather(1, tokens[:, None]) - log_sum)[:, 0], (wide - log_sum).exp().to(logits.dtype)
+
+    return torch.compile(softmax)
 
 
 def _may_look(x: Tensor) -> bool:
@@ -225,21 +251,25 @@ class _Scratch:
         self.chunks = [slice(first, first + size) for first in range(0, len(hidden), size)]
         self._rows = len(hidden)
         self._logits = hidden.new_empty(size, len(held.rows))
-        self._dtype = dtype
+        self.dtype = dtype
         self._second: Tensor | None = None
 
     def fits(self, hidden: Tensor) -> bool:
         """Whether these are the chunks of `hidden`, too."""
         return len(hidden) == self._rows and hidden.dtype == self._logits.dtype
 
+    def logits(self, hidden: Tensor, held: HeldWeight) -> Tensor:
+        """[r, V'] after `hidden` [r, D], in its precision; good until the next call."""
+        return held.logits(hidden, self._logits[: len(hidden)])
+
     def log_softmax(self, hidden: Tensor, held: HeldWeight) -> Tensor:
         """[r, V'] log-probabilities of all tokens after `hidden` [r, D]; good until the next call."""
-        logits = held.logits(hidden, self._logits[: len(hidden)])
-        return torch.log_softmax(logits.to(self._dtype), dim=-1, out=self._out(self._dtype, len(hidden)))
+        logits = self.logits(hidden, held)
+        return torch.log_softmax(logits.to(self.dtype), dim=-1, out=self._out(self.dtype, len(hidden)))
 
     def softmax(self, hidden: Tensor, held: HeldWeight) -> tuple[Tensor, Tensor]:
         """Logits and probabilities [r, V'] after `hidden` [r, D], both in its precision; good until the next call."""
-        logits = held.logits(hidden, self._logits[: len(hidden)])
+        logits = self.logits(hidden, held)
         return logits, torch.softmax(logits, dim=-1, out=self._out(logits.dtype, len(hidden)))
 
     def _out(self, dtype: torch.dtype, rows: int) -> Tensor:

@@ -116,7 +116,8 @@ def measure_speed(
     """Times fast steps, slow step and validation of a training run as `config` has it, on `data` or on random tokens.
 
     A step without fast steps is timed, and one with `FAST` of them or a few more: the difference is theirs, and counted
-    as often as the run takes them. Nothing is kept of the model.
+    as often as the run takes them. On a GPU with all of them, because there the host prepares one while another runs,
+    and what is `fast` is what they add. Nothing is kept of the model.
 
     Args:
         on_round: called with the rounds done.
@@ -132,7 +133,8 @@ def measure_speed(
     optimizer = slow_optimizer(parts, slow)
     objective = parts.objective.at(1.0)
     fast_steps = _fast_steps(parts)
-    counted = min(fast_steps, -(-FAST // parts.fast.subsample) * parts.fast.subsample)
+    overlaps = parts.device.type == "cuda"
+    counted = fast_steps if overlaps else min(fast_steps, -(-FAST // parts.fast.subsample) * parts.fast.subsample)
     options = parts.fitting | {"tolerance": 0.0}  # sequences that stop early would make some steps cheaper than others
     judge = parts.judge()
     validations, validated = _validations(slow, data)
@@ -177,13 +179,15 @@ def measure_speed(
     batch = read(0)
     alone_steps = config.alone_steps
     checking_steps = _fast_steps(judge)
+    checked = checking_steps if overlaps else min(checking_steps, FAST)
     reading, fast, slowly, alone, checking, tokens = [], [], [], [], [], []
     with pyro.validation_enabled(False):  # as in training
-        learn(batch, counted)  # what is done once, such as compiling, is not a step's cost
-        if alone_steps:
-            learn(batch, 0, alone=True)
-        if validations:
-            validate(batch, min(checking_steps, FAST))
+        for _ in range(2 if parts.recorder else 1):  # what is done once, compiling or recording, is not a step's cost
+            learn(batch, counted)
+            if alone_steps:
+                learn(batch, 0, alone=True)
+            if validations:
+                validate(batch, checked)
         for number in range(rounds):
             seconds, batch = _timed(partial(read, number), device)
             reading.append(seconds)
@@ -193,11 +197,13 @@ def measure_speed(
             if alone_steps:
                 alone.append(_timed(partial(learn, batch, 0, number, alone=True), device)[0])
             if validations:
-                without, each = _priced(partial(validate, batch), min(checking_steps, FAST), device)
+                without, each = _priced(partial(validate, batch), checked, device)
                 checking.append(validated / slow.batch_size * (without + checking_steps * each))
             tokens.append(int(batch.tokens()))
             on_round(number + 1)
         optimizer.zero_grad(set_to_none=True)  # what the profiler has not seen made, it cannot see freed
+        if parts.recorder:
+            parts.recorder.forget()  # to be recorded anew: the memory is a step's
         kept = fast_steps if parts.guide.is_unrolled else min(counted, 2)  # an unrolled step keeps all fast steps
         count = min(slow.accumulate, 2)  # from the second micro-batch on, gradients are held beside what it keeps
         peak = peak_memory(partial(learn, batch, kept, count=count), device)

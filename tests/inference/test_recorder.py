@@ -190,15 +190,41 @@ def test_no_more_recordings_are_kept_than_are_used():
     assert kept.recorded == KEPT + 2
 
 
+def test_training_and_validation_in_turn_are_recorded_both():
+    model, kept = tiny_model(), Again()
+    recorder = Recorder(kept)
+    for _ in range(3):
+        for size in (3, 2):
+            fit(model, tiny_batch(size), recorder)
+    assert (kept.recorded, kept.replayed) == (2, 4)
+    recorder.forget()
+    fit(model, tiny_batch(3), recorder)
+    assert (kept.recorded, kept.replayed) == (2, 4)
+
+
 def test_parts_record_on_a_gpu_alone():
     config = apply_settings(preset("nano"), ["model.vocab_size=300"])
     assert Parts.build(config).recorder is None
 
 
+@needs_a_gpu
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_fit_on_a_gpu_is_that_on_a_cpu(recorded):
+    """In single precision, on the same noise: the same but for the order of sums."""
+    model, same_model, recorder = tiny_model(), tiny_model().cuda(), Recorder() if recorded else None
+    for turn in range(3):
+        batch = tiny_batch(seed=turn)
+        here = fit(model, batch, seed=turn, steps=8)
+        there = fit(same_model, batch.to("cuda"), recorder, seed=turn, steps=8)
+        torch.testing.assert_close(there.history.cpu(), here.history, atol=1e-3, rtol=1e-4)
+        for name, value in there.state.items():
+            torch.testing.assert_close(value.cpu(), here.state[name], atol=2e-3, rtol=1e-3)
+
+
 # A replay runs the loop's own kernels; what adds up in no fixed order on a GPU (a gradient to keys and values, or to an
 # embedding) differs in the last places.
 @needs_a_gpu
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.filterwarnings("ignore"))])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_cuda_graph_is_the_loop_itself(dtype, compiled):
     from pyro_ltm.model import LatentThoughtModel

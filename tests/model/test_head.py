@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.devices import as_on_a_gpu, needs_a_gpu
 
 from pyro_ltm.model import head
 from pyro_ltm.model.head import token_log_probs
@@ -75,6 +78,50 @@ def test_bfloat16_products(chunks, learns):
     for one, other in zip(mine, theirs, strict=True):
         assert one.dtype == torch.float32
         assert (one - other).norm() < 0.03 * other.norm()
+
+
+@pytest.fixture
+def _compiler(monkeypatch):
+    """torch's compiler up to the code that it would generate."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
+    for forget in (torch.compiler.reset, head._compiled.cache_clear):
+        forget()
+    yield
+    for forget in (torch.compiler.reset, head._compiled.cache_clear):
+        forget()
+
+
+@pytest.mark.usefixtures("_compiler")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpus_way_with_logits(chunks, dtype, monkeypatch):
+    """Padded rows and the compiled softmax: no more than rounded, and no row of zeros is ever likely."""
+    as_on_a_gpu(monkeypatch)
+    check_a_gpus_way("cpu", dtype)
+
+
+@needs_a_gpu
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_on_a_gpu(chunks, dtype):
+    check_a_gpus_way("cuda", dtype)
+
+
+def check_a_gpus_way(device, dtype):
+    hidden, weight, tokens, counts = (part.to(device) for part in parts(torch.float32))
+    hidden.sub_(1)  # most logits are negative: to zeros they would lose
+    leaves = [hidden.requires_grad_(), weight.requires_grad_()]
+    exact, _ = both(hidden.to(dtype).float(), weight.to(dtype).float(), tokens)
+    theirs = torch.autograd.grad((exact * counts).sum(), leaves)
+    for compiled in (False, True):
+        ours = token_log_probs(hidden, weight, tokens, dtype, None, compiled)
+        mine = torch.autograd.grad((ours * counts).sum(), leaves)
+        with torch.no_grad():
+            alone = token_log_probs(hidden, weight, tokens, dtype)
+        near = 1e-5 if dtype == torch.float32 else 2**-7 * float((hidden @ weight.t()).detach().abs().max())
+        torch.testing.assert_close((ours, alone), (exact, exact), atol=near, rtol=0)
+        for one, other in zip(mine, theirs, strict=True):
+            assert (one - other).norm() < (1e-5 if dtype == torch.float32 else 0.03) * other.norm()
 
 
 def test_very_unlikely_tokens_keep_a_finite_gradient():
