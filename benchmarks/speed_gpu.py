@@ -20,7 +20,6 @@ from benchmarks.interleave import interleaved, ratio, summary
 from benchmarks.plain import FastLoop, Plain, plain_train_step
 from benchmarks.roofline import fast_step_products, measure, peak_rates, slow_step_flops
 from benchmarks.speed import FAST_STEPS, QUARTER, VOCABULARY, Yard
-from benchmarks.tensor import tensor_fit
 from pyro_ltm.config import preset
 from pyro_ltm.evaluation.memory import peak_memory
 from pyro_ltm.model.head import STEP
@@ -50,9 +49,9 @@ def run(
         loop = FastLoop(steps=training_steps)
         return lambda: plain_train_step(model, optimizer, inputs, targets, loop)
 
-    def learning(parts: Any, subsample: int = 1) -> Any:
+    def learning(parts: Any) -> Any:
         optimizer = slow_optimizer(parts, yard.config.slow)
-        return lambda: yard.learn(parts, optimizer, training_steps, subsample)
+        return lambda: yard.learn(parts, optimizer, training_steps)
 
     fits = {
         "plain": lambda: fast.fit(plain, inputs, targets),
@@ -61,14 +60,12 @@ def run(
         "ours, compiled": lambda: yard.fit(steps, parts=yard.compiled),
         "ours, not recorded": lambda: yard.fit(steps, parts=bare),
         "quarter": lambda: yard.fit(steps, parts=ours, subsample=QUARTER),
-        "tensor": lambda: tensor_fit(ours.model.decoder, yard.batch, steps),
     }
     trainings = {
         "plain": plainly(plain),
         "plain, compiled": plainly(compiled),
         "ours": learning(ours),
         "ours, compiled": learning(yard.compiled),
-        "quarter": learning(ours, QUARTER),
     }
     step = sum(product.flops for product in fast_step_products(yard.config.model, size, length))
     flops = {
@@ -100,11 +97,11 @@ def run(
             },
         }
     found["peak_bytes"] = {}
-    models = {"plain": plain, "plain, compiled": compiled, "ours": ours.model, "ours, compiled": yard.compiled.model}
+    models = {"plain": plain, "ours": ours.model, "ours, compiled": yard.compiled.model}
     for parts in (ours, yard.compiled):
         if parts.recorder:
             parts.recorder.forget()
     for work, model in models.items():
         model.zero_grad(set_to_none=True)  # so that they are made while we watch, and recordings, too
-        found["peak_bytes"][work] = peak_memory(lambda learn=trainings[work]: [learn() for _ in range(3)], device)
+        found["peak_bytes"][work] = peak_memory(lambda learn=trainings[work]: [learn() for _ in range(2)], device)
     return found

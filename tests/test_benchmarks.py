@@ -308,7 +308,7 @@ def test_the_gpu_part_runs_where_there_is_none(monkeypatch, no_profiler):
     assert found["tokens"] == 2 * 16
     assert found["peak"]["nominal"] is None
     assert found["fast"]["share_of_peak"]["ours"]["measured"] > 0
-    assert table.gpu({"gpu-small": {"found": found}}).count("\n| small, ") == 7 + 5
+    assert table.gpu({"gpu-small": {"found": found}}).count("\n| small, ") == 6 + 4
 
 
 def test_plain_in_half_precision_and_for_the_compiler(monkeypatch):

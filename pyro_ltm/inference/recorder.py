@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
@@ -34,12 +35,14 @@ KEPT = 2
 
 def cuda_graph() -> Capture:
     """Recording by CUDA graphs that share their memory, of which one is replayed at a time."""
-    pool = torch.cuda.graph_pool_handle()
+    graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def capture(work: Callable[[], tuple[State, Tensor]]) -> tuple[tuple[State, Tensor], Callable[[], object]]:
+        pool = next((graph.pool() for graph in graphs), None)  # that of a graph that lives: it goes with the last one
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             made = work()
+        graphs.add(graph)
         return made, graph.replay
 
     return capture

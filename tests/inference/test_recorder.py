@@ -243,3 +243,15 @@ def test_a_cuda_graph_is_the_loop_itself(dtype, compiled):
             torch.testing.assert_close(value, other.state[name], **near)
     assert recorder._recordings
     assert not recorder._refused
+
+
+@needs_a_gpu
+def test_what_was_forgotten_is_recorded_anew():
+    model, recorder = tiny_model().cuda(), Recorder()
+    for _ in range(2):
+        for turn in range(3):
+            batch = tiny_batch(seed=turn).to("cuda")
+            same(fit(model, batch, recorder, seed=turn), fit(model, batch, seed=turn))
+        assert len(recorder._recordings) == 1
+        recorder.forget()
+        torch.cuda.empty_cache()

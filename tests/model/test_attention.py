@@ -114,7 +114,7 @@ def test_bands_computed_again_are_not_kept(bands):
     q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 2, 64, 4))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         windowed_attention(q, k, v, window=16, recompute=True)
-    assert set(kept) <= {x.data_ptr() for x in (q, k, v)}
+    assert set(kept) - {0} <= {x.data_ptr() for x in (q, k, v)}  # 0: nothing is kept there
 
 
 def test_a_second_derivative_may_be_taken_outside_of_the_choice_of_kernel():
