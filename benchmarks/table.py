@@ -281,6 +281,16 @@ def growth(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+WAYS = {
+    "plain": "plain",
+    "plain, compiled": "plain, `torch.compile`",
+    "ours": "ours",
+    "ours, compiled": "ours, `compile=true`",
+    "ours, not recorded": "ours, `fast.record=false`",
+    "quarter": "ours, `fast.subsample=4`, which is not recorded",
+}
+
+
 def gpu(found: Mapping[str, Any]) -> str:
     """Presets on a GPU."""
     parts = [part["found"] for name, part in found.items() if name.startswith("gpu-")]
@@ -292,21 +302,20 @@ def gpu(found: Mapping[str, Any]) -> str:
                 shares = one["share_of_peak"].get(work, {})
                 shown = [f"{share:.0%}" if (share := shares.get(of)) else "" for of in ("nominal", "measured")]
                 ratios = [times(one[key][work]) for key in ("faster_than_plain", "faster_than_compiled_plain")]
-                cells = [f"{part['preset']}, {what}, {work}", f"{1000 * second['median']:.1f} ms"]
+                cells = [f"{part['preset']}, {what}: {WAYS[work]}", f"{1000 * second['median']:.1f} ms"]
                 cells += [f"{one['tokens_per_second'][work]:,.0f}", *shown, *ratios]
                 lines.append(f"| {' | '.join(cells)} |")
     titles = "| bfloat16 | time | tokens a second | of nominal peak | of a large product | against plain "
     if not lines:
         return ""
     floors = [
-        f"{part['preset']} {part['roofline'] * 1000:.1f} ms, of which ours takes "
-        f"{one['ours']['median'] / part['roofline']:.1f} times as long, and compiled "
-        f"{one['ours, compiled']['median'] / part['roofline']:.1f} times"
+        f"{part['preset']} {part['roofline'] * 1000:.1f} ms ({part['roofline'] / one['ours']['median']:.0%} of ours, "
+        f"{part['roofline'] / one['ours, compiled']['median']:.0%} of ours compiled)"
         for part in parts
         for one in [part["fast"]["seconds"]]
     ]
     held = [
-        f"{part['preset']} " + ", ".join(f"{work} {peak / 1e9:.1f} GB" for work, peak in part["peak_bytes"].items())
+        f"{part['preset']} " + ", ".join(f"{WAYS[work]} {peak / 1e9:.1f} GB" for work, peak in part["peak_bytes"].items())
         for part in parts
     ]
     return "\n".join(

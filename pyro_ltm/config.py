@@ -193,7 +193,10 @@ class SlowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All that defines a run. Equal configurations give equal weights, bit for bit, on one machine."""
+    """All that defines a run. Equal configurations give equal weights, bit for bit, on one processor.
+
+    A GPU adds up some gradients in no fixed order.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

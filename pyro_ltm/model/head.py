@@ -151,7 +151,7 @@ class HeldWeight:
 
 
 STEP = 64
-"""GPT-2's vocabulary of 50,257, an odd number, takes six times as long as the next multiple (H100, bfloat16)."""
+"""GPT-2's vocabulary of 50,257, an odd number, takes several times as long as the next multiple (H100)."""
 
 
 def _pads(matrix: Tensor) -> bool:
