@@ -315,8 +315,9 @@ def gpu(found: Mapping[str, Any]) -> str:
         for one in [part["fast"]["seconds"]]
     ]
     held = [
-        f"{part['preset']} " + ", ".join(f"{WAYS[work]} {peak / 1e9:.1f} GB" for work, peak in part["peak_bytes"].items())
+        f"{part['preset']} " + ", ".join(f"{WAYS[work]} {peak / 1e9:.1f} GB" for work, peak in peaks.items())
         for part in parts
+        for peaks in [part["peak_bytes"]]
     ]
     return "\n".join(
         [

@@ -140,9 +140,7 @@ class FastConfig:
         high=1 << 16,
         added=True,
     )
-    record: bool = option(
-        True, "on a GPU, record the fast loop once (a CUDA graph) and replay it; elsewhere nothing", added=True
-    )
+    record: bool = option(True, "on a GPU, record the fast loop once and replay it (a CUDA graph)", added=True)
 
     def __post_init__(self) -> None:
         check_ranges(self, "fast")
@@ -193,10 +191,7 @@ class SlowConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All that defines a run. Equal configurations give equal weights, bit for bit, on one processor.
-
-    A GPU adds up some gradients in no fixed order.
-    """
+    """All that defines a run. Equal ones give equal weights, bit for bit, on one CPU; a GPU sums in no fixed order."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
