@@ -161,9 +161,7 @@ class SlowConfig:
     beta2: float = option(0.95, "AdamW: decay of the square", low=0.0, high=1.0)
     clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", low=0.0)
     recompute: bool = option(
-        False,
-        "the slow step computes layers again instead of keeping what they did: less memory, more time",
-        added=True,
+        False, "the slow step computes layers again, not keeping what they did: less memory, more time", added=True
     )
     alone: float = option(
         0.0,
