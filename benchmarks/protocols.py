@@ -144,10 +144,21 @@ def judging(plan: dict[str, list[str]], protocol: str) -> list[str]:
 
 
 def measure(
-    name: str, data: str, out: Path, seeds: list[int], protocol: str, before: dict[str, Any] | None = None
+    name: str,
+    data: str,
+    out: Path,
+    seeds: list[int],
+    protocol: str,
+    before: dict[str, Any] | None = None,
+    particles: int | None = None,
 ) -> dict[str, Any]:
-    """All figures of one corpus, or those of one protocol beside what was found `before`."""
+    """All figures of one corpus, or those of one protocol beside what was found `before`.
+
+    `particles`: draws, in place of as many as the corpus has.
+    """
     plan = {key: [part.format(data=data) for part in parts] for key, parts in CORPORA[name].items()}
+    if particles:
+        plan["particles"] = ["--particles", str(particles)]
     tokens = str(out / name / "tokens")
     if not Path(tokens).exists():
         run("prepare", *plan["prepare"], "--out", tokens)
@@ -172,6 +183,7 @@ def main() -> None:
     parser.add_argument("--only", choices=list(CORPORA))
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--protocol", choices=("bound", "prefix", "reference", "all"), default="all")
+    parser.add_argument("--particles", type=int, help="draws, in place of as many as the corpus has")
     options = parser.parse_args()
     if (options.out is None) == (options.table is None):
         parser.error("give either --out or --table")
@@ -185,7 +197,8 @@ def main() -> None:
     for name in [options.only] if options.only else CORPORA:
         seeds = [int(seed) for seed in options.seeds.split(",")]
         data = str(options.shared / "data")
-        known[name] = measure(name, data, options.out, seeds, options.protocol, known.get(name))
+        before, particles = known.get(name), options.particles
+        known[name] = measure(name, data, options.out, seeds, options.protocol, before, particles)
         file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         print(results.markdown(known[name]))
 

@@ -81,7 +81,7 @@ def _figures(row: Mapping[str, Any]) -> list[list[str]]:
         for start, one in bound.get("ais", {}).items():
             add(f"AIS from {start}", f"annealed from {start}, {one['temperatures']} temperatures, at most", one)
     if prefix := row.get("prefix"):
-        add("prefix", f"predictive, a fit every {prefix['stride']} tokens", prefix)
+        add("prefix", f"predictive, {prefix['particles']} draws, a fit every {prefix['stride']} tokens", prefix)
     add("twin", "twin, exact", row["twin"])
     return rows
 
