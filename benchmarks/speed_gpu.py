@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -103,5 +105,10 @@ def run(
             parts.recorder.forget()
     for work, model in models.items():
         model.zero_grad(set_to_none=True)  # so that they are made while we watch, and recordings, too
-        found["peak_bytes"][work] = peak_memory(lambda learn=trainings[work]: [learn() for _ in range(2)], device)
+        found["peak_bytes"][work] = peak_memory(partial(_twice, trainings[work]), device, reserved=True)
     return found
+
+
+def _twice(work: Callable[[], Any]) -> None:
+    for _ in range(2):
+        work()

@@ -42,6 +42,7 @@ class Guide(nn.Module, ABC):
         takes_fast_steps: False where what `init` gives is final.
         needs_double_backward: its fit takes gradients of the decoder's gradients, which a compiled decoder has not.
         is_unrolled: the slow step's gradient goes back through the fast steps to `init`.
+        is_recorded: its fast steps ask the host for no value, so that a GPU can record them (`inference.recorder`).
     """
 
     card: ClassVar[Card]
@@ -57,6 +58,7 @@ class Guide(nn.Module, ABC):
     takes_fast_steps: ClassVar[bool] = True
     needs_double_backward: ClassVar[bool] = False
     is_unrolled: ClassVar[bool] = False
+    is_recorded: ClassVar[bool] = False
 
     def __init__(self, thoughts: int, dim: int):
         super().__init__()

@@ -37,6 +37,7 @@ class MeanField(Guide):
     has_analytic_kl: ClassVar[bool] = True
     has_kl_by_thought: ClassVar[bool] = True
     has_natural_gradient: ClassVar[bool] = True
+    is_recorded: ClassVar[bool] = True
 
     def __init__(
         self,

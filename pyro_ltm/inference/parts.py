@@ -66,15 +66,14 @@ class Parts:
                 )
             model.decoder.compile()
         fast = FastConfig(steps=0) if nothing else config.fast
-        records = config.fast.record and torch.device(device).type == "cuda"
-        return cls(model, guide, objective, optimizer, fast, Recorder() if records else None)
+        return cls(model, guide, objective, optimizer, fast, _recorder(config, torch.device(device)))
 
     def with_fast_loop(self, config: Config) -> Parts:
         """These parts with the fast loop of another configuration. Raises UserError where it does not fit."""
         if not self.model.config.thoughts:
             return self
         optimizer = _fast_optimizer(config, self.guide, self.objective)
-        recorder = self.recorder if config.fast.record else None
+        recorder = (self.recorder or _recorder(config, self.device)) if config.fast.record else None
         return dataclasses.replace(self, optimizer=optimizer, fast=config.fast, recorder=recorder)
 
     @staticmethod
@@ -158,6 +157,10 @@ def product_seconds(model: ModelConfig, device: torch.device, repeats: int = 10)
             float((rows @ weight)[0, 0])  # to be read, it must be there
             times[name].append(time.perf_counter() - began)
     return {name: min(taken) for name, taken in times.items()}
+
+
+def _recorder(config: Config, device: torch.device) -> Recorder | None:
+    return Recorder() if config.fast.record and device.type == "cuda" else None
 
 
 def _fast_optimizer(config: Config, guide: Guide, objective: Objective) -> FastOptimizer:

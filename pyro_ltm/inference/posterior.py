@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference.fit import check_fit
 from pyro_ltm.inference.optimizers import Adam, FastOptimizer
-from pyro_ltm.inference.recorder import Recorder
+from pyro_ltm.inference.recorder import Recorder, kind_of
 from pyro_ltm.inference.samplers import Sampler
 from pyro_ltm.inference.subsample import subsampled
 from pyro_ltm.inference.target import Target
@@ -158,7 +158,8 @@ def fit_posterior(
             the slow step of an encoder (second order, with all the memory that it needs).
         watch: sees the state before the first step and after each.
         recorder: on a GPU, replays the fast loop for batches of shapes that it has seen, where each step asks for the
-            same whatever the numbers: without `tolerance`, `subsample`, `keep_graph`, `watch` and chains.
+            same whatever the numbers (`recorder.kind_of`): without `tolerance`, `subsample`, `keep_graph` and `watch`,
+            for guides that say so (`is_recorded`), and where distributions do not check their arguments.
 
     Raises:
         UserError: guide, objective, optimizer and noise do not fit one another.
@@ -192,11 +193,11 @@ def fit_posterior(
                 state, history = loop.run(state, tolerance, patience, watch)
             return guide.finish(state, Target(model, batch)), history
 
-    moves = keep_graph or tolerance or subsample > 1 or watch or isinstance(guide, Sampler)
-    if recorder is None or moves or not steps:
+    moves = keep_graph or tolerance or subsample > 1 or watch or not steps
+    kind = None if recorder is None or moves else kind_of(batch, model, guide, objective, optimizer, steps, noise)
+    if recorder is None or kind is None:
         state, history = fit(batch, None, stream)
     else:
-        kind = (*(_named(part) for part in (model, guide, objective, optimizer)), steps, noise)
         with frozen(guide):
             begun = first(batch)
         state, history = recorder.run(fit, kind, batch, begun, stream)
@@ -289,13 +290,6 @@ def _held_still(model: nn.Module, guide: nn.Module, keep_graph: bool, many: bool
             if many and (held := getattr(model, "held", None)):
                 stack.enter_context(held())
         yield
-
-
-def _named(part: Any) -> Hashable:
-    """What tells `part` from others that do something else: a module's weights lie where they lay, and may change."""
-    if isinstance(part, nn.Module):
-        return part, part.training, tuple(weight.data_ptr() for weight in part.parameters())
-    return type(part), tuple(sorted((name, repr(value)) for name, value in vars(part).items()))
 
 
 def _sense(objective: ELBO) -> int:

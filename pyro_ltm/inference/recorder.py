@@ -14,8 +14,11 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from pyro.infer import ELBO
+from pyro.poutine.runtime import am_i_wrapped
+from torch import Tensor, nn
 
+from pyro_ltm.guides import Guide
 from pyro_ltm.noise import Noise
 from pyro_ltm.types import Batch, State
 
@@ -29,8 +32,9 @@ Capture = Callable[[Callable[[], tuple[State, Tensor]]], tuple[tuple[State, Tens
 Asked = tuple[torch.Size, int, torch.dtype]
 """A draw of noise: its shape, how many of its dimensions are the event's, and its type."""
 
-KEPT = 2
-"""Recordings that are kept, those used last, and kinds of fits remembered: training's and validation's."""
+KEPT = 4
+"""Recordings that are kept, those used last, and kinds of fits remembered: of training, and of validation, whose last
+batch has another size."""
 
 
 def cuda_graph() -> Capture:
@@ -40,7 +44,8 @@ def cuda_graph() -> Capture:
     def capture(work: Callable[[], tuple[State, Tensor]]) -> tuple[tuple[State, Tensor], Callable[[], object]]:
         pool = next((graph.pool() for graph in graphs), None)  # that of a graph that lives: it goes with the last one
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        # Where it fails, torch leaves its own stream behind; this goes back from it.
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
             made = work()
         graphs.add(graph)
         return made, graph.replay
@@ -48,22 +53,58 @@ def cuda_graph() -> Capture:
     return capture
 
 
+def kind_of(batch: Batch, model: nn.Module, guide: Guide, objective: ELBO, optimizer: Any, *more: Any) -> Hashable:
+    """What tells a fit from others of the same shapes that ask for something else; None where that cannot be told.
+
+    Weights are told by where they lie, and may change there.
+    """
+    checks = torch.distributions.Distribution._validate_args  # by values
+    holders = any(getattr(module, "_holders", 0) for module in model.modules())  # whose layout is theirs to let go of
+    if not guide.is_recorded or checks or holders or batch.stretch is not None or am_i_wrapped():
+        return None
+    parts = (_plain(objective), _plain(optimizer))
+    if None in parts:
+        return None
+    return (*parts, *map(_module, (model, guide)), *more)
+
+
+def _module(module: nn.Module) -> Hashable:
+    """A module, where its tensors lie, and the settings of all its parts."""
+    lie = tuple(tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()))
+    parts = list(module.modules())
+    compiled = tuple(part._compiled_call_impl is not None for part in parts)
+    settings = tuple(item for part in parts for item in vars(part).items() if _is_plain(item[1]))
+    return module, lie, compiled, settings
+
+
+def _plain(part: Any) -> Hashable:
+    """A class and its settings; None where one of them is not plain."""
+    settings = vars(part)
+    return (type(part), *settings.items()) if all(map(_is_plain, settings.values())) else None
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
 class Recorder:
     """Runs fits: the first of its kind as it is, the second while it records it, and replays the others.
 
-    What cannot be recorded, because it asks for a value on the host, is run as it is each time.
+    Where that fails, because something asks for a value on the host, it says so and records nothing more.
     """
 
     def __init__(self, capture: Capture | None = None):
         self._capture = capture or cuda_graph()
         self._draws: dict[Hashable, list[Asked]] = {}
         self._recordings: dict[Hashable, _Recording] = {}
-        self._refused: set[Hashable] = set()
+        self._gave_up = False
 
     def run(self, fit: Fit, kind: Hashable, batch: Batch, start: State, noise: Noise) -> tuple[State, Tensor]:
         """`fit(batch, start, noise)`. `kind` tells apart fits that do not ask the same for batches of one shape."""
         key = (kind, _shapes({"inputs": batch.inputs, "targets": batch.targets, "mask": batch.mask}), _shapes(start))
-        if key in self._refused:
+        # A context is worked out within: it lies elsewhere in each batch, and is of the weights as they were.
+        batch = dataclasses.replace(batch, context=None)
+        if self._gave_up:
             return fit(batch, start, noise)
         if key not in self._recordings and key not in self._draws:
             listening = _Listening(noise)
@@ -76,7 +117,8 @@ class Recorder:
             try:
                 recording = _Recording(self._capture, fit, batch, start, self._draws.pop(key), noise.device)
             except RuntimeError as error:
-                self._refused.add(key)
+                self._gave_up = True
+                self.forget()
                 warnings.warn(f"the fast loop cannot be recorded and runs as it is: {error}", stacklevel=2)
                 return fit(batch, start, noise)
         self._recordings[key] = recording
@@ -109,9 +151,10 @@ class _Recording:
         inputs, targets, mask = self._tokens
         there = dataclasses.replace(batch, inputs=inputs, targets=targets, mask=mask)
         (self._state, self._history), self._play = capture(
-            lambda: fit(there, self._start, _Laid(batch.ids, iter(self._draws), device))
+            lambda: fit(there, self._start, _Laid(iter(self._draws), device))
         )
 
+    @torch.no_grad()
     def replay(self, batch: Batch, start: State, noise: Noise) -> tuple[State, Tensor]:
         """What the fit makes of these. Nobody waits: all is asked for in order, on one stream."""
         assert batch.targets is not None
@@ -126,7 +169,7 @@ class _Recording:
 
 
 class _Listening(Noise):
-    """`noise`, and what was asked of it."""
+    """`noise`, and what was asked of it; a fit asks for normals alone."""
 
     def __init__(self, noise: Noise):
         self._noise, self.device = noise, noise.device
@@ -138,13 +181,16 @@ class _Listening(Noise):
 
 
 class _Laid(Noise):
-    """Noise that lies in place."""
+    """Noise that lies in place, to be asked for as it was listened to."""
 
-    def __init__(self, ids: Tensor, draws: Iterator[Tensor], device: torch.device):
+    def __init__(self, draws: Iterator[Tensor], device: torch.device):
         self._draws, self.device = draws, device
 
     def normal(self, shape: torch.Size, *, event_dims: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return next(self._draws)
+        laid = next(self._draws, None)
+        if laid is None or laid.shape != shape or laid.dtype != dtype:
+            raise RuntimeError(f"noise of shape {tuple(shape)}, which it did not ask for before")
+        return laid
 
 
 def _shorten(kept: dict[Hashable, Any]) -> None:

@@ -114,13 +114,13 @@ class HeldWeight:
             order in which the processor's library reads it, which takes its memory once more.
 
     Attributes:
-        rows: [V', D] the matrix as products read it: on a GPU in half precision with more rows, of zeros, where V is no
+        rows: [V', D] the matrix as products read it: on a GPU in bfloat16 with more rows, of zeros, where V is no
             multiple of `STEP`. What they say is minus infinity.
     """
 
     def __init__(self, matrix: Tensor, *, many: bool = False):
-        self.matrix = matrix
         self.rows = _in_step(matrix) if _pads(matrix) else matrix
+        self.matrix = self.rows[: len(matrix)]
         self._many = many
         self._kept: _Scratch | None = None
         self._order: Tensor | None = None
@@ -181,7 +181,7 @@ def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight, c
     scratch = held.scratch(hidden, weight.dtype)
     for rows in scratch.chunks:
         if compiled:
-            log_probs[rows], probabilities = _compiled()(scratch.logits(hidden[rows], held), tokens[rows])
+            log_probs[rows], probabilities = _compiled()(scratch.logits(hidden[rows], held), tokens[rows], weight.dtype)
         else:
             log_probs[rows], probabilities = _softmax(scratch, hidden[rows], tokens[rows], held)
         torch.sub(held.matrix[tokens[rows]], held.mean(probabilities), out=gradient[rows])
@@ -205,8 +205,8 @@ def _softmax(scratch: _Scratch, hidden: Tensor, tokens: Tensor, held: HeldWeight
 def _compiled() -> Any:
     """The same from logits [r, V'], for the compiler to make two passes over memory of."""
 
-    def softmax(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        wide = logits.float()
+    def softmax(logits: Tensor, tokens: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        wide = logits.to(dtype)
         most = wide.amax(-1, keepdim=True)
         log_sum = most + (wide - most).exp().sum(-1, keepdim=True).log()
         return (wide.gather(1, tokens[:, None]) - log_sum)[:, 0], (wide - log_sum).exp().to(logits.dtype)

@@ -29,9 +29,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
 
 
 def has_window_kernel(x: Tensor) -> bool:
-    """Whether torch's flash attention for GPUs takes `x`. It has no second derivative: see `chooses_its_kernel`."""
+    """Whether torch's flash attention for GPUs (Ampere or later) takes `x`.
+
+    It has no second derivative: see `chooses_its_kernel`.
+    """
     half = x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
-    return half and (torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled())
+    fits = x.shape[-1] % 8 == 0 and x.shape[-1] <= 256
+    return half and fits and (torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled())
 
 
 def attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:

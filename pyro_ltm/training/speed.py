@@ -136,6 +136,8 @@ def measure_speed(
     overlaps = parts.device.type == "cuda"
     counted = fast_steps if overlaps else min(fast_steps, -(-FAST // parts.fast.subsample) * parts.fast.subsample)
     options = parts.fitting | {"tolerance": 0.0}  # sequences that stop early would make some steps cheaper than others
+    if parts.fast.tolerance:
+        options["recorder"] = None  # as in the run
     judge = parts.judge()
     validations, validated = _validations(slow, data)
 
@@ -173,7 +175,7 @@ def measure_speed(
             optimizer=judge.optimizer,
             fast_steps=fast_steps,
             particles=1,
-            **judge.fitting | {"tolerance": 0.0, "subsample": 1},
+            **judge.fitting | {"tolerance": 0.0, "subsample": 1, "recorder": options["recorder"]},
         )
 
     batch = read(0)
@@ -182,7 +184,9 @@ def measure_speed(
     checked = checking_steps if overlaps else min(checking_steps, FAST)
     reading, fast, slowly, alone, checking, tokens = [], [], [], [], [], []
     with pyro.validation_enabled(False):  # as in training
-        for _ in range(2 if parts.recorder else 1):  # what is done once, compiling or recording, is not a step's cost
+        for _ in range(
+            2 if options["recorder"] else 1
+        ):  # what is done once, compiling or recording, is not a step's cost
             learn(batch, counted)
             if alone_steps:
                 learn(batch, 0, alone=True)
@@ -202,11 +206,15 @@ def measure_speed(
             tokens.append(int(batch.tokens()))
             on_round(number + 1)
         optimizer.zero_grad(set_to_none=True)  # what the profiler has not seen made, it cannot see freed
-        if parts.recorder:
-            parts.recorder.forget()  # to be recorded anew: the memory is a step's
         kept = fast_steps if parts.guide.is_unrolled else min(counted, 2)  # an unrolled step keeps all fast steps
         count = min(slow.accumulate, 2)  # from the second micro-batch on, gradients are held beside what it keeps
-        peak = peak_memory(partial(learn, batch, kept, count=count), device)
+        recorder = options["recorder"]
+        if recorder:  # to be recorded anew, whole, in the second step: its memory is a step's
+            recorder.forget()
+            kept = fast_steps
+        steps = 2 if recorder else 1
+        step = partial(learn, batch, kept, count=count)
+        peak = peak_memory(lambda: [step() for _ in range(steps)], device, reserved=bool(recorder))
     held = [tensor for module in (parts.model, parts.guide) for tensor in (*module.parameters(), *module.buffers())]
     return Speed(
         sequences=slow.batch_size,

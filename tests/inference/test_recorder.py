@@ -17,11 +17,12 @@ from helpers.tiny import tiny_batch, tiny_config, tiny_model
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_ltm.config import apply_settings, preset
-from pyro_ltm.guides import FullRank, MeanField
+from pyro_ltm.evaluation import evaluate_bound
+from pyro_ltm.guides import FullRank, MeanField, StudentT
 from pyro_ltm.inference import Adam, Natural, fit_posterior
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.inference.recorder import KEPT, Recorder
-from pyro_ltm.objectives import AnalyticELBO, Annealed, Renyi
+from pyro_ltm.objectives import AnalyticELBO, Annealed, MonteCarloELBO, Renyi
 
 
 class Again:
@@ -82,7 +83,7 @@ CHOICES = [
     {"guide": MeanField(4, 16, init_loc=0.1, init_noise=0.1)},
     {"noise": "antithetic", "optimizer": Natural(lr=0.3)},
     {"noise": "fixed"},
-    {"guide": FullRank(4, 16), "objective": Renyi(particles=2)},
+    {"objective": Renyi(particles=2)},
 ]
 
 
@@ -142,6 +143,100 @@ def test_what_asks_for_something_else_is_not_replayed(changed):
     assert (kept.recorded, kept.replayed) == (1, 2)
 
 
+def stretched(model):
+    return {"batch": dataclasses.replace(tiny_batch(), stretch=slice(0, 4), weight=3)}
+
+
+def moved_prior(model):
+    model.prior.loc = model.prior.loc + 1
+    return {}
+
+
+def alone(model):
+    model.decoder.alone = True
+    return {}
+
+
+class Weighted(AnalyticELBO):
+    """An objective with a setting that is a tensor."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def bound(self, terms):
+        return super().bound(terms) * self.weight.mean()
+
+
+@pytest.mark.parametrize("changed", [stretched, moved_prior, alone], ids=["stretch", "buffer", "alone"])
+def test_what_else_a_fit_reads_is_not_replayed_as_it_was(changed):
+    model, kept = tiny_model(), Noted()
+    recorder = Recorder(kept)
+    for _ in range(2):
+        fit(model, tiny_batch(), recorder)
+    options = changed(model)
+    batch = options.pop("batch", tiny_batch())
+    same(fit(model, batch, recorder), fit(model, batch))
+    assert (kept.recorded, kept.replayed) == (1, 1)
+
+
+def held(model):
+    return model.held()
+
+
+def half(model):
+    return pyro.poutine.scale(scale=0.5)
+
+
+def checked(model):
+    return pyro.validation_enabled(True)
+
+
+@pytest.mark.parametrize("around", [held, half, checked])
+def test_nothing_is_recorded_where_somebody_else_has_a_say(around):
+    model, kept = tiny_model(), Again()
+    recorder = Recorder(kept)
+    for turn in range(3):
+        with around(model):
+            same(fit(model, tiny_batch(seed=turn), recorder), fit(model, tiny_batch(seed=turn)))
+    assert kept.recorded == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"guide": StudentT(4, 16), "objective": MonteCarloELBO()}, {"objective": Weighted(torch.ones(3000))}],
+    ids=["guide", "objective"],
+)
+def test_what_cannot_be_told_or_recorded_is_run_as_it_is(options):
+    model, kept = tiny_model(), Again()
+    recorder = Recorder(kept)
+    for _ in range(3):
+        fit(model, tiny_batch(), recorder, **options)
+    assert kept.recorded == 0
+
+
+def test_a_context_is_that_of_the_batch_and_of_the_weights():
+    """Evaluation works it out before the fit, for the score as well."""
+    model, recorder = tiny_model(), Recorder(Noted())
+    for turn in range(3):
+        batch = tiny_batch(seed=turn)
+        with torch.no_grad():
+            model.decoder.tok_embeddings.weight.mul_(0.8)
+        same(fit(model, model.precompute(batch), recorder), fit(model, batch))
+
+
+def test_a_recorder_moves_no_figure():
+    """Through an evaluation, whose last batch is smaller."""
+    model, kept = tiny_model(), Again()
+    batches = [tiny_batch(3 - turn // 4, seed=turn) for turn in range(6)]
+    choices = {"guide": GUIDE, "objective": AnalyticELBO(), "fast_steps": 3, "particles": 2}
+    with_it, without = (
+        evaluate_bound(model, batches, recorder=recorder, **choices) for recorder in (Recorder(kept), None)
+    )
+    assert with_it.nats_per_token == pytest.approx(without.nats_per_token, rel=1e-6)
+    assert kept.recorded == 2
+
+
 def test_the_weight_of_the_kl_is_part_of_what_is_asked():
     """Its warm-up gives each slow step another; the micro-batches of one share it."""
     model, kept = tiny_model(), Again()
@@ -174,8 +269,9 @@ def test_what_cannot_be_recorded_is_run_as_it_is_and_said_once():
     model, recorder = tiny_model(), Recorder(refuses)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        for turn in range(4):
-            same(fit(model, tiny_batch(), recorder, seed=turn), fit(model, tiny_batch(), seed=turn))
+        for turn in range(6):
+            batch = tiny_batch(1 + turn // 3)
+            same(fit(model, batch, recorder, seed=turn), fit(model, batch, seed=turn))
     assert [str(each.message).split(":")[0] for each in said] == ["the fast loop cannot be recorded and runs as it is"]
 
 
