@@ -248,7 +248,7 @@ def no_profiler(monkeypatch):
     """Half a second whenever it watches; what it sees has tests of its own."""
     sizes = itertools.count(1 << 20, 1 << 10)
     for module in (growth, speed, speed_gpu):
-        monkeypatch.setattr(module, "peak_memory", lambda work, device="cpu": (work(), next(sizes))[1])
+        monkeypatch.setattr(module, "peak_memory", lambda work, device="cpu", **_: (work(), next(sizes))[1])
 
 
 def test_growth_has_its_axes_and_leaves_a_dated_note_and_plot(tmp_path, monkeypatch, capsys, no_profiler):

@@ -43,7 +43,7 @@ def clock(monkeypatch):
     def train(*_, fast_steps, alone, **__):
         clock.passes(ALONE if alone else fast_steps * FAST + SLOW)
 
-    monkeypatch.setattr(module, "peak_memory", lambda *_: None)  # which takes a while
+    monkeypatch.setattr(module, "peak_memory", lambda *_, **__: None)  # which takes a while
     monkeypatch.setattr(module, "train_step", train)
     monkeypatch.setattr(
         module, "evaluate_bound", lambda *_, fast_steps, **__: clock.passes(fast_steps * CHECK_FAST + CHECK)
@@ -206,7 +206,7 @@ def test_a_validation_fits_all_tokens_and_stops_no_sequence_early(monkeypatch, c
     """As validations do, but for the early end, which no price for a fast step can know."""
     options, real = [], module.evaluate_bound
     monkeypatch.setattr(module, "evaluate_bound", lambda *a, **k: (options.append(k), real(*a, **k))[1])
-    monkeypatch.setattr(module, "peak_memory", lambda *_: None)
+    monkeypatch.setattr(module, "peak_memory", lambda *_, **__: None)
     measure_speed(config(**{"slow.batch_size": 2, **changes}), rounds=1)
     assert {(k["subsample"], k["tolerance"], k["particles"]) for k in options} == {(1, 0.0, 1)}
     assert {k["fast_steps"] for k in options} == {0, module.FAST}
