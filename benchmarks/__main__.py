@@ -5,10 +5,10 @@
     python -m benchmarks --table benchmarks/speed-2026-11-26.json
 
 The first measures (more than an hour on two cores of a machine that does nothing else) and leaves in OUT, anew after
-each part: speed-DATE.json, speed-DATE.md, a note with all tables, and growth.png. Parts of an earlier day in OUT are
-taken over. The last writes the figures in docs/speed.md and README from such a file, and its plot; a test holds them
-together. `--data` is a prepared folder of text for `levers` and `race` (docs/speed.md says which); without it
-OUT/python-docs is prepared.
+each part, and each row of `levers` and `race`: speed-DATE.json, speed-DATE.md, a note with all tables, and growth.png.
+Parts of an earlier day in OUT are taken over. The last writes the figures in docs/speed.md and README from such a file,
+and its plot; a test holds them together. `--data` is a prepared folder of text for `levers` and `race` (docs/speed.md
+says which); without it OUT/python-docs is prepared.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import argparse
 import datetime
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,7 +37,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "nano": lambda asked: speed.run("nano", asked.rounds, asked.device),
     "pipeline": lambda asked: pipeline.run(asked.rounds),
     "growth": lambda asked: growth.run(asked.rounds),
-    "race": lambda asked: [race.run(asked.data, asked.steps, seed) for seed in asked.seeds],
+    "race": lambda asked: (race.run(asked.data, asked.steps, seed) for seed in asked.seeds),
     "levers": lambda asked: levers.run(asked.data, asked.steps, asked.seeds, asked.rows),
 }
 GPU: dict[str, Callable[[argparse.Namespace], Any]] = {
@@ -133,6 +133,17 @@ def write(found: dict[str, Any], out: Path, date: str) -> Path:
     return path
 
 
+def so_far(found: Any) -> Iterator[Any]:
+    """What a part found; of one that gives a row at a time, all rows up to each: a run that is cut short keeps them."""
+    if not isinstance(found, Iterator):
+        yield found
+        return
+    rows: list[Any] = []
+    for row in found:
+        rows.append(row)
+        yield rows
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line above."""
     asked = parsed(arguments)
@@ -152,17 +163,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: dict[str, Any] = json.loads(before[-1].read_text(encoding="utf-8")) if before else {}
     for part in asked.only:
         began = datetime.datetime.now(datetime.timezone.utc)
-        result = (PARTS | GPU)[part](asked)
-        minutes = (datetime.datetime.now(datetime.timezone.utc) - began).total_seconds() / 60
-        found[part] = {
-            "date": began.date().isoformat(),
-            "minutes": round(minutes, 1),
-            "machine": machine(),
-            **({"data": asked.data.name} if part in READING else {}),
-            "found": result,
-        }
-        path = write(found, asked.out, date)
-        print(f"{part}: {minutes:.1f} minutes, in {path}", flush=True)
+        for result in so_far((PARTS | GPU)[part](asked)):
+            minutes = (datetime.datetime.now(datetime.timezone.utc) - began).total_seconds() / 60
+            found[part] = {
+                "date": began.date().isoformat(),
+                "minutes": round(minutes, 1),
+                "machine": machine(),
+                **({"data": asked.data.name} if part in READING else {}),
+                "found": result,
+            }
+            path = write(found, asked.out, date)
+            print(f"{part}: {minutes:.1f} minutes, in {path}", flush=True)
     print(table.note(found, date))
     print(f"Next:\n  python -m benchmarks --table {path}")
 

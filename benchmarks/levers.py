@@ -10,6 +10,7 @@ same long fit (64 steps of Adam at 0.1, fresh noise, whole KL, 4 draws) on the s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ ROWS: dict[str, list[str]] = {
     "alone 0.5, subsample 4": ["slow.alone=0.5", "fast.subsample=4"],
     "compile": ["compile=true"],
     "bfloat16": ["dtype=bfloat16"],
+    "recompute": ["slow.recompute=true"],
     "natural": ["optimizer.name=natural"],
     "natural, lr 0.7": ["optimizer.name=natural", "optimizer.lr=0.7"],
     "semi-amortized": ["guide.name=semi-amortized"],
@@ -50,6 +52,7 @@ def ready(row: str, data: TokenDataset, steps: int, seed: int) -> tuple[Parts, T
     return parts, Training(config, data, learner(parts, config)), once
 
 
+@pyro.validation_enabled(False)  # as in training
 def default(data: TokenDataset, validation: TokenDataset, steps: int, seed: int) -> tuple[dict[str, Any], Bound]:
     """The row that all others are set against, and its bound."""
     parts, training, once = ready("default", data, steps, seed)
@@ -59,6 +62,7 @@ def default(data: TokenDataset, validation: TokenDataset, steps: int, seed: int)
     return found | level(bound), bound
 
 
+@pyro.validation_enabled(False)
 def measure(
     row: str, data: TokenDataset, validation: TokenDataset, steps: int, seed: int, its: Bound
 ) -> dict[str, Any]:
@@ -76,11 +80,9 @@ def measure(
     return {"row": row, "settings": ROWS[row], "seed": seed, **found, "equal_time": beside(again)}
 
 
-@pyro.validation_enabled(False)  # as in training
-def run(folder: Path, steps: int, seeds: list[int], rows: list[str] | None = None) -> list[dict[str, Any]]:
-    """All levers, the default first."""
+def run(folder: Path, steps: int, seeds: list[int], rows: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """All levers, the default first, each as soon as it is measured."""
     data, validation = TokenDataset(folder), TokenDataset(folder, "validation")
-    found: list[dict[str, Any]] = []
     for seed in seeds:
         bounds: dict[int, Bound] = {}
         for row in ["default", *(rows or list(ROWS)[1:])]:
@@ -89,8 +91,6 @@ def run(folder: Path, steps: int, seeds: list[int], rows: list[str] | None = Non
                 own = max(steps, EPOCHS * len(data) // configure(data, steps, seed, []).slow.batch_size)
             if own not in bounds:
                 its, bounds[own] = default(data, validation, own, seed)
-                found.append(its)
+                yield its
             if row != "default":
-                found.append(measure(row, data, validation, own, seed, bounds[own]))
-            print(row, {key: found[-1][key] for key in ("seconds", "nats_per_token")}, flush=True)
-    return found
+                yield measure(row, data, validation, own, seed, bounds[own])

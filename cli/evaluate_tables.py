@@ -91,13 +91,17 @@ def _weighted_rows(found: Evaluation, bound: Bound, columns: int) -> list[list[s
 def _show_prefix(found: Evaluation, prefix: Prefix) -> None:
     """Predictive figures beside the twin's on the same tokens."""
     twin = found.twin_prefix
-    columns = ["nats a token", "this run", *(["twin", "below the twin"] if twin else [])]
-    label = f"all tokens, a fit every {prefix.stride}"
-    rows = [[label, _figure(prefix), *_beside(twin, found.below_twin.get("prefix"))]]
+    floor = ["above the floor"] if found.floor else []
+    columns = ["nats a token", "this run", *(["twin", "below the twin"] if twin else []), *floor]
+
+    def row(label: str, name: str, figure: Figure, its: Figure | None) -> list[str]:
+        above = [_gap(found.above_floor.get(name))] if found.floor else []
+        return [label, _figure(figure), *([_figure(its), _gap(found.below_twin.get(name))] if its else []), *above]
+
+    rows = [row(f"all tokens, a fit every {prefix.stride}", "prefix", prefix, twin)]
     for index, after in enumerate(prefix.by_prefix):
         its = twin.by_prefix[index] if twin else None
-        gap = found.below_twin.get(f"after {after.prefix} tokens")
-        rows.append([f"those after the first {after.prefix}", _figure(after), *_beside(its, gap)])
+        rows.append(row(f"those after the first {after.prefix}", f"after {after.prefix} tokens", after, its))
     show_table("Predictive: each token from the text before it alone", columns, rows)
 
 
@@ -115,18 +119,20 @@ def _show_floor(found: Evaluation) -> None:
     floor = found.floor
     assert floor is not None
     best = f"best with {floor.window} tokens in sight ({len(floor.windowed.sequence_nats)} documents)"
-    rows = [["floor: the text's entropy, exactly", _figure(floor), ""], [best, _figure(floor.windowed), ""]]
+    columns = ["nats a token", "", "above the floor", *(["of the way from the twin"] if found.closed else [])]
+    rows = [["floor: the text's entropy, exactly", _figure(floor)], [best, _figure(floor.windowed)]]
     for name, gap in found.above_floor.items():
-        level = floor.nats_per_token + gap.nats_per_token
-        rows.append([name, nats(level), f"{gap.nats_per_token:.4f}{margin(gap.stderr)}"])
-    show_table("Above the floor: what is left to learn, or to infer", ["nats a token", "", "above the floor"], rows)
+        if not name.startswith("after "):  # those have a floor of their own, in a table of their own
+            closed = found.closed.get(name)
+            way = f"{closed.share:.1%}{margin(100 * closed.stderr, 1)}" if closed else ""
+            rows.append([name, nats(floor.nats_per_token + gap.nats_per_token), _gap(gap), way])
+    rows = [[*row, "", ""][: len(columns)] for row in rows]
+    show_table("Above the floor: what is left to learn, or to infer", columns, rows)
 
 
 def _figure(figure: Figure | Bound) -> str:
     return nats(figure.nats_per_token) + margin(figure.nats_per_token_stderr)
 
 
-def _beside(twin: Figure | None, gap: Difference | None) -> list[str]:
-    if twin is None:
-        return []
-    return [_figure(twin), nats(gap.nats_per_token) + margin(gap.stderr) if gap else nats(math.nan)]
+def _gap(gap: Difference | None) -> str:
+    return nats(gap.nats_per_token) + margin(gap.stderr) if gap else nats(math.nan)

@@ -96,7 +96,7 @@ def preset_option(function: F) -> F:
     return click.option(
         "--preset",
         metavar="NAME",
-        show_default="nano; of prepared sequences of over 1,024 tokens nano-long",
+        show_default="nano-long for long texts, else nano",
         help="nano, nano-long, small, medium or large.",
     )(function)
 

@@ -100,8 +100,8 @@ def open_data(run: Run, spec: str | None, text_column: str | None, reporter: Rep
     documents are drawn, each a sequence.
     """
     from pyro_ltm.data import TokenDataset, prepare
+    from pyro_ltm.data.folder import is_token_folder
     from pyro_ltm.data.worlds import for_scoring, is_world
-    from pyro_ltm.training.launch import is_token_folder
 
     if spec is None:
         yield run.dataset("validation")

@@ -67,8 +67,8 @@ def command(
     from .runs import check_device
 
     device = check_device(common.device)
+    from pyro_ltm.data.folder import is_token_folder
     from pyro_ltm.training import Stopped, train
-    from pyro_ltm.training.launch import is_token_folder
 
     from .failure import INTERRUPTED, Failure
     from .output import note
@@ -147,15 +147,13 @@ def _recorded(out: Path | None) -> list[str]:
 
 def default_preset(data: Sequence[str]) -> str:
     """The preset that `data` are trained by where none is named. Says so where it is not the usual one."""
-    from .output import note
+    from pyro_ltm.data.presets import preset_for
 
-    if len(data) != 1 or not (Path(data[0]) / "meta.json").is_file():
-        return "nano"  # without the seconds that it takes to import torch, should a setting be wrong
-    from pyro_ltm.training.launch import preset_for
+    from .output import note
 
     name = preset_for(list(data))
     if name != "nano":
-        note(f"Sequences this long are trained by the preset {name}; another: --preset NAME.")
+        note(f"Texts this long are trained by the preset {name}; another: --preset NAME.")
     return name
 
 

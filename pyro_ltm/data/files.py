@@ -44,6 +44,11 @@ def read_file(path: Path, column: str, check: Check | None = None) -> Iterator[D
         yield from _read_text(path) if reader is None else reader(path, column, check or check_text)
 
 
+def is_plain_text(path: Path) -> bool:
+    """Whether a file is one document, whole, by its suffix."""
+    return path.suffix.lower() not in _READERS
+
+
 def cut_place(text: str, start: int = 0) -> int:
     """Where to cut `text` so that both sides tokenize as the whole does: the last such place, 0 if there is none.
 

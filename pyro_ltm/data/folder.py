@@ -39,6 +39,11 @@ _SPLIT_KEYS = ("documents", "tokens", "sequences", "bytes", "text_bytes")
 _COUNTS = ("sequence_length", "vocab_size", "end_of_text")
 
 
+def is_token_folder(path: str | Path) -> bool:
+    """Whether `path` looks like a folder that `prepare` wrote."""
+    return (Path(path) / META).is_file()
+
+
 @dataclass(frozen=True)
 class TokenFolder:
     """A prepared folder. `open` makes sure that its files are there and undamaged.

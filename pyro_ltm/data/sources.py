@@ -16,7 +16,7 @@ from typing import Any
 from pyro_ltm.config import suggest
 from pyro_ltm.data.corpora import CORPORA, is_corpus, read_corpus
 from pyro_ltm.data.document import Document
-from pyro_ltm.data.files import FOLDER_SUFFIXES, check_text, read_file
+from pyro_ltm.data.files import FOLDER_SUFFIXES, check_text, is_plain_text, read_file
 from pyro_ltm.errors import UserError, one_line
 
 HUB = "hf:"
@@ -57,6 +57,18 @@ def read_source(
         f"{one_line(spec)}: no such file, folder or corpus{suggest(spec, CORPORA)}: "
         f"give a path, a quoted glob, a corpus ({', '.join(CORPORA)}){hub or f', or {HUB}org/name'}"
     )
+
+
+def text_sizes(spec: str) -> list[int]:
+    """Bytes of each plain text file of a source; none where it holds anything else, or does not exist.
+
+    Raises:
+        UserError: a folder or glob that holds nothing to read.
+    """
+    files = None if spec.startswith(HUB) or is_corpus(spec) else _find_files(spec)
+    if files is None or not all(is_plain_text(path) for path in files):
+        return []
+    return [path.stat().st_size for path in files if path.is_file()]
 
 
 def _looks_like_hub_name(spec: str) -> bool:

@@ -31,6 +31,7 @@ from pyro_ltm.errors import UserError
 NAME = "worlds"
 END = "<end>"
 """The word before the first and after the last sentence."""
+STOP = "."
 
 Floats = npt.NDArray[np.float64]
 
@@ -131,13 +132,16 @@ class World:
     def log_prob_by_factors(self, text: str) -> Floats:
         """The same for each combination of factors, [C], the last factor the fastest."""
         sentences = _sentences(text)
-        if sentences is None or len(sentences) != self.length:
+        if sentences is None or len(sentences) != self.length or sentences[-1][-1] != STOP:
             return np.full(self.combinations, -np.inf)
-        with np.errstate(divide="ignore"):
-            return sum(
-                (np.log(self._sentence(words, *self._stage(index))) for index, words in enumerate(sentences)),
-                start=np.zeros(self.combinations),
-            )
+        return self._by_factors(sentences)
+
+    def log_prob_of_start(self, text: str) -> float:
+        """The log-probability that a document begins with `text`, whole words of it; minus infinity where none does."""
+        sentences = _sentences(text)
+        if sentences is None or len(sentences) > self.length:
+            return -math.inf
+        return float(np.logaddexp.reduce(self._by_factors(sentences))) - math.log(self.combinations)
 
     def posterior(self, text: str) -> dict[str, dict[str, float]]:
         """p(value | document) of each factor, by Bayes' rule."""
@@ -185,15 +189,23 @@ class World:
     def _stage(self, sentence: int) -> tuple[str, ...]:
         return self.grammar.stage(sentence, self.length)
 
+    def _by_factors(self, sentences: Sequence[tuple[str, ...]]) -> Floats:
+        """For each combination, [C], log p(the first sentences | factors); the last may be no more than begun."""
+        with np.errstate(divide="ignore"):
+            return sum(
+                (np.log(self._sentence(words, *self._stage(index))) for index, words in enumerate(sentences)),
+                start=np.zeros(self.combinations),
+            )
+
     @functools.lru_cache(maxsize=1 << 14)  # noqa: B019 (a world lives as long as its process)
     def _sentence(self, words: tuple[str, ...], *templates: str) -> Floats:
-        """p(sentence | factors) for each combination, [C]."""
+        """p(a sentence of these words, or one that begins so, | factors) for each combination, [C]."""
         total = np.zeros(self.combinations)
         for template in templates:
             parts = template.split()
-            if len(parts) == len(words):
+            if len(parts) >= len(words):  # one that goes on has no full stop where a whole sentence has its own
                 evidence: Evidence | None = {}
-                for part, word in zip(parts, words, strict=True):
+                for part, word in zip(parts, words, strict=False):
                     evidence = self._weighed(evidence, part, word)
                 if evidence is not None:
                     axes = [evidence.get(name, np.ones(len(values))) for name, values in self.factors.items()]
@@ -338,11 +350,9 @@ def _words(text: str) -> list[str]:
 
 
 def _sentences(text: str) -> list[tuple[str, ...]] | None:
-    """The words of each sentence; None for a text that is not written as `worlds` writes."""
+    """The words of each sentence, the last perhaps only begun; None for a text not written as `worlds` writes."""
     words = _words(text)
-    ends = [place + 1 for place, word in enumerate(words) if word == "."]
-    if not ends or ends[-1] != len(words):
-        return None
-    sentences = [tuple(words[start:end]) for start, end in itertools.pairwise([0, *ends])]
+    ends = [place + 1 for place, word in enumerate(words) if word == STOP]
+    sentences = [tuple(words[start:end]) for start, end in itertools.pairwise([0, *ends, len(words)]) if end > start]
     rebuilt = " ".join(" ".join(sentence).replace(" .", ".") for sentence in sentences)
     return sentences if rebuilt == text else None

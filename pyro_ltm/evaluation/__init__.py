@@ -3,7 +3,7 @@
 from pyro_ltm.evaluation.annealed import AnnealedBound, evaluate_annealed
 from pyro_ltm.evaluation.bound import Bound, evaluate_bound
 from pyro_ltm.evaluation.compare import compare_posteriors
-from pyro_ltm.evaluation.figure import Difference, Figure, difference
+from pyro_ltm.evaluation.figure import Difference, Figure, Share, difference, share
 from pyro_ltm.evaluation.floor import Floor, check_floor, evaluate_floor, why_no_floor
 from pyro_ltm.evaluation.outcome import Comparison
 from pyro_ltm.evaluation.prefix import Prefix, evaluate_prefix
@@ -18,6 +18,7 @@ __all__ = [
     "Floor",
     "Prefix",
     "Reference",
+    "Share",
     "check_floor",
     "compare_posteriors",
     "difference",
@@ -26,5 +27,6 @@ __all__ = [
     "evaluate_floor",
     "evaluate_prefix",
     "evaluate_reference",
+    "share",
     "why_no_floor",
 ]

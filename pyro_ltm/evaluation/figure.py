@@ -56,6 +56,20 @@ def difference(higher: Tensor, lower: Tensor, tokens: Tensor) -> Difference:
     return Difference(float(gap.sum() / tokens.sum()), ratio_stderr(gap, tokens.double()))
 
 
+@dataclass(frozen=True)
+class Share:
+    """What share one distance has of another, with its standard error over sequences."""
+
+    share: float
+    stderr: float
+
+
+def share(part: Tensor, whole: Tensor) -> Share:
+    """sum(part) / sum(whole) of nats [S] of the same sequences."""
+    part, whole = part.double(), whole.double()
+    return Share(float(part.sum() / whole.sum()), ratio_stderr(part, whole))
+
+
 def ratio_stderr(nats: Tensor, tokens: Tensor) -> float:
     """Standard error of sum(nats) / sum(tokens) over sequences [S] (linearized ratio); NaN for one sequence."""
     count = len(nats)

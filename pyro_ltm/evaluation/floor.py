@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from pyro_ltm.data import TokenDataset, World
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.bound import Bound
 from pyro_ltm.evaluation.figure import Difference, Figure, difference
+from pyro_ltm.evaluation.prefix import AfterPrefix
 
 WINDOWED_DOCUMENTS = 64
 """Documents on which the best predictor with a short window is computed: it takes a tenth of a second for each."""
@@ -24,11 +26,13 @@ class Floor(Figure):
             no decoder with such a window passes without thoughts.
         window: words that a decoder without thoughts can have seen.
         combinations: of the world's factors; their entropy is its log.
+        by_prefix: exact -log p of the tokens after the first m, given those; of each m that cuts no word in two.
     """
 
     windowed: Figure
     window: int
     combinations: int
+    by_prefix: list[AfterPrefix]
 
 
 def why_no_floor(data: TokenDataset) -> str:
@@ -42,11 +46,14 @@ def why_no_floor(data: TokenDataset) -> str:
     return ""
 
 
-def evaluate_floor(data: TokenDataset, *, sequences: int | None = None, window: int) -> Floor:
+def evaluate_floor(
+    data: TokenDataset, *, sequences: int | None = None, window: int, prefixes: Sequence[int] = ()
+) -> Floor:
     """The floor of the first `sequences` documents (all when None).
 
     Args:
         window: tokens that the decoder without thoughts can have seen: `ModelConfig.receptive_field`.
+        prefixes: several m, tokens that are given.
 
     Raises:
         UserError: these sequences have no floor, or the text is not what its world writes.
@@ -58,12 +65,19 @@ def evaluate_floor(data: TokenDataset, *, sequences: int | None = None, window: 
     count = len(data) if sequences is None else min(sequences, len(data))
     batch = data.batch(range(count))
     assert batch.targets is not None
-    texts = [tokenizer.decode(row[mask].tolist()) for row, mask in zip(batch.targets, batch.mask, strict=True)]
+    rows = [row[mask].tolist() for row, mask in zip(batch.targets, batch.mask, strict=True)]
+    texts = [tokenizer.decode(row) for row in rows]
     nats = torch.tensor([-world.log_prob(text) for text in texts], dtype=torch.float64)
     if not bool(torch.isfinite(nats).all()):
         raise UserError(f"{data.folder.path}: a text that its world cannot write: prepare it again with this release")
     tokens = batch.mask.sum(-1)
     first = texts[:WINDOWED_DOCUMENTS]
+    by_prefix = []
+    for prefix in prefixes:
+        starts = [tokenizer.decode(row[:prefix]) for row in rows]
+        if all(text[len(start) :][:1] in ("", " ", ".") for text, start in zip(texts, starts, strict=True)):
+            after = nats + torch.tensor([world.log_prob_of_start(start) for start in starts], dtype=torch.float64)
+            by_prefix.append(AfterPrefix.of(after, batch.mask[:, prefix:].sum(-1), prefix=prefix))
     windowed = torch.tensor([-world.windowed_log_prob(text, window) for text in first], dtype=torch.float64)
     floor: Floor = Floor.of(
         nats,
@@ -71,12 +85,15 @@ def evaluate_floor(data: TokenDataset, *, sequences: int | None = None, window: 
         windowed=Figure.of(windowed, tokens[: len(first)]),
         window=window,
         combinations=world.combinations,
+        by_prefix=by_prefix,
     )
     return floor
 
 
-def check_floor(name: str, figure: Figure | Bound, floor: Floor) -> Difference:
-    """How far a figure lies above the floor, paired by document; one document alone has no error to judge it by.
+def check_floor(name: str, figure: Figure | Bound, floor: Figure) -> Difference:
+    """How far a figure lies above the floor of the same tokens, paired by document.
+
+    One document alone has no error to judge it by.
 
     Raises:
         UserError: it lies below by more than three standard errors, which no bound can.

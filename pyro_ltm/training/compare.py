@@ -13,6 +13,7 @@ from pyro.infer import ELBO
 
 from pyro_ltm.config import Config
 from pyro_ltm.data import DataOrder, TokenDataset, prepare
+from pyro_ltm.data.folder import is_token_folder
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.compare import Report, attempt, begin, compare_posteriors
 from pyro_ltm.evaluation.judge import Checkpoint, Judgement, arrival, judge
@@ -21,7 +22,7 @@ from pyro_ltm.evaluation.teach import Teaching
 from pyro_ltm.files import clear_errors
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference.optimizers import OPTIMIZERS
-from pyro_ltm.training.launch import is_token_folder, train
+from pyro_ltm.training.launch import train
 from pyro_ltm.training.members import NamedGuides, guides_for, objectives_for, pair_config, unfit_config
 from pyro_ltm.training.metrics import read_metrics
 from pyro_ltm.training.run import METRICS, TOKENIZER, Run, check_fits, dataset_batches

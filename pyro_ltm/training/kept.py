@@ -11,7 +11,7 @@ from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.evaluation.protocol_plots import plot_evaluation
 from pyro_ltm.evaluation.thought_page import likelihoods
 from pyro_ltm.files import write_text
-from pyro_ltm.training.protocols import PROTOCOLS
+from pyro_ltm.training.protocols import DISTANCES, PROTOCOLS
 from pyro_ltm.training.run import Run
 
 EVALUATION = "evaluation.json"
@@ -71,7 +71,7 @@ def beside(before: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str,
     joined = {**before, **result}
     if twins:
         joined["twin"] = {**before.get("twin", {}), **result.get("twin", {})}
-    for name in ("above_floor", "below_twin"):
+    for name in DISTANCES:
         kept = {figure: gap for figure, gap in before.get(name, {}).items() if _protocol(figure) in others}
         joined[name] = {**kept, **result.get(name, {})}
     return {key: value for key, value in joined.items() if value != {}}
@@ -84,5 +84,5 @@ def _scored(found: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _protocol(figure: str) -> str:
-    """Which protocol a figure of `Evaluation.below_twin` and `above_floor` belongs to."""
+    """Which protocol a figure of an evaluation's distances belongs to."""
     return "prefix" if figure == "prefix" or figure.startswith("after ") else "bound"

@@ -10,15 +10,13 @@ from pathlib import Path
 
 from pyro_ltm.config import Config, load_toml, preset
 from pyro_ltm.data import TokenDataset, prepare
-from pyro_ltm.data.folder import TokenFolder
+from pyro_ltm.data.folder import is_token_folder
+from pyro_ltm.data.presets import preset_for
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
 from pyro_ltm.inference.parts import Parts, settled
 from pyro_ltm.training.run import CONFIG, DATA, MODEL, TRAINER, Run, check_fits, open_data, read_tensors, record_data
 from pyro_ltm.training.trainer import Progress, Trainer
-
-LONG = 1024
-"""Tokens: prepared sequences that are longer are trained by `nano-long` where no preset is named (docs/results.md)."""
 
 
 def train(
@@ -150,24 +148,8 @@ def _tokens(
     return prepared.path
 
 
-def preset_for(data: str | Path | Sequence[str] | None) -> str:
-    """The preset that `data` are trained by where none is named: for long sequences, the one made for them.
-
-    Raises:
-        UserError: a prepared folder is damaged.
-    """
-    sources = _sources(data)
-    ready = len(sources) == 1 and is_token_folder(sources[0])
-    return "nano-long" if ready and TokenFolder.open(sources[0]).meta["sequence_length"] > LONG else "nano"
-
-
 def _sources(data: str | Path | Sequence[str] | None) -> list[str]:
     return [str(data)] if isinstance(data, str | Path) else list(data or [])
-
-
-def is_token_folder(path: str | Path) -> bool:
-    """Whether `path` looks like a folder that `prepare` wrote."""
-    return (Path(path) / "meta.json").is_file()
 
 
 def as_the_data_are(config: Config, data: TokenDataset) -> Config:

@@ -17,9 +17,11 @@ from pyro_ltm.evaluation import (
     Floor,
     Prefix,
     Reference,
+    Share,
     check_floor,
     difference,
     evaluate_floor,
+    share,
     why_no_floor,
 )
 from pyro_ltm.evaluation.annealed import STARTS
@@ -27,6 +29,8 @@ from pyro_ltm.evaluation.figure import plain
 from pyro_ltm.training.run import Run
 
 PROTOCOLS = ("bound", "prefix", "reference")
+DISTANCES = ("above_floor", "below_twin", "closed")
+"""What an evaluation says of its valid figures, by figure."""
 
 SCHEDULE = ("steps", "lr", "lr_final", "warmup", "weight_decay", "beta1", "beta2", "clip")
 """What of `slow` decides what a twin learns from the same sequences; the rest is when to look, and about thoughts."""
@@ -46,7 +50,7 @@ class Evaluation:
         twin_differs: of `taught_otherwise`; empty where thoughts are all that sets the twin apart.
         floor: the text's own entropy; no_floor: why a world's text has none here.
         above_floor: by figure, how far it lies above the floor. below_twin: how far below the twin on the same tokens;
-            both paired by sequence.
+            both paired by sequence. closed: what share of the distance from twin to floor that is.
     """
 
     bound: Bound | None = None
@@ -60,6 +64,7 @@ class Evaluation:
     no_floor: str = ""
     above_floor: dict[str, Difference] = field(default_factory=dict)
     below_twin: dict[str, Difference] = field(default_factory=dict)
+    closed: dict[str, Share] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: `bound`, `prefix`, `reference`, `twin` and `floor`, each with `nats_per_token`, where they are."""
@@ -73,7 +78,7 @@ class Evaluation:
             result["twin"]["differs"] = self.twin_differs
         if self.no_floor:
             result["no_floor"] = self.no_floor
-        for name in ("above_floor", "below_twin"):
+        for name in DISTANCES:
             if found := getattr(self, name):
                 result[name] = {figure: plain(gap) for figure, gap in found.items()}
         return result
@@ -117,10 +122,6 @@ def evaluate_protocols(
         return common | ({"progress": counting(name)} if counting else {})
 
     found: dict[str, Any] = {}
-    if World.of(data.folder) is not None:
-        found["no_floor"] = why_no_floor(data)
-        if not found["no_floor"]:
-            found["floor"] = evaluate_floor(data, sequences=sequences, window=run.config.model.receptive_field)
     if "bound" in protocols:
         fitted: dict[str, Any] = {"particles": particles, "fast_steps": fast_steps}
         found["bound"] = run.evaluate(data, **fitted, **options("bound"))
@@ -140,7 +141,13 @@ def evaluate_protocols(
         found["twin_differs"] = taught_otherwise(run, twin)
         if "prefix" in protocols:
             found["twin_prefix"] = twin.evaluate_prefix(data, **cut, **options("twin's prefix"))
-    return Evaluation(**found, **_differences(found))
+    if World.of(data.folder) is not None:
+        found["no_floor"] = why_no_floor(data)
+        if not found["no_floor"]:
+            given = [after.prefix for after in found["prefix"].by_prefix] if "prefix" in found else []
+            window = run.config.model.receptive_field
+            found["floor"] = evaluate_floor(data, sequences=sequences, window=window, prefixes=given)
+    return Evaluation(**found, **distances(found))
 
 
 def taught_otherwise(run: Run, twin: Run) -> list[str]:
@@ -162,22 +169,32 @@ def taught_otherwise(run: Run, twin: Run) -> list[str]:
     return lines
 
 
-def _differences(found: dict[str, Any]) -> dict[str, Any]:
-    """Where the valid figures stand above the floor and below the twin."""
+def distances(found: dict[str, Any]) -> dict[str, Any]:
+    """Where the valid figures stand above the floor and below the twin, and what share of the way that is."""
     floor, twin = found.get("floor"), found.get("twin")
-    gaps: dict[str, dict[str, Difference]] = {"above_floor": {}, "below_twin": {}}
-    for name, figure in valid_figures(found).items():
-        if floor is not None:
-            gaps["above_floor"][name] = check_floor(name, figure, floor)
-        if twin is not None:
-            gaps["below_twin"][name] = difference(twin.sequence_nats, figure.sequence_nats, figure.sequence_tokens)
-    if twin is not None and found.get("prefix"):
-        for mine, its in zip(found["prefix"].by_prefix, found["twin_prefix"].by_prefix, strict=True):
-            gap = difference(its.sequence_nats, mine.sequence_nats, mine.sequence_tokens)
-            gaps["below_twin"][f"after {mine.prefix} tokens"] = gap
+    gaps: dict[str, dict[str, Any]] = {name: {} for name in DISTANCES}
+    for name, (figure, its, least) in _sides(found).items():
+        if least is not None:
+            gaps["above_floor"][name] = check_floor(name, figure, least)
+        if its is not None:
+            below = its.sequence_nats - figure.sequence_nats
+            gaps["below_twin"][name] = difference(its.sequence_nats, figure.sequence_nats, figure.sequence_tokens)
+            if least is not None and (whole := its.sequence_nats - least.sequence_nats).sum() > 0:
+                gaps["closed"][name] = share(below, whole)
     if floor is not None and twin is not None:
         gaps["above_floor"]["twin"] = check_floor("twin", twin, floor)
     return gaps
+
+
+def _sides(found: dict[str, Any]) -> dict[str, tuple[Any, Any, Any]]:
+    """Of each valid figure: it, the twin's, and the floor, all of the same tokens; None for what there is not."""
+    floor, prefix, theirs = (found.get(name) for name in ("floor", "prefix", "twin_prefix"))
+    sides = {name: (figure, found.get("twin"), floor) for name, figure in valid_figures(found).items()}
+    least = {after.prefix: after for after in floor.by_prefix} if floor else {}
+    for index, after in enumerate(prefix.by_prefix if prefix else []):
+        its = theirs.by_prefix[index] if theirs else None
+        sides[f"after {after.prefix} tokens"] = (after, its, least.get(after.prefix))
+    return sides
 
 
 def valid_figures(found: dict[str, Any]) -> dict[str, Figure | Bound]:

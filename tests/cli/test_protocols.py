@@ -42,6 +42,12 @@ def test_every_protocol_has_its_own_key(ask, worldly):
     assert "reference" not in found["above_floor"], "nothing is said of what is no bound"
     assert found["above_floor"]["bound"]["nats_per_token"] > 0
     assert set(found["below_twin"]) >= {"bound", "importance-weighted", "AIS from q", "prefix"}
+    ways = found["closed"]
+    assert set(ways) >= {"bound", "importance-weighted", "AIS from q", "prefix"}
+    for name, way in ways.items():
+        whole = found["below_twin"][name]["nats_per_token"] + found["above_floor"][name]["nats_per_token"]
+        assert way["share"] == pytest.approx(found["below_twin"][name]["nats_per_token"] / whole, rel=1e-6)
+        assert way["stderr"] > 0
     assert found["twin"]["differs"] == [], "the same tokens in the same order"
     assert all(after["tokens"] for after in found["prefix"]["by_prefix"]), (
         "of documents, not of what fills sequences up"
@@ -63,7 +69,7 @@ def test_protocols_are_never_mixed(ask, invoke, worldly):
     ]
     assert not any("bound" in line.split(":")[1] for line in progress)
     table = result.stdout
-    for heading in ("Upper bound on nats", "Predictive", "NOT a bound", "Above the floor"):
+    for heading in ("Upper bound on nats", "Predictive", "NOT a bound", "Above the floor", "above the floor"):
         assert heading in table
     assert json.loads((ltm / "evaluation.json").read_text())["floor"]["combinations"] == 32
     assert (ltm / "plots" / "bounds.png").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -64,6 +65,24 @@ def test_probabilities_against_brute_force(length):
         for values in itertools.product(*TINY.factors.values()):
             given = math.exp(world.log_prob_given(text, dict(zip(TINY.factors, values, strict=True))))
             assert given / world.combinations == pytest.approx(joint[text, values], rel=1e-10, abs=1e-15)
+
+
+@pytest.mark.parametrize("length", [2, 3])
+def test_starts_against_brute_force(length):
+    """Each start that is whole words has the probability of all documents that begin with them."""
+    world = tiny(length)
+    begins = defaultdict(float)
+    for text, _, probability in derivations(world):
+        for end in [match.start() for match in re.finditer(r"(?=[ .])", text)] + [len(text)]:
+            begins[text[:end]] += probability
+    for start, probability in begins.items():
+        assert math.exp(world.log_prob_of_start(start)) == pytest.approx(probability, rel=1e-10)
+    whole = max(begins, key=len)
+    assert world.log_prob_of_start("") == pytest.approx(0.0, abs=1e-12)
+    assert world.log_prob_of_start(whole) == pytest.approx(world.log_prob(whole))
+    for text in (f"{whole} {whole.split()[0]}", f"{whole.split()[0]}  {whole}", "zebra"):
+        assert world.log_prob_of_start(text) == -math.inf
+    assert world.log_prob(whole.removesuffix(".")) == -math.inf, "begun, and no document"
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5, 8, 100])

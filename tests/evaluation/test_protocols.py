@@ -12,11 +12,13 @@ import torch
 from helpers.world_program import world_program
 
 from pyro_ltm.config import Component, Config, FastConfig, ModelConfig, SlowConfig
-from pyro_ltm.data import TokenDataset, World, prepare
+from pyro_ltm.data import TokenDataset, Tokenizer, World, prepare
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import (
     Bound,
     Figure,
+    Floor,
+    Prefix,
     check_floor,
     difference,
     evaluate_bound,
@@ -25,11 +27,13 @@ from pyro_ltm.evaluation import (
     evaluate_reference,
 )
 from pyro_ltm.evaluation.floor import why_no_floor
+from pyro_ltm.evaluation.prefix import AfterPrefix
 from pyro_ltm.inference import FAMILIES, Adam, Parts, Posterior, refusal
 from pyro_ltm.inference.parts import build_guide
 from pyro_ltm.inference.target import Target
 from pyro_ltm.objectives import OBJECTIVES, Terms
 from pyro_ltm.training import train_step
+from pyro_ltm.training.protocols import distances
 from pyro_ltm.training.run import dataset_batches
 from pyro_ltm.training.trainer import slow_optimizer
 from pyro_ltm.types import Batch
@@ -262,6 +266,60 @@ def test_the_floor_is_the_worlds_own(world):
     assert floor.windowed.nats_per_token > floor.nats_per_token
     assert floor.combinations == 32
     assert evaluate_floor(data, sequences=3, window=4).tokens == int(floor.sequence_tokens[:3].sum())
+
+
+def test_the_floor_of_what_comes_after_a_beginning(world):
+    """By the chain rule: of all tokens, less that of the first m; nothing is left after the last."""
+    data, its = TokenDataset(world, "validation"), World(size=2, length=6)
+    given = [1, 9, 20, data.sequence_length]
+    floor = evaluate_floor(data, window=4, prefixes=given)
+    assert [after.prefix for after in floor.by_prefix] == given
+    assert floor.by_prefix[-1].tokens == 0
+    assert torch.allclose(floor.by_prefix[-1].sequence_nats, torch.zeros(HELD_OUT, dtype=torch.float64), atol=1e-9)
+    for after in floor.by_prefix[:3]:
+        text = next(its.stories(seed=1, count=1)).text
+        start = " ".join(text.replace(".", " .").split()[: after.prefix]).replace(" .", ".")
+        expected = its.log_prob_of_start(start) - its.log_prob(text)
+        assert after.sequence_nats[0].item() == pytest.approx(expected)
+    batch = data.batch(range(HELD_OUT))
+    assert floor.by_prefix[1].tokens == int(batch.mask[:, 9:].sum())
+
+
+def test_distances_of_what_comes_after_a_beginning_are_from_its_own_floor():
+    def figure(kind, nats, tokens, **more):
+        return kind.of(torch.tensor(nats), torch.tensor(tokens), **more)
+
+    def prefix(whole, after):
+        how = {"stride": 2, "particles": 1, "fast_steps": 1, "seed": 0, "sequences": 2}
+        its = [figure(AfterPrefix, after, [4, 4], prefix=2), figure(AfterPrefix, after, [2, 2], prefix=4)]
+        return figure(Prefix, whole, [6, 6], **how, by_prefix=its)
+
+    least = figure(Figure, [3.0, 5.0], [6, 6])
+    rest = [figure(AfterPrefix, [2.0, 2.0], [4, 4], prefix=2)]  # that of 4 cuts a word in two
+    floor = figure(Floor, [3.0, 5.0], [6, 6], windowed=least, window=1, combinations=4, by_prefix=rest)
+    found = {"floor": floor, "twin": figure(Figure, [9.0, 9.0], [6, 6])}
+    found |= {"prefix": prefix([5.0, 6.0], [3.0, 4.0]), "twin_prefix": prefix([9.0, 9.0], [6.0, 7.0])}
+    told = distances(found)
+    assert set(told["above_floor"]) == {"prefix", "after 2 tokens", "twin"}
+    assert told["above_floor"]["after 2 tokens"].nats_per_token == pytest.approx((1 + 2) / 8)
+    assert told["below_twin"]["after 4 tokens"].nats_per_token == pytest.approx((3 + 3) / 4)
+    assert told["closed"]["after 2 tokens"].share == pytest.approx(6 / 9)
+    assert told["closed"]["prefix"].share == pytest.approx(7 / 10)
+    # The ratio of sums by the jackknife, leaving out one of two sequences.
+    assert told["closed"]["prefix"].stderr == pytest.approx(abs(4 / 6 - 3 / 4) / 2, rel=0.05)
+
+
+def test_a_beginning_that_cuts_a_word_in_two_has_no_floor(tmp_path):
+    letters = Tokenizer.train(["ab"], vocab_size=257)
+    letters.save(tmp_path / "letters.json")
+    source = "worlds:size=2,length=2,documents=20"
+    folder = prepare([source], tmp_path / "data", tokenizer=tmp_path / "letters.json", sequence_length=256)
+    data = TokenDataset(folder)
+    found = evaluate_floor(data, sequences=1, window=4, prefixes=range(1, 40)).by_prefix
+    text = letters.decode(data.batch([0]).targets[0][data.batch([0]).mask[0]].tolist())
+    assert [after.prefix for after in found] == [
+        place for place in range(1, 40) if text[place] in " ." and text[place - 1 : place] != " "
+    ]
 
 
 def test_where_there_is_no_floor(world, tmp_path):

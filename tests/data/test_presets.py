@@ -1,0 +1,68 @@
+"""Which preset trains given data where none is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pyro_ltm.config import PRESETS, preset
+from pyro_ltm.data import prepare
+from pyro_ltm.data.presets import DOCUMENT, TEXT, preset_for
+from pyro_ltm.errors import UserError
+
+
+def write(path, size: int):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"word " * (size // 5))
+    return str(path)
+
+
+def test_plain_text_of_a_megabyte_is_long(tmp_path):
+    book, leaf = write(tmp_path / "book.txt", TEXT), write(tmp_path / "leaf.txt", TEXT // 2)
+    assert preset_for(book) == preset_for([book, leaf]) == "nano-long"
+    assert preset_for(leaf) == "nano"
+    assert preset_for([leaf, leaf]) == "nano-long", "together"
+    assert preset_for([book, "python-docs"]) == preset_for([book, str(tmp_path / "missing.txt")]) == "nano"
+    assert preset_for(None) == preset_for([]) == preset_for("hf:org/name") == "nano"
+
+
+def test_a_folder_of_many_short_files_is_short(tmp_path):
+    for number in range(4 * TEXT // DOCUMENT):
+        write(tmp_path / "notes" / f"{number}.md", DOCUMENT // 2)
+    write(tmp_path / "chapters" / "one.txt", TEXT)
+    write(tmp_path / "chapters" / "two.txt", DOCUMENT)
+    assert preset_for(tmp_path / "notes") == "nano"
+    assert preset_for(tmp_path / "chapters") == preset_for(str(tmp_path / "chapters" / "*.txt")) == "nano-long"
+
+
+def test_rows_and_records_are_short(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "word " * TEXT}) + "\n")
+    assert preset_for(path) == "nano"
+
+
+def test_worlds_go_by_their_length():
+    assert preset_for("worlds") == preset_for("worlds:length=128") == "nano"
+    assert preset_for("worlds:length=240") == preset_for(["worlds:length=240", "worlds:length=200"]) == "nano-long"
+    assert preset_for(["worlds:length=240", "worlds"]) == "nano"
+
+
+@pytest.mark.parametrize("length", [1024, 1025])
+def test_prepared_sequences_go_by_their_length(tmp_path, length):
+    text = write(tmp_path / "text.txt", 20_000)
+    folder = prepare([text], tmp_path / "data", vocab_size=257, sequence_length=length)
+    assert preset_for(folder.path) == ("nano-long" if length > 1024 else "nano")
+
+
+def test_a_source_without_text_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no file matches"):
+        preset_for(str(tmp_path / "*.txt"))
+    with pytest.raises(UserError, match="unknown option"):
+        preset_for("worlds:size=2,lenght=240")
+
+
+def test_what_is_named_is_there():
+    assert {"nano", "nano-long"} <= set(PRESETS)
+    longest = preset("nano-long").data.sequence_length
+    assert preset("nano").data.sequence_length <= 1024 < longest
