@@ -133,8 +133,8 @@ def _cut(run: Run) -> tuple[int, str, World | None]:
     try:
         folder = run.dataset("train").folder
     except UserError:
-        return min(run.config.data.sequence_length, run.config.model.max_length), run.config.data.packing, None
-    return folder.sequence_length, str(folder.meta["packing"]), World.of(folder)
+        return run.sequence_length, run.config.data.packing, None
+    return run.sequence_length, str(folder.meta["packing"]), World.of(folder)
 
 
 def check_target(path: Path) -> None:

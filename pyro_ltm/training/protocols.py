@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -162,10 +161,10 @@ def taught_otherwise(run: Run, twin: Run) -> list[str]:
         lines.append(f"it has read {read:,} sequences where this run has read {own:,}")
     if twin.config.seed != run.config.seed:
         lines.append(f"its seed is {twin.config.seed}, this run's {run.config.seed}")
-    for entry in dataclasses.fields(run.config.slow):
-        one, other = getattr(twin.config.slow, entry.name), getattr(run.config.slow, entry.name)
-        if entry.name in SCHEDULE and one != other:
-            lines.append(f"its slow.{entry.name} is {one}, this run's {other}")
+    for name in SCHEDULE:
+        one, other = getattr(twin.config.slow, name), getattr(run.config.slow, name)
+        if one != other:
+            lines.append(f"its slow.{name} is {one}, this run's {other}")
     return lines
 
 

@@ -128,6 +128,14 @@ class Run:
         """The data that the run was trained on. Raises UserError when it is not there any more."""
         return open_data(self.folder, split)
 
+    @property
+    def sequence_length(self) -> int:
+        """Tokens in a sequence of the run's data: as prepared, else as its configuration says."""
+        try:
+            return self.dataset("train").sequence_length
+        except UserError:
+            return min(self.config.data.sequence_length, self.config.model.max_length)
+
     def evaluate(
         self,
         data: TokenDataset | None = None,

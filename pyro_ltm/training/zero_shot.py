@@ -94,7 +94,7 @@ def score_task(
             world's text (`check_floor`).
     """
     with _named(task), tempfile.TemporaryDirectory(prefix="pyro-ltm-") as temporary:
-        data, counts = prepare_task(task, run.tokenizer, _length(run), Path(temporary))
+        data, counts = prepare_task(task, run.tokenizer, run.sequence_length, Path(temporary))
         limits = [limit for limit in (task.sequences, sequences) if limit]
         total = min([len(data), *limits])
 
@@ -165,14 +165,6 @@ def _meaning(name: str, exact: bool) -> str:
     if name == "twin" or exact:
         return EXACT
     return PREDICTIVE if name == "prefix" else UPPER_BOUND
-
-
-def _length(run: Run) -> int:
-    """Tokens in a sequence of the run's data: as prepared, else as its configuration says."""
-    try:
-        return run.dataset("train").folder.sequence_length
-    except UserError:
-        return min(run.config.data.sequence_length, run.config.model.max_length)
 
 
 __all__ = ["PREDICTIVE", "UPPER_BOUND", "TaskScore", "score_task"]
