@@ -1,6 +1,6 @@
 """Runs the benchmarks of speed and writes what they found.
 
-    python -m benchmarks [--out runs/speed] [--only speed,nano,pipeline,growth,race,levers] [--data DIR]
+    python -m benchmarks [--out runs/speed] [--only speed,float32,nano,pipeline,growth,race,levers] [--data DIR]
     python -m benchmarks --only gpu-small,gpu-medium,gpu-large --device cuda
     python -m benchmarks --table benchmarks/speed-2026-11-26.json
 
@@ -34,6 +34,7 @@ READING = ("race", "levers")
 """Parts that train on text."""
 PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "speed": lambda asked: speed.run(asked.preset, asked.rounds, asked.device),
+    "float32": lambda asked: speed.run(asked.preset, asked.rounds, asked.device, "float32"),
     "nano": lambda asked: speed.run("nano", asked.rounds, asked.device),
     "pipeline": lambda asked: pipeline.run(asked.rounds),
     "growth": lambda asked: growth.run(asked.rounds),
@@ -44,7 +45,7 @@ GPU: dict[str, Callable[[argparse.Namespace], Any]] = {
     f"gpu-{name}": lambda asked, name=name: speed_gpu.run(name, asked.rounds, asked.device)
     for name in speed_gpu.PRESETS
 }
-ANYWHERE = ("speed", "nano", *GPU)
+ANYWHERE = ("speed", "float32", "nano", *GPU)
 """Parts that run on a GPU, too."""
 
 
@@ -74,7 +75,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/speed"))
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join((*PARTS, *GPU))}")
-    parser.add_argument("--preset", default="medium", help="of the part `speed`")
+    parser.add_argument("--preset", default="medium", help="of the parts `speed` and `float32`")
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--steps", type=positive, default=300, help="slow steps of a row of `levers` and of `race`")

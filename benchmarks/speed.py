@@ -1,12 +1,13 @@
 """How much faster than the obvious way: fast step, training step, generation, memory; the Pyro layer; the roofline.
 
-    python -m benchmarks --only speed,nano --out FOLDER [--preset medium] [--rounds 5] [--device cuda]
+    python -m benchmarks --only speed,float32,nano --out FOLDER [--preset medium] [--rounds 5] [--device cuda]
 
 All figures of a preset come from runs in turn in one process (`interleave`); ratios are medians over rounds.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,8 +42,8 @@ def plain_shape(model: ModelConfig) -> Shape:
 class Yard:
     """One preset's model (ours in each precision, and compiled; plain), and a batch of random tokens.
 
-    `parts` are ours as a user has them: in the precision that the preset settles on, on this device. Plain is in single
-    precision, unless `half` asks for autocast.
+    `parts` are ours as a user has them: in the precision that the preset settles on, on this device, or in `dtype` and
+    then in no other. Plain is in single precision, unless `half` asks for autocast.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class Yard:
         device: torch.device | str = "cpu",
         half: bool = False,
         settings: Sequence[str] = (),
+        dtype: str | None = None,
     ):
         torch.manual_seed(seed)
         self.device = torch.device(device)
-        chosen = apply_settings(preset(name), [f"model.vocab_size={vocabulary}", *settings])
+        asked = [f"dtype={dtype}"] if dtype else []
+        chosen = apply_settings(preset(name), [f"model.vocab_size={vocabulary}", *asked, *settings])
         self.config = settled(chosen, device)
-        self.precisions = {dtype: self._built(f"dtype={dtype}") for dtype in DTYPES}
+        self.precisions = {name: self._built(f"dtype={name}") for name in ([dtype] if dtype else DTYPES)}
         self.parts = self.precisions[self.config.dtype]
         self.compiled = self._built("compile=true")
         self.plain = Plain(plain_shape(self.config.model), half).to(device)
@@ -115,25 +118,26 @@ class Yard:
 def fast_steps(yard: Yard, rounds: int, steps: int) -> dict[str, Any]:
     """One fast step: plain, ours, on a quarter of the tokens, in the other precision, without Pyro; their rooflines."""
     decoder = yard.parts.model.decoder
-    (other,) = (dtype for dtype in DTYPES if dtype != yard.config.dtype)
+    others = [dtype for dtype in yard.precisions if dtype != yard.config.dtype]
     works = {
         "plain": lambda: yard.plain_fit(steps),
         "ours": lambda: yard.fit(steps),
         "tensor": lambda: tensor_fit(decoder, yard.batch, steps),
         "quarter": lambda: yard.fit(steps, subsample=QUARTER),
         "compiled": lambda: yard.fit(steps, parts=yard.compiled),
-        other: lambda: yard.fit(steps, parts=yard.precisions[other]),
-        f"{other}, quarter": lambda: yard.fit(steps, parts=yard.precisions[other], subsample=QUARTER),
     }
+    for other in others:
+        for name, every in ((other, 1), (f"{other}, quarter", QUARTER)):
+            works[name] = functools.partial(yard.fit, steps, parts=yard.precisions[other], subsample=every)
     compared = list(works)
     model, (size, length) = yard.config.model, yard.batch.inputs.shape
     # Whose roofline: the precision, and of how many stretches a step scores one.
     limited = {
         "ours": (yard.config.dtype, 1),
         "quarter": (yard.config.dtype, QUARTER),
-        other: (other, 1),
-        f"{other}, quarter": (other, QUARTER),
     }
+    for other in others:
+        limited |= {other: (other, 1), f"{other}, quarter": (other, QUARTER)}
     measured: dict[str, list[Roofline]] = {name: [] for name in limited}
     # Measured within the rounds, too: its seconds are its own, not those of the round.
     for name, (dtype, every) in limited.items():
@@ -233,10 +237,10 @@ def _plain_token(plain: Plain, thoughts: torch.Tensor, text: torch.Tensor) -> to
 
 
 @pyro.validation_enabled(False)  # as in training
-def run(name: str = "medium", rounds: int = 5, device: str = "cpu") -> dict[str, Any]:
-    """All of the above for a preset."""
+def run(name: str = "medium", rounds: int = 5, device: str = "cpu", dtype: str | None = None) -> dict[str, Any]:
+    """All of the above for a preset, in the precision that it settles on and in others, or in `dtype` alone."""
     small = name == "nano"
-    yard = Yard(name, size=16 if small else 1, vocabulary=1024 if small else VOCABULARY, device=device)
+    yard = Yard(name, size=16 if small else 1, vocabulary=1024 if small else VOCABULARY, device=device, dtype=dtype)
     return {
         "preset": name,
         "fast_step": fast_steps(yard, rounds, FAST_STEPS),

@@ -43,7 +43,9 @@ def targets(found: Mapping[str, Any]) -> str:
     """What was to be reached, and what was."""
     rows: list[Row] = []
     if "speed" in found:
-        rows += _speeds(found["speed"]["found"])
+        rows += _speeds(found["speed"]["found"], others="float32" not in found)
+    if "float32" in found:
+        rows += _speeds(found["float32"]["found"])
     if "nano" in found:
         step = found["nano"]["found"]["fast_step"]
         cost = step["time_of_tensor"]
@@ -70,14 +72,14 @@ def targets(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _speeds(part: Mapping[str, Any]) -> list[Row]:
-    """The targets of a preset. All of its parts were in the precision of its fast steps, but where a row says so."""
+def _speeds(part: Mapping[str, Any], others: bool = True) -> list[Row]:
+    """The targets of a preset, all in the precision that it settled on; its fast steps in single precision, too."""
     step, train, writing = part["fast_step"], part["training_step"], part["generation"]
     dtype, faster, whole = step["dtype"], step["faster_than_plain"], train["faster_than_plain"]
     ours = f"{part['preset']}, {dtype}"
     exact, quarter = "one fast step, {}", "one fast step, a quarter of the tokens, {}"
     rated = [(exact.format(ours), faster["ours"], 3.5), (quarter.format(dtype), faster["quarter"], 6)]
-    if dtype != "float32":  # plain's own precision
+    if others and "float32" in faster:  # plain's own precision
         rated += [(exact.format("float32"), faster["float32"], 3.5)]
         rated += [(quarter.format("float32"), faster["float32, quarter"], 6)]
     rated += [(f"training step, 16 fast steps, {dtype}", whole["ours"], 3.5)]
@@ -96,13 +98,15 @@ def _speeds(part: Mapping[str, Any]) -> list[Row]:
             rows += [(what, "plain", "half", f"{share:.2f} of it", share <= 0.5)]
     cost = step["time_of_tensor"]
     rows += [(f"Pyro, {ours}", "tensor", "at most 1.03", times(cost, 3), cost["median"] <= 1.03)]
-    return rows + _shares(part["preset"], step, 0.6)
+    return rows + _shares(part["preset"], step, 0.6, others)
 
 
-def _shares(name: str, step: Mapping[str, Any], target: float | None) -> list[Row]:
+def _shares(name: str, step: Mapping[str, Any], target: float | None, others: bool = True) -> list[Row]:
     """How near fast steps come to their rooflines."""
     rows: list[Row] = []
     for key, floor in step["roofline"].items():
+        if key not in ("ours", "quarter") and not others:
+            continue
         share, dtype = floor["share_of_it"], floor.get("dtype", step["dtype"])
         what = f"one fast step, {'a quarter of the tokens, ' if 'quarter' in key else ''}{name}, {dtype}"
         wanted, good = (f"{target:.0%} of it", share["median"] >= target) if target else ("none", None)
@@ -178,12 +182,13 @@ FLOORS = {
 
 def steps(found: Mapping[str, Any]) -> str:
     """Seconds of a fast step, each way, for both presets; and of the products that it cannot do without."""
-    runs = [found[name]["found"] for name in ("speed", "nano") if name in found]
+    runs = {name: found[name]["found"] for name in ("speed", "float32", "nano") if name in found}
     if not runs:
         return ""
-    parts = [run["fast_step"] for run in runs]
+    parts = [run["fast_step"] for run in runs.values()]
+    titles = [run["preset"] + (" in float32 alone" if name == "float32" else "") for name, run in runs.items()]
     lines = [
-        "| a fast step | " + " | ".join(f"{run['preset']} | against plain" for run in runs) + " |",
+        "| a fast step | " + " | ".join(f"{title} | against plain" for title in titles) + " |",
         "|---" * (1 + 2 * len(runs)) + "|",
         "| settles on | " + " | ".join(f"`{part['dtype']}` | " for part in parts) + " |",
     ]
@@ -195,6 +200,9 @@ def steps(found: Mapping[str, Any]) -> str:
     for key, name in STEPS.items():
         cells = []
         for part in parts:
+            if own(part, key) not in part["seconds"]:
+                cells += ["", ""]
+                continue
             second, ratio = (part[what][own(part, key)] for what in ("seconds", "faster_than_plain"))
             cells += [f"{1000 * second['median']:.1f} ms", times(ratio)]
         lines.append(f"| {name} | {' | '.join(cells)} |")

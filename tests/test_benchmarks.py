@@ -298,6 +298,14 @@ def test_the_tables_of_a_preset(monkeypatch, no_profiler):
     held = 12 * step["parameters"]
     whole = (step["peak_bytes"]["recompute"] + held) / (step["peak_bytes"]["plain"] + held)
     assert f"| {whole:.2f} of it |" in shares[-1]
+    # One precision by itself, in which plain is too: its rows take the place of the other part's.
+    alone = {"date": "today", "machine": machine(), "found": speed.run(rounds=1, dtype="float32")}
+    assert set(alone["found"]["fast_step"]["seconds"]) == {"plain", "ours", "tensor", "compiled", "quarter"}
+    note = table.note(json.loads(json.dumps(found | {"float32": alone})), "today")
+    rows = [line for line in note.splitlines() if line.startswith("| one fast step") and "float32" in line]
+    assert [line.split(" | ")[1] for line in rows] == ["plain", "plain", "roofline", "roofline"]
+    assert rows[0].split(" | ")[3] == table.times(alone["found"]["fast_step"]["faster_than_plain"]["ours"])
+    assert "medium in float32 alone | against plain" in note
 
 
 def test_the_gpu_part_runs_where_there_is_none(monkeypatch, no_profiler):
@@ -372,6 +380,20 @@ def test_levers_at_equal_time(few_words, little_work):
     theirs = Parts.build(config)
     Trainer(Run.create(few_words.parent / "run", config, theirs, data.tokenizer), data, None).fit()
     torch.testing.assert_close(parts.model.state_dict(), theirs.model.state_dict(), atol=0, rtol=0)
+
+
+def test_a_run_that_is_cut_short_keeps_its_rows(tmp_path, monkeypatch):
+    def rows(asked):
+        yield {"row": "default", "seconds": 1.0, "nats_per_token": 4.0}
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(program.PARTS, "levers", rows)
+    monkeypatch.setattr(program.table, "note", lambda found, date: "")
+    monkeypatch.setattr(program, "check_text", lambda folder: None)
+    with pytest.raises(KeyboardInterrupt):
+        program.main(["--only", "levers", "--out", str(tmp_path), "--data", str(tmp_path)])
+    (kept,) = tmp_path.glob("speed-*.json")
+    assert [row["row"] for row in json.loads(kept.read_text())["levers"]["found"]] == ["default"]
 
 
 def test_a_race_ends(few_words, little_work):
