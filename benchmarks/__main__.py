@@ -134,15 +134,15 @@ def write(found: dict[str, Any], out: Path, date: str) -> Path:
     return path
 
 
-def so_far(found: Any) -> Iterator[Any]:
-    """What a part found; of one that gives a row at a time, all rows up to each: a run that is cut short keeps them."""
-    if not isinstance(found, Iterator):
-        yield found
-        return
-    rows: list[Any] = []
-    for row in found:
-        rows.append(row)
-        yield rows
+def so_far(part: str, found: Any) -> Iterator[tuple[Any, str]]:
+    """What a part found and the name to keep it under; of one that gives a row at a time, the rows up to each, too."""
+    if isinstance(found, Iterator):
+        rows: list[Any] = []
+        for row in found:
+            rows.append(row)
+            yield rows, part + table.UNFINISHED
+        found = rows
+    yield found, part
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -164,17 +164,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: dict[str, Any] = json.loads(before[-1].read_text(encoding="utf-8")) if before else {}
     for part in asked.only:
         began = datetime.datetime.now(datetime.timezone.utc)
-        for result in so_far((PARTS | GPU)[part](asked)):
+        for result, name in so_far(part, (PARTS | GPU)[part](asked)):
             minutes = (datetime.datetime.now(datetime.timezone.utc) - began).total_seconds() / 60
-            found[part] = {
+            found[name] = {
                 "date": began.date().isoformat(),
                 "minutes": round(minutes, 1),
                 "machine": machine(),
                 **({"data": asked.data.name} if part in READING else {}),
                 "found": result,
             }
+            if name == part:
+                found.pop(part + table.UNFINISHED, None)
             path = write(found, asked.out, date)
-            print(f"{part}: {minutes:.1f} minutes, in {path}", flush=True)
+            print(f"{name}: {minutes:.1f} minutes, in {path}", flush=True)
     print(table.note(found, date))
     print(f"Next:\n  python -m benchmarks --table {path}")
 

@@ -62,7 +62,7 @@ class Yard:
         asked = [f"dtype={dtype}"] if dtype else []
         chosen = apply_settings(preset(name), [f"model.vocab_size={vocabulary}", *asked, *settings])
         self.config = settled(chosen, device)
-        self.precisions = {name: self._built(f"dtype={name}") for name in ([dtype] if dtype else DTYPES)}
+        self.precisions = {one: self._built(f"dtype={one}") for one in ([dtype] if dtype else DTYPES)}
         self.parts = self.precisions[self.config.dtype]
         self.compiled = self._built("compile=true")
         self.plain = Plain(plain_shape(self.config.model), half).to(device)

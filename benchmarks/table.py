@@ -14,6 +14,8 @@ from benchmarks.growth import predicted
 from pyro_ltm.config import ModelConfig, preset
 
 ROOT = Path(__file__).parents[1]
+UNFINISHED = ", unfinished"
+"""So ends the name of the rows of a part that was cut short. No table has them."""
 MARKED = ("README.md", "docs/speed.md")
 
 
@@ -42,10 +44,12 @@ Row = tuple[str, str, str, str, bool | None]
 def targets(found: Mapping[str, Any]) -> str:
     """What was to be reached, and what was."""
     rows: list[Row] = []
+    alone = found["float32"]["found"] if "float32" in found and not _settled(found, "float32") else None
     if "speed" in found:
-        rows += _speeds(found["speed"]["found"], others="float32" not in found)
-    if "float32" in found:
-        rows += _speeds(found["float32"]["found"])
+        part = found["speed"]["found"]
+        rows += _speeds(part, others=alone is None or alone["preset"] != part["preset"])
+    if alone:
+        rows += _speeds(alone)
     if "nano" in found:
         step = found["nano"]["found"]["fast_step"]
         cost = step["time_of_tensor"]
@@ -70,6 +74,11 @@ def targets(found: Mapping[str, Any]) -> str:
     lines = ["| | against | target | measured | reached |", "|---|---|---|---|---|"]
     lines += [f"| {what} | {against} | {least} | {got} | {verdict(good)} |" for what, against, least, got, good in rows]
     return "\n".join(lines)
+
+
+def _settled(found: Mapping[str, Any], dtype: str) -> bool:
+    """Whether the part `speed` settled on this precision: it says all that a part in this one alone does."""
+    return "speed" in found and bool(found["speed"]["found"]["fast_step"]["dtype"] == dtype)
 
 
 def _speeds(part: Mapping[str, Any], others: bool = True) -> list[Row]:
@@ -147,6 +156,8 @@ def where(found: Mapping[str, Any]) -> str:
     """Machine and date of each part, one line for all where they agree."""
     lines = {}
     for name, part in found.items():
+        if name.endswith(UNFINISHED):
+            continue
         on = part["machine"]
         text = (
             f"{part['date']}: {on['processor']}, {on['threads']} threads of {on['cores']} cores, "
@@ -183,6 +194,8 @@ FLOORS = {
 def steps(found: Mapping[str, Any]) -> str:
     """Seconds of a fast step, each way, for both presets; and of the products that it cannot do without."""
     runs = {name: found[name]["found"] for name in ("speed", "float32", "nano") if name in found}
+    if _settled(found, "float32"):
+        runs.pop("float32", None)
     if not runs:
         return ""
     parts = [run["fast_step"] for run in runs.values()]

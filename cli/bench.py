@@ -45,9 +45,11 @@ def command(
 
     Memory in --json: weights_bytes, optimizer_bytes, peak_bytes (a step's, beyond those two), total_bytes (all three).
     """
+    from pyro_ltm.data.folder import is_token_folder
+
     from .train import configure, default_preset
 
-    preset = preset or default_preset([str(data)] if data else [])
+    preset = preset or default_preset([str(data)] if data and is_token_folder(data) else [])
     config = configure(None, preset, config_file, settings, None, common)
 
     from .runs import check_device

@@ -91,11 +91,11 @@ def _weighted_rows(found: Evaluation, bound: Bound, columns: int) -> list[list[s
 def _show_prefix(found: Evaluation, prefix: Prefix) -> None:
     """Predictive figures beside the twin's on the same tokens."""
     twin = found.twin_prefix
-    floor = ["above the floor"] if found.floor else []
+    floor = ["above the floor", *(["of the way"] if twin else [])] if found.floor else []
     columns = ["nats a token", "this run", *(["twin", "below the twin"] if twin else []), *floor]
 
     def row(label: str, name: str, figure: Figure, its: Figure | None) -> list[str]:
-        above = [_gap(found.above_floor.get(name))] if found.floor else []
+        above = [_gap(found.above_floor.get(name)), _way(found, name)][: len(floor)]
         return [label, _figure(figure), *([_figure(its), _gap(found.below_twin.get(name))] if its else []), *above]
 
     rows = [row(f"all tokens, a fit every {prefix.stride}", "prefix", prefix, twin)]
@@ -103,6 +103,8 @@ def _show_prefix(found: Evaluation, prefix: Prefix) -> None:
         its = twin.by_prefix[index] if twin else None
         rows.append(row(f"those after the first {after.prefix}", f"after {after.prefix} tokens", after, its))
     show_table("Predictive: each token from the text before it alone", columns, rows)
+    if found.floor and not found.floor.by_prefix:
+        say("No floor is known of what comes after a beginning: not each of its words is one token.")
 
 
 def _show_reference(reference: Reference) -> None:
@@ -123,15 +125,19 @@ def _show_floor(found: Evaluation) -> None:
     rows = [["floor: the text's entropy, exactly", _figure(floor)], [best, _figure(floor.windowed)]]
     for name, gap in found.above_floor.items():
         if not name.startswith("after "):  # those have a floor of their own, in a table of their own
-            closed = found.closed.get(name)
-            way = f"{closed.share:.1%}{margin(100 * closed.stderr, 1)}" if closed else ""
-            rows.append([name, nats(floor.nats_per_token + gap.nats_per_token), _gap(gap), way])
+            rows.append([name, nats(floor.nats_per_token + gap.nats_per_token), _gap(gap), _way(found, name)])
     rows = [[*row, "", ""][: len(columns)] for row in rows]
     show_table("Above the floor: what is left to learn, or to infer", columns, rows)
 
 
 def _figure(figure: Figure | Bound) -> str:
     return nats(figure.nats_per_token) + margin(figure.nats_per_token_stderr)
+
+
+def _way(found: Evaluation, name: str) -> str:
+    """What share of the distance from twin to floor a figure has closed, in percent."""
+    closed = found.closed.get(name)
+    return f"{100 * closed.share:.1f}{margin(100 * closed.stderr, 1)}%" if closed else ""
 
 
 def _gap(gap: Difference | None) -> str:

@@ -134,7 +134,7 @@ def _cut(run: Run) -> tuple[int, str, World | None]:
         folder = run.dataset("train").folder
     except UserError:
         return run.sequence_length, run.config.data.packing, None
-    return run.sequence_length, str(folder.meta["packing"]), World.of(folder)
+    return folder.sequence_length, str(folder.meta["packing"]), World.of(folder)
 
 
 def check_target(path: Path) -> None:

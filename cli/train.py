@@ -59,7 +59,7 @@ def command(
     they were. A run that was stopped or killed goes on with --resume and ends as if nothing had happened.
     """
     given = (preset, config_file, *settings, steps, common.seed, common.dtype)
-    as_it_was = resume and all(one is None for one in given)
+    as_it_was = resume and (out / "config.toml").is_file() and all(one is None for one in given)
     config = (
         None if as_it_was else configure(out if resume else None, preset, config_file, settings, steps, common, data)
     )
@@ -113,15 +113,15 @@ def configure(
 ) -> Config:
     """The configuration asked for; without a preset, that for `data`.
 
-    Resuming the run `out` with single settings takes the run's own configuration as their base, so that the library's
-    refusal names those that differ and no others.
+    Resuming the run `out` takes the run's own configuration as the base, so that the library's refusal names what
+    differs and nothing else.
     """
     from pyro_ltm.config import apply_settings, load_toml, merge, preset
 
-    if out is not None and not preset_name and not config_file and (out / "config.toml").is_file():
+    if out is not None and not preset_name and (out / "config.toml").is_file():
         config = load_toml(out / "config.toml", whole=True)
     else:
-        config = preset(preset_name or default_preset(data or _recorded(out)))
+        config = preset(preset_name or default_preset(data))
     if config_file:
         config = load_toml(config_file, config)
     config = apply_settings(config, settings)
@@ -134,15 +134,6 @@ def configure(
         if changes is not None:
             config = merge(config, changes, where=flag)
     return config
-
-
-def _recorded(out: Path | None) -> list[str]:
-    """What the run `out` that is to go on was trained on, if it says so."""
-    if out is None or not (out / "data.json").is_file():
-        return []
-    from pyro_ltm.training.run import open_data
-
-    return [str(open_data(out, "train").folder.path)]
 
 
 def default_preset(data: Sequence[str]) -> str:

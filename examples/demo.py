@@ -116,7 +116,7 @@ def report(
         console.print(f"  {out / path}", highlight=False)
     console.print("\nNext:", style="bold")
     console.print(f"  .venv/bin/pyro-ltm generate {out}/ltm --num 3", highlight=False)
-    console.print("  .venv/bin/pyro-ltm train --data YOUR.txt --out runs/mine", highlight=False)
+    console.print("  .venv/bin/pyro-ltm train --data YOUR.txt --out runs/mine --preset nano", highlight=False)
     console.print("  .venv/bin/pyro-ltm --help", highlight=False)
 
 

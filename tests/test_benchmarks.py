@@ -393,7 +393,13 @@ def test_a_run_that_is_cut_short_keeps_its_rows(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         program.main(["--only", "levers", "--out", str(tmp_path), "--data", str(tmp_path)])
     (kept,) = tmp_path.glob("speed-*.json")
-    assert [row["row"] for row in json.loads(kept.read_text())["levers"]["found"]] == ["default"]
+    found = json.loads(kept.read_text())
+    assert "levers" not in found, "half a table is none"
+    assert [row["row"] for row in found["levers, unfinished"]["found"]] == ["default"]
+    monkeypatch.setitem(program.PARTS, "levers", lambda asked: iter([{"row": "default"}, {"row": "natural"}]))
+    program.main(["--only", "levers", "--out", str(tmp_path), "--data", str(tmp_path)])
+    assert set(found := json.loads(kept.read_text())) == {"levers"}
+    assert [row["row"] for row in found["levers"]["found"]] == ["default", "natural"]
 
 
 def test_a_race_ends(few_words, little_work):

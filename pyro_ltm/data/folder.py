@@ -40,8 +40,11 @@ _COUNTS = ("sequence_length", "vocab_size", "end_of_text")
 
 
 def is_token_folder(path: str | Path) -> bool:
-    """Whether `path` looks like a folder that `prepare` wrote."""
-    return (Path(path) / META).is_file()
+    """Whether `path` looks like a folder that `prepare` wrote; not where it cannot be looked at."""
+    try:
+        return (Path(path) / META).is_file()
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ def preset_for(data: str | Path | Sequence[str] | None) -> str:
             files and worlds are looked at; rows, records and data sets are taken for short.
 
     Raises:
-        UserError: a prepared folder is damaged, or a folder or glob holds nothing to read.
+        UserError: a prepared folder is damaged, or a world has an option that is none.
     """
     sources = [str(data)] if isinstance(data, str | Path) else list(data or [])
     if len(sources) == 1 and is_token_folder(sources[0]):
-        is_long = TokenFolder.open(sources[0]).meta["sequence_length"] > LONG
+        is_long = TokenFolder.open(sources[0]).sequence_length > LONG
     elif sources and all(map(worlds.is_world, sources)):
         is_long = min(worlds.parse(source)["length"] for source in sources) > SENTENCES
     else:

@@ -60,15 +60,12 @@ def read_source(
 
 
 def text_sizes(spec: str) -> list[int]:
-    """Bytes of each plain text file of a source; none where it holds anything else, or does not exist.
-
-    Raises:
-        UserError: a folder or glob that holds nothing to read.
-    """
-    files = None if spec.startswith(HUB) or is_corpus(spec) else _find_files(spec)
-    if files is None or not all(is_plain_text(path) for path in files):
+    """Bytes of each plain text file of a source; none where it holds anything else, or cannot be read."""
+    try:
+        files = [] if spec.startswith(HUB) or is_corpus(spec) else _find_files(spec) or []
+        return [path.stat().st_size for path in files if path.is_file()] if all(map(is_plain_text, files)) else []
+    except (UserError, OSError):  # what is wrong with it, reading will say
         return []
-    return [path.stat().st_size for path in files if path.is_file()]
 
 
 def _looks_like_hub_name(spec: str) -> bool:

@@ -165,7 +165,7 @@ class World:
         """
         if window < 1:
             raise UserError(f"worlds: window = {window}: at least 1 word")
-        words = [END, *_words(text), END]
+        words = [END, *words_of(text), END]
         contexts = (tuple(words[max(0, place - window) : place]) for place in range(1, len(words)))
         total = 0.0
         for context, word in zip(contexts, words[1:], strict=True):
@@ -345,13 +345,14 @@ def _pick(words: Words, generator: random.Random) -> str:
     return word  # rounding left a little over
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+    """The words of a text, full stops among them."""
     return re.findall(r"[^\s.]+|\.", text)
 
 
 def _sentences(text: str) -> list[tuple[str, ...]] | None:
     """The words of each sentence, the last perhaps only begun; None for a text not written as `worlds` writes."""
-    words = _words(text)
+    words = words_of(text)
     ends = [place + 1 for place, word in enumerate(words) if word == STOP]
     sentences = [tuple(words[start:end]) for start, end in itertools.pairwise([0, *ends, len(words)]) if end > start]
     rebuilt = " ".join(" ".join(sentence).replace(" .", ".") for sentence in sentences)

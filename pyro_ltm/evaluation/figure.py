@@ -71,8 +71,11 @@ def share(part: Tensor, whole: Tensor) -> Share:
 
 
 def ratio_stderr(nats: Tensor, tokens: Tensor) -> float:
-    """Standard error of sum(nats) / sum(tokens) over sequences [S] (linearized ratio); NaN for one sequence."""
-    count = len(nats)
+    """Standard error of sum(nats) / sum(tokens) over sequences [S] (linearized ratio); NaN for one alone.
+
+    Sequences of which nothing is scored are not counted.
+    """
+    count = int(((nats != 0) | (tokens != 0)).sum())
     if count < 2:
         return math.nan
     residual = nats - tokens * (nats.sum() / tokens.sum())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pyro_ltm.data import TokenDataset, World
+from pyro_ltm.data.worlds import words_of
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.bound import Bound
 from pyro_ltm.evaluation.figure import Difference, Figure, difference
@@ -26,7 +27,8 @@ class Floor(Figure):
             no decoder with such a window passes without thoughts.
         window: words that a decoder without thoughts can have seen.
         combinations: of the world's factors; their entropy is its log.
-        by_prefix: exact -log p of the tokens after the first m, given those; of each m that cuts no word in two.
+        by_prefix: exact -log p of the tokens after the first m, given those; none where words are not tokens, and
+            their beginnings would have to be summed out.
     """
 
     windowed: Figure
@@ -67,17 +69,17 @@ def evaluate_floor(
     assert batch.targets is not None
     rows = [row[mask].tolist() for row, mask in zip(batch.targets, batch.mask, strict=True)]
     texts = [tokenizer.decode(row) for row in rows]
+    pairs = list(zip(rows, texts, strict=True))
     nats = torch.tensor([-world.log_prob(text) for text in texts], dtype=torch.float64)
     if not bool(torch.isfinite(nats).all()):
         raise UserError(f"{data.folder.path}: a text that its world cannot write: prepare it again with this release")
     tokens = batch.mask.sum(-1)
     first = texts[:WINDOWED_DOCUMENTS]
     by_prefix = []
-    for prefix in prefixes:
+    for prefix in prefixes if all(len(row) == len(words_of(text)) + 1 for row, text in pairs) else ():
         starts = [tokenizer.decode(row[:prefix]) for row in rows]
-        if all(text[len(start) :][:1] in ("", " ", ".") for text, start in zip(texts, starts, strict=True)):
-            after = nats + torch.tensor([world.log_prob_of_start(start) for start in starts], dtype=torch.float64)
-            by_prefix.append(AfterPrefix.of(after, batch.mask[:, prefix:].sum(-1), prefix=prefix))
+        after = nats + torch.tensor([world.log_prob_of_start(start) for start in starts], dtype=torch.float64)
+        by_prefix.append(AfterPrefix.of(after, batch.mask[:, prefix:].sum(-1), prefix=prefix))
     windowed = torch.tensor([-world.windowed_log_prob(text, window) for text in first], dtype=torch.float64)
     floor: Floor = Floor.of(
         nats,
@@ -102,7 +104,7 @@ def check_floor(name: str, figure: Figure | Bound, floor: Figure) -> Difference:
     if above.nats_per_token < -3 * above.stderr:
         raise UserError(
             f"{name}: {figure.nats_per_token:.4f} nats a token lies {-above.nats_per_token:.4f} ± {above.stderr:.4f} "
-            f"below the text's own entropy, {floor.nats_per_token:.4f}: no bound can. Were these documents trained on? "
-            "Otherwise model or guide are at fault, and no figure of theirs is to be believed"
+            f"below the text's own entropy, {floor.nats_per_token:.4f}: no bound can, and no prediction. Were these "
+            "documents trained on? Otherwise model or guide are at fault, and no figure of theirs is to be believed"
         )
     return above

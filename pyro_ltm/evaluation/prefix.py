@@ -92,7 +92,7 @@ def evaluate_prefix(
         batch = model.precompute(read)
         if not tokens:
             stride = stride or max(1, batch.length // 8)
-            prefixes = prefixes or sorted({max(1, batch.length * share // 4) for share in (1, 2, 3)})
+            prefixes = prefixes or quarters(batch.length)
             _check(prefixes, stride, batch.length)
         blocks = range(0, batch.length, stride)
         sequential.append(sum((reader.nats(batch, at, at + stride) for at in blocks), torch.zeros(batch.size)))
@@ -122,6 +122,11 @@ def evaluate_prefix(
     if not math.isfinite(found.nats_per_token):
         raise UserError("the predictive figure is not finite: the model's weights, or its posterior's, have run away")
     return found
+
+
+def quarters(length: int) -> list[int]:
+    """The beginnings that are given where none are named: a quarter, a half and three quarters of the length."""
+    return sorted({max(1, length * share // 4) for share in (1, 2, 3)})
 
 
 @dataclass

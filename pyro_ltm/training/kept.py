@@ -71,6 +71,8 @@ def beside(before: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str,
     joined = {**before, **result}
     if twins:
         joined["twin"] = {**before.get("twin", {}), **result.get("twin", {})}
+    if "floor" in before and "prefix" in others:
+        joined["floor"] = {**joined.get("floor", {}), "by_prefix": before["floor"].get("by_prefix", [])}
     for name in DISTANCES:
         kept = {figure: gap for figure, gap in before.get(name, {}).items() if _protocol(figure) in others}
         joined[name] = {**kept, **result.get(name, {})}

@@ -25,6 +25,7 @@ from pyro_ltm.evaluation import (
 )
 from pyro_ltm.evaluation.annealed import STARTS
 from pyro_ltm.evaluation.figure import plain
+from pyro_ltm.evaluation.prefix import quarters
 from pyro_ltm.training.run import Run
 
 PROTOCOLS = ("bound", "prefix", "reference")
@@ -120,7 +121,14 @@ def evaluate_protocols(
     def options(name: str) -> dict[str, Any]:
         return common | ({"progress": counting(name)} if counting else {})
 
+    prefixes = prefixes or quarters(int(data.lengths[:sequences].max(initial=0)))
     found: dict[str, Any] = {}
+    if World.of(data.folder) is not None:
+        found["no_floor"] = why_no_floor(data)
+        if not found["no_floor"]:
+            given = prefixes if "prefix" in protocols else ()
+            window = run.config.model.receptive_field
+            found["floor"] = evaluate_floor(data, sequences=sequences, window=window, prefixes=given)
     if "bound" in protocols:
         fitted: dict[str, Any] = {"particles": particles, "fast_steps": fast_steps}
         found["bound"] = run.evaluate(data, **fitted, **options("bound"))
@@ -140,12 +148,6 @@ def evaluate_protocols(
         found["twin_differs"] = taught_otherwise(run, twin)
         if "prefix" in protocols:
             found["twin_prefix"] = twin.evaluate_prefix(data, **cut, **options("twin's prefix"))
-    if World.of(data.folder) is not None:
-        found["no_floor"] = why_no_floor(data)
-        if not found["no_floor"]:
-            given = [after.prefix for after in found["prefix"].by_prefix] if "prefix" in found else []
-            window = run.config.model.receptive_field
-            found["floor"] = evaluate_floor(data, sequences=sequences, window=window, prefixes=given)
     return Evaluation(**found, **distances(found))
 
 
@@ -173,13 +175,18 @@ def distances(found: dict[str, Any]) -> dict[str, Any]:
     floor, twin = found.get("floor"), found.get("twin")
     gaps: dict[str, dict[str, Any]] = {name: {} for name in DISTANCES}
     for name, (figure, its, least) in _sides(found).items():
+        tokens = figure.sequence_tokens
+        if least is floor and floor is not None:
+            check_floor(name, figure, floor)
         if least is not None:
-            gaps["above_floor"][name] = check_floor(name, figure, least)
+            gaps["above_floor"][name] = difference(figure.sequence_nats, least.sequence_nats, tokens)
         if its is not None:
-            below = its.sequence_nats - figure.sequence_nats
-            gaps["below_twin"][name] = difference(its.sequence_nats, figure.sequence_nats, figure.sequence_tokens)
-            if least is not None and (whole := its.sequence_nats - least.sequence_nats).sum() > 0:
-                gaps["closed"][name] = share(below, whole)
+            gaps["below_twin"][name] = difference(its.sequence_nats, figure.sequence_nats, tokens)
+        if its is not None and least is not None:
+            way = difference(its.sequence_nats, least.sequence_nats, tokens)
+            if way.nats_per_token > 3 * way.stderr:  # else there is no way to speak of
+                part, whole = its.sequence_nats - figure.sequence_nats, its.sequence_nats - least.sequence_nats
+                gaps["closed"][name] = share(part, whole)
     if floor is not None and twin is not None:
         gaps["above_floor"]["twin"] = check_floor("twin", twin, floor)
     return gaps

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from pyro_ltm.config import load_toml, preset
+from pyro_ltm.config import PRESETS, load_toml, preset
+from pyro_ltm.inference.parts import Parts
 from pyro_ltm.training import Run
 
+ROOT = Path(__file__).parents[2]
 BOUND_KEYS = {
     "nats_per_token",
     "nats_per_token_stderr",
@@ -197,6 +200,33 @@ def test_long_sequences_have_their_own_default(ask, invoke, tmp_path, length, wi
     (tmp_path / "more.toml").write_text("seed = 0\n")
     again = invoke("train", "--resume", "--out", out, "--config", tmp_path / "more.toml", *small)
     assert again.exit_code == 0, again.stderr
+
+
+def test_long_text_has_its_own_default_and_goes_on_with_it(invoke, tmp_path):
+    """Also where its sequences, as prepared, are short."""
+    text, out = tmp_path / "book.txt", tmp_path / "run"
+    text.write_text("".join(f"{number} is a number.\n" for number in range(60_000)))
+    short = {"data.sequence_length": 64, "model.max_length": 64, "data.vocab_size": 300, "slow.eval_sequences": 1}
+    small = short | {"fast.steps": 2, "slow.batch_size": 1, "slow.save_every": 1, "slow.steps": 2}
+    settings = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    done = invoke("train", "--data", text, "--out", out, *settings, "--resume")
+    assert done.exit_code == 0, done.stderr
+    assert "trained by the preset nano-long; another: --preset NAME" in done.stderr
+    assert Run.load(out).config.fast.subsample == 8
+    (tmp_path / "more.toml").write_text("seed = 0\n")
+    again = invoke("train", "--resume", "--out", out, "--config", tmp_path / "more.toml")
+    assert again.exit_code == 0, again.stderr
+    (tmp_path / "other.toml").write_text("seed = 1\n")
+    refused = invoke("train", "--resume", "--out", out, "--config", tmp_path / "other.toml")
+    assert refused.exit_code == 2
+    assert "(seed = 0 became 1)" in refused.stderr
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_the_references_recipe_goes_with_every_preset(name):
+    config = load_toml(ROOT / "examples" / "reference.toml", preset(name))
+    Parts.check(config)
+    assert (config.fast.subsample, config.slow.alone, config.fast.noise) == (1, 0.0, "fixed")
 
 
 def test_infer_cuts_a_long_document_and_keeps_documents_apart(ask, trained, tmp_path):

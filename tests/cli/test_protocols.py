@@ -10,6 +10,7 @@ import pytest
 
 from pyro_ltm.config import apply_settings
 from pyro_ltm.training import Run
+from pyro_ltm.training.kept import beside
 from pyro_ltm.training.protocols import taught_otherwise
 
 
@@ -99,6 +100,22 @@ def test_a_protocol_does_not_erase_another(ask, worldly, tmp_path):
     again = ask("evaluate", run, "--protocol", "reference", "--sequences", 2)
     assert kept() == again, "of other sequences: nothing of it belongs beside the older figures"
     assert not (run / "plots" / "importance.png").exists()
+
+
+def test_the_floor_after_a_beginning_stays_beside_its_figures():
+    common = {"data": "worlds", "fingerprint": "a"}
+    one = {"sequences": 3, "tokens": 30}
+    prefix = common | {"prefix": one, "floor": {"nats_per_token": 1.0, "by_prefix": [{"prefix": 3}]}}
+    prefix["closed"] = {"prefix": {"share": 0.5}, "after 3 tokens": {"share": 0.6}}
+    bound = common | {
+        "bound": one,
+        "floor": {"nats_per_token": 1.0, "by_prefix": []},
+        "closed": {"bound": {"share": 0.4}},
+    }
+    both = beside(prefix, bound)
+    assert both["floor"] == prefix["floor"]
+    assert both["closed"] == prefix["closed"] | bound["closed"]
+    assert beside(bound, prefix)["floor"] == prefix["floor"]
 
 
 def test_what_else_sets_a_twin_apart_is_said(ask, invoke, worldly, tmp_path):

@@ -295,7 +295,7 @@ def test_distances_of_what_comes_after_a_beginning_are_from_its_own_floor():
         return figure(Prefix, whole, [6, 6], **how, by_prefix=its)
 
     least = figure(Figure, [3.0, 5.0], [6, 6])
-    rest = [figure(AfterPrefix, [2.0, 2.0], [4, 4], prefix=2)]  # that of 4 cuts a word in two
+    rest = [figure(AfterPrefix, [2.0, 2.0], [4, 4], prefix=2)]  # none is known after 4
     floor = figure(Floor, [3.0, 5.0], [6, 6], windowed=least, window=1, combinations=4, by_prefix=rest)
     found = {"floor": floor, "twin": figure(Figure, [9.0, 9.0], [6, 6])}
     found |= {"prefix": prefix([5.0, 6.0], [3.0, 4.0]), "twin_prefix": prefix([9.0, 9.0], [6.0, 7.0])}
@@ -309,17 +309,42 @@ def test_distances_of_what_comes_after_a_beginning_are_from_its_own_floor():
     assert told["closed"]["prefix"].stderr == pytest.approx(abs(4 / 6 - 3 / 4) / 2, rel=0.05)
 
 
-def test_a_beginning_that_cuts_a_word_in_two_has_no_floor(tmp_path):
-    letters = Tokenizer.train(["ab"], vocab_size=257)
-    letters.save(tmp_path / "letters.json")
+def test_a_twin_at_the_floor_leaves_no_way_to_close():
+    def figure(nats):
+        return Figure.of(torch.tensor(nats), torch.tensor([6, 6]))
+
+    floor = Floor.of(
+        torch.tensor([3.0, 5.0]),
+        torch.tensor([6, 6]),
+        windowed=figure([3.0, 5.0]),
+        window=1,
+        combinations=4,
+        by_prefix=[],
+    )
+    for its, closed in (([3.0, 5.0], False), ([3.0, 5.1], False), ([4.0, 6.1], True)):
+        found = distances({"floor": floor, "twin": figure(its), "annealed": {"q": figure([3.5, 5.5])}})
+        assert ("AIS from q" in found["closed"]) == closed
+
+
+def test_what_one_document_says_has_no_error():
+    """Of three documents one has tokens left: nothing is known of how another would have come out."""
+    alone = Figure.of(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0, 0, 4]))
+    assert math.isnan(alone.nats_per_token_stderr)
+    least = Figure.of(torch.tensor([0.0, 0.0, 1.2]), torch.tensor([0, 0, 4]))
+    assert check_floor("by chance", alone, least).nats_per_token == pytest.approx(-0.05)
+    two = Figure.of(torch.tensor([0.0, 2.0, 1.0]), torch.tensor([0, 4, 4]))
+    assert two.nats_per_token_stderr == Figure.of(two.sequence_nats[1:], two.sequence_tokens[1:]).nats_per_token_stderr
+
+
+def test_where_words_are_not_tokens_no_floor_of_what_comes_after_is_known(tmp_path):
+    """A letter may begin several words, and which of them would have to be summed out."""
+    Tokenizer.train(["ab"], vocab_size=257).save(tmp_path / "letters.json")
     source = "worlds:size=2,length=2,documents=20"
-    folder = prepare([source], tmp_path / "data", tokenizer=tmp_path / "letters.json", sequence_length=256)
-    data = TokenDataset(folder)
-    found = evaluate_floor(data, sequences=1, window=4, prefixes=range(1, 40)).by_prefix
-    text = letters.decode(data.batch([0]).targets[0][data.batch([0]).mask[0]].tolist())
-    assert [after.prefix for after in found] == [
-        place for place in range(1, 40) if text[place] in " ." and text[place - 1 : place] != " "
-    ]
+    letters = tmp_path / "letters.json"
+    folder = prepare([source], tmp_path / "data", tokenizer=letters, sequence_length=256)
+    floor = evaluate_floor(TokenDataset(folder), window=4, prefixes=[5, 6])
+    assert floor.by_prefix == []
+    assert floor.nats_per_token > 0
 
 
 def test_where_there_is_no_floor(world, tmp_path):
