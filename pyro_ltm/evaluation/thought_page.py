@@ -103,14 +103,13 @@ def likelihoods(evaluation: Mapping[str, Any]) -> str:
         floor = evaluation["floor"]
         found[f"best predictor with {floor['window']} tokens in sight"] = floor["windowed"]
         found["floor: the text's entropy"] = floor
-    gaps = {
-        name.replace("_", " the "): evaluation[name] for name in ("below_twin", "above_floor") if evaluation.get(name)
-    }
+    distances = {"below_twin": "below the twin", "above_floor": "above the floor", "closed": "of the way"}
+    gaps = {title: evaluation[name] for name, title in distances.items() if evaluation.get(name)}
     rows = []
     for name, one in found.items():
         row = [name, _pm({"mean": one["nats_per_token"], "stderr": one.get("nats_per_token_stderr")}, 4)]
         beside = [gap.get(one.get("key")) for gap in gaps.values()]
-        rows.append(row + [_pm(gap, 4, "nats_per_token") if gap else "" for gap in beside])
+        rows.append(row + [_distance(gap) if gap else "" for gap in beside])
     how = [
         f"Measured on {evaluation['data']}",
         f"{own['sequences']:,} sequences",
@@ -191,6 +190,13 @@ def _arithmetic(found: Mapping[str, Any] | None) -> str:
 
 def _quote(content: str) -> str:
     return f"<blockquote>{text(content)}</blockquote>"
+
+
+def _distance(gap: Mapping[str, Any]) -> str:
+    """Nats a token, or the share of the way from twin to floor in percent."""
+    if "share" not in gap:
+        return _pm(gap, 4, "nats_per_token")
+    return _pm({name: 100 * value for name, value in gap.items()}, 1, "share") + "%"
 
 
 def _pm(figure: Mapping[str, Any], digits: int = 3, name: str = "mean") -> str:

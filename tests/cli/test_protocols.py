@@ -96,6 +96,7 @@ def test_a_protocol_does_not_erase_another(ask, worldly, tmp_path):
         html = file.read()
     assert "below the twin" in html
     assert "above the floor" in html
+    assert "of the way" in html
     assert html.count("data:image/png") >= 2 + len(list((run / "plots").glob("*.png")))
     again = ask("evaluate", run, "--protocol", "reference", "--sequences", 2)
     assert kept() == again, "of other sequences: nothing of it belongs beside the older figures"
