@@ -252,7 +252,10 @@ def lever_table(found: Mapping[str, Any]) -> str:
         label = one["row"]
         label += f", {one['steps']} slow steps" if one["steps"] != first["steps"] else ""
         label += f", seed {one['seed']}" if one["seed"] != first["seed"] else ""
-        cells = [label, f"{one['seconds']:.0f}", *([f"{one['once']:.0f}"] if counted else [])]
+        taken = f"{one['seconds']:.0f}"
+        if "default_seconds" in one:  # those that ran beside it, step by step
+            taken += f" ({one['seconds'] / one['default_seconds']:.2f} of the default's)"
+        cells = [label, taken, *([f"{one['once']:.0f}"] if counted else [])]
         cells += [f"{one['nats_per_token']:.4f}", _against(one) if equal else ""]
         if equal:
             share = equal["seconds"] / equal.get("default_seconds", alone[one["steps"], one["seed"]])
