@@ -61,6 +61,7 @@ def _prefixes(stride: int, *given: int) -> list[str]:
 SHORT = {"particles": ["--particles", "32"], "prefix": _prefixes(16, 32, 64, 96)}
 WIKITEXT = ["{data}/wikitext-2/wiki.train.shuffled.tokens", "--validation", "{data}/wikitext-2/wiki.valid.tokens"]
 LONG_512 = {"particles": ["--particles", "64"], "prefix": _prefixes(128, 128, 256, 384)}
+WORLDS_15 = {**SHORT, "prepare": ["worlds:documents=20000", "--sequence-length", "128"]}
 WORLDS_LENGTH = ["--set", "model.max_length=1920"]
 WORLDS_240 = {
     "prepare": ["worlds:length=240,documents=6000", "--sequence-length", "1920"],
@@ -82,10 +83,16 @@ TINYSHAKESPEARE_2048 = {
 
 CORPORA: dict[str, dict[str, list[str]]] = {
     "worlds": {
-        "prepare": ["worlds:documents=20000", "--sequence-length", "128"],
+        **WORLDS_15,
+        "train": ["--preset", "nano-worlds"],
+        "evaluate": ["--data", "worlds:documents=100", *CALM],
+        "particles": ["--particles", "512"],
+        "ais": ["--ais", "16"],
+    },
+    "worlds-16-steps": {
+        **WORLDS_15,
         "train": [*RECIPE, "--steps", "1000"],
         "evaluate": ["--data", "worlds:documents=100", "--fast-steps", "32"],
-        **SHORT,
         "particles": ["--particles", "64"],
         "ais": ["--ais", "8"],
     },

@@ -72,7 +72,9 @@ class Numbers(click.ParamType):
     help="With RUN: slow steps by which shared parameters of a guide learn before.",
 )
 @click.option("--train", is_flag=True, help="Train a decoder under each pair instead of taking that of a run.")
-@click.option("--preset", metavar="NAME", help="With --train: nano (the default), nano-long, small, medium or large.")
+@click.option(
+    "--preset", metavar="NAME", help="With --train: nano (the default), nano-long, nano-worlds, small, medium or large."
+)
 @click.option("--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings laid over the preset.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="One setting, the last word. Repeatable.")
 @click.option("--steps", metavar="N", type=int, help="With --train: slow steps of each decoder.")

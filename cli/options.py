@@ -96,8 +96,8 @@ def preset_option(function: F) -> F:
     return click.option(
         "--preset",
         metavar="NAME",
-        show_default="nano-long for long texts, else nano",
-        help="nano, nano-long, small, medium or large.",
+        show_default="nano-long for long texts, nano-worlds for worlds, else nano",
+        help="nano, nano-long, nano-worlds, small, medium or large.",
     )(function)
 
 

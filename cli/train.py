@@ -144,7 +144,7 @@ def default_preset(data: Sequence[str]) -> str:
 
     name = preset_for(list(data))
     if name != "nano":
-        note(f"Texts this long are trained by the preset {name}; another: --preset NAME.")
+        note(f"Such texts are trained by the preset {name}; another: --preset NAME.")
     return name
 
 

@@ -1,4 +1,4 @@
-"""Which preset trains given data where none is named: for long texts the one made for them (docs/results.md)."""
+"""Which preset trains given data where none is named: that which was found for such data (docs/results.md)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pyro_ltm.data.folder import TokenFolder, is_token_folder
 from pyro_ltm.data.sources import text_sizes
 
 LONG = 1024
-"""Tokens: longer sequences are long."""
-SENTENCES = 128
-"""Of a world's document of so many tokens."""
-TEXT, DOCUMENT = 1_000_000, 8_000
-"""Bytes: plain text is long from so many on, where its files have on average so many. The shortest that the preset was
+"""Tokens: longer sequences are long, of a world such as are longer than `DOCUMENT`."""
+DOCUMENT, SENTENCES = 128, 15
+"""Tokens that `nano-worlds` reads, and sentences of a world that are no more."""
+TEXT, FILE = 1_000_000, 8_000
+"""Bytes: plain text is long from so many on, where its files have on average so many. The shortest that `nano-long` was
 judged on has 1.1 million, in one file."""
 
 
 def preset_for(data: str | Path | Sequence[str] | None) -> str:
-    """`nano-long` for long texts, else `nano`.
+    """`nano-long` for long texts, `nano-worlds` for short documents of a world, `nano` for all else.
 
     Args:
         data: a folder that `prepare` wrote, or sources of text (`read_source`). Of text that is not prepared, plain
@@ -30,11 +30,15 @@ def preset_for(data: str | Path | Sequence[str] | None) -> str:
     """
     sources = [str(data)] if isinstance(data, str | Path) else list(data or [])
     if len(sources) == 1 and is_token_folder(sources[0]):
-        is_long = TokenFolder.open(sources[0]).sequence_length > LONG
+        folder = TokenFolder.open(sources[0])
+        is_world = worlds.World.of(folder) is not None and folder.meta["packing"] == "document"
+        is_long = folder.sequence_length > (DOCUMENT if is_world else LONG)
     elif sources and all(map(worlds.is_world, sources)):
-        is_long = min(worlds.parse(source)["length"] for source in sources) > SENTENCES
+        is_world, is_long = True, max(worlds.parse(source)["length"] for source in sources) > SENTENCES
     else:
-        sizes = [text_sizes(source) for source in sources]
-        bytes_ = [size for its in sizes for size in its]
-        is_long = all(sizes) and sum(bytes_) >= max(TEXT, DOCUMENT * len(bytes_))
-    return "nano-long" if is_long else "nano"
+        is_world, sizes = False, [text_sizes(source) for source in sources]
+        files = [size for its in sizes for size in its]
+        is_long = all(sizes) and sum(files) >= max(TEXT, FILE * len(files))
+    if is_long:
+        return "nano-long"
+    return "nano-worlds" if is_world else "nano"

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from pyro_ltm.config import PRESETS, preset
-from pyro_ltm.data import prepare
-from pyro_ltm.data.presets import DOCUMENT, TEXT, preset_for
+from pyro_ltm.data import World, prepare
+from pyro_ltm.data.presets import DOCUMENT, FILE, LONG, SENTENCES, TEXT, preset_for
+from pyro_ltm.data.worlds import words_of
 from pyro_ltm.errors import UserError
 
 
@@ -28,10 +29,10 @@ def test_plain_text_of_a_megabyte_is_long(tmp_path):
 
 
 def test_a_folder_of_many_short_files_is_short(tmp_path):
-    for number in range(4 * TEXT // DOCUMENT):
-        write(tmp_path / "notes" / f"{number}.md", DOCUMENT // 2)
+    for number in range(4 * TEXT // FILE):
+        write(tmp_path / "notes" / f"{number}.md", FILE // 2)
     write(tmp_path / "chapters" / "one.txt", TEXT)
-    write(tmp_path / "chapters" / "two.txt", DOCUMENT)
+    write(tmp_path / "chapters" / "two.txt", FILE)
     assert preset_for(tmp_path / "notes") == "nano"
     assert preset_for(tmp_path / "chapters") == preset_for(str(tmp_path / "chapters" / "*.txt")) == "nano-long"
 
@@ -43,9 +44,18 @@ def test_rows_and_records_are_short(tmp_path):
 
 
 def test_worlds_go_by_their_length():
-    assert preset_for("worlds") == preset_for("worlds:length=128") == "nano"
-    assert preset_for("worlds:length=240") == preset_for(["worlds:length=240", "worlds:length=200"]) == "nano-long"
-    assert preset_for(["worlds:length=240", "worlds"]) == "nano"
+    assert preset_for("worlds") == preset_for(["worlds:length=3", "worlds:length=15"]) == "nano-worlds"
+    assert preset_for("worlds:length=16") == preset_for(["worlds:length=240", "worlds"]) == "nano-long"
+    assert preset_for(["worlds", "python-docs"]) == "nano"
+
+
+@pytest.mark.parametrize(
+    ("length", "packing", "name"),
+    [(128, "document", "nano-worlds"), (129, "document", "nano-long"), (128, "contiguous", "nano")],
+)
+def test_a_prepared_world_goes_by_its_sequences(tmp_path, length, packing, name):
+    source = "worlds:size=2,length=2,documents=200"
+    assert preset_for(prepare([source], tmp_path / "data", sequence_length=length, packing=packing).path) == name
 
 
 @pytest.mark.parametrize("length", [1024, 1025])
@@ -62,6 +72,9 @@ def test_what_cannot_be_read_is_no_long_text(tmp_path):
 
 
 def test_what_is_named_is_there():
-    assert {"nano", "nano-long"} <= set(PRESETS)
+    assert {"nano", "nano-long", "nano-worlds"} <= set(PRESETS)
     longest = preset("nano-long").data.sequence_length
-    assert preset("nano").data.sequence_length <= 1024 < longest
+    assert preset("nano").data.sequence_length <= LONG < longest
+    assert preset("nano-worlds").data.sequence_length == preset("nano-worlds").model.max_length == DOCUMENT
+    words = World(length=SENTENCES).stories(seed=0, count=300)
+    assert 100 < max(len(words_of(story.text)) + 1 for story in words) <= DOCUMENT
