@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+SIDES = ("below_twin", "above_floor")
 SHARES = {"-thoughts-first": "0", "": "0.1", "-half": "0.5"}
 """How the name of a corpus ends, and for what share of the slow steps the decoder learns alone in it."""
 
@@ -42,11 +43,11 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 
 def along_draws(found: Mapping[str, Any]) -> str:
-    """The importance-weighted bound with 1, 2, 4, ... draws, a row a seed."""
+    """The importance-weighted bound with 1, 2, 4, ... draws, a column a seed."""
     curves = {row["seed"]: row["bound"]["iwae_curve"] for row in found["rows"] if "bound" in row}
-    first = next(iter(curves.values()), [])
-    lines = [_line(["K", *(str(point["particles"]) for point in first)]), "|---" * (len(first) + 1) + "|"]
-    lines += [_line([f"seed {seed}", *map(_nats, curve)]) for seed, curve in curves.items()]
+    lines = [_line(["K", *(f"seed {seed}" for seed in curves)]), "|---" * (len(curves) + 1) + "|"]
+    for points in zip(*curves.values(), strict=True):
+        lines.append(_line([str(points[0]["particles"]), *(_level(point, "stderr") for point in points)]))
     return "\n".join(lines) + "\n"
 
 
@@ -71,8 +72,7 @@ def _figures(row: Mapping[str, Any]) -> list[list[str]]:
     rows = []
 
     def add(key: str, label: str, one: Mapping[str, Any], error: str = "nats_per_token_stderr") -> None:
-        gaps = (row.get(side, {}).get(key) for side in ("below_twin", "above_floor"))
-        rows.append([label, _level(one, error), *map(_gap, gaps)])
+        rows.append([label, _level(one, error), *(_gap(row.get(side, {}).get(key)) for side in SIDES)])
 
     if bound := row.get("bound"):
         last = bound["iwae_curve"][-1]
@@ -97,7 +97,8 @@ def _exact(row: Mapping[str, Any]) -> list[list[str]]:
     if prefix := row.get("prefix"):
         for after, its in zip(prefix["by_prefix"], row["twin"]["prefix"]["by_prefix"], strict=True):
             name = f"tokens after the first {after['prefix']} (twin {its['nats_per_token']:.4f})"
-            rows.append([name, _level(after), _gap(row["below_twin"][f"after {after['prefix']} tokens"])])
+            key = f"after {after['prefix']} tokens"
+            rows.append([name, _level(after), *(_gap(row.get(side, {}).get(key)) for side in SIDES)])
     return rows
 
 
@@ -111,24 +112,21 @@ def _note(row: Mapping[str, Any]) -> str:
 
     level, its = (by_byte(one["nats_per_token"], one["nats_per_token_stderr"]) for one in (bound, twin))
     gap = by_byte(below["bound"]["nats_per_token"], below["bound"]["stderr"])
+    ess = f"{bound['effective_sample_size']:.1f} ± {bound['effective_sample_size_stderr']:.1f}"
     lines = [
         f"{bound['sequences']} sequences, {bound['tokens']} tokens; rate {bound['kl_nats_per_sequence']:.2f} nats a "
-        f"sequence; {bound['effective_sample_size']:.1f} of {bound['particles']} draws count.",
+        f"sequence; {ess} of {bound['particles']} draws count.",
         f"Bits a byte: at most {level}, twin {its}, below it by {gap}.",
     ]
-    if "floor" in row:
-        whole = row["above_floor"]["twin"]["nats_per_token"]
-        elbo, weighted = (below[name]["nats_per_token"] / whole for name in ("bound", "importance-weighted"))
-        lines.append(f"Of the distance from twin to floor closed: by the ELBO {elbo:.1%}, weighted {weighted:.1%}.")
+    if closed := row.get("closed"):
+        ways = [f"{name} {100 * one['share']:.1f} ± {100 * one['stderr']:.1f}%" for name, one in closed.items()]
+        told = ", ".join(ways).replace("bound ", "ELBO ").replace("AIS", "annealed").replace("prefix ", "predictive ")
+        lines.append(f"Of the distance from twin to floor closed: {told}.")
     return "\n".join(lines)
 
 
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _nats(one: Mapping[str, Any]) -> str:
-    return f"{one['nats_per_token']:.4f}"
 
 
 def _level(one: Mapping[str, Any], error: str = "nats_per_token_stderr") -> str:

@@ -32,7 +32,7 @@ def test_figures_are_of_runs_that_their_twins_fit(found):
     for one in found.values():
         assert [row["seed"] for row in one["rows"]] == sorted({row["seed"] for row in one["rows"]})
         for row in one["rows"]:
-            assert not row["twin"].get("differs"), "the same tokens in the same order"
+            assert row["twin"].get("differs", []) == [], "the same tokens in the same order"
             for path in (row["run"], row["twin_run"], row["data"]):
                 assert not path.startswith("/"), "a folder of the machine that measured it"
 
@@ -52,7 +52,10 @@ def test_a_table_says_what_the_figures_say(found):
     row = found["worlds-longer"]["rows"][0]
     table = results.markdown(found["worlds-longer"])
     assert f"{row['floor']['nats_per_token']:.4f}" in table
-    closed = row["below_twin"]["importance-weighted"]["nats_per_token"] / row["above_floor"]["twin"]["nats_per_token"]
-    assert f"weighted {closed:.1%}" in table
+    whole = row["above_floor"]["twin"]["nats_per_token"]
+    for name, told in (("bound", "ELBO"), ("importance-weighted", "importance-weighted")):
+        closed = row["closed"][name]
+        assert closed["share"] == pytest.approx(row["below_twin"][name]["nats_per_token"] / whole)
+        assert f"{told} {100 * closed['share']:.1f} ± {100 * closed['stderr']:.1f}%" in table
     bits = row["bound"]["bits_per_byte"], row["twin"]["bits_per_byte"]
     assert f"below it by {bits[1] - bits[0]:.4f}" in table
