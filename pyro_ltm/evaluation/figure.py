@@ -71,12 +71,9 @@ def share(part: Tensor, whole: Tensor) -> Share:
 
 
 def ratio_stderr(nats: Tensor, tokens: Tensor) -> float:
-    """Standard error of sum(nats) / sum(tokens) over sequences [S] (linearized ratio); NaN for one alone.
-
-    Sequences of which nothing is scored are not counted.
-    """
-    count = int(((nats != 0) | (tokens != 0)).sum())
-    if count < 2:
+    """Standard error of sum(nats) / sum(tokens) over sequences [S] (linearized ratio); NaN where one alone has any."""
+    count = len(nats)
+    if int(((nats != 0) | (tokens != 0)).sum()) < 2:
         return math.nan
     residual = nats - tokens * (nats.sum() / tokens.sum())
     return float((residual.square().sum() * count / (count - 1)).sqrt() / tokens.sum())
