@@ -98,10 +98,10 @@ def _show_prefix(found: Evaluation, prefix: Prefix) -> None:
         above = [_gap(found.above_floor.get(name)), _way(found, name)][: len(floor)]
         return [label, _figure(figure), *([_figure(its), _gap(found.below_twin.get(name))] if its else []), *above]
 
-    rows = [row(f"all tokens, a fit every {prefix.stride}", "prefix", prefix, twin)]
+    rows = [row(f"all, a fit every {prefix.stride}", "prefix", prefix, twin)]
     for index, after in enumerate(prefix.by_prefix):
         its = twin.by_prefix[index] if twin else None
-        rows.append(row(f"those after the first {after.prefix}", f"after {after.prefix} tokens", after, its))
+        rows.append(row(f"after the first {after.prefix}", f"after {after.prefix} tokens", after, its))
     show_table("Predictive: each token from the text before it alone", columns, rows)
     if found.floor and not found.floor.by_prefix:
         say("No floor is known of what comes after a beginning: not each of its words is one token.")
