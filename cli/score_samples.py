@@ -126,14 +126,18 @@ def _show(found: object) -> None:
     it: Any = found
     both = [one for one in (it.metrics, it.reference_metrics) if one]
 
-    def row(name: str, figure: Any, digits: int = 3) -> list[str]:
-        return [name, *(nats(figure(one), digits) for one in both)]
+    def row(name: str, figure: str, n: int | None = None) -> list[str]:
+        def of(figures: dict[str, Any]) -> float | None:
+            return figures[figure] if n is None else figures[figure][str(n)]
+
+        pairs = [(of(vars(one)), of(one.stderr) if one.stderr else None) for one in both]
+        return [name, *(nats(level, 3) + (margin(error) if error is not None else "") for level, error in pairs)]
 
     rows = [["texts", *(f"{one.texts:,}" for one in both)], ["words", *(f"{one.words:,}" for one in both)]]
-    rows.append(row("entropy of words, bits", lambda m: m.entropy_bits))
-    rows += [row(f"distinct-{n}", lambda m, n=n: m.distinct[str(n)]) for n in range(1, 5)]
-    rows += [row(f"repetition of {n} words", lambda m, n=n: m.repetition[str(n)]) for n in (1, 4)]
-    rows.append(row("self-BLEU", lambda m: m.self_bleu))
+    rows.append(row("entropy of words, bits", "entropy_bits"))
+    rows += [row(f"distinct-{n}", "distinct", n) for n in range(1, 5)]
+    rows += [row(f"repetition of {n} words", "repetition", n) for n in (1, 4)]
+    rows.append(row("self-BLEU", "self_bleu"))
     if it.generative:
         scored = [one for one in (it.generative, it.reference_generative) if one]
         scored += [None] * (len(both) - len(scored))

@@ -1,6 +1,8 @@
 """Figures of written texts that need no model: entropy, distinct n-grams, repetition, self-BLEU.
 
-A word is what stands between spaces; punctuation belongs to it.
+A word is what stands between spaces; punctuation belongs to it. Standard errors are those of the jackknife over texts,
+in groups: all figures but repetition change with the number of texts, and each of its own leaves out as many. On
+average it is too large rather than too small (Efron and Stein 1981).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pyro_ltm.errors import UserError
 
@@ -24,6 +27,7 @@ class TextMetrics:
         repetition: for n = 1 to 4, mean over texts of the share of n-grams that stood in the same text before.
         self_bleu: mean BLEU-4 of each text against all others (Zhu et al., arXiv:1802.01886), 0 for all different to 1
             for all alike; None for a single text.
+        stderr: the standard error of each, by the same names, for as many texts; None for fewer than three.
     """
 
     texts: int
@@ -33,42 +37,71 @@ class TextMetrics:
     distinct: dict[str, float]
     repetition: dict[str, float]
     self_bleu: float | None
+    stderr: dict[str, Any] | None
+
+
+GROUPS = 20
+"""Groups of texts, at least, of which each is left out once, for the standard errors; fewer texts are each a group."""
 
 
 def text_metrics(texts: Sequence[str]) -> TextMetrics:
     """The figures of `texts`. Raises UserError when there is no word in them."""
     split = [text.split() for text in texts]
-    counts = Counter(word for words in split for word in words)
-    total = sum(counts.values())
-    if not total:
+    words = sum(map(len, split))
+    if not words:
         raise UserError("no words in the texts: nothing to measure")
-    entropy = -sum(count / total * math.log(count / total) for count in counts.values())
-    return TextMetrics(
-        texts=len(split),
-        words=total,
-        entropy_nats=entropy,
-        entropy_bits=entropy / math.log(2),
-        distinct={str(n): _distinct(split, n) for n in range(1, 5)},
-        repetition={str(n): _repetition(split, n) for n in range(1, 5)},
-        self_bleu=self_bleu(split) if len(split) > 1 else None,
-    )
+    size = max(1, len(split) // GROUPS)  # the same for each group; what is over is never left out
+    starts = range(0, len(split) - size + 1, size)
+    without = [_figures([*split[:start], *split[start + size :]]) for start in starts]
+    stderr = _jackknife(without, (len(split) - size) / size) if len(split) > 2 else None
+    return TextMetrics(texts=len(split), words=words, **_figures(split), stderr=stderr)
+
+
+def _figures(split: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """All that has a standard error."""
+    counts = Counter(word for words in split for word in words)
+    total = counts.total()
+    entropy = sum(count / total * math.log(total / count) for count in counts.values())
+    return {
+        "entropy_nats": entropy,
+        "entropy_bits": entropy / math.log(2),
+        "distinct": {str(n): _distinct(split, n) for n in range(1, 5)},
+        "repetition": {str(n): _repetition(split, n) for n in range(1, 5)},
+        "self_bleu": self_bleu(split) if len(split) > 1 else None,
+    }
+
+
+def _jackknife(without: Sequence[Any], left_for_each: float) -> Any:
+    """Standard errors from figures (numbers, or dictionaries of them), each without some of the texts.
+
+    `left_for_each`: the texts that are left, for each that is left out.
+    """
+    if isinstance(without[0], dict):
+        return {name: _jackknife([one[name] for one in without], left_for_each) for name in without[0]}
+    mean = sum(without) / len(without)
+    return math.sqrt(left_for_each * sum((one - mean) ** 2 for one in without) / len(without))
 
 
 def self_bleu(split: Sequence[Sequence[str]], highest: int = 4) -> float:
     """Mean over texts (lists of words) of BLEU against all others; empty texts count 0."""
     grams = [[_count(words, n) for n in range(1, highest + 1)] for words in split]
-    most: list[dict[tuple[str, ...], list[int]]] = [{} for _ in range(highest)]
-    for own in grams:  # the two highest counts of each n-gram, so that a text can be left out
-        for n, counter in enumerate(own):
+    most: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(highest)]
+    second: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(highest)]  # so that a text can be left out
+    for own in grams:
+        for counter, high, low in zip(own, most, second, strict=True):
             for gram, count in counter.items():
-                most[n][gram] = sorted([count, *most[n].get(gram, [])], reverse=True)[:2]
+                if count >= high[gram]:
+                    high[gram], low[gram] = count, high[gram]
+                elif count > low[gram]:
+                    low[gram] = count
     lengths = [len(words) for words in split]
-    return sum(_bleu(grams[i], most, lengths, i) for i in range(len(split))) / len(split)
+    return sum(_bleu(grams[i], most, second, lengths, i) for i in range(len(split))) / len(split)
 
 
 def _bleu(
     own: Sequence[Counter[tuple[str, ...]]],
-    most: Sequence[dict[tuple[str, ...], list[int]]],
+    most: Sequence[Counter[tuple[str, ...]]],
+    second: Sequence[Counter[tuple[str, ...]]],
     lengths: list[int],
     i: int,
 ) -> float:
@@ -80,11 +113,7 @@ def _bleu(
         return 0.0
     logs = 0.0
     for n, counter in enumerate(own):
-        matched = 0
-        for gram, count in counter.items():
-            high = most[n][gram]
-            others = (high[1] if len(high) > 1 else 0) if count == high[0] else high[0]
-            matched += min(count, others)
+        matched = sum(count if count < most[n][gram] else second[n][gram] for gram, count in counter.items())
         if n == 0 and not matched:
             return 0.0
         logs += math.log((matched or 0.1) / max(1, counter.total())) / len(own)
@@ -101,7 +130,7 @@ def _count(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 def _distinct(split: Sequence[Sequence[str]], n: int) -> float:
     whole: Counter[tuple[str, ...]] = Counter()
     for words in split:
-        whole += _count(words, n)
+        whole.update(_count(words, n))
     return len(whole) / whole.total() if whole else 0.0
 
 

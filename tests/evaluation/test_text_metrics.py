@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 
 import pytest
 
@@ -42,3 +43,35 @@ def test_self_bleu_is_nltks():
         bleu.sentence_bleu(texts[:i] + texts[i + 1 :], text, smoothing_function=smooth) for i, text in enumerate(texts)
     ]
     assert self_bleu(texts) == pytest.approx(sum(theirs) / len(theirs), rel=1e-9)
+
+
+def test_errors_of_a_mean_are_its_standard_errors():
+    generator = random.Random(0)
+    texts = [" ".join(generator.choice("abcd") for _ in range(9)) for _ in range(12)]
+    shares = [1 - len(set(text.split())) / 9 for text in texts]
+    mean = sum(shares) / 12
+    expected = math.sqrt(sum((share - mean) ** 2 for share in shares) / 11 / 12)
+    found = text_metrics(texts)
+    assert found.repetition["1"] == pytest.approx(mean)
+    assert found.stderr["repetition"]["1"] == pytest.approx(expected, rel=1e-9)
+    assert text_metrics(texts[:2]).stderr is None
+
+
+def test_errors_are_the_spread_over_fresh_texts():
+    def texts(seed: int) -> list[str]:
+        generator = random.Random(seed)
+        words, weights = [f"w{rank}" for rank in range(1, 301)], [1 / rank for rank in range(1, 301)]
+        some = [generator.choices(words, weights, k=6) for _ in range(40)]  # so the words of a text go together
+        return [" ".join(generator.choice(own) for _ in range(generator.randint(8, 16))) for own in some]
+
+    found = [text_metrics(texts(seed)) for seed in range(40)]
+    for figure in (
+        lambda one: one["entropy_bits"],
+        lambda one: one["self_bleu"],
+        lambda one: one["distinct"]["1"],
+        lambda one: one["distinct"]["2"],
+        lambda one: one["repetition"]["1"],
+    ):
+        spread = statistics.stdev(figure(vars(one)) for one in found)
+        told = statistics.mean(figure(one.stderr) for one in found)
+        assert 0.8 * spread < told < 1.4 * spread  # of 40 sets, 0.11 of the spread is chance
