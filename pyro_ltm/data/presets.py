@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyro_ltm.data import worlds
 from pyro_ltm.data.folder import TokenFolder, is_token_folder
-from pyro_ltm.data.sources import text_sizes
+from pyro_ltm.data.sources import sources_of, text_sizes
 
 LONG = 1024
 """Tokens: longer sequences are long, of a world such as are longer than `DOCUMENT`."""
@@ -28,7 +28,7 @@ def preset_for(data: str | Path | Sequence[str] | None) -> str:
     Raises:
         UserError: a prepared folder is damaged, or a world has an option that is none.
     """
-    sources = [str(data)] if isinstance(data, str | Path) else list(data or [])
+    sources = sources_of(data)
     if len(sources) == 1 and is_token_folder(sources[0]):
         folder = TokenFolder.open(sources[0])
         is_world = worlds.World.of(folder) is not None and folder.meta["packing"] == "document"

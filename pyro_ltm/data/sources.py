@@ -9,7 +9,7 @@ import contextlib
 import glob
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,11 @@ def read_source(
         f"{one_line(spec)}: no such file, folder or corpus{suggest(spec, CORPORA)}: "
         f"give a path, a quoted glob, a corpus ({', '.join(CORPORA)}){hub or f', or {HUB}org/name'}"
     )
+
+
+def sources_of(data: str | Path | Sequence[str] | None) -> list[str]:
+    """One source, or several, or none, as a list."""
+    return [str(data)] if isinstance(data, str | Path) else list(data or [])
 
 
 def text_sizes(spec: str) -> list[int]:

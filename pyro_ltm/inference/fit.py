@@ -84,20 +84,18 @@ def _check_subsample(
     guide: Guide, objective: ELBO, optimizer: FastOptimizer, noise: str, tolerance: float, subsample: int
 ) -> None:
     """A stretch of the tokens is right on average for what is linear in their log-probabilities, and nothing else."""
-    where = f"subsample = {subsample}"
+    where, whole = f"subsample = {subsample}", "set it to 1 (fast.subsample=1)"
     fitter = objective.for_guide() if isinstance(objective, Objective) else None
     if fitter is None or not fitter.is_linear:
         linear = [name for name, kind in OBJECTIVES.items() if kind.is_linear]
         raise UserError(
             f"{where}: {type(objective).__name__} is not linear in log p(x | z), which a sample of the tokens would "
-            f"bias: leave it at 1, or use {_either('objective', linear)}"
+            f"bias: {whole}, or use {_either('objective', linear)}"
         )
     if isinstance(guide, Sampler):
-        raise UserError(f"{where}: chains of {type(guide).__name__} need the whole log p(x, z): leave it at 1")
+        raise UserError(f"{where}: chains of {type(guide).__name__} need the whole log p(x, z): {whole}")
     if optimizer.needs_fixed_loss or noise == "fixed":
-        raise UserError(
-            f"{where}: {type(optimizer).__name__} on {noise} noise needs one loss for all steps: leave it at 1"
-        )
+        raise UserError(f"{where}: {type(optimizer).__name__} on {noise} noise needs one loss for all steps: {whole}")
     if tolerance:
         raise UserError(f"{where}: tolerance = {tolerance} needs each sequence's whole bound: leave one of them out")
 

@@ -12,6 +12,7 @@ from pyro_ltm.config import Config, load_toml, preset
 from pyro_ltm.data import TokenDataset, prepare
 from pyro_ltm.data.folder import is_token_folder
 from pyro_ltm.data.presets import preset_for
+from pyro_ltm.data.sources import sources_of
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
 from pyro_ltm.inference.parts import Parts, settled
@@ -117,7 +118,7 @@ def _tokens(
     on_prepare: Callable[[str, int, int], None] | None,
 ) -> Path:
     """The folder of tokens to train on: the one named, the run's own, or one prepared now inside the run folder."""
-    sources = _sources(data)
+    sources = sources_of(data)
     ready = len(sources) == 1 and is_token_folder(sources[0])
     recorded = going_on and (out / DATA).exists()
     if (ready or recorded) and (tokenizer or text_column):
@@ -146,10 +147,6 @@ def _tokens(
         progress=on_prepare,
     )
     return prepared.path
-
-
-def _sources(data: str | Path | Sequence[str] | None) -> list[str]:
-    return [str(data)] if isinstance(data, str | Path) else list(data or [])
 
 
 def as_the_data_are(config: Config, data: TokenDataset) -> Config:
