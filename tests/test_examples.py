@@ -13,33 +13,54 @@ from pyro_ltm.config import PRESETS, apply_settings, load_toml, preset
 from pyro_ltm.inference.parts import Parts
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-PYTHON = {
-    "demo.py": ["--out", "demo", "--steps", "2"],
-    "compare_guides.py": ["--out", "compared", "--steps", "2"],
-}
+PYTHON = {"demo.py", "compare_guides.py"}
+pytestmark = pytest.mark.xdist_group("examples")  # one process runs the demo for all
+
+
+def run(name, folder, *arguments):
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo's folder, and what it said."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder / "demo", run("demo.py", folder, "--out", "demo", "--steps", "2")
 
 
 def test_none_is_forgotten():
     notebooks = {path.with_suffix(".py").name for path in EXAMPLES.glob("*.ipynb")}  # run by test_notebook.py
-    assert {path.name for path in EXAMPLES.glob("*.py")} == set(PYTHON) | notebooks
+    assert {path.name for path in EXAMPLES.glob("*.py")} == PYTHON | notebooks
 
 
-@pytest.mark.parametrize("name", PYTHON)
-def test_runs(name, tmp_path):
-    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *PYTHON[name]]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    if name == "demo.py":
-        summary = json.loads((tmp_path / "demo/demo.json").read_text())
-        assert summary["bound"]["sequences"] == summary["twin"]["sequences"] == 128
-        assert (tmp_path / "demo/ltm/plots/bounds.png").read_bytes().startswith(b"\x89PNG")
-        assert "Next:" in done.stdout
-    if name == "compare_guides.py":
-        pairs = json.loads((tmp_path / "compared/comparison/compare.json").read_text())["pairs"]
-        assert len(pairs) == 9
-        assert all(pair["elbo"] is not None for pair in pairs)
-        assert "isotropic" in done.stdout
-        assert "thermodynamic" in (tmp_path / "compared/comparison/compare.html").read_text()
+def test_the_demo_runs(demo):
+    folder, said = demo
+    summary = json.loads((folder / "demo.json").read_text())
+    assert summary["bound"]["sequences"] == summary["twin"]["sequences"] == 128
+    assert (folder / "ltm/plots/bounds.png").read_bytes().startswith(b"\x89PNG")
+    assert "Next:" in said
+
+
+def check_comparison(folder, said):
+    pairs = json.loads((folder / "comparison/compare.json").read_text())["pairs"]
+    assert len(pairs) == 9
+    assert all(pair["elbo"] is not None for pair in pairs)
+    assert "isotropic" in said
+    assert "thermodynamic" in (folder / "comparison/compare.html").read_text()
+
+
+def test_guides_are_compared_under_a_run(demo, tmp_path):
+    said = run("compare_guides.py", tmp_path, str(demo[0] / "ltm"), "--out", "compared")
+    check_comparison(tmp_path / "compared", said)
+
+
+@pytest.mark.long
+def test_guides_are_compared_under_a_run_that_is_trained_first(tmp_path):
+    said = run("compare_guides.py", tmp_path, "--out", "compared", "--steps", "2")
+    check_comparison(tmp_path / "compared", said)
 
 
 @pytest.mark.parametrize("name", PRESETS)

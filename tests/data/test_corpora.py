@@ -5,8 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from pyro_ltm.data import read_source
 from pyro_ltm.data.corpora import CORPORA, MIN_DOCSTRING, python_docs, read_corpus
+
+pytestmark = pytest.mark.xdist_group("corpora")  # one process reads python-docs for all
 
 
 def test_python_docs_is_large_and_ordered() -> None:

@@ -89,8 +89,8 @@ def prepare(guide, objective, model, batch):
     """What all sequences share is learned first, the decoder held still, where nothing else moves the posterior."""
     if not guide.learns or guide.takes_fast_steps:
         return
-    optimizer = torch.optim.Adam(guide.parameters(), lr=3e-3)
-    for step in range(100):
+    optimizer = torch.optim.Adam(guide.parameters(), lr=1e-2)
+    for step in range(40):
         train_step(
             model,
             [batch],
