@@ -176,6 +176,13 @@ def save_texts(texts: Sequence[str]) -> str:
     return "".join(json.dumps({"text": text}) + "\n" for text in texts)
 
 
+def _token_bytes(run: Run, texts: Sequence[str]) -> Tensor | None:
+    """[V] UTF-8 bytes of each token; None where the tokens of `texts` do not stand for them to the byte."""
+    sizes = run.tokenizer.token_bytes
+    spelled = sum(int(sizes[run.tokenizer.encode(text)].sum()) for text in texts)
+    return torch.as_tensor(sizes) if spelled == sum(len(text.encode()) for text in texts) else None
+
+
 def _batches(run: Run, texts: Sequence[str], size: int = 32) -> list[Batch]:
     """Each text from its beginning to its end, cut at the model's length."""
     end, longest = run.tokenizer.end_of_text, run.config.model.max_length
@@ -215,6 +222,7 @@ class RunScorer:
             optimizer=parts.optimizer,
             fast_steps=parts.steps(self.fast_steps),
             particles=1 if self.is_exact else self.particles,
+            token_bytes=_token_bytes(self.run, texts),
             seed=self.seed,
             **{**parts.fitting, "subsample": 1},
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 
 import numpy as np
@@ -41,6 +42,9 @@ def test_score_samples_of_a_run(ask, invoke, trained, twin, tmp_path):
     again = ask("score-samples", "--texts", out, "--reference", out, "--scorer", twin)
     assert again["metrics"] == found["metrics"]
     assert again["generative"]["nats_per_token"] == pytest.approx(found["generative"]["nats_per_token"])
+    under, written = again["generative"], [json.loads(line)["text"] for line in out.read_text().splitlines()]
+    nats = under["nats_per_token"] * under["tokens"]
+    assert under["bits_per_byte"] == pytest.approx(nats / math.log(2) / sum(len(text.encode()) for text in written))
     assert again["mauve"]["score"] > 0.7, "a set of texts against itself"
     assert "not comparable" in again["features"]
     assert "self-BLEU" in invoke(*options).stdout
