@@ -127,11 +127,13 @@ def _show(found: object) -> None:
     both = [one for one in (it.metrics, it.reference_metrics) if one]
 
     def row(name: str, figure: str, n: int | None = None) -> list[str]:
-        def of(figures: dict[str, Any]) -> float | None:
-            return figures[figure] if n is None else figures[figure][str(n)]
-
-        pairs = [(of(vars(one)), of(one.stderr) if one.stderr else None) for one in both]
-        return [name, *(nats(level, 3) + (margin(error) if error is not None else "") for level, error in pairs)]
+        cells = []
+        for one in both:
+            level, error = getattr(one, figure), (one.stderr or {}).get(figure)
+            if n:
+                level, error = level[str(n)], error and error[str(n)]
+            cells.append(nats(level, 3) + ("" if error is None else margin(error, 3)))
+        return [name, *cells]
 
     rows = [["texts", *(f"{one.texts:,}" for one in both)], ["words", *(f"{one.words:,}" for one in both)]]
     rows.append(row("entropy of words, bits", "entropy_bits"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ class Level(Protocol):
 
     @property
     def bits_per_byte(self) -> float:
-        """Total bits / UTF-8 bytes of the texts; NaN where that is not known."""
+        """Total bits / UTF-8 bytes of what was scored; NaN where that is not known."""
 
 
 class Scorer(Protocol):
@@ -177,19 +178,22 @@ def save_texts(texts: Sequence[str]) -> str:
 
 
 def _token_bytes(run: Run, texts: Sequence[str]) -> Tensor | None:
-    """[V] UTF-8 bytes of each token; None where the tokens of `texts` do not stand for them to the byte."""
-    sizes = run.tokenizer.token_bytes
-    spelled = sum(int(sizes[run.tokenizer.encode(text)].sum()) for text in texts)
-    return torch.as_tensor(sizes) if spelled == sum(len(text.encode()) for text in texts) else None
+    """[V] UTF-8 bytes of each token; None where the tokens of one of `texts` do not stand for it to the byte."""
+    sizes, encode = run.tokenizer.token_bytes, run.tokenizer.encode
+    exact = all(int(sizes[encode(text)].sum()) == len(text.encode()) for text in texts)
+    return torch.as_tensor(sizes) if exact else None
 
 
 def _batches(run: Run, texts: Sequence[str], size: int = 32) -> list[Batch]:
     """Each text from its beginning to its end, cut at the model's length."""
     end, longest = run.tokenizer.end_of_text, run.config.model.max_length
     encoded = [[end, *run.tokenizer.encode(text), end][: longest + 1] for text in texts]
-    return [
-        Batch.from_lists(encoded[at : at + size], pad=end).to(run.parts.device) for at in range(0, len(texts), size)
-    ]
+    batches = []
+    for start in range(0, len(texts), size):
+        batch = Batch.from_lists(encoded[start : start + size], pad=end)
+        # Noise is keyed by a text's place among all, so that batches change nothing.
+        batches.append(dataclasses.replace(batch, ids=start + batch.ids).to(run.parts.device))
+    return batches
 
 
 @dataclass(frozen=True)

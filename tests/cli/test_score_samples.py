@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from helpers.causal_lms import save_model
 
+from pyro_ltm.training import Run
+from pyro_ltm.training.samples import RunScorer
+
 LINES = [f"the cat sat on {n} mats while a bird sang" for n in range(12)]
 
 
@@ -64,6 +67,11 @@ def test_a_run_with_thoughts_scores_by_an_upper_bound(ask, refuse, trained, text
     assert tight["generative"]["nats_per_token"] != single["generative"]["nats_per_token"], "the fit's noise is heard"
     refuse(*options, "--set", "slow.lr=1", says=("only the fast loop can change",))
     refuse("score-samples", "--texts", texts, "--set", "fast.steps=9", says=("--set: is of a run that scores",))
+
+
+def test_no_two_texts_are_fitted_on_one_noise(trained):
+    found = RunScorer(Run.load(trained), particles=1).score(LINES[:1] * 33)  # more than go into a batch
+    assert len(set(found.sequence_nats.tolist())) == 33
 
 
 def test_features_are_read(ask, refuse, tmp_path):

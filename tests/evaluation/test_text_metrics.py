@@ -45,16 +45,28 @@ def test_self_bleu_is_nltks():
     assert self_bleu(texts) == pytest.approx(sum(theirs) / len(theirs), rel=1e-9)
 
 
-def test_errors_of_a_mean_are_its_standard_errors():
+@pytest.mark.parametrize("count", [3, 12, 45])
+def test_errors_of_a_mean_are_those_of_its_groups(count):
     generator = random.Random(0)
-    texts = [" ".join(generator.choice("abcd") for _ in range(9)) for _ in range(12)]
+    texts = [" ".join(generator.choice("abcd") for _ in range(9)) for _ in range(count)]
     shares = [1 - len(set(text.split())) / 9 for text in texts]
-    mean = sum(shares) / 12
-    expected = math.sqrt(sum((share - mean) ** 2 for share in shares) / 11 / 12)
+    size = max(1, count // 10)
+    left = [(sum(shares) - sum(shares[at : at + size])) / (count - size) for at in range(0, count - size + 1, size)]
+    squares = sum((mean - sum(left) / len(left)) ** 2 for mean in left)
     found = text_metrics(texts)
-    assert found.repetition["1"] == pytest.approx(mean)
+    assert found.repetition["1"] == pytest.approx(sum(shares) / count)
+    expected = math.sqrt(squares / len(left) * (count - size) / size)
     assert found.stderr["repetition"]["1"] == pytest.approx(expected, rel=1e-9)
-    assert text_metrics(texts[:2]).stderr is None
+    if size == 1:
+        assert expected == pytest.approx(statistics.stdev(shares) / math.sqrt(count))
+
+
+def test_what_cannot_be_measured_is_not_known():
+    assert text_metrics(["a b", "c d"]).stderr is None
+    found = text_metrics(["a b c", "", ""])
+    assert found.distinct["1"] == 1
+    assert math.isnan(found.distinct["4"]), "no text has four words"
+    assert math.isnan(found.stderr["distinct"]["1"]), "without the first text there are no words"
 
 
 def test_errors_are_the_spread_over_fresh_texts():
