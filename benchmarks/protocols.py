@@ -195,8 +195,7 @@ def main() -> None:
     if (options.out is None) == (options.table is None):
         parser.error("give either --out or --table")
     if options.table:
-        found = json.loads(options.table.read_text(encoding="utf-8"))
-        results.PAGE.write_text(results.filled(results.PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+        results.write(results.tables(json.loads(options.table.read_text(encoding="utf-8"))))
         return
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "protocols.json"

@@ -1,8 +1,8 @@
-"""The tables of docs/results.md, made from what `python -m benchmarks.protocols` measured.
+"""The tables of docs/results.md, made from what `python -m benchmarks.protocols` measured, and how tables get there.
 
-A file of figures holds, by corpus, what `benchmarks.protocols.measure` gives. In the page `<!-- NAME -->` begins the
-tables of the corpus NAME, `<!-- NAME along K -->` its bound along the number of draws, `<!-- shares -->` the table of
-corpora that differ in `slow.alone`.
+In the page a table stands between `<!-- NAME -->` and `<!-- end NAME -->`. A file of figures holds, by corpus, what
+`benchmarks.protocols.measure` gives. Its tables: by corpus; `CORPUS along K`, the bound along the number of draws; and
+`shares`, of corpora that differ in `slow.alone`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,31 @@ SHARES = {"-thoughts-first": "0", "": "0.1", "-half": "0.5"}
 """How the name of a corpus ends, and for what share of the slow steps the decoder learns alone in it."""
 
 
-def filled(text: str, found: Mapping[str, Any]) -> str:
-    """`text` with each part between `<!-- NAME -->` and `<!-- end NAME -->` made anew, where `found` has it."""
-    tables = {"shares": shares(found)}
-    for name, one in found.items():
-        tables |= {name: markdown(one), f"{name} along K": along_draws(one)}
+def write(tables: Mapping[str, str]) -> None:
+    """Each of `tables` into its place in the page, where it has one."""
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")
+
+
+def filled(text: str, tables: Mapping[str, str]) -> str:
+    """`text` with each part between `<!-- NAME -->` and `<!-- end NAME -->` made anew, where `tables` has it.
+
+    Raises:
+        ValueError: a part does not end.
+    """
     for name, table in tables.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}{match[2]}", text)
+        text, count = pattern.subn(lambda match, table=table: f"{match[1]}{table}{match[2]}", text)
+        if count != text.count(f"<!-- {name} -->"):
+            raise ValueError(f"'{name}' begins more often than it ends")
     return text
+
+
+def tables(found: Mapping[str, Any]) -> dict[str, str]:
+    """All tables of a file of figures, by the name that marks each in the page."""
+    made = {"shares": shares(found)}
+    for name, one in found.items():
+        made |= {name: markdown(one), f"{name} along K": along_draws(one)}
+    return made
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -119,10 +135,16 @@ def _note(row: Mapping[str, Any]) -> str:
         f"Bits a byte: at most {level}, twin {its}, below it by {gap}.",
     ]
     if closed := row.get("closed"):
-        ways = [f"{name} {100 * one['share']:.1f} ± {100 * one['stderr']:.1f}%" for name, one in closed.items()]
-        told = ", ".join(ways).replace("bound ", "ELBO ").replace("AIS", "annealed").replace("prefix ", "predictive ")
+        ways = [f"{_told(name)} {100 * one['share']:.1f} ± {100 * one['stderr']:.1f}%" for name, one in closed.items()]
+        told = ", ".join(ways)
         lines.append(f"Of the distance from twin to floor closed: {told}.")
     return "\n".join(lines)
+
+
+def _told(name: str) -> str:
+    """A figure's name as the table has it."""
+    names = {"bound": "ELBO", "prefix": "predictive"}
+    return names.get(name, name.replace("AIS from", "annealed from"))
 
 
 def _line(cells: list[str]) -> str:

@@ -13,7 +13,6 @@ from pyro_ltm.config import PRESETS, apply_settings, load_toml, preset
 from pyro_ltm.inference.parts import Parts
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-PYTHON = {"demo.py", "compare_guides.py"}
 pytestmark = pytest.mark.xdist_group("examples")  # one process runs the demo for all
 
 
@@ -33,7 +32,7 @@ def demo(tmp_path_factory):
 
 def test_none_is_forgotten():
     notebooks = {path.with_suffix(".py").name for path in EXAMPLES.glob("*.ipynb")}  # run by test_notebook.py
-    assert {path.name for path in EXAMPLES.glob("*.py")} == PYTHON | notebooks
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"demo.py", "compare_guides.py"} | notebooks, "run it here"
 
 
 def test_the_demo_runs(demo):

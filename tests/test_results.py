@@ -10,22 +10,28 @@ import pytest
 from pyro_ltm_cli.evaluate import READS
 from pyro_ltm_cli.evaluate import command as evaluate
 
-from benchmarks import protocols, results
+from benchmarks import field_tables, protocols, results, twins
 
-FILES = sorted((Path(__file__).parents[1] / "benchmarks").glob("protocols-*.json"))
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def newest(kind):
+    return json.loads(max(BENCHMARKS.glob(f"{kind}-????-??-??.json")).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def found():
-    return json.loads(FILES[-1].read_text(encoding="utf-8"))
+    return newest("protocols")
 
 
-def test_the_page_has_the_tables_of_the_newest_file(found):
+def test_the_page_has_the_tables_of_the_newest_files(found):
     text = results.PAGE.read_text(encoding="utf-8")
     marked = set(re.findall(r"^<!-- (?!end )([\w -]+) -->$", text, re.MULTILINE))
-    assert {name.removesuffix(" along K") for name in marked} - {"shares"} <= set(found) <= set(protocols.CORPORA)
-    assert "shares" in marked
-    assert results.filled(text, found) == text, "run: python -m benchmarks.protocols --table FILE"
+    assert set(found) <= set(protocols.CORPORA)
+    made = {"twins": twins.table(newest("twins")), **field_tables.tables(newest("field"))}
+    assert set(made) <= marked <= set(made) | set(results.tables(found))
+    for name, tables in (("protocols", results.tables(found)), ("twins or benchmarks.field", made)):
+        assert results.filled(text, tables) == text, f"run: python -m benchmarks.{name} --table FILE"
 
 
 def test_figures_are_of_runs_that_their_twins_fit(found):
@@ -33,8 +39,25 @@ def test_figures_are_of_runs_that_their_twins_fit(found):
         assert [row["seed"] for row in one["rows"]] == sorted({row["seed"] for row in one["rows"]})
         for row in one["rows"]:
             assert row["twin"].get("differs", []) == [], "the same tokens in the same order"
-            for path in (row["run"], row["twin_run"], row["data"]):
-                assert not path.startswith("/"), "a folder of the machine that measured it"
+    for one in newest("field").values():
+        assert [row["zero-shot"]["twin_differs"] for row in one["rows"]] == [[]] * len(one["rows"])
+
+
+def test_no_file_names_a_folder_of_the_machine_that_measured_it():
+    for kind in ("protocols", "field", "twins"):
+        assert not re.search(r'[" ]/\w', json.dumps(newest(kind))), kind
+
+
+def test_the_twins_are_compared_with_those_of_the_tables(found):
+    """The same run on the same text, by the library and by the command line, comes to the same figure."""
+    for name, one in newest("twins").items():
+        rows = {row["seed"]: row for row in found[name]["rows"]}
+        for row in one["rows"]:
+            its = rows[row["seed"]]
+            assert row["ltm"]["nats_per_token"] == pytest.approx(its["bound"]["nats_per_token"], abs=2e-6)
+            if row["twin"] == twins.TABLES:
+                assert row["nats_per_token"] == pytest.approx(its["twin"]["nats_per_token"], abs=2e-6)
+                assert row["ltm_below"] == pytest.approx(its["below_twin"]["bound"], abs=2e-6)
 
 
 @pytest.mark.parametrize("protocol", ["bound", "prefix", "reference", "all"])
