@@ -43,19 +43,22 @@ def _show_bound(found: Evaluation, bound: Bound) -> None:
     def row(name: str, figure: Any) -> list[str]:
         return [name, *(figure(one) for one in both)]
 
-    def thoughtful(name: str, figure: Any, digits: int = 4) -> list[str]:
-        return row(name, lambda b: nats(figure(b), digits) if b.active_fraction_by_layer else "-")
+    def thoughtful(name: str, figure: Any) -> list[str]:
+        return row(name, lambda b: figure(b) if b.active_fraction_by_layer else "-")
+
+    def rate(b: Bound) -> str:
+        return nats(b.kl_nats_per_sequence, 2) + margin(b.kl_nats_per_sequence_stderr, 2)
 
     rows = [row("nats a token", _figure)]
     rows += _weighted_rows(found, bound, len(both))
     rows += [
         row("perplexity", lambda b: nats(b.perplexity, 2)),
         row("bits a byte", lambda b: nats(b.bits_per_byte) + margin(b.bits_per_byte_stderr)),
-        thoughtful("rate (KL), nats a sequence", lambda b: b.kl_nats_per_sequence, 2),
+        thoughtful("rate (KL), nats a sequence", rate),
         row("distortion, nats a token", lambda b: nats(b.distortion_nats_per_token)),
-        thoughtful("  with thoughts from the prior", lambda b: b.distortion_from_prior),
-        thoughtful("  with thoughts all zero", lambda b: b.distortion_zeroed),
-        thoughtful("  with another sequence's thoughts", lambda b: b.distortion_shuffled),
+        thoughtful("  with thoughts from the prior", lambda b: nats(b.distortion_from_prior)),
+        thoughtful("  with thoughts all zero", lambda b: nats(b.distortion_zeroed)),
+        thoughtful("  with another sequence's thoughts", lambda b: nats(b.distortion_shuffled)),
     ]
     shares = [
         [f"active dimensions, layer {layer}", f"{share:.0%}", *["-"] * (len(both) - 1)]

@@ -40,7 +40,7 @@ class Bound:
         bits_per_byte: total bits / UTF-8 bytes of the text; NaN when the bytes are not known. bits_per_byte_stderr: its
             standard error over sequences, the bytes held fixed.
         distortion_nats_per_token: E_q[-log p(x | z)] a token.
-        kl_nats_per_sequence: KL(q || prior), the rate.
+        kl_nats_per_sequence: KL(q || prior), the rate. kl_nats_per_sequence_stderr: its standard error over sequences.
         iwae_nats_per_token: the importance-weighted bound with the same K draws (arXiv:1509.00519), never above the
             bound in expectation; equal to it for K = 1 up to the KL's estimate. iwae_nats_per_token_stderr: its error.
         iwae_curve: the same with 1, 2, 4, ... K draws.
@@ -63,6 +63,7 @@ class Bound:
     bits_per_byte_stderr: float
     distortion_nats_per_token: float
     kl_nats_per_sequence: float
+    kl_nats_per_sequence_stderr: float
     iwae_nats_per_token: float
     iwae_nats_per_token_stderr: float
     iwae_curve: list[CurvePoint]
@@ -148,6 +149,7 @@ class _Tally:
         self.nats: list[Tensor] = []
         self.tokens: list[Tensor] = []
         self.ess: list[Tensor] = []
+        self.rates: list[Tensor] = []
         self.iwae: dict[int, list[Tensor]] = {count: [] for count in doublings(particles)}
         self.sums: dict[str, float] = {}
         self.sequences, self.total_nats, self.total_tokens = 0, 0.0, 0
@@ -172,9 +174,10 @@ class _Tally:
         self.total_nats += float(nats.sum())
         self.total_tokens += int(self.tokens[-1].sum())
         self.ess.append(effective_sample_size(log_weight).cpu())
+        self.rates.append(rate.cpu())
         for count, kept in self.iwae.items():
             kept.append(importance_nats(log_weight, count).cpu())
-        self._sum(distortion=distortion, rate=rate)
+        self._sum(distortion=distortion)
         means = fresh.mean()
         self.mean += means.double().sum(0).cpu()
         self.square += (means.double() ** 2).sum(0).cpu()
@@ -208,7 +211,7 @@ class _Tally:
         bits = total / math.log(2) / self.bytes if self.bytes else math.nan  # a byte, for each nat a token
         iwae = {count: torch.cat(kept) for count, kept in self.iwae.items()}
         curve = [CurvePoint(count, float(one.sum()) / total, ratio_stderr(one, tokens)) for count, one in iwae.items()]
-        ess = torch.cat(self.ess)
+        ess, rates = torch.cat(self.ess), torch.cat(self.rates)
         variance = self.square / sequences - (self.mean / sequences) ** 2
         active = (variance > ACTIVE_VARIANCE).double()
         layers = active.chunk(self.model.config.layers) if active.numel() else ()
@@ -219,7 +222,8 @@ class _Tally:
             bits_per_byte=mean * bits,
             bits_per_byte_stderr=error * bits,
             distortion_nats_per_token=self.sums["distortion"] / total,
-            kl_nats_per_sequence=self.sums["rate"] / sequences,
+            kl_nats_per_sequence=float(rates.mean()),
+            kl_nats_per_sequence_stderr=math.nan if alone else float(rates.std() / sequences**0.5),
             iwae_nats_per_token=curve[-1].nats_per_token,
             iwae_nats_per_token_stderr=curve[-1].stderr,
             iwae_curve=curve,

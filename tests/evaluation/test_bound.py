@@ -111,6 +111,7 @@ def test_every_figure_by_hand():
     assert found.nats_per_token == pytest.approx(float(nats.sum() / tokens), abs=ROUNDOFF)
     assert found.distortion_nats_per_token == pytest.approx(float(-likelihoods.mean(0).sum() / tokens), abs=ROUNDOFF)
     assert found.kl_nats_per_sequence == pytest.approx(float(rate.mean()), abs=ROUNDOFF)
+    assert found.kl_nats_per_sequence_stderr == pytest.approx(float(rate.std()) / len(rate) ** 0.5, abs=ROUNDOFF)
     iwae = math.log(particles) - torch.logsumexp(likelihoods + ratios, 0)
     assert found.iwae_nats_per_token == pytest.approx(float(iwae.sum() / tokens), abs=ROUNDOFF)
     assert found.perplexity == pytest.approx(math.exp(float(nats.sum()) / 38), rel=1e-9)
@@ -206,6 +207,7 @@ def test_plain_dictionary():
         "bits_per_byte_stderr",
         "distortion_nats_per_token",
         "kl_nats_per_sequence",
+        "kl_nats_per_sequence_stderr",
         "iwae_nats_per_token",
         "iwae_nats_per_token_stderr",
         "iwae_curve",
