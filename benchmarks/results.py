@@ -39,7 +39,7 @@ def filled(text: str, tables: Mapping[str, str]) -> str:
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """All tables of a file of figures, by the name that marks each in the page."""
-    made = {"shares": shares(found)}
+    made = {"shares": shares(found)} if any(f"{name}-half" in found for name in found) else {}
     for name, one in found.items():
         made |= {name: markdown(one), f"{name} along K": along_draws(one)}
     return made
