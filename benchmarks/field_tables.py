@@ -84,7 +84,7 @@ def _written(found: Mapping[str, Any]) -> str:
     rows = []
     for row in found["rows"]:
         for name, one in row["samples"].items():
-            speed = f"{one['speed']['tokens_per_second']:,.0f}"
+            speed = f"{one['speed']['tokens_per_second']:,.0f} ({one['speed']['threads']} threads)"
             rows.append([row["seed"], _model(name), *_of_texts(one["metrics"], one["generative"]), speed])
     return _table(found, ["seed", "writer", *_OF_TEXTS, "tokens a second"], rows)
 
