@@ -70,9 +70,15 @@ def _step(model: ModelConfig, size: int, first: int, last: int) -> Iterator[Prod
         yield Product("self-attention: scores", 3 * later, positions, width, seen, heads)
         yield Product("self-attention: mixtures", 3 * later, positions, seen, width, heads)
         yield Product("cross-attention: queries", 2 * later, rows, dim, dim)
-        yield Product("cross-attention: output", 2, rows, dim, dim)
         yield Product("cross-attention: scores", 2 + later, positions, width, each, heads)
-        yield Product("cross-attention: mixtures", 3, positions, each, width, heads)
+        if model.heads * each < dim:  # mixing projected thoughts is less than projecting mixtures
+            yield Product("cross-attention: output", 2, size * each, width, dim, heads)
+            yield Product("cross-attention: mixtures", 1, positions, model.heads * each, dim, size)
+            yield Product("cross-attention: mixtures, back", 1, positions, dim, model.heads * each, size)
+            yield Product("cross-attention: mixtures, back", 1, model.heads * each, positions, dim, size)
+        else:
+            yield Product("cross-attention: output", 2, rows, dim, dim)
+            yield Product("cross-attention: mixtures", 3, positions, each, width, heads)
         yield Product("feed-forward: in", 2, rows, dim, hidden)
         yield Product("feed-forward: in, back", 2, rows, hidden, dim)
         yield Product("feed-forward: out", 1, rows, hidden, dim)
@@ -85,10 +91,12 @@ def slow_step_flops(model: ModelConfig, size: int, length: int) -> int:
     """Of the products of a slow step: forward, and as many again back to what each layer read and to its weights."""
     dim, hidden, window = model.dim, model.hidden_width, model.window
     seen = sum(min(place + 1, window) for place in range(length)) / length
-    each = model.thoughts // model.layers
-    weights = (4 + 2 * bool(each)) * dim * dim + 3 * dim * hidden
-    token = model.layers * (weights + 2 * (seen + each) * dim) + dim * model.vocab_size
-    thoughts = model.thoughts * 2 * dim * dim
+    each, few = model.thoughts // model.layers, model.heads * model.thoughts < model.layers * dim
+    # A token and its layer's thoughts: queries, scores, mixtures, and their projection, which few thoughts have before.
+    crossing = (dim + each + (model.heads * each if few else each + dim)) * dim if each else 0
+    weights = 4 * dim * dim + 3 * dim * hidden
+    token = model.layers * (weights + crossing + 2 * seen * dim) + dim * model.vocab_size
+    thoughts = model.thoughts * (3 if few else 2) * dim * dim
     return round(2 * 3 * size * (length * token + thoughts))
 
 

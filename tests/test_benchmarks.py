@@ -109,13 +109,16 @@ def test_tensor_gives_what_pyro_gives():
 
 
 def test_roofline_counts_the_products_of_a_fast_step():
-    """By hand for two layers of width 4 with 6 hidden units, one head, 2 thoughts, 3 words, 5 tokens, window 2."""
-    config = tiny_config(dim=4, layers=2, heads=1, thoughts=2, vocab_size=3, hidden=6, window=2)
+    """By hand for two layers of width 4 with 6 hidden units, two heads, 2 thoughts, 3 words, 5 tokens, window 2."""
+    config = tiny_config(dim=4, layers=2, heads=2, thoughts=2, vocab_size=3, hidden=6, window=2)
     flops = flops_of(fast_step_products(config, 1, 5))
     token = 2 * 5  # multiply and add, for five tokens
     for name in ("keys and values", "queries, output"):  # forward and back, two matrices, one layer
         assert flops[f"self-attention: {name}"] == token * 2 * 2 * 4 * 4
-    assert flops["cross-attention: output"] == token * 2 * 2 * 4 * 4
+    # A layer's one thought through the output's matrix, forward and back; a token mixes what both heads make of it.
+    assert flops["cross-attention: output"] == 2 * 2 * 2 * 4 * 4
+    assert flops["cross-attention: mixtures"] == token * 2 * 2 * 4
+    assert flops["cross-attention: mixtures, back"] == 2 * flops["cross-attention: mixtures"]
     forward_and_back = sum(flops[f"feed-forward: {name}"] for name in ("in", "in, back", "out", "out, back"))
     assert forward_and_back == token * 2 * 2 * 3 * 4 * 6
     assert flops["head"] + flops["head, back"] == token * 2 * 4 * 3
@@ -124,12 +127,20 @@ def test_roofline_counts_the_products_of_a_fast_step():
     for name in ("self-attention: queries, output", "cross-attention: queries", "head", "head, back"):
         assert fifths[name] == flops[name]
     assert fifths["self-attention: keys and values"] == flops["self-attention: keys and values"] * 9 / 5
-    for name in ("cross-attention: output", "feed-forward: in", "feed-forward: out, back"):
+    for name in ("cross-attention: mixtures", "feed-forward: in", "feed-forward: out, back"):
         assert fifths[name] == flops[name] * (5 + 9) / (2 * 5)
 
     # A slow step: a token's weights, the 1.8 keys that it sees on average and the thought; forward, and twice back.
-    layer = 6 * 4 * 4 + 3 * 4 * 6 + 2 * (1.8 + 1) * 4
-    assert slow_step_flops(config, 3, 5) == round(3 * 2 * 3 * (5 * (2 * layer + 4 * 3) + 2 * 2 * 4 * 4))
+    layer = 5 * 4 * 4 + 3 * 4 * 6 + 2 * 1.8 * 4 + (1 + 2) * 4
+    assert slow_step_flops(config, 3, 5) == round(3 * 2 * 3 * (5 * (2 * layer + 4 * 3) + 2 * 3 * 4 * 4))
+
+    # As many thoughts in a layer as a head is wide: their mixtures are projected.
+    many = tiny_config(dim=4, layers=2, heads=2, thoughts=4, vocab_size=3, hidden=6, window=2)
+    flops = flops_of(fast_step_products(many, 1, 5))
+    assert flops["cross-attention: output"] == token * 2 * 2 * 4 * 4
+    assert flops["cross-attention: mixtures"] == token * 2 * 3 * 2 * 4
+    layer = 6 * 4 * 4 + 3 * 4 * 6 + 2 * (1.8 + 2) * 4
+    assert slow_step_flops(many, 3, 5) == round(3 * 2 * 3 * (5 * (2 * layer + 4 * 3) + 4 * 2 * 4 * 4))
 
 
 def flops_of(products):

@@ -165,6 +165,14 @@ def _band_mask(blocks: int, block: int, window: int, padding: int, device: torch
     return seen & (first + key >= padding)
 
 
+def _are_few(keys: Tensor) -> bool:
+    """Whether mixing projected values, H P of width D, takes fewer operations than projecting mixtures, H d of them.
+
+    And the kernel for blocks of keys is slow for a few. On a GPU this was not measured.
+    """
+    return keys.device.type == "cpu" and keys.shape[-2] < keys.shape[-1]
+
+
 class Attention(nn.Module):
     """The four projections of multi-head attention, without biases, under the reference implementation's names.
 
@@ -201,6 +209,26 @@ class Attention(nn.Module):
     def keys_values(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         """Rotated keys and plain values, each [B, H, P, d], of `x` [B, P, D]."""
         return rotate(self._split(self.wk(x)), table), self._split(self.wv(x))
+
+    def keys_outputs(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotated keys [B, H, P, d] of `x` [B, P, D], and what a query that sees one alone gets from each head.
+
+        That is a value [B, H, P, d] still to be projected; or, where there are few, the projected one, [B, H, P, D].
+        """
+        k, v = self.keys_values(x, table)
+        if not _are_few(k):
+            return k, v
+        weight = self.wo.weight if self.wo.ready is None else self.wo.ready
+        return k, v @ weight.unflatten(1, (self.heads, -1)).permute(1, 2, 0)
+
+    def cross(self, x: Tensor, table: Tensor, keys: Tensor, outputs: Tensor) -> Tensor:
+        """Attention of `x` [B, T, D] to all `keys_outputs`, [B, T, D]."""
+        q = self.queries(x, table)
+        if not _are_few(keys):
+            return self.output(attend(q, keys, outputs))
+        with torch.autocast(q.device.type, enabled=False):
+            probabilities = (q @ (keys * keys.shape[-1] ** -0.5).transpose(-1, -2)).softmax(-1)
+        return probabilities.transpose(1, 2).flatten(2) @ outputs.flatten(1, 2)
 
     def output(self, heads: Tensor) -> Tensor:
         """Heads [B, H, T, d] joined and projected: [B, T, D]."""

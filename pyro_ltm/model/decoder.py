@@ -83,8 +83,7 @@ class Layer(nn.Module):
     def think(self, h: Tensor, table: Tensor, thoughts: tuple[Tensor, Tensor] | None) -> Tensor:
         """`h` [B, T, D] after cross-attention to the projected thoughts and the feed-forward layer."""
         if thoughts is not None:
-            q = self.cross_attention.queries(self.cross_attention_norm(h), table)
-            h = h + self.cross_attention.output(attend(q, *thoughts))
+            h = h + self.cross_attention.cross(self.cross_attention_norm(h), table, *thoughts)
         fed: Tensor = h + self.feed_forward(self.ffn_norm(h))
         return fed
 
@@ -94,7 +93,7 @@ class Cache:
     """What generation keeps: projected thoughts, and the last W keys and values of each layer in a ring.
 
     Shapes:
-        thoughts: per layer, keys and values [B, H, N/L, d], or None without thoughts.
+        thoughts: per layer, keys and outputs (`Attention.keys_outputs`), or None without thoughts.
         keys, values: per layer, [B, H, W, d]; token t lies in slot t mod W. Keys are rotated at their absolute
             position, so their order in the ring does not matter.
         position: tokens read so far.
@@ -205,11 +204,11 @@ class Decoder(nn.Module):
         return token_log_probs(hidden, weight, tokens, dtype, self.head_weight, compiled)
 
     def project(self, thoughts: Tensor) -> list[tuple[Tensor, Tensor] | None]:
-        """Keys and values [B, H, N/L, d] of each layer's thoughts; None for each layer without thoughts."""
+        """What each layer reads of its thoughts (`Attention.keys_outputs`); None for each layer without thoughts."""
         if self.alone or not self.config.thoughts:
             return [None] * self.config.layers
         return [
-            layer.cross_attention.keys_values(z, self.thought_table)
+            layer.cross_attention.keys_outputs(z, self.thought_table)
             for layer, z in zip(self._stack, thoughts.chunk(self.config.layers, dim=1), strict=True)
         ]
 

@@ -1,8 +1,8 @@
 """The vocabulary head: log-probabilities of given tokens, without ever holding logits for all positions.
 
 With a large vocabulary the head is more than half of a fast step's work, and R x V logits with their gradients most of
-its memory. Here positions go in chunks or through a fused kernel, and where only the hidden states learn (the fast
-loop), the gradient is taken while the probabilities are at hand: that of a token's log-probability is
+its memory. Here positions go in chunks, or in tiles on a CPU (`head_tiles`), and where only the hidden states learn
+(the fast loop), the gradient is taken while the probabilities are at hand: that of a token's log-probability is
 (one-hot - probabilities) W, whatever it is multiplied by later.
 
 Shapes: R positions, D width, V vocabulary.
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_ltm.model.kernels import FUSED, readable
+from pyro_ltm.model import head_tiles
 
 CHUNK, GPU_CHUNK = 1 << 25, 1 << 28
 """Bytes of logits held at a time, at most, by a CPU and by a GPU. Products slow down with fewer positions at once, and
@@ -54,24 +54,33 @@ class _TokenLogProbs(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight | None, compiled: bool
     ) -> Tensor:
         gradient: Tensor | None = None
-        if not ctx.needs_input_grad[0]:
-            log_probs = _values(hidden, weight, tokens, held or HeldWeight(weight.detach().to(hidden.dtype)))
-        elif _is_fused(hidden, weight):
-            log_probs, gradient = _fused(hidden, weight, tokens)
+        log_sums: Tensor | None = None
+        tiles, learns = _in_tiles(hidden, weight), ctx.needs_input_grad[0]
+        if tiles and learns:
+            log_probs, log_sums, gradient = head_tiles.with_gradients(hidden, weight, tokens)
+        elif tiles:
+            log_probs, log_sums = head_tiles.values(hidden, weight, tokens)
         else:
             held = held or HeldWeight(weight.detach().to(hidden.dtype))
-            log_probs, gradient = _chunked(hidden, weight, tokens, held, compiled)
-        ctx.save_for_backward(hidden, weight, tokens, gradient)
+            if learns:
+                log_probs, gradient = _chunked(hidden, weight, tokens, held, compiled)
+            else:
+                log_probs = _values(hidden, weight, tokens, held)
+        ctx.save_for_backward(hidden, weight, tokens, gradient, log_sums)
         return log_probs
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (weights,) = outer  # [R]: what each log-probability counts
-        hidden, weight, tokens, gradient = ctx.saved_tensors
+        hidden, weight, tokens, gradient, log_sums = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
             return *_differentiable(hidden, weight, tokens, weights, ctx.needs_input_grad), None, None, None
         to_hidden = None if gradient is None else gradient * weights[:, None].to(gradient.dtype)
-        to_weight = _to_weight(hidden, weight, tokens, weights) if ctx.needs_input_grad[1] else None
+        to_weight: Tensor | None = None
+        if ctx.needs_input_grad[1] and log_sums is not None:
+            to_weight = head_tiles.to_weight(hidden, weight, tokens, weights, log_sums)
+        elif ctx.needs_input_grad[1]:
+            to_weight = _to_weight(hidden, weight, tokens, weights)
         return to_hidden, to_weight, None, None, None
 
 
@@ -86,23 +95,9 @@ def _to_weight(hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor) 
     return slope[: len(weight)].to(weight.dtype).index_add_(0, tokens, counted.to(weight.dtype))
 
 
-def _is_fused(hidden: Tensor, weight: Tensor) -> bool:
-    # In half precision the kernel is slower than the products alone.
+def _in_tiles(hidden: Tensor, weight: Tensor) -> bool:
+    # In half precision the fused kernel is slower than the products alone.
     return hidden.device.type == "cpu" and hidden.dtype == weight.dtype != torch.bfloat16 and len(hidden) > 0
-
-
-def _fused(hidden: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [R] and their gradients [R, D], by torch's fused attention kernel for CPUs.
-
-    The gradient of log p(token) is W[token] less the mean of W under the softmax: what attention computes where
-    the hidden states are queries and the vocabulary is both keys and values; and the kernel gives the log of the sum,
-    too. Its tiles stay in the processor's cache, where whole rows of logits do not.
-    """
-    vocabulary, queries = readable(weight.detach())[None, None], readable(hidden.detach())[None, None]
-    mean, log_sum = FUSED(queries, vocabulary, vocabulary, 0.0, False, scale=1.0)
-    own = weight[tokens]
-    # The token's own logit adds up in another order than in the kernel: rounded, it may come out above the sum.
-    return ((hidden * own).sum(-1) - log_sum[0, 0]).clamp_(max=0), own.sub_(mean[0, 0])
 
 
 class HeldWeight:
@@ -168,11 +163,16 @@ PACKED_ROWS = 256
 """Rows for which weights are laid out; others are right, too."""
 
 
-def packs_half() -> bool:
-    """Whether this torch has the functions that pack half precision, and this processor multiplies in it."""
+def packs() -> bool:
+    """Whether this torch has the functions that lay out weights in oneDNN's order; it does not promise them."""
     ours = torch.ops.mkldnn
     there = hasattr(ours, "_linear_pointwise") and hasattr(ours, "_reorder_linear_weight")
-    return there and torch.backends.mkldnn.is_available() and bool(ours._is_mkldnn_bf16_supported())
+    return there and torch.backends.mkldnn.is_available()
+
+
+def packs_half() -> bool:
+    """The same for half precision, in which not every processor multiplies."""
+    return packs() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight, compiled: bool) -> tuple[Tensor, Tensor]:

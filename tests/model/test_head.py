@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers.devices import as_on_a_gpu, needs_a_gpu
 
-from pyro_ltm.model import head
+from pyro_ltm.model import head, head_tiles
 from pyro_ltm.model.head import token_log_probs
 
 R, D, V = 70, 8, 23
@@ -32,6 +32,8 @@ def both(hidden, weight, tokens, dtype=None):
 def chunks(request, monkeypatch):
     if request.param != "one chunk":
         monkeypatch.setattr(head, "CHUNK", 20 * V * 8)  # 70 positions in double precision: four times 16, and 6
+        monkeypatch.setattr(head_tiles, "POSITIONS", 16)
+        monkeypatch.setattr(head_tiles, "LOGITS", 16 * 5)  # 23 tokens: four times 5, and 3
 
 
 @pytest.mark.parametrize("learns", ["hidden", "weight", "both", "neither"])

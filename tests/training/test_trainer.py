@@ -292,7 +292,7 @@ def test_training_learns_what_counting_cannot(tokens, tmp_path):
 def test_a_decoder_that_learns_alone_learns_what_its_twin_learns(tokens, tmp_path):
     data = TokenDataset(tokens)
     run = {}
-    for name, settings in {"ltm": ["slow.alone=0.5"], "twin": ["model.thoughts=0"]}.items():
+    for name, settings in {"ltm": ["slow.alone=0.5", "model.thoughts=4"], "twin": ["model.thoughts=0"]}.items():
         config = configure(*settings, "model.vocab_size=280", "slow.eval_every=0")
         parts = Parts.build(config)
         run[name] = ltm.Run.create(tmp_path / name, config, parts, data.tokenizer)
