@@ -71,8 +71,8 @@ def _step(model: ModelConfig, size: int, first: int, last: int) -> Iterator[Prod
         yield Product("self-attention: mixtures", 3 * later, positions, seen, width, heads)
         yield Product("cross-attention: queries", 2 * later, rows, dim, dim)
         yield Product("cross-attention: scores", 2 + later, positions, width, each, heads)
-        if model.heads * each < dim:  # mixing projected thoughts is less than projecting mixtures
-            yield Product("cross-attention: output", 2, size * each, width, dim, heads)
+        if few(model):  # thoughts are projected, and mixed then
+            yield Product("cross-attention: output", 2, each, width, dim, heads)
             yield Product("cross-attention: mixtures", 1, positions, model.heads * each, dim, size)
             yield Product("cross-attention: mixtures, back", 1, positions, dim, model.heads * each, size)
             yield Product("cross-attention: mixtures, back", 1, model.heads * each, positions, dim, size)
@@ -87,16 +87,24 @@ def _step(model: ModelConfig, size: int, first: int, last: int) -> Iterator[Prod
     yield Product("head, back", 1, size * (last - first), model.vocab_size, dim)
 
 
+def few(model: ModelConfig) -> bool:
+    """Whether a fast step takes fewer operations where the thoughts, not their mixtures, are projected.
+
+    A token's mixture then has a term for each head and thought, in three products; its projection had D, in two.
+    """
+    return 3 * model.heads * model.thoughts < 2 * model.layers * model.dim
+
+
 def slow_step_flops(model: ModelConfig, size: int, length: int) -> int:
     """Of the products of a slow step: forward, and as many again back to what each layer read and to its weights."""
     dim, hidden, window = model.dim, model.hidden_width, model.window
     seen = sum(min(place + 1, window) for place in range(length)) / length
-    each, few = model.thoughts // model.layers, model.heads * model.thoughts < model.layers * dim
+    each = model.thoughts // model.layers
     # A token and its layer's thoughts: queries, scores, mixtures, and their projection, which few thoughts have before.
-    crossing = (dim + each + (model.heads * each if few else each + dim)) * dim if each else 0
+    crossing = (dim + each + (model.heads * each if few(model) else each + dim)) * dim if each else 0
     weights = 4 * dim * dim + 3 * dim * hidden
     token = model.layers * (weights + crossing + 2 * seen * dim) + dim * model.vocab_size
-    thoughts = model.thoughts * (3 if few else 2) * dim * dim
+    thoughts = model.thoughts * (3 if few(model) else 2) * dim * dim
     return round(2 * 3 * size * (length * token + thoughts))
 
 

@@ -134,6 +134,11 @@ def test_roofline_counts_the_products_of_a_fast_step():
     layer = 5 * 4 * 4 + 3 * 4 * 6 + 2 * 1.8 * 4 + (1 + 2) * 4
     assert slow_step_flops(config, 3, 5) == round(3 * 2 * 3 * (5 * (2 * layer + 4 * 3) + 2 * 3 * 4 * 4))
 
+    for products in ({}, {"thoughts": 4}):
+        shape = tiny_config(dim=4, layers=2, heads=2, vocab_size=3, hidden=6, window=2, **({"thoughts": 2} | products))
+        one, three = (flops_of(fast_step_products(shape, size, 5)) for size in (1, 3))
+        assert three == {name: 3 * count for name, count in one.items()}
+
     # As many thoughts in a layer as a head is wide: their mixtures are projected.
     many = tiny_config(dim=4, layers=2, heads=2, thoughts=4, vocab_size=3, hidden=6, window=2)
     flops = flops_of(fast_step_products(many, 1, 5))

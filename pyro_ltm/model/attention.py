@@ -166,11 +166,12 @@ def _band_mask(blocks: int, block: int, window: int, padding: int, device: torch
 
 
 def _are_few(keys: Tensor) -> bool:
-    """Whether mixing projected values, H P of width D, takes fewer operations than projecting mixtures, H d of them.
+    """Whether a fast step takes fewer operations where values [B, H, P, d] are projected before they are mixed.
 
-    And the kernel for blocks of keys is slow for a few. On a GPU this was not measured.
+    A query's mixture then has H P terms, in three products (forward, back to probabilities and values); projected
+    afterwards, it had H d in two. The fused kernel is slow for few keys besides. On a GPU this was not measured.
     """
-    return keys.device.type == "cpu" and keys.shape[-2] < keys.shape[-1]
+    return keys.device.type == "cpu" and 3 * keys.shape[-2] < 2 * keys.shape[-1]
 
 
 class Attention(nn.Module):
@@ -211,24 +212,26 @@ class Attention(nn.Module):
         return rotate(self._split(self.wk(x)), table), self._split(self.wv(x))
 
     def keys_outputs(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotated keys [B, H, P, d] of `x` [B, P, D], and what a query that sees one alone gets from each head.
+        """Rotated keys [B, H, P, d] of `x` [B, P, D], and what `cross` mixes.
 
-        That is a value [B, H, P, d] still to be projected; or, where there are few, the projected one, [B, H, P, D].
+        That is the values [B, H, P, d]; or, where they are few, what the output makes of each by itself, [B, H P, D].
         """
         k, v = self.keys_values(x, table)
         if not _are_few(k):
             return k, v
-        weight = self.wo.weight if self.wo.ready is None else self.wo.ready
-        return k, v @ weight.unflatten(1, (self.heads, -1)).permute(1, 2, 0)
+        # Each value in its own head's columns, zeros in the others'.
+        own = torch.eye(self.heads, dtype=v.dtype, device=v.device)[:, None, :, None]
+        return k, self.wo((v.unsqueeze(3) * own).flatten(3).flatten(1, 2))
 
     def cross(self, x: Tensor, table: Tensor, keys: Tensor, outputs: Tensor) -> Tensor:
-        """Attention of `x` [B, T, D] to all `keys_outputs`, [B, T, D]."""
+        """Attention of `x` [B, T, D] to all of `keys_outputs`: [B, T, D]."""
         q = self.queries(x, table)
         if not _are_few(keys):
             return self.output(attend(q, keys, outputs))
         with torch.autocast(q.device.type, enabled=False):
-            probabilities = (q @ (keys * keys.shape[-1] ** -0.5).transpose(-1, -2)).softmax(-1)
-        return probabilities.transpose(1, 2).flatten(2) @ outputs.flatten(1, 2)
+            wide = torch.promote_types(q.dtype, torch.float32)
+            scores = q.to(wide) @ (keys.to(wide) * keys.shape[-1] ** -0.5).transpose(-1, -2)
+        return scores.softmax(-1).transpose(1, 2).flatten(2).to(outputs.dtype) @ outputs
 
     def output(self, heads: Tensor) -> Tensor:
         """Heads [B, H, T, d] joined and projected: [B, T, D]."""

@@ -1,9 +1,9 @@
 """The vocabulary head: log-probabilities of given tokens, without ever holding logits for all positions.
 
 With a large vocabulary the head is more than half of a fast step's work, and R x V logits with their gradients most of
-its memory. Here positions go in chunks, or in tiles on a CPU (`head_tiles`), and where only the hidden states learn
-(the fast loop), the gradient is taken while the probabilities are at hand: that of a token's log-probability is
-(one-hot - probabilities) W, whatever it is multiplied by later.
+its memory. Here positions go in chunks (half precision, and a GPU) or in tiles (`head_tiles`), and where only the
+hidden states learn (the fast loop), the gradient is taken while the probabilities are at hand: that of a token's
+log-probability is (one-hot - probabilities) W, whatever it is multiplied by later.
 
 Shapes: R positions, D width, V vocabulary.
 """
@@ -47,7 +47,7 @@ def token_log_probs(
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """The gradient to `hidden` comes with the value; that to `weight` from chunks done again."""
+    """The gradient to `hidden` comes with the value; that to `weight` from chunks, or tiles, done again."""
 
     @staticmethod
     def forward(
@@ -176,7 +176,7 @@ def packs_half() -> bool:
 
 
 def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight, compiled: bool) -> tuple[Tensor, Tensor]:
-    """The same from chunks of logits."""
+    """Log-probabilities [R] and their gradients [R, D], from chunks of logits."""
     log_probs, gradient = hidden.new_empty(len(hidden), dtype=weight.dtype), torch.empty_like(hidden)
     scratch = held.scratch(hidden, weight.dtype)
     for rows in scratch.chunks:

@@ -27,9 +27,11 @@ def with_gradients(hidden: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tens
     vocabulary, queries = readable(weight.detach())[None, None], readable(hidden.detach())[None, None]
     mean, log_sums = FUSED(queries, vocabulary, vocabulary, 0.0, False, scale=1.0)
     own = weight[tokens]
-    return _log_probs(hidden, own, log_sums[0, 0]), log_sums[0, 0], own.sub_(mean[0, 0])
+    log_probs = _log_probs(hidden, own, log_sums[0, 0])
+    return log_probs, log_sums[0, 0], own.sub_(mean[0, 0])
 
 
+@torch.autocast("cpu", enabled=False)  # of whoever calls; the precision is that of `hidden`
 def values(hidden: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities [R] alone, and the logs of the sums under them [R]."""
     log_sums = torch.cat(
@@ -41,6 +43,7 @@ def values(hidden: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tens
     return _log_probs(hidden, weight[tokens], log_sums), log_sums
 
 
+@torch.autocast("cpu", enabled=False)
 def to_weight(hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor, log_sums: Tensor) -> Tensor:
     """[V, D]: sum over positions of `weights` [R] times (one-hot - probabilities) hidden^T."""
     counted = hidden * weights[:, None]
@@ -57,9 +60,9 @@ def to_weight(hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor, l
 
 def _columns(hidden: Tensor) -> int:
     """Of the vocabulary in one tile."""
-    return max(1, LOGITS // min(len(hidden), POSITIONS))
+    return LOGITS // min(len(hidden), POSITIONS)
 
 
 def _log_probs(hidden: Tensor, own: Tensor, log_sums: Tensor) -> Tensor:
-    # The token's own logit adds up in another order than in the sum: rounded, it may come out above.
+    # The token's own logit adds up in another order than in the sum: off by a rounding of its size, also above the sum.
     return ((hidden * own).sum(-1) - log_sums).clamp_(max=0)

@@ -1,8 +1,8 @@
 """Weights in the order in which the processor's matrix library reads them, for generation.
 
-A step of generation is one row a sequence against every weight. For a product of so few rows the usual way spends more
-time on copying the weight into its own order than on the product itself, and half precision converts each weight
-besides; oneDNN's own order does both once.
+A step of generation is one row a sequence against every weight. The usual product of so few rows is far from what
+memory gives: it copies the weight into its own order first, or reads it in one that is slow, and half precision
+converts each weight besides. Here all that is done once.
 """
 
 from __future__ import annotations
@@ -64,4 +64,5 @@ def _gains(decoder: Decoder, rows: int, tokens: int) -> bool:
     if decoder.compute_dtype == torch.bfloat16:
         return tokens >= HALF_TOKENS and packs_half()
     large = sum(each.numel() for each in decoder.parameters()) >= WEIGHTS
-    return large and rows <= ROWS and tokens >= TOKENS and packs()
+    known = packs() and torch.backends.mkl.is_available()  # as torch's own compiler asks before it does so
+    return large and 0 < rows <= ROWS and tokens >= TOKENS and known

@@ -37,7 +37,8 @@ def every_sample(batch):
 def test_the_decoder_gives_the_same_for_a_stretch(layers, window, way, monkeypatch):
     """What no token of the stretch can see is left out, and nothing else; values and gradients."""
     torch.set_default_dtype(torch.float64)
-    monkeypatch.setattr(attention, "_has_blocks", lambda q: way != "bands")
+    for choice in ("_has_blocks", "_are_few"):
+        monkeypatch.setattr(attention, choice, lambda x: way != "bands")
     model = tiny_model(tiny_config(layers=layers, window=window)).double()
     batch = model.precompute(tiny_batch(3, 11))
     thoughts = torch.randn(3, 4, 16, requires_grad=True)

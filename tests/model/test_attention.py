@@ -191,3 +191,32 @@ def test_a_gpus_kernel_sees_the_same_window(width, window, seen, compiled):
         strict=True,
     ):
         assert (mine.double() - theirs).norm() < 2**-6 * theirs.norm()
+
+
+def crossed(layer, x, z, few):
+    """`x` after it has read `z`, and gradients of all that it depends on; values projected before mixing or after."""
+    table, places = (rotary_table(torch.arange(n), 8, 1e4) for n in (x.shape[1], z.shape[1]))
+    leaves = [x.requires_grad_(), z.requires_grad_(), *layer.parameters()]
+    with patch.object(attention, "_are_few", lambda keys: few):
+        out = layer.cross(x, table, *layer.keys_outputs(z, places))
+    return out, torch.autograd.grad(out.double().square().sum(), leaves)
+
+
+@pytest.mark.parametrize(("heads", "thoughts"), [(1, 3), (2, 1), (4, 5), (4, 12)])
+def test_few_values_may_be_projected_before_they_are_mixed(heads, thoughts):
+    torch.set_default_dtype(torch.float64)
+    layer = attention.Attention(8 * heads, heads)
+    x, z = torch.randn(3, 6, 8 * heads), torch.randn(3, thoughts, 8 * heads)
+    torch.testing.assert_close(*(crossed(layer, x, z, few) for few in (True, False)), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+def test_in_bfloat16_few_values_keep_probabilities_precise(kernel):
+    """Scores and softmax in single precision, whoever chooses the kernel: as near to exact as the other way."""
+    layer, generator = attention.Attention(32, 4), torch.Generator().manual_seed(0)
+    x, z = torch.randn(4, 50, 32, generator=generator) * 4, torch.randn(4, 3, 32, generator=generator) * 4
+    exact, _ = crossed(layer, x, z, few=False)
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(kernel):
+        ours, theirs = (crossed(layer, x, z, few)[0] for few in (True, False))
+    ours_off, theirs_off = ((one - exact).norm() for one in (ours, theirs))
+    assert 0 < ours_off < 1.5 * theirs_off

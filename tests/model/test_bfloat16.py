@@ -27,7 +27,7 @@ FAR = 48 * 2**-9  # of one weight's gradient, where little of what is summed is 
 
 @pytest.fixture(params=["cpu", "gpu"], autouse=True)
 def _ways(request, monkeypatch):
-    """On a CPU attention is in single precision throughout; on a GPU it is rounded, too."""
+    """On a CPU attention is in single precision up to the mixing of projected thoughts; on a GPU it is rounded, too."""
     if request.param == "gpu":
         as_on_a_gpu(monkeypatch)
 

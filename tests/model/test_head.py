@@ -1,4 +1,4 @@
-"""The chunked head against torch's cross-entropy: values, gradients, gradients of gradients."""
+"""The head, in chunks and in tiles, against torch's cross-entropy: values, gradients, gradients of gradients."""
 
 from __future__ import annotations
 
@@ -127,12 +127,16 @@ def check_a_gpus_way(device, dtype):
 
 
 def test_very_unlikely_tokens_keep_a_finite_gradient():
-    hidden, weight = torch.full((1, D), 50.0, requires_grad=True), torch.zeros(V, D)
+    hidden, weight = torch.full((1, D), 50.0), torch.zeros(V, D)
     weight[0] = 1.0
-    log_prob = token_log_probs(hidden, weight, torch.tensor([1]))
-    assert log_prob.item() == pytest.approx(-50.0 * D, rel=1e-6)
-    (slope,) = torch.autograd.grad(log_prob.sum(), hidden)
-    torch.testing.assert_close(slope, torch.full((1, D), -1.0))
+    slope_of_weight = torch.zeros(V, D)
+    slope_of_weight[0], slope_of_weight[1] = -50.0, 50.0
+    for leaf, slope in ((hidden, torch.full((1, D), -1.0)), (weight, slope_of_weight)):
+        for each in (hidden, weight):
+            each.requires_grad_(each is leaf)
+        log_prob = token_log_probs(hidden, weight, torch.tensor([1]))
+        assert log_prob.item() == pytest.approx(-50.0 * D, rel=1e-6)
+        torch.testing.assert_close(torch.autograd.grad(log_prob.sum(), leaf)[0], slope)
 
 
 @pytest.mark.skipif(not head.packs_half(), reason="this processor does not multiply in bfloat16")
@@ -155,15 +159,17 @@ def test_a_probability_too_small_for_a_number_has_its_log(dtype):
     torch.testing.assert_close(log_probs, torch.tensor([0.0, -256.0, -256.0]), atol=1e-5, rtol=0)
 
 
-def test_never_holds_all_logits():
+@pytest.mark.parametrize("learns", ["hidden", "weight"])
+def test_never_holds_all_logits(learns):
     from pyro_ltm.evaluation.memory import peak_memory
 
-    rows, vocab = 4096, 16384  # 256 MiB of logits; chunks of 512 positions
-    weight, tokens = torch.randn(vocab, D), torch.zeros(rows, dtype=torch.int64)
+    rows, vocab = 4096, 16384  # 256 MiB of logits
+    leaves = {"weight": torch.randn(vocab, D), "hidden": torch.randn(rows, D)}
+    tokens = torch.zeros(rows, dtype=torch.int64)
+    leaf = leaves[learns].requires_grad_()
 
     def work():
-        hidden = torch.randn(rows, D, requires_grad=True)
-        torch.autograd.grad(token_log_probs(hidden, weight, tokens).sum(), hidden)
+        torch.autograd.grad(token_log_probs(leaves["hidden"], leaves["weight"], tokens).sum(), leaf)
 
     assert peak_memory(work) < 0.8 * rows * vocab * 4
 
@@ -192,5 +198,6 @@ def test_numbers_may_lie_in_any_order(turned):
 def test_no_log_probability_is_above_zero(scale):
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(500, 64, generator=generator) * scale, torch.randn(50, 64, generator=generator)
-    found = token_log_probs(hidden.requires_grad_(), weight, (hidden @ weight.t()).argmax(-1))
-    assert found.max() <= 0
+    likeliest = (hidden @ weight.t()).argmax(-1)
+    for learns in (False, True):
+        assert token_log_probs(hidden.requires_grad_(learns), weight, likeliest).max() <= 0

@@ -39,6 +39,7 @@ def test_the_same_hidden_states_and_logits(eager, thoughts):
                 logits = each.logits(each.step(tokens[:, index], copy.deepcopy(cache)))
                 errors[name] = max(errors[name], float((logits - whole[:, index]).abs().max()))
             faster.step(tokens[:, index], cache)
+        torch.testing.assert_close(faster.prefill(tokens, z)[0], decoder.prefill(tokens, z)[0])
     assert 0 < errors["packed"] < 4 * errors["usual"], "single precision, in another order"
     # The weights are there once, and the decoder is as it was.
     assert {each.data_ptr() for each in faster.parameters()} == {each.data_ptr() for each in decoder.parameters()}
@@ -68,14 +69,14 @@ def test_other_rows_come_out_right_too():
 
 def test_a_decoder_that_gains_nothing_stays_itself(eager, monkeypatch):
     decoder = tiny_decoder()
-    for each, rows in ((decoder, packed.ROWS + 1), (decoder.double(), ROWS)):
+    for each, rows in ((decoder, packed.ROWS + 1), (copy.deepcopy(decoder).double(), ROWS)):
         assert packed.packed(each, rows, STEPS) is each
     low = Decoder(tiny_config(), compute_dtype=torch.bfloat16)
     assert packed.packed(low, ROWS, packed.HALF_TOKENS - 1) is low
     monkeypatch.setattr("pyro_ltm.model.packed.packs_half", lambda: False)  # a processor without bfloat16
     assert packed.packed(low, ROWS, STEPS) is low
     monkeypatch.setattr("pyro_ltm.model.packed.packs", lambda: False)  # a torch without oneDNN
-    assert packed.packed(decoder.float(), ROWS, STEPS) is decoder
+    assert packed.packed(decoder, ROWS, STEPS) is decoder
     monkeypatch.undo()
     assert packed.packed(decoder, ROWS, 10_000) is decoder, "small"
 
