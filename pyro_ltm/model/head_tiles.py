@@ -31,19 +31,19 @@ def with_gradients(hidden: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tens
     return log_probs, log_sums[0, 0], own.sub_(mean[0, 0])
 
 
-@torch.autocast("cpu", enabled=False)  # of whoever calls; the precision is that of `hidden`
 def values(hidden: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities [R] alone, and the logs of the sums under them [R]."""
-    log_sums = torch.cat(
-        [
-            torch.stack([(rows @ block.t()).logsumexp(-1) for block in weight.split(_columns(hidden))]).logsumexp(0)
-            for rows in hidden.split(POSITIONS)
-        ]
-    )
+    blocks = weight.split(_columns(hidden))
+    with torch.autocast("cpu", enabled=False):  # of whoever calls; the precision is that of `hidden`
+        log_sums = torch.cat(
+            [
+                torch.stack([(rows @ block.t()).logsumexp(-1) for block in blocks]).logsumexp(0)
+                for rows in hidden.split(POSITIONS)
+            ]
+        )
     return _log_probs(hidden, weight[tokens], log_sums), log_sums
 
 
-@torch.autocast("cpu", enabled=False)
 def to_weight(hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor, log_sums: Tensor) -> Tensor:
     """[V, D]: sum over positions of `weights` [R] times (one-hot - probabilities) hidden^T."""
     counted = hidden * weights[:, None]
@@ -52,7 +52,8 @@ def to_weight(hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor, l
     for block, its in zip(weight.split(columns), slope.split(columns), strict=True):
         keep = 0  # the first positions write, the others add
         for rows, parts, sums in zip(*(each.split(POSITIONS) for each in (hidden, less, log_sums)), strict=True):
-            probabilities = (block @ rows.t()).sub_(sums).exp_()
+            with torch.autocast("cpu", enabled=False):
+                probabilities = (block @ rows.t()).sub_(sums).exp_()
             its.addmm_(probabilities, parts, beta=keep)
             keep = 1
     return slope.index_add_(0, tokens, counted)

@@ -201,3 +201,15 @@ def test_no_log_probability_is_above_zero(scale):
     likeliest = (hidden @ weight.t()).argmax(-1)
     for learns in (False, True):
         assert token_log_probs(hidden.requires_grad_(learns), weight, likeliest).max() <= 0
+
+
+@pytest.mark.parametrize("learns", ["neither", "weight"])
+def test_autocast_around_it_rounds_nothing(learns):
+    hidden, weight, tokens, counts = parts(torch.float32)
+    weight.requires_grad_(learns == "weight")
+    found = []
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            ours = token_log_probs(hidden, weight, tokens)
+            found.append((ours, torch.autograd.grad((ours * counts).sum(), weight) if learns == "weight" else ()))
+    torch.testing.assert_close(*found, atol=0, rtol=0)
