@@ -31,6 +31,7 @@ PAPER_ADAM = ["optimizer.lr=0.3", "optimizer.beta1=0.9", "optimizer.eps=1e-8"]
 PAPER_SCALE = ["model.embedding_scale=1.0"]
 REFERENCE = [
     *PAPER_ADAM,
+    "optimizer.lr=0.34",  # what its schedule reads; the paper's 0.3 never acts
     "optimizer.weight_decay=0.01",
     "guide.init_log_variance=-5.0",
     "guide.init_noise=0.1",

@@ -6,12 +6,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.world_program import world_program
 
-from pyro_ltm.config import Component, Config, FastConfig, ModelConfig, SlowConfig
+from pyro_ltm.config import Component, Config, FastConfig, ModelConfig, SlowConfig, load_toml
 from pyro_ltm.data import TokenDataset, Tokenizer, World, prepare
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import (
@@ -40,7 +41,7 @@ from pyro_ltm.types import Batch
 
 T, HELD_OUT = 64, 128
 SHAPE = ModelConfig(dim=16, layers=1, heads=2, thoughts=2, max_length=T, window=4, init_std=0.1, embedding_scale=4.0)
-REFERENCE = {"init_log_variance": -5.0, "init_noise": 0.1, "init_loc": 0.01}
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +53,9 @@ def world(tmp_path_factory):
 
 
 def reference_config(shape: ModelConfig, slow: SlowConfig, *, steps: int) -> Config:
-    """The reference implementation's fast loop, on one noise."""
-    return Config(
-        model=shape,
-        guide=Component(name="mean-field", options=REFERENCE),
-        objective=Component(name="analytic-elbo"),
-        optimizer=Component(name="adam", options={"lr": 0.3, "beta1": 0.9, "eps": 1e-8}),
-        fast=FastConfig(steps=steps, noise="fixed"),
-        slow=slow,
-    )
+    """The reference implementation's fast loop, on one noise, as the example ships it."""
+    config = load_toml(EXAMPLES / "reference.toml", Config(model=shape, slow=slow))
+    return dataclasses.replace(config, fast=dataclasses.replace(config.fast, steps=steps))
 
 
 def train(parts: Parts, slow: SlowConfig, batch: Callable[[int], Batch]) -> None:
