@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyro_ltm.errors import visible
+
 from .options import FOLDER, Common, common, examples
 
 if TYPE_CHECKING:
@@ -248,8 +250,8 @@ def _show_table(title: str, comparison: Comparison) -> None:
         else:
             table.add_column(column, justify="right", no_wrap=True)
     for row in rows[:MOST_ROWS]:
-        table.add_row(*row)
-    console.print(title, style="bold", soft_wrap=True)
+        table.add_row(*map(visible, row))
+    console.print(visible(title), style="bold", soft_wrap=True)
     console.print(table)
     if len(rows) > MOST_ROWS:
         console.print(f"and {len(rows) - MOST_ROWS} more pairs on the page")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pyro_ltm.errors import visible
+
 from .options import FOLDER, Common, Text, common, examples, fast_steps, run_argument
 
 if TYPE_CHECKING:
@@ -107,5 +109,5 @@ def _show(texts: Sequence[Generated]) -> None:
     console = stdout_console()
     for index, one in enumerate(texts, 1):
         console.rule(Styled(f"{index} of {len(texts)}, {one.tokens} tokens{'' if one.ended else ', cut short'}"))
-        console.print(Styled.assemble((one.prompt, "dim"), one.text))
+        console.print(Styled.assemble((visible(one.prompt), "dim"), visible(one.text)))
     console.rule()

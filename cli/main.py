@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import UserError, visible
 
 from .failure import BAD_INPUT, INTERRUPTED, Failure
 
@@ -118,7 +118,7 @@ OUT_OF_MEMORY = (
 
 def _end(message: str, exit_code: int, ctx: click.Context | None = None) -> NoReturn:
     """Prints `message` on one line of stderr and exits."""
-    line = " ".join(message.split())
+    line = visible(" ".join(message.split()))
     if ctx is not None:
         line = f"{line.rstrip('.')} (see {ctx.command_path} --help)"
     click.echo(f"{'Stopped' if exit_code == INTERRUPTED else 'Error'}: {line}", err=True)

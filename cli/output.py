@@ -1,4 +1,8 @@
-"""What the commands share in what they print: results on stdout, messages on stderr, nothing taken for markup."""
+"""What the commands share in what they print: results on stdout, messages on stderr, nothing taken for markup.
+
+What people read, on a terminal or through a pipe, shows control characters written out (`visible`): texts, paths and
+names come from anywhere. JSON has its own way to write them, and files that a command writes hold them as they are.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from typing import Any
 
 import click
 
+from pyro_ltm.errors import visible
+
 
 def emit(result: Mapping[str, Any]) -> None:
     """Prints one JSON object on stdout; figures that are not finite become null."""
@@ -19,12 +25,12 @@ def emit(result: Mapping[str, Any]) -> None:
 
 def note(message: str) -> None:
     """A line for people, on stderr."""
-    click.echo(message, err=True)
+    click.echo(visible(message), err=True)
 
 
 def say(line: str = "") -> None:
     """A line of the result, on stdout."""
-    click.echo(line)
+    click.echo(visible(line))
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -35,11 +41,11 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     # The title stands by itself, since rich would fold it to the width of its table.
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_header=any(columns))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", overflow="fold")
+        table.add_column(visible(column), justify="right" if index else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(visible, row))
     console = stdout_console()
-    console.print(title, style="bold", soft_wrap=True)
+    console.print(visible(title), style="bold", soft_wrap=True)
     console.print(table)
     console.print()
 

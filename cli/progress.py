@@ -8,6 +8,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pyro_ltm.errors import visible
+
 from .output import margin, note
 
 if TYPE_CHECKING:
@@ -156,8 +158,8 @@ class BarReporter:
     def counting(self, what: str, total: int | None, unit: str = "sequences") -> Callable[[int, float], None]:
         """The bar."""
         of = "" if total is None else f"/{total}"
-        self._show(what, total, 0, "")
-        return lambda done, nats: self._show(what, total, done, f"{done}{of} {unit}{_level(nats)}")
+        self._show(visible(what), total, 0, "")
+        return lambda done, nats: self._show(visible(what), total, done, f"{done}{of} {unit}{_level(nats)}")
 
     def _show(self, what: str, total: int | None, done: int, text: str) -> None:
         if what != self._what:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
-import tomlkit.exceptions
 
 from pyro_ltm.errors import UserError
+from pyro_ltm.reading import parse_toml, read_toml
 
 Scalar = bool | int | float | str
 
@@ -237,11 +237,9 @@ def load_toml(path: Path | str, base: Config | None = None, *, whole: bool = Fal
     """
     path = Path(path)
     try:
-        document = tomlkit.parse(path.read_text(encoding="utf-8-sig")).unwrap()
+        document = read_toml(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError, tomlkit.exceptions.ParseError) as error:
-        raise UserError(f"{path}: not a readable TOML file: {error}") from None
     base = base or Config()
     config = merge(_without_options(base) if whole else base, document, where=str(path))
     if whole and (missing := _missing(config, document)):
@@ -264,15 +262,20 @@ def apply_settings(config: Config, settings: typing.Iterable[str]) -> Config:
         key, separator, text = setting.partition("=")
         if not separator or not key.strip():
             raise UserError(f"--set {setting}: expected key=value, such as slow.lr=0.001")
-        try:
-            value = tomlkit.value(text.strip()).unwrap()
-        except tomlkit.exceptions.ParseError:
-            value = text.strip()
-        changes: Any = value
+        changes = _value(text.strip())
         for part in reversed(key.strip().split(".")):
             changes = {part: changes}
         config = merge(config, changes, where=f"--set {setting}")
     return config
+
+
+def _value(text: str) -> Any:
+    """What `text` is as a value of TOML; itself where it is none, such as a bare word."""
+    try:
+        document = parse_toml(f"value = {text}")
+    except UserError:
+        return text
+    return document["value"] if len(document) == 1 else text
 
 
 def dump_toml(config: Config) -> str:

@@ -26,9 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import tomlkit
-import tomlkit.exceptions
-
 from pyro_ltm.config import check_ranges, option, suggest
 from pyro_ltm.data import Document, TokenDataset, Tokenizer, prepare, read_source
 from pyro_ltm.data.corpora import is_corpus
@@ -36,6 +33,7 @@ from pyro_ltm.data.sources import HUB
 from pyro_ltm.data.worlds import for_scoring, is_world
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
+from pyro_ltm.reading import read_toml
 
 _CLOSING = re.compile(r" ([,.;:!?%)\]}]|'(?:s|t|m|d|re|ve|ll)\b)")
 _OPENING = re.compile(r"([(\[{$£]) ")
@@ -158,11 +156,9 @@ def load_tasks(path: Path | str, only: tuple[str, ...] = ()) -> list[Task]:
     """
     path = Path(path)
     try:
-        document = tomlkit.parse(path.read_text(encoding="utf-8-sig")).unwrap()
+        document = read_toml(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file of tasks") from None
-    except (OSError, UnicodeDecodeError, tomlkit.exceptions.ParseError) as error:
-        raise UserError(f"{path}: not a readable TOML file: {error}") from None
     tables = document.pop("tasks", None)
     if document:
         key = next(iter(document))
