@@ -33,10 +33,8 @@ DEPTH = 32
 MEBIBYTE = 1 << 20
 LARGEST_JSON = 64 * MEBIBYTE
 LARGEST_TOML = MEBIBYTE // 4
-LARGEST_WHOLE = 1 << 53
-"""The largest whole number that all readers of JSON agree on."""
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_WHOLE)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 """A whole number of things, in a schema."""
 
 
@@ -69,7 +67,7 @@ def read_json(path: Path, kind: type[T], *, limit: int = LARGEST_JSON) -> T:
     try:
         return parse_json(read_bytes(path, limit), kind)
     except _Misfit as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: damaged: {error}") from None
 
 
 def parse_json(content: bytes | str, kind: type[T]) -> T:
@@ -183,8 +181,8 @@ def _check_bounds(value: Any, depth: int = 0) -> None:
         for entry in value.values() if isinstance(value, dict) else value:
             if not isinstance(entry, str | float):
                 _check_bounds(entry, depth + 1)
-    elif isinstance(value, int) and abs(value) > LARGEST_WHOLE:
-        raise _Misfit("holds a whole number beyond 2^53")
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:  # seeds take all 64 bits
+        raise _Misfit("holds a whole number of more than 64 bits")
 
 
 def _plain_words(error: str) -> str:

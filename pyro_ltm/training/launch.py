@@ -16,7 +16,18 @@ from pyro_ltm.data.sources import sources_of
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
 from pyro_ltm.inference.parts import Parts, settled
-from pyro_ltm.training.run import CONFIG, DATA, MODEL, TRAINER, Run, check_fits, open_data, read_tensors, record_data
+from pyro_ltm.training.run import (
+    CONFIG,
+    DATA,
+    MODEL,
+    TRAINER,
+    Run,
+    WeightsMeta,
+    check_fits,
+    open_data,
+    read_tensors,
+    record_data,
+)
 from pyro_ltm.training.trainer import Progress, Trainer
 
 
@@ -93,9 +104,9 @@ def _check_folder(out: Path, resume: bool, data: object) -> bool:
     """Whether `out` holds a run to go on with. Raises UserError when that is not what was asked for."""
     exists = (out / CONFIG).is_file()
     if exists and (out / MODEL).exists() and not (out / TRAINER).exists():
-        _, meta = read_tensors(out / MODEL)
+        _, meta = read_tensors(out / MODEL, WeightsMeta)
         # Weights that were trained, or converted: starting again would throw them away.
-        if meta.get("step") or not (out / DATA).exists():
+        if meta.step or not (out / DATA).exists():
             raise UserError(f"{out}: has weights but no {TRAINER} to go on from; start a new run in another folder")
     if exists and not resume:
         raise UserError(f"{out}: already holds a run; go on with it with --resume, or choose another folder")

@@ -1,16 +1,59 @@
-"""Metrics as JSON lines: one object a line, of kind `train` or `validation`, in the order they were measured."""
+"""Metrics as JSON lines: one object a line, of kind `train`, `validation` or `start`, as they were measured."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+
+from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.files import clear_errors, write_text
+from pyro_ltm.reading import MEBIBYTE, Count, fitted, parse_json
 
-NEEDED = {"validation": "nats_per_token", "start": "unigram_nats_per_token"}
-"""The figure for which a row of each kind is read."""
+Figure = Annotated[float, msgspec.Meta(ge=-1e100, le=1e100)] | None
+"""None where it was not finite. A run that goes astray reaches 3e38; far beyond that, pictures fail."""
+
+
+class TrainRow(msgspec.Struct, tag_field="kind", tag="train"):
+    """A slow step, as `Trainer` measures it; of the three levels it has the one that fits its noise."""
+
+    step: Count
+    tokens: Count
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
+    skipped: Count
+    lr: Figure = None
+    beta: Figure = None
+    bound_nats_per_token: Figure = None
+    own_noise_nats_per_token: Figure = None
+    joint_nats_per_token: Figure = None
+    distortion_nats_per_token: Figure = None
+    kl_nats_per_sequence: Figure = None
+    grad_norm: Figure = None
+
+
+class ValidationRow(msgspec.Struct, tag_field="kind", tag="validation"):
+    """What is read of a validation; it holds all figures of a `Bound`."""
+
+    step: Count
+    nats_per_token: Figure
+    nats_per_token_stderr: Figure = None
+    distortion_nats_per_token: Figure = None
+    distortion_shuffled: Figure = None
+    kl_nats_per_sequence: Figure = None
+
+
+class StartRow(msgspec.Struct, tag_field="kind", tag="start"):
+    """The level of counting tokens."""
+
+    step: Count
+    unigram_nats_per_token: Figure
+
+
+Row: Any = TrainRow | ValidationRow | StartRow
 
 
 class MetricsLog:
@@ -43,14 +86,36 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a metrics file; none when there is no such file. What is no row is left out."""
+    """The rows of a metrics file; none when there is no such file.
+
+    A last line that was being written when the process died is left out.
+
+    Raises:
+        UserError: a line before that is no row: with its number, and what was expected.
+    """
     rows = []
-    if path.exists():
-        for line in path.read_bytes().splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # the line that was being written when the process died
-                continue
-            if isinstance(row, dict) and "step" in row and NEEDED.get(str(row.get("kind")), "kind") in row:
-                rows.append(row)
+    for number, line in _lines(path):
+        try:
+            row = parse_json(line, dict[str, Any])
+            fitted(row, Row)
+        except UserError as error:
+            if not line.endswith(b"\n"):
+                break
+            raise UserError(f"{path}:{number}: damaged: {error}; take the line out of it") from None
+        rows.append(row)
     return rows
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbers and contents of the lines that are not blank. Raises UserError when one is too long or cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(MEBIBYTE), b""), 1):
+                if len(line) == MEBIBYTE:
+                    raise UserError(f"{path}:{number}: damaged: a line of over 1 MiB; take it out")
+                if line.strip():
+                    yield number, line
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None

@@ -7,11 +7,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pyro_ltm.config import Config, apply_settings, dump_toml, load_toml
@@ -31,6 +31,7 @@ from pyro_ltm.evaluation.compare import fingerprint
 from pyro_ltm.files import clear_errors, write_atomically, write_text
 from pyro_ltm.inference import Generated, Posterior, Reconstruction, generate, infer_thoughts, reconstruct
 from pyro_ltm.inference.parts import Parts, settled
+from pyro_ltm.reading import Count, parse_json, read_json, read_safetensors
 from pyro_ltm.training.metrics import read_metrics
 from pyro_ltm.types import Batch
 
@@ -43,6 +44,21 @@ CONFIG, MODEL, TOKENIZER, TRAINER, METRICS, DATA = (
     "data.json",
 )
 FORMAT = "pyro-ltm run 1"
+
+M = TypeVar("M")
+
+
+class WeightsMeta(msgspec.Struct):
+    """What the weights say of themselves: the slow steps that they have seen."""
+
+    step: Count = 0
+
+
+class DataNote(msgspec.Struct):
+    """What data.json says: where the data lie, relative to the run or not, and how to know them again."""
+
+    folder: str
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -78,14 +94,16 @@ class Run:
                 f"{folder / TOKENIZER}: has {tokenizer.vocab_size} tokens but the model knows "
                 f"{config.model.vocab_size}: this is not the run's own tokenizer"
             )
-        tensors, meta = read_tensors(folder / MODEL)
+        tensors, meta = read_tensors(folder / MODEL, WeightsMeta)
+        with torch.device("meta"):  # a configuration of another shape is refused before it takes memory
+            check_weights(Parts.build(replace(config, compile=False), device="meta"), tensors, folder / MODEL)
         # Compiling pays over many steps of one shape, which are training's.
         parts = Parts.build(replace(config, compile=False), device=device)
         load_weights(parts, tensors, folder / MODEL)
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
             raise UserError(f"{folder / MODEL}: its weights are not finite; train again with a lower slow.lr")
         parts.model.eval()
-        return cls(folder, config, parts, tokenizer, int(meta.get("step", 0)))
+        return cls(folder, config, parts, tokenizer, meta.step)
 
     @classmethod
     def create(cls, folder: Path, config: Config, parts: Parts, tokenizer: Tokenizer, *, step: int = 0) -> Run:
@@ -120,8 +138,8 @@ class Run:
     def data_fingerprint(self) -> str | None:
         """Tells the data that the run was trained on from others; None where the run does not say."""
         try:
-            return str(json.loads((self.folder / DATA).read_text(encoding="utf-8"))["fingerprint"])
-        except (OSError, ValueError, TypeError, KeyError):
+            return read_json(self.folder / DATA, DataNote).fingerprint
+        except (FileNotFoundError, UserError):
             return None
 
     def dataset(self, split: str = "validation") -> TokenDataset:
@@ -277,17 +295,34 @@ def weights(parts: Parts) -> dict[str, Tensor]:
 
 
 def load_weights(parts: Parts, tensors: dict[str, Tensor], path: Path) -> None:
-    """Puts `weights` back. Raises UserError naming `path` when names or shapes do not fit the configuration."""
+    """Puts `weights` back. Raises UserError naming `path` as `check_weights` does."""
+    check_weights(parts, tensors, path)
     modules: dict[str, nn.Module] = {"model": parts.model, "guide": parts.guide}
     for prefix, module in modules.items():
         own = {
             name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")
         }
-        try:
-            module.load_state_dict(own)
-        except RuntimeError as error:
-            first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise UserError(f"{path}: its weights do not fit the run's {CONFIG}: {first}") from None
+        module.load_state_dict(own)
+
+
+def check_weights(parts: Parts, tensors: dict[str, Tensor], path: Path) -> None:
+    """Raises UserError naming `path` when `tensors` are not the `weights` of such parts by name, shape and type."""
+    check_tensors(weights(parts), tensors, f"{path}: its weights do not fit the run's {CONFIG}")
+
+
+def check_tensors(wanted: dict[str, Tensor], found: dict[str, Tensor], problem: str) -> None:
+    """Raises UserError beginning with `problem` when names, shapes or types differ."""
+    for name in [*wanted, *found]:
+        if name not in found:
+            raise UserError(f"{problem}: {name} is missing")
+        if name not in wanted:
+            raise UserError(f"{problem}: {name} is none of them")
+        if (given := _kind(found[name])) != (needed := _kind(wanted[name])):
+            raise UserError(f"{problem}: {name} is {given} and should be {needed}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], *, form: str = FORMAT) -> None:
@@ -298,20 +333,24 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], 
     write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_tensors` wrote. Raises UserError when the file is missing, damaged or something else."""
-    if not path.is_file():
-        raise UserError(f"{path}: missing; the run folder is not complete")
+def read_tensors(path: Path, kind: type[M]) -> tuple[dict[str, Tensor], M]:
+    """What `write_tensors` wrote, its dictionary as a `kind`.
+
+    Raises:
+        UserError: the file is missing, damaged, of another release, or something else.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-        tensors = load_file(path)
-        meta = json.loads(header.get(FORMAT, "null"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged: {error}") from None
-    if not isinstance(meta, dict):
-        raise UserError(f"{path}: a safetensors file, but not one of a pyro-ltm run")
-    return tensors, meta
+        tensors, header = read_safetensors(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; the run folder is not complete") from None
+    if FORMAT not in header:
+        form = next((key for key in header if key.startswith(FORMAT.rstrip("0123456789"))), None)
+        what = f"of another release ({form}; this one reads {FORMAT})" if form else "not one of a pyro-ltm run"
+        raise UserError(f"{path}: a safetensors file, but {what}")
+    try:
+        return tensors, parse_json(header[FORMAT], kind)
+    except UserError as error:
+        raise UserError(f"{path}: damaged: its metadata: {error}") from None
 
 
 def record_data(folder: Path, data: TokenDataset) -> None:
@@ -327,17 +366,16 @@ def open_data(folder: Path, split: str) -> TokenDataset:
     """The data recorded in a run folder. Raises UserError when they moved or changed."""
     path = folder / DATA
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-        place, fingerprint = str(entry["folder"]), entry["fingerprint"]
+        note = read_json(path, DataNote)
     except FileNotFoundError:
         raise UserError(f"{folder}: does not say what data it was trained on; name them with --data") from None
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path}: damaged; name the data with --data") from None
+    except UserError as error:
+        raise UserError(f"{error}; name the data with --data") from None
     try:
-        data = TokenDataset(folder / place, split)
+        data = TokenDataset(folder / note.folder, split)
     except UserError as error:
         raise UserError(f"{error}; or name other data with --data") from None
-    if data.folder.fingerprint != fingerprint:
+    if data.folder.fingerprint != note.fingerprint:
         raise UserError(f"{data.folder.path}: not the data that {folder} was trained on; name other data with --data")
     return data
 

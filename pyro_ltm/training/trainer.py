@@ -8,10 +8,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import pyro
 import torch
 
@@ -22,12 +23,27 @@ from pyro_ltm.evaluation import Bound
 from pyro_ltm.files import write_text
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import DrawFrom, Noise, fold
+from pyro_ltm.reading import Count
 from pyro_ltm.training.metrics import MetricsLog
-from pyro_ltm.training.run import METRICS, TRAINER, Run, check_fits, load_weights, read_tensors, weights, write_tensors
+from pyro_ltm.training.run import (
+    METRICS,
+    TRAINER,
+    Run,
+    check_fits,
+    check_tensors,
+    load_weights,
+    read_tensors,
+    weights,
+    write_tensors,
+)
 from pyro_ltm.training.step import StepReport, train_step
 from pyro_ltm.types import Batch
 
 NONFINITE = "nonfinite.json"
+STATE = "optimizer."
+"""What the names of the optimizer's tensors begin with in a checkpoint."""
+
+Seconds = Annotated[float, msgspec.Meta(ge=0.0)]
 
 
 class Stopped(KeyboardInterrupt):
@@ -59,11 +75,25 @@ class Progress:
 class Counters:
     """What the trainer counts over the whole run, resumed or not."""
 
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
+    step: Count = 0
+    tokens: Count = 0
+    seconds: Seconds = 0.0
+    skipped: Count = 0
+    skipped_in_a_row: Count = 0
+
+
+@dataclass(kw_only=True)
+class TrainerMeta(Counters):
+    """What a checkpoint says of itself besides the counters.
+
+    Attributes:
+        position: sequences read. data: fingerprint of what was trained on.
+        states: tensors of the optimizer; None in checkpoints of older releases.
+    """
+
+    position: Count
+    data: str
+    states: Count | None = None
 
 
 @dataclass
@@ -148,9 +178,14 @@ class Trainer:
 
     def save(self) -> None:
         """Writes the whole state in one file, then the weights by themselves for everyone else."""
-        state = {f"optimizer.{name}": value for name, value in _optimizer_tensors(self.optimizer).items()}
-        meta = {**vars(self.counters), "position": self._position(), "data": self.train.folder.fingerprint}
-        write_tensors(self.run.folder / TRAINER, weights(self.run.parts) | state, meta)
+        state = {f"{STATE}{name}": value for name, value in _optimizer_tensors(self.optimizer).items()}
+        meta = TrainerMeta(
+            **vars(self.counters),
+            position=self._position(),
+            data=self.train.folder.fingerprint,
+            states=len(state),
+        )
+        write_tensors(self.run.folder / TRAINER, weights(self.run.parts) | state, vars(meta))
         self.run.save_weights(self.counters.step)
 
     def resume(self) -> None:
@@ -161,14 +196,18 @@ class Trainer:
         """
         path = self.run.folder / TRAINER
         if path.exists():
-            tensors, meta = read_tensors(path)
-            if meta.pop("data") != self.train.folder.fingerprint:
+            tensors, meta = read_tensors(path, TrainerMeta)
+            if meta.data != self.train.folder.fingerprint:
                 raise UserError(f"{self.run.folder}: was not trained on {self.train.folder.path}; give its own data")
-            position = meta.pop("position")
-            load_weights(self.run.parts, tensors, path)
-            _load_optimizer_tensors(self.optimizer, tensors, path)
-            self.counters = Counters(**meta)
-            if position != self._position():
+            state = {name: value for name, value in tensors.items() if name.startswith(STATE)}
+            if meta.states not in (None, len(state)):
+                raise UserError(f"{path}: damaged: it has {len(state)} tensors of the optimizer's {meta.states}")
+            load_weights(self.run.parts, {name: tensors[name] for name in tensors.keys() - state.keys()}, path)
+            _load_optimizer_tensors(self.optimizer, state, path)
+            if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+                raise UserError(f"{path}: damaged: not all that it holds is finite")
+            self.counters = Counters(**{entry.name: getattr(meta, entry.name) for entry in fields(Counters)})
+            if meta.position != self._position():
                 raise UserError(f"{path}: damaged: its data position is not that of step {self.counters.step}")
             # A kill between the two files of a checkpoint leaves older weights in the other one.
             self.run.save_weights(self.counters.step)
@@ -349,13 +388,24 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tens
 
 
 def _load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Puts `_optimizer_tensors` back, whose names begin with `STATE`.
+
+    Raises:
+        UserError: a moment is missing, of another shape or type than its parameter, or of none.
+    """
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    told = {name.removeprefix(STATE).split(".")[0] for name in tensors}
+    known = {str(index): index for index in parameters}
+    wanted: dict[str, torch.Tensor] = {}
+    for index in sorted(known[one] for one in told & known.keys()):
+        moment = parameters[index].detach()
+        wanted[f"{STATE}{index}.step"] = torch.zeros(())
+        wanted |= {f"{STATE}{index}.{name}": moment for name in ("exp_avg", "exp_avg_sq")}
+    check_tensors(wanted, tensors, f"{path}: its optimizer state does not fit the run's configuration")
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "optimizer":
-            index, _, entry = rest.partition(".")
-            state.setdefault(int(index), {})[entry] = value
-    whole = optimizer.state_dict()
-    if not set(state) <= {index for group in whole["param_groups"] for index in group["params"]}:
-        raise UserError(f"{path}: its optimizer state does not fit the run's configuration")
-    optimizer.load_state_dict({**whole, "state": state})
+        number, entry = name.removeprefix(STATE).split(".")
+        state.setdefault(int(number), {})[entry] = value
+        if entry != "exp_avg" and bool((value < 0).any()):
+            raise UserError(f"{path}: damaged: {name} is below zero")
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

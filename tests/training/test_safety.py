@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 
 import pyro_ltm as ltm
 from pyro_ltm.errors import UserError
-from pyro_ltm.training.metrics import read_metrics
 from pyro_ltm.training.run import Run
 
 TINY = [
@@ -167,13 +166,6 @@ def test_scores_on_the_fits_own_noise_are_not_called_bounds(tokens, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     train = [row for row in rows if row["kind"] == "train"]
     assert all("own_noise_nats_per_token" in row and "bound_nats_per_token" not in row for row in train)
-
-
-def test_rows_that_say_nothing_are_left_out(run):
-    with open(run / "metrics.jsonl", "a") as file:
-        file.write('{"kind": "validation", "step": 0}\n[]\n{"step": 1}\nnonsense\n')
-    rows = read_metrics(run / "metrics.jsonl")
-    assert all(row["nats_per_token"] > 0 for row in rows if row["kind"] == "validation")
 
 
 def test_a_run_without_held_out_text_says_what_to_do(text, tmp_path):

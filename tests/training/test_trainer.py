@@ -174,7 +174,7 @@ def test_a_checkpoint_older_than_the_metrics_cuts_them(tokens, tmp_path):
     run = ltm.train(configure(), data=tokens, out=tmp_path / "run")
     log = MetricsLog(run.folder / "metrics.jsonl")
     before = (run.folder / "metrics.jsonl").read_text()
-    log.write("train", {"step": 7, "bound_nats_per_token": 1.0})
+    log.write("train", {"step": 7, "tokens": 9, "seconds": 1.0, "skipped": 0, "bound_nats_per_token": 1.0})
     log.close()
     with open(run.folder / "metrics.jsonl", "a") as file:
         file.write('{"kind": "train", "st')
