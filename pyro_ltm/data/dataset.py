@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pyro_ltm.data.checks import ids_problem
 from pyro_ltm.data.folder import SPLITS, TokenFolder
 from pyro_ltm.data.tokenizer import Tokenizer
 from pyro_ltm.errors import UserError
@@ -56,8 +57,12 @@ class TokenDataset:
         starts, counts = self._spans(rows)
         columns = np.arange(self.sequence_length + 1)
         real = columns <= counts[:, None]  # [B, T + 1]
+        outside = (starts < 0) | (counts < 1) | (counts > self.sequence_length) | (starts > self.tokens - counts)
+        if outside.any():  # a large index is not looked through when it is opened
+            raise UserError(f"{self.folder.path}: damaged: its index points outside the tokens; prepare the data again")
         places = np.minimum(starts[:, None] + columns, len(self._stream) - 1)
         tokens = np.where(real, self._stream[places], self.folder.end_of_text).astype(np.int64)
+        self._check_ids(tokens.reshape(-1))
         return Batch(
             inputs=torch.from_numpy(tokens[:, :-1].copy()),
             targets=torch.from_numpy(tokens[:, 1:].copy()),
@@ -116,7 +121,14 @@ class TokenDataset:
     def target_chunks(self) -> Iterator[npt.NDArray[np.int64]]:
         """All targets that count, each once, in chunks (int64 [n]) that fit in memory."""
         for start in range(1, len(self._stream), _CHUNK):  # every token but the first is a target once
-            yield self._stream[start : start + _CHUNK].astype(np.int64)
+            chunk = self._stream[start : start + _CHUNK].astype(np.int64)
+            self._check_ids(chunk)
+            yield chunk
+
+    def _check_ids(self, tokens: npt.NDArray[np.int64]) -> None:
+        """Raises UserError for an id beyond the vocabulary: a large file is not looked through when it is opened."""
+        if problem := ids_problem(tokens, self.vocab_size):
+            raise UserError(f"{self.folder.path}: damaged: its stream {problem}; prepare the data again")
 
     def _spans(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Where in the stream each sequence starts, and how many targets it has; int64 [B] each."""

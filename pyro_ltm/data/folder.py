@@ -14,16 +14,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from pyro_ltm.data.checks import ids_problem, index_problem
 from pyro_ltm.data.tokenizer import Tokenizer
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import UserError, one_line
+from pyro_ltm.reading import Count, fitted, read_json, read_npy
 
 FORMAT = "pyro-ltm tokens"
 VERSION = 1
@@ -35,8 +39,39 @@ CHECKED = 1 << 26
 SPLITS = ("train", "validation")
 PACKINGS = ("contiguous", "document")
 
-_SPLIT_KEYS = ("documents", "tokens", "sequences", "bytes", "text_bytes")
-_COUNTS = ("sequence_length", "vocab_size", "end_of_text")
+
+class SplitCounts(msgspec.Struct):
+    """What a split holds. Folders of earlier releases lack the last two."""
+
+    documents: Count
+    tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
+    sequences: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
+    bytes: Count
+    text_bytes: Count
+    changed_documents: Count | None = None
+    unknown_tokens: Count | None = None
+
+
+class FileEntry(msgspec.Struct):
+    """A file as it was written."""
+
+    bytes: Count
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Contents(msgspec.Struct):
+    """What is read of meta.json."""
+
+    packing: Literal["contiguous", "document"]
+    sequence_length: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+    vocab_size: Annotated[int, msgspec.Meta(ge=1, le=1 << 32)]
+    end_of_text: Count
+    tokenizer: str
+    sources: list[str]
+    validation_sources: list[str]
+    splits: dict[Literal["train", "validation"], SplitCounts]
+    files: dict[Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*$")], FileEntry]
+    split_rule: str = ""
 
 
 def is_token_folder(path: str | Path) -> bool:
@@ -79,6 +114,7 @@ class TokenFolder:
                     f"{path}: damaged: {name} has {size} bytes, {META} says {entry['bytes']}; prepare the data again"
                 )
         folder.verify(limit=CHECKED)
+        folder.check_contents(limit=CHECKED)
         return folder
 
     def verify(self, limit: int | None = None) -> None:
@@ -87,6 +123,24 @@ class TokenFolder:
             small = limit is None or entry["bytes"] <= limit
             if small and sha256(self.path / name) != entry["sha256"]:
                 raise UserError(f"{self.path}: damaged: {name} is not what was written; prepare the data again")
+
+    def check_contents(self, limit: int | None = None) -> None:
+        """Looks at every token id and sequence, or at those in files of up to `limit` bytes.
+
+        Raises:
+            UserError: an id beyond the vocabulary, or an index that does not go through its split.
+        """
+        for split in self.splits:
+            index, tokens = self.index(split), self.meta["splits"][split]["tokens"]
+            for name in (stream_name(split), index_name(split)):
+                if name not in self.meta["files"] or (limit is not None and self.meta["files"][name]["bytes"] > limit):
+                    continue
+                if name == stream_name(split):
+                    problem = ids_problem(self.stream(split), self.vocab_size)
+                else:
+                    problem = "" if index is None else index_problem(index, tokens, self.sequence_length)
+                if problem:
+                    raise UserError(f"{self.path}: damaged: {name} {problem}; prepare the data again")
 
     @property
     def fingerprint(self) -> str:
@@ -136,8 +190,8 @@ class TokenFolder:
         if self.meta["packing"] == "contiguous":
             return None
         try:
-            rows: npt.NDArray[np.int64] = np.load(self.path / index_name(split), mmap_mode="r")
-        except ValueError:
+            rows: npt.NDArray[np.int64] = read_npy(self.path / index_name(split), mapped=True)
+        except UserError:
             rows = np.empty((0, 0), dtype=np.int64)
         if rows.shape != (self.meta["splits"][split]["sequences"], 2) or rows.dtype != np.int64:
             raise UserError(f"{self.path}: damaged: {index_name(split)} is no index; prepare the data again")
@@ -174,50 +228,48 @@ def sha256(path: Path) -> str:
 def is_prepared(path: Path) -> bool:
     """Whether the folder was written by `prepare`, in whatever state it is now."""
     try:
-        return bool(json.loads((path / META).read_text(encoding="utf-8"))["format"] == FORMAT)
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(path / META, dict[str, Any]).get("format") == FORMAT
+    except (FileNotFoundError, UserError):
         return False
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
     file = path / META
     try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        what = f"has no {META}, so it is no prepared folder" if path.exists() else "no such folder"
+        meta = read_json(file, dict[str, Any])
+    except FileNotFoundError:
+        what = f"has no {META}, so it is no prepared folder" if os.path.exists(path) else "no such folder"
         raise UserError(f"{path}: {what}; expected what `prepare` wrote") from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise UserError(f"{file}: damaged: not valid JSON; prepare the data again") from None
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+    if meta.get("format") != FORMAT:
         raise UserError(f"{file}: does not describe prepared tokens; expected what `prepare` wrote")
     if meta.get("version") != VERSION:
-        raise UserError(
-            f"{file}: format version {meta.get('version')!r}, this release reads {VERSION}; prepare the data again"
-        )
-    if not _is_complete(meta):
-        raise UserError(f"{file}: damaged: entries are missing or disagree; prepare the data again")
+        version = one_line(repr(meta.get("version")), 40)
+        raise UserError(f"{file}: format version {version}, this release reads {VERSION}; prepare the data again")
+    try:
+        problem = _disagreement(fitted(meta, Contents))
+    except UserError as error:
+        problem = str(error)
+    if problem:
+        raise UserError(f"{file}: damaged: {problem}; prepare the data again")
     return meta
 
 
-def _is_complete(meta: dict[str, Any]) -> bool:
-    """Whether every entry is there, of its type, and counts agree with file sizes."""
-    try:
-        splits, files = meta["splits"], meta["files"]
-        counts = [meta[key] for key in _COUNTS] + [splits[split][key] for split in splits for key in _SPLIT_KEYS]
-        counts += [entry["bytes"] for entry in files.values()]
-        item = token_dtype(meta["vocab_size"]).itemsize
-        return (
-            all(type(count) is int and count >= 0 for count in counts)
-            and meta["packing"] in PACKINGS
-            and "train" in splits
-            and set(splits) <= set(SPLITS)
-            and TOKENIZER in files
-            and all(isinstance(entry["sha256"], str) for entry in files.values())
-            and all(files[stream_name(split)]["bytes"] == (splits[split]["tokens"] + 1) * item for split in splits)
-            and (meta["packing"] == "contiguous" or all(index_name(split) in files for split in splits))
-            and isinstance(meta["tokenizer"], str)
-        )
-    except (KeyError, TypeError, AttributeError):
-        return False
+def _disagreement(meta: Contents) -> str:
+    """In what the entries of meta.json disagree with each other; empty where they do not."""
+    if "train" not in meta.splits:
+        return "splits: train is missing"
+    if meta.end_of_text >= meta.vocab_size:
+        return f"end_of_text {meta.end_of_text} is no token of a vocabulary of {meta.vocab_size}"
+    item = token_dtype(meta.vocab_size).itemsize
+    needed = [TOKENIZER]
+    for split, counts in meta.splits.items():
+        needed += [stream_name(split)] + ([index_name(split)] if meta.packing == "document" else [])
+        if missing := [name for name in needed if name not in meta.files]:
+            return f"files: {missing[0]} is missing"
+        if (size := meta.files[stream_name(split)].bytes) != (counts.tokens + 1) * item:
+            return f"{counts.tokens} tokens in {split} do not take {size} bytes"
+        if meta.packing == "contiguous" and counts.sequences != -(-counts.tokens // meta.sequence_length):
+            return f"{counts.tokens} tokens in {split} do not make {counts.sequences} sequences"
+        if (counts.changed_documents is None) != (counts.unknown_tokens is None):
+            return f"splits.{split}: only one of changed_documents and unknown_tokens"
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -104,7 +105,11 @@ def test_no_prepared_folder(refused, tmp_path: Path) -> None:
     assert "has no meta.json, so it is no prepared folder" in refused(TokenDataset, tmp_path)
     (tmp_path / "file").touch()
     assert "has no meta.json" in refused(TokenDataset, tmp_path / "file")
-    for content, expected in (("{", "not valid JSON"), ("[]", "does not describe"), ('{"format": "x"}', "does not")):
+    for content, expected in (
+        ("{", "not valid JSON"),
+        ("[]", "expected object, got array"),
+        ('{"format": "x"}', "does not"),
+    ):
         (tmp_path / "meta.json").write_text(content)
         assert expected in refused(TokenDataset, tmp_path)
 
@@ -128,12 +133,23 @@ def test_damaged_meta(refused, prepared: TokenFolder) -> None:
     meta = json.loads(path.read_text())
     path.write_text(json.dumps({**meta, "version": 99}))
     assert "format version 99, this release reads 1" in refused(TokenDataset, prepared.path)
-    for key in ("splits", "files", "packing", "sequence_length", "vocab_size", "end_of_text", "tokenizer"):
+    for key in ("splits", "files", "packing", "sequence_length", "vocab_size", "end_of_text", "tokenizer", "sources"):
         path.write_text(json.dumps({name: value for name, value in meta.items() if name != key}))
-        assert "damaged: entries are missing or disagree" in refused(TokenDataset, prepared.path)
-    for changes in ({"vocab_size": 70_000}, {"splits": {}}, {"splits": []}, {"files": {}}, {"sequence_length": "7"}):
+        assert f"damaged: {key} is missing" in refused(TokenDataset, prepared.path)
+    for changes, says in (
+        ({"vocab_size": 70_000}, "do not take"),
+        ({"vocab_size": 0}, "vocab_size: expected int >= 1"),
+        ({"end_of_text": 300}, "no token of a vocabulary"),
+        ({"splits": {}}, "train is missing"),
+        ({"splits": {**meta["splits"], "test": meta["splits"]["train"]}}, "splits"),
+        ({"splits": []}, "splits: expected object, got array"),
+        ({"files": {}}, "files: tokenizer.json is missing"),
+        ({"files": {**meta["files"], "../elsewhere": meta["files"]["train.bin"]}}, "files"),
+        ({"sequence_length": "7"}, "sequence_length: expected int, got str"),
+        ({"sequence_length": 1 << 40}, "sequence_length: expected int <="),
+    ):
         path.write_text(json.dumps({**meta, **changes}))
-        assert "damaged: entries are missing or disagree" in refused(TokenDataset, prepared.path)
+        assert says in refused(TokenDataset, prepared.path)
     path.write_text(json.dumps(meta)[:-100])
     assert "damaged: not valid JSON" in refused(TokenDataset, prepared.path)
 
@@ -164,3 +180,60 @@ def test_bytes_are_exact_or_said_not_to_be(tmp_path: Path, prefix: bool) -> None
     prepare([str(tmp_path / "text.txt")], tmp_path / "out", tokenizer=tmp_path / "tokenizer.json", sequence_length=16)
     for split in ("train", "validation"):
         assert TokenDataset(tmp_path / "out", split).bytes_are_exact is not prefix
+
+
+def lie(honest: TokenFolder, path: Path, *, index: object = None, ids: object = None, **counts: int) -> Path:
+    """A copy of a folder whose index, ids or counts are not true, and whose sizes and digests are those of the lie."""
+    shutil.copytree(honest.path, path)
+    meta = json.loads((path / "meta.json").read_text())
+    meta["splits"]["train"] |= counts
+    if index is not None:
+        np.save(path / "train.index.npy", index)
+    if ids is not None:
+        np.asarray(ids, dtype="<u2").tofile(path / "train.bin")
+    for name in meta["files"]:
+        content = (path / name).read_bytes()
+        meta["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (path / "meta.json").write_text(json.dumps(meta))
+    return path
+
+
+def test_a_folder_that_lies(refused, tmp_path: Path, small_tokenizer: Tokenizer, monkeypatch) -> None:
+    """When it is opened; of files that are too large for that, when the sequences are read."""
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "cats and dogs " * n}) + "\n" for n in range(1, 9)))
+    options = {"tokenizer": small_tokenizer, "sequence_length": 8, "validation_fraction": 0}
+    documents, streams = (
+        prepare([str(tmp_path / "a.jsonl")], tmp_path / packing, packing=packing, **options)
+        for packing in ("document", "contiguous")
+    )
+    counts, index, ids = (
+        documents.meta["splits"]["train"],
+        np.array(documents.index("train")),
+        documents.stream("train").copy(),
+    )
+    documents.check_contents()
+    beyond, far, long, gap, swapped = ids.copy(), index.copy(), index.copy(), index.copy(), index[::-1].copy()
+    beyond[-3] = 300
+    far[-1, 0], long[0, 1], gap[1:, 0] = 1 << 40, 9, gap[1:, 0] + 1
+    lies = [
+        ({"ids": beyond}, "train.bin has the token id 300, and the vocabulary 300 tokens"),
+        ({"index": far}, "train.index.npy does not go through"),
+        ({"index": -index}, "targets, where 1 to 8 are possible"),
+        ({"index": long}, "of 9 targets, where 1 to 8 are possible"),
+        ({"index": gap}, "does not go through"),
+        ({"index": swapped}, "does not go through"),
+        ({"index": index[:-1], "sequences": len(index) - 1}, "of its"),
+        ({"index": index.astype(np.int32)}, "is no index"),
+        ({"index": index[:, :1]}, "is no index"),
+        ({"sequences": 10 * counts["sequences"]}, "is no index"),
+        ({"tokens": 10 * counts["tokens"]}, "do not take"),
+    ]
+    for number, (changes, says) in enumerate(lies):
+        assert says in refused(TokenDataset, lie(documents, tmp_path / f"lie-{number}", **changes))
+    sequences = 10 * streams.meta["splits"]["train"]["sequences"]
+    assert "do not make" in refused(TokenDataset, lie(streams, tmp_path / "ten-times", sequences=sequences))
+    monkeypatch.setattr("pyro_ltm.data.folder.CHECKED", 0)
+    for number, says in ((0, "token id 300"), (1, "index points outside"), (2, "index points outside")):
+        data = TokenDataset(tmp_path / f"lie-{number}")
+        assert says in refused(data.batch, range(len(data)))
+    assert "token id 300" in refused(unigram_nats, TokenDataset(tmp_path / "lie-0"), TokenDataset(tmp_path / "lie-0"))
