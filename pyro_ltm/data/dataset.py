@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_ltm.data.checks import ids_problem
+from pyro_ltm.data.fidelity import NOT_KNOWN, Fidelity
 from pyro_ltm.data.folder import SPLITS, TokenFolder
 from pyro_ltm.data.tokenizer import Tokenizer
 from pyro_ltm.errors import UserError
@@ -92,16 +93,34 @@ class TokenDataset:
 
     @property
     def bytes(self) -> int:
-        """UTF-8 bytes that the targets stand for (the sum of their `token_bytes`)."""
+        """UTF-8 bytes that the targets stand for, as `count_bytes` counts them."""
         return int(self._counts["bytes"])
 
     @property
     def bytes_are_exact(self) -> bool:
-        """Whether the tokens stand for the text to the byte, so that bits a byte mean something.
+        """Whether the tokens stand for the text to the byte, so that bits a byte mean something."""
+        return not self.why_no_bytes
 
-        They do not where a tokenizer changes the text: adds a space before it, normalizes it, or lacks tokens for it.
+    @functools.cached_property
+    def why_no_bytes(self) -> str:
+        """Why there is no figure by the byte or the word, in half a sentence; empty where there may be one.
+
+        There is none where a tokenizer folds case, normalizes, or has no tokens for some of the text: then texts that
+        differ have the same tokens, and their nats are those of neither.
         """
-        return self.bytes == int(self._counts["text_bytes"])
+        counts = self._counts
+        if "changed_documents" in counts:
+            if why := Fidelity.of_counts(counts).why_no_bytes:
+                return why
+        elif not self.tokenizer.recipe.gives_back_every_text:
+            return NOT_KNOWN
+        return (
+            "" if self.bytes == counts["text_bytes"] else "the bytes of the tokens do not add up to those of the text"
+        )
+
+    def count_bytes(self, batch: Batch) -> int:
+        """UTF-8 bytes of text that the targets of a batch stand for."""
+        return count_bytes(self.tokenizer, batch)
 
     @property
     def meta(self) -> Mapping[str, Any]:
@@ -137,6 +156,14 @@ class TokenDataset:
             return spans[:, 0], spans[:, 1]
         starts = rows * self.sequence_length
         return starts, np.minimum(self.sequence_length, self.tokens - starts)
+
+
+def count_bytes(tokenizer: Tokenizer, batch: Batch) -> int:
+    """UTF-8 bytes of text that the targets of a batch stand for, where the tokens determine the text."""
+    assert batch.targets is not None  # without targets there is nothing to count
+    targets, begins = batch.targets.cpu().numpy(), (batch.inputs == tokenizer.end_of_text).cpu().numpy()
+    sizes = np.where(begins, tokenizer.first_token_bytes[targets], tokenizer.token_bytes[targets])
+    return int(sizes[batch.mask.cpu().numpy()].sum())
 
 
 def unigram_nats(train: TokenDataset, validation: TokenDataset, *, sequences: int | None = None) -> float:

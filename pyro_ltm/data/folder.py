@@ -89,7 +89,8 @@ class TokenFolder:
     Attributes:
         path: where it is.
         meta: the contents of meta.json; `meta["splits"][split]` counts documents, tokens (targets), sequences,
-            bytes (UTF-8, that the targets stand for) and text_bytes (UTF-8, of the text itself).
+            bytes (UTF-8, that the targets stand for), text_bytes (UTF-8, of the text itself), changed_documents (those
+            that their tokens do not give back) and unknown_tokens; folders of earlier releases lack the last two.
     """
 
     path: Path

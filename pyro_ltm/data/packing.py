@@ -31,11 +31,13 @@ class SplitWriter:
         *,
         end_of_text: int,
         token_bytes: npt.NDArray[np.int64],
+        first_token_bytes: npt.NDArray[np.int64] | None = None,
         length: int,
         packing: str,
     ):
-        """`token_bytes` is int64 [V]; `length` is T."""
+        """`token_bytes` and `first_token_bytes`, the same where it is None, are int64 [V]; `length` is T."""
         self._end, self._token_bytes, self._length = end_of_text, token_bytes, length
+        self._first_token_bytes = token_bytes if first_token_bytes is None else first_token_bytes
         self._dtype = token_dtype(len(token_bytes))
         self._document_start = 0  # the end-of-text before the document that is being written
         self._position = 0  # tokens written
@@ -100,6 +102,8 @@ class SplitWriter:
         tokens = np.asarray(ids, dtype=np.int64)
         self._stream.write(tokens.astype(self._dtype).tobytes())
         self.bytes += int(self._token_bytes[tokens].sum())
+        if len(tokens) and self._position == self._document_start + 1:
+            self.bytes += int(self._first_token_bytes[tokens[0]] - self._token_bytes[tokens[0]])
         self._position += len(tokens)
 
 

@@ -14,8 +14,10 @@ from typing import Any
 from pyro_ltm.config import suggest
 from pyro_ltm.data.corpora import is_corpus
 from pyro_ltm.data.document import Document
+from pyro_ltm.data.fidelity import Fidelity
 from pyro_ltm.data.folder import FORMAT, META, PACKINGS, TOKENIZER, VERSION, TokenFolder, is_prepared, sha256
 from pyro_ltm.data.packing import SplitWriter
+from pyro_ltm.data.seams import rejoin
 from pyro_ltm.data.sources import read_source
 from pyro_ltm.data.splits import Whole, plan_split
 from pyro_ltm.data.tokenizer import Tokenizer
@@ -95,8 +97,9 @@ def prepare(
         read(held_out)
         rule = Whole("train") if held_out else plan_split(read(specs), validation_fraction, seed)
         if tokenizer is None:
-            training_text = (piece for split, piece in rule.assign(read(specs)) if split == "train")
-            tokenizer = Tokenizer.train(_texts(training_text, report), vocab_size, at_most=world)
+            training_text = (pair for pair in rule.assign(read(specs)) if pair[0] == "train")
+            pieces = (piece for _, piece in rejoin(training_text, cut=True))
+            tokenizer = Tokenizer.train(_texts(pieces, report), vocab_size, at_most=world)
         meta = {
             "format": FORMAT,
             "version": VERSION,
@@ -112,9 +115,9 @@ def prepare(
             "python": _python_version() if any(map(is_corpus, (*specs, *held_out))) else None,
         }
         (partial / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
-        pieces = itertools.chain(rule.assign(read(specs)), Whole("validation").assign(read(held_out)))
+        text = itertools.chain(rule.assign(read(specs)), Whole("validation").assign(read(held_out)))
         splits = ["train", "validation"] if held_out or validation_fraction else ["train"]
-        meta["splits"] = _encode(pieces, partial, splits, tokenizer, sequence_length, packing, report)
+        meta["splits"] = _encode(text, partial, splits, tokenizer, sequence_length, packing, report)
         meta["files"] = {
             file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(partial.iterdir())
         }
@@ -175,6 +178,7 @@ def _encode(
     """Encodes and writes every split; returns what each holds."""
     done = characters = 0
     text_bytes = dict.fromkeys(splits, 0)
+    fidelity = {split: Fidelity() for split in splits}
     with contextlib.ExitStack() as stack:
         writers = {
             split: stack.enter_context(
@@ -183,16 +187,18 @@ def _encode(
                     split,
                     end_of_text=tokenizer.end_of_text,
                     token_bytes=tokenizer.token_bytes,
+                    first_token_bytes=tokenizer.first_token_bytes,
                     length=length,
                     packing=packing,
                 )
             )
             for split in splits
         }
-        for group in _groups(pieces):
+        for group in _groups(rejoin(pieces, cut=tokenizer.recipe.has_seams)):
             encoded = tokenizer.encode_batch([document.text for _, document in group])
             for (split, document), ids in zip(group, encoded, strict=True):
                 writers[split].add(ids, continues=document.continues)
+                fidelity[split].add(tokenizer, document.text, ids, continues=document.continues)
                 text_bytes[split] += len(document.text.encode("utf-8"))
             done += len(group)
             characters += sum(len(document.text) for _, document in group)
@@ -210,6 +216,8 @@ def _encode(
             "sequences": writer.sequences,
             "bytes": writer.bytes,
             "text_bytes": text_bytes[split],
+            "changed_documents": fidelity[split].changed,
+            "unknown_tokens": fidelity[split].unknown,
         }
         for split, writer in writers.items()
     }

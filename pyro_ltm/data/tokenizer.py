@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from pyro_ltm.errors import UserError
+from pyro_ltm.data.recipe import Recipe
+from pyro_ltm.data.tokenizer_file import check_ids, read_tokenizer
+from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.files import write_text
 
 END_OF_TEXT = "<|endoftext|>"
@@ -23,20 +27,23 @@ END_OF_TEXT = "<|endoftext|>"
 
 _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
 _BYTES = 256
+_ONE_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # how SentencePiece spells a byte of a character that it does not know
 
 
 class Tokenizer:
     """Text to token ids and back.
 
-    Encoding never adds special tokens, truncates or pads, whatever the tokenizer's file says. The name of a special
-    token inside a text, such as a literal `<|endoftext|>`, is encoded as the ordinary characters that it is, so text
-    cannot forge the end of a document.
+    Encoding never adds special tokens, truncates, pads or drops merges, whatever the tokenizer's file says. The name of
+    a special token inside a text, such as a literal `<|endoftext|>`, is encoded as the ordinary characters that it is,
+    so text cannot forge the end of a document.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer):
         """`backend` belongs to this object from here on."""
         backend.no_truncation()
         backend.no_padding()
+        if isinstance(backend.model, models.BPE):
+            backend.model.dropout = None  # which would give other tokens each time
         backend.encode_special_tokens = True  # the library's name for "a special token's name is ordinary text"
         self._backend = backend
 
@@ -76,17 +83,23 @@ class Tokenizer:
         """The tokenizer in a `tokenizer.json`, or in the folder that holds one.
 
         Raises:
-            UserError: the file is missing or no tokenizer.
+            UserError: the file is missing, no tokenizer, or one that could take endless time or memory.
         """
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         try:
-            return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+            if path.exists() and not path.is_file():
+                raise UserError(f"{path}: not a regular file; expected a tokenizer.json")
+            tokenizer = cls(tokenizers.Tokenizer.from_str(read_tokenizer(path)))
+        except UserError:
+            raise
         except FileNotFoundError:
             raise UserError(f"{path}: no such tokenizer; expected a tokenizer.json") from None
         except Exception as error:  # the library raises bare Exception
-            reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:120]
+            reason = error.strerror if isinstance(error, OSError) else one_line(error, 120)
             raise UserError(f"{path}: not a readable tokenizer.json: {reason}") from None
+        check_ids(path, tokenizer._backend.get_vocab(with_added_tokens=True))
+        return tokenizer
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a `tokenizer.json` that `load` reads back; the file appears whole or not at all. Raises UserError."""
@@ -98,18 +111,51 @@ class Tokenizer:
         return content
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return ids
+        """Token ids of `text`. Raises UserError where the tokenizer fails on it."""
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, over all cores."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """Token ids of each text, over all cores. Raises UserError where the tokenizer fails on one."""
+        with _clear_failure():
+            return [one.ids for one in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
         """The text that `ids` stand for; special tokens are left out."""
-        text: str = self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
+        with _clear_failure():
+            text: str = self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
         return text
+
+    def continuation(self, before: Sequence[int], ids: Sequence[int]) -> str:
+        """The text of `ids` where they stand after `before`: what they add to its text.
+
+        Decoding `ids` alone is something else: a tokenizer that puts a space before each word drops the first one, and
+        a character may have bytes on both sides. Of such a character nothing is shown in `before`'s text, and all here.
+        """
+        start = self.decode([token for token in before if token != self.end_of_text])
+        whole = self.decode([*(token for token in before if token != self.end_of_text), *ids])
+        while not whole.startswith(start):
+            start = start[:-1]
+        return whole[len(start) :]
+
+    def gives_back(self, text: str, ids: Sequence[int]) -> bool:
+        """Whether `ids`, the tokens of `text`, determine it to the byte."""
+        return self.recipe.gives_back_every_text or self.decode(ids) == text
+
+    def count_unknown(self, ids: Sequence[int]) -> int:
+        """How many of `ids` stand for what the tokenizer does not know."""
+        return 0 if self.unknown is None else list(ids).count(self.unknown)
+
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        """Its steps, and what they prove."""
+        return Recipe(json.loads(self._backend.to_str()))
+
+    @functools.cached_property
+    def unknown(self) -> int | None:
+        """The id that stands for what it does not know; None where it has none."""
+        name = self.recipe.unknown_token
+        token: int | None = None if name is None else self._backend.token_to_id(name)
+        return token
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -134,7 +180,7 @@ class Tokenizer:
         another one: exact wherever decoding gives back the text.
         """
         added = self._backend.get_added_tokens_decoder()
-        measure = _spelled_bytes if _is_byte_level(json.loads(self._backend.to_str())) else self._decoded_bytes
+        measure = _spelled_bytes if self.recipe.spells_bytes else self._decoded_bytes
         sizes = np.zeros(self.vocab_size, dtype=np.int64)
         for name, token in self._backend.get_vocab(with_added_tokens=True).items():
             if token in added:
@@ -145,13 +191,27 @@ class Tokenizer:
         return sizes
 
     @functools.cached_property
+    def first_token_bytes(self) -> npt.NDArray[np.int64]:
+        """UTF-8 bytes that each token stands for at the beginning of a text, where decoders may drop a space; [V]."""
+        if self.recipe.spells_bytes:
+            return self.token_bytes
+        sizes = self.token_bytes.copy()
+        for name, token in self._backend.get_vocab(with_added_tokens=True).items():
+            if sizes[token] and not _ONE_BYTE.fullmatch(name):
+                sizes[token] = len(self.decode([token]).encode("utf-8"))
+        return sizes
+
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of the tokenizer's JSON with sorted keys and no spaces."""
-        content = json.dumps(json.loads(self._backend.to_str()), sort_keys=True, separators=(",", ":"))
+        """SHA-256, in hexadecimal, of the tokenizer's JSON with sorted keys, no spaces and scores of six digits.
+
+        The library's reader of JSON may be off in a score's last digit, each time that a file is read.
+        """
+        content = json.dumps(_rounded(self.recipe.content), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode("utf-8")).hexdigest()
 
     def _decoded_bytes(self, name: str, token: int) -> int:
-        if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", name):  # SentencePiece's fallback for one byte
+        if _ONE_BYTE.fullmatch(name):
             return 1
         # Decoders drop the space at the beginning of a text, so look at the token in second place.
         first = self._anchor
@@ -162,15 +222,23 @@ class Tokenizer:
         return (self.encode("a") or [0])[-1]
 
 
-def _is_byte_level(tokenizer: object) -> bool:
-    """Whether the tokenizer's JSON has a step `ByteLevel` before its model."""
+@contextlib.contextmanager
+def _clear_failure() -> Iterator[None]:
+    """Turns what the library raises in the block, a panic of its code included, into a UserError."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":  # a class without a module
+            raise UserError(f"the tokenizer fails on this text: {one_line(error)}") from None
+        raise
 
-    def is_step(step: object) -> bool:
-        if not isinstance(step, dict):
-            return False
-        return step.get("type") == "ByteLevel" or any(map(is_step, step.get("pretokenizers") or ()))
 
-    return isinstance(tokenizer, dict) and is_step(tokenizer.get("pre_tokenizer"))
+def _rounded(content: Any) -> Any:
+    """`content` with the scores of a Unigram model, its only fractions, rounded."""
+    if content["model"]["type"] != "Unigram":
+        return content
+    vocab = [[name, float(f"{score:.6g}")] for name, score in content["model"]["vocab"]]
+    return {**content, "model": {**content["model"], "vocab": vocab}}
 
 
 def _spelled_bytes(name: str, token: int) -> int:

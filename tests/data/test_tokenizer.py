@@ -170,6 +170,15 @@ def test_no_end_of_text(refused) -> None:
     assert message.startswith("the tokenizer has no end-of-text token: expected one of <|endoftext|>")
 
 
+@pytest.mark.parametrize("score", [-1.8325814637483102, -9.223372036854775e-5, -2.302585092994046, -0.1 - 0.2])
+def test_fingerprint_survives_saving(tmp_path: Path, score: float) -> None:
+    """The library's reader of JSON does not give every number back."""
+    vocab = [("<unk>", 0.0), ("</s>", 0.0), *((f"a{n}", score * (1 + n / 7)) for n in range(300))]
+    first = Tokenizer(tokenizers.Tokenizer(models.Unigram(vocab, unk_id=0)))
+    first.save(tmp_path / "tokenizer.json")
+    assert Tokenizer.load(tmp_path).fingerprint == first.fingerprint
+
+
 def test_fingerprint_ignores_the_layout_of_the_file(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
     small_tokenizer.save(tmp_path / "tokenizer.json")
     content = json.loads((tmp_path / "tokenizer.json").read_text())

@@ -1,0 +1,135 @@
+"""Reading a tokenizer.json from anyone: what could take endless time or memory is refused before it is used.
+
+The library that runs tokenizers does what their files say. So the file's size, the number of its steps, how much a
+step may lengthen a text, how long a word may be, and its regular expressions (`expressions`) are bounded here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pyro_ltm.data.expressions import why_not
+from pyro_ltm.data.recipe import Recipe
+from pyro_ltm.errors import UserError, one_line
+
+SIZE = 1 << 28
+"""Bytes of a file; the largest that are published have an eighth of it."""
+
+STEPS = 64
+"""Steps before the model, and after it."""
+
+GROWTH = 64
+"""How many times longer the steps before the model, or those after it, may make a text."""
+
+TOKEN = 1 << 14
+"""Characters of a token, or of what a step puts into a text."""
+
+WORD = 1024
+"""Characters of a word of WordPiece, whose time grows with their square; longer ones are unknown to it."""
+
+SPARE = 1 << 16
+"""Ids that may be unused, beyond as many again as there are tokens: tables have a row for each id."""
+
+
+def read_tokenizer(path: Path) -> str:
+    """The contents of a tokenizer.json, looked through. Raises UserError; OSError where it cannot be read."""
+    with open(path, "rb") as file:
+        raw = file.read(SIZE + 1)
+    if len(raw) > SIZE:
+        raise _refused(path, f"it has over {SIZE >> 20} MiB")
+    try:
+        text = raw.decode("utf-8")
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        why = "its brackets are nested too deep" if isinstance(error, RecursionError) else one_line(error, 120)
+        raise _not_readable(path, why) from None
+    try:
+        for reason in _reasons(content):
+            raise _refused(path, reason)
+    except (AttributeError, TypeError, KeyError, IndexError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise _not_readable(path, "its entries are not those of a tokenizer") from None
+    return text
+
+
+def check_ids(path: Path, vocab: Mapping[str, int]) -> None:
+    """Raises UserError where a table with a row for each id would be mostly empty."""
+    most = 2 * len(vocab) + SPARE
+    name, last = max(vocab.items(), key=lambda entry: entry[1], default=("", -1))
+    if last >= most:
+        raise _refused(path, f"token '{one_line(name, 40)}' has the id {last:,} among {len(vocab):,} tokens")
+
+
+def _reasons(content: Any) -> Iterator[str]:
+    """Why the contents are refused."""
+    recipe = Recipe(content)
+    for steps in (recipe.normalizers, recipe.pre_tokenizers, recipe.decoders):
+        if len(steps) > STEPS:
+            yield f"it has {len(steps):,} steps, {STEPS} at most are read"
+        if (growth := math.prod(map(_growth, steps))) > GROWTH:
+            yield f"its steps can make a text {growth:,} times as long, {GROWTH} at most are read"
+        for step in steps:
+            pattern = step.get("pattern") or {}
+            if pattern.get("String") == "":
+                yield "a step looks for the empty string"
+            if why := why_not(pattern.get("Regex", "")) if "Regex" in pattern else "":
+                yield f"regular expression '{one_line(pattern['Regex'], 60)}': {why}"
+    if recipe.model.get("max_input_chars_per_word", 0) > WORD:
+        yield f"model.max_input_chars_per_word is over {WORD}"
+    vocab = recipe.model["vocab"]
+    names = vocab if isinstance(vocab, dict) else (name for name, _ in vocab)
+    longest = max(map(len, names), default=0)
+    added = max((len(token["content"]) for token in content.get("added_tokens") or []), default=0)
+    if max(longest, added) > TOKEN:
+        yield f"a token has {max(longest, added):,} characters, {TOKEN:,} at most are read"
+    for template in _templates(content.get("post_processor")):
+        if sum("Sequence" in piece for piece in template) != 1:
+            yield "post_processor.single does not hold the text once"
+
+
+def _growth(step: Mapping[str, Any]) -> int:
+    """How many times longer a step may make a text, in characters."""
+    kind = step["type"]
+    if kind == "Replace":
+        found, put = step["pattern"].get("String"), len(step["content"])
+        # An expression may find single characters, and the places between them.
+        return -(-put // max(len(found), 1)) or 1 if found is not None else 1 + put
+    if kind == "Prepend":
+        return 1 + len(step["prepend"])
+    if kind == "Precompiled":
+        return _longest_replacement(step.get("precompiled_charsmap") or "")
+    return 1  # normal forms, cases and the like: a constant of Unicode, once
+
+
+def _longest_replacement(charsmap: str) -> int:
+    """Bytes of the longest text that SentencePiece's table, a trie and then texts that end in zeros, puts for any."""
+    try:
+        raw = base64.b64decode(charsmap, validate=True)
+        (trie,) = struct.unpack_from("<I", raw) if raw else (0,)
+    except (binascii.Error, struct.error):
+        raise ValueError("no charsmap") from None
+    return max(1, *map(len, raw[4 + trie :].split(b"\0")))
+
+
+def _templates(processor: Any) -> Iterator[list[Any]]:
+    if processor is not None:
+        if "single" in processor:
+            yield processor["single"]
+        for inner in processor.get("processors") or []:
+            yield from _templates(inner)
+
+
+def _refused(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: refused, for it could take endless time or memory: {reason}")
+
+
+def _not_readable(path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: not a readable tokenizer.json: {reason}")
