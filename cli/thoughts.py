@@ -32,17 +32,19 @@ def write_thoughts(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str,
 def read_thoughts(path: Path) -> Tensor:
     """The tensor `thoughts` [S, N, D] of a safetensors file. Raises UserError when it has none that is of use."""
     import torch
-    from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise UserError(f"--thoughts {path}: no such file; expected what `infer --out` wrote")
+    from pyro_ltm.reading import read_safetensors
+
     try:
-        with safe_open(path, framework="pt") as file:
-            if "thoughts" not in file.keys():  # noqa: SIM118 - not a dictionary
-                raise UserError(f"--thoughts {path}: holds no tensor 'thoughts'; expected what `infer --out` wrote")
-            thoughts: Tensor = file.get_tensor("thoughts")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"--thoughts {path}: damaged, or no safetensors file: {error}") from None
-    if not thoughts.is_floating_point() or not bool(torch.isfinite(thoughts).all()):
+        tensors, _ = read_safetensors(path)
+    except FileNotFoundError:
+        raise UserError(f"--thoughts {path}: no such file; expected what `infer --out` wrote") from None
+    except UserError as error:
+        raise UserError(f"--thoughts {error}") from None
+    if "thoughts" not in tensors:
+        raise UserError(f"--thoughts {path}: holds no tensor 'thoughts'; expected what `infer --out` wrote")
+    thoughts = tensors["thoughts"]
+    usual = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    if thoughts.dtype not in usual or not bool(torch.isfinite(thoughts).all()):
         raise UserError(f"--thoughts {path}: 'thoughts' must hold finite numbers with a fraction")
     return thoughts

@@ -7,6 +7,7 @@ format's number, and another number is refused.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import warnings
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LARGEST = 10**100
+"""The largest number that JSON may hold: far beyond any figure, and far below where pictures and squares fail."""
 DEPTH = 32
 """Tables within tables, or lists within lists, of any file."""
 MEBIBYTE = 1 << 20
@@ -115,7 +118,7 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise _too_deep() from None
     except ValueError as error:  # also a number of thousands of digits
         raise _Misfit(_twice(text, str(error)) or one_line(error)) from None
-    _check_bounds(document)
+    _check_bounds(document, whole=1 << 63)
     return document
 
 
@@ -173,16 +176,18 @@ def _too_deep() -> _Misfit:
     return _Misfit(f"nested more than {DEPTH} deep")
 
 
-def _check_bounds(value: Any, depth: int = 0) -> None:
+def _check_bounds(value: Any, whole: int = LARGEST, depth: int = 0) -> None:
     """Raises UserError where `value` is nested too deep or holds a number that no field could take."""
     if isinstance(value, dict | list):
         if depth == DEPTH:
             raise _too_deep()
         for entry in value.values() if isinstance(value, dict) else value:
-            if not isinstance(entry, str | float):
-                _check_bounds(entry, depth + 1)
-    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:  # seeds take all 64 bits
-        raise _Misfit("holds a whole number of more than 64 bits")
+            if not isinstance(entry, str):
+                _check_bounds(entry, whole, depth + 1)
+        return
+    largest = whole if isinstance(value, int) else LARGEST
+    if isinstance(value, int | float) and largest < abs(value) < math.inf:  # fields speak of what is not finite
+        raise _Misfit(f"holds a number beyond {float(largest):.2g}")
 
 
 def _plain_words(error: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import re
@@ -17,6 +16,7 @@ from pyro_ltm.inference import Parts, generate
 from pyro_ltm.inference.generation import Codec
 from pyro_ltm.model import Sampler
 from pyro_ltm.noise import fold
+from pyro_ltm.reading import LARGEST_JSON, parse_json, read_bytes
 
 EXTRACTION = (
     "the answer is the first number after the first '####'; without one, the last number of the text; what follows the "
@@ -84,20 +84,17 @@ def read_problems(path: Path) -> list[Problem]:
         UserError: the file cannot be read, or a line is no problem, with its number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+        lines = read_bytes(path, LARGEST_JSON).splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: cannot be read: no such file") from None
     problems = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            problem = Problem(row["question"], row["answer"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}:{number}: expected an object with 'question' and 'answer'") from None
-        if not isinstance(problem.question, str) or not isinstance(problem.answer, str):
-            raise UserError(f"{path}:{number}: 'question' and 'answer' must be texts")
+            problem = parse_json(line, Problem)
+        except UserError as error:
+            raise UserError(f"{path}:{number}: expected an object with 'question' and 'answer': {error}") from None
         if extract_answer(problem.answer) is None:
             raise UserError(f"{path}:{number}: its answer has no number (expected '... #### 42')")
         problems.append(problem)

@@ -10,16 +10,18 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import torch
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.evaluation.judge import Checkpoint, Estimate, Judgement, estimate
+from pyro_ltm.evaluation.judge import Estimate, Judgement, estimate
 from pyro_ltm.files import clear_errors, write_text
+from pyro_ltm.reading import Count, fitted, read_json
 
 COMPARISON, TABLE = "compare.json", "compare.csv"
 FORMAT = "pyro-ltm comparison 1"
@@ -68,6 +70,50 @@ class Refused:
     guide: str
     objective: str
     reason: str
+
+
+class Validation(msgspec.Struct):
+    """The validation bound of a decoder while it was trained."""
+
+    step: Count
+    tokens: Count
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
+    nats_per_token: float | None
+    stderr: float | None = None
+
+
+class TrainingRecord(msgspec.Struct):
+    """`Pair.training` in `compare.json`."""
+
+    steps: Count
+    tokens: Count
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
+    skipped: Count
+    validation: list[Validation]
+    arrival: Validation | None = None
+
+
+class PairRecord(msgspec.Struct):
+    """What a row of `compare.json` holds besides the figures."""
+
+    guide: str
+    objective: str
+    guide_training_seconds: float | None
+    training: TrainingRecord | None = None
+
+
+class ComparisonRecord(msgspec.Struct):
+    """`compare.json`."""
+
+    kind: Literal["posteriors", "training"]
+    settings: dict[str, Any]
+    about: dict[str, Any]
+    made_on: list[dict[str, Any]]
+    members: dict[str, dict[str, str]]
+    token_counts: list[Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]]
+    pairs: list[dict[str, Any]]
+    refused: list[Refused]
+    twin: dict[str, Any] | None
 
 
 @dataclass
@@ -184,32 +230,38 @@ class Comparison:
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Comparison:
-        """What `to_dict` gave. Raises KeyError or TypeError for anything else."""
-        twin = found["twin"]
+        """What `to_dict` gave. Raises UserError, naming the place, for anything else."""
+        record = fitted(found, ComparisonRecord)
+        if set(record.members) != {"guides", "objectives"}:
+            raise UserError("members: expected guides and objectives")
         return cls(
-            kind=found["kind"],
-            settings=found["settings"],
-            about=found["about"],
-            made_on=found["made_on"],
-            members=found["members"],
-            token_counts=found["token_counts"],
-            pairs=[_pair(row) for row in found["pairs"]],
-            refused=[Refused(**row) for row in found["refused"]],
-            twin=_pair(twin) if twin else None,
+            kind=record.kind,
+            settings=record.settings,
+            about=record.about,
+            made_on=record.made_on,
+            members=record.members,
+            token_counts=record.token_counts,
+            pairs=[_pair(row, f"pairs[{i}]", record.token_counts) for i, row in enumerate(record.pairs)],
+            refused=record.refused,
+            twin=_pair(record.twin, "twin", record.token_counts) if record.twin else None,
         )
 
 
-def _pair(row: Mapping[str, Any]) -> Pair:
-    names = [entry.name for entry in dataclasses.fields(Judgement)]
-    figures: dict[str, Any] = {name: row[name] for name in names}
-    for name in ("elbo", "iwae"):
-        figures[name] = Estimate(**row[name]) if row[name] else None
-    figures["curve"] = [Checkpoint(**point) for point in row["curve"]]
+def _pair(row: Mapping[str, Any], where: str, token_counts: Sequence[int]) -> Pair:
+    """One of `pairs` in `compare.json`: its names beside the fields of `Judgement`."""
+    try:
+        if missing := [entry.name for entry in dataclasses.fields(Judgement) if entry.name not in row]:
+            raise UserError(f"{missing[0]} is missing")
+        named, figures = fitted(row, PairRecord), fitted(row, Judgement)
+        if figures.elbo and len(figures.nats_by_sequence) != len(token_counts):
+            raise UserError(f"{len(figures.nats_by_sequence)} nats_by_sequence of {len(token_counts)} sequences")
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     return Pair(
-        guide=row["guide"],
-        objective=row["objective"],
-        figures=Judgement(**figures),
-        guide_training_seconds=row["guide_training_seconds"],
+        guide=named.guide,
+        objective=named.objective,
+        figures=figures,
+        guide_training_seconds=named.guide_training_seconds,
         training=row.get("training"),
     )
 
@@ -233,12 +285,13 @@ def check_target(folder: Path, kind: str) -> Comparison | None:
 
 def _read(path: Path, kind: str) -> Comparison:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["format"] != FORMAT:
-            raise UserError(f"{path}: not a comparison of this release ({FORMAT}); choose another --out")
+        found = read_json(path, dict[str, Any])
+        if found.get("format") != FORMAT:
+            raise UserError(f"{path}: not a comparison of this release ({FORMAT})")
         comparison = Comparison.from_dict(found)
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: damaged; choose another --out") from None
+    except UserError as error:
+        reason = str(error) if str(error).startswith(f"{path}: ") else f"{path}: damaged: {error}"
+        raise UserError(f"{reason}; choose another --out") from None
     if comparison.kind != kind:
         kinds = f"a comparison of {comparison.kind}, and this is one of {kind}"
         raise UserError(f"{path.parent}: holds {kinds}; choose another --out")

@@ -92,11 +92,7 @@ def _lead(result: Mapping[str, Any]) -> str:
 
 
 def likelihoods(evaluation: Mapping[str, Any]) -> str:
-    """The figures of `evaluate --json` as a table, each with what it is, and how they were measured.
-
-    Raises:
-        KeyError, TypeError, AttributeError or IndexError: it is something else.
-    """
+    """The figures of `evaluate --json` as a table, each with what it is, and how they were measured."""
     found = levels(evaluation)
     own = evaluation[min(("bound", "prefix", "reference"), key=lambda key: key not in evaluation)]
     if "floor" in evaluation:

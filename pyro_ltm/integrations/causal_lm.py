@@ -13,7 +13,6 @@ Nothing is fetched and no code of the folder is run: local files alone, weights 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.evaluation.figure import Figure, plain
+from pyro_ltm.reading import read_json
 
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -217,12 +217,9 @@ def _config(folder: Path) -> dict[str, Any]:
 def _json(path: Path) -> dict[str, Any]:
     """An object of a JSON file. Raises UserError."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return found
+        return read_json(path, dict[str, Any])
+    except FileNotFoundError:
+        raise UserError(f"{path}: cannot be read: no such file") from None
 
 
 def _tokenizer(path: Path) -> Tokenizer:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pyro_ltm.errors import UserError, one_line
+from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.protocol_plots import plot_evaluation
-from pyro_ltm.evaluation.thought_page import likelihoods
+from pyro_ltm.evaluation.record import check_record
 from pyro_ltm.files import write_text
+from pyro_ltm.reading import read_json
 from pyro_ltm.training.protocols import DISTANCES, PROTOCOLS
 from pyro_ltm.training.run import Run
 
@@ -29,13 +30,17 @@ def read_evaluation(run: Run, file: Path | None = None) -> dict[str, Any] | None
     if file is None and not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        whose, of = f"{found['run']} at step {found['step']}", found.get("fingerprint")
-        likelihoods(found)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        raise UserError(f"{path}: not what `pyro-ltm evaluate --json` prints: evaluate the run again") from None
+        found = read_json(path, dict[str, Any])
+        check_record(found)
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: cannot be read: no such file; expected what `pyro-ltm evaluate --json` prints"
+        ) from None
+    except UserError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        what = "not what `pyro-ltm evaluate --json` prints"
+        raise UserError(f"{path}: {what}: {reason}; evaluate the run again") from None
+    whose, of = f"{found['run']} at step {found['step']}", found.get("fingerprint")
     if file and of != run.fingerprint:
         raise UserError(
             f"{path}: of {whose}; its fingerprint is not that of {run.folder} as it is now: evaluate it again"

@@ -14,8 +14,8 @@ from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.files import clear_errors, write_text
 from pyro_ltm.reading import MEBIBYTE, Count, fitted, parse_json
 
-Figure = Annotated[float, msgspec.Meta(ge=-1e100, le=1e100)] | None
-"""None where it was not finite. A run that goes astray reaches 3e38; far beyond that, pictures fail."""
+Figure = float | None
+"""None where it was not finite."""
 
 
 class TrainRow(msgspec.Struct, tag_field="kind", tag="train"):

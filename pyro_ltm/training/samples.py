@@ -20,6 +20,7 @@ from pyro_ltm.evaluation.figure import plain
 from pyro_ltm.evaluation.mauve import Mauve, mauve
 from pyro_ltm.evaluation.text_metrics import TextMetrics, text_metrics
 from pyro_ltm.model import Sampler
+from pyro_ltm.reading import read_npy
 from pyro_ltm.training.run import Run
 from pyro_ltm.training.zero_shot import EXACT, UPPER_BOUND
 from pyro_ltm.types import Batch
@@ -163,11 +164,8 @@ def score_samples(
 
 def read_features(path: Path) -> Tensor:
     """An array [n, d] from a .npy file. Raises UserError when it is none."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable .npy file: {error}") from None
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu":
+    array = read_npy(path)
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise UserError(f"{path}: expected one array of numbers [texts, features]")
     return torch.from_numpy(array.astype(np.float64))
 
