@@ -52,7 +52,7 @@ def level(found: Bound, default: Bound | None = None) -> dict[str, Any]:
     """Nats a token; and how far below the default's, paired by sequence."""
     figures: dict[str, Any] = {"nats_per_token": found.nats_per_token, "stderr": found.nats_per_token_stderr}
     if default is not None:
-        gap = difference(default.sequence_nats, found.sequence_nats, found.sequence_tokens)
+        gap = difference(default.sequence_nats, found.sequence_nats, found.sequence_tokens, found.places)
         figures["below_default"] = {"nats_per_token": gap.nats_per_token, "stderr": gap.stderr}
     return figures
 

@@ -73,8 +73,8 @@ def scored(name: str, data: str, ltm: Path, twins: dict[str, Path]) -> list[dict
             "twin": label,
             **_figure(one),
             "ltm": _figure(bound),
-            "ltm_below": asdict(difference(one.sequence_nats, bound.sequence_nats, one.sequence_tokens)),
-            "below_tables": asdict(difference(same.sequence_nats, one.sequence_nats, one.sequence_tokens)),
+            "ltm_below": asdict(difference(one.sequence_nats, bound.sequence_nats, one.sequence_tokens, one.places)),
+            "below_tables": asdict(difference(same.sequence_nats, one.sequence_nats, one.sequence_tokens, one.places)),
         }
         for label, one in exact.items()
     ]

@@ -24,6 +24,10 @@ State = dict[str, Tensor]
 """Local variational parameters: tensors with leading dimension B that live for one batch."""
 
 
+_PLACES = ("ids", "documents")
+"""What of a batch says where its sequences come from: a number each, on the CPU."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
     """B token sequences, each predicted from its first input and its thoughts.
@@ -34,6 +38,8 @@ class Batch:
         mask: [B, T] bool, True where a target counts.
         ids: [B] int64, stable names of the sequences; a sequence's noise is keyed by its id. They stay on the CPU:
             who asks a GPU for them waits for all that it still has to do.
+        documents: [B] int64, the document in which each sequence begins, for the errors of figures; None where that is
+            not known. They stay on the CPU, too.
         stretch: only these targets count, each for `weight` of its like (`inference.subsampled`); None: all, once.
         context: [B, T, D] what the thoughts cannot touch (`Decoder.context`), computed once for many fast steps;
             None until `LatentThoughtModel.precompute` fills it in.
@@ -43,6 +49,7 @@ class Batch:
     targets: Tensor | None
     mask: Tensor
     ids: Tensor
+    documents: Tensor | None = None
     stretch: slice | None = None
     weight: int = 1
     context: Tensor | None = None
@@ -87,11 +94,11 @@ class Batch:
         return self.mask.sum()
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device; its ids stay."""
+        """The same batch on another device; what says where its sequences come from stays."""
         moved: dict[str, Any] = {
             entry.name: value.to(device, non_blocking=True)
             for entry in dataclasses.fields(self)
-            if entry.name != "ids" and isinstance(value := getattr(self, entry.name), Tensor)
+            if entry.name not in _PLACES and isinstance(value := getattr(self, entry.name), Tensor)
         }
         return dataclasses.replace(self, **moved)
 
@@ -104,7 +111,7 @@ class Batch:
         cut: dict[str, Any] = {
             entry.name: value[:, :length]
             for entry in dataclasses.fields(self)
-            if entry.name != "ids" and isinstance(value := getattr(self, entry.name), Tensor)
+            if entry.name not in _PLACES and isinstance(value := getattr(self, entry.name), Tensor)
         }
         return dataclasses.replace(self, **cut, stretch=None, weight=1)
 

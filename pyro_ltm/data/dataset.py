@@ -91,6 +91,21 @@ class TokenDataset:
         """Targets of each sequence that count, int64 [S]."""
         return self._spans(np.arange(len(self)))[1]
 
+    def documents(self, count: int | None = None) -> npt.NDArray[np.int64]:
+        """The document in which each of the first `count` sequences begins, numbers from 0, int64 [count]; None: all.
+
+        Reads the text of these sequences.
+        """
+        starts = self._spans(np.arange(len(self) if count is None else min(count, len(self))))[0]
+        end = int(starts[-1]) + 1 if len(starts) else 0
+        # Every document has an end-of-text before it: the first target of a sequence is that of the last one begun.
+        found = [
+            start + np.flatnonzero(self._stream[start : min(start + _CHUNK, end)] == self.folder.end_of_text)
+            for start in range(0, end, _CHUNK)
+        ]
+        ends = np.concatenate([np.empty(0, dtype=np.int64), *found])
+        return np.searchsorted(ends, starts, side="right").astype(np.int64) - 1
+
     @property
     def bytes(self) -> int:
         """UTF-8 bytes that the targets stand for, as `count_bytes` counts them."""

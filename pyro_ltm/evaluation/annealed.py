@@ -11,6 +11,7 @@ import torch
 from pyro.infer import ELBO
 
 from pyro_ltm.errors import UserError
+from pyro_ltm.evaluation.dependence import Places
 from pyro_ltm.evaluation.figure import Figure
 from pyro_ltm.evaluation.importance import effective_sample_size, importance_nats
 from pyro_ltm.guides import Guide
@@ -73,7 +74,7 @@ def evaluate_annealed(
         raise UserError(f"start = {start!r}: choose from {', '.join(STARTS)}")
     was_training = model.training
     model.eval()
-    weights, tokens, acceptance = [], [], []
+    weights, tokens, places, acceptance = [], [], [], []
     for read in batches:
         batch = model.precompute(read)
         q = model.prior().expand(torch.Size([batch.size]))
@@ -106,6 +107,7 @@ def evaluate_annealed(
         weights.append(found.log_weight.cpu())
         acceptance.append(found.acceptance.mean(0).double().cpu())
         tokens.append(batch.mask.sum(-1).cpu())
+        places.append(Places.of(batch))
         if progress:
             nats = importance_nats(torch.cat(weights, 1), chains)
             progress(len(nats), float(nats.sum() / torch.cat(tokens).sum()))
@@ -119,6 +121,7 @@ def evaluate_annealed(
     bound: AnnealedBound = AnnealedBound.of(
         nats,
         torch.cat(tokens),
+        Places.joined(places),
         start=start,
         temperatures=temperatures,
         schedule=schedule,

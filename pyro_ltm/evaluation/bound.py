@@ -17,7 +17,8 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.evaluation.figure import plain, ratio_stderr
+from pyro_ltm.evaluation.dependence import Blocks, Places
+from pyro_ltm.evaluation.figure import mean_error, plain, ratio_error
 from pyro_ltm.evaluation.importance import CurvePoint, doublings, effective_sample_size, importance_nats
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import FastOptimizer, Posterior, fit_posterior
@@ -35,12 +36,13 @@ class Bound:
 
     Attributes:
         nats_per_token: total nats / total tokens, distortion and rate together.
-        nats_per_token_stderr: standard error over sequences.
+        nats_per_token_stderr: its standard error, which honours that sequences of one text depend on one another (see
+            `dependence`), as all errors here do. blocks: over what it was taken.
         perplexity: exp(nats_per_token).
         bits_per_byte: total bits / UTF-8 bytes of the text; NaN when the bytes are not known. bits_per_byte_stderr: its
-            standard error over sequences, the bytes held fixed.
+            standard error, the bytes held fixed.
         distortion_nats_per_token: E_q[-log p(x | z)] a token.
-        kl_nats_per_sequence: KL(q || prior), the rate. kl_nats_per_sequence_stderr: its standard error over sequences.
+        kl_nats_per_sequence: KL(q || prior), the rate. kl_nats_per_sequence_stderr: its standard error.
         iwae_nats_per_token: the importance-weighted bound with the same K draws (arXiv:1509.00519), never above the
             bound in expectation; equal to it for K = 1 up to the KL's estimate. iwae_nats_per_token_stderr: its error.
         iwae_curve: the same with 1, 2, 4, ... K draws.
@@ -52,12 +54,13 @@ class Bound:
             distortion: the decoder ignores its thoughts.
         guide: class of the posterior family that was fitted.
         tokens, sequences, particles, fast_steps, seed: what was measured, and how.
-        sequence_nats, sequence_iwae_nats, sequence_tokens: float64 [S], of each sequence, for paired differences; not
-            in `to_dict`.
+        sequence_nats, sequence_iwae_nats, sequence_tokens: float64 [S], of each sequence, for paired differences;
+            places: where they stand in their text. Not in `to_dict`.
     """
 
     nats_per_token: float
     nats_per_token_stderr: float
+    blocks: Blocks
     perplexity: float
     bits_per_byte: float
     bits_per_byte_stderr: float
@@ -82,6 +85,7 @@ class Bound:
     sequence_nats: Tensor = field(repr=False, compare=False)
     sequence_iwae_nats: Tensor = field(repr=False, compare=False)
     sequence_tokens: Tensor = field(repr=False, compare=False)
+    places: Places = field(repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary for JSON; figures that are not known are None."""
@@ -148,6 +152,7 @@ class _Tally:
         self.particles = particles
         self.nats: list[Tensor] = []
         self.tokens: list[Tensor] = []
+        self.places: list[Places] = []
         self.ess: list[Tensor] = []
         self.rates: list[Tensor] = []
         self.iwae: dict[int, list[Tensor]] = {count: [] for count in doublings(particles)}
@@ -170,6 +175,7 @@ class _Tally:
             raise UserError("the bound is not finite: the model's weights, or its posterior's, have run away")
         self.nats.append(nats.cpu())
         self.tokens.append(batch.mask.sum(-1).cpu())
+        self.places.append(Places.of(batch))
         self.sequences += batch.size
         self.total_nats += float(nats.sum())
         self.total_tokens += int(self.tokens[-1].sum())
@@ -207,28 +213,33 @@ class _Tally:
             raise UserError("nothing to score: no sequences")
         alone = sequences == 1
         self._sum(shuffled=torch.tensor(math.nan) if alone else -self._log_likelihood(self.first, self.last))
-        mean, error = float(nats.sum()) / total, ratio_stderr(nats, tokens)
+        places = Places.joined(self.places)
+        mean, error = float(nats.sum()) / total, ratio_error(nats, tokens, places)
         bits = total / math.log(2) / self.bytes if self.bytes else math.nan  # a byte, for each nat a token
         iwae = {count: torch.cat(kept) for count, kept in self.iwae.items()}
-        curve = [CurvePoint(count, float(one.sum()) / total, ratio_stderr(one, tokens)) for count, one in iwae.items()]
+        curve = [
+            CurvePoint(count, float(one.sum()) / total, ratio_error(one, tokens, places).stderr)
+            for count, one in iwae.items()
+        ]
         ess, rates = torch.cat(self.ess), torch.cat(self.rates)
         variance = self.square / sequences - (self.mean / sequences) ** 2
         active = (variance > ACTIVE_VARIANCE).double()
         layers = active.chunk(self.model.config.layers) if active.numel() else ()
         return Bound(
             nats_per_token=mean,
-            nats_per_token_stderr=error,
+            nats_per_token_stderr=error.stderr,
+            blocks=error.blocks,
             perplexity=math.exp(min(mean, 700.0)),
             bits_per_byte=mean * bits,
-            bits_per_byte_stderr=error * bits,
+            bits_per_byte_stderr=error.stderr * bits,
             distortion_nats_per_token=self.sums["distortion"] / total,
             kl_nats_per_sequence=float(rates.mean()),
-            kl_nats_per_sequence_stderr=math.nan if alone else float(rates.std() / sequences**0.5),
+            kl_nats_per_sequence_stderr=mean_error(rates, places).stderr,
             iwae_nats_per_token=curve[-1].nats_per_token,
             iwae_nats_per_token_stderr=curve[-1].stderr,
             iwae_curve=curve,
             effective_sample_size=float(ess.mean()),
-            effective_sample_size_stderr=math.nan if alone else float(ess.std() / sequences**0.5),
+            effective_sample_size_stderr=mean_error(ess, places).stderr,
             distortion_from_prior=self.sums["from_prior"] / total,
             distortion_zeroed=self.sums["zeroed"] / total,
             distortion_shuffled=self.sums["shuffled"] / total,
@@ -242,6 +253,7 @@ class _Tally:
             sequence_nats=nats,
             sequence_iwae_nats=iwae[self.particles],
             sequence_tokens=tokens,
+            places=places,
         )
 
     def _log_likelihood(self, batch: Batch, thoughts: Tensor) -> Tensor:

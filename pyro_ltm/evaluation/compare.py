@@ -95,7 +95,7 @@ def compare_posteriors(
     comparison = open_comparison(folder, "posteriors", settings)
     comparison.add_members("guides", {name: describe(one) for name, one in guides.items()}, folder)
     comparison.add_members("objectives", {name: describe(one) for name, one in held.items()}, folder)
-    comparison.token_counts = [count for batch in batches for count in batch.mask.sum(-1).tolist()]
+    comparison.set_sequences(batches)
     begin(comparison, about)
     for (guide_name, objective_name), reason in reasons.items():
         if reason:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.evaluation.figure import Difference, difference, plain, ratio_stderr
+from pyro_ltm.evaluation.dependence import Places
+from pyro_ltm.evaluation.figure import Difference, difference, mean_error, plain, ratio_error
 from pyro_ltm.inference import Parts, Posterior
 from pyro_ltm.noise import Noise, draw, fold
 from pyro_ltm.types import Batch
@@ -38,11 +39,9 @@ class Mean:
     stderr: float
 
     @classmethod
-    def of(cls, values: Tensor) -> Mean:
+    def of(cls, values: Tensor, places: Places) -> Mean:
         """Of one value a sequence, [S]."""
-        values = values.double()
-        count = len(values)
-        return cls(float(values.mean()), float(values.std() / count**0.5) if count > 1 else math.nan)
+        return cls(float(values.double().mean()), mean_error(values, places).stderr)
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Layer:
 
     Attributes:
         nats_per_token: distortion. accuracy: share of tokens that are the likeliest, given the true ones before.
-        nats_per_token_stderr, accuracy_stderr: their standard errors over sequences.
+        nats_per_token_stderr, accuracy_stderr: their standard errors.
     """
 
     layers: int
@@ -159,6 +158,11 @@ class Thoughts:
         """[S] tokens of each sequence, float64."""
         return torch.cat([batch.mask.sum(-1) for batch in self.batches]).double().cpu()
 
+    @cached_property
+    def places(self) -> Places:
+        """Where the sequences stand in their text."""
+        return Places.joined([Places.of(batch) for batch in self.batches])
+
     def draws(self, name: str, particle: int = 0) -> list[Tensor]:
         """A draw [B, N, D] from each batch's posteriors, on noise that the fit never saw."""
         return [posterior.with_noise(fold(self.seed, name, particle)).sample()[0] for posterior in self.posteriors]
@@ -189,19 +193,20 @@ def diagnose(thoughts: Thoughts, *, particles: int = 4) -> Diagnostics:
     by_layer = None if by_thought is None else by_thought.unflatten(1, (layers, -1)).sum(-1)
     information = mutual_information(thoughts, particles)
     nats = _distortions(thoughts, particles)
-    tokens = thoughts.counts
+    tokens, places = thoughts.counts, thoughts.places
     return Diagnostics(
-        rate=Mean.of(rate),
-        rate_by_thought=None if by_thought is None else [Mean.of(one) for one in by_thought.T],
-        rate_by_layer=None if by_layer is None else [Mean.of(one) for one in by_layer.T],
+        rate=Mean.of(rate, places),
+        rate_by_thought=None if by_thought is None else [Mean.of(one, places) for one in by_thought.T],
+        rate_by_layer=None if by_layer is None else [Mean.of(one, places) for one in by_layer.T],
         active=_active(thoughts),
-        mutual_information=Mean.of(information),
+        mutual_information=Mean.of(information, places),
         ceiling=math.log(len(information)),
-        marginal_kl=Mean.of(rate - information),
+        marginal_kl=Mean.of(rate - information, places),
         distortion={
-            name: Mean(float(one.sum() / tokens.sum()), ratio_stderr(one, tokens)) for name, one in nats.items()
+            name: Mean(float(one.sum() / tokens.sum()), ratio_error(one, tokens, places).stderr)
+            for name, one in nats.items()
         },
-        costs={name: difference(one, nats["q"], tokens) for name, one in nats.items() if name != "q"},
+        costs={name: difference(one, nats["q"], tokens, places) for name, one in nats.items() if name != "q"},
         by_layer=_progressive(thoughts, down=False),
         by_layer_down=_progressive(thoughts, down=True),
         sequences=len(tokens),
@@ -311,7 +316,8 @@ def _progressive(thoughts: Thoughts, *, down: bool) -> list[Layer]:
             z[:, known] = mean[:, known].to(z)
         nats, right = _read(thoughts, mixed)
         level, accuracy = (float(one.sum() / counts.sum()) for one in (nats, right))
-        found.append(Layer(layers, level, ratio_stderr(nats, counts), accuracy, ratio_stderr(right, counts)))
+        errors = [ratio_error(one, counts, thoughts.places).stderr for one in (nats, right)]
+        found.append(Layer(layers, level, errors[0], accuracy, errors[1]))
     return found
 
 

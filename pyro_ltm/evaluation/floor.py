@@ -11,6 +11,7 @@ from pyro_ltm.data import TokenDataset, World
 from pyro_ltm.data.worlds import words_of
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.bound import Bound
+from pyro_ltm.evaluation.dependence import Places
 from pyro_ltm.evaluation.figure import Difference, Figure, difference
 from pyro_ltm.evaluation.prefix import AfterPrefix
 
@@ -73,18 +74,19 @@ def evaluate_floor(
     nats = torch.tensor([-world.log_prob(text) for text in texts], dtype=torch.float64)
     if not bool(torch.isfinite(nats).all()):
         raise UserError(f"{data.folder.path}: a text that its world cannot write: prepare it again with this release")
-    tokens = batch.mask.sum(-1)
+    tokens, places = batch.mask.sum(-1), Places(batch.ids, torch.from_numpy(data.documents(count)))
     first = texts[:WINDOWED_DOCUMENTS]
     by_prefix = []
     for prefix in prefixes if all(len(row) == len(words_of(text)) + 1 for row, text in pairs) else ():
         starts = [tokenizer.decode(row[:prefix]) for row in rows]
         after = nats + torch.tensor([world.log_prob_of_start(start) for start in starts], dtype=torch.float64)
-        by_prefix.append(AfterPrefix.of(after, batch.mask[:, prefix:].sum(-1), prefix=prefix))
+        by_prefix.append(AfterPrefix.of(after, batch.mask[:, prefix:].sum(-1), places, prefix=prefix))
     windowed = torch.tensor([-world.windowed_log_prob(text, window) for text in first], dtype=torch.float64)
     floor: Floor = Floor.of(
         nats,
         tokens,
-        windowed=Figure.of(windowed, tokens[: len(first)]),
+        places,
+        windowed=Figure.of(windowed, tokens[: len(first)], places.first(len(first))),
         window=window,
         combinations=world.combinations,
         by_prefix=by_prefix,
@@ -100,7 +102,7 @@ def check_floor(name: str, figure: Figure | Bound, floor: Figure) -> Difference:
     Raises:
         UserError: it lies below by more than three standard errors, which no bound can.
     """
-    above = difference(figure.sequence_nats, floor.sequence_nats, floor.sequence_tokens)
+    above = difference(figure.sequence_nats, floor.sequence_nats, floor.sequence_tokens, figure.places)
     if above.nats_per_token < -3 * above.stderr:
         raise UserError(
             f"{name}: {figure.nats_per_token:.4f} nats a token lies {-above.nats_per_token:.4f} ± {above.stderr:.4f} "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """The importance-weighted bound with so many draws: an upper bound on the nats a token, ± over sequences."""
+    """The importance-weighted bound with so many draws: an upper bound on the nats a token, and its standard error."""
 
     particles: int
     nats_per_token: float

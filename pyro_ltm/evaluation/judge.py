@@ -20,7 +20,8 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from pyro_ltm.evaluation.figure import ratio_stderr
+from pyro_ltm.evaluation.dependence import Blocks, Places
+from pyro_ltm.evaluation.figure import mean_error, ratio_error
 from pyro_ltm.evaluation.importance import effective_sample_size, importance_nats
 from pyro_ltm.evaluation.memory import peak_memory
 from pyro_ltm.guides import Guide
@@ -40,10 +41,11 @@ Count = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Nats a token, and the standard error over sequences (None for a single one)."""
+    """Nats a token, its standard error (None for a single sequence), and over what that was taken."""
 
     nats_per_token: float
     stderr: float | None
+    blocks: Blocks | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ class _Tally:
         self.fast_steps, self.particles, self.curve_particles = fast_steps, particles, curve_particles
         self.places = places(fast_steps if guide.takes_fast_steps else 0)
         self.parts: dict[str, list[Tensor]] = {}
+        self.order: list[Places] = []
         self.seconds: dict[int, float] = dict.fromkeys(self.places, 0.0)
         self.nats: dict[int, float] = dict.fromkeys(self.places, 0.0)
         self.each: list[float] = []
@@ -209,6 +212,7 @@ class _Tally:
         self.each += clock.each
         self.fit_seconds += clock.seconds
         self._keep(tokens=batch.mask.sum(-1), steps=posterior.steps_taken)
+        self.order.append(Places.of(batch))
         if self.guide.judged(posterior.state) is None:
             self._add_point(batch, posterior)
             return
@@ -269,7 +273,7 @@ class _Tally:
 
     def result(self, memory: int | None) -> Judgement:
         """The figures of all batches."""
-        count, tokens = self.sequences, self._whole("tokens").double()
+        count, tokens, places = self.sequences, self._whole("tokens").double(), Places.joined(self.order)
         taken: dict[str, Any] = {
             "fast_steps": self.fast_steps,
             "steps_taken": float(self._whole("steps").double().mean()),
@@ -297,10 +301,10 @@ class _Tally:
         return Judgement(
             **taken,
             **parts,
-            elbo=estimate(nats, tokens),
-            iwae=estimate(self._whole("iwae"), tokens),
+            elbo=estimate(nats, tokens, places),
+            iwae=estimate(self._whole("iwae"), tokens, places),
             ess=_finite(ess.mean()),
-            ess_stderr=_finite(ess.std() / count**0.5) if count > 1 else None,
+            ess_stderr=_finite(mean_error(ess, places).stderr),
             rate=_finite(self._whole("rate").mean()),
             steps_to_1pct=arrived.steps if arrived else None,
             ms_per_sequence_to_1pct=arrived.ms if arrived else None,
@@ -320,9 +324,10 @@ class _Tally:
 DRAWS = "draws have no density: judged by the Normal with their mean and variance"
 
 
-def estimate(nats: Tensor, tokens: Tensor) -> Estimate:
+def estimate(nats: Tensor, tokens: Tensor, places: Places | None) -> Estimate:
     """Total nats / total tokens of sequences [S], with its standard error."""
-    return Estimate(float(nats.sum() / tokens.sum()), _finite(ratio_stderr(nats, tokens)))
+    error = ratio_error(nats, tokens, places)
+    return Estimate(float(nats.sum() / tokens.sum()), _finite(error.stderr), error.blocks)
 
 
 def _nats(terms: Terms) -> Tensor:

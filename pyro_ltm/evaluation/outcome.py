@@ -10,7 +10,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,9 +19,11 @@ import msgspec
 import torch
 
 from pyro_ltm.errors import UserError
+from pyro_ltm.evaluation.dependence import Places
 from pyro_ltm.evaluation.judge import Estimate, Judgement, estimate
 from pyro_ltm.files import clear_errors, write_text
 from pyro_ltm.reading import Count, fitted, read_json
+from pyro_ltm.types import Batch
 
 COMPARISON, TABLE = "compare.json", "compare.csv"
 FORMAT = "pyro-ltm comparison 1"
@@ -29,7 +31,8 @@ PROTOCOL = (
     "Every pair sees the same sequences in the same batches, fits on noise of the same seed, and is judged alike "
     "whatever it optimized: on fresh noise that no fit has seen, the same for every pair, with the whole KL charged "
     "(in closed form where there is one). Bounds are upper bounds on nats a token: total nats / total tokens; standard "
-    "errors are over sequences, those of differences over each sequence's difference. Only fitting is on the clock."
+    "errors are over documents, or over blocks of neighbouring sequences as far as these depend on one another; those "
+    "of differences over each sequence's difference. Only fitting is on the clock."
 )
 
 Key = tuple[str, str, int]
@@ -102,6 +105,16 @@ class PairRecord(msgspec.Struct):
     training: TrainingRecord | None = None
 
 
+Whole = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]
+
+
+class PlacesRecord(msgspec.Struct):
+    """`Comparison.places` in `compare.json`."""
+
+    ids: list[Whole]
+    documents: list[Whole] | None
+
+
 class ComparisonRecord(msgspec.Struct):
     """`compare.json`."""
 
@@ -114,6 +127,7 @@ class ComparisonRecord(msgspec.Struct):
     pairs: list[dict[str, Any]]
     refused: list[Refused]
     twin: dict[str, Any] | None
+    places: PlacesRecord | None = None
 
 
 @dataclass
@@ -124,7 +138,9 @@ class Comparison:
         kind: `posteriors` under one decoder, or `training` of a decoder under each pair.
         settings: all that figures depend on; a comparison goes on only with equal ones.
         about: for people: the command, the run, the data. made_on: the machines that measured, in turn.
-        members: what stands behind each name, by axis. token_counts: targets of each sequence judged.
+        members: what stands behind each name, by axis.
+        token_counts: targets of each sequence judged. places: where they stand in their text; None for a comparison
+            kept by a release that did not say, whose differences take sequences as independent.
         twin: the autoregressive twin, trained alike, to compare with.
     """
 
@@ -134,6 +150,7 @@ class Comparison:
     made_on: list[dict[str, Any]] = field(default_factory=list)
     members: dict[str, dict[str, str]] = field(default_factory=lambda: {"guides": {}, "objectives": {}})
     token_counts: list[int] = field(default_factory=list)
+    places: Places | None = None
     pairs: list[Pair] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     twin: Pair | None = None
@@ -163,7 +180,7 @@ class Comparison:
         if best is None or pair.figures.elbo is None:
             return None
         ours, theirs = (torch.tensor(one.figures.nats_by_sequence, dtype=torch.float64) for one in (pair, best))
-        return estimate(ours - theirs, torch.tensor(self.token_counts, dtype=torch.float64))
+        return estimate(ours - theirs, torch.tensor(self.token_counts, dtype=torch.float64), self.places)
 
     def tied_with_best(self) -> list[Pair]:
         """Pairs that cannot be told from the best: less than two standard errors of the difference behind it."""
@@ -173,6 +190,11 @@ class Comparison:
             if behind and behind.stderr is not None and behind.nats_per_token < 2 * behind.stderr:
                 tied.append(pair)
         return tied
+
+    def set_sequences(self, batches: Iterable[Batch]) -> None:
+        """Notes the sequences that are judged: how many targets each has, and where it stands."""
+        counts, places = zip(*((batch.mask.sum(-1).tolist(), Places.of(batch)) for batch in batches), strict=True)
+        self.token_counts, self.places = [count for some in counts for count in some], Places.joined(places)
 
     def refuse(self, guide: str, objective: str, reason: str) -> None:
         """Notes a pair that does not fit, once."""
@@ -201,6 +223,7 @@ class Comparison:
             "twin": self._row(self.twin, equal) if self.twin else None,
             "refused": [dataclasses.asdict(one) for one in self.refused],
             "token_counts": self.token_counts,
+            "places": self.places.to_dict() if self.places else None,
         }
 
     def _row(self, pair: Pair, equal: Mapping[Key, Mapping[str, Any]]) -> dict[str, Any]:
@@ -241,6 +264,7 @@ class Comparison:
             made_on=record.made_on,
             members=record.members,
             token_counts=record.token_counts,
+            places=_places(record.places, len(record.token_counts)) if record.places else None,
             pairs=[_pair(row, f"pairs[{i}]", record.token_counts) for i, row in enumerate(record.pairs)],
             refused=record.refused,
             twin=_pair(record.twin, "twin", record.token_counts) if record.twin else None,
@@ -264,6 +288,15 @@ def _pair(row: Mapping[str, Any], where: str, token_counts: Sequence[int]) -> Pa
         guide_training_seconds=named.guide_training_seconds,
         training=row.get("training"),
     )
+
+
+def _places(found: PlacesRecord, count: int) -> Places:
+    """Where `count` sequences stand."""
+    for name, one in (("ids", found.ids), ("documents", found.documents)):
+        if one is not None and len(one) != count:
+            raise UserError(f"places.{name}: {len(one)} of {count} sequences")
+    documents = None if found.documents is None else torch.tensor(found.documents)
+    return Places(torch.tensor(found.ids), documents)
 
 
 def check_target(folder: Path, kind: str) -> Comparison | None:

@@ -19,7 +19,8 @@ PAGE = "compare.html"
 
 MEANINGS = {
     "at most, nats/token": "The evidence lower bound, its sign turned: distortion and rate together. What the model "
-    "needs for a token is at most this; lower is better. ± is the standard error over sequences.",
+    "needs for a token is at most this; lower is better. ± is the standard error, over documents or blocks of "
+    "neighbouring sequences where these depend on one another.",
     "behind the best": "How much higher than the lowest bound, and the standard error of that difference. All pairs "
     "saw the same sequences, so this error is far smaller than that of either bound: compare pairs by it.",
     "IWAE-K": "The importance-weighted bound with K draws: never above the first one in expectation, and closer to the "

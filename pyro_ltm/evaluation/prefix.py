@@ -20,6 +20,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
+from pyro_ltm.evaluation.dependence import Places
 from pyro_ltm.evaluation.figure import Figure
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import FastOptimizer, fit_posterior
@@ -87,6 +88,7 @@ def evaluate_prefix(
     reader = _Reader(model, guide, particles, fast_steps, seed, fitting)
     sequential: list[Tensor] = []
     tokens: list[Tensor] = []
+    parts: list[Places] = []
     after: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for read in batches:
         batch = model.precompute(read)
@@ -97,6 +99,7 @@ def evaluate_prefix(
         blocks = range(0, batch.length, stride)
         sequential.append(sum((reader.nats(batch, at, at + stride) for at in blocks), torch.zeros(batch.size)))
         tokens.append(batch.mask.sum(-1).cpu())
+        parts.append(Places.of(batch))
         for prefix in prefixes:
             pair = reader.nats(batch, prefix, batch.length), batch.mask[:, prefix:].sum(-1).cpu()
             after.setdefault(prefix, []).append(pair)
@@ -106,12 +109,14 @@ def evaluate_prefix(
     model.train(was_training)
     if not tokens:
         raise UserError("nothing to score: no sequences")
+    places = Places.joined(parts)
     found: Prefix = Prefix.of(
         torch.cat(sequential),
         torch.cat(tokens),
+        places,
         stride=stride,
         by_prefix=[
-            AfterPrefix.of(*(torch.cat(part) for part in zip(*pairs, strict=True)), prefix=prefix)
+            AfterPrefix.of(torch.cat([n for n, _ in pairs]), torch.cat([t for _, t in pairs]), places, prefix=prefix)
             for prefix, pairs in after.items()
         ],
         particles=particles,

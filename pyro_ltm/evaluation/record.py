@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from pyro_ltm.errors import UserError
+from pyro_ltm.evaluation.dependence import Blocks
 from pyro_ltm.reading import Count, fitted
 
 Error = Annotated[float, msgspec.Meta(ge=0)] | None
@@ -19,6 +20,7 @@ class Level(msgspec.Struct):
 
     nats_per_token: float
     nats_per_token_stderr: Error = None
+    blocks: Blocks | None = None
     is_bound: bool | None = None
 
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 
 from pyro_ltm.errors import UserError
+from pyro_ltm.evaluation.dependence import Places
 from pyro_ltm.evaluation.figure import Figure
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import Adam, fit_posterior
@@ -67,7 +68,7 @@ def evaluate_reference(
     was_training = model.training
     model.eval()
     guide = MeanField(model.config.thoughts, model.config.dim, seed=fold(seed, "start"), **Reference.guide)
-    nats, tokens = [], []
+    nats, tokens, places = [], [], []
     for read in batches:
         batch = model.precompute(read)
         posterior = fit_posterior(
@@ -83,6 +84,7 @@ def evaluate_reference(
         terms = posterior.score(model, batch)  # on the noise of the fit: the fault that this protocol shows
         nats.append((terms.distortion + terms.rate).double().cpu())
         tokens.append(batch.mask.sum(-1).cpu())
+        places.append(Places.of(batch))
         if progress:
             progress(sum(map(len, nats)), float(torch.cat(nats).sum() / torch.cat(tokens).sum()))
     model.train(was_training)
@@ -93,6 +95,7 @@ def evaluate_reference(
     found: Reference = Reference.of(
         whole,
         counts,
+        Places.joined(places),
         perplexity=math.exp(min(level, 700.0)),
         published_perplexity=float((whole / counts).clamp(max=700.0).exp().mean()),
         fast_steps=fast_steps,

@@ -32,6 +32,7 @@ from pyro_ltm.data.corpora import is_corpus
 from pyro_ltm.data.sources import HUB
 from pyro_ltm.data.worlds import for_scoring, is_world
 from pyro_ltm.errors import UserError
+from pyro_ltm.evaluation.dependence import Blocks
 from pyro_ltm.files import clear_errors
 from pyro_ltm.reading import read_toml
 
@@ -112,15 +113,17 @@ class Level:
     """One figure of a task.
 
     Attributes:
-        nats_per_token: total nats / total tokens. nats_per_token_stderr: its standard error over sequences.
-        bits_per_byte: total bits / bytes of the original text. bits_per_byte_stderr: its standard error over sequences,
-            the bytes held fixed.
+        nats_per_token: total nats / total tokens. nats_per_token_stderr: its standard error. blocks: over what it was
+            taken.
+        bits_per_byte: total bits / bytes of the original text. bits_per_byte_stderr: its standard error, the bytes held
+            fixed.
         nats_per_word: total nats / words of the original text. word_perplexity: exp of it.
         word_perplexity_stderr: its standard error, linearized.
     """
 
     nats_per_token: float
     nats_per_token_stderr: float
+    blocks: Blocks
     bits_per_byte: float
     bits_per_byte_stderr: float
     nats_per_word: float
@@ -128,13 +131,14 @@ class Level:
     word_perplexity_stderr: float
 
     @classmethod
-    def of(cls, nats_per_token: float, stderr: float, *, tokens: int, counts: TextCounts) -> Level:
+    def of(cls, nats_per_token: float, stderr: float, blocks: Blocks, *, tokens: int, counts: TextCounts) -> Level:
         """The figure of a text of so many tokens."""
         by_word, bits_by_byte = tokens / max(counts.words, 1), tokens / max(counts.bytes, 1) / math.log(2)
         perplexity = math.exp(min(nats_per_token * by_word, 700.0))
         return cls(
             nats_per_token=nats_per_token,
             nats_per_token_stderr=stderr,
+            blocks=blocks,
             bits_per_byte=nats_per_token * bits_by_byte,
             bits_per_byte_stderr=stderr * bits_by_byte,
             nats_per_word=nats_per_token * by_word,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyro_ltm.evaluation.dependence import told
 from pyro_ltm.evaluation.diagnostics import RATE, VARIANCES
 from pyro_ltm.evaluation.html import document, listing, picture, table, text
 from pyro_ltm.evaluation.protocol_plots import CAPTIONS as LIKELIHOODS
@@ -109,6 +110,7 @@ def likelihoods(evaluation: Mapping[str, Any]) -> str:
     how = [
         f"Measured on {evaluation['data']}",
         f"{own['sequences']:,} sequences",
+        f"±: the standard error over {told(own.get('blocks'))}",
         f"{own['fast_steps']} fast steps",
         *([f"particles {own['particles']}"] if "particles" in own else []),
         f"seed {own['seed']}",
@@ -192,7 +194,7 @@ def _distance(gap: Mapping[str, Any]) -> str:
     """Nats a token, or the share of the way from twin to floor in percent."""
     if "share" not in gap:
         return _pm(gap, 4, "nats_per_token")
-    return _pm({name: 100 * value for name, value in gap.items()}, 1, "share") + "%"
+    return _pm({name: 100 * gap[name] for name in ("share", "stderr")}, 1, "share") + "%"
 
 
 def _pm(figure: Mapping[str, Any], digits: int = 3, name: str = "mean") -> str:

@@ -174,9 +174,7 @@ def compare_training(
     for key, reason in reasons.items():
         if reason:
             comparison.refuse(*key, reason)
-    comparison.token_counts = []
-    for batch in dataset_batches(validation, batch_size, "cpu", limit=sequences):
-        comparison.token_counts += batch.mask.sum(-1).tolist()
+    comparison.set_sequences(dataset_batches(validation, batch_size, "cpu", limit=sequences))
     save(comparison, out)
     scoring: dict[str, Any] = {
         "sequences": sequences,

@@ -175,18 +175,18 @@ def distances(found: dict[str, Any]) -> dict[str, Any]:
     floor, twin = found.get("floor"), found.get("twin")
     gaps: dict[str, dict[str, Any]] = {name: {} for name in DISTANCES}
     for name, (figure, its, least) in _sides(found).items():
-        tokens = figure.sequence_tokens
+        tokens, places = figure.sequence_tokens, figure.places
         if least is floor and floor is not None:
             check_floor(name, figure, floor)
         if least is not None:
-            gaps["above_floor"][name] = difference(figure.sequence_nats, least.sequence_nats, tokens)
+            gaps["above_floor"][name] = difference(figure.sequence_nats, least.sequence_nats, tokens, places)
         if its is not None:
-            gaps["below_twin"][name] = difference(its.sequence_nats, figure.sequence_nats, tokens)
+            gaps["below_twin"][name] = difference(its.sequence_nats, figure.sequence_nats, tokens, places)
         if its is not None and least is not None:
-            way = difference(its.sequence_nats, least.sequence_nats, tokens)
+            way = difference(its.sequence_nats, least.sequence_nats, tokens, places)
             if way.nats_per_token > 3 * way.stderr:  # else there is no way to speak of
                 part, whole = its.sequence_nats - figure.sequence_nats, its.sequence_nats - least.sequence_nats
-                gaps["closed"][name] = share(part, whole)
+                gaps["closed"][name] = share(part, whole, places)
     if floor is not None and twin is not None:
         gaps["above_floor"]["twin"] = check_floor("twin", twin, floor)
     return gaps
@@ -208,7 +208,7 @@ def valid_figures(found: dict[str, Any]) -> dict[str, Figure | Bound]:
     figures: dict[str, Figure | Bound] = {}
     if bound := found.get("bound"):
         figures["bound"] = bound
-        figures["importance-weighted"] = Figure.of(bound.sequence_iwae_nats, bound.sequence_tokens)
+        figures["importance-weighted"] = Figure.of(bound.sequence_iwae_nats, bound.sequence_tokens, bound.places)
     for start, annealed in found.get("annealed", {}).items():
         figures[f"AIS from {start}"] = annealed
     if prefix := found.get("prefix"):

@@ -383,10 +383,11 @@ def open_data(folder: Path, split: str) -> TokenDataset:
 def dataset_batches(
     data: TokenDataset, batch_size: int, device: torch.device | str, *, limit: int | None = None
 ) -> Iterator[Batch]:
-    """The first `limit` sequences of `data` in order (all when None), in batches on `device`."""
-    count = len(data) if limit is None else min(limit, len(data))
-    for start in range(0, count, batch_size):
-        yield data.batch(range(start, min(start + batch_size, count))).to(device)
+    """The first `limit` sequences of `data` in order (all when None), in batches on `device`, with their documents."""
+    documents = torch.from_numpy(data.documents(limit))
+    for start in range(0, len(documents), batch_size):
+        rows = range(start, min(start + batch_size, len(documents)))
+        yield replace(data.batch(rows), documents=documents[rows.start : rows.stop]).to(device)
 
 
 def check_fits(config: Config, data: TokenDataset) -> None:

@@ -130,7 +130,9 @@ def score_task(
     return TaskScore(
         task=task,
         levels={
-            name: Level.of(one.nats_per_token, one.nats_per_token_stderr, tokens=first.tokens, counts=scored)
+            name: Level.of(
+                one.nats_per_token, one.nats_per_token_stderr, one.blocks, tokens=first.tokens, counts=scored
+            )
             for name, one in figures.items()
         },
         meanings={name: _meaning(name, exact) for name in figures},

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pyro_ltm.data import DataOrder, TokenDataset, TokenFolder, Tokenizer, dataset, folder, prepare, unigram_nats
+from pyro_ltm.training.run import dataset_batches
 
 TEXTS = ["the cat sat on the mat", "a", "dogs and cats and mice and more", "tell me"] * 8
 
@@ -65,6 +66,32 @@ def test_ids_are_stable_and_never_shared(prepared: TokenFolder) -> None:
     assert validation.batch([1, 0]).ids.tolist() == [len(train) + 1, len(train)]
     assert torch.equal(train.batch([3]).inputs[0], train.batch([0, 3]).inputs[1])
     assert train.batch(DataOrder(len(train), 5, 0).indices(0)).size == 5
+
+
+def test_a_sequence_is_of_the_document_in_which_it_begins(prepared: TokenFolder, monkeypatch) -> None:
+    monkeypatch.setattr(dataset, "_CHUNK", 5)
+    for split in prepared.splits:
+        data = TokenDataset(prepared, split)
+        owner, document = [], 0  # of each target: every document ends with its end-of-text
+        for target in prepared.stream(split)[1:].tolist():
+            owner.append(document)
+            document += target == prepared.end_of_text
+        assert document == data.meta["splits"][split]["documents"]
+        firsts = np.cumsum([0, *data.lengths])[:-1]  # every target is in one sequence, in order
+        assert data.documents().tolist() == [owner[first] for first in firsts]
+        assert data.documents(3).tolist() == data.documents().tolist()[:3]
+        assert data.documents(10_000).tolist() == data.documents().tolist()
+        assert data.documents(0).tolist() == []
+
+
+def test_batches_in_order_know_their_documents(prepared: TokenFolder) -> None:
+    data = TokenDataset(prepared)
+    batches = list(dataset_batches(data, 4, "cpu", limit=10))
+    assert [batch.size for batch in batches] == [4, 4, 2]
+    assert torch.cat([batch.documents for batch in batches]).tolist() == data.documents(10).tolist()
+    picked = batches[0].beginning(3).select(torch.tensor([2, 0]))
+    assert picked.documents.tolist() == data.documents()[[2, 0]].tolist()
+    assert data.batch([0]).documents is None
 
 
 def test_indices_out_of_range(prepared: TokenFolder) -> None:

@@ -14,7 +14,7 @@ from helpers.tiny import D, N, T, V, telling_model, tiny_batch, tiny_config, tin
 from torch.distributions import kl_divergence
 
 from pyro_ltm.evaluation import evaluate_bound
-from pyro_ltm.evaluation.bound import ratio_stderr
+from pyro_ltm.evaluation.figure import ratio_error
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import Adam, fit_posterior
 from pyro_ltm.model import TokenSequence
@@ -115,7 +115,7 @@ def test_every_figure_by_hand():
     iwae = math.log(particles) - torch.logsumexp(likelihoods + ratios, 0)
     assert found.iwae_nats_per_token == pytest.approx(float(iwae.sum() / tokens), abs=ROUNDOFF)
     assert found.perplexity == pytest.approx(math.exp(float(nats.sum()) / 38), rel=1e-9)
-    assert found.nats_per_token_stderr == pytest.approx(ratio_stderr(nats, batch.mask.sum(-1).double()), rel=1e-9)
+    assert found.nats_per_token_stderr == pytest.approx(ratio_error(nats, batch.mask.sum(-1), None).stderr, rel=1e-9)
     another = draw()
     assert found.distortion_zeroed == pytest.approx(float(-score(torch.zeros_like(another)).sum() / tokens))
     assert found.distortion_shuffled == pytest.approx(float(-score(another.roll(1, 0)).sum() / tokens))
@@ -134,6 +134,9 @@ def test_figures_do_not_depend_on_the_batches(guide):
         for name, value in whole.items():
             if name != "distortion_shuffled":  # it takes the next sequence of the batch, as documented
                 # Fits agree to 1e-10 (tests/inference/test_posterior.py); the figures follow them.
+                if name == "blocks":
+                    assert value == other[name]
+                    continue
                 if name == "iwae_curve":
                     pairs = [(a[key], b[key]) for a, b in zip(value, other[name], strict=True) for key in a]
                 else:
@@ -202,6 +205,7 @@ def test_plain_dictionary():
     assert list(figures) == [
         "nats_per_token",
         "nats_per_token_stderr",
+        "blocks",
         "perplexity",
         "bits_per_byte",
         "bits_per_byte_stderr",
@@ -257,7 +261,7 @@ def test_standard_error_of_a_ratio(uneven_lengths):
     tokens = torch.randint(1, 20, shape, generator=generator).double() if uneven_lengths else torch.full(shape, 10.0)
     nats = 3 * tokens + tokens.sqrt() * torch.randn(shape, generator=generator)
     scatter = float((nats.sum(1) / tokens.sum(1)).std())
-    errors = torch.tensor([ratio_stderr(n, t) for n, t in zip(nats, tokens, strict=True)])
+    errors = torch.tensor([ratio_error(n, t, None).stderr for n, t in zip(nats, tokens, strict=True)])
     # The scatter of 1,000 corpora is known to 1 / sqrt(2000); the linearization is good to 1/200.
     assert float(errors.mean()) == pytest.approx(scatter, rel=4 / 2000**0.5 + 1 / 200)
     if not uneven_lengths:
@@ -265,4 +269,4 @@ def test_standard_error_of_a_ratio(uneven_lengths):
 
 
 def test_standard_error_of_one_sequence_is_not_known():
-    assert math.isnan(ratio_stderr(torch.ones(1), torch.ones(1)))
+    assert math.isnan(ratio_error(torch.ones(1), torch.ones(1), None).stderr)

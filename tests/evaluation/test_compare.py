@@ -15,6 +15,7 @@ from pyro.infer import Trace_ELBO
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.compare import compare_posteriors, describe
+from pyro_ltm.evaluation.dependence import Blocks
 from pyro_ltm.evaluation.judge import Estimate, Judgement
 from pyro_ltm.evaluation.outcome import COLUMNS, Comparison, Pair, at, open_comparison, save
 from pyro_ltm.evaluation.teach import Teaching
@@ -47,7 +48,7 @@ def test_paired_differences_by_hand():
     # Sequences of equal length: the standard error of a mean, over the eight tokens of each.
     by_hand = math.sqrt(sum((d - sum(differences) / 6) ** 2 for d in differences) / 5 / 6) / 8
     assert behind.stderr == pytest.approx(by_hand, rel=1e-9)
-    assert found.difference_to_best(found.best) == Estimate(0.0, 0.0)
+    assert found.difference_to_best(found.best) == Estimate(0.0, 0.0, Blocks(6, 1, "sequences", 6))
 
 
 def made_up(guide, level, scatter=()):

@@ -11,7 +11,7 @@ from helpers.stand_ins import LinearGaussian
 from torch.distributions import kl_divergence
 
 from pyro_ltm.evaluation import judge as judging
-from pyro_ltm.evaluation.bound import ratio_stderr
+from pyro_ltm.evaluation.figure import ratio_error
 from pyro_ltm.evaluation.judge import Checkpoint, arrival, judge, places
 from pyro_ltm.evaluation.memory import peak_memory
 from pyro_ltm.guides import Delta, MeanField
@@ -40,7 +40,7 @@ def test_at_the_exact_posterior():
     assert found.ess == pytest.approx(16, abs=1e-8)
     assert found.steps_taken == 0
     assert found.ms_per_fast_step is None
-    by_hand = ratio_stderr(-model.log_evidence(batch), batch.mask.sum(-1).double())
+    by_hand = ratio_error(-model.log_evidence(batch), batch.mask.sum(-1), None).stderr
     assert found.elbo.stderr == pytest.approx(by_hand, rel=1e-9)
     assert found.nats_by_sequence == pytest.approx((-model.log_evidence(batch)).tolist(), abs=ROUNDOFF)
 

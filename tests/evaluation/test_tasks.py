@@ -11,6 +11,7 @@ import pytest
 
 from pyro_ltm.data import Tokenizer, read_source
 from pyro_ltm.errors import UserError
+from pyro_ltm.evaluation.dependence import Blocks
 from pyro_ltm.evaluation.tasks import DETOKENISERS, Level, Task, TextCounts, load_tasks, prepare_task
 
 SHARED = Path(os.environ.get("PYRO_LTM_SHARED", Path(__file__).parents[3] / "shared")) / "data"
@@ -169,7 +170,7 @@ def test_detokenisers(name, text, plain):
 
 
 def test_levels_by_hand():
-    level = Level.of(2.0, 0.1, tokens=300, counts=TextCounts(1, 150, 1000))
+    level = Level.of(2.0, 0.1, Blocks(8, 1, "sequences", 8), tokens=300, counts=TextCounts(1, 150, 1000))
     assert level.nats_per_word == 4.0
     assert level.word_perplexity == pytest.approx(math.exp(4))
     assert level.word_perplexity_stderr == pytest.approx(math.exp(4) * 0.2)
