@@ -28,7 +28,7 @@ def show(found: Evaluation, where: str) -> None:
         say(f"No floor stands below these figures: {found.no_floor}.")
     scored: Any = found.bound or found.prefix or found.reference
     say(f"{scored.sequences:,} sequences, {scored.tokens:,} tokens of {where}")
-    say(f"±: the standard error over {scored.blocks}")
+    say(f"± is the standard error over {scored.blocks}")
     own = scored.fast_steps, getattr(scored, "particles", 1), scored.seed
     noise = "fresh noise" if found.bound or found.prefix else "the noise of the fit"
     say(f"{own[0]} fast steps, {own[1]} particles, {noise}, seed {own[2]}")

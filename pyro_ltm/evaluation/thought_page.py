@@ -110,7 +110,6 @@ def likelihoods(evaluation: Mapping[str, Any]) -> str:
     how = [
         f"Measured on {evaluation['data']}",
         f"{own['sequences']:,} sequences",
-        f"±: the standard error over {told(own.get('blocks'))}",
         f"{own['fast_steps']} fast steps",
         *([f"particles {own['particles']}"] if "particles" in own else []),
         f"seed {own['seed']}",
@@ -118,7 +117,8 @@ def likelihoods(evaluation: Mapping[str, Any]) -> str:
     ]
     if (bound := evaluation.get("bound")) and bound["particles"] > 1:
         how.append(f"{bound['effective_sample_size']:.1f} of {bound['particles']} draws count")
-    return table(["figure", "nats a token", *gaps], rows, words=1) + f"<p>{text('; '.join(how))}.</p>"
+    error = f"± is the standard error over {told(own.get('blocks'))}"
+    return table(["figure", "nats a token", *gaps], rows, words=1) + f"<p>{text('; '.join(how))}. {text(error)}.</p>"
 
 
 def _numbers(found: Mapping[str, Any]) -> str:
