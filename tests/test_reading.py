@@ -92,6 +92,11 @@ def test_toml_that_cannot_be_read(content, says, tmp_path):
         load_toml(path)
 
 
+def test_toml_holds_the_numbers_that_a_field_may_refuse():
+    assert parse_toml("a = 1e30\nb = inf\nc = -9_223_372_036_854_775_808")["a"] == 1e30
+    assert apply_settings(Config(), ["slow.lr=1e30"]).slow.lr == 1e30
+
+
 def test_toml_keeps_what_looks_deep_and_is_not():
     assert parse_toml("# " + "." * 999 + "\na = '...'")["a"] == "..."
 

@@ -167,6 +167,8 @@ def read_features(path: Path) -> Tensor:
     array = read_npy(path)
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise UserError(f"{path}: expected one array of numbers [texts, features]")
+    if not np.isfinite(array).all():
+        raise UserError(f"{path}: not all of its numbers are finite")
     return torch.from_numpy(array.astype(np.float64))
 
 

@@ -1,0 +1,297 @@
+"""Every reader of files, given files that are wrong: it reads them, or refuses them in one line. Nothing else.
+
+The short form takes some hundred files of each kind; the long one 20,000 in all, and draws more of their pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import resource
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from helpers import fuzz
+from pyro_ltm_cli.thoughts import read_thoughts, write_thoughts
+
+import pyro_ltm as ltm
+from pyro_ltm.config import load_toml
+from pyro_ltm.data import TokenDataset, Tokenizer, read_source, unigram_nats
+from pyro_ltm.evaluation.arithmetic import read_problems
+from pyro_ltm.evaluation.compare_table import findings, full_table, notes, short_table
+from pyro_ltm.evaluation.judge import Checkpoint, Estimate, Judgement
+from pyro_ltm.evaluation.outcome import Comparison, Pair, check_target, save
+from pyro_ltm.evaluation.page import draw, render
+from pyro_ltm.evaluation.plots import plot_training
+from pyro_ltm.evaluation.protocol_plots import draw_evaluation
+from pyro_ltm.evaluation.tasks import load_tasks
+from pyro_ltm.evaluation.thought_page import likelihoods
+from pyro_ltm.inference.parts import Parts
+from pyro_ltm.training.compare import training_figures
+from pyro_ltm.training.kept import beside, keep_evaluation, read_evaluation
+from pyro_ltm.training.metrics import read_metrics
+from pyro_ltm.training.protocols import evaluate_protocols
+from pyro_ltm.training.run import Run, open_data
+from pyro_ltm.training.samples import read_features
+from pyro_ltm.training.trainer import Trainer
+
+TINY = [
+    *("model.dim=16", "model.layers=1", "model.heads=2", "model.thoughts=2", "model.max_length=16", "model.window=4"),
+    *("data.vocab_size=280", "data.sequence_length=16", "fast.steps=1", "slow.steps=2", "slow.batch_size=3"),
+    *("slow.eval_every=1", "slow.eval_sequences=4", "slow.save_every=1", "slow.warmup=0"),
+]
+TEXT = "".join(f"The {i % 7}th bird sang {i % 11} songs to the {i % 5} trees.\n" for i in range(100))
+TASKS = (
+    '[tasks.birds]\nsource = "birds.txt"\npacking = "document"\nsequences = 3\n\n[tasks.w]\nsource = "worlds:size=2"\n'
+)
+MEGABYTES = 1500
+"""More memory than at the start that a whole session of this may have taken at its peak."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder with one valid file of each kind, and what readers need besides.
+
+    Attributes:
+        pictures: of how many files that were read the pictures are drawn: one in so many.
+    """
+
+    folder: Path
+    run: Run
+    data: TokenDataset
+    pictures: int = 50
+
+    def seldom(self, content: bytes) -> bool:
+        """True for one file in `pictures`, always the same ones."""
+        return hashlib.blake2b(content, digest_size=4).digest()[0] % self.pictures == 0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: where a valid one lies, what is done to it, and how it is read.
+
+    Attributes:
+        few, many: files of the short and of the long form; reading takes from less than one to some 50 ms.
+        writes: reading writes files beside it, which are put back.
+    """
+
+    path: str
+    mutate: fuzz.Mutate
+    read: Callable[[World], object]
+    few: int = 100
+    many: int = 1000
+    writes: bool = False
+
+
+def read_config(world: World) -> None:
+    Parts.check(load_toml(world.folder / "run" / "config.toml", whole=True))
+
+
+def read_partial_config(world: World) -> None:
+    load_toml(world.folder / "run" / "config.toml", ltm.preset("small"))
+
+
+def resume(world: World) -> None:
+    run, folder = world.run, world.folder / "resumed"
+    trainer = Trainer(Run(folder, run.config, run.parts, run.tokenizer, 0), world.data, None)
+    try:
+        trainer.resume()
+    finally:
+        trainer.metrics.close()
+
+
+def read_rows(world: World) -> None:
+    rows = read_metrics(world.folder / "run" / "metrics.jsonl")
+    training_figures(world.folder / "run")
+    if world.seldom(json.dumps(rows).encode()) and rows:
+        plot_training(rows, world.folder / "training.png")
+
+
+def read_prepared(world: World, name: str) -> None:
+    data = TokenDataset(world.folder / name)
+    data.batch(range(min(len(data), 4)))
+    assert data.lengths.min() > 0
+
+
+def read_lying(world: World) -> None:
+    """A folder whose digests are those of what it holds: all that is left is to look at it."""
+    folder = world.folder / "lying"
+    meta = json.loads((folder / "meta.json").read_text())
+    for name in meta["files"]:
+        content = (folder / name).read_bytes()
+        meta["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    data = TokenDataset(folder)
+    batch = data.batch(range(len(data)))
+    assert batch.mask.sum() == data.tokens
+    assert max(int(batch.inputs.max()), int(batch.targets.max())) < data.vocab_size
+    unigram_nats(data, data)
+
+
+def read_figures(world: World) -> None:
+    found = read_evaluation(world.run)
+    if found is not None:
+        likelihoods(found)
+        same = {key: found.get(key) for key in ("fingerprint", "data", "settings")}
+        beside(found, {**same, "reference": {"sequences": 4, "tokens": 64}})
+        if world.seldom(json.dumps(found).encode()):
+            draw_evaluation(found)
+
+
+def read_comparison(world: World) -> None:
+    comparison = check_target(world.folder / "compared", "training")
+    assert comparison is not None
+    for table in (short_table, full_table, findings, notes):
+        table(comparison)
+    found = json.dumps(comparison.to_dict()).encode()
+    if world.seldom(found):
+        render(comparison, {})
+        draw(comparison)
+
+
+def read_text(world: World, name: str) -> None:
+    for document in read_source(str(world.folder / name)):
+        assert document.text.encode() is not None
+
+
+def read_tokenizer(world: World) -> None:
+    tokenizer = Tokenizer.load(world.folder / "tokenizer.json")
+    ids = tokenizer.encode("The 7th bird sang.")
+    assert all(0 <= token < tokenizer.vocab_size for token in ids)
+    tokenizer.decode(ids)
+
+
+KINDS = {
+    "config": Kind("run/config.toml", fuzz.mutate_toml, read_config, few=60, many=1500),
+    "config over a preset": Kind("run/config.toml", fuzz.mutate_toml, read_partial_config, many=1500),
+    "tasks": Kind("tasks.toml", fuzz.mutate_toml, lambda world: load_tasks(world.folder / "tasks.toml"), many=1500),
+    "weights": Kind("run/model.safetensors", fuzz.mutate_tensors, lambda world: Run.load(world.folder / "run"), few=60),
+    "checkpoint": Kind("resumed/trainer.safetensors", fuzz.mutate_tensors, resume, few=60, writes=True),
+    "metrics": Kind("run/metrics.jsonl", fuzz.mutate_lines, read_rows, many=1500),
+    "note of the data": Kind("run/data.json", fuzz.mutate_json, lambda world: open_data(world.folder / "run", "train")),
+    "prepared": Kind("tokens/meta.json", fuzz.mutate_json, partial(read_prepared, name="tokens"), many=2000),
+    "lying ids": Kind("lying/train.bin", fuzz.mutate_bytes, read_lying, few=60, writes=True),
+    "lying index": Kind("lying/train.index.npy", fuzz.mutate_bytes, read_lying, few=60, writes=True),
+    "lying meta": Kind("lying/meta.json", fuzz.mutate_json, partial(read_prepared, name="lying")),
+    "evaluation": Kind("run/evaluation.json", fuzz.mutate_json, read_figures, many=1500),
+    "comparison": Kind("compared/compare.json", fuzz.mutate_json, read_comparison, many=1500),
+    "thoughts": Kind("thoughts.st", fuzz.mutate_tensors, lambda world: read_thoughts(world.folder / "thoughts.st")),
+    "problems": Kind("problems.jsonl", fuzz.mutate_lines, lambda world: read_problems(world.folder / "problems.jsonl")),
+    "features": Kind("features.npy", fuzz.mutate_bytes, lambda world: read_features(world.folder / "features.npy")),
+    "text": Kind("birds.txt", fuzz.mutate_bytes, partial(read_text, name="birds.txt"), many=500),
+    "json lines": Kind("a.jsonl", fuzz.mutate_lines, partial(read_text, name="a.jsonl"), many=1000),
+    "csv": Kind("a.csv", fuzz.mutate_bytes, partial(read_text, name="a.csv"), many=500),
+    "parquet": Kind("a.parquet", fuzz.mutate_bytes, partial(read_text, name="a.parquet"), many=1000),
+    "tokenizer": Kind("tokenizer.json", fuzz.mutate_json, read_tokenizer, few=60, many=500),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "birds.txt").write_text(TEXT)
+    options = {"vocab_size": 280, "sequence_length": 16}
+    tokens = ltm.prepare([str(folder / "birds.txt")], folder / "tokens", **options)
+    config = ltm.apply_settings(ltm.preset("nano"), TINY)
+    run = ltm.train(config, data=tokens.path, out=folder / "run")
+    shutil.copytree(run.folder, folder / "resumed")
+    rows = [{"id": i, "text": line, "tags": ["a", None]} for i, line in enumerate(TEXT.splitlines()[:20])]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "a.csv").write_text("id,text\n" + "".join(f'{row["id"]},"{row["text"]}"\n' for row in rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "a.parquet")
+    ltm.prepare([str(folder / "a.jsonl")], folder / "lying", **options, packing="document", validation_fraction=0)
+    (folder / "tasks.toml").write_text(TASKS)
+    shutil.copy(folder / "run" / "tokenizer.json", folder / "tokenizer.json")
+    evaluation = evaluate_protocols(run, run.dataset(), protocols=("bound", "prefix"), sequences=4, particles=2)
+    of = {"run": str(run.folder), "step": run.step, "fingerprint": run.fingerprint, "data": "birds"}
+    keep_evaluation(run, {**evaluation.to_dict(), **of, "settings": ["fast.steps=1"]})
+    (folder / "compared").mkdir()
+    save(comparison(), folder / "compared")
+    write_thoughts(folder / "thoughts.st", {"thoughts": torch.ones(2, 2, 16)}, {"texts": ["a", "b"]})
+    problem = json.dumps({"question": "How many birds?", "answer": "2 + 3 = 5\n#### 5"})
+    (folder / "problems.jsonl").write_text(f"{problem}\n{problem}\n")
+    np.save(folder / "features.npy", np.ones((3, 4), dtype=np.float32))
+    return World(folder, run, TokenDataset(tokens))
+
+
+def comparison() -> Comparison:
+    """Two pairs with all figures, one without a bound, one refused."""
+    row = {"step": 1, "tokens": 9, "seconds": 1.5, "nats_per_token": 2.5, "stderr": 0.1}
+    training = {"steps": 2, "tokens": 18, "seconds": 3.0, "skipped": 0, "arrival": row, "validation": [row, row]}
+
+    def pair(guide: str, level: float | None) -> Pair:
+        figures: dict[str, Any] = {"note": "ran away"}
+        if level is not None:
+            measured = (
+                "steps_taken",
+                "ess",
+                "ess_stderr",
+                "rate",
+                "distortion",
+                "log_joint",
+                "ms_per_sequence_to_1pct",
+            )
+            figures = dict.fromkeys((*measured, "ms_per_fast_step", "ms_per_sequence"), 2.5)
+            figures |= {"elbo": Estimate(level, 0.1), "iwae": Estimate(level, None), "steps_to_1pct": 2}
+            figures |= {"peak_memory_bytes": 10**6, "nats_by_sequence": [9 * level, 9 * level]}
+            figures["curve"] = [Checkpoint(0, 0.0, 9.0), Checkpoint(1, 0.5, level), Checkpoint(2, 1.0, level)]
+        judged = Judgement(fast_steps=2, **figures)
+        return Pair(guide=guide, objective="elbo", figures=judged, guide_training_seconds=1.0, training=training)
+
+    found = Comparison("training", {"particles": 4, "data": "x"}, about={"command": "compare"}, token_counts=[9, 9])
+    found.made_on = [{"system": "Linux", "threads": 1}]
+    found.members = {"guides": {"mf": "mean-field"}, "objectives": {"elbo": "analytic-elbo"}}
+    found.pairs, found.twin = [pair("mf", 2.5), pair("delta", 2.7), pair("hmc", None)], pair("twin", 2.9)
+    found.refuse("delta", "iwae", "has no density")
+    return found
+
+
+def attack(world: World, name: str, count: int, seed: int) -> tuple[int, list[str]]:
+    """How many of `count` files of a kind were refused, and a description of each that ended otherwise than it may."""
+    kind = KINDS[name]
+    path, draw = world.folder / kind.path, random.Random(f"{seed} {name}")
+    written = [one for one in path.parent.iterdir() if one.is_file()] if kind.writes else [path]
+    valid, before = path.read_bytes(), {one: one.read_bytes() for one in written}
+    assert fuzz.answer(lambda: kind.read(world)) == "", "the valid file itself"
+    refused, wrong = 0, []
+    for number in range(count):
+        content = kind.mutate(draw, valid)
+        path.write_bytes(content)
+        try:
+            refused += bool(fuzz.answer(lambda: kind.read(world)))
+        except (Exception, pytest.PytestWarning) as error:
+            wrong.append(f"{name} {number}: {type(error).__name__}: {str(error)[:200]}: {content[:60]!r}")
+        for one, kept in before.items():
+            one.write_bytes(kept)
+    return refused, wrong
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_some(name, world):
+    refused, wrong = attack(world, name, KINDS[name].few, seed=0)
+    assert not wrong, "\n".join(wrong)
+    assert refused > KINDS[name].few / 20, "the mutations do not bite"
+
+
+@pytest.mark.long
+def test_twenty_thousand(world):
+    total, wrong = 0, []
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name, kind in KINDS.items():
+        wrong += attack(World(world.folder, world.run, world.data, pictures=8), name, kind.many, seed=1)[1]
+        total += kind.many
+    assert not wrong, "\n".join(wrong)
+    assert total >= 20_000
+    if sys.platform == "linux":
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEGABYTES * 1024
