@@ -17,6 +17,7 @@ from pyro_ltm.config import suggest
 from pyro_ltm.data.corpora import CORPORA, is_corpus, read_corpus
 from pyro_ltm.data.document import Document
 from pyro_ltm.data.files import FOLDER_SUFFIXES, check_text, is_plain_text, read_file
+from pyro_ltm.data.hub import check_hub
 from pyro_ltm.errors import UserError, one_line
 
 HUB = "hf:"
@@ -127,6 +128,7 @@ def _read_hub(spec: str, column: str, split: str, streaming: bool) -> Iterator[D
         name, config = name.split(":", 1)
     if not name:
         raise UserError(f"{spec}: expected a data set such as {HUB}org/name or {HUB}org/name:config")
+    check_hub(spec, name)
     import datasets  # here, because it takes a second
 
     try:

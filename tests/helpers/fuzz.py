@@ -99,7 +99,7 @@ def mutate_value(draw: random.Random, value: Any) -> Any:
         elif how == 4 and isinstance(holder[key], list):
             holder[key] = holder[key] * 2 if draw.random() < 0.5 else holder[key][:-1]
         elif how == 5:
-            holder[key] = _deep(draw.choice((20, 40, 900)))
+            holder[key] = _deep(draw.choice((20, 40, 200)))
         else:
             holder[key] = draw.choice(VALUES)
     return value
