@@ -102,6 +102,7 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
     from pyro_ltm.evaluation.outcome import COMPARISON, check_target
     from pyro_ltm.evaluation.page import write_outcome
     from pyro_ltm.inference import FAMILIES
+    from pyro_ltm.locks import locked
     from pyro_ltm.objectives import OBJECTIVES
     from pyro_ltm.training.members import split_names
 
@@ -119,10 +120,11 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
     }
     shared |= {key: given.pop(key) for key in ("sequences", "particles", "batch_size")}
     try:
-        comparison = (
-            _train(common, **shared, **given) if run_folder is None else _fit(run_folder, common, **shared, **given)
-        )
-        page = write_outcome(comparison, out)
+        with locked(out):
+            comparison = (
+                _train(common, **shared, **given) if run_folder is None else _fit(run_folder, common, **shared, **given)
+            )
+            page = write_outcome(comparison, out)
     except KeyboardInterrupt:
         if not (out / COMPARISON).is_file():
             raise

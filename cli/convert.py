@@ -34,6 +34,7 @@ def command(*, checkpoint: Path, tokenizer_file: Path, out: Path, common: Common
     from pyro_ltm.errors import UserError
     from pyro_ltm.files import new_folder
     from pyro_ltm.inference.parts import Parts
+    from pyro_ltm.locks import locked
     from pyro_ltm.model.reference import read_reference
     from pyro_ltm.training import Run
 
@@ -41,8 +42,7 @@ def command(*, checkpoint: Path, tokenizer_file: Path, out: Path, common: Common
     from .output import emit
     from .runs import check_device
 
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {out}: exists already; name a new folder")
+    _check_new(out)
     device = check_device(common.device)
     tokenizer = Tokenizer.load(tokenizer_file)
     model, weights = read_reference(checkpoint)
@@ -55,13 +55,23 @@ def command(*, checkpoint: Path, tokenizer_file: Path, out: Path, common: Common
     config = _configure(model, common)
     parts = Parts.build(config, device=device)
     parts.model.decoder.load_state_dict(weights)
-    with new_folder(out) as folder:
-        Run.create(folder, config, parts, tokenizer)
+    with locked(out):
+        _check_new(out)  # another may have made it meanwhile
+        with new_folder(out) as folder:
+            Run.create(folder, config, parts, tokenizer)
     result = describe(Run.load(out))
     if common.as_json:
         emit(result)
     else:
         show(result)
+
+
+def _check_new(out: Path) -> None:
+    """Raises UserError when there is something at `out` already."""
+    from pyro_ltm.errors import UserError
+
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out}: exists already; name a new folder")
 
 
 def _configure(model: ModelConfig, common: Common) -> Config:

@@ -85,6 +85,7 @@ def command(
 
     run = open_run(run_folder, common)
     from pyro_ltm.data.labels import read_labelled
+    from pyro_ltm.locks import locked
     from pyro_ltm.training.kept import read_evaluation
     from pyro_ltm.training.report import Corpus, write_report
 
@@ -92,7 +93,7 @@ def command(
     if evaluation is None and (run_folder / "evaluation.json").is_file():
         note(f"{run_folder}/evaluation.json is not of this run as it is now, and not shown: evaluate it again.")
 
-    with reporter() as report:
+    with locked(out or run_folder / "report"), reporter() as report:
 
         def write(corpus: Corpus | None) -> tuple[Path, dict[str, Any]]:
             count = report.counting("thoughts", len(corpus.texts) if corpus else None)

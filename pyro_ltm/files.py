@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,20 +21,21 @@ from pyro_ltm.errors import UserError, one_line
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary path beside `path`, then puts that in its place.
 
-    A reader (or a crash) finds either the old file or the new one.
+    A reader (or a crash) finds either the old file or the new one. What earlier processes left that were killed while
+    they wrote `path` is removed.
 
     Raises:
         UserError: the disk is full or the place cannot be written; the old file is as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with clear_errors(path):
+        _sweep_temporaries(path)
         try:
             write(temporary)
             os.chmod(temporary, 0o666 & ~_umask())  # some writers make files that only their owner can read
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
+            _sync(temporary)
             os.replace(temporary, path)
-            _sync_folder(path.parent)
+            _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -44,50 +47,113 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder that becomes `out` when the block ends well, and vanishes when it does not.
+    """A hidden folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
 
-    It lies beside `out`, or where the parents of `out` are yet to be made, beside the first of them. An `out` that is
-    there already is replaced.
+    An `out` that is there already is replaced: at every moment it is there, old or new. Hold the lock of `out`: what
+    a killed process left beside it is removed.
 
     Raises:
         UserError: the disk is full or the place cannot be written; what was there is as it was.
     """
     out = out.absolute()
-    anchor = next(parent for parent in out.parents if os.path.exists(parent))
-    partial = anchor / f".{out.name}.{uuid.uuid4().hex[:12]}.partial"
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
         with clear_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            for left_by_a_kill in _left(out, r"[0-9a-f]{12}\.(partial|old)"):
+                shutil.rmtree(left_by_a_kill, ignore_errors=True)
             partial.mkdir()
             yield partial
-            out.parent.mkdir(parents=True, exist_ok=True)
+            for path in (*partial.rglob("*"), partial):
+                _sync(path)
             _replace_folder(partial, out)
+            _sync(out.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def half_replaced(out: Path) -> list[Path]:
+    """What bore the name `out` until a process was killed between the two renamings that replace a folder."""
+    return [] if os.path.lexists(out) else _left(out, r"[0-9a-f]{12}\.old")
+
+
+def put_back(out: Path) -> None:
+    """Gives a folder that is `half_replaced` its name again. Hold its lock."""
+    for old in half_replaced(out)[:1]:
+        os.rename(old, out)
+
+
+def _left(path: Path, ending: str) -> list[Path]:
+    """Hidden neighbours of `path` that bear its name and this ending: what killed processes left. Newest first."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.{ending}")
+    try:
+        found = [path.with_name(entry.name) for entry in os.scandir(path.parent) if pattern.fullmatch(entry.name)]
+        return sorted(found, key=lambda one: one.lstat().st_mtime, reverse=True)
+    except OSError:  # not there, or not to be read
+        return []
+
+
+def _sweep_temporaries(path: Path) -> None:
+    """Removes the temporaries of `path` whose process is gone."""
+    for temporary in _left(path, r"\d+\.tmp"):
+        if not process_lives(int(temporary.name.split(".")[-2])):
+            temporary.unlink(missing_ok=True)
+
+
+def process_lives(process: int) -> bool:
+    """Whether a process of this number runs on this host; True where that cannot be told."""
+    if sys.platform == "win32" or process <= 0:
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
 def _replace_folder(new: Path, out: Path) -> None:
-    """Renames `new` to `out`. What was there is deleted last, and put back if the renaming fails."""
+    """Makes `new` bear the name `out`, and deletes what bore it."""
     if not out.exists():
         os.rename(new, out)
-        return
-    old = new.with_suffix(".old")
-    os.rename(out, old)
-    try:
-        os.rename(new, out)
-    except BaseException:
-        os.rename(old, out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a renaming last beyond a power cut, where the system lets a folder be opened."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_DIRECTORY)
+    elif _exchange(new, out):
+        shutil.rmtree(new, ignore_errors=True)
+    else:
+        old = new.with_suffix(".old")
+        os.rename(out, old)
         try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            os.rename(new, out)
+        except BaseException:
+            os.rename(old, out)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two names at once; False where the system or the file system cannot."""
+    current_folder, exchange = -100, 2
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux
+        return False
+    if renameat2(current_folder, os.fsencode(one), current_folder, os.fsencode(other), exchange) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _sync(path: Path) -> None:
+    """Makes what `path` holds, a file's bytes or a folder's names, last beyond a power cut."""
+    if path.is_symlink() or (path.is_dir() and not hasattr(os, "O_DIRECTORY")):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

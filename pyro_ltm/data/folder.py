@@ -12,6 +12,7 @@ target exactly once, in both packings.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ import numpy.typing as npt
 from pyro_ltm.data.checks import ids_problem, index_problem
 from pyro_ltm.data.tokenizer import Tokenizer
 from pyro_ltm.errors import UserError, one_line
+from pyro_ltm.locks import recover
 from pyro_ltm.reading import Count, fitted, read_json, read_npy
 
 FORMAT = "pyro-ltm tokens"
@@ -77,6 +79,7 @@ class Contents(msgspec.Struct):
 def is_token_folder(path: str | Path) -> bool:
     """Whether `path` looks like a folder that `prepare` wrote; not where it cannot be looked at."""
     try:
+        recover(path)
         return (Path(path) / META).is_file()
     except OSError:
         return False
@@ -104,6 +107,7 @@ class TokenFolder:
             UserError: it is missing, not a prepared folder, of a newer version, or damaged.
         """
         path = Path(path)
+        recover(path)
         folder = cls(path, _read_meta(path))
         for name, entry in folder.meta["files"].items():
             try:
@@ -232,6 +236,14 @@ def is_prepared(path: Path) -> bool:
         return read_json(path / META, dict[str, Any]).get("format") == FORMAT
     except (FileNotFoundError, UserError):
         return False
+
+
+def strangers(path: Path) -> list[str]:
+    """Names in a prepared folder of what `prepare` did not write there."""
+    own = {META, TOKENIZER, *map(stream_name, SPLITS), *map(index_name, SPLITS)}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        own |= set(json.loads((path / META).read_text(encoding="utf-8"))["files"])
+    return sorted({entry.name for entry in path.iterdir()} - own)
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

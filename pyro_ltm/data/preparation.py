@@ -15,7 +15,7 @@ from pyro_ltm.config import suggest
 from pyro_ltm.data.corpora import is_corpus
 from pyro_ltm.data.document import Document
 from pyro_ltm.data.fidelity import Fidelity
-from pyro_ltm.data.folder import FORMAT, META, PACKINGS, TOKENIZER, VERSION, TokenFolder, is_prepared, sha256
+from pyro_ltm.data.folder import FORMAT, META, PACKINGS, TOKENIZER, VERSION, TokenFolder, is_prepared, sha256, strangers
 from pyro_ltm.data.packing import SplitWriter
 from pyro_ltm.data.seams import rejoin
 from pyro_ltm.data.sources import read_source
@@ -24,6 +24,7 @@ from pyro_ltm.data.tokenizer import Tokenizer
 from pyro_ltm.data.worlds import is_world
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.files import new_folder
+from pyro_ltm.locks import locked
 
 Progress = Callable[[str, int, int], None]
 """Called now and then with the stage ("tokenizer" or "encode"), and the pieces of text and characters done in it."""
@@ -74,7 +75,8 @@ def prepare(
         progress: called while working.
 
     Raises:
-        UserError: bad arguments, bad input, too little text for a split, `out` in the way, or no space left.
+        UserError: bad arguments, bad input, too little text for a split, `out` in the way or being written by another
+            process, or no space left.
     """
     out = Path(out).expanduser().resolve()
     _check_arguments(sources, sequence_length, packing, validation_fraction, seed)
@@ -93,7 +95,7 @@ def prepare(
         streams = [read_source(spec, text_column=text_column, streaming=streaming) for spec in specs]
         return itertools.chain.from_iterable(streams)
 
-    with new_folder(out) as partial:
+    with _writing(out, overwrite) as partial:
         read(held_out)
         rule = Whole("train") if held_out else plan_split(read(specs), validation_fraction, seed)
         if tokenizer is None:
@@ -144,6 +146,15 @@ def _check_arguments(sources: Sequence[str], length: int, packing: str, fraction
         raise UserError(f"seed = {seed}: must be at least 0")
 
 
+@contextlib.contextmanager
+def _writing(out: Path, overwrite: bool) -> Iterator[Path]:
+    """The hidden folder that becomes `out`, whose lock is held: another may have made `out` since it was looked at."""
+    with locked(out):
+        _check_target(out, overwrite)
+        with new_folder(out) as partial:
+            yield partial
+
+
 def _check_target(out: Path, overwrite: bool) -> None:
     try:
         if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
@@ -154,6 +165,8 @@ def _check_target(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: exists and is no prepared folder, so it is left alone; name a new folder")
     if not overwrite:
         raise UserError(f"{out}: was prepared before; name a new folder, or allow to overwrite it")
+    if others := strangers(out):
+        raise UserError(f"{out}: also holds {others[0]}, which `prepare` did not write: move it elsewhere first")
 
 
 def _texts(pieces: Iterator[Document], report: Progress) -> Iterator[str]:

@@ -25,6 +25,7 @@ from pyro_ltm.evaluation.outcome import Comparison, Pair, open_comparison, save
 from pyro_ltm.evaluation.teach import Teaching, teach_guide
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import Adam, FastOptimizer, check_fit, refusal
+from pyro_ltm.locks import locks_out
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import Objective
 from pyro_ltm.types import Batch
@@ -33,6 +34,7 @@ Report = Callable[[str, int | None], Count]
 """Begins to count the sequences of a piece of work; what it gives is called with those done and the nats a token."""
 
 
+@locks_out
 def compare_posteriors(
     model: nn.Module,
     batches: Sequence[Batch],

@@ -14,6 +14,7 @@ from pyro_ltm.evaluation.compare_table import findings, full_table, notes
 from pyro_ltm.evaluation.html import document, listing, picture, table, text, to_png, write_bytes
 from pyro_ltm.evaluation.outcome import PROTOCOL, Comparison, save
 from pyro_ltm.files import clear_errors, write_atomically, write_text
+from pyro_ltm.locks import locked
 
 PAGE = "compare.html"
 
@@ -49,15 +50,16 @@ def write_outcome(comparison: Comparison, folder: Path | str) -> Path:
         UserError: the folder cannot be written.
     """
     folder = Path(folder)
-    with clear_errors(folder):
-        (folder / "plots").mkdir(parents=True, exist_ok=True)
-    save(comparison, folder)
-    pictures = {}
-    for name, (figure, caption) in draw(comparison).items():
-        pictures[name] = to_png(figure), caption
-        write_atomically(folder / "plots" / f"{name}.png", partial(write_bytes, pictures[name][0]))
-    path = folder / PAGE
-    write_text(path, render(comparison, pictures))
+    with locked(folder):
+        with clear_errors(folder):
+            (folder / "plots").mkdir(parents=True, exist_ok=True)
+        save(comparison, folder)
+        pictures = {}
+        for name, (figure, caption) in draw(comparison).items():
+            pictures[name] = to_png(figure), caption
+            write_atomically(folder / "plots" / f"{name}.png", partial(write_bytes, pictures[name][0]))
+        path = folder / PAGE
+        write_text(path, render(comparison, pictures))
     return path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from pyro_ltm.evaluation.teach import Teaching
 from pyro_ltm.files import clear_errors
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference.optimizers import OPTIMIZERS
+from pyro_ltm.locks import locks_out
 from pyro_ltm.training.launch import train
 from pyro_ltm.training.members import NamedGuides, guides_for, objectives_for, pair_config, unfit_config
 from pyro_ltm.training.metrics import read_metrics
@@ -111,6 +111,7 @@ def _teaching(run: Run, steps: int) -> Teaching:
     return Teaching(batch, steps, slow.lr, data.folder.fingerprint)
 
 
+@locks_out
 def compare_training(
     config: Config,
     *,
@@ -294,8 +295,6 @@ def _open_tokens(
         folder = out / "data"
         if not config.data.validation_fraction:
             raise UserError("data.validation_fraction = 0: decoders are judged on text that is held out; hold some out")
-        for left_by_a_kill in out.glob(".data.*.partial"):
-            shutil.rmtree(left_by_a_kill, ignore_errors=True)
         if not is_token_folder(folder):
             with clear_errors(out):
                 out.mkdir(parents=True, exist_ok=True)

@@ -11,11 +11,14 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.protocol_plots import plot_evaluation
 from pyro_ltm.evaluation.record import check_record
 from pyro_ltm.files import write_text
+from pyro_ltm.locks import locked
 from pyro_ltm.reading import read_json
 from pyro_ltm.training.protocols import DISTANCES, PROTOCOLS
 from pyro_ltm.training.run import Run
 
 EVALUATION = "evaluation.json"
+PATIENCE = 10.0
+"""Seconds to wait while another process writes its evaluation of the same run."""
 
 
 def read_evaluation(run: Run, file: Path | None = None) -> dict[str, Any] | None:
@@ -54,16 +57,17 @@ def keep_evaluation(run: Run, result: Mapping[str, Any]) -> None:
     What other protocols have found before of the same weights on the same sequences stays beside it.
 
     Raises:
-        UserError: the run folder cannot be written.
+        UserError: the run folder cannot be written, or another process does not end writing its evaluation.
     """
-    try:
-        before = read_evaluation(run)
-    except UserError:  # damaged: written anew
-        before = None
-    if before is not None:
-        result = beside(before, result)
-    write_text(run.folder / EVALUATION, json.dumps(result, indent=2) + "\n")
-    plot_evaluation(result, run.folder / "plots")
+    with locked(run.folder / EVALUATION, wait=PATIENCE):  # not the run's lock: it may be in training
+        try:
+            before = read_evaluation(run)
+        except UserError:  # damaged: written anew
+            before = None
+        if before is not None:
+            result = beside(before, result)
+        write_text(run.folder / EVALUATION, json.dumps(result, indent=2) + "\n")
+        plot_evaluation(result, run.folder / "plots")
 
 
 def beside(before: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str, Any]:

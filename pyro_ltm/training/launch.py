@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,21 +16,31 @@ from pyro_ltm.data.sources import sources_of
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
 from pyro_ltm.inference.parts import Parts, settled
+from pyro_ltm.locks import locks_out
+from pyro_ltm.training.kept import EVALUATION
 from pyro_ltm.training.run import (
     CONFIG,
     DATA,
+    METRICS,
     MODEL,
+    TOKENIZER,
     TRAINER,
     Run,
     WeightsMeta,
     check_fits,
+    noted_data,
     open_data,
+    own_data,
     read_tensors,
     record_data,
 )
 from pyro_ltm.training.trainer import Progress, Trainer
 
+WRITTEN = (TOKENIZER, MODEL, TRAINER, METRICS, EVALUATION, "plots/training.png")
+"""What a run has only after its configuration: in a folder without one, these are somebody else's."""
 
+
+@locks_out
 def train(
     config: Config | None,
     *,
@@ -67,7 +77,7 @@ def train(
     with clear_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     try:
-        folder = _tokens(config, data, out, going_on, resume, tokenizer, text_column, on_prepare)
+        folder = _tokens(config, data, out, going_on, tokenizer, text_column, on_prepare)
         training = TokenDataset(folder)
         config = as_the_data_are(config, training)
         if saved is not None and config.dtype == "auto":
@@ -88,13 +98,7 @@ def train(
         record_data(out, training)
         run = Run.create(out, config, parts, training.tokenizer)
     validation = TokenDataset(folder, "validation") if "validation" in training.folder.splits else None
-    trainer = Trainer(
-        run,
-        training,
-        validation,
-        on_progress or (lambda progress: None),
-        on_interrupt or (lambda: None),
-    )
+    trainer = Trainer(run, training, validation, on_progress or (lambda progress: None), on_interrupt or (lambda: None))
     if going_on:
         trainer.resume()
     return trainer.fit()
@@ -112,10 +116,23 @@ def _check_folder(out: Path, resume: bool, data: object) -> bool:
         raise UserError(f"{out}: already holds a run; go on with it with --resume, or choose another folder")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; --out needs a folder")
+    if not exists:
+        _check_nobodys(out)
     if not exists and not data:
         what = "no run to resume here" if resume else "nothing to train on"
         raise UserError(f"{out}: {what}; name the text with --data")
     return exists
+
+
+def _check_nobodys(out: Path) -> None:
+    """Raises UserError when the folder, which holds no run, has a file that a run would write over."""
+    names = [name for name in WRITTEN if os.path.lexists(out / name)]
+    if os.path.lexists(out / DATA) and noted_data(out) is None:  # a run that was killed as it began leaves such a note
+        names.append(DATA)
+    if names:
+        raise UserError(
+            f"{out}: has a {names[0]} but no {CONFIG}, so that is no run's and left alone; choose another folder"
+        )
 
 
 def _tokens(
@@ -123,7 +140,6 @@ def _tokens(
     data: str | Path | Sequence[str] | None,
     out: Path,
     going_on: bool,
-    resume: bool,
     tokenizer: str | Path | None,
     text_column: str | None,
     on_prepare: Callable[[str, int, int], None] | None,
@@ -141,22 +157,21 @@ def _tokens(
         return Path(sources[0])
     if recorded:
         return open_data(out, "train").folder.path
-    for left_by_a_kill in out.glob(".data.*.partial"):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
-    settings = config.data
-    length = min(settings.sequence_length, config.model.max_length)
-    prepared = prepare(
-        sources,
-        out / "data",
-        tokenizer=tokenizer,
-        vocab_size=settings.vocab_size,
-        sequence_length=length,
-        packing=settings.packing,
-        validation_fraction=settings.validation_fraction,
-        text_column=text_column,
-        overwrite=resume,  # what a run that was killed while it began left behind
-        progress=on_prepare,
-    )
+    with own_data(out) as place:
+        settings = config.data
+        length = min(settings.sequence_length, config.model.max_length)
+        prepared = prepare(
+            sources,
+            place,
+            tokenizer=tokenizer,
+            vocab_size=settings.vocab_size,
+            sequence_length=length,
+            packing=settings.packing,
+            validation_fraction=settings.validation_fraction,
+            text_column=text_column,
+            overwrite=True,  # what a run that was killed while it began left behind
+            progress=on_prepare,
+        )
     return prepared.path
 
 

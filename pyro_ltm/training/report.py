@@ -27,6 +27,7 @@ from pyro_ltm.evaluation.thought_page import measured, render
 from pyro_ltm.evaluation.thought_plots import plot_distortions, plot_layers, plot_map, plot_probes, plot_rates, sign
 from pyro_ltm.files import clear_errors, write_atomically, write_text
 from pyro_ltm.inference import infer_thoughts
+from pyro_ltm.locks import locked
 from pyro_ltm.model import Sampler, sample_tokens
 from pyro_ltm.noise import fold
 from pyro_ltm.training.run import Run, dataset_batches
@@ -141,7 +142,8 @@ def write_report(
         figures |= {name: (figure, CAPTIONS[name]) for name, figure in draw_evaluation(evaluation).items()}
     samples = run.generate(num=SHOWN, max_new_tokens=_length(run), seed=seed)
     result["samples"] = [sample.text for sample in samples]
-    return _write(run, out, result, figures, evaluation), result
+    with locked(out):
+        return _write(run, out, result, figures, evaluation), result
 
 
 def _decoded(run: Run, batch: Batch, row: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from pyro_ltm.config import Config, apply_settings, dump_toml, load_toml
 from pyro_ltm.data import TokenDataset, Tokenizer
+from pyro_ltm.data.folder import is_prepared
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import (
     AnnealedBound,
@@ -31,6 +33,7 @@ from pyro_ltm.evaluation.compare import fingerprint
 from pyro_ltm.files import clear_errors, write_atomically, write_text
 from pyro_ltm.inference import Generated, Posterior, Reconstruction, generate, infer_thoughts, reconstruct
 from pyro_ltm.inference.parts import Parts, settled
+from pyro_ltm.locks import locked
 from pyro_ltm.reading import Count, parse_json, read_json, read_safetensors
 from pyro_ltm.training.metrics import read_metrics
 from pyro_ltm.types import Batch
@@ -110,12 +113,13 @@ class Run:
         """Writes a run folder that `load` reads: configuration, tokenizer, weights."""
         if config.dtype == "auto":  # settled once for all, as these parts are, so that the run gives its figures again
             config = replace(config, dtype=str(parts.model.decoder.compute_dtype).removeprefix("torch."))
-        with clear_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / CONFIG, dump_toml(config))
-        tokenizer.save(folder / TOKENIZER)
-        run = cls(folder, config, parts, tokenizer, step)
-        run.save_weights(step)
+        with locked(folder):
+            with clear_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / CONFIG, dump_toml(config))
+            tokenizer.save(folder / TOKENIZER)
+            run = cls(folder, config, parts, tokenizer, step)
+            run.save_weights(step)
         return run
 
     def save_weights(self, step: int) -> None:
@@ -360,6 +364,42 @@ def record_data(folder: Path, data: TokenDataset) -> None:
     place = path.relative_to(run) if path.is_relative_to(run) else path
     entry = {"folder": str(place), "fingerprint": data.folder.fingerprint}
     write_text(folder / DATA, json.dumps(entry, indent=2) + "\n")
+
+
+OWN = "data"
+"""Where in its folder a run keeps the tokens that it prepared itself."""
+
+
+def noted_data(folder: Path) -> DataNote | None:
+    """What `record_data` or `own_data` noted in a run folder; None where there is nothing, or something else."""
+    try:
+        return read_json(folder / DATA, DataNote)
+    except (FileNotFoundError, UserError):
+        return None
+
+
+@contextmanager
+def own_data(folder: Path) -> Iterator[Path]:
+    """Where the run in `folder` prepares its own tokens: noted first, so that after a kill they are known as its own.
+
+    Raises:
+        UserError: the user has something of their own there.
+    """
+    place, note = folder / OWN, folder / DATA
+    noted = noted_data(folder)
+    if noted is None or noted.folder != OWN:
+        if place.is_dir() and any(place.iterdir()):
+            raise UserError(
+                f"{place}: is there already and not of a run that began here, so it is left alone: name it with "
+                "--data if it holds the tokens to train on, or choose another --out"
+            )
+        write_text(note, json.dumps({"folder": OWN, "fingerprint": ""}) + "\n")
+    try:
+        yield place
+    except BaseException:
+        if not is_prepared(place):
+            note.unlink(missing_ok=True)
+        raise
 
 
 def open_data(folder: Path, split: str) -> TokenDataset:

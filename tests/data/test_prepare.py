@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,10 +17,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyro_ltm import files
 from pyro_ltm.data import TokenFolder, Tokenizer, preparation, prepare
 from pyro_ltm.data.document import Document
+from pyro_ltm.data.folder import is_token_folder
 from pyro_ltm.data.packing import SplitWriter
 from pyro_ltm.data.splits import MANY, plan_split
+from pyro_ltm.locks import locked
 
 # Enough lines to train 300 tokens on.
 LINES = "".join(f"line {number} tells of cats, dogs, mice and numbers.\n" for number in range(400))
@@ -325,7 +329,32 @@ def test_out_in_the_way(refused, book: Path, tmp_path: Path, small_tokenizer: To
     assert sorted(os.listdir(tmp_path)) == ["in", "out"]
 
 
-def test_a_failed_overwrite_keeps_the_old_folder(refused, book: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_file_that_somebody_put_among_the_tokens_is_not_deleted(refused, book: Path, tmp_path: Path) -> None:
+    prepare([str(book)], tmp_path / "out", vocab_size=280)
+    (tmp_path / "out/notes.txt").write_text("keep me")
+    assert "also holds notes.txt" in refused(prepare, [str(book)], tmp_path / "out", vocab_size=290, overwrite=True)
+    assert (tmp_path / "out/notes.txt").read_text() == "keep me"
+
+
+def test_an_overwrite_killed_between_two_renamings_is_mended_by_whoever_reads(
+    refused, book: Path, tmp_path: Path
+) -> None:
+    old = prepare([str(book)], tmp_path / "out", vocab_size=280)
+    os.rename(tmp_path / "out", tmp_path / ".out.0123456789ab.old")
+    shutil.copytree(tmp_path / ".out.0123456789ab.old", tmp_path / ".out.0123456789ab.partial")
+    with locked(tmp_path / "out"):  # which puts it back
+        pass
+    os.rename(tmp_path / "out", tmp_path / ".out.0123456789ab.old")
+    assert is_token_folder(tmp_path / "out")
+    assert TokenFolder.open(tmp_path / "out").fingerprint == old.fingerprint
+    prepare([str(book)], tmp_path / "out", vocab_size=290, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False], ids=["at once", "in two steps"])
+def test_a_failed_overwrite_keeps_the_old_folder(
+    refused, book: Path, tmp_path: Path, monkeypatch, exchanges: bool
+) -> None:
     old = prepare([str(book)], tmp_path / "out", vocab_size=280)
     rename = os.rename
 
@@ -334,7 +363,13 @@ def test_a_failed_overwrite_keeps_the_old_folder(refused, book: Path, tmp_path: 
             raise OSError(errno.EIO, "Input/output error")
         rename(source, target)
 
+    def exchange(one: Path, other: Path) -> bool:
+        if exchanges:
+            raise OSError(errno.EIO, "Input/output error")
+        return False
+
     monkeypatch.setattr(os, "rename", fail)
+    monkeypatch.setattr(files, "_exchange", exchange)
     message = refused(prepare, [str(book)], tmp_path / "out", vocab_size=290, overwrite=True)
     assert "cannot be written: input/output error" in message
     assert TokenFolder.open(tmp_path / "out").fingerprint == old.fingerprint

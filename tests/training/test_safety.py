@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 
 import pytest
 import torch
@@ -94,12 +95,65 @@ def test_a_damaged_copy_of_the_weights_is_mended_by_resuming(run):
     assert model(run) == whole
 
 
-def test_prepared_tokens_of_the_user_are_not_replaced(text, tmp_path):
+@pytest.mark.parametrize("resume", [False, True])
+def test_prepared_tokens_of_the_user_are_not_replaced(resume, text, tmp_path):
     prepared = ltm.prepare([str(text)], tmp_path / "project/data", vocab_size=280, sequence_length=16)
     before = (prepared.path / "train.bin").read_bytes()
-    with pytest.raises(UserError, match="data"):
-        ltm.train(configure(), data=str(text), out=tmp_path / "project")
+    with pytest.raises(UserError, match="project/data: is there already"):
+        ltm.train(configure(), data=str(text), out=tmp_path / "project", resume=resume)
     assert (prepared.path / "train.bin").read_bytes() == before
+    assert [path.name for path in (tmp_path / "project").iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "metrics.jsonl", "data.json"])
+def test_a_file_of_the_user_is_not_replaced(name, resume, tokens, tmp_path):
+    """A folder of a Hugging Face model, say, has files of these names."""
+    (tmp_path / name).write_text('{"text": "mine"}')
+    with pytest.raises(UserError, match=f"has a {name} but no config.toml"):
+        ltm.train(configure(), data=tokens, out=tmp_path, resume=resume)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: '{"text": "mine"}'}
+
+
+@pytest.mark.parametrize("moment", ["record_data", "Run.create"])
+def test_tokens_of_a_run_that_was_killed_as_it_began_are_its_own(moment, text, trained, tmp_path, monkeypatch):
+    def die(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"pyro_ltm.training.launch.{moment}", die)
+        with pytest.raises(KeyboardInterrupt):
+            ltm.train(configure(), data=str(text), out=tmp_path / "run")
+    assert (tmp_path / "run/data/meta.json").exists()
+    ltm.train(configure(), data=str(text), out=tmp_path / "run")
+    assert model(tmp_path / "run") == model(trained)
+
+
+def test_a_preparation_that_fails_leaves_nothing(tmp_path):
+    with pytest.raises(UserError):
+        ltm.train(configure(), data=str(tmp_path / "nowhere.txt"), out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_training_writes_a_folder(tokens, trained, tmp_path):
+    """A second that is started while the first one trains is refused, and the first one ends as if alone."""
+    refused = []
+
+    def start_another(progress):
+        if progress.step == 2 and not refused:
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join()
+
+    def second():
+        for resume in (False, True):
+            with pytest.raises(UserError, match=r"is being written by process \d+ on host .*; wait for it"):
+                ltm.train(configure("seed=1"), data=tokens, out=tmp_path / "run", resume=resume)
+            refused.append(resume)
+
+    ltm.train(configure(), data=tokens, out=tmp_path / "run", on_progress=start_another)
+    assert refused == [False, True]
+    assert model(tmp_path / "run") == model(trained)
 
 
 def test_weights_that_run_away_are_not_saved(tokens, tmp_path):
