@@ -73,6 +73,9 @@ def show_files(folder: Path) -> None:
 
 FIXED_NOISE = "Warning: fitted on the reference's fixed noise; the figures are on fresh noise all the same."
 
+WIDE = 1e9
+"""From here on numbers are written in powers of ten."""
+
 MEANINGS = {
     "config.toml": "all settings, each with its meaning",
     "data": "the tokens that it was trained on",
@@ -109,12 +112,19 @@ def size_of(count: float) -> str:
 
 def nats(value: float | None, digits: int = 4) -> str:
     """A figure, or a dash where it is not known."""
-    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+    return "-" if value is None or math.isnan(value) else figure(value, digits)
+
+
+def figure(value: float, digits: int) -> str:
+    """A number with so many digits after the point, in powers of ten where it would fill the line."""
+    if math.isinf(value):
+        return "over 1e308" if value > 0 else "under -1e308"
+    return f"{value:.{digits}f}" if abs(value) < WIDE else f"{value:.{digits}e}"
 
 
 def margin(stderr: float, digits: int = 4) -> str:
     """` ± ` and a standard error; nothing where it is not known (a single sequence has none)."""
-    return f" ± {stderr:.{digits}f}" if math.isfinite(stderr) else ""
+    return f" ± {figure(stderr, digits)}" if math.isfinite(stderr) else ""
 
 
 def _plain(value: Any) -> Any:

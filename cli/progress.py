@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pyro_ltm.errors import visible
 
-from .output import margin, note
+from .output import figure, margin, note
 
 if TYPE_CHECKING:
     from pyro_ltm.training import Progress
@@ -182,10 +182,11 @@ def figures(progress: Progress, *, short: bool = False) -> str:
         return f"{speed} {'tok/s' if short else 'tokens/s'}  {_exact(progress.bound)}"
     level = {"own_noise": "score on its own noise", "joint": "-log p(x, z)"}.get(progress.figure, "bound")
     if short:
-        return f"{speed} tok/s  {level} {progress.bound:.3f} rate {progress.rate:.1f} dist {progress.distortion:.3f}"
+        parts = f"rate {figure(progress.rate, 1)} dist {figure(progress.distortion, 3)}"
+        return f"{speed} tok/s  {level} {figure(progress.bound, 3)} {parts}"
     return (
-        f"{speed} tokens/s  {level} {progress.bound:.3f} nats/token  rate {progress.rate:.2f} nats/sequence  "
-        f"distortion {progress.distortion:.3f} nats/token"
+        f"{speed} tokens/s  {level} {figure(progress.bound, 3)} nats/token  "
+        f"rate {figure(progress.rate, 2)} nats/sequence  distortion {figure(progress.distortion, 3)} nats/token"
     )
 
 
@@ -198,17 +199,17 @@ def validation_line(progress: Progress) -> str:
     if progress.figure == "exact":
         return start + _exact(bound.nats_per_token, error)
     return (
-        f"{start}bound {bound.nats_per_token:.3f}{error} nats/token  "
-        f"rate {bound.kl_nats_per_sequence:.2f} nats/sequence  "
-        f"distortion {bound.distortion_nats_per_token:.3f} nats/token"
+        f"{start}bound {figure(bound.nats_per_token, 3)}{error} nats/token  "
+        f"rate {figure(bound.kl_nats_per_sequence, 2)} nats/sequence  "
+        f"distortion {figure(bound.distortion_nats_per_token, 3)} nats/token"
     )
 
 
 def _exact(nats_per_token: float, error: str = "") -> str:
     """The level of a model without thoughts: its likelihood itself, with nothing to split it into."""
-    return f"{nats_per_token:.3f}{error} nats/token, exact"
+    return f"{figure(nats_per_token, 3)}{error} nats/token, exact"
 
 
 def _level(nats_per_token: float) -> str:
     """A level so far; what kind of figure it is says the name of what is counted: not every one is a bound."""
-    return "" if math.isnan(nats_per_token) else f"  {nats_per_token:.3f} nats/token"
+    return "" if math.isnan(nats_per_token) else f"  {figure(nats_per_token, 3)} nats/token"

@@ -195,7 +195,11 @@ def _label(score: TaskScore, name: str) -> str:
 
 def _short(value: float, before: str = "") -> str:
     """A perplexity, that of an untrained model too; nothing where it is not known."""
-    return "" if not math.isfinite(value) else f"{before}{value:.2f}" if value < 1e5 else f"{before}{value:.2e}"
+    from .output import figure
+
+    if math.isnan(value) or (before and math.isinf(value)):
+        return ""
+    return before + (f"{value:.2e}" if 1e5 <= value < math.inf else figure(value, 2))
 
 
 def _csv(result: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.dependence import Blocks, Places
-from pyro_ltm.evaluation.figure import mean_error, plain, ratio_error
+from pyro_ltm.evaluation.figure import mean_error, perplexity, plain, ratio_error
 from pyro_ltm.evaluation.importance import CurvePoint, doublings, effective_sample_size, importance_nats
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import FastOptimizer, Posterior, fit_posterior
@@ -229,7 +229,7 @@ class _Tally:
             nats_per_token=mean,
             nats_per_token_stderr=error.stderr,
             blocks=error.blocks,
-            perplexity=math.exp(min(mean, 700.0)),
+            perplexity=perplexity(mean),
             bits_per_byte=mean * bits,
             bits_per_byte_stderr=error.stderr * bits,
             distortion_nats_per_token=self.sums["distortion"] / total,

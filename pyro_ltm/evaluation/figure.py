@@ -16,6 +16,11 @@ from torch import Tensor
 from pyro_ltm.evaluation.dependence import Blocks, Places, error_of_sum
 
 
+def perplexity(nats: float) -> float:
+    """exp(nats); infinite where no floating-point number holds it."""
+    return math.inf if nats > 709.0 else math.exp(nats)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Figure:
     """Nats a token of S sequences.

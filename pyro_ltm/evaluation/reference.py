@@ -6,7 +6,6 @@ scores q on the same draw. The posterior learns the noise: what it reports can l
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +14,7 @@ import torch
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.dependence import Places
-from pyro_ltm.evaluation.figure import Figure
+from pyro_ltm.evaluation.figure import Figure, perplexity
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import Adam, fit_posterior
 from pyro_ltm.model import LatentThoughtModel
@@ -96,8 +95,8 @@ def evaluate_reference(
         whole,
         counts,
         Places.joined(places),
-        perplexity=math.exp(min(level, 700.0)),
-        published_perplexity=float((whole / counts).clamp(max=700.0).exp().mean()),
+        perplexity=perplexity(level),
+        published_perplexity=float((whole / counts).exp().mean()),
         fast_steps=fast_steps,
         seed=seed,
         sequences=len(whole),

@@ -33,6 +33,7 @@ from pyro_ltm.data.sources import HUB
 from pyro_ltm.data.worlds import for_scoring, is_world
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.dependence import Blocks
+from pyro_ltm.evaluation.figure import perplexity
 from pyro_ltm.files import clear_errors
 from pyro_ltm.reading import read_toml
 
@@ -134,7 +135,7 @@ class Level:
     def of(cls, nats_per_token: float, stderr: float, blocks: Blocks, *, tokens: int, counts: TextCounts) -> Level:
         """The figure of a text of so many tokens."""
         by_word, bits_by_byte = tokens / max(counts.words, 1), tokens / max(counts.bytes, 1) / math.log(2)
-        perplexity = math.exp(min(nats_per_token * by_word, 700.0))
+        by_words = perplexity(nats_per_token * by_word)
         return cls(
             nats_per_token=nats_per_token,
             nats_per_token_stderr=stderr,
@@ -142,8 +143,8 @@ class Level:
             bits_per_byte=nats_per_token * bits_by_byte,
             bits_per_byte_stderr=stderr * bits_by_byte,
             nats_per_word=nats_per_token * by_word,
-            word_perplexity=perplexity,
-            word_perplexity_stderr=perplexity * stderr * by_word,
+            word_perplexity=by_words,
+            word_perplexity_stderr=by_words * stderr * by_word,
         )
 
 

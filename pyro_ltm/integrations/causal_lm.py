@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pyro_ltm.errors import UserError, one_line
-from pyro_ltm.evaluation.figure import Figure, plain
+from pyro_ltm.evaluation.figure import Figure, perplexity, plain
 from pyro_ltm.reading import read_json
 
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
@@ -148,7 +148,7 @@ class CausalLM:
         figure: TextFigure = TextFigure.of(
             nats,
             counts,
-            perplexity=math.exp(min(mean, 700.0)),
+            perplexity=perplexity(mean),
             bits_per_byte=math.nan if self.start is None else float(nats.sum()) / math.log(2) / size,
             texts=len(texts),
             windowed=windowed,

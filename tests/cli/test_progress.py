@@ -136,6 +136,7 @@ def test_sizes(count, shown):
 
 def test_figures_that_are_not_known():
     assert [nats(None), nats(math.nan), nats(1.23456)] == ["-", "-", "1.2346"]
+    assert [nats(8e8, 1), nats(-2.5e300, 2), nats(math.inf)] == ["800000000.0", "-2.50e+300", "over 1e308"]
 
 
 def test_files_of_a_run(tmp_path):

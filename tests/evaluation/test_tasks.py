@@ -12,6 +12,7 @@ import pytest
 from pyro_ltm.data import Tokenizer, read_source
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.dependence import Blocks
+from pyro_ltm.evaluation.figure import perplexity
 from pyro_ltm.evaluation.tasks import DETOKENISERS, Level, Task, TextCounts, load_tasks, prepare_task
 
 SHARED = Path(os.environ.get("PYRO_LTM_SHARED", Path(__file__).parents[3] / "shared")) / "data"
@@ -182,3 +183,10 @@ def test_levels_by_hand():
 def test_wikitext_has_the_tokens_that_are_printed_of_it(tmp_path, tokenizer):
     task = Task(name="w", source=str(SHARED / "wikitext-2" / "wiki.test.tokens"), words="with-line-ends")
     assert prepare_task(task, tokenizer, 256, tmp_path / "out")[1].words == 245_569
+
+
+@pytest.mark.parametrize(("nats", "expected"), [(0.0, 1.0), (math.log(30), 30.0), (705.0, 1.5e306), (1e4, math.inf)])
+def test_a_perplexity_is_exact_or_infinite_and_never_cut(nats, expected):
+    assert perplexity(nats) == pytest.approx(expected, rel=0.01)
+    level = Level.of(nats, 0.1, Blocks(8, 1, "sequences", 8), tokens=9, counts=TextCounts(1, 9, 9))
+    assert level.word_perplexity == perplexity(nats)
