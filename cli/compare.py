@@ -10,9 +10,10 @@ import click
 
 from pyro_ltm.errors import visible
 
-from .options import FOLDER, Common, common, examples
+from .options import FOLDER, Common, common, examples, reading_options
 
 if TYPE_CHECKING:
+    from pyro_ltm.data import Reading
     from pyro_ltm.evaluation.outcome import Comparison
 
 MOST_ROWS, MOST_NOTES = 40, 8
@@ -59,7 +60,7 @@ class Numbers(click.ParamType):
     help="With RUN, what to score (default: its own validation split); with --train, what to train on. "
     "A prepared folder, or text.",
 )
-@click.option("--text-column", metavar="NAME", help="Column or JSON field that holds the text; default: text.")
+@reading_options
 @click.option("--fast-steps", metavar="N,...", type=Numbers(), help="Fast steps of each fit; default: the run's own.")
 @click.option(
     "--sequences", metavar="N", type=click.IntRange(1), default=64, help="Judge on so many sequences, from the first."
@@ -138,7 +139,7 @@ def _fit(
     common: Common,
     *,
     data: tuple[str, ...],
-    text_column: str | None,
+    reading: Reading,
     settings: tuple[str, ...],
     **options: Any,
 ) -> Comparison:
@@ -155,7 +156,7 @@ def _fit(
     config = run.with_fast_loop(settings).config
     if config.fast.noise == "fixed":
         note(FIXED_NOISE)
-    with reporter() as report, open_data(run, data[0] if data else None, text_column, report) as scored:
+    with reporter() as report, open_data(run, data[0] if data else None, reading, report) as scored:
         about = options.pop("about") | ({"data": data[0]} if data else {})
         return compare_run(
             run, scored, config=config, about=about, report=report.counting, seed=common.seed or 0, **options

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import FOLDER, Common, common, examples, fast_steps, fit_settings, run_argument
+from .options import FOLDER, Common, common, examples, fast_steps, fit_settings, reading_options, run_argument
 
 if TYPE_CHECKING:
+    from pyro_ltm.data import Reading
     from pyro_ltm.training import Run
     from pyro_ltm.training.protocols import Evaluation
 
@@ -45,7 +46,7 @@ IGNORED = 0.01
     help="What to score: a prepared folder, or text, of which all is scored (of worlds: 1000 new documents); default: "
     "the run's own validation split.",
 )
-@click.option("--text-column", metavar="NAME", help="Column or JSON field that holds the text; default: text.")
+@reading_options
 @click.option(
     "--particles", metavar="K", type=click.IntRange(1), help="Draws from each posterior.", show_default=str(PARTICLES)
 )
@@ -74,7 +75,7 @@ def command(
     run_folder: Path,
     protocol: str,
     data: str | None,
-    text_column: str | None,
+    reading: Reading,
     particles: int | None,
     fast_steps: int | None,
     settings: tuple[str, ...],
@@ -110,7 +111,7 @@ def command(
     from pyro_ltm.training.protocols import PROTOCOLS, evaluate_protocols
 
     annealing = {"temperatures": ais, "chains": ais_chains, "leapfrogs": ais_leapfrogs}
-    with reporter() as report, open_data(run, data, text_column, report) as scored:
+    with reporter() as report, open_data(run, data, reading, report) as scored:
         total = len(scored) if sequences is None else min(sequences, len(scored))
         every = PROTOCOLS if run.config.model.thoughts else ("bound", "prefix")
         protocols = every if protocol == "all" else (protocol,)

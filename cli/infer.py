@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import FOLDER, Common, Text, common, examples, fast_steps, run_argument
+from .options import FOLDER, Common, Text, common, examples, fast_steps, reading_options, run_argument
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pyro_ltm.data import Document, Reading
     from pyro_ltm.training import Run
 
     from .progress import Reporter
@@ -32,13 +33,17 @@ MOST_SHOWN = 100_000
     epilog=examples(
         "pyro-ltm infer runs/first --text 'The statement is executed.' --out thoughts.safetensors",
         "pyro-ltm infer runs/first --input notes.jsonl --text-column body --out thoughts.safetensors",
+        "pyro-ltm infer runs/first --input reviews.csv --id-column review --out thoughts.npz",
     ),
 )
 @run_argument
 @click.option("--text", type=Text(), help="One text.")
 @click.option("--input", "source", metavar="FILE", help="Many: a file, folder or corpus, as `prepare` reads it.")
-@click.option("--out", required=True, type=FOLDER, help="The safetensors file to write.")
-@click.option("--text-column", metavar="NAME", help="Column or JSON field that holds the text; default: text.")
+@click.option("--out", required=True, type=FOLDER, help="The file to write, .safetensors or .npz.")
+@reading_options
+@click.option(
+    "--id-column", metavar="NAME", help="Column or JSON field that names each document; default: id, if there is one."
+)
 @click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, help="Sequences at a time.")
 @fast_steps
 @common(seed_help="Seed of the noise.")
@@ -50,7 +55,8 @@ def command(
     text: str | None,
     source: str | None,
     out: Path,
-    text_column: str | None,
+    reading: Reading,
+    id_column: str | None,
     batch_size: int,
     fast_steps: int | None,
     common: Common,
@@ -59,13 +65,14 @@ def command(
 
     A document that is longer than the model reads is cut into consecutive sequences. The file holds `thoughts`
     [S, N, D], the posterior means; `state.*`, the fitted parameters; `bound_nats` [S], the objective at the last fast
-    step; `tokens` [S]; and in its header where they come from.
+    step; `tokens` [S]; `document` [S], the number of each sequence's document in the input, from 0, records without
+    text included; and in its header where they come from, with the id of each document.
     """
     if (text is None) == (source is None):
         raise click.UsageError("give either --text or --input", ctx)
     from pyro_ltm.errors import UserError
 
-    from .output import emit, nats, say, show_next
+    from .output import emit, nats, note, say, show_next
     from .progress import reporter
     from .runs import open_run
     from .thoughts import check_target, write_thoughts
@@ -74,22 +81,34 @@ def command(
     run = open_run(run_folder, common)
     if not run.config.model.thoughts:
         raise UserError(f"{run_folder}: this model has no thoughts (it is an autoregressive twin): nothing to infer")
-    sequences = _one(run, text) if text is not None else _cut(run, str(source), text_column)
+    reading = dataclasses.replace(reading, id_column=id_column)
+    sequences = _one(run, text) if text is not None else _cut(run, str(source), reading)
     with reporter() as report:
-        tensors, texts = _fit(run, sequences, batch_size, fast_steps, common.seed or 0, report)
+        tensors, texts, documents = _fit(run, sequences, batch_size, fast_steps, common.seed or 0, report)
     if not texts:
         raise UserError(f"--input {source}: no text in it")
     steps = run.parts.steps(fast_steps)
     count, tokens = len(texts), int(tensors["tokens"].sum())
     meta = {"run": str(run_folder), "step": run.step, "fast_steps": steps, "seed": common.seed or 0}
-    write_thoughts(out, tensors, {**meta, "texts": texts[:MOST_SHOWN]})
+    write_thoughts(
+        out, tensors, {**meta, "input": source, "texts": texts[:MOST_SHOWN], "documents": documents[:MOST_SHOWN]}
+    )
     level = float(-tensors["bound_nats"].double().sum()) / tokens
     shape = list(tensors["thoughts"].shape)
     if common.as_json:
-        result = {"sequences": count, "tokens": tokens, "thoughts_shape": shape, "objective_nats_per_token": level}
+        result = {
+            "documents": len(documents),
+            "sequences": count,
+            "tokens": tokens,
+            "thoughts_shape": shape,
+            "objective_nats_per_token": level,
+        }
         emit({"out": str(out), **result, **meta})
         return
-    say(f"{count:,} sequences, {tokens:,} tokens, {steps} fast steps: {nats(level)} nats a token at the last one")
+    say(f"{len(documents):,} documents, {count:,} sequences, {tokens:,} tokens")
+    say(f"{steps} fast steps: {nats(level)} nats a token at the last one")
+    if len(documents) > MOST_SHOWN:
+        note(f"The file names the first {MOST_SHOWN:,} documents; `document` numbers all of them.")
     say(f"Thoughts {shape} written to {out}")
     show_next(["pyro-ltm", "generate", str(run_folder), "--thoughts", str(out)])
 
@@ -98,35 +117,53 @@ DRAWS = 4
 """Draws of the thoughts on fresh noise, from which each text's bound is taken."""
 
 
-def _one(run: Run, text: str) -> Iterator[list[int]]:
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Tokens of one document that fill a sequence, the token before them in front.
+
+    Attributes:
+        number: of the document in the input, from 0.
+    """
+
+    tokens: list[int]
+    number: int
+    document: Document
+
+
+def _one(run: Run, text: str) -> Iterator[Cut]:
+    from pyro_ltm.data import Document
     from pyro_ltm.inference.generation import encode_for
 
-    yield encode_for(run.parts, run.tokenizer, text)
+    yield Cut(encode_for(run.parts, run.tokenizer, text), 0, Document(text, "--text"))
 
 
-def _cut(run: Run, source: str, text_column: str | None) -> Iterator[list[int]]:
-    """Each document's tokens in sequences that the model can read, each with the token before it in front."""
-    from pyro_ltm.data import read_source
+def _cut(run: Run, source: str, reading: Reading) -> Iterator[Cut]:
+    """Each document's tokens in sequences that the model can read."""
+    from pyro_ltm.data import Document, read_source
+    from pyro_ltm.data.seams import rejoin
 
     most = run.config.model.max_length - 1
+    number, current = -1, Document("", source)
     before, held = run.tokenizer.end_of_text, list[int]()
-    for document in read_source(source, text_column=text_column):
+    read = (("", document) for document in read_source(source, reading))
+    for _, document in rejoin(read, cut=run.tokenizer.recipe.has_seams):
         if not document.continues:
             if held:
-                yield [before, *held]
+                yield Cut([before, *held], number, current)
+            number, current = number + 1, document
             before, held = run.tokenizer.end_of_text, []
         held += run.tokenizer.encode(document.text)
         while len(held) > most:
-            yield [before, *held[:most]]
+            yield Cut([before, *held[:most]], number, current)
             before, held = held[most - 1], held[most:]
     if held:
-        yield [before, *held]
+        yield Cut([before, *held], number, current)
 
 
 def _fit(
-    run: Run, sequences: Iterator[list[int]], batch_size: int, steps: int | None, seed: int, report: Reporter
-) -> tuple[dict[str, Tensor], list[str]]:
-    """What the file is to hold, and how each text begins."""
+    run: Run, sequences: Iterator[Cut], batch_size: int, steps: int | None, seed: int, report: Reporter
+) -> tuple[dict[str, Tensor], list[str], list[dict[str, Any]]]:
+    """What the file is to hold, how each text begins, and what each document is called."""
     import torch
 
     from pyro_ltm.noise import fold
@@ -134,8 +171,10 @@ def _fit(
 
     kept: dict[str, list[Any]] = {}
     texts: list[str] = []
+    documents: dict[int, dict[str, Any]] = {}
     count = report.counting("infer", None)
-    while group := list(itertools.islice(sequences, batch_size)):
+    while cuts := list(itertools.islice(sequences, batch_size)):
+        group = [cut.tokens for cut in cuts]
         batch = Batch.from_lists(group, pad=run.tokenizer.end_of_text)
         # A sequence's noise is keyed by its place in the input, so that batches change nothing.
         batch = dataclasses.replace(batch, ids=torch.arange(len(texts), len(texts) + len(group)))
@@ -146,10 +185,15 @@ def _fit(
             "thoughts": posterior.mean(),
             "bound_nats": -(terms.distortion + terms.rate),
             "tokens": batch.mask.sum(-1),
+            "document": torch.tensor([cut.number for cut in cuts]),
             **{f"state.{name}": value for name, value in posterior.state.items()},
         }
         for name, value in entry.items():
             kept.setdefault(name, []).append(value.detach().cpu())
         texts += [run.tokenizer.decode(tokens[1:])[:SHOWN] for tokens in group]
+        for cut in cuts:
+            called: dict[str, Any] = {"document": cut.number, "origin": cut.document.origin}
+            called |= {} if cut.document.id is None else {"id": cut.document.id}
+            documents.setdefault(cut.number, called)
         count(len(texts), math.nan)
-    return {name: torch.cat(values) for name, values in kept.items()}, texts
+    return {name: torch.cat(values) for name, values in kept.items()}, texts, list(documents.values())

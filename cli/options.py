@@ -86,6 +86,51 @@ def common(
     return decorate
 
 
+def reading_options(function: F) -> F:
+    """Adds the options of how text is read, and hands them over as one argument `reading`, a `Reading`."""
+
+    @functools.wraps(function)
+    def wrapper(
+        *, text_column: str | None, delimiter: str | None, skip_empty: bool, record_limit: float, **rest: Any
+    ) -> Any:
+        from pyro_ltm.data import Reading
+
+        reading = Reading(
+            text_column=text_column,
+            delimiter=TABS.get(delimiter, delimiter) if delimiter else delimiter,
+            skip_empty=skip_empty,
+            record_limit=max(int(record_limit * (1 << 20)), 1),
+        )
+        return function(reading=reading, **rest)
+
+    for decorator in reversed(
+        [
+            click.option(
+                "--text-column",
+                metavar="NAME",
+                help="Column or JSON field that holds the text, a.b for one inside another; default: text.",
+            ),
+            click.option(
+                "--delimiter", metavar="CHARACTER", help="Between the fields of a .csv or .tsv file; default: found."
+            ),
+            click.option("--skip-empty", is_flag=True, help="Leave out records whose text is null, and count them."),
+            click.option(
+                "--record-limit",
+                metavar="MIB",
+                type=click.FloatRange(0, 4096, min_open=True),
+                default=16,
+                help="Longest record, and longest line of text without a space.",
+            ),
+        ]
+    ):
+        wrapper = decorator(wrapper)
+    return wrapper  # type: ignore[return-value]
+
+
+TABS = {"\\t": "\t", "tab": "\t"}
+"""Names of a delimiter that is hard to type."""
+
+
 def run_argument(function: F) -> F:
     """Adds the argument RUN."""
     return click.argument("run_folder", metavar="RUN", type=FOLDER)(function)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from .options import FOLDER, Common, common, examples
+from .options import FOLDER, Common, common, examples, reading_options
+
+if TYPE_CHECKING:
+    from pyro_ltm.data import Reading
 
 
 @click.command(
@@ -42,7 +47,7 @@ from .options import FOLDER, Common, common, examples
     default=0.1,
     help="Share of the text to hold out.",
 )
-@click.option("--text-column", metavar="NAME", help="Column or JSON field that holds the text; default: text.")
+@reading_options
 @click.option("--overwrite", is_flag=True, help="Replace a folder that was prepared before.")
 @click.option("--streaming/--download", default=True, help="How to fetch a Hugging Face data set.")
 @common(seed_help="Seed of the choice of documents to hold out.", unused=("device", "dtype"))
@@ -58,16 +63,17 @@ def command(
     packing: str,
     validation: tuple[str, ...],
     validation_fraction: float,
-    text_column: str | None,
+    reading: Reading,
     overwrite: bool,
     streaming: bool,
     common: Common,
 ) -> None:
     """Turns text into a folder of token sequences that `train --data` and `evaluate --data` read.
 
-    SOURCE is a file (.txt, .jsonl, .csv, .parquet), a folder, a quoted glob, a built-in corpus (python-docs; worlds, or
-    worlds:size=4,length=15,documents=10000,seed=0), or a Hugging Face data set (hf:org/name). The folder appears whole
-    or not at all.
+    SOURCE is a file (.txt, .md, .jsonl, .ndjson, .json, .csv, .tsv, .parquet, each also as .gz, .bz2, .xz or .zst; any
+    other suffix as plain text), a folder of them, a quoted glob, a built-in corpus (python-docs; worlds, or
+    worlds:size=4,length=15,documents=10000,seed=0), or a Hugging Face data set (hf:org/name). Of a folder or a glob,
+    each real file is read once, and those that are not read are named. The folder appears whole or not at all.
     """
     _exclude(ctx, "tokenizer", "vocab_size")
     _exclude(ctx, "validation", "validation_fraction")
@@ -75,6 +81,7 @@ def command(
 
     from .output import emit, say, show_next, show_table
     from .progress import reporter
+    from .sources import SAID, remarks
 
     with reporter() as report:
         folder = prepare(
@@ -86,15 +93,14 @@ def command(
             packing=packing,
             validation_fraction=validation_fraction,
             validation_sources=validation,
-            text_column=text_column,
-            streaming=streaming,
+            reading=dataclasses.replace(reading, streaming=streaming),
             seed=common.seed or 0,
             overwrite=overwrite,
             progress=report.preparing,
         )
     keys = ("sources", "validation_sources", "split_rule", "packing", "sequence_length", "vocab_size", "splits")
     if common.as_json:
-        emit({"out": str(out), **{key: folder.meta[key] for key in keys}, "fingerprint": folder.fingerprint})
+        emit({"out": str(out), **{key: folder.meta[key] for key in (*keys, *SAID)}, "fingerprint": folder.fingerprint})
         return
     columns = ("documents", "sequences", "tokens", "bytes")
     rows = [[split, *(f"{counts[key]:,}" for key in columns)] for split, counts in folder.meta["splits"].items()]
@@ -104,6 +110,8 @@ def command(
         rows,
     )
     say(f"Split: {folder.meta['split_rule']}.")
+    for line in remarks(folder.meta):
+        say(line)
     say(f"Written to {out}")
     show_next(["pyro-ltm", "train", "--data", str(out), "--out", "runs/first"])
 

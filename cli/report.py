@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import FOLDER, Common, Text, common, examples, fast_steps, fit_settings, run_argument
+from .options import FOLDER, Common, Text, common, examples, fast_steps, fit_settings, reading_options, run_argument
+
+if TYPE_CHECKING:
+    from pyro_ltm.data import Reading
 
 
 @click.command(
@@ -30,7 +33,7 @@ from .options import FOLDER, Common, Text, common, examples, fast_steps, fit_set
     "--labels", "labels_file", metavar="FILE", type=FOLDER, help="Texts with labels (.jsonl, .csv, .parquet)."
 )
 @click.option("--label-column", metavar="NAME", multiple=True, help="A column of --labels to probe. Repeatable.")
-@click.option("--text-column", metavar="NAME", help="Column or JSON field that holds the text; default: text.")
+@reading_options
 @click.option(
     "--texts",
     nargs=3,
@@ -58,7 +61,7 @@ def command(
     data: str | None,
     labels_file: Path | None,
     label_column: tuple[str, ...],
-    text_column: str | None,
+    reading: Reading,
     texts: tuple[str, ...] | None,
     fast_steps: int | None,
     settings: tuple[str, ...],
@@ -111,12 +114,12 @@ def command(
             )
 
         if labels_file:
-            found, labels = read_labelled(labels_file, label_column, text_column=text_column or "text", limit=sequences)
+            found, labels = read_labelled(labels_file, label_column, reading=reading, limit=sequences)
             page, result = write(Corpus.of_texts(run, found, labels, batch_size=batch_size, name=str(labels_file)))
         elif data is None and not run.config.model.thoughts:
             page, result = write(None)
         else:
-            with open_data(run, data, text_column, report) as scored:
+            with open_data(run, data, reading, report) as scored:
                 name = data or ""
                 page, result = write(Corpus.of_data(run, scored, sequences=sequences, batch_size=batch_size, name=name))
     if common.as_json:

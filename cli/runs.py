@@ -15,7 +15,7 @@ from .options import Common
 from .progress import Reporter
 
 if TYPE_CHECKING:
-    from pyro_ltm.data import TokenDataset, World
+    from pyro_ltm.data import Reading, TokenDataset, World
     from pyro_ltm.training import Run
     from pyro_ltm.training.samples import Scorer
 
@@ -93,19 +93,24 @@ def check_twin(run: Run, twin: Run) -> list[str]:
 
 
 @contextlib.contextmanager
-def open_data(run: Run, spec: str | None, text_column: str | None, reporter: Reporter) -> Iterator[TokenDataset]:
+def open_data(run: Run, spec: str | None, reading: Reading, reporter: Reporter) -> Iterator[TokenDataset]:
     """The data to score: the run's own validation split, a prepared folder's, or all of a source, prepared here.
 
     A source is prepared as the run's data were: its tokenizer, its sequence length, its packing. Of a world new
     documents are drawn, each a sequence.
     """
-    from pyro_ltm.data import TokenDataset, prepare
+    from pyro_ltm.data import Reading, TokenDataset, prepare
     from pyro_ltm.data.folder import is_token_folder
     from pyro_ltm.data.worlds import for_scoring, is_world
+
+    from .output import note
+    from .sources import remarks
 
     if spec is None:
         yield run.dataset("validation")
     elif is_token_folder(spec):
+        if reading != Reading():
+            raise UserError(f"{spec}: is prepared already; leave out the options of how text is read")
         data = TokenDataset(spec)
         yield TokenDataset(data.folder, "validation") if "validation" in data.folder.splits else data
     else:
@@ -120,9 +125,11 @@ def open_data(run: Run, spec: str | None, text_column: str | None, reporter: Rep
                 sequence_length=length,
                 packing=packing,
                 validation_fraction=0.0,
-                text_column=text_column,
+                reading=reading,
                 progress=reporter.preparing,
             )
+            for line in remarks(folder.meta):
+                note(line)
             yield TokenDataset(folder)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import FOLDER, Common, common, examples, fast_steps, fit_settings
+from .options import FOLDER, Common, common, examples, fast_steps, fit_settings, reading_options
+
+if TYPE_CHECKING:
+    from pyro_ltm.data import Reading
 
 
 @click.command(
@@ -26,7 +29,7 @@ from .options import FOLDER, Common, common, examples, fast_steps, fit_settings
 @click.option("--temperature", metavar="X", type=click.FloatRange(0), default=1.0, help="0: the likeliest token.")
 @click.option("--texts", "texts_file", type=FOLDER, metavar="FILE", help="Texts to score instead (.jsonl, .csv, ...).")
 @click.option("--reference", type=FOLDER, metavar="FILE", help="Texts of people to hold them against.")
-@click.option("--text-column", metavar="NAME", help="Column or JSON field that holds the text; default: text.")
+@reading_options
 @click.option("--scorer", type=FOLDER, metavar="PATH", help="A run, or a Hugging Face model's folder, to score under.")
 @click.option("--features", type=FOLDER, metavar="FILE.npy", help="Features of the texts, [n, d], for MAUVE.")
 @click.option("--reference-features", type=FOLDER, metavar="FILE.npy", help="Features of the reference, [m, d].")
@@ -43,7 +46,7 @@ def command(
     temperature: float,
     texts_file: Path | None,
     reference: Path | None,
-    text_column: str | None,
+    reading: Reading,
     scorer: Path | None,
     features: Path | None,
     reference_features: Path | None,
@@ -66,7 +69,7 @@ def command(
         raise click.UsageError("give either --run, which writes texts, or --texts, which holds them")
     if bool(features) != bool(reference_features):
         raise click.UsageError("--features and --reference-features go together")
-    from pyro_ltm.data.files import read_file
+    from pyro_ltm.data.readers import read_file
     from pyro_ltm.errors import UserError
     from pyro_ltm.files import write_text
     from pyro_ltm.model import Sampler
@@ -77,7 +80,7 @@ def command(
     from .runs import open_run, open_scorer
 
     def read(path: Path) -> list[str]:
-        return [document.text for document in read_file(path, text_column or "text")]
+        return [document.text for document in read_file(path, reading)]
 
     held = read(reference) if reference else None
     pair = (read_features(features), read_features(reference_features)) if features and reference_features else None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import UserError, one_line
+from pyro_ltm.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = "pyro-ltm thoughts 1"
+SUFFIXES = (".safetensors", ".npz")
+"""Kinds of files that are written and read."""
 
 
 def check_target(path: Path) -> None:
@@ -20,31 +24,63 @@ def check_target(path: Path) -> None:
         raise UserError(f"--out {path}: is a folder; name a file, such as {path / 'thoughts.safetensors'}")
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: there is no folder {path.parent}; make it first")
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"--out {path}: expected a name that ends in {' or '.join(SUFFIXES)}")
 
 
 def write_thoughts(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Writes tensors and `meta` in one safetensors file, whole or not at all."""
+    """Writes tensors and `meta` in one file, as its suffix says, whole or not at all. In .npz, `meta` is JSON."""
     from pyro_ltm.training.run import write_tensors
 
-    write_tensors(path, dict(tensors), dict(meta), form=FORMAT)
+    if path.suffix.lower() == ".npz":
+        write_atomically(path, lambda temporary: _write_arrays(temporary, tensors, meta))
+    else:
+        write_tensors(path, dict(tensors), dict(meta), form=FORMAT)
+
+
+def _write_arrays(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    import numpy as np
+    import torch
+
+    plain = {name: value.float() if value.dtype is torch.bfloat16 else value for name, value in tensors.items()}
+    arrays: dict[str, Any] = {name: value.numpy() for name, value in plain.items()}
+    arrays["meta"] = np.array(json.dumps({"format": FORMAT, **meta}))
+    with open(path, "wb") as file:  # given a name, numpy would write to another one
+        np.savez(file, **arrays)
 
 
 def read_thoughts(path: Path) -> Tensor:
-    """The tensor `thoughts` [S, N, D] of a safetensors file. Raises UserError when it has none that is of use."""
+    """The tensor `thoughts` [S, N, D] of a file. Raises UserError when it has none that is of use."""
     import torch
 
-    from pyro_ltm.reading import read_safetensors
-
-    try:
-        tensors, _ = read_safetensors(path)
-    except FileNotFoundError:
-        raise UserError(f"--thoughts {path}: no such file; expected what `infer --out` wrote") from None
-    except UserError as error:
-        raise UserError(f"--thoughts {error}") from None
-    if "thoughts" not in tensors:
+    thoughts = _array(path) if path.suffix.lower() == ".npz" else _tensor(path)
+    if thoughts is None:
         raise UserError(f"--thoughts {path}: holds no tensor 'thoughts'; expected what `infer --out` wrote")
-    thoughts = tensors["thoughts"]
     usual = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     if thoughts.dtype not in usual or not bool(torch.isfinite(thoughts).all()):
         raise UserError(f"--thoughts {path}: 'thoughts' must hold finite numbers with a fraction")
     return thoughts
+
+
+def _tensor(path: Path) -> Tensor | None:
+    from pyro_ltm.reading import read_safetensors
+
+    try:
+        return read_safetensors(path)[0].get("thoughts")
+    except FileNotFoundError:
+        raise UserError(f"--thoughts {path}: no such file; expected what `infer --out` wrote") from None
+    except UserError as error:
+        raise UserError(f"--thoughts {error}") from None
+
+
+def _array(path: Path) -> Tensor | None:
+    import numpy as np
+    import torch
+
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:  # numpy leaves a bad one open
+            return torch.from_numpy(np.atleast_1d(file["thoughts"])) if "thoughts" in file else None
+    except FileNotFoundError:
+        raise UserError(f"--thoughts {path}: no such file; expected what `infer --out` wrote") from None
+    except Exception as error:  # damaged bytes surface as almost any exception
+        raise UserError(f"--thoughts {path}: damaged, or no .npz file: {one_line(error)}") from None

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import FOLDER, Common, common, examples, preset_option
+from .options import FOLDER, Common, common, examples, preset_option, reading_options
 
 if TYPE_CHECKING:
     from pyro_ltm.config import Config
+    from pyro_ltm.data import Reading
     from pyro_ltm.training import Run
 
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--steps", metavar="N", type=int, help="Slow steps; the same as --set slow.steps=N.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
 @click.option("--tokenizer", type=FOLDER, help="A tokenizer.json to use instead of training one.")
-@click.option("--text-column", metavar="NAME", help="Column or JSON field that holds the text; default: text.")
+@reading_options
 @common(seed=None, seed_help="Seed of all that is random; the same as --set seed=N.")
 def command(
     *,
@@ -50,7 +51,7 @@ def command(
     steps: int | None,
     resume: bool,
     tokenizer: Path | None,
-    text_column: str | None,
+    reading: Reading,
     common: Common,
 ) -> None:
     """Trains a latent-thought language model, or with --set model.thoughts=0 its autoregressive twin.
@@ -73,6 +74,7 @@ def command(
     from .failure import INTERRUPTED, Failure
     from .output import note
     from .progress import reporter
+    from .sources import remarks
 
     if resume and not all(map(is_token_folder, data)) and (out / "data.json").is_file():
         note(f"Going on with the data of {out}; text named with --data is not read again.")
@@ -86,7 +88,7 @@ def command(
                 out=out,
                 resume=resume,
                 tokenizer=tokenizer,
-                text_column=text_column,
+                reading=reading,
                 device=device,
                 on_progress=report.training,
                 on_prepare=report.preparing,
@@ -99,6 +101,9 @@ def command(
             raise
         message = f"interrupted at once; go on from the last checkpoint with: {shlex.join(go_on)}"
         raise Failure(message, INTERRUPTED) from None
+    if not all(map(is_token_folder, data)):
+        for line in remarks(run.dataset("train").meta):
+            note(line)
     _report(run, common.as_json)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pyro_ltm.data.folder import TokenFolder
     from pyro_ltm.data.order import DataOrder
     from pyro_ltm.data.preparation import prepare
+    from pyro_ltm.data.readers import Reading
     from pyro_ltm.data.sources import read_source
     from pyro_ltm.data.tokenizer import Tokenizer
     from pyro_ltm.data.worlds import Story, World
@@ -23,6 +24,7 @@ __all__ = [
     "CORPORA",
     "DataOrder",
     "Document",
+    "Reading",
     "Story",
     "TokenDataset",
     "TokenFolder",
@@ -44,6 +46,7 @@ _HOME = {
     "TokenFolder": "folder",
     "DataOrder": "order",
     "prepare": "preparation",
+    "Reading": "readers",
     "read_source": "sources",
     "Tokenizer": "tokenizer",
     "Story": "worlds",

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from pyro_ltm.config import suggest
+from pyro_ltm.data.census import Census
 from pyro_ltm.data.corpora import is_corpus
 from pyro_ltm.data.document import Document
 from pyro_ltm.data.fidelity import Fidelity
 from pyro_ltm.data.folder import FORMAT, META, PACKINGS, TOKENIZER, VERSION, TokenFolder, is_prepared, sha256, strangers
 from pyro_ltm.data.packing import SplitWriter
+from pyro_ltm.data.readers import Reading
 from pyro_ltm.data.seams import rejoin
-from pyro_ltm.data.sources import read_source
+from pyro_ltm.data.sources import Source, find_sources
 from pyro_ltm.data.splits import Whole, plan_split
 from pyro_ltm.data.tokenizer import Tokenizer
 from pyro_ltm.data.worlds import is_world
@@ -31,6 +33,9 @@ Progress = Callable[[str, int, int], None]
 
 AUTO = "auto"
 """The packing that suits the source."""
+
+LISTED = 10_000
+"""Files that meta.json names."""
 
 GROUP = 1 << 20
 """Characters encoded in one call: enough for every core to get a share, and little memory."""
@@ -46,8 +51,7 @@ def prepare(
     packing: str = "auto",
     validation_fraction: float = 0.1,
     validation_sources: Sequence[str] = (),
-    text_column: str | None = None,
-    streaming: bool = True,
+    reading: Reading | None = None,
     seed: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -68,8 +72,7 @@ def prepare(
             contiguous for all else.
         validation_fraction: share of the text to hold out (see `splits`), 0 for none.
         validation_sources: what to read for validation, instead of holding out a share of `sources`.
-        text_column: column or field of the text, where the kind of file has them.
-        streaming: stream Hugging Face data sets instead of downloading them first.
+        reading: how the sources are read; None: `Reading()`.
         seed: of the choice of the documents held out.
         overwrite: replace `out` if it was written by `prepare`.
         progress: called while working.
@@ -90,16 +93,14 @@ def prepare(
     if packing == AUTO:
         packing = "document" if world else "contiguous"
 
-    def read(specs: Sequence[str]) -> Iterator[Document]:
-        # Every source is looked up before the first is read: a typing error in the last one shows at once.
-        streams = [read_source(spec, text_column=text_column, streaming=streaming) for spec in specs]
-        return itertools.chain.from_iterable(streams)
+    reading = reading or Reading()
 
     with _writing(out, overwrite) as partial:
-        read(held_out)
-        rule = Whole("train") if held_out else plan_split(read(specs), validation_fraction, seed)
+        # Every source is looked up before the first is read: a typing error in the last one shows at once.
+        found, found_held_out = find_sources(specs, reading), find_sources(held_out, reading)
+        rule = Whole("train") if held_out else plan_split(_read(found), validation_fraction, seed)
         if tokenizer is None:
-            training_text = (pair for pair in rule.assign(read(specs)) if pair[0] == "train")
+            training_text = (pair for pair in rule.assign(_read(found)) if pair[0] == "train")
             pieces = (piece for _, piece in rejoin(training_text, cut=True))
             tokenizer = Tokenizer.train(_texts(pieces, report), vocab_size, at_most=world)
         meta = {
@@ -107,7 +108,8 @@ def prepare(
             "version": VERSION,
             "sources": specs,
             "validation_sources": held_out,
-            "text_column": text_column,
+            "text_column": reading.column if any(source.has_columns for source in (*found, *found_held_out)) else None,
+            **_listed((*found, *found_held_out)),
             "split_rule": "validation has its own sources" if held_out else rule.describe(),
             "packing": packing,
             "sequence_length": sequence_length,
@@ -117,14 +119,43 @@ def prepare(
             "python": _python_version() if any(map(is_corpus, (*specs, *held_out))) else None,
         }
         (partial / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
-        text = itertools.chain(rule.assign(read(specs)), Whole("validation").assign(read(held_out)))
         splits = ["train", "validation"] if held_out or validation_fraction else ["train"]
-        meta["splits"] = _encode(text, partial, splits, tokenizer, sequence_length, packing, report)
+        census = Census(splits)
+        text = itertools.chain(
+            rule.assign(census.read(_read(found))),
+            Whole("validation").assign(census.read(_read(found_held_out))),
+        )
+        meta["splits"] = _encode(census.assigned(text), partial, splits, tokenizer, sequence_length, packing, report)
+        meta |= _counted(census, splits)
         meta["files"] = {
             file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(partial.iterdir())
         }
         (partial / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     return TokenFolder.open(out)
+
+
+def _read(sources: Sequence[Source]) -> Iterator[Document]:
+    """The documents of all sources, from the first on."""
+    return itertools.chain.from_iterable(source.read() for source in sources)
+
+
+def _listed(sources: Sequence[Source]) -> dict[str, Any]:
+    """Files that are read, and those that are not with the reason: of each how many, and the first `LISTED`."""
+    files = [str(path) for source in sources for path in source.files]
+    skipped = [{"path": str(one.path), "why": one.why} for source in sources for one in source.skipped]
+    return {
+        "files_read": {"count": len(files), "first": files[:LISTED]},
+        "files_skipped": {"count": len(skipped), "first": skipped[:LISTED]},
+    }
+
+
+def _counted(census: Census, splits: Sequence[str]) -> dict[str, Any]:
+    """What was found out about the documents while they were read."""
+    return {
+        "documents_without_text": census.without_text,
+        "duplicate_documents": {split: census.duplicates(split) for split in splits},
+        "validation_documents_in_training": census.also_in("validation", "train") if "validation" in splits else 0,
+    }
 
 
 def _python_version() -> str:

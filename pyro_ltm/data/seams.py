@@ -85,7 +85,7 @@ class _Held:
     """The end of a document, for as long as there may be more of it."""
 
     def __init__(self, first: Document, cut: bool):
-        self.origin, self.continues, self.cut = first.origin, first.continues, cut
+        self.origin, self.id, self.continues, self.cut = first.origin, first.id, first.continues, cut
         self.texts: list[str] = []
         self.size, self.due = 0, PIECE
 
@@ -109,7 +109,7 @@ class _Held:
     def _piece(self, text: str) -> Document:
         if len(text) > LONGEST:
             raise self._too_long()
-        piece = Document(text, self.origin, self.continues)
+        piece = Document(text, self.origin, self.continues, self.id)
         self.continues = True
         return piece
 

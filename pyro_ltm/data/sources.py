@@ -1,43 +1,60 @@
 """Where text comes from: built-in corpora, files, folders, globs, and Hugging Face data sets.
 
-Everything is read as a stream. How each kind of file is read is in `files`.
+Everything is read as a stream. How each kind of file is read is in `readers`, which files there are in `finding`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyro_ltm.config import suggest
 from pyro_ltm.data.corpora import CORPORA, is_corpus, read_corpus
 from pyro_ltm.data.document import Document
-from pyro_ltm.data.files import FOLDER_SUFFIXES, check_text, is_plain_text, read_file
+from pyro_ltm.data.finding import Found, Skipped, find_files
 from pyro_ltm.data.hub import check_hub
+from pyro_ltm.data.readers import Fields, Reading, has_columns, read_file
+from pyro_ltm.data.readers.fields import no_column
 from pyro_ltm.errors import UserError, one_line
 
 HUB = "hf:"
 
 
-def read_source(
-    spec: str, *, text_column: str | None = None, split: str = "train", streaming: bool = True
-) -> Iterator[Document]:
+@dataclass(frozen=True)
+class Source:
+    """A source that was found.
+
+    Attributes:
+        spec: how it was named.
+        read: begins to read it, from the first document on; as often as it is called.
+        files: those that are read; none of a corpus or a Hugging Face data set.
+        skipped: those that are not, with the reason.
+        has_columns: whether its text, or some of it, stands in a column.
+    """
+
+    spec: str
+    read: Callable[[], Iterator[Document]]
+    files: tuple[Path, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    has_columns: bool = False
+
+
+def read_source(spec: str, reading: Reading | None = None) -> Iterator[Document]:
     """The documents of a source, as a stream.
 
     Args:
         spec: one of, looked up in this order:
             `hf:org/name` or `hf:org/name:config`, a Hugging Face data set (or `hf:` and a local folder of one);
             a built-in corpus: `python-docs`, or `worlds` with its options, such as `worlds:length=15,seed=1`;
-            a file (`.jsonl`, `.csv` and `.parquet` by their suffix, any other as plain text);
-            a folder, read recursively in sorted order: its .txt, .md, .jsonl, .csv and .parquet files that are not
-            hidden; or a glob, quoted, where `**` stands for any folders.
-        text_column: column or JSON field that holds the text. Default: `text`. Plain text has none and ignores it.
-        split: the split of a Hugging Face data set.
-        streaming: fetch a Hugging Face data set as it is read, instead of downloading it first.
+            a file (see `readers`; one of another suffix as plain text);
+            a folder, read recursively in sorted order: its files of a kind that `readers` names; or a glob, quoted,
+            where `**` stands for any folders. In both each real file is read once, and hidden ones are not.
+        reading: how to read it; None: `Reading()`.
 
     A plain text file is one document, in pieces; a line, row or record of the other kinds is one each.
 
@@ -45,14 +62,37 @@ def read_source(
         UserError: at once where `spec` names nothing that can be read; while reading, where the input is bad, with
             the file, the line or row, and what would be right.
     """
-    column = text_column or "text"
+    return find_source(spec, reading or Reading()).read()
+
+
+def find_sources(specs: Sequence[str], reading: Reading) -> list[Source]:
+    """Every source, looked up before the first is read. A file that an earlier one reads is left out of a later one."""
+    names: dict[str, Path] = {}
+    found = []
+    for source in (find_source(spec, reading) for spec in specs):
+        again = [path for path in source.files if os.path.realpath(path) in names]
+        for path in source.files:
+            names.setdefault(os.path.realpath(path), path)
+        if again:
+            skipped = [Skipped(path, f"the same file as {names[os.path.realpath(path)]}") for path in again]
+            files = tuple(path for path in source.files if path not in again)
+            source = _of_files(source.spec, Found(files, (*source.skipped, *skipped)), reading)
+        found.append(source)
+    return found
+
+
+def find_source(spec: str, reading: Reading) -> Source:
+    """The source that `spec` names. Raises UserError as `read_source` does at once."""
     if spec.startswith(HUB):
-        return _read_hub(spec, column, split, streaming)
+        return Source(spec, _open_hub(spec, reading), has_columns=True)
     if is_corpus(spec):
-        return read_corpus(spec)
-    files = _find_files(spec)
-    if files is not None:
-        return _some_text((document for path in files for document in read_file(path, column)), spec)
+        if reading.text_column is not None:
+            raise UserError(f"{spec}: has no column '{reading.text_column}', nor any other; leave the text column out")
+        read_corpus(spec)  # says at once what is wrong with its options
+        return Source(spec, lambda: read_corpus(spec))
+    found = find_files(spec, reading)
+    if found is not None:
+        return _of_files(spec, found, reading)
     hub = f", or '{HUB}{spec}' for a Hugging Face data set" if _looks_like_hub_name(spec) else ""
     raise UserError(
         f"{one_line(spec)}: no such file, folder or corpus{suggest(spec, CORPORA)}: "
@@ -66,10 +106,14 @@ def sources_of(data: str | Path | Sequence[str] | None) -> list[str]:
 
 
 def text_sizes(spec: str) -> list[int]:
-    """Bytes of each plain text file of a source; none where it holds anything else, or cannot be read."""
+    """Bytes of each plain text file of a source; none where it holds anything else, or cannot be read.
+
+    Of a file that is compressed, those that it takes: its text has more.
+    """
     try:
-        files = [] if spec.startswith(HUB) or is_corpus(spec) else _find_files(spec) or []
-        return [path.stat().st_size for path in files if path.is_file()] if all(map(is_plain_text, files)) else []
+        found = None if spec.startswith(HUB) or is_corpus(spec) else find_files(spec, Reading())
+        files = found.files if found else ()
+        return [] if any(map(has_columns, files)) else [path.stat().st_size for path in files if path.is_file()]
     except (UserError, OSError):  # what is wrong with it, reading will say
         return []
 
@@ -79,36 +123,13 @@ def _looks_like_hub_name(spec: str) -> bool:
     return spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not Path(spec).suffix
 
 
-def _find_files(spec: str) -> list[Path] | None:
-    """The files that a path or glob stands for, sorted; None where there is no such path and it is no glob."""
-    path, nothing = Path(spec).expanduser(), ""
-    found: list[Path] = []
-    try:
-        if path.is_dir():
-            found, nothing = _files_below(path), f"no {', '.join(FOLDER_SUFFIXES)} file in it"
-        elif path.exists():
-            found = [path]
-        elif glob.has_magic(spec):
-            found = sorted(name for name in map(Path, glob.glob(str(path), recursive=True)) if name.is_file())
-            nothing = "no file matches"
-        else:
-            return None
-    except (OSError, ValueError) as error:  # permission denied, a name too long, a NUL in it
-        raise UserError(f"{one_line(spec)}: cannot be read: {one_line(error)}") from None
-    if not found:
-        raise UserError(f"{spec}: {nothing}")
-    return found
+def _of_files(spec: str, found: Found, reading: Reading) -> Source:
+    def read() -> Iterator[Document]:
+        if not found.files:  # an earlier source reads them all
+            return iter(())
+        return _some_text((document for path in found.files for document in read_file(path, reading)), spec)
 
-
-def _files_below(folder: Path) -> list[Path]:
-    def refuse(error: OSError) -> None:
-        raise error
-
-    found = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.suffix.lower() in FOLDER_SUFFIXES)
+    return Source(spec, read, found.files, found.skipped, any(map(has_columns, found.files)))
 
 
 def _some_text(documents: Iterator[Document], where: str) -> Iterator[Document]:
@@ -121,8 +142,8 @@ def _some_text(documents: Iterator[Document], where: str) -> Iterator[Document]:
         raise UserError(f"{where}: empty; expected some text")
 
 
-def _read_hub(spec: str, column: str, split: str, streaming: bool) -> Iterator[Document]:
-    """Rows of a Hugging Face data set. Checks the column before the first row."""
+def _open_hub(spec: str, reading: Reading) -> Callable[[], Iterator[Document]]:
+    """What reads the rows of a Hugging Face data set. Checks the column before the first row."""
     name, config = spec[len(HUB) :], None
     if ":" in name and not Path(name).is_dir():
         name, config = name.split(":", 1)
@@ -133,15 +154,16 @@ def _read_hub(spec: str, column: str, split: str, streaming: bool) -> Iterator[D
 
     try:
         with _quiet("huggingface_hub", "datasets"):  # a line of log for every retry, before the one that we raise
-            rows: Any = datasets.load_dataset(name, config, split=split, streaming=streaming)
+            rows: Any = datasets.load_dataset(name, config, split=reading.split, streaming=reading.streaming)
         columns = list(rows.column_names or [])
     except Exception as error:  # the library raises dozens of classes, from three packages
         raise UserError(
-            f"{spec}: cannot be loaded: {one_line(error)} (check its name, split '{split}' and the network)"
+            f"{spec}: cannot be loaded: {one_line(error)} (check its name, split '{reading.split}' and the network)"
         ) from None
-    if columns and column not in columns:
-        raise UserError(f"{spec}: no column '{column}'{suggest(column, columns)}: its columns are {', '.join(columns)}")
-    return _some_text(_hub_rows(rows, spec, column), spec)
+    if columns and reading.column not in columns and reading.column.split(".")[0] not in columns:
+        raise no_column(spec, reading.column, columns)
+    fields = Fields(reading)
+    return lambda: _some_text(_hub_rows(rows, spec, fields), spec)
 
 
 @contextlib.contextmanager
@@ -157,7 +179,7 @@ def _quiet(*names: str) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _hub_rows(rows: Any, spec: str, column: str) -> Iterator[Document]:
+def _hub_rows(rows: Any, spec: str, fields: Fields) -> Iterator[Document]:
     iterator = enumerate(rows, 1)
     while True:
         try:
@@ -166,7 +188,4 @@ def _hub_rows(rows: Any, spec: str, column: str) -> Iterator[Document]:
             return
         except Exception as error:  # a network that goes away, a damaged shard
             raise UserError(f"{spec}: reading stopped: {one_line(error)}") from None
-        where = f"{spec}: row {number}"
-        if column not in row:
-            raise UserError(f"{where}: no column '{column}': its columns are {', '.join(row)}")
-        yield Document(check_text(row[column], where, column), where)
+        yield fields.document(row, f"{spec}: row {number}")

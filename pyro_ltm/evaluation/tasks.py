@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from pyro_ltm.config import check_ranges, option, suggest
-from pyro_ltm.data import Document, TokenDataset, Tokenizer, prepare, read_source
+from pyro_ltm.data import Document, Reading, TokenDataset, Tokenizer, prepare, read_source
 from pyro_ltm.data.corpora import is_corpus
+from pyro_ltm.data.readers.settings import TEXT
 from pyro_ltm.data.sources import HUB
 from pyro_ltm.data.worlds import for_scoring, is_world
 from pyro_ltm.errors import UserError
@@ -72,7 +73,7 @@ class Task:
 
     name: str
     source: str = option("", "file, folder, glob, corpus or hf: data set; paths are relative to the file of tasks")
-    text_column: str = option("text", "column or JSON field that holds the text")
+    text_column: str = option(TEXT, "column or JSON field that holds the text")
     split: str = option("test", "split of a Hugging Face data set")
     words: str = option("whitespace", "how words are counted", choices=WORDS)
     detokenise: str = option("none", "whose tokenizer's spaces to take out before scoring", choices=tuple(DETOKENISERS))
@@ -84,6 +85,12 @@ class Task:
         check_ranges(self, f"tasks.{self.name}")
         if not self.source:
             raise UserError(f"tasks.{self.name}.source is missing: name the text to score")
+
+    @property
+    def reading(self) -> Reading:
+        """How its source is read."""
+        named = None if self.text_column == TEXT else self.text_column
+        return Reading(text_column=named, split=self.split)
 
     @property
     def is_world(self) -> bool:
@@ -176,7 +183,7 @@ def load_tasks(path: Path | str, only: tuple[str, ...] = ()) -> list[Task]:
         tasks = [_task(name, table, path.parent) for name, table in tables.items() if not only or name in only]
         for task in tasks:
             if not is_corpus(task.source):  # those are always there
-                read_source(task.source, text_column=task.text_column, split=task.split)
+                read_source(task.source, task.reading)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return tasks
@@ -193,7 +200,7 @@ def prepare_task(task: Task, tokenizer: Tokenizer, length: int, folder: Path) ->
     texts = folder / "text"
     with clear_errors(texts):
         texts.mkdir(parents=True)
-        pieces = read_source(task.source, text_column=task.text_column, split=task.split)
+        pieces = read_source(task.source, task.reading)
         counts = _write(pieces, texts, DETOKENISERS[task.detokenise], with_lines=task.words == "with-line-ends")
     as_it_is = task.is_world and task.detokenise == "none"
     prepared = prepare(

@@ -11,7 +11,7 @@ from typing import Any
 from pyro.infer import ELBO
 
 from pyro_ltm.config import Config
-from pyro_ltm.data import DataOrder, TokenDataset, prepare
+from pyro_ltm.data import DataOrder, Reading, TokenDataset, prepare
 from pyro_ltm.data.folder import is_token_folder
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.compare import Report, attempt, begin, compare_posteriors
@@ -123,7 +123,7 @@ def compare_training(
     particles: int = 64,
     batch_size: int = 32,
     twin: bool = False,
-    text_column: str | None = None,
+    reading: Reading | None = None,
     device: str = "cpu",
     about: Mapping[str, Any] | None = None,
     report: Report | None = None,
@@ -158,7 +158,7 @@ def compare_training(
     reasons = {key: unfit_config(one) for key, one in configs.items()}
     if all(reasons.values()):
         raise UserError(f"no guide fits an objective: {next(iter(reasons.values()))}")
-    folder, validation = _open_tokens(config, data, out, text_column, watching.pop("on_prepare", None))
+    folder, validation = _open_tokens(config, data, out, reading, watching.pop("on_prepare", None))
     settings = {
         **_flat(config),
         "data": validation.folder.fingerprint,
@@ -283,7 +283,7 @@ def _with_validations(config: Config) -> Any:
 
 
 def _open_tokens(
-    config: Config, data: str | Path | Sequence[str], out: Path, text_column: str | None, on_prepare: Any
+    config: Config, data: str | Path | Sequence[str], out: Path, reading: Reading | None, on_prepare: Any
 ) -> tuple[Path, TokenDataset]:
     """The folder of tokens to train on, the one named or `out/data`, and its validation split, on which to judge."""
     sources = [str(data)] if isinstance(data, str | Path) else [str(source) for source in data]
@@ -299,7 +299,7 @@ def _open_tokens(
             with clear_errors(out):
                 out.mkdir(parents=True, exist_ok=True)
             try:
-                _prepare(config, sources, folder, text_column, on_prepare)
+                _prepare(config, sources, folder, reading, on_prepare)
             except BaseException:
                 if is_new:
                     with contextlib.suppress(OSError):  # it holds something after all
@@ -311,7 +311,7 @@ def _open_tokens(
     return folder, validation
 
 
-def _prepare(config: Config, sources: Sequence[str], folder: Path, text_column: str | None, on_prepare: Any) -> None:
+def _prepare(config: Config, sources: Sequence[str], folder: Path, reading: Reading | None, on_prepare: Any) -> None:
     """As `train` prepares text for one run."""
     settings = config.data
     prepare(
@@ -321,7 +321,7 @@ def _prepare(config: Config, sources: Sequence[str], folder: Path, text_column: 
         sequence_length=min(settings.sequence_length, config.model.max_length),
         packing=settings.packing,
         validation_fraction=settings.validation_fraction,
-        text_column=text_column,
+        reading=reading,
         progress=on_prepare,
     )
 

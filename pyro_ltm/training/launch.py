@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyro_ltm.config import Config, load_toml, preset
-from pyro_ltm.data import TokenDataset, prepare
+from pyro_ltm.data import Reading, TokenDataset, prepare
 from pyro_ltm.data.folder import is_token_folder
 from pyro_ltm.data.presets import preset_for
 from pyro_ltm.data.sources import sources_of
@@ -48,7 +48,7 @@ def train(
     out: str | Path,
     resume: bool = False,
     tokenizer: str | Path | None = None,
-    text_column: str | None = None,
+    reading: Reading | None = None,
     device: str = "cpu",
     on_progress: Callable[[Progress], None] | None = None,
     on_prepare: Callable[[str, int, int], None] | None = None,
@@ -61,7 +61,7 @@ def train(
         data: a folder that `prepare` wrote, or sources to prepare inside the run folder; None when resuming.
         out: the run folder.
         resume: go on from the last checkpoint; a run that was killed before its first one starts again.
-        tokenizer, text_column: as in `prepare`, where the run prepares its own data.
+        tokenizer, reading: as in `prepare`, where the run prepares its own data.
         on_progress, on_interrupt: as in `Trainer`. on_prepare: as `progress` in `prepare`.
 
     Raises:
@@ -77,7 +77,7 @@ def train(
     with clear_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     try:
-        folder = _tokens(config, data, out, going_on, tokenizer, text_column, on_prepare)
+        folder = _tokens(config, data, out, going_on, tokenizer, reading, on_prepare)
         training = TokenDataset(folder)
         config = as_the_data_are(config, training)
         if saved is not None and config.dtype == "auto":
@@ -141,16 +141,16 @@ def _tokens(
     out: Path,
     going_on: bool,
     tokenizer: str | Path | None,
-    text_column: str | None,
+    reading: Reading | None,
     on_prepare: Callable[[str, int, int], None] | None,
 ) -> Path:
     """The folder of tokens to train on: the one named, the run's own, or one prepared now inside the run folder."""
     sources = sources_of(data)
     ready = len(sources) == 1 and is_token_folder(sources[0])
     recorded = going_on and (out / DATA).exists()
-    if (ready or recorded) and (tokenizer or text_column):
+    if (ready or recorded) and (tokenizer or reading not in (None, Reading())):
         raise UserError(
-            "a tokenizer or a text column is of use only for text that is prepared now: "
+            "a tokenizer or a way of reading is of use only for text that is prepared now: "
             f"{sources[0] if ready else out} has its tokens already; leave it out"
         )
     if ready:
@@ -168,7 +168,7 @@ def _tokens(
             sequence_length=length,
             packing=settings.packing,
             validation_fraction=settings.validation_fraction,
-            text_column=text_column,
+            reading=reading,
             overwrite=True,  # what a run that was killed while it began left behind
             progress=on_prepare,
         )

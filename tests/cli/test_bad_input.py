@@ -32,7 +32,7 @@ TEXTS = [
     ("blank.txt", " \n\n", ("empty",)),
     ("binary.txt", b"abc\n\x00\x01\x02", ("binary.txt:2", "NUL byte")),
     ("latin.txt", "ok\nna\u00efve".encode("latin-1"), ("latin.txt:2", "not UTF-8")),
-    ("long.txt", b"a" * (50 * MEGABYTE), ("long.txt:1", "a line of over 16 MiB")),
+    ("long.txt", b"a" * (50 * MEGABYTE), ("long.txt:1", "a line without a space to cut it at, of over 16 MiB")),
     ("long.jsonl", b'{"text": "' + b"a" * (50 * MEGABYTE) + b'"}', ("long.jsonl:1", "a line of over 16 MiB")),
     ("column.jsonl", '{"body": "x"}\n', ("column.jsonl:1", "no column 'text'", "body")),
     ("column.csv", "txt\nx\n", ("column.csv:1", "did you mean 'txt'?")),

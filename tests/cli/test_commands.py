@@ -167,7 +167,7 @@ def test_infer_writes_thoughts_that_generate_reads(ask, trained, tmp_path):
         meta = json.loads(file.metadata()["pyro-ltm thoughts 1"])
         assert torch.equal(file.get_tensor("thoughts"), file.get_tensor("state.loc"))
         assert file.get_tensor("tokens").tolist() == [result["tokens"]]
-    assert names == {"thoughts", "bound_nats", "tokens", "state.loc", "state.log_variance"}
+    assert names == {"thoughts", "bound_nats", "tokens", "document", "state.loc", "state.log_variance"}
     assert (meta["fast_steps"], meta["step"], meta["texts"]) == (3, 4, ["kalo mi"])
     written = ask("generate", trained, "--thoughts", out, "--num", 2, "--max-new-tokens", 3)
     assert written["thoughts"] == "file"

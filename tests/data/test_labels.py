@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from pyro_ltm.data import Reading
 from pyro_ltm.data.labels import read_labelled
 
 ROWS = [
@@ -31,14 +32,17 @@ def write(path):
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_texts_and_labels_stay_together(suffix, tmp_path):
     path = write(tmp_path / f"reviews{suffix}")
-    texts, labels = read_labelled(path, ["stars", "kind", "kept"], text_column="body")
+    texts, labels = read_labelled(path, ["stars", "kind", "kept"], reading=Reading(text_column="body"))
     assert texts == ["A good day.", "", "A long\nnight."]
     assert labels == {
         "stars": ["5", "1", "3"],
         "kind": ["day", "", "night, dark"],
         "kept": ["True", "False", "True"],
     }
-    assert read_labelled(path, ["stars"], text_column="body", limit=2) == (texts[:2], {"stars": ["5", "1"]})
+    assert read_labelled(path, ["stars"], reading=Reading(text_column="body"), limit=2) == (
+        texts[:2],
+        {"stars": ["5", "1"]},
+    )
 
 
 @pytest.mark.parametrize(

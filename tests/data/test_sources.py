@@ -14,12 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyro_ltm.data import Document, files, read_source
-from pyro_ltm.data.files import PIECE, cut_place
+from pyro_ltm.data import Document, Reading, read_source
+from pyro_ltm.data.readers import streams
+from pyro_ltm.data.readers.plain import cut_place
+from pyro_ltm.data.readers.streams import PIECE
 
 
 def texts(spec: str | Path, **options) -> list[str]:
-    return [document.text for document in read_source(str(spec), **options)]
+    return [document.text for document in read_source(str(spec), Reading(**options))]
 
 
 def write_parquet(path: Path, **columns: list) -> Path:
@@ -160,7 +162,7 @@ def test_cut_place(text: str, cut: int) -> None:
     "name", ["tinyshakespeare/input.txt", "wikitext-2/wiki.test.tokens", "tinystories/tiny_stories.txt"]
 )
 def test_pieces_of_real_text_tokenize_as_the_whole(gpt2, shared_data: Path, name: str, monkeypatch) -> None:
-    monkeypatch.setattr(files, "PIECE", 10_000)
+    monkeypatch.setattr(streams, "PIECE", 10_000)
     pieces = texts(shared_data / name)
     assert len(pieces) > 80
     tokens = [token for ids in gpt2.encode_batch(pieces) for token in ids]
@@ -170,7 +172,7 @@ def test_pieces_of_real_text_tokenize_as_the_whole(gpt2, shared_data: Path, name
 
 
 def test_utf8_and_line_ends_across_reads(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(files, "PIECE", 1)
+    monkeypatch.setattr(streams, "PIECE", 1)
     (tmp_path / "a.txt").write_bytes("\ufeffé\r\nß😀\r\n\r\nx".encode())
     assert "".join(texts(tmp_path / "a.txt")) == "é\nß😀\n\nx"
 
@@ -190,7 +192,9 @@ def test_nothing_of_that_name(refused, tmp_path: Path) -> None:
 
 def test_folder_or_glob_without_text(refused, tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
-    assert refused(read_source, str(tmp_path)) == f"{tmp_path}: no .txt, .md, .jsonl, .csv, .parquet file in it"
+    kinds = ".txt, .md, .jsonl, .ndjson, .json, .csv, .tsv, .parquet"
+    why = f"{tmp_path / 'a.png'}: of a kind that is read only where it is named itself"
+    assert refused(read_source, str(tmp_path)) == f"{tmp_path}: no {kinds} file in it; not read: {why}"
     assert refused(read_source, f"{tmp_path}/*.txt") == f"{tmp_path}/*.txt: no file matches"
 
 
@@ -219,7 +223,7 @@ def test_binary(refused, tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b'{"text": "a"}\n{"te\0xt": "b"}\n')
     text_column = '{"text": "a"}' if name == "a.csv" else None
-    message = refused(read_source, str(path), text_column=text_column)
+    message = refused(read_source, str(path), Reading(text_column=text_column))
     assert message.startswith(f"{path}:2: a NUL byte, so this is a binary file or UTF-16")
 
 
@@ -236,7 +240,7 @@ def test_not_utf8(refused, tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("head", ["", "\ufeff"])
 @pytest.mark.parametrize("tail", [b"\xe9 tail", b"\xf0\x9f"])
 def test_not_utf8_far_into_a_file(refused, tmp_path: Path, monkeypatch, head: str, tail: bytes) -> None:
-    monkeypatch.setattr(files, "PIECE", 64)
+    monkeypatch.setattr(streams, "PIECE", 64)
     path = tmp_path / "a.txt"
     content = (head + "é line\n" * 100).encode()
     path.write_bytes(content + tail)
@@ -252,7 +256,7 @@ def test_not_utf8_far_into_a_file(refused, tmp_path: Path, monkeypatch, head: st
         ("[1]", ':2: a JSON list; expected an object such as {"text": ...}'),
         ('"x"', ":2: a JSON str; expected an object"),
         ('{"text": 3}', ":2: 'text' is int; expected a string"),
-        ('{"text": null}', ":2: 'text' is empty (null); expected a string"),
+        ('{"text": null}', ":2: 'text' is empty (null); expected a string (--skip-empty leaves such records out)"),
         ('{"txt": "a", "n": 1}', ":2: no column 'text' (did you mean 'txt'?): its columns are txt, n"),
         ("{}", ":2: no column 'text': its columns are none"),
         ('{"text": "a\\ud800b"}', ":2: 'text' holds half a character (surrogate U+D800 at 1)"),
@@ -267,7 +271,10 @@ def test_bad_json_line(refused, tmp_path: Path, line: str, expected: str) -> Non
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("id,body\n1,x\n", ":1: no column 'text': its columns are id, body"),
+        (
+            "id,body\n1,x\n",
+            ":1: no column 'text' (the delimiter is a comma; --delimiter names another): its",
+        ),
         ("id,text\n1,x\n2\n", ":3: 1 fields; the header has 2 (id, text)"),
         ("id,text\n1,x,y\n", ":2: 3 fields; the header has 2 (id, text)"),
         ('text\n"open\nfor ever\n', ":2: not valid CSV: unexpected end of data"),
@@ -283,9 +290,12 @@ def test_bad_csv(refused, tmp_path: Path, content: str, expected: str) -> None:
 def test_bad_parquet(refused, tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", body=["x"], n=[1])
     assert refused(read_source, str(path)) == f"{path}: no column 'text': its columns are body, n"
-    assert refused(read_source, str(path), text_column="n") == f"{path}: row 1: 'n' is int; expected a string"
+    assert refused(read_source, str(path), Reading(text_column="n")) == f"{path}: row 1: 'n' is int; expected a string"
     write_parquet(path, text=["x", None])
-    assert refused(read_source, str(path)) == f"{path}: row 2: 'text' is empty (null); expected a string"
+    assert (
+        refused(read_source, str(path))
+        == f"{path}: row 2: 'text' is empty (null); expected a string (--skip-empty leaves such records out)"
+    )
     content = path.read_bytes()
     for damaged in (b"not parquet at all", content[:-20], b"PAR1" + b"\xff" * (len(content) - 100) + content[-96:]):
         path.write_bytes(damaged)
@@ -300,13 +310,14 @@ def test_an_endless_line_is_refused_before_its_end(refused, tmp_path: Path, name
         file.write(b"text\n" if name != "a.jsonl" else b'{"text": "x"}\n')
         file.write(b"x" * (20 << 20))
         file.truncate(1 << 40)  # a hole: it takes no space
-    assert refused(read_source, str(path)).startswith(f"{path}:2: a line of over 16 MiB")
+    what = "a line without a space to cut it at, of over 16 MiB" if name == "a.txt" else "a line of over 16 MiB"
+    assert refused(read_source, str(path)).startswith(f"{path}:2: {what}; --record-limit allows longer ones")
 
 
 def test_a_csv_quote_left_open_is_refused_before_it_fills_memory(refused, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text\n"' + ("x" * 99 + "\n") * 200_000)
-    assert "not valid CSV: field larger than field limit" in refused(read_source, str(path))
+    assert "a field, perhaps for a quote that is left open, of over 16 MiB" in refused(read_source, str(path))
 
 
 def test_permission_denied(refused, tmp_path: Path, monkeypatch) -> None:
@@ -333,8 +344,9 @@ def test_bad_hub_sources(refused, tmp_path: Path, caplog) -> None:
     (tmp_path / "train.jsonl").write_text(json.dumps({"body": "one"}) + "\n" + json.dumps({"body": None}) + "\n")
     spec = f"hf:{tmp_path}"
     assert refused(read_source, spec) == f"{spec}: no column 'text': its columns are body"
-    assert refused(read_source, spec, text_column="body") == f"{spec}: row 2: 'body' is empty (null); expected a string"
-    assert "split 'other'" in refused(read_source, spec, split="other")
+    message = refused(read_source, spec, Reading(text_column="body"))
+    assert message == f"{spec}: row 2: 'body' is empty (null); expected a string (--skip-empty leaves such records out)"
+    assert "split 'other'" in refused(read_source, spec, Reading(split="other"))
     assert refused(read_source, "hf:").startswith("hf:: expected a data set such as hf:org/name")
     message = refused(read_source, "hf:org/name:config")  # no network in tests
     assert message.startswith("hf:org/name:config: cannot be loaded: ")

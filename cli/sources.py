@@ -1,0 +1,35 @@
+"""What is said of the sources of text: what was read, what was not and why, and what is there twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SAID = (
+    "text_column",
+    "files_read",
+    "files_skipped",
+    "documents_without_text",
+    "duplicate_documents",
+    "validation_documents_in_training",
+)
+"""What meta.json says of them. A folder that an earlier release prepared has none of it."""
+
+
+def remarks(meta: Mapping[str, Any]) -> Iterator[str]:
+    """Lines on what a user may not expect of the text that was prepared, from its meta.json."""
+    from pyro_ltm.data.finding import Skipped, reasons
+
+    skipped = meta.get("files_skipped", {"count": 0, "first": []})
+    if skipped["count"]:
+        read, listed = meta["files_read"]["count"], skipped["first"]
+        yield f"Files read: {read:,}; not read: {skipped['count']:,}."
+        yield from (f"  {line}" for line in reasons([Skipped(Path(one["path"]), one["why"]) for one in listed]))
+    if empty := meta.get("documents_without_text", 0):
+        yield f"Left out: {empty:,} documents without text."
+    for split, count in meta.get("duplicate_documents", {}).items():
+        if count:
+            yield f"Duplicates: {count:,} documents of the {split} split have the text of an earlier one."
+    if shared := meta.get("validation_documents_in_training", 0):
+        yield f"Warning: {shared:,} validation documents are also in training, so validation flatters the model."

@@ -1,0 +1,183 @@
+"""Which files a path, a folder or a glob stands for: each real file once, and of the others, why they are not read."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyro_ltm.data.folder import is_prepared
+from pyro_ltm.data.looks import why_not_text
+from pyro_ltm.data.readers import SUFFIXES, Reading
+from pyro_ltm.errors import UserError, one_line
+
+SHOWN = 3
+"""Skipped files that a message names."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file or folder that is not read, and why."""
+
+    path: Path
+    why: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a source, sorted, and what beside them is not read."""
+
+    files: tuple[Path, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+
+def find_files(spec: str, reading: Reading) -> Found | None:
+    """What a path or glob stands for; None where there is no such path and it is no glob.
+
+    A folder stands for all files below it of a kind that is read. Links are followed, hidden names are not, a folder
+    is looked into once and a file is read once, by whatever names they are reached.
+
+    Raises:
+        UserError: it cannot be looked at, holds nothing to read, or is a file that is not text.
+    """
+    path = Path(spec).expanduser()
+    try:
+        if path.is_dir():
+            return _some(
+                spec, _sorted_out(path, ("**", "*"), reading, folder=True), f"no {', '.join(SUFFIXES)} file in it"
+            )
+        if path.exists():
+            if why := why_not_text(path, reading, named=True):
+                raise UserError(f"{path}: {why}")
+            return Found((path,))
+        if not glob.has_magic(spec):
+            return None
+        parts = path.parts
+        plain = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+        found = _sorted_out(Path(*parts[:plain]), parts[plain:], reading, folder=False)
+        return _some(spec, found, "no file matches")
+    except (OSError, ValueError) as error:  # permission denied, a name too long, a NUL in it
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{one_line(spec)}: cannot be read: {one_line(error)}") from None
+
+
+def reasons(skipped: Sequence[Skipped]) -> list[str]:
+    """Each reason with the number of files that it holds for, and the first of them."""
+    by_reason: dict[str, list[str]] = {}
+    for one in skipped:
+        by_reason.setdefault(one.why, []).append(str(one.path))
+    lines = []
+    for why, paths in by_reason.items():
+        more = f" and {len(paths) - SHOWN:,} more" if len(paths) > SHOWN else ""
+        lines.append(f"{', '.join(paths[:SHOWN])}{more}: {why}")
+    return lines
+
+
+def _some(spec: str, found: Found, nothing: str) -> Found:
+    """`found`, if there is a file in it."""
+    if found.files:
+        return found
+    why = f"; not read: {one_line('; '.join(reasons(found.skipped)), 600)}" if found.skipped else ""
+    raise UserError(f"{spec}: {nothing}{why}")
+
+
+def _sorted_out(base: Path, patterns: Sequence[str], reading: Reading, *, folder: bool) -> Found:
+    """The files below `base` that match, each real one once, and of the others what keeps them out."""
+    walk = _Walk(patterns, folder=folder)
+    reached = list(walk.files(base))
+    skipped = list(walk.skipped)
+    names: dict[str, Path] = {}
+    files = []
+    # Of the names of one file, that which goes through no link.
+    for path in sorted(reached, key=lambda path: (os.path.realpath(path) != os.path.abspath(path), path)):
+        first = names.setdefault(os.path.realpath(path), path)
+        if first is not path:
+            skipped.append(Skipped(path, f"the same file as {first}"))
+        elif why := why_not_text(path, reading, named=False, folder=folder):
+            skipped.append(Skipped(path, why))
+        else:
+            files.append(path)
+    return Found(tuple(sorted(files)), tuple(sorted(skipped, key=lambda one: one.path)))
+
+
+class _Walk:
+    """Files below a folder whose names match a pattern for each part of their path, where `**` is any folders.
+
+    A folder is looked into once for each stage of the pattern at which it is reached, so that links back to a parent,
+    or to one another, end. Folders that are reached without a link come first.
+    """
+
+    def __init__(self, patterns: Sequence[str], *, folder: bool):
+        """`folder`: all files are wanted, so that what is passed by is worth a word."""
+        self._patterns = (*patterns, *(("*",) if patterns[-1] == "**" else ()))
+        self._folder = folder
+        self.skipped: list[Skipped] = []
+
+    def files(self, base: Path) -> Iterator[Path]:
+        """The files; afterwards `skipped` holds what was passed by."""
+        start = self._with_any_folders({0})
+        here, behind_links = [(base, start)], list[tuple[Path, frozenset[int]]]()
+        seen: set[tuple[str, frozenset[int]]] = set()
+        while here or behind_links:
+            folder, stages = (here or behind_links).pop()
+            key = os.path.realpath(folder), stages
+            if key in seen:
+                self.skipped.append(Skipped(folder, "a link to a folder that is read already"))
+                continue
+            seen.add(key)
+            if (self._folder or folder != base) and (why := _of_our_own(folder)):
+                self.skipped.append(Skipped(folder, why))
+                continue
+            for entry in self._entries(folder):
+                path, after = Path(entry.path), self._step(stages, entry.name)
+                if entry.name.startswith(".") and self._folder:
+                    self.skipped.append(Skipped(path, "hidden"))
+                elif entry.is_dir():
+                    if deeper := after - {len(self._patterns)}:
+                        (behind_links if entry.is_symlink() else here).append((path, deeper))
+                elif len(self._patterns) in after:
+                    if entry.is_file():
+                        yield path
+                    else:
+                        why = "a link to nothing" if not os.path.exists(path) else "not a regular file"
+                        self.skipped.append(Skipped(path, why))
+
+    def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            self.skipped.append(Skipped(folder, f"cannot be read: {one_line(error)}"))
+            return []
+
+    def _step(self, stages: frozenset[int], name: str) -> frozenset[int]:
+        """The stages of the pattern after one more name."""
+        after = set()
+        for stage in stages:
+            pattern = self._patterns[stage] if stage < len(self._patterns) else ""
+            if pattern == "**":
+                after |= set() if name.startswith(".") else {stage}
+            elif pattern and fnmatch.fnmatch(name, pattern) and (pattern[0] == "." or name[0] != "."):
+                after.add(stage + 1)
+        return self._with_any_folders(after)
+
+    def _with_any_folders(self, stages: set[int]) -> frozenset[int]:
+        """`stages`, and those that follow where `**` stands for no folder at all."""
+        reached = set(stages)
+        for stage, pattern in enumerate(self._patterns):
+            if stage in reached and pattern == "**":
+                reached.add(stage + 1)
+        return frozenset(reached)
+
+
+def _of_our_own(folder: Path) -> str:
+    """Why a folder of this program's is not text; empty where it is none."""
+    if (folder / "config.toml").is_file() and any(
+        (folder / name).is_file() for name in ("model.safetensors", "trainer.safetensors", "metrics.jsonl")
+    ):
+        return "a run folder, which holds no text"
+    return "a prepared folder, whose text is in tokens already" if is_prepared(folder) else ""

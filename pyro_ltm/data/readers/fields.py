@@ -1,0 +1,93 @@
+"""From a record to a document: its text, its id, and what is said when they are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from pyro_ltm.config import suggest
+from pyro_ltm.data.document import Document
+from pyro_ltm.data.readers.settings import ID, Reading
+from pyro_ltm.errors import UserError, one_line
+
+Check = Callable[[Any, str, str], str]
+"""Text made of a value, given where it stands and its column; raises UserError where that cannot be."""
+
+_ABSENT = object()
+
+
+def check_text(value: Any, where: str, column: str) -> str:
+    """`value` if it is a valid string. Raises UserError naming `where`."""
+    if not isinstance(value, str):
+        if value is None:
+            hint = "(--skip-empty leaves such records out)"
+            raise UserError(f"{where}: '{column}' is empty (null); expected a string {hint}")
+        raise UserError(f"{where}: '{column}' is {type(value).__name__}; expected a string")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: '{column}' holds half a character (surrogate U+{ord(value[error.start]):04X} "
+            f"at {error.start}); expected valid Unicode"
+        ) from None
+    return value
+
+
+class Fields:
+    """Makes documents of records, in the way of a `Reading`."""
+
+    def __init__(self, reading: Reading, check: Check = check_text):
+        """`check` makes text of what the column holds."""
+        self.reading = reading
+        self.column = reading.column
+        self._check = check
+
+    def document(self, record: Mapping[str, Any], where: str) -> Document:
+        """The document of a record. Raises UserError: no such column, or something else than text in it."""
+        value = _look_up(record, self.column)
+        if value is _ABSENT:
+            raise no_column(where, self.column, nested_names(record))
+        if value is None and self.reading.skip_empty:
+            return Document("", where, id=self._id(record, where))
+        return Document(self._check(value, where, self.column), where, id=self._id(record, where))
+
+    def _id(self, record: Mapping[str, Any], where: str) -> str | int | None:
+        wanted = self.reading.id_column
+        value = _look_up(record, ID if wanted is None else wanted)
+        if isinstance(value, str | int) and not isinstance(value, bool):
+            return value
+        if wanted is None:
+            return None
+        if value is _ABSENT:
+            raise no_column(where, wanted, nested_names(record))
+        raise UserError(f"{where}: '{wanted}' is {type(value).__name__}; an id is a string or a whole number")
+
+
+def no_column(where: str, column: str, names: Iterable[str], also: str = "") -> UserError:
+    """The error of a column that is not there; `names` are those that are."""
+    names = list(names)
+    known = one_line(", ".join(names)) if names else "none"
+    return UserError(f"{where}: no column '{column}'{suggest(column, names)}{also}: its columns are {known}")
+
+
+def nested_names(record: Mapping[str, Any]) -> Iterator[str]:
+    """The columns of a record; of an object inside it, those one level down."""
+    for name, value in record.items():
+        if isinstance(value, Mapping) and value:
+            yield from (f"{name}.{inner}" for inner in value)
+        else:
+            yield name
+
+
+def _look_up(record: Mapping[str, Any], column: str) -> Any:
+    """What a record holds under a name or a dotted path; null where the path goes through a null."""
+    if column in record:
+        return record[column]
+    value: Any = record
+    for name in column.split("."):
+        if value is None and value is not record:
+            return None
+        if not isinstance(value, Mapping) or name not in value:
+            return _ABSENT
+        value = value[name]
+    return value

@@ -1,0 +1,64 @@
+r"""Plain text: one document a file, in pieces that tokenize as the whole does.
+
+Text is taken as it is, but for two things: a UTF-8 byte order mark is dropped, and line ends are read the way Python
+reads text, so that `\r\n` and `\r` become `\n` and a file gives the same tokens wherever it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyro_ltm.data.document import Document
+from pyro_ltm.data.readers import streams
+from pyro_ltm.data.seams import last_seam
+
+LONG_LINE = 1 << 16
+"""Characters without a line to cut at, from which on text is cut between words."""
+
+
+def read_plain(path: Path, limit: int) -> Iterator[Document]:
+    """A plain text file as one document, its pieces cut at lines, or in long ones between words (`last_seam`).
+
+    Args:
+        limit: bytes of the longest stretch that has no place to cut it; a longer one raises UserError.
+    """
+    held, continues = "", False
+    for line, text, last in streams.pieces(path, translate=True):
+        seen = len(held)
+        held += text
+        if last:
+            break
+        cut = cut_place(held, max(seen - 2, 0))
+        if not cut and len(held) > LONG_LINE:
+            start = max(seen - 2, 0) if seen > LONG_LINE else 0
+            seam = last_seam(held[start:])
+            cut = start + seam if seam else 0
+        if cut:
+            yield Document(held[:cut], str(path), continues)
+            held, continues = held[cut:], True
+        elif len(held) > limit:
+            where = f"{path}:{line - held.count(chr(10))}"
+            raise streams.too_long(where, limit, "line without a space to cut it at,")
+    if held:
+        yield Document(held, str(path), continues)
+
+
+def cut_place(text: str, start: int = 0) -> int:
+    """Where to cut `text` so that both sides tokenize as the whole does: the last such place, 0 if there is none.
+
+    Looks at newlines from `start` on. Byte-level BPE first splits text into words by a pattern. After a lone newline
+    between two words, or before the one space that begins a line, GPT-2's pattern and those that followed it (GPT-4,
+    Llama 3) always split, and would at an end of text. Where lines are parted by blank ones only, the cut goes before
+    the last newline, which is exact for GPT-2's pattern.
+    """
+    fallback = 0
+    at = text.rfind("\n", start, len(text) - 2) if len(text) > 2 else -1
+    while at > 0:
+        after, before = text[at + 1], text[at - 1]
+        if (after == " " and not text[at + 2].isspace()) or not (after.isspace() or before.isspace()):
+            return at + 1
+        if not after.isspace():
+            fallback = fallback or at
+        at = text.rfind("\n", start, at)
+    return fallback

@@ -1,0 +1,98 @@
+"""Fields under a header: comma-separated values, and those with another delimiter."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pyro_ltm.data.document import Document
+from pyro_ltm.data.readers import streams
+from pyro_ltm.data.readers.fields import Fields, no_column
+from pyro_ltm.errors import UserError, one_line
+
+DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
+"""Those that are looked for, the likelier first."""
+
+_SAMPLE = 1 << 16
+"""Characters in which the delimiter is looked for."""
+
+
+def read_separated(path: Path, fields: Fields) -> Iterator[Document]:
+    """Rows under a header; a quoted field may hold line breaks."""
+    limit = fields.reading.record_limit
+    delimiter = fields.reading.delimiter
+    if delimiter is None:
+        delimiter = "\t" if streams.kind_of(path) == ".tsv" else find_delimiter(_sample(path, limit), fields.column)
+    reader = _reader((line for _, line in streams.lines(path, limit)), delimiter, limit)
+    header: list[str] = []
+    while True:
+        where = f"{path}:{reader.line_num + 1}"
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise _bad(where, error, limit) from None
+        if row is None:
+            return
+        if not row:
+            continue
+        if not header:
+            header = row
+            if fields.column not in header:
+                what = f" (the delimiter is {DELIMITERS.get(delimiter, repr(delimiter))}; --delimiter names another)"
+                raise no_column(where, fields.column, header, also=what)
+        elif len(row) != len(header):
+            raise UserError(f"{where}: {len(row)} fields; the header has {len(header)} ({one_line(', '.join(header))})")
+        else:
+            # The first of columns that share a name, as a reader of the header would take it.
+            yield fields.document(dict(zip(reversed(header), reversed(row), strict=True)), where)
+
+
+def find_delimiter(lines: list[str], column: str) -> str:
+    """The delimiter of lines that begin a file: one that cuts each into as many fields as the header, if there is one.
+
+    Of several, that which makes `column` a field of the header, then that which makes the most of them.
+    """
+
+    def fitness(delimiter: str) -> tuple[bool, bool, int]:
+        rows = list(_rows(lines, delimiter))
+        header = rows[0] if rows else []
+        agree = len(header) > 1 and all(len(row) == len(header) for row in rows)
+        return agree, column in header, len(header)
+
+    return max(DELIMITERS, key=fitness)  # the first of equals
+
+
+def _rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    """The rows up to the first that cannot be read, such as one cut off at the end of a sample."""
+    reader = _reader(lines, delimiter, csv.field_size_limit())
+    try:
+        yield from (row for row in reader if row)
+    except csv.Error:
+        return
+
+
+def _reader(lines: Iterable[str], delimiter: str, limit: int) -> Any:
+    csv.field_size_limit(limit)  # the default refuses fields over 128 kB
+    return csv.reader(lines, strict=True, delimiter=delimiter)
+
+
+def _sample(path: Path, limit: int) -> list[str]:
+    taken = 0
+
+    def within(line: str) -> bool:
+        nonlocal taken
+        taken += len(line)
+        return taken <= _SAMPLE
+
+    numbered = streams.lines(path, limit)
+    first = [line for _, line in itertools.islice(numbered, 2)]
+    return first + list(itertools.takewhile(within, (line for _, line in numbered)))
+
+
+def _bad(where: str, error: csv.Error, limit: int) -> UserError:
+    if "field limit" in str(error):
+        return streams.too_long(where, limit, "field, perhaps for a quote that is left open,")
+    return UserError(f'{where}: not valid CSV: {one_line(error)}; quote fields with " and double it inside')

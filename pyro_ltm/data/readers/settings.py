@@ -1,0 +1,48 @@
+"""How text is read, as one value that is handed from a command to the readers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyro_ltm.errors import UserError
+from pyro_ltm.reading import MEBIBYTE
+
+TEXT = "text"
+"""The column that holds the text where none is named."""
+ID = "id"
+"""The column that names documents where none is named; it may be absent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How text is read from sources.
+
+    Attributes:
+        text_column: column or JSON field that holds the text, `a.b` for one inside another. None: `text`. Plain text
+            has no columns: with a column named, it is refused.
+        id_column: column or field that names each document. None: `id`, where there is one.
+        delimiter: the character between fields. None: found in a .csv, a tab in a .tsv.
+        skip_empty: take a null for an empty text, which is counted and left out, instead of refusing it.
+        record_limit: bytes of the longest record, and of the longest stretch of plain text that cannot be cut.
+        split: of a Hugging Face data set.
+        streaming: fetch a Hugging Face data set as it is read, instead of downloading it first.
+    """
+
+    text_column: str | None = None
+    id_column: str | None = None
+    delimiter: str | None = None
+    skip_empty: bool = False
+    record_limit: int = 16 * MEBIBYTE
+    split: str = "train"
+    streaming: bool = True
+
+    def __post_init__(self) -> None:
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n\0'):
+            raise UserError(f"delimiter = {self.delimiter!r}: expected one character, such as ; or a tab")
+        if self.record_limit < 1:
+            raise UserError(f"record_limit = {self.record_limit}: must be at least 1 byte")
+
+    @property
+    def column(self) -> str:
+        """The column that holds the text."""
+        return TEXT if self.text_column is None else self.text_column

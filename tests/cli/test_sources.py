@@ -1,0 +1,117 @@
+"""What is said of the sources of text, and how the thoughts of documents are joined to them again."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+
+@pytest.fixture
+def documents(tmp_path):
+    """Records of which the first has no text, the second one is long."""
+    rows = [
+        {"key": "a", "text": ""},
+        {"key": "b", "text": "kalo miter son vedu " * 30},
+        {"key": "c", "text": "ter son"},
+    ]
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_thoughts_are_joined_to_their_documents(ask, trained, documents, tmp_path):
+    out = tmp_path / "thoughts.safetensors"
+    result = ask("infer", trained, "--input", documents, "--id-column", "key", "--out", out)
+    assert result["documents"] == 2
+    with safe_open(out, framework="pt") as file:
+        numbers = file.get_tensor("document")
+        listed = json.loads(file.metadata()["pyro-ltm thoughts 1"])["documents"]
+    assert numbers.dtype == torch.int64
+    assert numbers.tolist() == [1] * (result["sequences"] - 1) + [2]
+    assert listed == [
+        {"document": 1, "origin": f"{documents}:2", "id": "b"},
+        {"document": 2, "origin": f"{documents}:3", "id": "c"},
+    ]
+
+
+def test_an_npz_holds_the_same(ask, trained, documents, tmp_path):
+    for suffix in ("safetensors", "npz"):
+        ask("infer", trained, "--input", documents, "--out", tmp_path / f"z.{suffix}")
+    with np.load(tmp_path / "z.npz") as arrays, safe_open(tmp_path / "z.safetensors", framework="np") as file:
+        assert set(arrays) == {*file.keys(), "meta"}
+        for name in file.keys():  # noqa: SIM118 - not a dictionary
+            np.testing.assert_array_equal(arrays[name], file.get_tensor(name))
+        meta = json.loads(str(arrays["meta"]))
+        assert meta.pop("format") == "pyro-ltm thoughts 1"
+        assert meta == json.loads(file.metadata()["pyro-ltm thoughts 1"])
+    written = [
+        ask("generate", trained, "--thoughts", tmp_path / f"z.{suffix}", "--num", 2, "--max-new-tokens", 3)["texts"]
+        for suffix in ("safetensors", "npz")
+    ]
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"\x93NUMPY\x01\x00"])
+def test_an_npz_that_is_none(refuse, trained, tmp_path, content):
+    path = tmp_path / "z.npz"
+    path.write_bytes(content)
+    refuse("generate", trained, "--thoughts", path, says=("damaged, or no .npz file",))
+
+
+@pytest.mark.parametrize("name", ["z", "z.pt", "z.npy", "z.json"])
+def test_a_suffix_that_infer_does_not_write(refuse, trained, documents, tmp_path, name):
+    says = ("expected a name that ends in .safetensors or .npz",)
+    refuse("infer", trained, "--input", documents, "--out", tmp_path / name, says=says)
+
+
+def test_prepare_says_what_it_read(ask, invoke, text, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_bytes(text.read_bytes())
+    (folder / "c.png").touch()
+    (folder / "d.jsonl").write_text('{"text": null}\n{"text": "kalo"}\n')
+    options = ["--vocab-size", 300, "--skip-empty"]
+    result = ask("prepare", folder, "--out", tmp_path / "json", *options)
+    assert result["files_read"]["count"] == 3
+    assert [one["path"] for one in result["files_skipped"]["first"]] == [str(folder / "c.png")]
+    assert result["documents_without_text"] == 1
+    assert result["duplicate_documents"] == {"train": 1, "validation": 1}
+    shown = invoke("prepare", folder, "--out", tmp_path / "shown", *options).stdout
+    for line in (
+        "Files read: 3; not read: 1.",
+        f"  {folder / 'c.png'}: of a kind that is read only where it is named itself",
+        "Left out: 1 documents without text.",
+        "Duplicates: 1 documents of the train split have the text of an earlier one.",
+    ):
+        assert f"\n{line}\n" in shown
+
+
+def test_other_commands_say_what_they_left_out(invoke, trained, text, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text(text.read_text()[:900])
+    (tmp_path / "in" / "b.png").touch()
+    result = invoke("evaluate", trained, "--data", tmp_path / "in", "--sequences", 2)
+    assert result.exit_code == 0
+    assert "Files read: 1; not read: 1." in result.stderr
+
+
+def test_options_of_reading_reach_the_readers(ask, refuse, text, trained, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(
+        "id:body\n" + "".join(f"{number}:{line}\n" for number, line in enumerate(text.read_text().splitlines()))
+    )
+    options = ["--delimiter", ":", "--text-column", "body"]
+    result = ask("prepare", path, *options, "--vocab-size", 300, "--out", tmp_path / "data")
+    assert result["text_column"] == "body"
+    refuse("prepare", path, *options, "--record-limit", 1e-5, "--out", tmp_path / "no", says=("a line of over",))
+    refuse("prepare", path, "--delimiter", "::", "--out", tmp_path / "no", says=("expected one character",))
+    says = ("is prepared already",)
+    refuse("evaluate", trained, "--data", tmp_path / "data", "--text-column", "body", says=says)
+    refuse(
+        "prepare", text, "--text-column", "body", "--out", tmp_path / "no", says=("plain text, which has no column",)
+    )
