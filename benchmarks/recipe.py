@@ -105,7 +105,7 @@ def measure(row: str, seed: int, data: Path, steps: int, sequences: int) -> dict
             fast_steps=parts.steps(fast_steps),
             particles=4,
             seed=1,
-            token_bytes=torch.as_tensor(validation.token_bytes),
+            count_bytes=validation.count_bytes,
         )
 
     return {

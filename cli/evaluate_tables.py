@@ -50,11 +50,14 @@ def _show_bound(found: Evaluation, bound: Bound) -> None:
     def rate(b: Bound) -> str:
         return nats(b.kl_nats_per_sequence, 2) + margin(b.kl_nats_per_sequence_stderr, 2)
 
+    def bits(b: Bound) -> str:
+        return nats(b.bits_per_byte) + margin(b.bits_per_byte_stderr)
+
     rows = [row("nats a token", _figure)]
     rows += _weighted_rows(found, bound, len(both))
     rows += [
         row("perplexity", lambda b: nats(b.perplexity, 2)),
-        row("bits a byte", lambda b: nats(b.bits_per_byte) + margin(b.bits_per_byte_stderr)),
+        *([] if found.no_bytes else [row("bits a byte", bits)]),
         thoughtful("rate (KL), nats a sequence", rate),
         row("distortion, nats a token", lambda b: nats(b.distortion_nats_per_token)),
         thoughtful("  with thoughts from the prior", lambda b: nats(b.distortion_from_prior)),
@@ -69,6 +72,8 @@ def _show_bound(found: Evaluation, bound: Bound) -> None:
         entry[-1] = f"{share:.0%}"  # a second model with thoughts has shares of its own
     columns = ["", "this run", *(["twin"] if found.twin else [])]
     show_table("Upper bound on nats, and what it is made of", columns, rows + shares)
+    if found.no_bytes:
+        say(f"No bits a byte: {found.no_bytes}.")
 
 
 def _weighted_rows(found: Evaluation, bound: Bound, columns: int) -> list[list[str]]:

@@ -166,6 +166,7 @@ def _fit(
     """What the file is to hold, how each text begins, and what each document is called."""
     import torch
 
+    from pyro_ltm.inference import continuation
     from pyro_ltm.noise import fold
     from pyro_ltm.types import Batch
 
@@ -190,7 +191,7 @@ def _fit(
         }
         for name, value in entry.items():
             kept.setdefault(name, []).append(value.detach().cpu())
-        texts += [run.tokenizer.decode(tokens[1:])[:SHOWN] for tokens in group]
+        texts += [continuation(run.tokenizer, tokens[:1], tokens[1:])[:SHOWN] for tokens in group]
         for cut in cuts:
             called: dict[str, Any] = {"document": cut.number, "origin": cut.document.origin}
             called |= {} if cut.document.id is None else {"id": cut.document.id}

@@ -104,6 +104,8 @@ def command(
         emit(result)
         return
     _show(result)
+    for task, why in result["no_bytes"].items():
+        say(f"{task}: no figures by the byte or the word: {why}.")
     config = result["config"]
     say(
         f"{config['fast_steps']} fast steps, {config['particles']} particles, thoughts from the context alone, "

@@ -11,7 +11,7 @@ import click
 from .options import FOLDER, Common, common, examples, reading_options
 
 if TYPE_CHECKING:
-    from pyro_ltm.data import Reading
+    from pyro_ltm.data import Reading, TokenFolder
 
 
 @click.command(
@@ -77,7 +77,7 @@ def command(
     """
     _exclude(ctx, "tokenizer", "vocab_size")
     _exclude(ctx, "validation", "validation_fraction")
-    from pyro_ltm.data import prepare
+    from pyro_ltm.data import TokenDataset, prepare
 
     from .output import emit, say, show_next, show_table
     from .progress import reporter
@@ -100,7 +100,9 @@ def command(
         )
     keys = ("sources", "validation_sources", "split_rule", "packing", "sequence_length", "vocab_size", "splits")
     if common.as_json:
-        emit({"out": str(out), **{key: folder.meta[key] for key in (*keys, *SAID)}, "fingerprint": folder.fingerprint})
+        no_bytes = {split: why for split in folder.splits if (why := TokenDataset(folder, split).why_no_bytes)}
+        said = {key: folder.meta[key] for key in (*keys, *SAID)}
+        emit({"out": str(out), **said, "no_bytes": no_bytes, "fingerprint": folder.fingerprint})
         return
     columns = ("documents", "sequences", "tokens", "bytes")
     rows = [[split, *(f"{counts[key]:,}" for key in columns)] for split, counts in folder.meta["splits"].items()]
@@ -112,8 +114,20 @@ def command(
     say(f"Split: {folder.meta['split_rule']}.")
     for line in remarks(folder.meta):
         say(line)
+    for split in folder.splits:
+        say(f"Text and tokens of {split}: {_fidelity(folder, split)}.")
     say(f"Written to {out}")
     show_next(["pyro-ltm", "train", "--data", str(out), "--out", "runs/first"])
+
+
+def _fidelity(folder: TokenFolder, split: str) -> str:
+    """Whether the tokens of a split give back its text, and how many stand for what the tokenizer does not know."""
+    from pyro_ltm.data import TokenDataset
+
+    why, unknown = TokenDataset(folder, split).why_no_bytes, folder.meta["splits"][split]["unknown_tokens"]
+    if why:
+        return f"{why}, so there are no figures by the byte or the word"
+    return f"each text comes back from its tokens, {unknown:,} of them unknown"
 
 
 def _exclude(ctx: click.Context, first: str, second: str) -> None:

@@ -70,6 +70,7 @@ def command(
     if bool(features) != bool(reference_features):
         raise click.UsageError("--features and --reference-features go together")
     from pyro_ltm.data.readers import read_file
+    from pyro_ltm.data.seams import whole
     from pyro_ltm.errors import UserError
     from pyro_ltm.files import write_text
     from pyro_ltm.model import Sampler
@@ -80,7 +81,7 @@ def command(
     from .runs import open_run, open_scorer
 
     def read(path: Path) -> list[str]:
-        return [document.text for document in read_file(path, reading)]
+        return [document.text for document in whole(read_file(path, reading))]
 
     held = read(reference) if reference else None
     pair = (read_features(features), read_features(reference_features)) if features and reference_features else None
@@ -154,6 +155,8 @@ def _show(found: object) -> None:
         if math.isfinite(it.generative.bits_per_byte):
             rows.append([f"bits a byte, {kind}", *("-" if b is None else nats(b.bits_per_byte) for b in scored)])
     show_table("Texts", ["", "these", "reference"][: len(both) + 1], rows)
+    if it.no_bytes:
+        say(f"No bits a byte under the scorer: {it.no_bytes}.")
     if hasattr(it.generative, "window"):
         _say_how(it.generative)
     if it.mauve:

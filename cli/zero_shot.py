@@ -14,6 +14,7 @@ import click
 from .options import FOLDER, Common, common, examples, fast_steps, fit_settings, run_argument
 
 if TYPE_CHECKING:
+    from pyro_ltm.evaluation.tasks import Level
     from pyro_ltm.training.zero_shot import TaskScore
 
 UNITS = ("nats_per_token", "bits_per_byte", "word_perplexity")
@@ -145,7 +146,8 @@ def _table(scores: dict[str, TaskScore], members: list[tuple[str, str]]) -> tupl
     from .output import margin, nats, stdout_console
 
     twin = ["below the twin"] if any(scores[task].below_twin for task, _ in members) else []
-    columns = ["", "nats a token", "bits a byte", "word perplexity", *twin]
+    exact = any(not scores[task].no_bytes for task, _ in members)
+    columns = ["", "nats a token", *(["bits a byte", "word perplexity"] if exact else []), *twin]
     rows: list[list[str]] = []
     for task, name in members:
         score, level = scores[task], scores[task].levels[name]
@@ -155,15 +157,22 @@ def _table(scores: dict[str, TaskScore], members: list[tuple[str, str]]) -> tupl
             [
                 f"  {_label(score, name)}",
                 nats(level.nats_per_token) + margin(level.nats_per_token_stderr),
-                nats(level.bits_per_byte) + margin(level.bits_per_byte_stderr),
-                _short(level.word_perplexity) + _short(level.word_perplexity_stderr, " ± "),
+                *(_by_text(level) if exact else []),
                 *([nats(gap.nats_per_token) + margin(gap.stderr) if gap else "-"] if twin else []),
             ]
         )
     wide = sum(max(map(len, cells)) + GAP for cells in zip(columns, *rows, strict=True)) - GAP
     if wide > stdout_console().width:  # the error of bits goes: it is in the same proportion as that of nats
-        rows = [[*row[:2], row[2].partition(" ±")[0], *row[3:]] for row in rows]
+        rows = [[*row[:2], row[2].partition(" ±")[0], *row[3:]] for row in rows] if exact else rows
     return columns, rows
+
+
+def _by_text(level: Level) -> list[str]:
+    """Bits a byte and word perplexity; a dash where `_say_of` says why there are none."""
+    from .output import margin, nats
+
+    words = _short(level.word_perplexity) + _short(level.word_perplexity_stderr, " ± ")
+    return [nats(level.bits_per_byte) + margin(level.bits_per_byte_stderr), words or "-"]
 
 
 def _say_of(task: str, score: TaskScore) -> None:
@@ -177,6 +186,8 @@ def _say_of(task: str, score: TaskScore) -> None:
         f"{task}: {score.sequences:,} sequences, {score.tokens:,} tokens; of the original {about}"
         f"{score.words:,} {words}, {about}{score.bytes:,} bytes{scored}"
     )
+    if score.no_bytes:
+        say(f"{task}: no figures by the byte or the word: {score.no_bytes}.")
     if score.no_floor:
         say(f"{task}: no floor stands below these figures: {score.no_floor}.")
     if gaps := score.above_floor:
@@ -207,10 +218,10 @@ def _csv(result: dict[str, Any]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     counts = ("tokens", "words", "bytes", "sequences", "counts_are_estimated", "particles", "fast_steps", "seed")
-    writer.writerow(["task", "figure", "meaning", *FIGURES, *counts])
+    writer.writerow(["task", "figure", "meaning", *FIGURES, *counts, "no_bytes"])
     for task, score in result["tasks"].items():
         for name, level in score.items():
             if isinstance(level, dict) and "nats_per_token" in level and "meaning" in level:
-                row = [level[figure] for figure in FIGURES] + [score[key] for key in counts]
+                row = [level[figure] for figure in FIGURES] + [score[key] for key in counts] + [score.get("no_bytes")]
                 writer.writerow([task, name, level["meaning"], *("" if value is None else value for value in row)])
     return out.getvalue()

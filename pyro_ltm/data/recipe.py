@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import pre_tokenizers
 
-from pyro_ltm.data.seams import PARTIAL, PATTERNS
+from pyro_ltm.data.seams import PARTIAL, PATTERNS, STOPS
 
 _INNER = ("normalizers", "pretokenizers", "processors", "decoders")
 
@@ -68,7 +68,7 @@ class Recipe:
     def has_seams(self) -> bool:
         """Whether a text may be cut at the seams of `seams`: byte-level BPE with an expression that is known.
 
-        A normal form C changes nothing across a space or a line end; tokens without white space do not reach across.
+        A normal form C changes nothing across a space or a line end; added tokens do not reach across either.
         """
         splits = [step["pattern"].get("Regex") for step in self.pre_tokenizers if step["type"] == "Split"]
         own = any(step["type"] == "ByteLevel" and step.get("use_regex", True) for step in self.pre_tokenizers)
@@ -78,7 +78,7 @@ class Recipe:
             and all(pattern in PATTERNS | PARTIAL for pattern in splits)
             and (own or any(pattern in PATTERNS for pattern in splits))
             and not any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in self.added)
-            and not any(character.isspace() for token in self.added for character in token["content"])
+            and not any(letter.isspace() or letter in STOPS for token in self.added for letter in token["content"])
         )
 
     @functools.cached_property

@@ -2,14 +2,16 @@
 
 Byte-level BPE first splits text into words by a regular expression, and merges nothing across words. Under every
 expression in `PATTERNS` a word ends before a single space that stands between two characters that are no white space,
-and after a single line end that does: such a place is a *seam*. Neither side's words depend on what is beyond it. Of
-other tokenizers nothing is known, so their documents are encoded whole.
+after a single line end that does, and before a full stop or comma of Chinese and Japanese that follows their letters:
+such a place is a *seam*. Neither side's words depend on what is beyond it. Of other tokenizers nothing is known, so
+their documents are encoded whole.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from pyro_ltm.data.document import Document
 from pyro_ltm.errors import UserError
@@ -50,7 +52,9 @@ PATTERNS = frozenset(
 PARTIAL = frozenset({r"\p{N}{1,3}", r"\p{N}", "[0-9]", "[0-9][0-9][0-9]", "[一-龥\u3040-ゟ゠-ヿ]+"})
 """Expressions that set digits or a script apart before one of `PATTERNS` splits the rest."""
 
-_SEAM = re.compile(r"(?<=\S)(?: (?=\S)|\n(?=\S))")
+STOPS = "。，、；：！？」』）"
+
+_SEAM = re.compile(rf"(?<=\S)(?: (?=\S)|\n(?=\S))|(?<=[ぁ-ゖァ-ヺ一-龥])(?=[{STOPS}])")
 
 
 def last_seam(text: str) -> int:
@@ -81,11 +85,16 @@ def rejoin(pieces: Iterable[tuple[str, Document]], *, cut: bool) -> Iterator[tup
         yield from ((split, rest) for rest in last.rest())
 
 
+def whole(pieces: Iterable[Document]) -> Iterator[Document]:
+    """Whole documents, of pieces. Raises UserError for one of over `LONGEST` characters."""
+    return (document for _, document in rejoin((("", piece) for piece in pieces), cut=False))
+
+
 class _Held:
     """The end of a document, for as long as there may be more of it."""
 
     def __init__(self, first: Document, cut: bool):
-        self.origin, self.id, self.continues, self.cut = first.origin, first.id, first.continues, cut
+        self.first, self.cut = first, cut
         self.texts: list[str] = []
         self.size, self.due = 0, PIECE
 
@@ -109,15 +118,14 @@ class _Held:
     def _piece(self, text: str) -> Document:
         if len(text) > LONGEST:
             raise self._too_long()
-        piece = Document(text, self.origin, self.continues, self.id)
-        self.continues = True
+        piece = replace(self.first, text=text)
+        self.first = replace(self.first, continues=True)
         return piece
 
     def _too_long(self) -> UserError:
-        why = "has no space and no line end to cut it at" if self.cut else "is one that this tokenizer must read whole"
-        return UserError(
-            f"{self.origin}: a text of over {LONGEST >> 20} Mi characters {why}: make documents of it, such as .jsonl"
-        )
+        why = "has no space and no line end to cut it at" if self.cut else "has to be read whole"
+        size = f"{LONGEST >> 20} Mi characters"
+        return UserError(f"{self.first.origin}: a text of over {size} {why}: make documents of it, such as .jsonl")
 
 
 def _cut(text: str) -> list[str]:

@@ -88,8 +88,6 @@ class Tokenizer:
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         try:
-            if path.exists() and not path.is_file():
-                raise UserError(f"{path}: not a regular file; expected a tokenizer.json")
             tokenizer = cls(tokenizers.Tokenizer.from_str(read_tokenizer(path)))
         except UserError:
             raise
@@ -124,18 +122,6 @@ class Tokenizer:
         with _clear_failure():
             text: str = self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
         return text
-
-    def continuation(self, before: Sequence[int], ids: Sequence[int]) -> str:
-        """The text of `ids` where they stand after `before`: what they add to its text.
-
-        Decoding `ids` alone is something else: a tokenizer that puts a space before each word drops the first one, and
-        a character may have bytes on both sides. Of such a character nothing is shown in `before`'s text, and all here.
-        """
-        start = self.decode([token for token in before if token != self.end_of_text])
-        whole = self.decode([*(token for token in before if token != self.end_of_text), *ids])
-        while not whole.startswith(start):
-            start = start[:-1]
-        return whole[len(start) :]
 
     def gives_back(self, text: str, ids: Sequence[int]) -> bool:
         """Whether `ids`, the tokens of `text`, determine it to the byte."""

@@ -39,7 +39,15 @@ SPARE = 1 << 16
 
 
 def read_tokenizer(path: Path) -> str:
-    """The contents of a tokenizer.json, looked through. Raises UserError; OSError where it cannot be read."""
+    """The contents of a tokenizer.json, looked through.
+
+    Raises:
+        UserError: it could take endless time or memory.
+        OSError: it cannot be read.
+        ValueError: it is no tokenizer.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a regular file; expected a tokenizer.json")
     with open(path, "rb") as file:
         raw = file.read(SIZE + 1)
     if len(raw) > SIZE:
@@ -49,14 +57,14 @@ def read_tokenizer(path: Path) -> str:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         why = "its brackets are nested too deep" if isinstance(error, RecursionError) else one_line(error, 120)
-        raise _not_readable(path, why) from None
+        raise ValueError(why) from None
     try:
         for reason in _reasons(content):
             raise _refused(path, reason)
     except (AttributeError, TypeError, KeyError, IndexError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        raise _not_readable(path, "its entries are not those of a tokenizer") from None
+        raise ValueError("its entries are not those of a tokenizer") from None
     return text
 
 
@@ -129,7 +137,3 @@ def _templates(processor: Any) -> Iterator[list[Any]]:
 
 def _refused(path: Path, reason: str) -> UserError:
     return UserError(f"{path}: refused, for it could take endless time or memory: {reason}")
-
-
-def _not_readable(path: Path, reason: str) -> UserError:
-    return UserError(f"{path}: not a readable tokenizer.json: {reason}")

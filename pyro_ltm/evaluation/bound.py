@@ -102,7 +102,7 @@ def evaluate_bound(
     optimizer: FastOptimizer | None = None,
     fast_steps: int = 16,
     particles: int = 4,
-    token_bytes: Tensor | None = None,
+    count_bytes: Callable[[Batch], int] | None = None,
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
     **fitting: Any,
@@ -115,7 +115,7 @@ def evaluate_bound(
         batches: the corpus; sequences already on the model's device.
         objective: what the fast loop raises; the score is the same whatever it is.
         particles: draws K from q for the distortion.
-        token_bytes: [V] UTF-8 bytes of each token, for bits per byte.
+        count_bytes: UTF-8 bytes of text that a batch's targets stand for, for bits per byte; None: they are not known.
         progress: called after each batch with the sequences done and the nats a token so far.
         fitting: more for `fit_posterior`, such as its `noise`; the score always has noise of its own.
     """
@@ -135,8 +135,8 @@ def evaluate_bound(
             **fitting,
         )
         tally.add(batch, posterior, fold(seed, "score"))
-        if token_bytes is not None:
-            tally.bytes += int((token_bytes.to(batch.inputs.device)[batch.targets] * batch.mask).sum())
+        if count_bytes is not None:
+            tally.bytes += count_bytes(read)
         if progress:
             progress(tally.sequences, tally.total_nats / tally.total_tokens)
     model.train(was_training)

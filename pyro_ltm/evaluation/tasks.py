@@ -122,7 +122,7 @@ class Level:
 
     Attributes:
         nats_per_token: total nats / total tokens. nats_per_token_stderr: its standard error. blocks: over what it was
-            taken.
+            taken. The rest is NaN where the tokens do not determine the text.
         bits_per_byte: total bits / bytes of the original text. bits_per_byte_stderr: its standard error, the bytes held
             fixed.
         nats_per_word: total nats / words of the original text. word_perplexity: exp of it.
@@ -139,9 +139,13 @@ class Level:
     word_perplexity_stderr: float
 
     @classmethod
-    def of(cls, nats_per_token: float, stderr: float, blocks: Blocks, *, tokens: int, counts: TextCounts) -> Level:
-        """The figure of a text of so many tokens."""
-        by_word, bits_by_byte = tokens / max(counts.words, 1), tokens / max(counts.bytes, 1) / math.log(2)
+    def of(
+        cls, nats_per_token: float, stderr: float, blocks: Blocks, *, tokens: int, counts: TextCounts | None
+    ) -> Level:
+        """The figure of a text of so many tokens; without `counts`, where they do not determine it, by the token."""
+        by_word = bits_by_byte = math.nan
+        if counts:
+            by_word, bits_by_byte = tokens / max(counts.words, 1), tokens / max(counts.bytes, 1) / math.log(2)
         by_words = perplexity(nats_per_token * by_word)
         return cls(
             nats_per_token=nats_per_token,

@@ -2,7 +2,7 @@
 
 from pyro_ltm.inference.families import FAMILIES
 from pyro_ltm.inference.fit import check_fit, refusal
-from pyro_ltm.inference.generation import Generated, Reconstruction, generate, infer_thoughts, reconstruct
+from pyro_ltm.inference.generation import Generated, Reconstruction, continuation, generate, infer_thoughts, reconstruct
 from pyro_ltm.inference.learning import guide_loss
 from pyro_ltm.inference.optimizers import LBFGS, OPTIMIZERS, SGD, Adam, FastOptimizer, Natural
 from pyro_ltm.inference.parts import Parts
@@ -21,6 +21,7 @@ __all__ = [
     "Posterior",
     "Reconstruction",
     "check_fit",
+    "continuation",
     "fit_posterior",
     "generate",
     "guide_loss",

@@ -20,6 +20,9 @@ from pyro_ltm.model import Sampler, sample_tokens
 from pyro_ltm.noise import Noise, fold
 from pyro_ltm.types import Batch
 
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+"""What decoders put for bytes that are no character."""
+
 
 class Codec(Protocol):
     """What text needs of a tokenizer."""
@@ -33,6 +36,21 @@ class Codec(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of tokens."""
+
+
+def continuation(codec: Codec, before: Sequence[int], new: Sequence[int]) -> str:
+    """The text that the tokens `new` add to that of `before`.
+
+    Decoded alone they may read otherwise: tokenizers that put a space before each word drop the first one, and a
+    character may have bytes on both sides. Such a character belongs to what is new.
+    """
+    told = [token for token in before if token != codec.end_of_text]
+    start, whole = codec.decode(told), codec.decode([*told, *new])
+    if not whole.startswith(start) and not start.endswith(INCOMPLETE):
+        return codec.decode(new)  # bytes of no character, which some decoders let spoil those before them
+    while not whole.startswith(start):
+        start = start[:-1]
+    return whole[len(start) :]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +154,7 @@ def generate(
         end=codec.end_of_text,
         generator=generators,
     )
-    return [_generated(codec, prompt, row[len(tokens) :]) for row in written.tolist()]
+    return [_generated(codec, prompt, tokens, row[len(tokens) :]) for row in written.tolist()]
 
 
 def reconstruct(
@@ -160,7 +178,7 @@ def reconstruct(
         terms = parts.score(batch, fitted, seed=seed)
         return Reconstruction(
             original=text,
-            text=codec.decode(written[0].tolist()),
+            text=continuation(codec, [codec.end_of_text], written[0].tolist()),
             tokens=batch.length,
             token_accuracy=float((written == targets).float().mean()),
             teacher_forced_accuracy=float((likeliest == targets).float().mean()),
@@ -178,7 +196,7 @@ def _check_thoughts(parts: Parts, thoughts: Tensor) -> Tensor:
     return thoughts.to(parts.device, torch.float32)
 
 
-def _generated(codec: Codec, prompt: str, new: list[int]) -> Generated:
+def _generated(codec: Codec, prompt: str, tokens: list[int], new: list[int]) -> Generated:
     ended = codec.end_of_text in new
     kept = new[: new.index(codec.end_of_text)] if ended else new
-    return Generated(prompt=prompt, text=codec.decode(kept), tokens=len(kept), ended=ended)
+    return Generated(prompt=prompt, text=continuation(codec, tokens, kept), tokens=len(kept), ended=ended)

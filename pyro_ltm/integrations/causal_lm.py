@@ -24,6 +24,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from pyro_ltm.data import Tokenizer as Codec
+from pyro_ltm.data.fidelity import Fidelity
+from pyro_ltm.data.tokenizer_file import check_ids, read_tokenizer
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.evaluation.figure import Figure, perplexity, plain
 from pyro_ltm.reading import read_json
@@ -45,7 +48,8 @@ class TextFigure(Figure):
 
     Attributes:
         perplexity: exp(nats_per_token), over the tokens of all texts.
-        bits_per_byte: total bits / UTF-8 bytes of the texts; NaN where first tokens are given and not scored.
+        bits_per_byte: total bits / UTF-8 bytes of the texts; NaN where first tokens are given and not scored, or the
+            tokens do not determine the texts.
         texts: how many; those without a token to score are among them. windowed: how many were longer than the window.
         start: the token before each text; None where the first token is given.
         window, stride: tokens.
@@ -149,7 +153,7 @@ class CausalLM:
             nats,
             counts,
             perplexity=perplexity(mean),
-            bits_per_byte=math.nan if self.start is None else float(nats.sum()) / math.log(2) / size,
+            bits_per_byte=math.nan if self.why_no_bytes(texts) else float(nats.sum()) / math.log(2) / size,
             texts=len(texts),
             windowed=windowed,
             start=None if self.start is None else self.tokenizer.id_to_token(self.start),
@@ -157,6 +161,13 @@ class CausalLM:
             stride=self.stride,
         )
         return figure
+
+    def why_no_bytes(self, texts: Sequence[str]) -> str:
+        """Why there is no figure of the texts by the byte; empty where there is one."""
+        if self.start is None:
+            return "the first token of each text is given and not scored"
+        codec = Codec(Tokenizer.from_str(self.tokenizer.to_str()))
+        return Fidelity.of(codec, texts, self.encode(texts)).why_no_bytes
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> Tensor:
@@ -225,9 +236,12 @@ def _json(path: Path) -> dict[str, Any]:
 def _tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in `path`, which neither cuts nor pads. Raises UserError."""
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(read_tokenizer(path))
+    except UserError:
+        raise
     except Exception as error:  # tokenizers raises no class of its own
         raise UserError(f"{path}: not a tokenizer: {one_line(error)}") from None
+    check_ids(path, tokenizer.get_vocab())
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

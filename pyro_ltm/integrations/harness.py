@@ -11,6 +11,7 @@ other model's:
 
 The twin goes the same way with no thoughts to draw: its figures are an autoregressive model's.
 
+Where tokens do not determine a text, its task has no figure by the word or the byte (`no_bytes` says why).
 A context that is too long is cut from the left, as the harness does for other models; `contexts_cut` counts them.
 Importing this module registers the model as `pyro-ltm`.
 """
@@ -21,7 +22,7 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,10 @@ from typing import Any
 import torch
 
 from pyro_ltm.config import suggest
+from pyro_ltm.data.fidelity import Fidelity
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.evaluation.predictive import Context, Piece, Predictor, Tokens, windows
+from pyro_ltm.inference import continuation
 from pyro_ltm.model import Sampler, sample_tokens
 from pyro_ltm.noise import fold
 from pyro_ltm.training import Run
@@ -103,6 +106,7 @@ class HarnessModel(LM):
         self._device = self.run.parts.device
         self._counting = counting or (lambda name, total: lambda done, nats: None)
         self.contexts_cut = 0
+        self.fidelity: dict[str, Fidelity] = {}
 
     @property
     def eot_token_id(self) -> int:
@@ -138,7 +142,10 @@ class HarnessModel(LM):
         """Nats of each request, log p(text): every token from those before it."""
         blocks = []
         for request in requests:
-            tokens = (self.eot_token_id, *self.run.tokenizer.encode(request.args[0]))
+            text = request.args[0]
+            ids = self.run.tokenizer.encode(text)
+            self.fidelity.setdefault(str(request.task_name), Fidelity()).add(self.run.tokenizer, text, ids)
+            tokens = (self.eot_token_id, *ids)
             key = ("text", str(request.task_name), str(request.doc_id))
             blocks.append(self._windows(tokens, key, given=1, stride=self.stride))
         return [nats for nats, _ in self._score("loglikelihood_rolling", requests, blocks)]
@@ -235,15 +242,16 @@ class HarnessModel(LM):
         """Texts after prompts of one length."""
         contexts = [prompt.context for prompt in prompts]
         device, seed, length = self.run.parts.device, self._predictor.seed, len(contexts[0].tokens)
-        decode, end = self.run.tokenizer.decode, self.eot_token_id
+        end = self.eot_token_id
 
-        def text(row: list[int]) -> str:
-            return decode(row[: row.index(end)] if end in row else row)
+        def text(prompt: _Prompt, row: list[int]) -> str:
+            new = row[: row.index(end)] if end in row else row
+            return continuation(self.run.tokenizer, prompt.context.tokens, new)
 
         def finished(tokens: torch.Tensor) -> torch.Tensor:
-            rows = zip(tokens.tolist(), prompts, strict=True)
+            rows = zip(prompts, tokens.tolist(), strict=True)
             return torch.tensor(
-                [end in row or prompt.cut(text(row)) is not None for row, prompt in rows], device=device
+                [end in row or prompt.cut(text(prompt, row)) is not None for prompt, row in rows], device=device
             )
 
         written = sample_tokens(
@@ -256,7 +264,7 @@ class HarnessModel(LM):
             generator=[torch.Generator(device).manual_seed(fold(seed, "tokens", one.name)) for one in contexts],
             stop=finished,
         )
-        texts = [text(row[length:]) for row in written.tolist()]
+        texts = [text(prompt, row[length:]) for prompt, row in zip(prompts, written.tolist(), strict=True)]
         return [
             whole if (short := prompt.cut(whole)) is None else short
             for whole, prompt in zip(texts, prompts, strict=True)
@@ -334,7 +342,9 @@ def run_harness(
         except ValueError as error:  # what the harness says of tasks that it will not run
             raise UserError(f"--tasks {','.join(tasks)}: {one_line(error, 300)}") from error
     kept = {name: value for name, value in results.items() if name in KEPT}
-    return kept | {"lm_eval_version": lm_eval.__version__}
+    no_bytes = {name: why for name, found in model.fidelity.items() if (why := found.why_no_bytes)}
+    _leave_out(kept, no_bytes)
+    return kept | {"no_bytes": no_bytes, "lm_eval_version": lm_eval.__version__}
 
 
 YAML = (".yaml", ".yml")
@@ -344,6 +354,24 @@ KEPT = (
     "task_hashes",
 )
 """What of the harness's results says something of the model and the tasks."""
+
+
+BY_TEXT = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+"""Metrics of a text by its words and bytes."""
+
+
+def _leave_out(results: dict[str, Any], tasks: Collection[str]) -> None:
+    """Makes None of the figures by the word and the byte of these tasks, and of groups that hold one of them."""
+    below = results.get("group_subtasks") or {}
+
+    def reaches(name: str) -> bool:
+        return name in tasks or any(map(reaches, below.get(name, ())))
+
+    for table in ("results", "groups"):
+        for name, metrics in (results.get(table) or {}).items():
+            for key in metrics if reaches(name) else ():
+                if key.partition(",")[0].removesuffix("_stderr") in BY_TEXT:
+                    metrics[key] = None
 
 
 def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:

@@ -48,6 +48,7 @@ class Evaluation:
         prefix: predictive figures. reference: no bound.
         twin: the twin's exact figure; twin_prefix: its predictive figures.
         twin_differs: of `taught_otherwise`; empty where thoughts are all that sets the twin apart.
+        no_bytes: why there is no figure by the byte; empty where there is one.
         floor: the text's own entropy; no_floor: why a world's text has none here.
         above_floor: by figure, how far it lies above the floor. below_twin: how far below the twin on the same tokens;
             both paired by sequence. closed: what share of the distance from twin to floor that is.
@@ -60,6 +61,7 @@ class Evaluation:
     twin: Bound | None = None
     twin_prefix: Prefix | None = None
     twin_differs: list[str] = field(default_factory=list)
+    no_bytes: str = ""
     floor: Floor | None = None
     no_floor: str = ""
     above_floor: dict[str, Difference] = field(default_factory=dict)
@@ -76,8 +78,9 @@ class Evaluation:
             result["twin"]["prefix"] = plain(self.twin_prefix)
         if self.twin:
             result["twin"]["differs"] = self.twin_differs
-        if self.no_floor:
-            result["no_floor"] = self.no_floor
+        for name in ("no_bytes", "no_floor"):
+            if why := getattr(self, name):
+                result[name] = why
         for name in DISTANCES:
             if found := getattr(self, name):
                 result[name] = {figure: plain(gap) for figure, gap in found.items()}
@@ -122,7 +125,7 @@ def evaluate_protocols(
         return common | ({"progress": counting(name)} if counting else {})
 
     prefixes = prefixes or quarters(int(data.lengths[:sequences].max(initial=0)))
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"no_bytes": data.why_no_bytes}
     if World.of(data.folder) is not None:
         found["no_floor"] = why_no_floor(data)
         if not found["no_floor"]:

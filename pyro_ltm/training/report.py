@@ -26,7 +26,7 @@ from pyro_ltm.evaluation.protocol_plots import CAPTIONS, draw_evaluation
 from pyro_ltm.evaluation.thought_page import measured, render
 from pyro_ltm.evaluation.thought_plots import plot_distortions, plot_layers, plot_map, plot_probes, plot_rates, sign
 from pyro_ltm.files import clear_errors, write_atomically, write_text
-from pyro_ltm.inference import infer_thoughts
+from pyro_ltm.inference import continuation, infer_thoughts
 from pyro_ltm.locks import locked
 from pyro_ltm.model import Sampler, sample_tokens
 from pyro_ltm.noise import fold
@@ -148,7 +148,7 @@ def write_report(
 
 def _decoded(run: Run, batch: Batch, row: int) -> str:
     assert batch.targets is not None  # data have targets
-    return run.tokenizer.decode(batch.targets[row][batch.mask[row]].tolist())
+    return continuation(run.tokenizer, batch.inputs[row, :1].tolist(), batch.targets[row][batch.mask[row]].tolist())
 
 
 def _length(run: Run) -> int:
@@ -176,10 +176,11 @@ def _reconstructions(run: Run, thoughts: Thoughts) -> list[dict[str, Any]]:
     for row, tokens in enumerate(written[:, 1:]):
         counts = batch.mask[row]
         original, again = batch.targets[row][counts], tokens[counts]
+        before = batch.inputs[row, :1].tolist()  # both are written after the same token
         found.append(
             {
-                "original": run.tokenizer.decode(original.tolist()),
-                "text": run.tokenizer.decode(again.tolist()),
+                "original": continuation(run.tokenizer, before, original.tolist()),
+                "text": continuation(run.tokenizer, before, again.tolist()),
                 "tokens": len(original),
                 "token_accuracy": float((original == again).double().mean()),
             }

@@ -185,7 +185,7 @@ class Run:
             parts.model,
             dataset_batches(data, batch_size, parts.device, limit=sequences),
             particles=particles,
-            token_bytes=torch.as_tensor(data.token_bytes) if data.bytes_are_exact else None,
+            count_bytes=data.count_bytes if data.bytes_are_exact else None,
             seed=seed,
             progress=progress,
             **_fitting(parts, fast_steps),

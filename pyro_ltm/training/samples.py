@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_ltm.data.dataset import count_bytes
+from pyro_ltm.data.fidelity import Fidelity
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import Bound, evaluate_bound
 from pyro_ltm.evaluation.figure import plain
@@ -72,6 +75,9 @@ class Scorer(Protocol):
     def score(self, texts: Sequence[str]) -> Level:
         """What the texts cost under it."""
 
+    def why_no_bytes(self, texts: Sequence[str]) -> str:
+        """Why there is no figure of the texts by the byte; empty where there is one."""
+
     def features(self, texts: Sequence[str]) -> Tensor:
         """[n, d] of n texts, for MAUVE."""
 
@@ -84,6 +90,7 @@ class Samples:
         metrics: of the texts; reference_metrics: of the reference texts, where there are some.
         generative: nats a token under the scoring model, a `Bound` or what another scorer gives: exact for an
             autoregressive model, an upper bound for a model with thoughts.
+        no_bytes: why the scoring model has no figure by the byte, of texts or reference; empty where it has.
         mauve: of the features that were given, or of the scoring model's own; features: says which.
         speed: None for texts that were only read.
         fast_steps: of each fit of a run that scored; None where none did. seed: of all noise.
@@ -94,6 +101,7 @@ class Samples:
     generative: Level | None = None
     reference_generative: Level | None = None
     generative_is_exact: bool | None = None
+    no_bytes: str = ""
     mauve: Mauve | None = None
     features: str | None = None
     speed: Speed | None = None
@@ -103,6 +111,8 @@ class Samples:
     def to_dict(self) -> dict[str, Any]:
         """For JSON; what a scoring model found says with its `meaning` whether it is exact."""
         result = plain(self)
+        if not self.no_bytes:
+            del result["no_bytes"]
         for name in ("generative", "reference_generative"):
             if result[name]:
                 result[name]["meaning"] = EXACT if self.generative_is_exact else UPPER_BOUND
@@ -152,6 +162,7 @@ def score_samples(
         scorer = RunScorer(scorer, particles=particles, fast_steps=fast_steps, seed=seed)
     if scorer is not None:
         found |= {"generative": scorer.score(texts), "generative_is_exact": scorer.is_exact}
+        found["no_bytes"] = scorer.why_no_bytes(texts) or scorer.why_no_bytes(reference or [])
         if reference is not None:
             found["reference_generative"] = scorer.score(reference)
     if features is not None:
@@ -175,13 +186,6 @@ def read_features(path: Path) -> Tensor:
 def save_texts(texts: Sequence[str]) -> str:
     """The texts as JSON lines with the field `text`."""
     return "".join(json.dumps({"text": text}) + "\n" for text in texts)
-
-
-def _token_bytes(run: Run, texts: Sequence[str]) -> Tensor | None:
-    """[V] UTF-8 bytes of each token; None where the tokens of one of `texts` do not stand for it to the byte."""
-    sizes, encode = run.tokenizer.token_bytes, run.tokenizer.encode
-    exact = all(int(sizes[encode(text)].sum()) == len(text.encode()) for text in texts)
-    return torch.as_tensor(sizes) if exact else None
 
 
 def _batches(run: Run, texts: Sequence[str], size: int = 32) -> list[Batch]:
@@ -226,10 +230,15 @@ class RunScorer:
             optimizer=parts.optimizer,
             fast_steps=parts.steps(self.fast_steps),
             particles=1 if self.is_exact else self.particles,
-            token_bytes=_token_bytes(self.run, texts),
+            count_bytes=None if self.why_no_bytes(texts) else functools.partial(count_bytes, self.run.tokenizer),
             seed=self.seed,
             **{**parts.fitting, "subsample": 1},
         )
+
+    def why_no_bytes(self, texts: Sequence[str]) -> str:
+        """Whether its tokenizer gives the texts back."""
+        tokenizer = self.run.tokenizer
+        return Fidelity.of(tokenizer, texts, tokenizer.encode_batch(texts)).why_no_bytes
 
     def features(self, texts: Sequence[str]) -> Tensor:
         """[n, D]: see `hidden_features`."""

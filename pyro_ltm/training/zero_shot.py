@@ -30,6 +30,7 @@ class TaskScore:
         task: what was scored. levels: figures by name: `bound`, `importance-weighted`, `prefix`, `twin`, `floor`.
         meanings: what kind of figure each is.
         below_twin, above_floor: how far below the twin and above the floor, paired by sequence, in nats a token.
+        no_bytes: why there are no figures by the byte and the word; empty where there are some.
         no_floor: why a world's text has no floor here; empty where it has one, and for other texts.
         documents, tokens, words, bytes, sequences: of what was scored; words and bytes of the original text.
         counts_are_estimated: only the first sequences were scored: words and bytes are their share of the text's, by
@@ -42,6 +43,7 @@ class TaskScore:
     meanings: dict[str, str]
     below_twin: dict[str, Difference] = field(default_factory=dict)
     above_floor: dict[str, Difference] = field(default_factory=dict)
+    no_bytes: str = ""
     no_floor: str = ""
     documents: int
     tokens: int
@@ -60,11 +62,12 @@ class TaskScore:
         return self.meanings[next(iter(self.levels))] != EXACT
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: a key for each figure, with `nats_per_token` and its `meaning`; `no_floor` where one is missed."""
+        """For JSON: a key for each figure, with its `meaning`; `no_bytes` and `no_floor` where those are missed."""
         result = plain(self)
-        levels, meanings, why = (result.pop(name) for name in ("levels", "meanings", "no_floor"))
+        levels, meanings = result.pop("levels"), result.pop("meanings")
+        reasons = {name: why for name in ("no_bytes", "no_floor") if (why := result.pop(name))}
         figures = {name: {**level, "meaning": meanings[name]} for name, level in levels.items()}
-        return figures | result | ({"no_floor": why} if why else {})
+        return figures | result | reasons
 
 
 def score_task(
@@ -131,13 +134,18 @@ def score_task(
         task=task,
         levels={
             name: Level.of(
-                one.nats_per_token, one.nats_per_token_stderr, one.blocks, tokens=first.tokens, counts=scored
+                one.nats_per_token,
+                one.nats_per_token_stderr,
+                one.blocks,
+                tokens=first.tokens,
+                counts=None if found.no_bytes else scored,
             )
             for name, one in figures.items()
         },
         meanings={name: _meaning(name, exact) for name in figures},
         below_twin={name: gap for name, gap in found.below_twin.items() if name in figures},
         above_floor={name: gap for name, gap in found.above_floor.items() if name in figures},
+        no_bytes=found.no_bytes,
         no_floor=task.why_no_floor or found.no_floor,
         documents=scored.documents,
         tokens=first.tokens,

@@ -14,7 +14,7 @@ from pyro_ltm.data import Document, Tokenizer, prepare, seams
 from pyro_ltm.data.seams import last_seam, rejoin
 
 PARTS = ["a", "Bc", "'ll", "o'", " ", " ", "  ", "\n", "\n\n", "\n ", "\t", "\r\n", ".", "?!", "/", "12", "3", "é"]
-PARTS += ["e\u0301", "\u0301", "你好", "ー", "\u00a0", "\x1c", "\u2028", "<x>", "🙂"]
+PARTS += ["e\u0301", "\u0301", "你好", "。", "ー", "」", "\u00a0", "\x1c", "\u2028", "<x>", "🙂"]
 texts = st.lists(st.sampled_from(PARTS), max_size=12).map("".join)
 SEAMED = {"bytes", "bytes, NFC", *(name for name in kinds() if name.startswith("expression"))}
 
@@ -27,7 +27,7 @@ def cut_at(text: str, places: list[int]) -> list[Document]:
 
 def test_which_kinds_may_be_cut() -> None:
     assert {name for name, tokenizer in kinds().items() if tokenizer.recipe.has_seams} == SEAMED
-    for token, seamed in (("<x>", True), ("a b", False)):
+    for token, seamed in (("<x>", True), ("a b", False), ("好。", False)):
         backend = byte_level()
         backend.add_tokens([token])
         assert Tokenizer(backend).recipe.has_seams is seamed
@@ -80,7 +80,7 @@ def test_a_text_without_a_seam_is_read_in_time_and_refused_where_it_is_too_long(
     pairs = [("train", piece) for piece in pieces]
     assert len(list(rejoin(pairs[:1000], cut=True))) == 1
     assert "book.txt: a text of over 1 Mi characters has no space" in refused(rejoin, pairs, cut=True)
-    assert "is one that this tokenizer must read whole" in refused(rejoin, pairs, cut=False)
+    assert "has to be read whole" in refused(rejoin, pairs, cut=False)
 
 
 @pytest.mark.parametrize("name", ["llama", "unigram", "wordpiece", "bytes with a space before", "bytes, NFKC", "bytes"])
