@@ -57,7 +57,7 @@ def command(
     out: Path | None,
     common: Common,
 ) -> None:
-    """Runs the evaluation harness (lm-eval) on a run. Needs the extra: pip install 'pyro-ltm[harness]'.
+    """Runs the evaluation harness (lm-eval) on a run. Needs the extra: pip install -e '.[harness]' in the clone.
 
     Thoughts come from the context alone, so the figures compare with any other model's: answers are scored under the
     mixture over K draws from q(z | context), whole texts block by block, each after those before it.

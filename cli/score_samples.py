@@ -63,7 +63,7 @@ def command(
     states; and how fast --run writes.
 
     A Hugging Face model is a local folder with config.json, model.safetensors and tokenizer.json. It needs the extra:
-    pip install 'pyro-ltm[scorers]'.
+    pip install -e '.[scorers]' in the clone.
     """
     if bool(run_folder) == bool(texts_file):
         raise click.UsageError("give either --run, which writes texts, or --texts, which holds them")

@@ -275,7 +275,7 @@ def _model(folder: Path, dtype: str) -> Any:
     except ImportError as error:
         raise UserError(
             f"{folder}: a Hugging Face model, and transformers is not installed ({error.name} is missing): "
-            "pip install 'pyro-ltm[scorers]', with Python 3.11 or newer"
+            "pip install -e '.[scorers]' in the clone, with Python 3.11 or newer"
         ) from None
     with _quiet(transformers.utils.logging):
         try:

@@ -44,7 +44,7 @@ try:
     from lm_eval.api.registry import register_model
 except ImportError as error:
     raise UserError(
-        f"the evaluation harness is not installed ({error.name} is missing): pip install 'pyro-ltm[harness]'"
+        f"the evaluation harness is not installed ({error.name} is missing): pip install -e '.[harness]' in the clone"
     ) from None
 
 Count = Callable[[int, float], None]

@@ -127,6 +127,6 @@ def test_bad_scorers(refuse, gpt2, texts, tmp_path, monkeypatch):
     for scorer in (empty, tmp_path / "missing"):
         refuse("score-samples", "--texts", texts, "--scorer", scorer, says=("neither a run folder", "config.json"))
     (empty / "config.json").write_text("[]")
-    refuse("score-samples", "--texts", texts, "--scorer", empty, says=("expected a JSON object",))
+    refuse("score-samples", "--texts", texts, "--scorer", empty, says=("expected object, got array",))
     monkeypatch.setitem(sys.modules, "transformers", None)
-    refuse("score-samples", "--texts", texts, "--scorer", gpt2, says=("pip install 'pyro-ltm[scorers]'",))
+    refuse("score-samples", "--texts", texts, "--scorer", gpt2, says=("pip install -e '.[scorers]'",))

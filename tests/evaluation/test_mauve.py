@@ -55,7 +55,7 @@ def clusters(counts):
 @pytest.fixture
 def package():
     """The authors' own package."""
-    return pytest.importorskip("mauve", reason="the extra mauve is not installed: pip install 'pyro-ltm[mauve]'")
+    return pytest.importorskip("mauve", reason="the extra mauve is not installed: pip install -e '.[mauve]'")
 
 
 @pytest.mark.parametrize(

@@ -250,5 +250,5 @@ def test_texts_and_tokens_that_cannot_be_scored(own, llama, tmp_path):
 
 def test_without_the_extra_it_says_what_to_install(gpt2, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"pip install 'pyro-ltm\[scorers\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[scorers\]'"):
         CausalLM.load(gpt2)

@@ -352,7 +352,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
 
     monkeypatch.delitem(sys.modules, "pyro_ltm.integrations.harness")
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(UserError, match=r"pip install 'pyro-ltm\[harness\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[harness\]'"):
         importlib.import_module("pyro_ltm.integrations.harness")
 
 
