@@ -12,13 +12,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pyro_ltm.config import Component, suggest
 from pyro_ltm.errors import UserError
+
+if TYPE_CHECKING:
+    from pyro_ltm.weights import Weights
 
 State = dict[str, Tensor]
 """Local variational parameters: tensors with leading dimension B that live for one batch."""
@@ -43,6 +46,7 @@ class Batch:
         stretch: only these targets count, each for `weight` of its like (`inference.subsampled`); None: all, once.
         context: [B, T, D] what the thoughts cannot touch (`Decoder.context`), computed once for many fast steps;
             None until `LatentThoughtModel.precompute` fills it in.
+        context_of: the weights that computed it.
     """
 
     inputs: Tensor
@@ -53,6 +57,7 @@ class Batch:
     stretch: slice | None = None
     weight: int = 1
     context: Tensor | None = None
+    context_of: Weights | None = None
 
     @classmethod
     def from_tokens(cls, tokens: Tensor, *, ids: Tensor | None = None) -> Batch:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pyro.distributions as dist
 import torch
@@ -15,6 +14,7 @@ from pyro_ltm.guides.base import Guide
 from pyro_ltm.guides.size import check_size
 from pyro_ltm.noise import Normals, rsample_from
 from pyro_ltm.types import Batch, Card, State
+from pyro_ltm.weights import Weights
 
 
 class Flow(Guide):
@@ -61,7 +61,7 @@ class Flow(Guide):
 
     def distribution(self, state: State) -> dist.TorchDistribution:
         """Of loc + exp(log_variance / 2) f(eps; context) over [N, D], for standard normals eps and the couplings f."""
-        return Flowed(list(self.couplings), state["context"], state["loc"], state["log_variance"] / 2)
+        return Flowed(Weights(self.couplings), state["context"], state["loc"], state["log_variance"] / 2)
 
 
 STRONGEST = 2.0
@@ -97,14 +97,15 @@ class Flowed(dist.TorchDistribution):
     Nothing is cached: the density of a draw goes back through the couplings, as that of any other point.
 
     Args:
-        couplings: in the order in which they bend. context: [B, C]. loc, log_scale: [..., N, D].
+        couplings: with their weights of this moment, in the order in which they bend. context: [B, C]. loc, log_scale:
+            [..., N, D].
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"loc": constraints.independent(constraints.real, 2)}
     support = constraints.independent(constraints.real, 2)
     has_rsample = True
 
-    def __init__(self, couplings: Sequence[nn.Module], context: Tensor, loc: Tensor, log_scale: Tensor):
+    def __init__(self, couplings: Weights, context: Tensor, loc: Tensor, log_scale: Tensor):
         self.couplings, self.context, self.loc, self.log_scale = couplings, context, loc, log_scale
         super().__init__(loc.shape[:-2], loc.shape[-2:], validate_args=False)
 
@@ -119,7 +120,7 @@ class Flowed(dist.TorchDistribution):
         x = ((value - self.loc) * torch.exp(-self.log_scale)).flatten(-2)
         log_det = self.log_scale.sum((-2, -1))
         halves = self._halves(x)
-        for i, coupling in reversed(list(enumerate(self.couplings))):
+        for i, coupling in reversed(list(enumerate(self._bound_couplings()))):
             shift, log_scale = coupling(halves[i % 2], self.context)
             halves[1 - i % 2] = (halves[1 - i % 2] - shift) * torch.exp(-log_scale)
             log_det = log_det + log_scale.sum(-1)
@@ -139,11 +140,14 @@ class Flowed(dist.TorchDistribution):
     def bend(self, eps: Tensor) -> Tensor:
         """Thoughts [..., N, D] made of standard normals [..., N D]."""
         halves = self._halves(eps)
-        for i, coupling in enumerate(self.couplings):
+        for i, coupling in enumerate(self._bound_couplings()):
             shift, log_scale = coupling(halves[i % 2], self.context)
             halves[1 - i % 2] = halves[1 - i % 2] * torch.exp(log_scale) + shift
         bent = torch.cat(halves, dim=-1).unflatten(-1, self.event_shape)
         return self.loc + torch.exp(self.log_scale) * bent
+
+    def _bound_couplings(self) -> nn.ModuleList:
+        return cast(nn.ModuleList, self.couplings.module())
 
     def _halves(self, x: Tensor) -> list[Tensor]:
         first = x.shape[-1] // 2

@@ -114,7 +114,6 @@ class Decoder(nn.Module):
 
     Attributes:
         recompute: where weights learn, the backward pass computes each layer again instead of keeping what it did.
-        alone: it passes its thoughts by and writes as its twin does, which has none.
         head_weight: the head's weight laid out for many passes (`held`); None: it is not.
         head: computes the logits in place of the embedding's transpose (`packed`); None: the embedding itself.
     """
@@ -124,7 +123,6 @@ class Decoder(nn.Module):
         self.config = config
         self.compute_dtype = compute_dtype
         self.recompute = False
-        self.alone = False
         self.head: nn.Module | None = None
         self.head_weight: HeldWeight | None = None
         self._holders = 0
@@ -167,9 +165,10 @@ class Decoder(nn.Module):
         learning = self.training and torch.is_grad_enabled()
         return super().__call__(*inputs, **options) if learning else self._call_impl(*inputs, **options)
 
-    def forward(self, context: Tensor, thoughts: Tensor, stretch: slice | None = None) -> Tensor:
+    def forward(self, context: Tensor, thoughts: Tensor | None, stretch: slice | None = None) -> Tensor:
         """Hidden states [B, T, D] from the `context` [B, T, D] of the inputs and the `thoughts` [B, N, D].
 
+        Without thoughts (None) it passes cross-attention by, and writes as its twin does.
         Of a `stretch` of the tokens, [B, P, D], where one is named: each layer works at what those above it see.
         """
         first, last = (0, context.shape[1]) if stretch is None else (stretch.start, stretch.stop)
@@ -203,9 +202,9 @@ class Decoder(nn.Module):
         compiled = self._is_compiled and hidden.device.type == "cuda"  # a CPU's own softmax is as fast
         return token_log_probs(hidden, weight, tokens, dtype, self.head_weight, compiled)
 
-    def project(self, thoughts: Tensor) -> list[tuple[Tensor, Tensor] | None]:
+    def project(self, thoughts: Tensor | None) -> list[tuple[Tensor, Tensor] | None]:
         """What each layer reads of its thoughts (`Attention.keys_outputs`); None for each layer without thoughts."""
-        if self.alone or not self.config.thoughts:
+        if thoughts is None or not self.config.thoughts:
             return [None] * self.config.layers
         return [
             layer.cross_attention.keys_outputs(z, self.thought_table)

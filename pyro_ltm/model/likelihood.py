@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -11,13 +11,15 @@ from torch import Tensor
 from pyro_ltm.model.decoder import Decoder
 from pyro_ltm.model.sampling import sample_tokens
 from pyro_ltm.types import Batch
+from pyro_ltm.weights import Weights
 
 
 class TokenSequence(TorchDistribution):
     """A sequence of tokens, each drawn by the decoder from those before it and the thoughts.
 
     `log_prob` reads a whole sequence at once; `sample` writes one token after the other. Tokens outside the batch's
-    mask are written but count nothing.
+    mask are written but count nothing. Both are by the decoder's weights as they are when this is made, as a rule when
+    the program runs: those that `torch.func.functional_call` put there, or that a `PyroSample` drew.
 
     Shapes:
         thoughts: [..., B, N, D]. Batch shape [..., B], event shape [T].
@@ -27,8 +29,16 @@ class TokenSequence(TorchDistribution):
     support = constraints.independent(constraints.nonnegative_integer, 1)
     has_rsample = False
 
-    def __init__(self, decoder: Decoder, thoughts: Tensor, batch: Batch, validate_args: bool | None = None):
+    def __init__(
+        self,
+        decoder: Decoder,
+        thoughts: Tensor,
+        batch: Batch,
+        validate_args: bool | None = None,
+        weights: Weights | None = None,
+    ):
         self.decoder = decoder
+        self.weights = weights or Weights(decoder)
         self.thoughts = thoughts
         self.batch = batch
         super().__init__(thoughts.shape[:-2], batch.mask.shape[-1:], validate_args=validate_args)
@@ -38,7 +48,8 @@ class TokenSequence(TorchDistribution):
         shape = torch.Size(batch_shape)
         if shape == self.batch_shape:
             return self
-        return TokenSequence(self.decoder, self.thoughts.expand(*shape, *self.thoughts.shape[-2:]), self.batch)
+        thoughts = self.thoughts.expand(*shape, *self.thoughts.shape[-2:])
+        return TokenSequence(self.decoder, thoughts, self.batch, weights=self.weights)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Nats [..., B] of the tokens `value` [..., B, T], summed over the tokens that count.
@@ -56,29 +67,37 @@ class TokenSequence(TorchDistribution):
 
     def _log_probs(self, value: Tensor, stretch: slice | None) -> Tensor:
         """Nats of the P tokens in `stretch`, [..., B, P]; of all without."""
-        shape = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
-        inputs = (_flat(self._context(value), shape, 2), _flat(self.thoughts, shape, 2))
+        decoder, shape = self._bound_decoder(), torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
+        inputs = (_flat(self._context(decoder, value), shape, 2), _flat(self.thoughts, shape, 2))
         if stretch is None:
-            hidden = self.decoder(*inputs)
+            hidden = decoder(*inputs)
         else:
-            hidden, value = self.decoder.stretch(*inputs, stretch), value[..., stretch]
-        log_probs = self.decoder.token_log_probs(hidden.flatten(0, -2), _flat(value, shape, 1).flatten())
+            hidden, value = decoder.stretch(*inputs, stretch), value[..., stretch]
+        log_probs = decoder.token_log_probs(hidden.flatten(0, -2), _flat(value, shape, 1).flatten())
         return log_probs.view(*shape, -1)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Tokens [*sample_shape, ..., B, T], written one after the other from the first inputs."""
         shape = torch.Size(sample_shape) + self.batch_shape
         start = _flat(self.batch.inputs[:, :1], shape, 1)
-        tokens = sample_tokens(self.decoder, _flat(self.thoughts, shape, 2), start, self.event_shape[0])
+        tokens = sample_tokens(self._bound_decoder(), _flat(self.thoughts, shape, 2), start, self.event_shape[0])
         return tokens[:, 1:].view(*shape, -1)
 
-    def _context(self, value: Tensor) -> Tensor:
-        """The decoder's context [..., B, T, D] of `value`, precomputed when `value` is what the batch holds."""
-        if value is self.batch.targets and self.batch.context is not None:
-            return self.batch.context
+    def _bound_decoder(self) -> Decoder:
+        """The decoder, with the weights that it had when this was made."""
+        decoder = cast(Decoder, self.weights.module())
+        if decoder is not self.decoder:
+            decoder.let_go()  # of what was laid out beside other weights
+        return decoder
+
+    def _context(self, decoder: Decoder, value: Tensor) -> Tensor:
+        """Its context [..., B, T, D] of `value`: the batch's own, if that is of these tokens by these weights."""
+        context, of = self.batch.context, self.batch.context_of
+        if value is self.batch.targets and context is not None and of is not None and self.weights.same_as(of):
+            return context
         start = self.batch.inputs[:, :1].expand(*value.shape[:-1], 1)
         inputs = torch.cat([start, value[..., :-1]], dim=-1)
-        return self.decoder.context(inputs.flatten(0, -2)).unflatten(0, inputs.shape[:-1])
+        return decoder.context(inputs.flatten(0, -2)).unflatten(0, inputs.shape[:-1])
 
 
 def _flat(x: Tensor, shape: torch.Size, event_dims: int) -> Tensor:

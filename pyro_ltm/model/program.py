@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import pyro
 import torch
@@ -14,6 +14,7 @@ from pyro_ltm.model.decoder import Decoder
 from pyro_ltm.model.likelihood import TokenSequence
 from pyro_ltm.model.priors import StandardNormal
 from pyro_ltm.types import Batch, State
+from pyro_ltm.weights import Weights, draws
 
 
 class LatentThoughtModel(nn.Module):
@@ -36,32 +37,32 @@ class LatentThoughtModel(nn.Module):
 
     def forward(self, batch: Batch, state: State | None = None) -> Tensor:
         """The program; returns the tokens [..., B, T]. `state` belongs to the guide and is not looked at."""
+        weights = Weights(self.decoder)  # outside of the plate: a weight that is drawn is one for all sequences
         with pyro.plate("sequences", batch.size, dim=-1):
             thoughts = pyro.sample("thoughts", self.prior())
-            tokens: Tensor = pyro.sample("tokens", TokenSequence(self.decoder, thoughts, batch), obs=batch.targets)
+            likelihood = TokenSequence(self.decoder, thoughts, batch, weights=weights)
+            tokens: Tensor = pyro.sample("tokens", likelihood, obs=batch.targets)
         return tokens
 
     def log_prob_alone(self, batch: Batch) -> Tensor:
         """Nats [B] of the batch's tokens, exact, where the decoder passes its thoughts by: what its twin would say."""
         assert batch.targets is not None  # only known tokens have a probability
-        passed_by = self.prior.loc.expand(batch.size, -1, -1)
-        self.decoder.alone = True
-        try:
-            nats: Tensor = TokenSequence(self.decoder, passed_by, batch).log_prob(batch.targets)
-        finally:
-            self.decoder.alone = False
-        return nats
+        hidden = self.decoder(self.decoder.context(batch.inputs), None)
+        nats = self.decoder.token_log_probs(hidden.flatten(0, 1), batch.targets.flatten())
+        return (nats.view_as(batch.mask) * batch.mask).sum(-1)
 
     def precompute(self, batch: Batch) -> Batch:
         """`batch` with what no thought can touch computed once, for programs that read it many times without learning.
 
-        The context is cut from the graph: never use it where the decoder is to receive a gradient.
+        The context is cut from the graph: never use it where the decoder is to receive a gradient. With other weights,
+        or where a Bayesian decoder draws new ones in each run, it is worked out again.
         """
-        if batch.context is not None:
+        if batch.context is not None or draws(self.decoder):
             return batch
         with torch.no_grad():
-            return dataclasses.replace(batch, context=self.decoder.context(batch.inputs))
+            context = self.decoder.context(batch.inputs)
+        return dataclasses.replace(batch, context=context, context_of=Weights(self.decoder))
 
     def held(self) -> AbstractContextManager[None]:
         """Within it no weight may learn, and the decoder's lie as many passes read them fastest."""
-        return self.decoder.held()
+        return nullcontext() if draws(self.decoder) else self.decoder.held()

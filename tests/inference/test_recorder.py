@@ -152,8 +152,8 @@ def moved_prior(model):
     return {}
 
 
-def alone(model):
-    model.decoder.alone = True
+def recomputed(model):
+    model.decoder.recompute = True
     return {}
 
 
@@ -168,7 +168,7 @@ class Weighted(AnalyticELBO):
         return super().bound(terms) * self.weight.mean()
 
 
-@pytest.mark.parametrize("changed", [stretched, moved_prior, alone], ids=["stretch", "buffer", "alone"])
+@pytest.mark.parametrize("changed", [stretched, moved_prior, recomputed], ids=["stretch", "buffer", "setting"])
 def test_what_else_a_fit_reads_is_not_replayed_as_it_was(changed):
     model, kept = tiny_model(), Noted()
     recorder = Recorder(kept)

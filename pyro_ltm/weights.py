@@ -1,0 +1,121 @@
+"""The tensors of a module as they are at one moment, so that what is computed later is computed with them."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from pyro.nn.module import PyroModule
+from torch import Tensor, nn
+
+from pyro_ltm.errors import UserError
+
+Held = list[dict[str, Any]]
+"""Copies of what names a module's parameters, buffers and modules."""
+
+KINDS = ("_parameters", "_buffers", "_modules")
+
+
+class Weights:
+    """What all parts of `root` hold now: parameters, buffers, and what Pyro gives in the place of either.
+
+    A distribution that works out its density by a network is asked for it after the program has run. By then a weight
+    may be another one: `torch.func.functional_call` has put its own back, a `PyroSample` would draw anew. The tensors
+    themselves are kept, not copies: gradients reach them.
+    """
+
+    def __init__(self, root: nn.Module):
+        self._held: list[Held] = []
+        self._parts: list[nn.Module] = []
+        self._tensors: list[Tensor | None] = []
+        self._looked_up = False
+        queue: list[nn.Module | None] = [root]
+        for part in queue:  # which grows
+            if part is None:
+                continue
+            own = part.__dict__
+            held: Held = [own[kind].copy() for kind in KINDS]
+            if isinstance(part, PyroModule):
+                self._looked_up |= _look_up(part, held)
+            self._parts.append(part)
+            self._held.append(held)
+            parameters, buffers, modules = held
+            self._tensors += parameters.values()
+            self._tensors += buffers.values()
+            queue += modules.values()
+        self._versions = _versions(self._tensors)
+
+    def same_as(self, other: Weights) -> bool:
+        """Whether these are the same tensors in the same parts, and as they were then; never of what Pyro looks up."""
+        same = not self._looked_up and self._versions == other._versions
+        return same and _are(self._parts, other._parts) and _are(self._tensors, other._tensors)
+
+    def module(self) -> nn.Module:
+        """The module with these tensors: `root` itself where it has them still, else one made like it.
+
+        Raises:
+            UserError: one of them was changed in place, and what it was is gone.
+        """
+        if self._versions != _versions(self._tensors):
+            raise UserError(
+                "a weight was changed in place after the program ran: take the log-probabilities of its trace before "
+                "the optimizer's step"
+            )
+        root = self._parts[0]
+        return root if not self._looked_up and self._are_of(root) else self._made()
+
+    def _are_of(self, root: nn.Module) -> bool:
+        parts: list[object] = []
+        tensors: list[object] = []
+        queue: list[nn.Module | None] = [root]
+        for part in queue:
+            if part is not None:
+                own = part.__dict__
+                parts.append(part)
+                tensors += own["_parameters"].values()
+                tensors += own["_buffers"].values()
+                queue += own["_modules"].values()
+        return _are(self._parts, parts) and _are(self._tensors, tensors)
+
+    def _made(self) -> nn.Module:
+        made: dict[nn.Module, nn.Module] = {}
+        for part, held in zip(reversed(self._parts), reversed(self._held), strict=True):  # children before parents
+            like = part.__new__(type(part))
+            like.__dict__.update(part.__dict__, **dict(zip(KINDS, held, strict=True)))
+            like.__dict__["_modules"] = {name: child and made[child] for name, child in held[-1].items()}
+            like.__dict__["_compiled_call_impl"] = None  # it is compiled with the tensors of `root`
+            if isinstance(part, PyroModule):
+                like.__dict__.update(_pyro_params={}, _pyro_samples={})
+            made[part] = like
+        return made[self._parts[0]]
+
+
+def draws(root: nn.Module) -> bool:
+    """Whether a weight of `root` is drawn anew in each run of the program (`PyroSample`)."""
+    return any(isinstance(part, PyroModule) and bool(part._pyro_samples) for part in root.modules())
+
+
+def _look_up(part: PyroModule, held: Held) -> bool:
+    """Asks Pyro for what it gives in place of the weights of `part`, puts that into `held`, and says whether it did.
+
+    The program's trace learns of them so: those that are drawn are its sites, the others its parameters.
+    """
+    parameters, buffers, _ = held
+    names = [*part._pyro_params, *part._pyro_samples]
+    with part._pyro_context:
+        buffers.update({name: getattr(part, name) for name in names})
+        for name in parameters:
+            getattr(part, name)
+    return bool(names)
+
+
+def _are(some: list[Any], others: list[Any]) -> bool:
+    return len(some) == len(others) and all(map(operator.is_, some, others))
+
+
+def _versions(tensors: list[Tensor | None]) -> list[int]:
+    """How often each was changed in place; nothing is known of tensors made for inference."""
+    try:
+        return [tensor._version for tensor in tensors if tensor is not None]
+    except RuntimeError:
+        return []
