@@ -11,7 +11,7 @@ import click
 from .options import FOLDER, Common, common, examples, reading_options
 
 if TYPE_CHECKING:
-    from pyro_ltm.data import Reading, TokenFolder
+    from pyro_ltm.data import Reading
 
 
 @click.command(
@@ -115,19 +115,11 @@ def command(
     for line in remarks(folder.meta):
         say(line)
     for split in folder.splits:
-        say(f"Text and tokens of {split}: {_fidelity(folder, split)}.")
+        if not TokenDataset(folder, split).why_no_bytes:
+            unknown = folder.meta["splits"][split]["unknown_tokens"]
+            say(f"Text and tokens of {split}: each text comes back from its tokens, {unknown:,} of them unknown.")
     say(f"Written to {out}")
     show_next(["pyro-ltm", "train", "--data", str(out), "--out", "runs/first"])
-
-
-def _fidelity(folder: TokenFolder, split: str) -> str:
-    """Whether the tokens of a split give back its text, and how many stand for what the tokenizer does not know."""
-    from pyro_ltm.data import TokenDataset
-
-    why, unknown = TokenDataset(folder, split).why_no_bytes, folder.meta["splits"][split]["unknown_tokens"]
-    if why:
-        return f"{why}, so there are no figures by the byte or the word"
-    return f"each text comes back from its tokens, {unknown:,} of them unknown"
 
 
 def _exclude(ctx: click.Context, first: str, second: str) -> None:

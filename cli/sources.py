@@ -19,6 +19,7 @@ SAID = (
 
 def remarks(meta: Mapping[str, Any]) -> Iterator[str]:
     """Lines on what a user may not expect of the text that was prepared, from its meta.json."""
+    from pyro_ltm.data.fidelity import Fidelity
     from pyro_ltm.data.finding import Skipped, reasons
 
     skipped = meta.get("files_skipped", {"count": 0, "first": []})
@@ -26,6 +27,10 @@ def remarks(meta: Mapping[str, Any]) -> Iterator[str]:
         read, listed = meta["files_read"]["count"], skipped["first"]
         yield f"Files read: {read:,}; not read: {skipped['count']:,}."
         yield from (f"  {line}" for line in reasons([Skipped(Path(one["path"]), one["why"]) for one in listed]))
+    for split, counts in meta["splits"].items():
+        if counts.get("changed_documents"):
+            why = Fidelity.of_counts(counts).why_no_bytes
+            yield f"Text and tokens of {split}: {why}, so there are no figures by the byte or the word."
     if empty := meta.get("documents_without_text", 0):
         yield f"Left out: {empty:,} documents without text."
     for split, count in meta.get("duplicate_documents", {}).items():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from pyro_ltm.data.recipe import Recipe
-from pyro_ltm.data.tokenizer_file import check_ids, read_tokenizer
+from pyro_ltm.data.tokenizer_file import clear_failure, open_tokenizer
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.files import write_text
 
@@ -88,16 +87,13 @@ class Tokenizer:
         path = Path(path)
         path = path / "tokenizer.json" if path.is_dir() else path
         try:
-            tokenizer = cls(tokenizers.Tokenizer.from_str(read_tokenizer(path)))
+            return cls(open_tokenizer(path))
         except UserError:
             raise
         except FileNotFoundError:
             raise UserError(f"{path}: no such tokenizer; expected a tokenizer.json") from None
-        except Exception as error:  # the library raises bare Exception
-            reason = error.strerror if isinstance(error, OSError) else one_line(error, 120)
-            raise UserError(f"{path}: not a readable tokenizer.json: {reason}") from None
-        check_ids(path, tokenizer._backend.get_vocab(with_added_tokens=True))
-        return tokenizer
+        except ValueError as error:
+            raise UserError(f"{path}: not a readable tokenizer.json: {one_line(error, 120)}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a `tokenizer.json` that `load` reads back; the file appears whole or not at all. Raises UserError."""
@@ -114,12 +110,12 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, over all cores. Raises UserError where the tokenizer fails on one."""
-        with _clear_failure():
+        with clear_failure("the tokenizer fails on this text"):
             return [one.ids for one in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
         """The text that `ids` stand for; special tokens are left out."""
-        with _clear_failure():
+        with clear_failure("the tokenizer fails on these tokens"):
             text: str = self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
         return text
 
@@ -206,17 +202,6 @@ class Tokenizer:
     @functools.cached_property
     def _anchor(self) -> int:
         return (self.encode("a") or [0])[-1]
-
-
-@contextlib.contextmanager
-def _clear_failure() -> Iterator[None]:
-    """Turns what the library raises in the block, a panic of its code included, into a UserError."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":  # a class without a module
-            raise UserError(f"the tokenizer fails on this text: {one_line(error)}") from None
-        raise
 
 
 def _rounded(content: Any) -> Any:

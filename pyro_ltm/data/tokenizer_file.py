@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import math
 import struct
@@ -15,9 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from pyro_ltm.data.expressions import why_not
 from pyro_ltm.data.recipe import Recipe
 from pyro_ltm.errors import UserError, one_line
+from pyro_ltm.reading import read_bytes
 
 SIZE = 1 << 28
 """Bytes of a file; the largest that are published have an eighth of it."""
@@ -34,46 +38,53 @@ TOKEN = 1 << 14
 WORD = 1024
 """Characters of a word of WordPiece, whose time grows with their square; longer ones are unknown to it."""
 
+AFFIX = 64
+"""Characters that a model puts before or after the parts of a word."""
+
 SPARE = 1 << 16
 """Ids that may be unused, beyond as many again as there are tokens: tables have a row for each id."""
 
 
-def read_tokenizer(path: Path) -> str:
-    """The contents of a tokenizer.json, looked through.
+def open_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    """The library's tokenizer in a tokenizer.json that was looked through.
 
     Raises:
-        UserError: it could take endless time or memory.
-        OSError: it cannot be read.
+        UserError: it could take endless time or memory, or cannot be read.
+        FileNotFoundError: there is none.
         ValueError: it is no tokenizer.
     """
-    if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file():  # a pipe may never end
         raise UserError(f"{path}: not a regular file; expected a tokenizer.json")
-    with open(path, "rb") as file:
-        raw = file.read(SIZE + 1)
-    if len(raw) > SIZE:
-        raise _refused(path, f"it has over {SIZE >> 20} MiB")
+    text = read_bytes(path, SIZE).decode("utf-8")
     try:
-        text = raw.decode("utf-8")
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        why = "its brackets are nested too deep" if isinstance(error, RecursionError) else one_line(error, 120)
-        raise ValueError(why) from None
-    try:
-        for reason in _reasons(content):
-            raise _refused(path, reason)
-    except (AttributeError, TypeError, KeyError, IndexError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
+        reason = next(_reasons(json.loads(text, object_pairs_hook=_once)), "")
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep") from None
+    except (AttributeError, TypeError, KeyError, IndexError):
         raise ValueError("its entries are not those of a tokenizer") from None
-    return text
-
-
-def check_ids(path: Path, vocab: Mapping[str, int]) -> None:
-    """Raises UserError where a table with a row for each id would be mostly empty."""
-    most = 2 * len(vocab) + SPARE
+    if reason:
+        raise _refused(path, reason)
+    try:
+        with clear_failure("the library cannot use it"):
+            tokenizer = tokenizers.Tokenizer.from_str(text)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
     name, last = max(vocab.items(), key=lambda entry: entry[1], default=("", -1))
-    if last >= most:
+    if last >= 2 * len(vocab) + SPARE:
         raise _refused(path, f"token '{one_line(name, 40)}' has the id {last:,} among {len(vocab):,} tokens")
+    return tokenizer
+
+
+@contextlib.contextmanager
+def clear_failure(what: str) -> Iterator[None]:
+    """Turns what the library raises in the block, a panic of its code included, into a UserError."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":  # a class without a module
+            raise UserError(f"{what}: {one_line(error)}") from None
+        raise
 
 
 def _reasons(content: Any) -> Iterator[str]:
@@ -90,6 +101,9 @@ def _reasons(content: Any) -> Iterator[str]:
                 yield "a step looks for the empty string"
             if why := why_not(pattern.get("Regex", "")) if "Regex" in pattern else "":
                 yield f"regular expression '{one_line(pattern['Regex'], 60)}': {why}"
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if len(recipe.model.get(name) or "") > AFFIX:
+            yield f"model.{name} has over {AFFIX} characters"
     if recipe.model.get("max_input_chars_per_word", 0) > WORD:
         yield f"model.max_input_chars_per_word is over {WORD}"
     vocab = recipe.model["vocab"]
@@ -101,6 +115,15 @@ def _reasons(content: Any) -> Iterator[str]:
     for template in _templates(content.get("post_processor")):
         if sum("Sequence" in piece for piece in template) != 1:
             yield "post_processor.single does not hold the text once"
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError for a key that is there twice: another reader could take the other one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
 
 
 def _growth(step: Mapping[str, Any]) -> int:

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from pyro_ltm.data import Tokenizer as Codec
 from pyro_ltm.data.fidelity import Fidelity
-from pyro_ltm.data.tokenizer_file import check_ids, read_tokenizer
+from pyro_ltm.data.tokenizer_file import open_tokenizer
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.evaluation.figure import Figure, perplexity, plain
 from pyro_ltm.reading import read_json
@@ -236,12 +236,11 @@ def _json(path: Path) -> dict[str, Any]:
 def _tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in `path`, which neither cuts nor pads. Raises UserError."""
     try:
-        tokenizer = Tokenizer.from_str(read_tokenizer(path))
+        tokenizer = open_tokenizer(path)
     except UserError:
         raise
-    except Exception as error:  # tokenizers raises no class of its own
+    except ValueError as error:
         raise UserError(f"{path}: not a tokenizer: {one_line(error)}") from None
-    check_ids(path, tokenizer.get_vocab())
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
