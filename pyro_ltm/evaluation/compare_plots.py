@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter
 
 from pyro_ltm.evaluation.judge import Checkpoint, arrival
 from pyro_ltm.evaluation.outcome import Comparison, Pair, Refused
+from pyro_ltm.evaluation.plots import legible
 
 PALETTE = [colormaps["tab10"](index) for index in range(10)]
 MARKERS = "osD^vP*X<>pd1234+x"
@@ -61,12 +62,12 @@ def plot_curves(comparison: Comparison, axis: str) -> Figure:
         off = [line.pair.objective if names is objectives else line.pair.guide for line in panel]
         off = [name for name, line in zip(off, panel, strict=True) if line.points[-1][1] > high]
         if off:
-            text = "off the scale: " + ", ".join(dict.fromkeys(off))
+            text = "off the scale: " + ", ".join(legible(name) for name in dict.fromkeys(off))
             place.text(0.98, 0.97, _wrap(text, 26), transform=place.transAxes, ha="right", va="top", fontsize=7)
         if comparison.twin and comparison.twin.figures.elbo:
             place.axhline(comparison.twin.level, color="0.4", linestyle=":", linewidth=1)
         if apart:
-            place.set_title(panel[0].pair.guide, fontsize=10)
+            place.set_title(legible(panel[0].pair.guide), fontsize=10)
         place.spines[["top", "right"]].set_visible(False)
         place.tick_params(labelsize=8)
     for index, place in enumerate(axes.flat):
@@ -78,7 +79,8 @@ def plot_curves(comparison: Comparison, axis: str) -> Figure:
     figure.supxlabel(_axis_label(comparison, axis), fontsize=10)
     figure.supylabel("upper bound, nats a token", fontsize=10)
     handles = [
-        Line2D([], [], color=PALETTE[i % 10], linestyle=DASHES[i // 10 % 4], label=n) for i, n in enumerate(names)
+        Line2D([], [], color=PALETTE[i % 10], linestyle=DASHES[i // 10 % 4], label=legible(n))
+        for i, n in enumerate(names)
     ]
     if comparison.twin:
         handles.append(Line2D([], [], color="0.4", linestyle=":", label="twin"))
@@ -122,8 +124,17 @@ def plot_rate_distortion(comparison: Comparison) -> Figure:
     shapes = [
         Line2D([], [], linestyle="none", marker=MARKERS[i % len(MARKERS)], color="0.35") for i in range(len(objectives))
     ]
-    figure.legend(colours, guides, title="guide", loc="outside right upper", frameon=False, fontsize=8)
-    figure.legend(shapes, objectives, title="objective", loc="outside right lower", frameon=False, fontsize=8)
+    figure.legend(
+        colours, [legible(name) for name in guides], title="guide", loc="outside right upper", frameon=False, fontsize=8
+    )
+    figure.legend(
+        shapes,
+        [legible(name) for name in objectives],
+        title="objective",
+        loc="outside right lower",
+        frameon=False,
+        fontsize=8,
+    )
     return figure
 
 
@@ -136,8 +147,9 @@ def plot_map(comparison: Comparison, *, equal_seconds: bool = False) -> Figure:
     guides, objectives = _names(comparison, [*comparison.pairs, *comparison.refused])
     settings = comparison.fast_steps or [0]
     equal = comparison.equal_seconds() if equal_seconds else {}
-    wide = 1.2 + 0.62 * len(objectives) + 0.09 * max(map(len, guides), default=0)
-    tall = 0.9 + 0.38 * len(guides) + 0.075 * max(map(len, objectives), default=0)
+    rows, columns = ([legible(name) for name in names] for names in (guides, objectives))
+    wide = 1.2 + 0.62 * len(columns) + 0.09 * max(map(len, rows), default=0)
+    tall = 0.9 + 0.38 * len(rows) + 0.075 * max(map(len, columns), default=0)
     across = 2 if len(settings) > 1 and wide < 6 else 1
     down = -(-len(settings) // across)
     figure = Figure(figsize=(max(4.5, wide) * across, max(2.4, tall) * down), layout="constrained")
@@ -158,8 +170,8 @@ def plot_map(comparison: Comparison, *, equal_seconds: bool = False) -> Figure:
             for column, objective in enumerate(objectives):
                 pair = comparison.find((guide, objective, steps))
                 _cell(place, column, row, pair, level(pair), low, high)
-        place.set_xticks(range(len(objectives)), objectives, rotation=40, ha="right", rotation_mode="anchor")
-        place.set_yticks(range(len(guides)), guides)
+        place.set_xticks(range(len(objectives)), columns, rotation=40, ha="right", rotation_mode="anchor")
+        place.set_yticks(range(len(guides)), rows)
         place.tick_params(labelsize=8, length=0)
         place.set_xlim(-0.5, len(objectives) - 0.5)
         place.set_ylim(len(guides) - 0.5, -0.5)
@@ -176,7 +188,7 @@ def _cell(axes: Axes, column: int, row: int, pair: Pair | None, value: float | N
     """One cell of the map: its colour, its number; a frame around the best."""
     share = 0.0 if value is None else min(1.0, max(0.0, (value - low) / ((high - low) or 1.0)))
     colour: Any = colormaps["viridis_r"](0.05 + 0.85 * share)
-    text, ink = "" if value is None else f"{value:.3f}" if value < 100 else f"{value:.0f}", "black"
+    text, ink = "" if value is None else f"{value:.3f}" if value < 100 else f"{value:.4g}", "black"
     if value is None:
         failed = pair is not None and pair.figures.note.startswith(("failed", "ran away"))
         colour, text = (FAILED, "failed") if failed else (GREY, "") if pair is None else ("white", "–")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.files import clear_errors, write_atomically
 
 COLORS = ("#1b6ca8", "#d1495b", "#66a182", "#edae49", "#5c5470")
@@ -60,6 +62,24 @@ def _finish(axes: Axes, title: str, unit: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
+
+
+def legible(text: str, longest: int = 28) -> str:
+    """`text` as a picture can show it: one short line of characters that the font has, and no mathematics.
+
+    To a legend, a leading underscore would mean that it is not to be shown.
+    """
+    known = _characters()
+    line = "".join(character if ord(character) in known else "\u25a1" for character in one_line(text, longest + 1))
+    line = line if len(line) <= longest else line[: longest - 1] + "\u2026"
+    return (f"'{line}'" if not line or line.startswith("_") else line).replace("$", r"\$")
+
+
+@functools.cache
+def _characters() -> frozenset[int]:
+    """Those that the font of all pictures has."""
+    font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    return frozenset(font.get_charmap())
 
 
 def save(figure: Figure, path: Path) -> Path:

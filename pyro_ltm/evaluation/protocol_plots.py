@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from pyro_ltm.evaluation.plots import COLORS, save
+from pyro_ltm.evaluation.plots import COLORS, legible, save
 from pyro_ltm.files import clear_errors
 
 CAPTIONS = {
@@ -78,7 +78,7 @@ def _levels(result: Mapping[str, Any]) -> Figure:
         level = one["nats_per_token"]
         axes.barh(index, level, 0.6, xerr=one.get("nats_per_token_stderr") or 0.0, capsize=3, **bar)
         axes.annotate(f"{level:.3f}", (level, index), xytext=(8, 0), textcoords="offset points", va="center", size=8)
-    axes.set_yticks(range(len(found)), list(found))
+    axes.set_yticks(range(len(found)), [legible(name, 40) for name in found])
     axes.invert_yaxis()
     known = [one["nats_per_token"] for one in found.values()]
     low, high = min(known), max(known)
@@ -110,7 +110,12 @@ def _curve(result: Mapping[str, Any], curve: list[Mapping[str, Any]]) -> Figure:
         label="importance-weighted (at most)",
     )
     for index, (start, one) in enumerate(result["bound"].get("ais", {}).items(), 1):
-        axes.axhline(one["nats_per_token"], color=COLORS[index], linestyle="--", label=f"annealed from {start}")
+        axes.axhline(
+            one["nats_per_token"],
+            color=COLORS[index % len(COLORS)],
+            linestyle="--",
+            label=legible(f"annealed from {start}"),
+        )
     for name, color in (("twin", COLORS[3]), ("floor", "black")):
         if name in result:
             axes.axhline(result[name]["nats_per_token"], color=color, linewidth=1.2, label=name)

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_ltm.evaluation.plots import COLORS
+from pyro_ltm.evaluation.plots import COLORS, legible
 
 SHOWN = 10
 """Values of a label that have a colour; a longer legend than that tells nothing."""
@@ -75,7 +75,7 @@ def plot_probes(probes: Sequence[Mapping[str, Any]]) -> Figure:
     )
     for key, label, color in (("majority", "the commonest value", 1), ("control", "shuffled labels", 3)):
         axes.scatter(places, [p[key] for p in probes], marker="_", s=500, color=COLORS[color], label=label, zorder=3)
-    axes.set_xticks(list(places), [_short(p["label"], 16) for p in probes])
+    axes.set_xticks(list(places), [legible(p["label"], 16) for p in probes])
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("told right from the thoughts")
     axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
@@ -92,12 +92,12 @@ def plot_map(
         groups.setdefault(labels[index] if labels else "", []).append(point)
     for index, (value, members) in enumerate(sorted(groups.items(), key=lambda group: -len(group[1]))):
         color = f"C{index}" if index < SHOWN else "0.75"
-        shown = None if index > SHOWN or not labels else "others" if index == SHOWN else _short(value)
+        shown = None if index > SHOWN or not labels else "others" if index == SHOWN else legible(value)
         axes.scatter([x for x, _ in members], [y for _, y in members], s=9, color=color, alpha=0.8, label=shown)
-    for axis, share, label in zip((axes.xaxis, axes.yaxis), shares, ("first", "second"), strict=False):
-        axis.set_label_text(f"{label} principal axis ({share:.0%} of the variance)")
+    for axis, share, which in zip((axes.xaxis, axes.yaxis), shares, ("first", "second"), strict=False):
+        axis.set_label_text(f"{which} principal axis ({share:.0%} of the variance)")
     if labels:
-        axes.legend(title=_short(name), frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.legend(title=legible(name), frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
@@ -106,13 +106,6 @@ def sign(figure: Figure, line: str) -> Figure:
     characters = int(15 * figure.get_figwidth())  # at this size
     figure.supxlabel(textwrap.fill(line, characters), fontsize=7, color="0.4")
     return figure
-
-
-def _short(value: str, longest: int = 24) -> str:
-    """For a legend, to which a dollar sign is not mathematics and a leading underscore means nothing."""
-    one_line = " ".join(value.split()).replace("$", r"\$")
-    shown = one_line if len(one_line) <= longest else one_line[: longest - 1] + "…"
-    return f"'{shown}'" if not shown or shown.startswith("_") else shown
 
 
 def _axes(width: float = 5.0, height: float = 3.4) -> tuple[Figure, Axes]:

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from pyro_ltm.evaluation.compare_plots import plot_curves, plot_map, plot_rate_distortion
 from pyro_ltm.evaluation.compare_table import findings, full_table, notes, short_table
+from pyro_ltm.evaluation.html import to_png
 from pyro_ltm.evaluation.judge import Checkpoint, Estimate, Judgement, places
 from pyro_ltm.evaluation.outcome import Comparison, Pair
 from pyro_ltm.evaluation.page import draw, render, write_outcome
@@ -23,7 +24,7 @@ VOID = {"meta", "img", "br", "hr", "link"}
 
 def pair(guide, objective, level, *, steps=16, training=None, note=""):
     """A pair with made-up figures; without a bound where `level` is None."""
-    draws = random.Random(f"{guide} {objective} {steps}")
+    draws = random.Random(repr((guide, objective, steps)))
     if level is None:
         return Pair(guide=guide, objective=objective, figures=Judgement(fast_steps=steps, note=note), training=training)
     nats = [TOKENS * (level + 0.1 * draws.gauss(0, 1)) for _ in range(SEQUENCES)]
@@ -245,3 +246,12 @@ def test_notes_put_alike_reasons_together():
     found.refuse("p", "x", "no density")
     found.refuse("q", "x", "no density")
     assert notes(found) == ["delta with x: has no density", "p with x; q with x: does not fit: no density"]
+
+
+@pytest.mark.parametrize("name", ["x" * 100_000, "$x^{$", "_", "", "\x1b[2J", "\ud800", "\u6587\u5b57", "two\nlines"])
+def test_pictures_stand_any_name(name):
+    """The library that draws would lay out a name of 100,000 characters for minutes, and warn of all the others."""
+    comparison = Comparison("posteriors", {}, token_counts=[TOKENS] * SEQUENCES)
+    comparison.pairs = [pair(name, "elbo", 2.0), pair("mf", name, 2.5)]
+    for figure in (plot_map(comparison), plot_curves(comparison, "steps"), plot_rate_distortion(comparison)):
+        assert to_png(figure).startswith(b"\x89PNG")

@@ -21,10 +21,10 @@ def test_a_legend_names_the_commonest_values_and_calls_the_rest_others():
 
 def test_labels_that_are_hard_on_a_legend():
     """A warning of the library that draws would fail this test."""
-    values = ["_hidden", "$x_1$", "", "long " * 30, "two\nlines", "$"]
-    figure = plot_map([[float(n), 1.0] for n in range(6)], values, "_na$me", [0.5, 0.5])
+    values = ["_hidden", "$x_1$", "", "long " * 30, "two\nlines", "$", "\u6587\U0001f600", "\x1b[2J", "\ud800", "\0"]
+    figure = plot_map([[float(n), 1.0] for n in range(10)], values, "_na$me", [0.5, 0.5])
     texts = [entry.get_text() for entry in figure.axes[0].get_legend().get_texts()]
-    assert len(texts) == 6
+    assert len(texts) == 10
     assert all(len(text) <= 30 and "\n" not in text for text in texts)
     assert to_png(figure).startswith(b"\x89PNG")
     probe = {"label": "$a_", "accuracy": 0.5, "stderr": 0.1, "majority": 0.4, "control": 0.4}

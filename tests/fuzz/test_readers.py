@@ -30,6 +30,7 @@ from pyro_ltm.config import load_toml
 from pyro_ltm.data import TokenDataset, Tokenizer, read_source, unigram_nats
 from pyro_ltm.evaluation.arithmetic import read_problems
 from pyro_ltm.evaluation.compare_table import findings, full_table, notes, short_table
+from pyro_ltm.evaluation.html import to_png
 from pyro_ltm.evaluation.judge import Checkpoint, Estimate, Judgement
 from pyro_ltm.evaluation.outcome import Comparison, Pair, check_target, save
 from pyro_ltm.evaluation.page import draw, render
@@ -146,7 +147,8 @@ def read_figures(world: World) -> None:
         same = {key: found.get(key) for key in ("fingerprint", "data", "settings")}
         beside(found, {**same, "reference": {"sequences": 4, "tokens": 64}})
         if world.seldom(json.dumps(found).encode()):
-            draw_evaluation(found)
+            for figure in draw_evaluation(found).values():
+                to_png(figure)
 
 
 def read_comparison(world: World) -> None:
@@ -157,7 +159,8 @@ def read_comparison(world: World) -> None:
     found = json.dumps(comparison.to_dict()).encode()
     if world.seldom(found):
         render(comparison, {})
-        draw(comparison)
+        for figure, _ in draw(comparison).values():
+            to_png(figure)
 
 
 def read_text(world: World, name: str) -> None:
