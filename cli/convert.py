@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import FOLDER, Common, common, examples
+from .options import FOLDER, Common, Text, common, examples, load_tokenizer
 
 if TYPE_CHECKING:
     from pyro_ltm.config import Config, ModelConfig
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 @click.option(
     "--tokenizer", "tokenizer_file", required=True, type=FOLDER, help="The tokenizer.json that it was trained with."
 )
+@click.option("--end-of-text", metavar="NAME", type=Text(), help="Its token between documents; default: found by name.")
 @click.option("--out", required=True, type=FOLDER, metavar="RUN", help="Run folder to write; must be new.")
 @common(seed=None, seed_help="The run's seed; default: 0.")
-def command(*, checkpoint: Path, tokenizer_file: Path, out: Path, common: Common) -> None:
+def command(*, checkpoint: Path, tokenizer_file: Path, end_of_text: str | None, out: Path, common: Common) -> None:
     """Turns a checkpoint of the reference implementation (mingluzhao/Latent-Thought-LM) into a run folder.
 
     Nothing in the checkpoint is executed. Its weights are kept as they are; posteriors are fitted as in the preset
     medium.
     """
-    from pyro_ltm.data import Tokenizer
     from pyro_ltm.errors import UserError
     from pyro_ltm.files import new_folder
     from pyro_ltm.inference.parts import Parts
@@ -44,14 +44,14 @@ def command(*, checkpoint: Path, tokenizer_file: Path, out: Path, common: Common
 
     _check_new(out)
     device = check_device(common.device)
-    tokenizer = Tokenizer.load(tokenizer_file)
+    tokenizer = load_tokenizer(tokenizer_file, end_of_text)
+    assert tokenizer is not None
     model, weights = read_reference(checkpoint)
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
             f"--tokenizer {tokenizer_file}: has {tokenizer.vocab_size} tokens, the checkpoint {model.vocab_size}: "
             "give the tokenizer that it was trained with"
         )
-    tokenizer.end_of_text  # noqa: B018 - raises UserError when there is none, before anything is written
     config = _configure(model, common)
     parts = Parts.build(config, device=device)
     parts.model.decoder.load_state_dict(weights)

@@ -6,9 +6,12 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from pyro_ltm.data import Tokenizer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -84,6 +87,36 @@ def common(
         return wrapper  # type: ignore[return-value]
 
     return decorate
+
+
+def tokenizer_options(function: F) -> F:
+    """Adds --tokenizer and --end-of-text, for `load_tokenizer`."""
+    named = click.option(
+        "--end-of-text",
+        metavar="NAME",
+        type=Text(),
+        help="Its token between documents; default: found by the usual names.",
+    )
+    given = click.option("--tokenizer", type=FOLDER, help="A tokenizer.json to use instead of training one.")
+    return given(named(function))
+
+
+def load_tokenizer(path: Path | None, end_of_text: str | None) -> Tokenizer | None:
+    """The tokenizer in a file, with the token between documents that is named, or its own; None without a file."""
+    if path is None:
+        if end_of_text is not None:
+            raise click.UsageError("--end-of-text is of --tokenizer, which is not given", click.get_current_context())
+        return None
+    from pyro_ltm.data import Tokenizer
+    from pyro_ltm.errors import UserError
+
+    tokenizer = Tokenizer.load(path)
+    try:
+        tokenizer = tokenizer if end_of_text is None else tokenizer.ending(end_of_text)
+        tokenizer.end_of_text  # noqa: B018 - raises UserError when there is none, before any text is read
+    except UserError as error:
+        raise UserError(f"--tokenizer {path}: {error}") from None
+    return tokenizer
 
 
 def reading_options(function: F) -> F:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import FOLDER, Common, common, examples, reading_options
+from .options import FOLDER, Common, common, examples, load_tokenizer, reading_options, tokenizer_options
 
 if TYPE_CHECKING:
     from pyro_ltm.data import Reading
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 )
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("--out", required=True, type=FOLDER, help="Folder to write.")
-@click.option("--tokenizer", type=FOLDER, help="A tokenizer.json to use instead of training one.")
+@tokenizer_options
 @click.option(
     "--vocab-size", metavar="N", type=click.IntRange(257), default=2048, help="Tokens of the byte-level BPE to train."
 )
@@ -58,6 +58,7 @@ def command(
     sources: tuple[str, ...],
     out: Path,
     tokenizer: Path | None,
+    end_of_text: str | None,
     vocab_size: int,
     sequence_length: int,
     packing: str,
@@ -87,7 +88,7 @@ def command(
         folder = prepare(
             sources,
             out,
-            tokenizer=tokenizer,
+            tokenizer=load_tokenizer(tokenizer, end_of_text),
             vocab_size=vocab_size,
             sequence_length=sequence_length,
             packing=packing,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import FOLDER, Common, common, examples, preset_option, reading_options
+from .options import FOLDER, Common, common, examples, load_tokenizer, preset_option, reading_options, tokenizer_options
 
 if TYPE_CHECKING:
     from pyro_ltm.config import Config
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="One setting, the last word. Repeatable.")
 @click.option("--steps", metavar="N", type=int, help="Slow steps; the same as --set slow.steps=N.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
-@click.option("--tokenizer", type=FOLDER, help="A tokenizer.json to use instead of training one.")
+@tokenizer_options
 @reading_options
 @common(seed=None, seed_help="Seed of all that is random; the same as --set seed=N.")
 def command(
@@ -51,6 +51,7 @@ def command(
     steps: int | None,
     resume: bool,
     tokenizer: Path | None,
+    end_of_text: str | None,
     reading: Reading,
     common: Common,
 ) -> None:
@@ -87,7 +88,7 @@ def command(
                 data=data,
                 out=out,
                 resume=resume,
-                tokenizer=tokenizer,
+                tokenizer=load_tokenizer(tokenizer, end_of_text),
                 reading=reading,
                 device=device,
                 on_progress=report.training,

@@ -241,6 +241,9 @@ def _encode(
         for group in _groups(rejoin(pieces, cut=tokenizer.recipe.has_seams)):
             encoded = tokenizer.encode_batch([document.text for _, document in group])
             for (split, document), ids in zip(group, encoded, strict=True):
+                if tokenizer.end_of_text in ids:
+                    what = "a text may become the token that ends documents, as this one does"
+                    raise UserError(f"{document.origin}: {what}; --end-of-text names another token of the tokenizer")
                 writers[split].add(ids, continues=document.continues)
                 fidelity[split].add(tokenizer, document.text, ids, continues=document.continues)
                 text_bytes[split] += len(document.text.encode("utf-8"))

@@ -96,6 +96,14 @@ class Recipe:
         )
 
     @property
+    def puts_after_text(self) -> tuple[str, ...]:
+        """The special token that it puts after a text, where that is all that it puts there; else none."""
+        step = self.content.get("post_processor") or {}
+        pieces: list[Any] = step["single"] if step.get("type") == "TemplateProcessing" else []
+        kinds = [list(piece) for piece in pieces]
+        return (pieces[1]["SpecialToken"]["id"],) if kinds == [["Sequence"], ["SpecialToken"]] else ()
+
+    @property
     def unknown_token(self) -> str | None:
         """What stands for characters and words that it does not know; None where it has nothing for them."""
         if (place := self.model.get("unk_id")) is not None:  # Unigram lists its tokens in the order of their ids

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from pyro_ltm.config import suggest
 from pyro_ltm.data.recipe import Recipe
 from pyro_ltm.data.tokenizer_file import clear_failure, open_tokenizer
 from pyro_ltm.errors import UserError, one_line
@@ -95,6 +96,30 @@ class Tokenizer:
         except ValueError as error:
             raise UserError(f"{path}: not a readable tokenizer.json: {one_line(error, 120)}") from None
 
+    def ending(self, name: str) -> Tokenizer:
+        """The same tokenizer with the token `name` between documents. Its file says so: as what it puts after a text.
+
+        Raises:
+            UserError: it has no such token.
+        """
+        token = self._backend.token_to_id(name)
+        if token is None:
+            known = [added.content for added in self._backend.get_added_tokens_decoder().values() if added.special]
+            hint = f"; its special tokens are {one_line(', '.join(known))}" if known else ""
+            raise UserError(f"the tokenizer has no token '{one_line(name, 80)}'{suggest(name, known)}{hint}")
+        copy = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        copy.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False)])
+        content = json.loads(copy.to_str())
+        first, second = ({"Sequence": {"id": letter, "type_id": 0}} for letter in "AB")
+        end = {"SpecialToken": {"id": name, "type_id": 0}}
+        content["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [first, end],
+            "pair": [first, end, second, end],
+            "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]}},
+        }
+        return type(self)(tokenizers.Tokenizer.from_str(json.dumps(content)))
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a `tokenizer.json` that `load` reads back; the file appears whole or not at all. Raises UserError."""
         write_text(Path(path), self.to_json())
@@ -146,12 +171,18 @@ class Tokenizer:
 
     @functools.cached_property
     def end_of_text(self) -> int:
-        """The id that begins and ends documents. Raises UserError when the tokenizer has no such token."""
-        for name in _END_NAMES:
+        """The id that begins and ends documents: of what it puts after a text, if no more than that, else by name.
+
+        Raises UserError when the tokenizer has no such token.
+        """
+        for name in (*self.recipe.puts_after_text, *_END_NAMES):
             token = self._backend.token_to_id(name)
             if token is not None:
                 return int(token)
-        raise UserError(f"the tokenizer has no end-of-text token: expected one of {', '.join(_END_NAMES)}")
+        known = ", ".join(_END_NAMES)
+        raise UserError(
+            f"the tokenizer has no end-of-text token: expected one of {known} (--end-of-text names another)"
+        )
 
     @functools.cached_property
     def token_bytes(self) -> npt.NDArray[np.int64]:

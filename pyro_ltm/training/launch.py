@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyro_ltm.config import Config, load_toml, preset
-from pyro_ltm.data import Reading, TokenDataset, prepare
+from pyro_ltm.data import Reading, TokenDataset, Tokenizer, prepare
 from pyro_ltm.data.folder import is_token_folder
 from pyro_ltm.data.presets import preset_for
 from pyro_ltm.data.sources import sources_of
@@ -47,7 +47,7 @@ def train(
     data: str | Path | Sequence[str] | None,
     out: str | Path,
     resume: bool = False,
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
     reading: Reading | None = None,
     device: str = "cpu",
     on_progress: Callable[[Progress], None] | None = None,
@@ -140,7 +140,7 @@ def _tokens(
     data: str | Path | Sequence[str] | None,
     out: Path,
     going_on: bool,
-    tokenizer: str | Path | None,
+    tokenizer: str | Path | Tokenizer | None,
     reading: Reading | None,
     on_prepare: Callable[[str, int, int], None] | None,
 ) -> Path:

@@ -6,8 +6,11 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from safetensors import safe_open
+
+from pyro_ltm.data import Tokenizer
 
 
 @pytest.fixture
@@ -115,3 +118,17 @@ def test_options_of_reading_reach_the_readers(ask, refuse, text, trained, tmp_pa
     refuse(
         "prepare", text, "--text-column", "body", "--out", tmp_path / "no", says=("plain text, which has no column",)
     )
+
+
+def test_a_named_end_of_text_stays_with_the_run(ask, refuse, settings, text, trained, tmp_path):
+    backend = tokenizers.Tokenizer.from_file(str(trained / "tokenizer.json"))
+    backend.add_special_tokens(["<stop>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    options = ["--tokenizer", tmp_path / "tokenizer.json", "--end-of-text"]
+    ask("prepare", text, *options, "<stop>", "--sequence-length", 32, "--out", tmp_path / "data")
+    ask("train", "--data", tmp_path / "data", "--out", tmp_path / "run", *settings(**{"slow.steps": 1}))
+    meta = json.loads((tmp_path / "data" / "meta.json").read_text())
+    assert meta["end_of_text"] == 300
+    assert Tokenizer.load(tmp_path / "run").end_of_text == 300
+    refuse("prepare", text, *options, "<end>", "--out", tmp_path / "no", says=("tokenizer.json: the tokenizer has no",))
+    refuse("prepare", text, "--end-of-text", "<stop>", "--out", tmp_path / "no", says=("is of --tokenizer",))

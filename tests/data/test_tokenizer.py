@@ -184,3 +184,31 @@ def test_fingerprint_ignores_the_layout_of_the_file(tmp_path: Path, small_tokeni
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     assert Tokenizer.load(tmp_path).fingerprint == small_tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("name", ["<stop here>", "a:1", "$A", "[SEP]", "é"])
+def test_an_end_of_text_may_be_named(refused, tmp_path: Path, small_tokenizer: Tokenizer, name: str) -> None:
+    backend = tokenizers.Tokenizer.from_str(small_tokenizer.to_json())
+    backend.add_special_tokens(["<pad>", name])
+    plain = Tokenizer(backend)
+    assert plain.end_of_text == 0
+    tokenizer = plain.ending(name)
+    assert tokenizer.end_of_text == backend.token_to_id(name)
+    assert tokenizer.fingerprint != plain.fingerprint
+    tokenizer.save(tmp_path / "tokenizer.json")
+    again = Tokenizer.load(tmp_path)
+    assert (again.end_of_text, again.fingerprint) == (tokenizer.end_of_text, tokenizer.fingerprint)
+    assert again.token_bytes[again.end_of_text] == 0
+    text = f"line 7 {name} of dogs<|endoftext|>"
+    assert again.encode(text) == plain.encode(text), "nothing is put after a text that is encoded"
+    assert again.decode([*plain.encode("dogs"), again.end_of_text]) == "dogs"
+    message = refused(plain.ending, "<padd>")
+    assert message.startswith("the tokenizer has no token '<padd>' (did you mean '<pad>'?)")
+
+
+def test_an_end_of_text_that_was_an_ordinary_token(small_tokenizer: Tokenizer) -> None:
+    word = next(name for name in small_tokenizer._backend.get_vocab() if name.isalpha() and len(name) > 2)
+    tokenizer = small_tokenizer.ending(word)
+    assert tokenizer.end_of_text == small_tokenizer._backend.token_to_id(word)
+    assert tokenizer.vocab_size == small_tokenizer.vocab_size
+    assert tokenizer.token_bytes[tokenizer.end_of_text] == 0
