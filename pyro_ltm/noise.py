@@ -17,6 +17,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor
+from torch.distributions import MixtureSameFamily
 
 Normals = Callable[[torch.Size], Tensor]
 """Standard normals of a shape [..., B, *any], whose leading dimensions are the distribution's batch shape."""
@@ -128,6 +129,23 @@ def _(distribution: dist.Normal, normals: Normals) -> Tensor:
 @rsample_from.register
 def _(distribution: dist.Independent, normals: Normals) -> Tensor:
     return rsample_from(distribution.base_dist, normals)
+
+
+@rsample_from.register
+def _(distribution: MixtureSameFamily, normals: Normals) -> Tensor:
+    """A draw of a mixture, which carries no gradient: which component it is of has none."""
+    batch, drawn = distribution.batch_shape, []
+
+    def of_components(shape: torch.Size) -> Tensor:
+        drawn.append(normals(torch.Size([*batch, 1 + shape[len(batch) :].numel()])))
+        return drawn[0][..., 1:].reshape(shape)
+
+    each = rsample_from(distribution.component_distribution, of_components)  # [..., C, *event]
+    # A standard normal through its own distribution function is uniform.
+    share, reached = torch.special.ndtr(drawn[0][..., :1]), distribution.mixture_distribution.probs.cumsum(-1)
+    index = (share >= reached).sum(-1, keepdim=True).clamp(max=reached.shape[-1] - 1)
+    index = index.reshape(*index.shape, *[1] * len(distribution.event_shape))
+    return each.detach().take_along_dim(index, dim=len(batch)).squeeze(len(batch))
 
 
 def draw(distribution: Any, noise: Noise) -> Tensor:

@@ -81,3 +81,20 @@ def test_a_seed_is_the_same_on_every_machine():
     assert fold(0, "weights") == fold(0, "weights") != fold(0, "weight")
     assert 0 <= fold(1, 2, 3) < 1 << 63
     assert fold(7, "fit") == 3206906154198279663
+
+
+def test_draws_of_a_mixture_are_its_own():
+    """Its mean and second moment within five standard errors; nothing flows back through a choice of components."""
+    weights, loc = torch.tensor([0.2, 0.8]), torch.tensor([-2.0, 1.0]).requires_grad_()
+    each = dist.Normal(loc.view(2, 1, 1).expand(2, 2, 3), 0.5).to_event(2)
+    mixture = dist.MixtureSameFamily(dist.Categorical(weights), each)
+    count = 4000
+    drawn = draw(mixture.expand(torch.Size([count])), Noise(torch.arange(count), seed=0))
+    assert drawn.shape == (count, 2, 3)
+    assert not drawn.requires_grad
+    first = drawn[:, 0, 0]
+    for moment, expected in ((first, 0.4), (first.square(), 0.2 * 4.25 + 0.8 * 1.25)):
+        assert abs(float(moment.mean()) - expected) < 5 * float(moment.std()) / count**0.5
+    assert ((drawn[:, 0, 0] < -0.5) == (drawn[:, 1, 2] < -0.5)).float().mean() > 0.98, "one component a draw"
+    alone = draw(mixture.expand(torch.Size([1])), Noise(torch.tensor([7]), seed=0))
+    torch.testing.assert_close(alone[0], drawn[7])

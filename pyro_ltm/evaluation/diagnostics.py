@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
+from pyro_ltm.divergence import analytic_kl
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.dependence import Places
 from pyro_ltm.evaluation.figure import Difference, difference, mean_error, plain, ratio_error
@@ -248,17 +249,21 @@ def _rate(posterior: Posterior, thoughts: Thoughts, particles: int) -> Tensor:
     """[B] KL(q || prior), exact where it can be."""
     q: Any = _density(posterior)
     prior = thoughts.parts.model.prior().expand(q.batch_shape)
-    if posterior.guide.has_analytic_kl:
-        return kl_divergence(q, prior).double().cpu()
+    kl = analytic_kl(q, prior) if posterior.guide.has_analytic_kl else None
+    if kl is not None:
+        return kl.double().cpu()
     z = posterior.with_noise(fold(thoughts.seed, "rate")).sample(particles)
     return (q.log_prob(z) - prior.log_prob(z)).mean(0).double().cpu()
 
 
 def _rate_by_thought(thoughts: Thoughts) -> Tensor | None:
-    """[S, N]; None where the family has no such parts."""
+    """[S, N]; None where family or prior have no such parts."""
     if not thoughts.parts.guide.has_kl_by_thought:
         return None
-    return torch.cat([p.guide.kl_by_thought(p.state).double().cpu() for p in thoughts.posteriors])
+    prior = thoughts.parts.model.prior()
+    each = [posterior.guide.kl_by_thought(posterior.state, prior) for posterior in thoughts.posteriors]
+    known = [one.double().cpu() for one in each if one is not None]
+    return torch.cat(known) if len(known) == len(each) else None
 
 
 def _active(thoughts: Thoughts) -> dict[str, list[float] | None]:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pyro.distributions as dist
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_ltm.guides.base import Guide
 from pyro_ltm.guides.encoder import Encoder
@@ -46,9 +47,9 @@ class _Encoded(Guide, ABC):
         """Normal(loc, exp(log_variance / 2)) over [N, D]."""
         return independent_normals(state)
 
-    def kl_by_thought(self, state: State) -> Tensor:
+    def kl_by_thought(self, state: State, prior: Distribution) -> Tensor | None:
         """KL of each thought vector to N(0, I) in nats, [B, N]."""
-        return normal_kl_by_thought(state)
+        return normal_kl_by_thought(state, prior)
 
     def natural_gradient(self, state: State, gradients: State) -> State:
         """As of `MeanField`."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 import pyro
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyro_ltm.types import Batch, Card, State
 
@@ -30,7 +31,8 @@ class Guide(nn.Module, ABC):
     Attributes:
         card: what `pyro-ltm guides` says of it.
         arguments: its options that may follow its name, as in `low-rank:8`.
-        has_analytic_kl: KL(q || N(0, I)) has a closed form registered with torch.
+        has_analytic_kl: KL(q || p) has a closed form registered with torch for a prior p of independent Normals; for
+            the model's own it is looked for.
         has_kl_by_thought: `kl_by_thought` gives that KL for each thought vector by itself.
         has_density: False for a point or a set of draws: no bound judges it, and only objectives that need no density
             fit it.
@@ -87,8 +89,11 @@ class Guide(nn.Module, ABC):
         """The density that stands for this posterior when it is scored; None where there is none (a point)."""
         return self.distribution(state) if self.has_density else None
 
-    def kl_by_thought(self, state: State) -> Tensor:
-        """KL of each thought vector to N(0, I) in nats, [B, N]; only of families in which thoughts are independent."""
+    def kl_by_thought(self, state: State, prior: Distribution) -> Tensor | None:
+        """KL of each thought vector to its prior in nats, [..., B, N]; only of families whose thoughts are independent.
+
+        None where no closed form is known for such a prior.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no KL by thought")
 
     def natural_gradient(self, state: State, gradients: State) -> State:

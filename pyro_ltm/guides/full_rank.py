@@ -7,7 +7,9 @@ from typing import ClassVar
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
+from pyro_ltm.divergence import normal_of
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides.base import Guide
 from pyro_ltm.guides.gaussian import OverThoughts, from_relative, times, to_relative, triangle
@@ -70,12 +72,20 @@ class FullRank(Guide):
         blocks = dist.MultivariateNormal(loc, scale_tril=factor, validate_args=False).to_event(1)
         return OverThoughts(blocks, (self.thoughts, self.dim))
 
-    def kl_by_thought(self, state: State) -> Tensor:
-        """KL of each thought vector to N(0, I) in nats, [B, N]; only where each has a covariance of its own."""
+    def kl_by_thought(self, state: State, prior: Distribution) -> Tensor | None:
+        """KL of each thought vector to its prior in nats, [..., B, N]; only where each has a covariance of its own.
+
+        None where the prior is not of independent Normals.
+        """
         if not self.has_kl_by_thought:
-            return super().kl_by_thought(state)
-        trace = _factor(state).square().sum((-2, -1))
-        return 0.5 * (state["loc"].square().sum(-1) + trace - self.dim - state["log_variance"].sum(-1))
+            return super().kl_by_thought(state, prior)
+        normal = normal_of(prior)
+        if normal is None:
+            return None
+        loc, scale = normal
+        away, width = (state["loc"] - loc) / scale, _factor(state) / scale[..., None]
+        spread = away.square().sum(-1) + width.square().sum((-2, -1))
+        return 0.5 * (spread - self.dim - state["log_variance"].sum(-1)) + scale.log().sum(-1)
 
     def natural_gradient(self, state: State, gradients: State) -> State:
         """The covariance times the gradient of the mean; for C see `to_relative` (arXiv:1803.09151)."""

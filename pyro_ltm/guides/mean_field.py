@@ -7,7 +7,9 @@ from typing import ClassVar
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
+from pyro_ltm.divergence import normal_of
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides.base import Guide
 from pyro_ltm.noise import Noise, fold
@@ -74,9 +76,9 @@ class MeanField(Guide):
         """Normal(loc, exp(log_variance / 2)) over [N, D]."""
         return independent_normals(state)
 
-    def kl_by_thought(self, state: State) -> Tensor:
-        """KL of each thought vector to N(0, I) in nats, [B, N]."""
-        return normal_kl_by_thought(state)
+    def kl_by_thought(self, state: State, prior: Distribution) -> Tensor | None:
+        """See `normal_kl_by_thought`."""
+        return normal_kl_by_thought(state, prior)
 
     def natural_gradient(self, state: State, gradients: State) -> State:
         """See `normal_natural_gradient`."""
@@ -89,10 +91,14 @@ def independent_normals(state: State) -> dist.TorchDistribution:
     return dist.Normal(state["loc"], (state["log_variance"] / 2).exp(), validate_args=False).to_event(2)
 
 
-def normal_kl_by_thought(state: State) -> Tensor:
-    """KL to N(0, I) in nats of each thought vector of independent Normals, [B, N]."""
-    log_variance = state["log_variance"]
-    return 0.5 * (state["loc"].square() + log_variance.exp() - 1 - log_variance).sum(-1)
+def normal_kl_by_thought(state: State, prior: Distribution) -> Tensor | None:
+    """KL in nats of each thought vector of independent Normals to a prior of the same kind, [..., B, N]; else None."""
+    normal = normal_of(prior)
+    if normal is None:
+        return None
+    loc, scale = normal
+    relative = state["log_variance"] - 2 * scale.log()
+    return 0.5 * (((state["loc"] - loc) / scale).square() + relative.exp() - 1 - relative).sum(-1)
 
 
 def normal_natural_gradient(state: State, gradients: State) -> State:

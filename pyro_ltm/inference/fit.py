@@ -7,6 +7,7 @@ from typing import Any
 
 from pyro.infer import ELBO
 
+from pyro_ltm.divergence import analytic_kl, kind
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference.families import FAMILIES
@@ -14,6 +15,7 @@ from pyro_ltm.inference.optimizers import OPTIMIZERS, FastOptimizer
 from pyro_ltm.inference.samplers import Sampler
 from pyro_ltm.noise import KINDS
 from pyro_ltm.objectives import OBJECTIVES, Objective
+from pyro_ltm.types import State
 
 
 def refusal(guide: Any, objective: ELBO) -> str:
@@ -77,6 +79,18 @@ def _check_fixed_noise(guide: Guide, objective: ELBO, noise: str) -> None:
         raise UserError(
             f"noise = 'fixed' with {type(objective).__name__} and {type(guide).__name__}: one draw cannot estimate "
             "a KL; use the objective 'analytic-elbo' and a guide whose KL has a closed form, or noise = 'fresh'"
+        )
+
+
+def check_fixed_noise(guide: Guide, objective: ELBO, prior: Any, state: State) -> None:
+    """Raises UserError where the KL to the model's own `prior` (a module; None: not known) would be an estimate."""
+    if prior is None or not isinstance(objective, Objective) or not objective.needs_density:
+        return
+    its = prior()
+    if analytic_kl(guide.distribution(state), its) is None:
+        raise UserError(
+            f"noise = 'fixed' with {type(guide).__name__} and the model's prior, {kind(its)}: one draw cannot estimate "
+            "their KL, and no closed form is known: use noise = 'fresh'"
         )
 
 

@@ -13,12 +13,12 @@ import torch
 from pyro.distributions import TorchDistribution
 from pyro.infer import ELBO
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pyro_ltm.divergence import analytic_kl
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference.fit import check_fit
+from pyro_ltm.inference.fit import check_fit, check_fixed_noise
 from pyro_ltm.inference.optimizers import Adam, FastOptimizer
 from pyro_ltm.inference.recorder import Recorder, kind_of
 from pyro_ltm.inference.samplers import Sampler
@@ -112,8 +112,7 @@ class Posterior:
             ]
         log_likelihood, log_prior, log_guide = (torch.stack(part) for part in zip(*parts, strict=True))
         prior: Any = getattr(model, "prior", None)
-        exact = self.guide.has_analytic_kl and prior is not None
-        kl = kl_divergence(q, prior().expand(q.batch_shape)) if exact else None
+        kl = analytic_kl(q, prior()) if self.guide.has_analytic_kl and prior is not None else None
         return Terms(log_likelihood, log_prior, log_guide, kl, state=self.state)
 
 
@@ -167,7 +166,7 @@ def fit_posterior(
     optimizer = optimizer or Adam()
     check_fit(guide, objective, optimizer, noise, tolerance=tolerance, subsample=subsample)
     objective = objective.for_guide() if isinstance(objective, Objective) else objective
-    stream = Noise(batch.ids, device=batch.device, seed=seed, kind=noise)
+    stream, fixed = Noise(batch.ids, device=batch.device, seed=seed, kind=noise), noise == "fixed"
     steps = steps if guide.takes_fast_steps else 0
 
     def first(batch: Batch) -> State:
@@ -183,6 +182,8 @@ def fit_posterior(
             elif precompute:
                 batch = precompute(batch)
             state = first(batch) if state is None else state
+            if fixed:
+                check_fixed_noise(guide, objective, getattr(model, "prior", None), state)
             if watch:
                 watch(0, state)
             if isinstance(guide, Sampler):

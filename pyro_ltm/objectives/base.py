@@ -14,8 +14,9 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
+from torch.distributions import Distribution
 
+from pyro_ltm.divergence import analytic_kl, kind
 from pyro_ltm.errors import UserError
 from pyro_ltm.types import Batch, Card, State, frozen
 
@@ -27,10 +28,11 @@ class Terms:
     Shapes:
         log_likelihood: [K, B] log p(x | z). log_prior: [K, B] log p(z). log_guide: [K, B] log q(z); its parameters
             held still where the objective says so (`stops_guide_gradient`).
-        kl: [B] KL(q || p) in closed form; None unless the objective reads it and the guide has it.
+        kl: [B] KL(q || p) to the model's own prior in closed form; None unless the objective reads it and there is one.
         kl_by_thought: [B, N] the same for each thought; None unless the objective asks for it.
         thoughts: [K, B, N, D] the draws, as the model read them: what flows back from the model passes through here.
         state: the local parameters, the objective's own among them.
+        prior: p(z), of event shape [N, D].
     """
 
     log_likelihood: Tensor
@@ -40,6 +42,7 @@ class Terms:
     kl_by_thought: Tensor | None = None
     thoughts: Tensor | None = None
     state: State = field(default_factory=dict)
+    prior: Distribution | None = None
 
     @property
     def log_weight(self) -> Tensor:
@@ -211,25 +214,38 @@ class Objective(ELBO):
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch, state)
         model_trace.compute_log_prob()
         p: Any = model_trace.nodes["thoughts"]
-        kl = None
-        if self.reads_kl and has_analytic_kl(guide):
-            kl = scale_and_mask(kl_divergence(q["fn"], p["fn"]), scale=q["scale"], mask=q["mask"]).reshape(shape)[0]
+        kl = analytic_kl(q["fn"], p["fn"]) if self.reads_kl and has_analytic_kl(guide) else None
+        if kl is not None:
+            kl = scale_and_mask(kl, scale=q["scale"], mask=q["mask"]).reshape(shape)[0]
+        elif self.needs_analytic_kl:
+            raise UserError(self._needs("the KL of", guide, p["fn"], "the objective 'elbo' or 'stl'"))
         log_guide = self._log_guide_held_still(guide, guide_trace, batch, state) if self.stops_guide_gradient else q
-        by_thought: Any = guide.kl_by_thought if self.needs_kl_by_thought else None
+        by_thought = self._kl_by_thought(guide, state, p["fn"], shape) if self.needs_kl_by_thought else None
         terms = Terms(
             log_likelihood=model_trace.nodes["tokens"]["log_prob"].reshape(shape),
             log_prior=p["log_prob"].reshape(shape),
             log_guide=log_guide["log_prob"].reshape(shape),
             kl=kl,
-            kl_by_thought=by_thought(state) if by_thought else None,
+            kl_by_thought=by_thought,
             thoughts=thoughts,
             state=state,
+            prior=p["fn"],
         )
         factor = self.pathwise_factor(terms) if thoughts.requires_grad else None
         if factor is not None:
             across = factor.detach()[..., None, None]
             thoughts.register_hook(lambda gradient: gradient * across)
         return terms
+
+    def _kl_by_thought(self, guide: Any, state: State, prior: Distribution, shape: tuple[int, int]) -> Tensor:
+        kl: Tensor | None = guide.kl_by_thought(state, prior)
+        if kl is None:
+            raise UserError(self._needs("the KL of single thoughts of", guide, prior, "the KL of all: per = 'total'"))
+        return kl.expand(*shape, -1)[0]
+
+    def _needs(self, what: str, guide: nn.Module, prior: Distribution, instead: str) -> str:
+        kinds = f"{type(guide).__name__} to the model's prior, {kind(prior)}"
+        return f"{type(self).__name__} needs {what} {kinds}, in closed form, and none is known: use {instead}"
 
     def _log_guide_held_still(self, guide: nn.Module, trace: Any, batch: Batch, state: State) -> Any:
         """The guide's site for the same draws, its parameters held still (arXiv:1703.09194)."""
@@ -255,5 +271,5 @@ class Objective(ELBO):
 
 
 def has_analytic_kl(guide: nn.Module) -> bool:
-    """Whether the guide's class says that its KL to the prior has a closed form."""
+    """Whether the guide's class says that its KL to a prior of independent Normals has a closed form."""
     return bool(getattr(guide, "has_analytic_kl", False))

@@ -7,6 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from pyro_ltm.divergence import kind, normal_of
+from pyro_ltm.errors import UserError
 from pyro_ltm.objectives.base import Objective, Terms, require
 from pyro_ltm.types import Card
 
@@ -14,13 +16,13 @@ from pyro_ltm.types import Card
 class MMD(Objective):
     """E_q[log p(x | z)] - (1 - alpha) KL(q || p) - weight MMD^2 between all sequences' draws and the prior (InfoVAE).
 
-    The maximum mean discrepancy compares the aggregate of the posteriors with N(0, I), so that a single posterior may
+    The maximum mean discrepancy compares the aggregate of the posteriors with the prior, so that a single posterior may
     be as narrow as it likes. It is taken for each thought vector [D] and summed over thoughts, with the kernel
-    exp(-|x - y|^2 / 2D). What the kernel expects under N(0, I) has a closed form, so no draws of the prior are needed:
-    the prior must be standard normal. The estimate is a U-statistic over pairs of different sequences (two draws of one
-    sequence are no two draws of the aggregate), without bias for the corpus that the batch is drawn from; it may be
-    below zero, and a batch of one has no pairs and pays nothing. A sequence is charged its own share, which sums to
-    B MMD^2 over a batch of B.
+    exp(-|x - y|^2 / 2D). What the kernel expects under N(0, I) has a closed form, so no draws of the prior are needed;
+    a prior of other independent Normals is moved and scaled to that, with the draws. The estimate is a U-statistic over
+    pairs of different sequences (two draws of one sequence are no two draws of the aggregate), without bias for the
+    corpus that the batch is drawn from; it may be below zero, and a batch of one has no pairs and pays nothing. A
+    sequence is charged its own share, which sums to B MMD^2 over a batch of B.
 
     No bound on the evidence. At alpha = 1 no density is read, and points fit as well; and nothing keeps a posterior
     wide. Zhao, Song and Ermon, arXiv:1706.02262.
@@ -52,8 +54,15 @@ class MMD(Objective):
 
     def bound(self, terms: Terms) -> Tensor:
         """[B] mean over particles, less each sequence's share of the discrepancy."""
-        assert terms.thoughts is not None  # `terms` always gives the draws
-        bound = -terms.distortion - self.weight * discrepancy(terms.thoughts)
+        assert terms.thoughts is not None  # `terms` always gives draws and prior
+        assert terms.prior is not None
+        normal = normal_of(terms.prior)
+        if normal is None:
+            raise UserError(
+                f"{type(self).__name__} needs a prior of independent Normals, not {kind(terms.prior)}: use 'stl'"
+            )
+        loc, scale = normal
+        bound = -terms.distortion - self.weight * discrepancy((terms.thoughts - loc) / scale)
         return bound - (1 - self.alpha) * terms.rate if self.needs_density else bound
 
 

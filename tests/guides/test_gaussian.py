@@ -188,7 +188,7 @@ def test_full_rank_knows_thoughts_by_themselves_only_in_blocks_of_one():
     assert FullRank(N, D).has_kl_by_thought
     assert not FullRank(N, D, block="all").has_kl_by_thought
     with pytest.raises(NotImplementedError):
-        build("full-rank:all").kl_by_thought(elsewhere(build("full-rank:all")))
+        build("full-rank:all").kl_by_thought(elsewhere(build("full-rank:all")), StandardNormal(N, D)())
 
 
 def test_layers_lean_on_those_before_and_only_on_those():

@@ -19,6 +19,7 @@ from pyro_ltm.noise import Noise, rsample_from
 from pyro_ltm.types import frozen
 
 B = 3
+STANDARD = StandardNormal(N, D)
 
 
 @pytest.fixture(params=list(GUIDES))
@@ -127,15 +128,15 @@ def test_closed_form_kl_is_there_when_claimed_and_right(guide, state):
 def test_kl_by_thought_adds_up(guide, state):
     if not guide.has_kl_by_thought:
         with pytest.raises(NotImplementedError, match=type(guide).__name__):
-            guide.kl_by_thought(state)
+            guide.kl_by_thought(state, STANDARD())
         return
-    by_thought = guide.kl_by_thought(state)
+    by_thought = guide.kl_by_thought(state, STANDARD())
     assert by_thought.shape == (B, N)
     prior = StandardNormal(N, D)()
     torch.testing.assert_close(by_thought.sum(-1), kl_divergence(guide.distribution(state), prior))
     # And each is its thought's own: what another thought does is nothing to it.
     moved = dict(state, loc=state["loc"] + torch.nn.functional.one_hot(torch.tensor(1), N)[:, None])
-    changed = (guide.kl_by_thought(moved) != by_thought).any(0)
+    changed = (guide.kl_by_thought(moved, STANDARD()) != by_thought).any(0)
     assert changed.tolist() == [i == 1 for i in range(N)]
 
 
