@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyro_ltm.errors import UserError, one_line
+from pyro_ltm.errors import UserError
 from pyro_ltm.files import write_atomically
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read_thoughts(path: Path) -> Tensor:
     """The tensor `thoughts` [S, N, D] of a file. Raises UserError when it has none that is of use."""
     import torch
 
-    thoughts = _array(path) if path.suffix.lower() == ".npz" else _tensor(path)
+    thoughts = _tensor(path)
     if thoughts is None:
         raise UserError(f"--thoughts {path}: holds no tensor 'thoughts'; expected what `infer --out` wrote")
     usual = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -63,24 +63,21 @@ def read_thoughts(path: Path) -> Tensor:
 
 
 def _tensor(path: Path) -> Tensor | None:
-    from pyro_ltm.reading import read_safetensors
+    import numpy as np
+    import torch
+
+    from pyro_ltm.reading import read_npz, read_safetensors
 
     try:
-        return read_safetensors(path)[0].get("thoughts")
+        if path.suffix.lower() != ".npz":
+            return read_safetensors(path)[0].get("thoughts")
+        array = read_npz(path, "thoughts")
     except FileNotFoundError:
         raise UserError(f"--thoughts {path}: no such file; expected what `infer --out` wrote") from None
     except UserError as error:
         raise UserError(f"--thoughts {error}") from None
-
-
-def _array(path: Path) -> Tensor | None:
-    import numpy as np
-    import torch
-
-    try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:  # numpy leaves a bad one open
-            return torch.from_numpy(np.atleast_1d(file["thoughts"])) if "thoughts" in file else None
-    except FileNotFoundError:
-        raise UserError(f"--thoughts {path}: no such file; expected what `infer --out` wrote") from None
-    except Exception as error:  # damaged bytes surface as almost any exception
-        raise UserError(f"--thoughts {path}: damaged, or no .npz file: {one_line(error)}") from None
+    if array is None:
+        return None
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+        raise UserError(f"--thoughts {path}: 'thoughts' must hold finite numbers with a fraction")
+    return torch.from_numpy(np.atleast_1d(array.astype(array.dtype.newbyteorder("="))))

@@ -27,6 +27,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.files import clear_errors, half_replaced, process_lives, put_back
+from pyro_ltm.reading import read_json
 
 try:
     import fcntl
@@ -237,10 +238,9 @@ def _signature(*, by_existence: bool = False) -> bytes:
 def _holder(path: Path) -> dict[str, Any]:
     """What the file at `path` says of its holder; empty where it says nothing."""
     try:
-        found = json.loads(path.read_bytes()[:10_000])
-    except (OSError, ValueError):
+        return read_json(path, dict[str, Any], limit=10_000)
+    except (FileNotFoundError, UserError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _refusal(target: Path, path: Path) -> str:

@@ -168,6 +168,34 @@ def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray[Any, Any]:
     return array
 
 
+def read_npz(path: Path, name: str) -> np.ndarray[Any, Any] | None:
+    """The array `name` of a .npz file; None where it has none.
+
+    Raises:
+        UserError: it is damaged or something else, or unpacks to a thousand times its size.
+        FileNotFoundError: there is none.
+    """
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with warnings.catch_warnings(), zipfile.ZipFile(path) as archive:
+            warnings.simplefilter("error")
+            if f"{name}.npy" not in archive.namelist():
+                return None
+            entry = archive.getinfo(f"{name}.npy")
+            if entry.file_size > 1000 * max(entry.compress_size, 1000):
+                raise ValueError(f"{name} unpacks to {entry.file_size} bytes")
+            with archive.open(entry) as file:
+                array: np.ndarray[Any, Any] = np.lib.format.read_array(file, allow_pickle=False)
+                return array
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # damaged bytes surface as almost any exception
+        raise UserError(f"{path}: damaged, or no .npz file: {one_line(error)}") from None
+
+
 class _Misfit(UserError):
     """What does not fit, and where in its file; the reader of the file adds the path."""
 

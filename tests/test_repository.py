@@ -32,7 +32,7 @@ ARROWS = {
     "weights": {"errors"},
     "divergence": set(),
     "files": {"errors"},
-    "locks": {"errors", "files"},
+    "locks": {"errors", "files", "reading"},
     "noise": {"errors"},
     "data": SHARED,
     "model": SHARED,

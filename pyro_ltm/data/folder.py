@@ -61,6 +61,12 @@ class FileEntry(msgspec.Struct):
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
+class Listed(msgspec.Struct):
+    """The files that meta.json names, of whatever version."""
+
+    files: dict[str, Any]
+
+
 class Contents(msgspec.Struct):
     """What is read of meta.json."""
 
@@ -241,8 +247,8 @@ def is_prepared(path: Path) -> bool:
 def strangers(path: Path) -> list[str]:
     """Names in a prepared folder of what `prepare` did not write there."""
     own = {META, TOKENIZER, *map(stream_name, SPLITS), *map(index_name, SPLITS)}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        own |= set(json.loads((path / META).read_text(encoding="utf-8"))["files"])
+    with contextlib.suppress(FileNotFoundError, UserError):
+        own |= set(read_json(path / META, Listed).files)
     return sorted({entry.name for entry in path.iterdir()} - own)
 
 

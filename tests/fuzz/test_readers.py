@@ -5,8 +5,12 @@ The short form takes some hundred files of each kind; the long one 20,000 in all
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import json
+import lzma
+import os
 import random
 import resource
 import shutil
@@ -28,6 +32,7 @@ from pyro_ltm_cli.thoughts import read_thoughts, write_thoughts
 import pyro_ltm as ltm
 from pyro_ltm.config import load_toml
 from pyro_ltm.data import TokenDataset, Tokenizer, read_source, unigram_nats
+from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.arithmetic import read_problems
 from pyro_ltm.evaluation.compare_table import findings, full_table, notes, short_table
 from pyro_ltm.evaluation.html import to_png
@@ -39,6 +44,7 @@ from pyro_ltm.evaluation.protocol_plots import draw_evaluation
 from pyro_ltm.evaluation.tasks import load_tasks
 from pyro_ltm.evaluation.thought_page import likelihoods
 from pyro_ltm.inference.parts import Parts
+from pyro_ltm.locks import _refusal, _signature
 from pyro_ltm.training.compare import training_figures
 from pyro_ltm.training.kept import beside, keep_evaluation, read_evaluation
 from pyro_ltm.training.metrics import read_metrics
@@ -168,6 +174,13 @@ def read_text(world: World, name: str) -> None:
         assert document.text.encode() is not None
 
 
+def read_holder(world: World) -> None:
+    """What a lock says of its holder stands in the error of who is refused; a damaged one says nothing of it."""
+    refusal = _refusal(world.folder / "held", world.folder / "held" / "lock")
+    if f"process {os.getpid()} on" not in refusal:
+        raise UserError(refusal)
+
+
 def read_tokenizer(world: World) -> None:
     tokenizer = Tokenizer.load(world.folder / "tokenizer.json")
     ids = tokenizer.encode("The 7th bird sang.")
@@ -175,6 +188,11 @@ def read_tokenizer(world: World) -> None:
     tokenizer.decode(ids)
 
 
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": partial(gzip.compress, mtime=0),
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+}
 KINDS = {
     "config": Kind("run/config.toml", fuzz.mutate_toml, read_config, few=60, many=1500),
     "config over a preset": Kind("run/config.toml", fuzz.mutate_toml, read_partial_config, many=1500),
@@ -189,12 +207,20 @@ KINDS = {
     "lying meta": Kind("lying/meta.json", fuzz.mutate_json, partial(read_prepared, name="lying")),
     "evaluation": Kind("run/evaluation.json", fuzz.mutate_json, read_figures, many=1500),
     "comparison": Kind("compared/compare.json", fuzz.mutate_json, read_comparison, many=1500),
-    "thoughts": Kind("thoughts.st", fuzz.mutate_tensors, lambda world: read_thoughts(world.folder / "thoughts.st")),
+    "thoughts": Kind("a.st", fuzz.mutate_tensors, lambda world: read_thoughts(world.folder / "a.st")),
+    "thoughts in .npz": Kind("a.npz", fuzz.mutate_bytes, lambda world: read_thoughts(world.folder / "a.npz")),
+    "lock": Kind("held/lock", fuzz.mutate_json, read_holder, many=300),
     "problems": Kind("problems.jsonl", fuzz.mutate_lines, lambda world: read_problems(world.folder / "problems.jsonl")),
     "features": Kind("features.npy", fuzz.mutate_bytes, lambda world: read_features(world.folder / "features.npy")),
     "text": Kind("birds.txt", fuzz.mutate_bytes, partial(read_text, name="birds.txt"), many=500),
     "json lines": Kind("a.jsonl", fuzz.mutate_lines, partial(read_text, name="a.jsonl"), many=1000),
+    "json array": Kind("a.json", fuzz.mutate_json, partial(read_text, name="a.json"), many=500),
     "csv": Kind("a.csv", fuzz.mutate_bytes, partial(read_text, name="a.csv"), many=500),
+    "tsv": Kind("a.tsv", fuzz.mutate_bytes, partial(read_text, name="a.tsv"), many=300),
+    **{
+        f"compressed by {kind}": Kind(f"a.jsonl.{kind}", fuzz.mutate_bytes, partial(read_text, name=f"a.jsonl.{kind}"))
+        for kind in COMPRESSIONS
+    },
     "parquet": Kind("a.parquet", fuzz.mutate_bytes, partial(read_text, name="a.parquet"), many=1000),
     "tokenizer": Kind("tokenizer.json", fuzz.mutate_json, read_tokenizer, few=60, many=500),
 }
@@ -211,6 +237,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     shutil.copytree(run.folder, folder / "resumed")
     rows = [{"id": i, "text": line, "tags": ["a", None]} for i, line in enumerate(TEXT.splitlines()[:20])]
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "a.json").write_text(json.dumps(rows))
+    for suffix, compress in COMPRESSIONS.items():
+        (folder / f"a.jsonl.{suffix}").write_bytes(compress((folder / "a.jsonl").read_bytes()))
+    (folder / "a.tsv").write_text("id\ttext\n" + "".join(f"{row['id']}\t{row['text']}\n" for row in rows))
+    (folder / "held").mkdir()
+    (folder / "held" / "lock").write_bytes(_signature())
     (folder / "a.csv").write_text("id,text\n" + "".join(f'{row["id"]},"{row["text"]}"\n' for row in rows))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "a.parquet")
     ltm.prepare([str(folder / "a.jsonl")], folder / "lying", **options, packing="document", validation_fraction=0)
@@ -221,7 +253,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     keep_evaluation(run, {**evaluation.to_dict(), **of, "settings": ["fast.steps=1"]})
     (folder / "compared").mkdir()
     save(comparison(), folder / "compared")
-    write_thoughts(folder / "thoughts.st", {"thoughts": torch.ones(2, 2, 16)}, {"texts": ["a", "b"]})
+    write_thoughts(folder / "a.npz", {"thoughts": torch.ones(2, 2, 16)}, {"texts": ["a", "b"]})
+    write_thoughts(folder / "a.st", {"thoughts": torch.ones(2, 2, 16)}, {"texts": ["a", "b"]})
     problem = json.dumps({"question": "How many birds?", "answer": "2 + 3 = 5\n#### 5"})
     (folder / "problems.jsonl").write_text(f"{problem}\n{problem}\n")
     np.save(folder / "features.npy", np.ones((3, 4), dtype=np.float32))
