@@ -52,6 +52,8 @@ PATTERNS = frozenset(
 PARTIAL = frozenset({r"\p{N}{1,3}", r"\p{N}", "[0-9]", "[0-9][0-9][0-9]", "[一-龥\u3040-ゟ゠-ヿ]+"})
 """Expressions that set digits or a script apart before one of `PATTERNS` splits the rest."""
 
+NEAR = 256
+
 STOPS = "。，、；：！？」』）"
 
 _SEAM = re.compile(rf"(?<=\S)(?: (?=\S)|\n(?=\S))|(?<=[ぁ-ゖァ-ヺ一-龥])(?=[{STOPS}])")
@@ -60,8 +62,11 @@ _SEAM = re.compile(rf"(?<=\S)(?: (?=\S)|\n(?=\S))|(?<=[ぁ-ゖァ-ヺ一-龥])(?
 def last_seam(text: str) -> int:
     """The last place where `text` may be cut; 0 where there is none."""
     last = 0
-    for found in _SEAM.finditer(text):
-        last = found.start() + (found[0] == "\n")
+    for start in (max(len(text) - NEAR, 0), 0):  # nearly always there is one near the end
+        for found in _SEAM.finditer(text, start):
+            last = found.start() + (found[0] == "\n")
+        if last:
+            break
     return last
 
 

@@ -56,8 +56,8 @@ def write(path: Path, backend: Any, change: dict[str, Any]) -> Path:
     [
         ({"vocab": {"zzz": 4_000_000_000}}, "token 'zzz' has the id 4,000,000,000 among 301 tokens"),
         (normalizer(*[replace("e", "e" * 1000)] * 3), "can make a text 1,000,000,000 times as long"),
-        (normalizer(*[replace("e", "ee")] * 7), "can make a text 128 times as long"),
-        (normalizer(replace("[a-z]", "x" * 64, "Regex")), "can make a text 65 times as long"),
+        (normalizer(*[replace("e", "ee")] * 8), "can make a text 256 times as long"),
+        (normalizer(replace("[a-z]", "x" * 128, "Regex")), "can make a text 129 times as long"),
         (normalizer({"type": "Prepend", "prepend": "x" * 1000}), "can make a text 1,001 times as long"),
         (normalizer(replace("", "x")), "looks for the empty string"),
         (normalizer(*[{"type": "NFC"}] * 65), "it has 65 steps"),
@@ -137,7 +137,9 @@ def test_every_kind_that_is_in_use_is_read(tmp_path: Path) -> None:
     for tokenizer in kinds().values():
         tokenizer.save(tmp_path / "tokenizer.json")
         assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint
-    path = write(tmp_path / "tokenizer.json", byte_level(), charsmap(b"ffi\0" * 9))
+    usual = charsmap("ﷺ".encode() * 18)["normalizer"]["normalizers"]
+    change = normalizer({"type": "Prepend", "prepend": "▁"}, *usual, replace(" {2,}", " ", "Regex"))
+    path = write(tmp_path / "tokenizer.json", byte_level(), change)
     assert Tokenizer.load(path).recipe.normalizers
 
 
