@@ -21,6 +21,18 @@ LONGEST = 4096
 LIMIT = 5.0
 """Seconds for `_probes`; a good expression takes a tenth of one."""
 
+KNOWN = (
+    PATTERNS
+    | PARTIAL
+    | {
+        # CLIP's and BLOOM's, and what normalizers join spaces with.
+        r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+        r" ?[^(\s|[.,!?…。，、।۔،])]+",
+        *(" {2,}", " +", r"\s+", r"\s{2,}"),
+    }
+)
+"""Expressions of published tokenizers."""
+
 _LENGTH = 1 << 16
 
 _REPEATED = re.compile(r"[*+]|\{\d*,?\d*\}")
@@ -40,7 +52,7 @@ for probe in text.split("\\1"):
 
 def why_not(expression: str) -> str:
     """Why a regular expression is refused, in a few words; empty where it is not."""
-    if expression in PATTERNS or expression in PARTIAL:
+    if expression in KNOWN:
         return ""
     if len(expression) > LONGEST:
         return f"it has {len(expression):,} characters, {LONGEST:,} at most are read"

@@ -32,7 +32,7 @@ STEPS = 64
 GROWTH = 128
 """How many times longer the steps before the model, or those after it, may make a text.
 
-SentencePiece's usual table, which puts 18 letters for one Arabic sign, has 18; with spaces joined and one put before, 72.
+SentencePiece's usual table puts 18 letters for an Arabic sign; with spaces joined and one put before, that is 72.
 """
 
 TOKEN = 1 << 14
@@ -144,7 +144,7 @@ def _growth(step: Mapping[str, Any]) -> int:
 
 
 def _longest_replacement(charsmap: str) -> int:
-    """Characters of the longest text that SentencePiece's table, a trie and then texts that end in zeros, puts for any."""
+    """Characters of the longest text that SentencePiece's table holds: a trie, then texts that end in zeros."""
     try:
         raw = base64.b64decode(charsmap, validate=True)
         (trie,) = struct.unpack_from("<I", raw) if raw else (0,)
