@@ -17,8 +17,9 @@ from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import DrawFrom, fold
 from pyro_ltm.training import train_step
 from pyro_ltm.training.run import dataset_batches
+from pyro_ltm.training.schedule import learning_rate, stage
 from pyro_ltm.training.step import slow_loss, step_where
-from pyro_ltm.training.trainer import learning_rate, slow_optimizer, stage
+from pyro_ltm.training.trainer import slow_optimizer
 from pyro_ltm.types import Batch, State
 
 SEQUENCES, FAST_STEPS = 64, 64

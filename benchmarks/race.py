@@ -26,7 +26,7 @@ from pyro_ltm.config import Config
 from pyro_ltm.data import TokenDataset
 from pyro_ltm.evaluation import Bound
 from pyro_ltm.inference.parts import Parts
-from pyro_ltm.training.trainer import learning_rate
+from pyro_ltm.training.schedule import learning_rate
 from pyro_ltm.types import Batch
 
 RACERS = ("default", "subsample 4")

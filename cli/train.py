@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         "pyro-ltm train --data data/mine --out runs/mine --preset small --set slow.lr=0.001 --steps 2000",
         "pyro-ltm train --data data/mine --out runs/twin --preset small --set model.thoughts=0",
         "pyro-ltm train --resume --out runs/mine",
+        "pyro-ltm train --resume --out runs/mine --steps 4000 --rewarm 100",
+        "pyro-ltm train --data letters.txt --init-from runs/mine --out runs/letters --steps 500",
     ),
 )
 @click.option(
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
 @click.option("--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings laid over the preset.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="One setting, the last word. Repeatable.")
 @click.option("--steps", metavar="N", type=int, help="Slow steps; the same as --set slow.steps=N.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint; with --steps N, to another end.")
+@click.option("--rewarm", metavar="N", type=click.IntRange(1), help="Steps in which the rate rises again after that.")
+@click.option("--init-from", type=FOLDER, metavar="RUN", help="Begin with another run's weights and tokenizer.")
 @tokenizer_options
 @reading_options
 @common(seed=None, seed_help="Seed of all that is random; the same as --set seed=N.")
@@ -50,6 +54,8 @@ def command(
     settings: tuple[str, ...],
     steps: int | None,
     resume: bool,
+    rewarm: int | None,
+    init_from: Path | None,
     tokenizer: Path | None,
     end_of_text: str | None,
     reading: Reading,
@@ -58,12 +64,17 @@ def command(
     """Trains a latent-thought language model, or with --set model.thoughts=0 its autoregressive twin.
 
     Settings come from the preset, then --config, then --set, then --steps, --seed and --dtype. The run folder says what
-    they were. A run that was stopped or killed goes on with --resume and ends as if nothing had happened.
+    they were. A run that was stopped or killed goes on with --resume and ends as if nothing had happened. Ctrl-C, a
+    closed terminal (SIGHUP), SIGTERM and SIGUSR1 save after the step under way.
     """
+    if rewarm and not (resume and steps):
+        raise click.UsageError("--rewarm goes with --resume and --steps: it is of a run that is extended")
     given = (preset, config_file, *settings, steps, common.seed, common.dtype)
     as_it_was = resume and (out / "config.toml").is_file() and all(one is None for one in given)
     config = (
-        None if as_it_was else configure(out if resume else None, preset, config_file, settings, steps, common, data)
+        None
+        if as_it_was
+        else configure(out if resume else None, preset, config_file, settings, steps, common, data, init_from)
     )
 
     from .runs import check_device
@@ -88,12 +99,15 @@ def command(
                 data=data,
                 out=out,
                 resume=resume,
+                rewarm=rewarm or 0,
+                init_from=init_from,
                 tokenizer=load_tokenizer(tokenizer, end_of_text),
                 reading=reading,
                 device=device,
                 on_progress=report.training,
                 on_prepare=report.preparing,
-                on_interrupt=lambda: note("Stopping after this step, then saving; once more to stop at once."),
+                on_interrupt=lambda: note("Stopping after this step, then saving; Ctrl-C once more to stop at once."),
+                on_resume=lambda step, steps: note(_begins(out, step, steps)),
             )
     except Stopped as stopped:
         raise Failure(f"{stopped}; go on with: {shlex.join(go_on)}", INTERRUPTED) from None
@@ -108,6 +122,15 @@ def command(
     _report(run, common.as_json)
 
 
+def _begins(out: Path, step: int, steps: int) -> str:
+    """Where a run goes on."""
+    if step == 0:
+        return f"{out}: no step was saved before it was stopped; it starts from step 0."
+    if step == steps:
+        return f"{out}: all its {steps} steps are done; more with --steps."
+    return f"{out}: goes on from step {step} of {steps}."
+
+
 def configure(
     out: Path | None,
     preset_name: str | None,
@@ -116,8 +139,9 @@ def configure(
     steps: int | None,
     common: Common,
     data: Sequence[str] = (),
+    init_from: Path | None = None,
 ) -> Config:
-    """The configuration asked for; without a preset, that for `data`.
+    """The configuration asked for; without a preset, that of the run `init_from`, or that for `data`.
 
     Resuming the run `out` takes the run's own configuration as the base, so that the library's refusal names what
     differs and nothing else.
@@ -126,6 +150,11 @@ def configure(
 
     if out is not None and not preset_name and (out / "config.toml").is_file():
         config = load_toml(out / "config.toml", whole=True)
+    elif init_from is not None and not preset_name:
+        from pyro_ltm.training.origin import Origin
+        from pyro_ltm.training.run import Run
+
+        config = Origin(Run.load(init_from)).config
     else:
         config = preset(preset_name or default_preset(data))
     if config_file:

@@ -164,15 +164,15 @@ class SlowConfig:
         False, "the slow step computes layers again, not keeping what they did: less memory, more time", added=True
     )
     alone: float = option(
-        0.0,
-        "share of the slow steps, the first, in which the decoder learns as a twin does; the KL warms up after them",
-        low=0.0,
-        high=1.0,
-        added=True,
+        0.0, "share of slow steps, the first, learned as a twin; the KL warms up after", low=0.0, high=1.0, added=True
     )
     eval_every: int = option(250, "slow steps between validations; 0: only at the end", low=0)
     eval_sequences: int = option(64, "validation sequences used while training", low=1)
     save_every: int = option(100, "slow steps between checkpoints", low=1)
+    save_minutes: float = option(0.0, "and minutes between them; 0: only by steps", low=0.0, added=True)
+    planned: int = option(0, "steps of the first plan, where --resume has changed it", low=0, added=True)
+    changed_at: int = option(0, "slow step at which it has", low=0, added=True)
+    rewarm: int = option(0, "steps in which the learning rate rises again from there", low=0, added=True)
     max_nonfinite: int = option(5, "non-finite losses in a row before the run stops", low=1)
 
     @property
@@ -215,8 +215,8 @@ class Config:
     @property
     def alone_steps(self) -> int:
         """Slow steps before the decoder is given its thoughts; at least one is left. A twin is given none: 0."""
-        slow = self.slow
-        return min(round(slow.alone * slow.steps), slow.steps - 1) if self.model.thoughts else 0
+        slow, steps = self.slow, self.slow.planned or self.slow.steps
+        return min(round(slow.alone * steps), steps - 1, slow.steps - 1) if self.model.thoughts else 0
 
 
 def preset(name: str) -> Config:

@@ -26,6 +26,7 @@ from pyro_ltm.training.launch import train
 from pyro_ltm.training.members import NamedGuides, guides_for, objectives_for, pair_config, unfit_config
 from pyro_ltm.training.metrics import read_metrics
 from pyro_ltm.training.run import METRICS, TOKENIZER, Run, check_fits, dataset_batches
+from pyro_ltm.training.schedule import PLAN
 from pyro_ltm.types import Batch
 
 VALIDATIONS = 8
@@ -331,6 +332,8 @@ def _flat(config: Config) -> dict[str, Any]:
     flat: dict[str, Any] = {"seed": config.seed, "dtype": config.dtype, "optimizer": _written(config.optimizer)}
     for section in ("model", "fast", "slow"):
         flat |= {f"{section}.{key}": value for key, value in dataclasses.asdict(getattr(config, section)).items()}
+    for key in (*PLAN[1:], "slow.save_minutes"):  # none of a comparison's
+        flat.pop(key)
     return flat
 
 

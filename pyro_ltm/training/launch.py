@@ -17,10 +17,11 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
 from pyro_ltm.inference.parts import Parts, settled
 from pyro_ltm.locks import locks_out
+from pyro_ltm.training.data_note import DATA, noted_data, open_data, own_data, record_data
 from pyro_ltm.training.kept import EVALUATION
+from pyro_ltm.training.origin import INIT, Origin, note_origin, noted_origin
 from pyro_ltm.training.run import (
     CONFIG,
-    DATA,
     METRICS,
     MODEL,
     TOKENIZER,
@@ -28,12 +29,9 @@ from pyro_ltm.training.run import (
     Run,
     WeightsMeta,
     check_fits,
-    noted_data,
-    open_data,
-    own_data,
     read_tensors,
-    record_data,
 )
+from pyro_ltm.training.schedule import PLAN, flat
 from pyro_ltm.training.trainer import Progress, Trainer
 
 WRITTEN = (TOKENIZER, MODEL, TRAINER, METRICS, EVALUATION, "plots/training.png")
@@ -47,60 +45,83 @@ def train(
     data: str | Path | Sequence[str] | None,
     out: str | Path,
     resume: bool = False,
+    rewarm: int = 0,
+    init_from: str | Path | None = None,
     tokenizer: str | Path | Tokenizer | None = None,
     reading: Reading | None = None,
     device: str = "cpu",
     on_progress: Callable[[Progress], None] | None = None,
     on_prepare: Callable[[str, int, int], None] | None = None,
     on_interrupt: Callable[[], None] | None = None,
+    on_resume: Callable[[int, int], None] | None = None,
 ) -> Run:
     """Trains a model and leaves a run folder that `Run.load` reads.
 
     Args:
-        config: what to train; None takes the run's own when resuming, else that of `preset_for`.
+        config: what to train; None takes the run's own when resuming, else that of `init_from` or of `preset_for`.
         data: a folder that `prepare` wrote, or sources to prepare inside the run folder; None when resuming.
         out: the run folder.
-        resume: go on from the last checkpoint; a run that was killed before its first one starts again.
+        resume: go on from the last checkpoint; a run that was killed before its first one starts again. A `config` with
+            other `slow.steps` than the run's extends it (see `Trainer.extend`); nothing else may differ.
+        rewarm: slow steps in which the learning rate rises again where the run is extended.
+        init_from: a run whose weights the new one begins with, and whose tokenizer it keeps. See `Origin`.
         tokenizer, reading: as in `prepare`, where the run prepares its own data.
-        on_progress, on_interrupt: as in `Trainer`. on_prepare: as `progress` in `prepare`.
+        on_progress, on_interrupt: as in `Trainer`. on_prepare: as `progress` in `prepare`. on_resume: called with the
+            step from which a run goes on, and its steps.
 
     Raises:
-        UserError: bad input; `out` holds a run already and `resume` is False; or resuming with another configuration.
+        UserError: bad input; `out` holds a run already and `resume` is False; another process writes it; resuming with
+            another configuration; or the weights of `init_from` do not fit.
         Stopped: interrupted after saving.
     """
     out = Path(out)
     going_on = _check_folder(out, resume, data)
     saved = load_toml(out / CONFIG, whole=True) if going_on else None
-    config = config or saved or preset(preset_for(data))
+    trained = going_on and (out / TRAINER).exists()
+    origin = Origin.find(out, init_from, going_on=going_on, trained=trained)
+    config = config or saved or (origin.config if origin else preset(preset_for(data)))
     Parts.check(config)
     is_new = not out.exists()
     with clear_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     try:
-        folder = _tokens(config, data, out, going_on, tokenizer, reading, on_prepare)
+        folder = _tokens(config, data, out, going_on, origin, tokenizer, reading, on_prepare)
         training = TokenDataset(folder)
-        config = as_the_data_are(config, training)
+        config = as_the_data_are(origin.fitting(config, training) if origin else config, training)
         if saved is not None and config.dtype == "auto":
             config = dataclasses.replace(config, dtype=saved.dtype)
         config = settled(config, device)
+        steps = config.slow.steps
         if saved is not None:
             _check_same(config, saved, out)
+            config = saved
+        if rewarm and steps == config.slow.steps:
+            raise UserError("--rewarm is of a run that is extended: give --resume and more --steps than it has")
         check_fits(config, training)
+        parts = Parts.build(config, device=device)
+        if origin is not None:
+            origin.give(parts, config)
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):  # it holds something after all
                 out.rmdir()
         raise
-    parts = Parts.build(config, device=device)
-    if going_on and (out / TRAINER).exists():
+    if trained:
         run = Run(out, config, parts, training.tokenizer, 0)
     else:
         record_data(out, training)
+        note_origin(out, origin)
         run = Run.create(out, config, parts, training.tokenizer)
     validation = TokenDataset(folder, "validation") if "validation" in training.folder.splits else None
     trainer = Trainer(run, training, validation, on_progress or (lambda progress: None), on_interrupt or (lambda: None))
     if going_on:
         trainer.resume()
+    if origin is not None:
+        trainer.save()
+    if steps != config.slow.steps:
+        trainer.extend(steps, rewarm=rewarm)
+    if going_on and on_resume:
+        on_resume(trainer.counters.step, trainer.slow.steps)
     return trainer.fit()
 
 
@@ -129,6 +150,8 @@ def _check_nobodys(out: Path) -> None:
     names = [name for name in WRITTEN if os.path.lexists(out / name)]
     if os.path.lexists(out / DATA) and noted_data(out) is None:  # a run that was killed as it began leaves such a note
         names.append(DATA)
+    if os.path.lexists(out / INIT) and noted_origin(out) is None:
+        names.append(INIT)
     if names:
         raise UserError(
             f"{out}: has a {names[0]} but no {CONFIG}, so that is no run's and left alone; choose another folder"
@@ -140,6 +163,7 @@ def _tokens(
     data: str | Path | Sequence[str] | None,
     out: Path,
     going_on: bool,
+    origin: Origin | None,
     tokenizer: str | Path | Tokenizer | None,
     reading: Reading | None,
     on_prepare: Callable[[str, int, int], None] | None,
@@ -163,7 +187,7 @@ def _tokens(
         prepared = prepare(
             sources,
             place,
-            tokenizer=tokenizer,
+            tokenizer=origin.tokenizer(tokenizer) if origin else tokenizer,
             vocab_size=settings.vocab_size,
             sequence_length=length,
             packing=settings.packing,
@@ -183,22 +207,12 @@ def as_the_data_are(config: Config, data: TokenDataset) -> Config:
 
 
 def _check_same(config: Config, saved: Config, out: Path) -> None:
-    """Raises UserError naming the lines in which the configuration to resume with differs from the run's."""
-    if config == saved:
-        return
-    ours, theirs = (_flat(one) for one in (config, saved))
-    keys = [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
-    changes = ", ".join(f"{key} = {theirs.get(key)!r} became {ours.get(key)!r}" for key in keys)
-    raise UserError(f"{out}: cannot resume with another configuration ({changes}); leave it out, or start a new run")
-
-
-def _flat(config: Config) -> dict[str, object]:
-    """Dotted keys to values."""
-    flat: dict[str, object] = {}
-    for key, value in dataclasses.asdict(config).items():
-        if isinstance(value, dict):
-            options = value.pop("options", {})
-            flat.update({f"{key}.{name}": entry for name, entry in {**value, **options}.items()})
-        else:
-            flat[key] = value
-    return flat
+    """Raises UserError naming in what, but for the steps, a run is to go on otherwise than it was configured."""
+    ours, theirs = flat(config), flat(saved)
+    for key in PLAN:  # what one who names no more than other steps does not know
+        ours[key] = ours[key] if ours[key] and key != "slow.steps" else theirs[key]
+    if keys := [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]:
+        changes = ", ".join(f"{key} = {theirs.get(key)!r} became {ours.get(key)!r}" for key in keys)
+        raise UserError(
+            f"{out}: cannot resume with another configuration ({changes}); leave it out, or start a new run"
+        )

@@ -1,4 +1,4 @@
-"""Metrics as JSON lines: one object a line, of kind `train`, `validation` or `start`, as they were measured."""
+"""Metrics as JSON lines: one object a line, of kind `train`, `validation`, `start` or `plan`, as they were measured."""
 
 from __future__ import annotations
 
@@ -53,7 +53,16 @@ class StartRow(msgspec.Struct, tag_field="kind", tag="start"):
     unigram_nats_per_token: Figure
 
 
-Row: Any = TrainRow | ValidationRow | StartRow
+class PlanRow(msgspec.Struct, tag_field="kind", tag="plan"):
+    """At `step` the number of slow steps was changed: see `Trainer.extend`."""
+
+    step: Count
+    steps: Count
+    steps_before: Count
+    rewarm: Count = 0
+
+
+Row: Any = TrainRow | ValidationRow | StartRow | PlanRow
 
 
 class MetricsLog:

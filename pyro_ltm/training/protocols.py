@@ -26,13 +26,14 @@ from pyro_ltm.evaluation import (
 from pyro_ltm.evaluation.annealed import STARTS
 from pyro_ltm.evaluation.figure import plain
 from pyro_ltm.evaluation.prefix import quarters
+from pyro_ltm.training.origin import noted_origin
 from pyro_ltm.training.run import Run
 
 PROTOCOLS = ("bound", "prefix", "reference")
 DISTANCES = ("above_floor", "below_twin", "closed")
 """What an evaluation says of its valid figures, by figure."""
 
-SCHEDULE = ("steps", "lr", "lr_final", "warmup", "weight_decay", "beta1", "beta2", "clip")
+SCHEDULE = ("steps", "changed_at", "rewarm", "lr", "lr_final", "warmup", "weight_decay", "beta1", "beta2", "clip")
 """What of `slow` decides what a twin learns from the same sequences; the rest is when to look, and about thoughts."""
 
 Count = Callable[[int, float], None]
@@ -161,6 +162,9 @@ def taught_otherwise(run: Run, twin: Run) -> list[str]:
     """
     theirs, ours = twin.data_fingerprint, run.data_fingerprint
     lines = ["it was trained on other data"] if None not in (theirs, ours) and theirs != ours else []
+    if (its_origin := noted_origin(twin.folder)) != (own_origin := noted_origin(run.folder)):
+        its, this = (f"the weights of {one.run}" if one else "random weights" for one in (its_origin, own_origin))
+        lines.append(f"it began with {its}, this run with {this}")
     read, own = (one.step * one.config.slow.sequences for one in (twin, run))
     if read != own:
         lines.append(f"it has read {read:,} sequences where this run has read {own:,}")

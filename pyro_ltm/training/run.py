@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 
 from pyro_ltm.config import Config, apply_settings, dump_toml, load_toml
 from pyro_ltm.data import TokenDataset, Tokenizer
-from pyro_ltm.data.folder import is_prepared
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import (
     AnnealedBound,
@@ -34,17 +32,17 @@ from pyro_ltm.files import clear_errors, write_atomically, write_text
 from pyro_ltm.inference import Generated, Posterior, Reconstruction, generate, infer_thoughts, reconstruct
 from pyro_ltm.inference.parts import Parts, settled
 from pyro_ltm.locks import locked
-from pyro_ltm.reading import Count, parse_json, read_json, read_safetensors
+from pyro_ltm.reading import Count, parse_json, read_safetensors
+from pyro_ltm.training.data_note import noted_data, open_data
 from pyro_ltm.training.metrics import read_metrics
 from pyro_ltm.types import Batch
 
-CONFIG, MODEL, TOKENIZER, TRAINER, METRICS, DATA = (
+CONFIG, MODEL, TOKENIZER, TRAINER, METRICS = (
     "config.toml",
     "model.safetensors",
     "tokenizer.json",
     "trainer.safetensors",
     "metrics.jsonl",
-    "data.json",
 )
 FORMAT = "pyro-ltm run 1"
 
@@ -55,13 +53,6 @@ class WeightsMeta(msgspec.Struct):
     """What the weights say of themselves: the slow steps that they have seen."""
 
     step: Count = 0
-
-
-class DataNote(msgspec.Struct):
-    """What data.json says: where the data lie, relative to the run or not, and how to know them again."""
-
-    folder: str
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -133,7 +124,9 @@ class Run:
         Not of its precision, nor of what changes no figure.
         """
         settings = asdict(replace(self.config, dtype="auto"))
-        del settings["fast"]["record"]
+        del settings["fast"]["record"], settings["slow"]["save_minutes"]
+        for key in ("planned", "changed_at", "rewarm"):  # only of a run that was extended
+            settings["slow"] = {name: value for name, value in settings["slow"].items() if name != key or value}
         digests = [fingerprint(module) for module in (self.parts.model, self.parts.guide)]
         told = "\n".join([json.dumps(settings, sort_keys=True), *digests])
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
@@ -141,10 +134,8 @@ class Run:
     @property
     def data_fingerprint(self) -> str | None:
         """Tells the data that the run was trained on from others; None where the run does not say."""
-        try:
-            return read_json(self.folder / DATA, DataNote).fingerprint
-        except (FileNotFoundError, UserError):
-            return None
+        noted = noted_data(self.folder)
+        return noted.fingerprint if noted else None
 
     def dataset(self, split: str = "validation") -> TokenDataset:
         """The data that the run was trained on. Raises UserError when it is not there any more."""
@@ -357,69 +348,6 @@ def read_tensors(path: Path, kind: type[M]) -> tuple[dict[str, Tensor], M]:
         raise UserError(f"{path}: damaged: its metadata: {error}") from None
 
 
-def record_data(folder: Path, data: TokenDataset) -> None:
-    """Notes in the run folder where its data lie and how to know them again."""
-    path, run = data.folder.path.resolve(), folder.resolve()
-    # A run that prepared its own data keeps them inside, and may be moved as a whole.
-    place = path.relative_to(run) if path.is_relative_to(run) else path
-    entry = {"folder": str(place), "fingerprint": data.folder.fingerprint}
-    write_text(folder / DATA, json.dumps(entry, indent=2) + "\n")
-
-
-OWN = "data"
-"""Where in its folder a run keeps the tokens that it prepared itself."""
-
-
-def noted_data(folder: Path) -> DataNote | None:
-    """What `record_data` or `own_data` noted in a run folder; None where there is nothing, or something else."""
-    try:
-        return read_json(folder / DATA, DataNote)
-    except (FileNotFoundError, UserError):
-        return None
-
-
-@contextmanager
-def own_data(folder: Path) -> Iterator[Path]:
-    """Where the run in `folder` prepares its own tokens: noted first, so that after a kill they are known as its own.
-
-    Raises:
-        UserError: the user has something of their own there.
-    """
-    place, note = folder / OWN, folder / DATA
-    noted = noted_data(folder)
-    if noted is None or noted.folder != OWN:
-        if place.is_dir() and any(place.iterdir()):
-            raise UserError(
-                f"{place}: is there already and not of a run that began here, so it is left alone: name it with "
-                "--data if it holds the tokens to train on, or choose another --out"
-            )
-        write_text(note, json.dumps({"folder": OWN, "fingerprint": ""}) + "\n")
-    try:
-        yield place
-    except BaseException:
-        if not is_prepared(place):
-            note.unlink(missing_ok=True)
-        raise
-
-
-def open_data(folder: Path, split: str) -> TokenDataset:
-    """The data recorded in a run folder. Raises UserError when they moved or changed."""
-    path = folder / DATA
-    try:
-        note = read_json(path, DataNote)
-    except FileNotFoundError:
-        raise UserError(f"{folder}: does not say what data it was trained on; name them with --data") from None
-    except UserError as error:
-        raise UserError(f"{error}; name the data with --data") from None
-    try:
-        data = TokenDataset(folder / note.folder, split)
-    except UserError as error:
-        raise UserError(f"{error}; or name other data with --data") from None
-    if data.folder.fingerprint != note.fingerprint:
-        raise UserError(f"{data.folder.path}: not the data that {folder} was trained on; name other data with --data")
-    return data
-
-
 def dataset_batches(
     data: TokenDataset, batch_size: int, device: torch.device | str, *, limit: int | None = None
 ) -> Iterator[Batch]:
@@ -444,4 +372,4 @@ def check_fits(config: Config, data: TokenDataset) -> None:
         )
 
 
-__all__ = ["Run", "load_weights", "open_data", "read_tensors", "record_data", "weights", "write_tensors"]
+__all__ = ["Run", "load_weights", "read_tensors", "weights", "write_tensors"]

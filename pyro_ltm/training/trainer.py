@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ import msgspec
 import pyro
 import torch
 
-from pyro_ltm.config import Config, SlowConfig
+from pyro_ltm.config import SlowConfig, dump_toml
 from pyro_ltm.data import DataOrder, TokenDataset, unigram_nats
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import Bound
@@ -26,6 +26,7 @@ from pyro_ltm.noise import DrawFrom, Noise, fold
 from pyro_ltm.reading import Count
 from pyro_ltm.training.metrics import MetricsLog
 from pyro_ltm.training.run import (
+    CONFIG,
     METRICS,
     TRAINER,
     Run,
@@ -36,6 +37,7 @@ from pyro_ltm.training.run import (
     weights,
     write_tensors,
 )
+from pyro_ltm.training.schedule import changes, extended, flat, learning_rate, stage
 from pyro_ltm.training.step import StepReport, train_step
 from pyro_ltm.types import Batch
 
@@ -43,11 +45,16 @@ NONFINITE = "nonfinite.json"
 STATE = "optimizer."
 """What the names of the optimizer's tensors begin with in a checkpoint."""
 
+MEANT = (signal.SIGINT, signal.SIGTERM)
+WARNINGS = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+ENDING = (*MEANT, *(getattr(signal, name) for name in WARNINGS if hasattr(signal, name)))
+"""Signals after which a run saves and ends: a closed terminal and the warnings of batch systems are among them."""
+
 Seconds = Annotated[float, msgspec.Meta(ge=0.0)]
 
 
 class Stopped(KeyboardInterrupt):
-    """Training was interrupted (Ctrl-C, SIGTERM) after it saved; the message says how to go on."""
+    """Training was interrupted (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1) after it saved; the message says how to go on."""
 
 
 @dataclass
@@ -88,12 +95,14 @@ class TrainerMeta(Counters):
 
     Attributes:
         position: sequences read. data: fingerprint of what was trained on.
-        states: tensors of the optimizer; None in checkpoints of older releases.
+        states: tensors of the optimizer. settings: the configuration, by dotted keys. Both are None in checkpoints of
+            older releases.
     """
 
     position: Count
     data: str
     states: Count | None = None
+    settings: dict[str, Any] | None = None
 
 
 @dataclass
@@ -107,7 +116,7 @@ class Trainer:
         run: the run folder and the parts to train.
         train: sequences to learn from. validation: held-out sequences, or None.
         on_progress: called after each slow step and each validation.
-        on_interrupt: called at the first Ctrl-C or SIGTERM, while the step under way goes on.
+        on_interrupt: called at the first Ctrl-C or other signal to end, while the step under way goes on.
     """
 
     run: Run
@@ -124,6 +133,7 @@ class Trainer:
         self.order = DataOrder(len(self.train), self.slow.batch_size, self.run.config.seed)
         self.metrics = MetricsLog(self.run.folder / METRICS)
         self.interrupted = False
+        self._saved = time.perf_counter()
         self._last: Batch | None = None
 
     def fit(self) -> Run:
@@ -143,7 +153,7 @@ class Trainer:
                 if done or (self.slow.eval_every and self.counters.step % self.slow.eval_every == 0):
                     self._validate()
                 saved = False
-                if done or self.interrupted or self.counters.step % self.slow.save_every == 0:
+                if done or self.interrupted or self._save_is_due():
                     saved = self._save_if_healthy(done)
                 if self.interrupted and not done:
                     self.run.plot()
@@ -152,6 +162,11 @@ class Trainer:
             self.run.plot()
         self.run.parts.model.eval()  # as a run that is loaded
         return Run(self.run.folder, self.run.config, self.run.parts, self.run.tokenizer, self.counters.step)
+
+    def _save_is_due(self) -> bool:
+        minutes = self.slow.save_minutes
+        by_the_clock = bool(minutes) and time.perf_counter() - self._saved >= 60 * minutes
+        return by_the_clock or self.counters.step % self.slow.save_every == 0
 
     def _save_if_healthy(self, done: bool) -> bool:
         """Saves unless the weights have run away: then the last good checkpoint stays. Raises UserError at the end."""
@@ -184,21 +199,29 @@ class Trainer:
             position=self._position(),
             data=self.train.folder.fingerprint,
             states=len(state),
+            settings=flat(self.run.config),
         )
         write_tensors(self.run.folder / TRAINER, weights(self.run.parts) | state, vars(meta))
         self.run.save_weights(self.counters.step)
+        self._saved = time.perf_counter()
 
     def resume(self) -> None:
         """Goes back to the last checkpoint; a run that never wrote one starts from its first step.
 
         Raises:
-            UserError: the checkpoint is damaged, or was made on other data.
+            UserError: the checkpoint is damaged, or was made on other data or by another configuration.
         """
         path = self.run.folder / TRAINER
         if path.exists():
             tensors, meta = read_tensors(path, TrainerMeta)
             if meta.data != self.train.folder.fingerprint:
                 raise UserError(f"{self.run.folder}: was not trained on {self.train.folder.path}; give its own data")
+            settings = meta.settings or flat(self.run.config)
+            if changed := changes(self.run.config, settings, meta.step):
+                raise UserError(
+                    f"{self.run.folder}: its checkpoint was made by another configuration than its {CONFIG} is now: "
+                    f"{changed[0]} was {settings.get(changed[0])!r}; put it back as it was"
+                )
             state = {name: value for name, value in tensors.items() if name.startswith(STATE)}
             if meta.states not in (None, len(state)):
                 raise UserError(f"{path}: damaged: it has {len(state)} tensors of the optimizer's {meta.states}")
@@ -212,6 +235,26 @@ class Trainer:
             # A kill between the two files of a checkpoint leaves older weights in the other one.
             self.run.save_weights(self.counters.step)
         self.metrics.cut(after=self.counters.step if path.exists() else -1)
+
+    def extend(self, steps: int, *, rewarm: int = 0) -> None:
+        """Goes on to `steps` slow steps instead of those planned, and keeps a note of it in the run.
+
+        From here on the learning rate is that of a plan of `steps` steps, to which it rises in `rewarm` steps; warm-ups
+        of the objective and steps without thoughts stay as they were planned.
+
+        Raises:
+            UserError: so many steps are done already.
+        """
+        at, before = self.counters.step, self.slow.steps
+        if steps <= at:
+            raise UserError(f"{self.run.folder}: has done {at} slow steps already; give more than that with --steps")
+        if at:
+            config = extended(self.run.config, steps=steps, at=at, rewarm=rewarm)
+        else:  # nothing is done yet by the first plan
+            config = replace(self.run.config, slow=replace(self.slow, steps=steps))
+        write_text(self.run.folder / CONFIG, dump_toml(config))
+        self.run, self.slow = replace(self.run, config=config), config.slow
+        self.metrics.write("plan", {"step": at, "steps": steps, "steps_before": before, "rewarm": rewarm})
 
     def _position(self) -> int:
         """Sequences read since the start of training: where the data order goes on."""
@@ -336,15 +379,17 @@ class Trainer:
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the run after the step under way; a second Ctrl-C ends it at once."""
+        """Ctrl-C, or another signal to end, ends the run after the step under way; a second Ctrl-C ends it at once."""
 
         def interrupt(number: int, frame: Any) -> None:
-            if self.interrupted:
+            if not self.interrupted:
+                self.interrupted = True
+                self.on_interrupt()
+            elif number == signal.SIGINT:  # of the others several may come: a closed terminal sends two
                 raise KeyboardInterrupt
-            self.interrupted = True
-            self.on_interrupt()
 
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        # `nohup` has hang-ups ignored: they stay so.
+        numbers = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN or number in MEANT]
         try:
             previous = {number: signal.signal(number, interrupt) for number in numbers}
         except ValueError:  # not the main thread: its owner handles signals
@@ -365,20 +410,6 @@ def slow_optimizer(parts: Parts, slow: SlowConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=slow.lr, betas=(slow.beta1, slow.beta2), fused=True)
-
-
-def learning_rate(step: int, slow: SlowConfig) -> float:
-    """Linear warm-up, then half a cosine down to `lr_final` of the peak at the last step."""
-    if step < slow.warmup:
-        return slow.lr * (step + 1) / slow.warmup
-    share = (step - slow.warmup) / max(1, slow.steps - slow.warmup)
-    return slow.lr * (slow.lr_final + (1 - slow.lr_final) * 0.5 * (1 + math.cos(math.pi * share)))
-
-
-def stage(step: int, config: Config) -> tuple[bool, float]:
-    """Whether the decoder learns alone in a slow step, and the share done of those with thoughts: a warm-up's clock."""
-    first = config.alone_steps
-    return step < first, max(0, step - first) / (config.slow.steps - first)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

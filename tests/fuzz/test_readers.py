@@ -46,10 +46,11 @@ from pyro_ltm.evaluation.thought_page import likelihoods
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.locks import _refusal, _signature
 from pyro_ltm.training.compare import training_figures
+from pyro_ltm.training.data_note import open_data
 from pyro_ltm.training.kept import beside, keep_evaluation, read_evaluation
 from pyro_ltm.training.metrics import read_metrics
 from pyro_ltm.training.protocols import evaluate_protocols
-from pyro_ltm.training.run import Run, open_data
+from pyro_ltm.training.run import Run
 from pyro_ltm.training.samples import read_features
 from pyro_ltm.training.trainer import Trainer
 

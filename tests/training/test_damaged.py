@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import pyro_ltm as ltm
 from pyro_ltm.errors import UserError
+from pyro_ltm.training.data_note import open_data
 from pyro_ltm.training.metrics import MetricsLog, read_metrics
-from pyro_ltm.training.run import FORMAT, Run, open_data
+from pyro_ltm.training.run import FORMAT, Run
 
 TINY = [
     *("model.dim=16", "model.layers=1", "model.heads=2", "model.thoughts=2", "model.max_length=16", "model.window=4"),

@@ -43,7 +43,8 @@ def trained(tokens):
 
 
 @pytest.fixture
-def run(trained, tmp_path):
+def run(trained, tokens, tmp_path):
+    (tmp_path / "tokens").symlink_to(tokens)  # where the run finds them from its own place
     return shutil.copytree(trained, tmp_path / "run")
 
 

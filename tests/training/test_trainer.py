@@ -19,7 +19,8 @@ from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import DrawFrom
 from pyro_ltm.training import Stopped, Trainer, train_step
 from pyro_ltm.training.metrics import MetricsLog, read_metrics
-from pyro_ltm.training.trainer import learning_rate, slow_optimizer
+from pyro_ltm.training.schedule import learning_rate
+from pyro_ltm.training.trainer import slow_optimizer
 from pyro_ltm.types import Batch
 
 TINY = [

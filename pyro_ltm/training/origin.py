@@ -1,0 +1,122 @@
+"""Another run's weights as the beginning of a new one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from pyro_ltm.config import Config
+from pyro_ltm.data import TokenDataset, Tokenizer
+from pyro_ltm.errors import UserError
+from pyro_ltm.files import write_text
+from pyro_ltm.inference.parts import Parts
+from pyro_ltm.reading import Count, read_json
+from pyro_ltm.training.data_note import relative
+from pyro_ltm.training.run import MODEL, Run, load_weights, weights
+from pyro_ltm.training.schedule import flat
+
+INIT = "init.json"
+ANYHOW = ("model.max_length",)
+"""Of a model's settings, those by which its weights mean the same."""
+
+
+class InitNote(msgspec.Struct):
+    """What init.json says: the run, at which of its steps, whose weights a run began with, and of which parts."""
+
+    run: str
+    step: Count
+    fingerprint: str
+    parts: list[str]
+
+
+@dataclass
+class Origin:
+    """The run whose weights, of decoder and prior and of the guide where it is the same, a new run begins with.
+
+    Its tokenizer must be the new run's, and all settings of the model the same, but for the length that it reads.
+    """
+
+    run: Run
+    parts: tuple[str, ...] = ("model",)
+
+    @classmethod
+    def find(cls, out: Path, init_from: str | Path | None, *, going_on: bool, trained: bool) -> Origin | None:
+        """The origin of the run in `out`, to begin with; None where it has none or is past its beginning.
+
+        Raises:
+            UserError: `init_from` is no run, or not the one with which the run in `out` began.
+        """
+        noted = noted_origin(out) if going_on else None
+        if init_from is None and (noted is None or trained):
+            return None
+        place = Path(init_from) if init_from is not None else out / noted.run if noted else out
+        run = Run.load(place)
+        if going_on and (noted is None or noted.fingerprint != run.fingerprint):
+            raise UserError(
+                f"{out}: did not begin with the weights of {place} as they are now; "
+                f"{'go on without --init-from, or ' if trained else ''}start a new run in another folder"
+            )
+        return None if trained else cls(run)
+
+    @property
+    def config(self) -> Config:
+        """The settings of the run, as a new one is planned by."""
+        slow = dataclasses.replace(self.run.config.slow, planned=0, changed_at=0, rewarm=0)
+        return dataclasses.replace(self.run.config, slow=slow)
+
+    def tokenizer(self, given: str | Path | Tokenizer | None) -> Tokenizer:
+        """The tokenizer to prepare text with. Raises UserError when another one is `given`."""
+        loaded = given if given is None or isinstance(given, Tokenizer) else Tokenizer.load(given)
+        if loaded is not None and loaded.fingerprint != self.run.tokenizer.fingerprint:
+            raise UserError(
+                f"--tokenizer: not that of {self.run.folder}, whose weights know its tokens alone; leave it out"
+            )
+        return self.run.tokenizer
+
+    def fitting(self, config: Config, data: TokenDataset) -> Config:
+        """`config` with the vocabulary of the run. Raises UserError when it or the data do not fit its weights."""
+        if data.meta["tokenizer"] != self.run.tokenizer.fingerprint:
+            raise UserError(
+                f"{data.folder.path}: made by another tokenizer than that of {self.run.folder}, whose weights know its "
+                f"tokens alone: prepare the data with --tokenizer {self.run.folder / 'tokenizer.json'}"
+            )
+        size = config.model.vocab_size or self.run.config.model.vocab_size
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
+        ours, theirs = flat(config), flat(self.run.config)
+        for key in ours:
+            if key.startswith("model.") and key not in ANYHOW and ours[key] != theirs[key]:
+                raise UserError(
+                    f"{self.run.folder}: its weights are of {key} = {theirs[key]}, and not {ours[key]}: "
+                    f"--set {key}={theirs[key]}, or leave the preset out to take its settings"
+                )
+        return config
+
+    def give(self, parts: Parts, config: Config) -> None:
+        """Puts the weights into `parts`; those of the guide where it is the same."""
+        if config.guide == self.run.config.guide:
+            self.parts = ("model", "guide")
+        own = weights(parts)
+        taken = {name: value for name, value in weights(self.run.parts).items() if name.startswith(self.parts)}
+        load_weights(parts, {**own, **taken}, self.run.folder / MODEL)
+
+
+def note_origin(out: Path, origin: Origin | None) -> None:
+    """Notes in the folder of a new run with whose weights it begins; with random ones, no note stays there."""
+    if origin is None:
+        (out / INIT).unlink(missing_ok=True)  # of one that was killed as it began
+        return
+    run = origin.run
+    note = InitNote(relative(run.folder, out), run.step, run.fingerprint, list(origin.parts))
+    write_text(out / INIT, json.dumps(msgspec.to_builtins(note), indent=2) + "\n")
+
+
+def noted_origin(folder: Path) -> InitNote | None:
+    """With whose weights the run in `folder` began; None where with random ones, or where the note is none."""
+    try:
+        return read_json(folder / INIT, InitNote)
+    except (FileNotFoundError, UserError):
+        return None
