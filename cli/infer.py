@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyro_ltm.data import Document, Reading
+    from pyro_ltm.data.sources import Source
     from pyro_ltm.training import Run
 
     from .progress import Reporter
@@ -70,11 +71,13 @@ def command(
     """
     if (text is None) == (source is None):
         raise click.UsageError("give either --text or --input", ctx)
+    from pyro_ltm.data.sources import find_source, listed
     from pyro_ltm.errors import UserError
 
     from .output import emit, nats, note, say, show_next
     from .progress import reporter
     from .runs import open_run
+    from .sources import remarks
     from .thoughts import check_target, write_thoughts
 
     check_target(out)
@@ -82,17 +85,20 @@ def command(
     if not run.config.model.thoughts:
         raise UserError(f"{run_folder}: this model has no thoughts (it is an autoregressive twin): nothing to infer")
     reading = dataclasses.replace(reading, id_column=id_column)
-    sequences = _one(run, text) if text is not None else _cut(run, str(source), reading)
+    found = None if source is None else find_source(source, reading)
+    sequences = _one(run, str(text)) if found is None else _cut(run, found)
     with reporter() as report:
         tensors, texts, documents = _fit(run, sequences, batch_size, fast_steps, common.seed or 0, report)
     if not texts:
         raise UserError(f"--input {source}: no text in it")
+    read = listed([found]) if found else {}
+    for line in remarks(read):
+        note(line)
     steps = run.parts.steps(fast_steps)
     count, tokens = len(texts), int(tensors["tokens"].sum())
     meta = {"run": str(run_folder), "step": run.step, "fast_steps": steps, "seed": common.seed or 0}
-    write_thoughts(
-        out, tensors, {**meta, "input": source, "texts": texts[:MOST_SHOWN], "documents": documents[:MOST_SHOWN]}
-    )
+    named = {"texts": texts[:MOST_SHOWN], "documents": documents[:MOST_SHOWN]}
+    write_thoughts(out, tensors, {**meta, "input": source, **read, **named})
     level = float(-tensors["bound_nats"].double().sum()) / tokens
     shape = list(tensors["thoughts"].shape)
     if common.as_json:
@@ -103,7 +109,7 @@ def command(
             "thoughts_shape": shape,
             "objective_nats_per_token": level,
         }
-        emit({"out": str(out), **result, **meta})
+        emit({"out": str(out), **result, **meta, **read})
         return
     say(f"{len(documents):,} documents, {count:,} sequences, {tokens:,} tokens")
     say(f"{steps} fast steps: {nats(level)} nats a token at the last one")
@@ -137,15 +143,15 @@ def _one(run: Run, text: str) -> Iterator[Cut]:
     yield Cut(encode_for(run.parts, run.tokenizer, text), 0, Document(text, "--text"))
 
 
-def _cut(run: Run, source: str, reading: Reading) -> Iterator[Cut]:
+def _cut(run: Run, source: Source) -> Iterator[Cut]:
     """Each document's tokens in sequences that the model can read."""
-    from pyro_ltm.data import Document, read_source
+    from pyro_ltm.data import Document
     from pyro_ltm.data.seams import rejoin
 
     most = run.config.model.max_length - 1
-    number, current = -1, Document("", source)
+    number, current = -1, Document("", source.spec)
     before, held = run.tokenizer.end_of_text, list[int]()
-    read = (("", document) for document in read_source(source, reading))
+    read = (("", document) for document in source.read())
     for _, document in rejoin(read, cut=run.tokenizer.recipe.has_seams):
         if not document.continues:
             if held:

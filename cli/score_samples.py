@@ -69,7 +69,7 @@ def command(
         raise click.UsageError("give either --run, which writes texts, or --texts, which holds them")
     if bool(features) != bool(reference_features):
         raise click.UsageError("--features and --reference-features go together")
-    from pyro_ltm.data.readers import read_file
+    from pyro_ltm.data import read_source
     from pyro_ltm.data.seams import whole
     from pyro_ltm.errors import UserError
     from pyro_ltm.files import write_text
@@ -81,7 +81,7 @@ def command(
     from .runs import open_run, open_scorer
 
     def read(path: Path) -> list[str]:
-        return [document.text for document in whole(read_file(path, reading))]
+        return [document.text for document in whole(read_source(str(path), reading))]
 
     held = read(reference) if reference else None
     pair = (read_features(features), read_features(reference_features)) if features and reference_features else None

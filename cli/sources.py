@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyro_ltm.data import Reading
 
 SAID = (
     "text_column",
@@ -17,6 +20,16 @@ SAID = (
 """What meta.json says of them. A folder that an earlier release prepared has none of it."""
 
 
+def note_skipped(spec: str, reading: Reading, name: str) -> None:
+    """Says on stderr, after `name`, which files of a source are not read. On the Hub that is for others to say."""
+    from pyro_ltm.data.sources import HUB, find_source, listed
+
+    from .output import note
+
+    for line in remarks({} if spec.startswith(HUB) else listed([find_source(spec, reading)])):
+        note(f"{name}: {line}")
+
+
 def remarks(meta: Mapping[str, Any]) -> Iterator[str]:
     """Lines on what a user may not expect of the text that was prepared, from its meta.json."""
     from pyro_ltm.data.fidelity import Fidelity
@@ -27,7 +40,7 @@ def remarks(meta: Mapping[str, Any]) -> Iterator[str]:
         read, listed = meta["files_read"]["count"], skipped["first"]
         yield f"Files read: {read:,}; not read: {skipped['count']:,}."
         yield from (f"  {line}" for line in reasons([Skipped(Path(one["path"]), one["why"]) for one in listed]))
-    for split, counts in meta["splits"].items():
+    for split, counts in meta.get("splits", {}).items():
         if counts.get("changed_documents"):
             why = Fidelity.of_counts(counts).why_no_bytes
             yield f"Text and tokens of {split}: {why}, so there are no figures by the byte or the word."

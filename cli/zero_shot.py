@@ -87,10 +87,13 @@ def command(
     from .output import emit
     from .progress import reporter
     from .runs import check_target, check_twin, open_run
+    from .sources import note_skipped
 
     if out:
         check_target(out)
     tasks = load_tasks(tasks_file, only)
+    for task in tasks:
+        note_skipped(task.source, task.reading, task.name)
     run = open_run(run_folder, common).with_fast_loop(settings)
     twin = open_run(twin_folder, common) if twin_folder else None
     differs = check_twin(run, twin) if twin is not None else []

@@ -20,7 +20,7 @@ from pyro_ltm.data.folder import FORMAT, META, PACKINGS, TOKENIZER, VERSION, Tok
 from pyro_ltm.data.packing import SplitWriter
 from pyro_ltm.data.readers import Reading
 from pyro_ltm.data.seams import rejoin
-from pyro_ltm.data.sources import Source, find_sources
+from pyro_ltm.data.sources import Source, find_sources, listed
 from pyro_ltm.data.splits import Whole, plan_split
 from pyro_ltm.data.tokenizer import Tokenizer
 from pyro_ltm.data.worlds import is_world
@@ -33,9 +33,6 @@ Progress = Callable[[str, int, int], None]
 
 AUTO = "auto"
 """The packing that suits the source."""
-
-LISTED = 10_000
-"""Files that meta.json names."""
 
 GROUP = 1 << 20
 """Characters encoded in one call: enough for every core to get a share, and little memory."""
@@ -109,7 +106,7 @@ def prepare(
             "sources": specs,
             "validation_sources": held_out,
             "text_column": reading.column if any(source.has_columns for source in (*found, *found_held_out)) else None,
-            **_listed((*found, *found_held_out)),
+            **listed((*found, *found_held_out)),
             "split_rule": "validation has its own sources" if held_out else rule.describe(),
             "packing": packing,
             "sequence_length": sequence_length,
@@ -137,16 +134,6 @@ def prepare(
 def _read(sources: Sequence[Source]) -> Iterator[Document]:
     """The documents of all sources, from the first on."""
     return itertools.chain.from_iterable(source.read() for source in sources)
-
-
-def _listed(sources: Sequence[Source]) -> dict[str, Any]:
-    """Files that are read, and those that are not with the reason: of each how many, and the first `LISTED`."""
-    files = [str(path) for source in sources for path in source.files]
-    skipped = [{"path": str(one.path), "why": one.why} for source in sources for one in source.skipped]
-    return {
-        "files_read": {"count": len(files), "first": files[:LISTED]},
-        "files_skipped": {"count": len(skipped), "first": skipped[:LISTED]},
-    }
 
 
 def _counted(census: Census, splits: Sequence[str]) -> dict[str, Any]:

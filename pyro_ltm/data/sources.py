@@ -23,6 +23,8 @@ from pyro_ltm.data.readers.fields import no_column
 from pyro_ltm.errors import UserError, one_line
 
 HUB = "hf:"
+LISTED = 10_000
+"""Files that are named where sources are recorded."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,16 @@ def find_source(spec: str, reading: Reading) -> Source:
         f"{one_line(spec)}: no such file, folder or corpus{suggest(spec, CORPORA)}: "
         f"give a path, a quoted glob, a corpus ({', '.join(CORPORA)}){hub or f', or {HUB}org/name'}"
     )
+
+
+def listed(sources: Sequence[Source]) -> dict[str, Any]:
+    """Files that are read, and those that are not with the reason: of each how many, and the first `LISTED`."""
+    files = [str(path) for source in sources for path in source.files]
+    skipped = [{"path": str(one.path), "why": one.why} for source in sources for one in source.skipped]
+    return {
+        "files_read": {"count": len(files), "first": files[:LISTED]},
+        "files_skipped": {"count": len(skipped), "first": skipped[:LISTED]},
+    }
 
 
 def sources_of(data: str | Path | Sequence[str] | None) -> list[str]:

@@ -74,6 +74,8 @@ class Task:
     name: str
     source: str = option("", "file, folder, glob, corpus or hf: data set; paths are relative to the file of tasks")
     text_column: str = option(TEXT, "column or JSON field that holds the text")
+    delimiter: str = option("", "between the fields of a .csv or .tsv file; empty: found")
+    skip_empty: bool = option(False, "leave out records whose text is null")
     split: str = option("test", "split of a Hugging Face data set")
     words: str = option("whitespace", "how words are counted", choices=WORDS)
     detokenise: str = option("none", "whose tokenizer's spaces to take out before scoring", choices=tuple(DETOKENISERS))
@@ -90,7 +92,9 @@ class Task:
     def reading(self) -> Reading:
         """How its source is read."""
         named = None if self.text_column == TEXT else self.text_column
-        return Reading(text_column=named, split=self.split)
+        return Reading(
+            text_column=named, delimiter=self.delimiter or None, skip_empty=self.skip_empty, split=self.split
+        )
 
     @property
     def is_world(self) -> bool:

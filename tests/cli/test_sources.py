@@ -132,3 +132,27 @@ def test_a_named_end_of_text_stays_with_the_run(ask, refuse, settings, text, tra
     assert Tokenizer.load(tmp_path / "run").end_of_text == 300
     refuse("prepare", text, *options, "<end>", "--out", tmp_path / "no", says=("tokenizer.json: the tokenizer has no",))
     refuse("prepare", text, "--end-of-text", "<stop>", "--out", tmp_path / "no", says=("is of --tokenizer",))
+
+
+def test_infer_and_zero_shot_say_what_they_did_not_read(ask, invoke, trained, text, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text(text.read_text()[:200])
+    (tmp_path / "in" / "b.png").touch()
+    result = ask("infer", trained, "--input", tmp_path / "in", "--out", tmp_path / "z.npz")
+    assert result["files_read"] == {"count": 1, "first": [str(tmp_path / "in" / "a.txt")]}
+    assert result["files_skipped"]["count"] == 1
+    (tmp_path / "tasks.toml").write_text('[tasks.mine]\nsource = "in"\n')
+    shown = invoke("zero-shot", trained, tmp_path / "tasks.toml", "--particles", 1)
+    assert shown.exit_code == 0, shown.stderr
+    assert "mine: Files read: 1; not read: 1." in shown.stderr
+
+
+def test_tasks_take_the_options_of_reading(ask, trained, text, tmp_path):
+    lines = text.read_text().splitlines()[:9]
+    (tmp_path / "a.csv").write_text("id:text\n" + "".join(f"{n}:{line}\n" for n, line in enumerate(lines)))
+    (tmp_path / "b.jsonl").write_text('{"text": null}\n' + json.dumps({"text": "\n".join(lines)}) + "\n")
+    (tmp_path / "tasks.toml").write_text(
+        '[tasks.a]\nsource = "a.csv"\ndelimiter = ":"\n[tasks.b]\nsource = "b.jsonl"\nskip_empty = true\n'
+    )
+    tasks = ask("zero-shot", trained, tmp_path / "tasks.toml", "--particles", 1)["tasks"]
+    assert tasks["a"]["words"] == tasks["b"]["words"] == sum(len(line.split()) for line in lines)
