@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.results import explained, pm
+
 FIGURES = {
     "bound": "bound (ELBO), at most",
     "importance-weighted": "importance-weighted, {particles} draws, at most",
@@ -56,10 +58,10 @@ def _zero_shot(found: Mapping[str, Any]) -> str:
                 [
                     row["seed"],
                     label.format(particles=task["particles"]),
-                    _level(one["nats_per_token"], one["nats_per_token_stderr"]),
-                    _level(gap["nats_per_token"], gap["stderr"]) if gap else "",
-                    _level(one["bits_per_byte"], one["bits_per_byte_stderr"]),
-                    _rounded(one["word_perplexity"], one["word_perplexity_stderr"]),
+                    pm(one["nats_per_token"], one["nats_per_token_stderr"], over=one),
+                    pm(gap["nats_per_token"], gap["stderr"], over=gap) if gap else "",
+                    pm(one["bits_per_byte"], one["bits_per_byte_stderr"], over=one),
+                    _rounded(one["word_perplexity"], one["word_perplexity_stderr"], over=one),
                 ]
             )
     (first,) = found["rows"][0]["zero-shot"]["tasks"].values()
@@ -106,7 +108,8 @@ def _of_texts(one: Mapping[str, Any], under: Mapping[str, Any]) -> list[str]:
 def _table(found: Mapping[str, Any], columns: list[str], rows: list[list[Any]]) -> str:
     lines = [f"| {' | '.join(map(str, cells))} |" for cells in (columns, *rows)]
     lines.insert(1, "|---" * len(columns) + "|")
-    return "\n".join([*lines, "", f"Machine: {found['machine']}, {found['threads'] or 'all'} threads."]) + "\n"
+    lines += ["", f"Machine: {found['machine']}, {found['threads'] or 'all'} threads."]
+    return explained("\n".join(lines) + "\n")
 
 
 def _model(name: str) -> str:
@@ -117,6 +120,8 @@ def _level(level: float, error: float, digits: int = 4) -> str:
     return f"{level:.{digits}f} ± {error:.{digits}f}"
 
 
-def _rounded(level: float, error: float) -> str:
+def _rounded(level: float, error: float, *, over: Mapping[str, Any]) -> str:
     """Perplexities: one digit behind the point, or thousands where they are astronomical."""
-    return f"{level:,.1f} ± {error:,.1f}" if level < 1e5 else f"{round(level, -3):,.0f} ± {round(error, -3):,.0f}"
+    if level < 1e5:
+        return pm(level, error, over=over, digits=1, commas=True)
+    return pm(round(level, -3), round(error, -3), over=over, digits=0, commas=True)

@@ -12,6 +12,7 @@ import torch
 from pyro_ltm.config import Config, apply_settings, preset
 from pyro_ltm.data import DataOrder, TokenDataset
 from pyro_ltm.evaluation import Bound, difference, evaluate_bound
+from pyro_ltm.evaluation.figure import plain
 from pyro_ltm.inference import Adam, fit_posterior
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import DrawFrom, fold
@@ -51,10 +52,14 @@ def judge(parts: Parts, validation: TokenDataset) -> Bound:
 
 def level(found: Bound, default: Bound | None = None) -> dict[str, Any]:
     """Nats a token; and how far below the default's, paired by sequence."""
-    figures: dict[str, Any] = {"nats_per_token": found.nats_per_token, "stderr": found.nats_per_token_stderr}
+    figures: dict[str, Any] = {
+        "nats_per_token": found.nats_per_token,
+        "stderr": found.nats_per_token_stderr,
+        "blocks": plain(found.blocks),
+    }
     if default is not None:
         gap = difference(default.sequence_nats, found.sequence_nats, found.sequence_tokens, found.places)
-        figures["below_default"] = {"nats_per_token": gap.nats_per_token, "stderr": gap.stderr}
+        figures["below_default"] = plain(gap)
     return figures
 
 

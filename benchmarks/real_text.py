@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import explained, pm
+
 CORPORA: dict[str, dict[str, Any]] = {
     "tinyshakespeare": {
         "prepare": ["{data}/tinyshakespeare/input.txt", "--vocab-size", "1024", "--sequence-length", "128"],
@@ -102,7 +104,7 @@ def markdown(found: dict[str, Any]) -> str:
         for label, key in kinds.items():
             b = row[key]
             lines.append(
-                f"| {label} | {row['seed']} | {b['nats_per_token']:.4f} ± {b['nats_per_token_stderr']:.4f} | "
+                f"| {label} | {row['seed']} | {pm(b['nats_per_token'], b['nats_per_token_stderr'], over=b)} | "
                 f"{b['bits_per_byte']:.4f} | {b['perplexity']:.2f} | {b['kl_nats_per_sequence']:.2f} | "
                 f"{b['distortion_nats_per_token']:.4f} | {b['distortion_shuffled']:.4f} | "
                 f"{b['iwae_nats_per_token']:.4f} |"
@@ -118,7 +120,7 @@ def markdown(found: dict[str, Any]) -> str:
         prompt = sample.get("prompt")
         source = f"Prompt {prompt!r}, thoughts fitted to it" if prompt else "Thoughts from the prior"
         lines += ["", f"{source}:", "", *(f"    {line}" for line in text.splitlines())]
-    return "\n".join(lines) + "\n"
+    return explained("\n".join(lines) + "\n")
 
 
 def main() -> None:

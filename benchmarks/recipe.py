@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.results import explained, pm
 from pyro_ltm.config import apply_settings, preset
 from pyro_ltm.data import TokenDataset, unigram_nats
 from pyro_ltm.evaluation import Bound, evaluate_bound
@@ -130,13 +131,14 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for entry in sorted(rows, key=lambda entry: entry["own"]["nats_per_token"]):
         own, long = entry["own"], entry["long"]
+        level = pm(own["nats_per_token"], own["nats_per_token_stderr"], over=own)
         lines.append(
-            f"| {entry['row']} | {entry['seed']} | {own['nats_per_token']:.4f} ± {own['nats_per_token_stderr']:.4f} | "
+            f"| {entry['row']} | {entry['seed']} | {level} | "
             f"{long['nats_per_token']:.4f} | {long['iwae_nats_per_token']:.4f} | {own['kl_nats_per_sequence']:.2f} | "
             f"{own['distortion_nats_per_token']:.4f} | {own['distortion_shuffled']:.4f} | {own['bits_per_byte']:.4f} | "
             f"{entry['seconds']:.0f} |"
         )
-    return "\n".join(lines)
+    return explained("\n".join(lines))
 
 
 def main() -> None:

@@ -8,14 +8,19 @@ In the page a table stands between `<!-- NAME -->` and `<!-- end NAME -->`. A fi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from pyro_ltm.evaluation.dependence import Blocks
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 SIDES = ("below_twin", "above_floor")
 SHARES = {"-thoughts-first": "0", "": "0.1", "-half": "0.5"}
 """How the name of a corpus ends, and for what share of the slow steps the decoder learns alone in it."""
+MARK = "†"
+"""Stands behind an error that takes sequences as independent, as releases did that did not keep `blocks`."""
+MEANING = f"{MARK} Sequences taken as independent: where neighbours in a text are not, the error is too small."
 
 
 def write(tables: Mapping[str, str]) -> None:
@@ -48,23 +53,48 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
 def markdown(found: Mapping[str, Any]) -> str:
     """A table a seed: each figure, its error, how far below the twin, how far above the floor."""
     lines = []
-    for row in found["rows"]:
+    for row in map(_documents, found["rows"]):
         floor = row.get("floor")
         columns = ["figure", "nats a token", "below the twin", *(["above the floor"] if floor else [])]
         rows = [*_figures(row), *_exact(row)]
         lines += [f"Seed {row['seed']}:", "", _line(columns), "|---" * len(columns) + "|"]
         lines += [_line([*cells, "", ""][: len(columns)]) for cells in rows]
         lines += ["", _note(row), ""] if "bound" in row else [""]
-    return "\n".join([*lines, f"Machine: {found['machine']}, {found['threads'] or 'all'} threads."]) + "\n"
+    lines += [f"Machine: {found['machine']}, {found['threads'] or 'all'} threads."]
+    return explained("\n".join(lines) + "\n")
+
+
+def explained(table: str) -> str:
+    """A table, and what its mark means where it has one."""
+    return f"{table}\n{MEANING}\n" if MARK in table else table
+
+
+def pm(level: float, error: float, *, over: Mapping[str, Any], digits: int = 4, commas: bool = False) -> str:
+    """A figure with its error; marked where `over`, what it is the error of, does not say over what it was taken."""
+    form = f"{',' if commas else ''}.{digits}f"
+    return f"{level:{form}} ± {error:{form}}" + ("" if "blocks" in over else MARK)
+
+
+def _documents(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same row; where it has a floor each sequence is a document of its own, and no error needs a mark."""
+
+    def known(one: Any) -> Any:
+        if isinstance(one, Mapping):
+            told = {name: known(value) for name, value in one.items()}
+            return {"blocks": None, **told} if {"stderr", "nats_per_token_stderr"} & set(told) else told
+        return [known(value) for value in one] if isinstance(one, list) else one
+
+    return dict(known(row)) if "floor" in row else row
 
 
 def along_draws(found: Mapping[str, Any]) -> str:
     """The importance-weighted bound with 1, 2, 4, ... draws, a column a seed."""
-    curves = {row["seed"]: row["bound"]["iwae_curve"] for row in found["rows"] if "bound" in row}
+    bounds = {row["seed"]: row["bound"] for row in map(_documents, found["rows"]) if "bound" in row}
+    curves = {seed: [_point(bound, one) for one in bound["iwae_curve"]] for seed, bound in bounds.items()}
     lines = [_line(["K", *(f"seed {seed}" for seed in curves)]), "|---" * (len(curves) + 1) + "|"]
     for points in zip(*curves.values(), strict=True):
-        lines.append(_line([str(points[0]["particles"]), *(_level(point, "stderr") for point in points)]))
-    return "\n".join(lines) + "\n"
+        lines.append(_line([str(points[0]["particles"]), *(_level(point) for point in points)]))
+    return explained("\n".join(lines) + "\n")
 
 
 def shares(found: Mapping[str, Any]) -> str:
@@ -74,26 +104,25 @@ def shares(found: Mapping[str, Any]) -> str:
     lines = [_line(columns), "|---" * len(columns) + "|"]
     for corpus in [name for name in found if f"{name}-half" in found or f"{name}-thoughts-first" in found]:
         for end, share in SHARES.items():
-            for row in found.get(f"{corpus}{end}", {"rows": []})["rows"]:
-                bound, last, gaps = row["bound"], row["bound"]["iwae_curve"][-1], row["below_twin"]
+            for row in map(_documents, found.get(f"{corpus}{end}", {"rows": []})["rows"]):
+                bound, gaps = row["bound"], row["below_twin"]
                 which = [corpus.removesuffix("-longer"), share, str(row["seed"])]
                 elbo = [_level(bound), _gap(gaps["bound"])]
-                weighted = [_level(last, "stderr"), _gap(gaps["importance-weighted"])]
+                weighted = [_level(_point(bound)), _gap(gaps["importance-weighted"])]
                 lines.append(_line([*which, *elbo, *weighted, f"{bound['kl_nats_per_sequence']:.1f}"]))
-    return "\n".join(lines) + "\n"
+    return explained("\n".join(lines) + "\n")
 
 
 def _figures(row: Mapping[str, Any]) -> list[list[str]]:
     """What can stand beside the twin: name, level, below the twin, above the floor."""
     rows = []
 
-    def add(key: str, label: str, one: Mapping[str, Any], error: str = "nats_per_token_stderr") -> None:
-        rows.append([label, _level(one, error), *(_gap(row.get(side, {}).get(key)) for side in SIDES)])
+    def add(key: str, label: str, one: Mapping[str, Any]) -> None:
+        rows.append([label, _level(one), *(_gap(row.get(side, {}).get(key)) for side in SIDES)])
 
     if bound := row.get("bound"):
-        last = bound["iwae_curve"][-1]
         add("bound", "bound (ELBO), at most", bound)
-        add("importance-weighted", f"importance-weighted, {last['particles']} draws, at most", last, "stderr")
+        add("importance-weighted", f"importance-weighted, {bound['particles']} draws, at most", _point(bound))
         for start, one in bound.get("ais", {}).items():
             add(f"AIS from {start}", f"annealed from {start}, {one['temperatures']} temperatures, at most", one)
     if prefix := row.get("prefix"):
@@ -123,19 +152,22 @@ def _note(row: Mapping[str, Any]) -> str:
     bound, twin, below = row["bound"], row["twin"], row["below_twin"]
     bits = bound["bits_per_byte"] / bound["nats_per_token"]  # a byte, for each nat a token: the same text for both
 
-    def by_byte(nats: float, error: float) -> str:
-        return f"{bits * nats:.4f} ± {bits * error:.4f}"
+    def by_byte(one: Mapping[str, Any]) -> str:
+        return pm(bits * one["nats_per_token"], bits * _error(one), over=one)
 
-    level, its = (by_byte(one["nats_per_token"], one["nats_per_token_stderr"]) for one in (bound, twin))
-    gap = by_byte(below["bound"]["nats_per_token"], below["bound"]["stderr"])
-    ess = f"{bound['effective_sample_size']:.1f} ± {bound['effective_sample_size_stderr']:.1f}"
+    level, its, gap = map(by_byte, (bound, twin, below["bound"]))
+    ess = pm(bound["effective_sample_size"], bound["effective_sample_size_stderr"], over=bound, digits=1)
     lines = [
         f"{bound['sequences']} sequences, {bound['tokens']} tokens; rate {bound['kl_nats_per_sequence']:.2f} nats a "
         f"sequence; {ess} of {bound['particles']} draws count.",
+        *_over({"the bound": bound, "its distance to the twin": below["bound"]}.items()),
         f"Bits a byte: at most {level}, twin {its}, below it by {gap}.",
     ]
     if closed := row.get("closed"):
-        ways = [f"{_told(name)} {100 * one['share']:.1f} ± {100 * one['stderr']:.1f}%" for name, one in closed.items()]
+        ways = [
+            f"{_told(name)} {pm(100 * one['share'], 100 * one['stderr'], over=one, digits=1)}%"
+            for name, one in closed.items()
+        ]
         told = ", ".join(ways)
         lines.append(f"Of the distance from twin to floor closed: {told}.")
     return "\n".join(lines)
@@ -151,9 +183,24 @@ def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _level(one: Mapping[str, Any], error: str = "nats_per_token_stderr") -> str:
-    return f"{one['nats_per_token']:.4f} ± {one[error]:.4f}"
+def _over(figures: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Over what the errors of figures were taken, where they say it."""
+    said = [f"of {name} over {Blocks(**one['blocks'])}" for name, one in figures if one.get("blocks")]
+    return [f"The error {', '.join(said)}."] if said else []
+
+
+def _point(bound: Mapping[str, Any], point: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """A point of the importance-weighted curve, by default the last, whose error is of the kind of `bound`'s."""
+    return {key: bound[key] for key in ("blocks",) if key in bound} | (point or bound["iwae_curve"][-1])
+
+
+def _error(one: Mapping[str, Any]) -> float:
+    return float(one["stderr"] if "stderr" in one else one["nats_per_token_stderr"])
+
+
+def _level(one: Mapping[str, Any]) -> str:
+    return pm(one["nats_per_token"], _error(one), over=one)
 
 
 def _gap(gap: Mapping[str, Any] | None) -> str:
-    return f"{gap['nats_per_token']:.4f} ± {gap['stderr']:.4f}" if gap else ""
+    return _level(gap) if gap else ""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.growth import predicted
+from benchmarks.results import explained, pm
 from pyro_ltm.config import ModelConfig, preset
 
 ROOT = Path(__file__).parents[1]
@@ -272,12 +273,13 @@ def lever_table(found: Mapping[str, Any]) -> str:
         f"sequences. **off**: over {OFF:.0%} more or less than the default's time; the last column of such a row does "
         "not compare at equal time.",
     ]
-    return "\n".join(lines)
+    return explained("\n".join(lines))
 
 
 def _against(one: Mapping[str, Any]) -> str:
     gap = one["below_default"]
-    return f"{gap['nats_per_token']:+.4f} ± {gap['stderr']:.4f}"
+    sign = "+" if gap["nats_per_token"] >= 0 else "-"
+    return sign + pm(abs(gap["nats_per_token"]), gap["stderr"], over=gap)
 
 
 def growth(found: Mapping[str, Any]) -> str:

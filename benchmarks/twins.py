@@ -98,21 +98,21 @@ def table(known: dict[str, Any]) -> str:
         for label in TWINS:
             for row in found["rows"]:
                 if row["twin"] == label:
-                    level = f"{row['nats_per_token']:.4f} ± {row['nats_per_token_stderr']:.4f}"
+                    level = results.pm(row["nats_per_token"], row["nats_per_token_stderr"], over=row)
                     own = "" if label == TABLES else _gap(row["below_tables"])
                     cells = [name.removesuffix("-longer"), label, row["seed"], level, own, _gap(row["ltm_below"])]
                     lines.append(f"| {' | '.join(map(str, cells))} |")
     machines = {f"{found['machine']}, {found['threads'] or 'all'} threads" for found in known.values()}
-    return "\n".join([*lines, "", f"Machine: {'; '.join(sorted(machines))}."]) + "\n"
+    return results.explained("\n".join([*lines, "", f"Machine: {'; '.join(sorted(machines))}."]) + "\n")
 
 
 def _figure(one: Bound) -> dict[str, Any]:
     keys = ("nats_per_token", "nats_per_token_stderr", "sequences", "tokens")
-    return {key: getattr(one, key) for key in keys}
+    return {**{key: getattr(one, key) for key in keys}, "blocks": asdict(one.blocks)}
 
 
-def _gap(gap: dict[str, float]) -> str:
-    return f"{gap['nats_per_token']:.4f} ± {gap['stderr']:.4f}"
+def _gap(gap: dict[str, Any]) -> str:
+    return results.pm(gap["nats_per_token"], gap["stderr"], over=gap)
 
 
 def _options(words: list[str]) -> dict[str, list[str]]:

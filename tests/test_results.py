@@ -57,7 +57,46 @@ def test_the_twins_are_compared_with_those_of_the_tables(found):
             assert row["ltm"]["nats_per_token"] == pytest.approx(its["bound"]["nats_per_token"], abs=2e-6)
             if row["twin"] == twins.TABLES:
                 assert row["nats_per_token"] == pytest.approx(its["twin"]["nats_per_token"], abs=2e-6)
-                assert row["ltm_below"] == pytest.approx(its["below_twin"]["bound"], abs=2e-6)
+                for key in ("nats_per_token", "stderr"):
+                    assert row["ltm_below"][key] == pytest.approx(its["below_twin"]["bound"][key], abs=2e-6)
+
+
+def with_blocks(one, blocks):
+    """What was measured, as a release writes it that keeps `blocks` with each error; None: as one that does not."""
+    if isinstance(one, list):
+        return [with_blocks(value, blocks) for value in one]
+    if not isinstance(one, dict):
+        return one
+    told = {key: with_blocks(value, blocks) for key, value in one.items() if key != "blocks"}
+    errors = ("share", "nats_per_token_stderr") if "particles" in one else ("stderr", "nats_per_token_stderr")
+    return {**told, "blocks": blocks} if blocks and set(errors) & set(told) else told
+
+
+def test_errors_that_take_sequences_as_independent_are_marked(found):
+    blocks = {"count": 14, "length": 7, "of": "sequences", "units": 100}
+    text, world = found["wikitext-2-longer"], found["worlds-longer"]
+    for make in (results.markdown, results.along_draws):
+        old, new = make(with_blocks(text, None)), make(with_blocks(text, blocks))
+        errors = old.count("±")
+        assert old.count(results.MARK) == errors + 1, "each, and what the mark means"
+        assert old.endswith(f"{results.MEANING}\n")
+        assert results.MARK not in new
+        assert new.count("±") == errors
+        # A world's documents are a sequence each, and independent.
+        assert results.MARK not in make(with_blocks(world, None))
+    assert "of the bound over 100 sequences in 14 independent blocks of 7" in results.markdown(
+        with_blocks(text, blocks)
+    )
+    shares = {"wikitext-2-longer": with_blocks(text, blocks), "wikitext-2-longer-half": with_blocks(text, None)}
+    lines = results.shares(shares).splitlines()
+    assert [results.MARK in line for line in lines if " 0.1 |" in line] == [False] * len(text["rows"])
+    assert [results.MARK in line for line in lines if " 0.5 |" in line] == [True] * len(text["rows"])
+    measured = newest("twins")
+    assert results.MARK in twins.table(with_blocks(measured, None))
+    assert results.MARK not in twins.table(with_blocks(measured, blocks))
+    measured = newest("field")
+    assert results.MARK in field_tables.tables(with_blocks(measured, None))["whole file"]
+    assert results.MARK not in field_tables.tables(with_blocks(measured, blocks))["whole file"]
 
 
 @pytest.mark.parametrize("protocol", ["bound", "prefix", "reference", "all"])
