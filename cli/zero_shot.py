@@ -191,6 +191,7 @@ def _say_of(task: str, score: TaskScore) -> None:
     )
     if score.no_bytes:
         say(f"{task}: no figures by the byte or the word: {score.no_bytes}.")
+    say(f"{task}: ± is the standard error over {next(iter(score.levels.values())).blocks}")
     if score.no_floor:
         say(f"{task}: no floor stands below these figures: {score.no_floor}.")
     if gaps := score.above_floor:

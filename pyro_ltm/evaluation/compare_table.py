@@ -76,6 +76,8 @@ def findings(comparison: Comparison) -> list[str]:
         lines.append("No pair has a bound.")
     else:
         lines.append(f"Lowest bound: {name_of(best, comparison)}, at most {pm(best.figures.elbo, 4)} nats a token.")
+        if best.figures.elbo and best.figures.elbo.blocks:
+            lines.append(f"± of this bound is the standard error over {best.figures.elbo.blocks}.")
         tied = comparison.tied_with_best()
         if tied:
             shown = "; ".join(name_of(pair, comparison) for pair in tied[:MOST_NAMED])
