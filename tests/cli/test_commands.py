@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 BOUND_KEYS = {
     "nats_per_token",
     "nats_per_token_stderr",
+    "blocks",
     "perplexity",
     "bits_per_byte",
     "kl_nats_per_sequence",
@@ -123,7 +124,15 @@ def test_evaluate_with_its_twin(ask, trained, twin):
 def test_evaluate_for_people(invoke, trained, twin):
     result = invoke("evaluate", trained, "--twin", twin)
     assert result.exit_code == 0
-    for expected in ("Upper bound on nats", "perplexity", "bits a byte", "rate (KL)", "active dimensions", "twin"):
+    for expected in (
+        "Upper bound on nats",
+        "perplexity",
+        "bits a byte",
+        "rate (KL)",
+        "active dimensions",
+        "twin",
+        "± is the",
+    ):
         assert expected in result.stdout
     assert "ignores its thoughts" in result.stderr  # four steps teach nothing of thoughts
 

@@ -75,7 +75,7 @@ def test_for_programs(compared, ask, trained):
     first = answer["pairs"][0]
     assert first["fast_steps"] == 2
     for name in ("elbo", "iwae", "difference_to_best"):
-        assert set(first[name]) == {"nats_per_token", "stderr"}
+        assert set(first[name]) == {"nats_per_token", "stderr", "blocks"}
     for name in ("ess", "rate", "distortion", "ms_per_fast_step", "peak_memory_bytes", "ms_per_sequence_to_1pct"):
         assert first[name] is not None
     assert [point["steps"] for point in first["curve"]] == [0, 1, 2]
