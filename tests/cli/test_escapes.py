@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 from pyro_ltm_cli.output import show_table
 
@@ -55,3 +56,11 @@ def test_in_tables(capsys):
     out = capsys.readouterr().out
     assert not OBEYED.search(out)
     assert out.count("[bold]") == 3
+
+
+def test_everything_is_printed_in_one_place():
+    """Where control characters are made visible: another `echo` would go round it."""
+    folder = Path(__file__).parents[2] / "cli"
+    prints = re.compile(r"click\.s?echo\(|(?<![.\w])print\(|std(out|err)\.write\(|\bConsole\(")
+    found = {path.name for path in folder.glob("*.py") if prints.search(path.read_text(encoding="utf-8"))}
+    assert found == {"main.py", "output.py", "progress.py"}
