@@ -26,7 +26,11 @@ SHOWN = 80
 """Characters of each text that the file keeps, so that a reader knows which is which."""
 
 MOST_SHOWN = 100_000
-"""Texts of which it keeps them: the header of a safetensors file holds 100 MB."""
+"""Texts and documents that it names, where these take no more than `MOST_NAMED` characters."""
+
+MOST_NAMED = 6 << 20
+"""Characters of ids and origins that it keeps: the header of a safetensors file holds 100 MB, and a character takes up
+to six bytes of it."""
 
 
 @click.command(
@@ -97,8 +101,10 @@ def command(
     steps = run.parts.steps(fast_steps)
     count, tokens = len(texts), int(tensors["tokens"].sum())
     meta = {"run": str(run_folder), "step": run.step, "fast_steps": steps, "seed": common.seed or 0}
-    named = {"texts": texts[:MOST_SHOWN], "documents": documents[:MOST_SHOWN]}
-    write_thoughts(out, tensors, {**meta, "input": source, **read, **named})
+    named = _that_fit(documents)
+    write_thoughts(out, tensors, {**meta, "input": source, **read, "texts": texts[:MOST_SHOWN], "documents": named})
+    if len(named) < len(documents):
+        note(f"The file names the first {len(named):,} documents; `document` numbers all of them.")
     level = float(-tensors["bound_nats"].double().sum()) / tokens
     shape = list(tensors["thoughts"].shape)
     if common.as_json:
@@ -113,14 +119,23 @@ def command(
         return
     say(f"{len(documents):,} documents, {count:,} sequences, {tokens:,} tokens")
     say(f"{steps} fast steps: {nats(level)} nats a token at the last one")
-    if len(documents) > MOST_SHOWN:
-        note(f"The file names the first {MOST_SHOWN:,} documents; `document` numbers all of them.")
     say(f"Thoughts {shape} written to {out}")
     show_next(["pyro-ltm", "generate", str(run_folder), "--thoughts", str(out)])
 
 
 DRAWS = 4
 """Draws of the thoughts on fresh noise, from which each text's bound is taken."""
+
+
+def _that_fit(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first documents, as many as a file can name."""
+    left, count = MOST_NAMED, 0
+    for one in documents[:MOST_SHOWN]:
+        left -= len(one["origin"]) + len(str(one.get("id", "")))
+        if left < 0:
+            break
+        count += 1
+    return documents[:count]
 
 
 @dataclasses.dataclass(frozen=True)

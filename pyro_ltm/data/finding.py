@@ -139,6 +139,8 @@ class _Walk:
                 elif entry.is_dir():
                     if deeper := after - {len(self._patterns)}:
                         (behind_links if entry.is_symlink() else here).append((path, deeper))
+                    elif after:
+                        self.skipped.append(Skipped(path, "a folder; ** stands for any folders"))
                 elif len(self._patterns) in after:
                     if entry.is_file():
                         yield path

@@ -90,7 +90,7 @@ def _is_card(head: bytes) -> bool:
 def _is_one_object(head: bytes, column: str) -> bool:
     """Whether a .json file holds a single object, such as settings, and not records with this column."""
     text = head.decode("utf-8-sig", errors="replace").strip()
-    first, _, rest = text.partition("\n")
-    if not text.startswith("{"):
+    first, line_end, rest = text.partition("\n")
+    if not text.startswith("{") or (not line_end and len(head) == HEAD):  # of a longer line reading will say more
         return False
     return not is_object(first) or (not rest and f'"{column.split(".")[0]}"' not in first)

@@ -41,6 +41,15 @@ def test_thoughts_are_joined_to_their_documents(ask, trained, documents, tmp_pat
     ]
 
 
+def test_more_names_than_a_file_holds(invoke, trained, documents, tmp_path, monkeypatch):
+    monkeypatch.setattr("pyro_ltm_cli.infer.MOST_NAMED", len(f"{documents}:2"))
+    result = invoke("infer", trained, "--input", documents, "--out", tmp_path / "z.safetensors")
+    assert result.exit_code == 0, result.stderr
+    assert "The file names the first 1 documents; `document` numbers all of them." in result.stderr
+    with safe_open(tmp_path / "z.safetensors", framework="pt") as file:
+        assert [one["document"] for one in json.loads(file.metadata()["pyro-ltm thoughts 1"])["documents"]] == [1]
+
+
 def test_an_npz_holds_the_same(ask, trained, documents, tmp_path):
     for suffix in ("safetensors", "npz"):
         ask("infer", trained, "--input", documents, "--out", tmp_path / f"z.{suffix}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 from pathlib import Path
 
@@ -71,6 +72,12 @@ def test_a_glob_may_name_a_link(tmp_path: Path) -> None:
     folder = tree(tmp_path, {"real/a.txt": "a", "x/b.txt": "b"}, {"x/link": "../real"})
     assert found(folder, "**/link/*.txt")[0] == ["x/link/a.txt"]
     assert found(folder, "x/*/*.txt")[0] == ["x/link/a.txt"]
+
+
+def test_a_folder_that_a_glob_matches_is_named(tmp_path: Path) -> None:
+    tree(tmp_path, {"a.txt": "a", "sub/b.txt": "b"})
+    assert found(tmp_path, "*") == (["a.txt"], {"sub": "a folder; ** stands for any folders"})
+    assert found(tmp_path, "**") == (["a.txt", "sub/b.txt"], {})
 
 
 @given(st.lists(st.sampled_from(["*", "**", "a", "b*", "*.txt", "?", ".h", "[ab]"]), min_size=1, max_size=4))
@@ -142,6 +149,11 @@ def test_what_is_skipped_in_a_folder(tmp_path: Path, small_tokenizer) -> None:
         "tokens": "a prepared folder",
     }.items():
         assert why in skipped[name]
+
+
+def test_a_long_first_record_is_no_lone_object(tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"text": "word " * 20_000}) + "\n" for _ in range(2))
+    assert found(tree(tmp_path, {"a.json": lines})) == (["a.json"], {})
 
 
 def test_with_a_column_named_plain_text_is_skipped(tmp_path: Path) -> None:
