@@ -8,6 +8,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -45,6 +46,7 @@ from pyro_ltm.evaluation.tasks import load_tasks
 from pyro_ltm.evaluation.thought_page import likelihoods
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.locks import _refusal, _signature
+from pyro_ltm.model.reference import read_reference
 from pyro_ltm.training.compare import training_figures
 from pyro_ltm.training.data_note import open_data
 from pyro_ltm.training.kept import beside, keep_evaluation, read_evaluation
@@ -189,6 +191,34 @@ def read_tokenizer(world: World) -> None:
     tokenizer.decode(ids)
 
 
+def mutate_reference(draw: random.Random, content: bytes) -> bytes:
+    """The arguments of the model, or one of its tensors, or the bytes."""
+    if draw.random() < 0.5:
+        return fuzz.mutate_bytes(draw, content)
+    found = torch.load(io.BytesIO(content), weights_only=True)
+    if draw.random() < 0.7:
+        found["model_args"] = fuzz.mutate_value(draw, found["model_args"])
+    else:
+        name = draw.choice(list(found["model"]))
+        tensor = found["model"].pop(name)
+        shapes = (
+            tensor[:1],
+            tensor.reshape(-1),
+            tensor.long(),
+            tensor.bool(),
+            tensor.to_sparse(),
+            3,
+            "x",
+            None,
+            [tensor],
+            tensor[0],
+        )
+        found["model"][draw.choice((name, name, f"{name}.x", "module." + name, 7))] = draw.choice(shapes)
+    out = io.BytesIO()
+    torch.save(found, out)
+    return out.getvalue()
+
+
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "gz": partial(gzip.compress, mtime=0),
     "bz2": bz2.compress,
@@ -210,6 +240,7 @@ KINDS = {
     "comparison": Kind("compared/compare.json", fuzz.mutate_json, read_comparison, many=1500),
     "thoughts": Kind("a.st", fuzz.mutate_tensors, lambda world: read_thoughts(world.folder / "a.st")),
     "thoughts in .npz": Kind("a.npz", fuzz.mutate_bytes, lambda world: read_thoughts(world.folder / "a.npz")),
+    "checkpoint of the reference": Kind("a.pt", mutate_reference, lambda world: read_reference(world.folder / "a.pt")),
     "lock": Kind("held/lock", fuzz.mutate_json, read_holder, many=300),
     "problems": Kind("problems.jsonl", fuzz.mutate_lines, lambda world: read_problems(world.folder / "problems.jsonl")),
     "features": Kind("features.npy", fuzz.mutate_bytes, lambda world: read_features(world.folder / "features.npy")),
@@ -242,6 +273,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     for suffix, compress in COMPRESSIONS.items():
         (folder / f"a.jsonl.{suffix}").write_bytes(compress((folder / "a.jsonl").read_bytes()))
     (folder / "a.tsv").write_text("id\ttext\n" + "".join(f"{row['id']}\t{row['text']}\n" for row in rows))
+    shape = {
+        "dim": 16,
+        "n_layers": 1,
+        "n_heads": 2,
+        "vocab_size": 280,
+        "max_seq_len": 16,
+        "max_z_len": 2,
+        "window_size": 4,
+    }
+    weights = dict(run.parts.model.decoder.state_dict())
+    torch.save({"model": weights, "model_args": shape}, folder / "a.pt")
     (folder / "held").mkdir()
     (folder / "held" / "lock").write_bytes(_signature())
     (folder / "a.csv").write_text("id,text\n" + "".join(f'{row["id"]},"{row["text"]}"\n' for row in rows))
