@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -161,9 +162,27 @@ def cli() -> None:
     """
 
 
+class Terminal(io.FileIO):
+    """A terminal, which may be closed while a command runs: what is shown then is lost, and nothing else."""
+
+    def write(self, content: Any, /) -> int:
+        """As of any file, but an end that nobody holds any more takes everything."""
+        try:
+            return super().write(content)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return memoryview(content).nbytes
+
+
 def main() -> None:
     """The entry point `pyro-ltm`."""
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if sys.platform != "win32" and stream is not None and stream.isatty():
+            raw = io.BufferedWriter(Terminal(stream.fileno(), "w", closefd=False))
+            stream = io.TextIOWrapper(raw, encoding=stream.encoding, line_buffering=True)
+            setattr(sys, name, stream)
         if hasattr(stream, "reconfigure"):  # text that the terminal cannot show is no reason to stop
             stream.reconfigure(errors="backslashreplace")
     cli.main()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import select
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -165,3 +168,74 @@ def test_killed_while_preparing_alone_then_prepared_anew(command, spawn, tmp_pat
     assert not out.exists()
     finish(spawn, arguments, out)
     assert (out / "meta.json").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGTERM", "SIGXCPU"])
+def test_every_signal_to_end_saves_first(name, settings, invoke, trained, tmp_path, monkeypatch):
+    """A closed terminal sends SIGHUP, and more than once; a batch system warns with SIGUSR1."""
+    from pyro_ltm.training.metrics import MetricsLog
+
+    write = MetricsLog.write
+
+    def write_and_signal(self, kind, row):
+        write(self, kind, row)
+        if kind == "train" and row["step"] == 3:
+            os.kill(os.getpid(), getattr(signal, name))
+            os.kill(os.getpid(), getattr(signal, name))
+
+    before = signal.getsignal(getattr(signal, name))
+    monkeypatch.setattr(MetricsLog, "write", write_and_signal)
+    changed = settings(**{"slow.steps": 9, "slow.save_every": 100})
+    result = invoke("train", "--data", trained / "data", "--out", tmp_path / "run", *changed)
+    assert result.exit_code == 130
+    assert "Stopped: at step 3 of 9; everything is saved" in result.stderr
+    assert signal.getsignal(getattr(signal, name)) is before
+    monkeypatch.undo()
+    result = invoke("train", "--resume", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    assert "goes on from step 3 of 9" in result.stderr
+
+
+def test_under_nohup_a_hang_up_is_none(settings, invoke, trained, tmp_path, monkeypatch):
+    from pyro_ltm.training.metrics import MetricsLog
+
+    write = MetricsLog.write
+
+    def write_and_signal(self, kind, row):
+        write(self, kind, row)
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    monkeypatch.setattr(MetricsLog, "write", write_and_signal)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        result = invoke("train", "--data", trained / "data", "--out", tmp_path / "run", *settings())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_a_terminal_that_is_closed(command, tmp_path):
+    """Nothing can be shown any more, and that is no reason to lose what was learned."""
+    out = tmp_path / "run"
+    ours, theirs = os.openpty()
+    arguments = [sys.executable, "-m", "pyro_ltm_cli.main", *map(str, command(out))]
+    process = subprocess.Popen(arguments, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    reader = threading.Thread(target=drain, args=(ours, lambda: rows(5)(out)))
+    reader.start()
+    reader.join(PATIENCE)  # which closes the terminal
+    process.send_signal(signal.SIGHUP)
+    process.wait(PATIENCE)
+    assert process.returncode == 130
+    resumed = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    tensors = (out / "trainer.safetensors").read_bytes()
+    assert f'\\"step\\": {resumed},'.encode() in tensors[:100_000]
+
+
+def drain(terminal, until):
+    """Reads what is shown on a terminal, then closes it."""
+    while not until():
+        ready, _, _ = select.select([terminal], [], [], 0.05)
+        if ready:
+            os.read(terminal, 4096)
+    os.close(terminal)
