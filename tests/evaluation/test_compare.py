@@ -15,7 +15,7 @@ from pyro.infer import Trace_ELBO
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.compare import compare_posteriors, describe
-from pyro_ltm.evaluation.dependence import Blocks
+from pyro_ltm.evaluation.dependence import Blocks, Places
 from pyro_ltm.evaluation.judge import Estimate, Judgement
 from pyro_ltm.evaluation.outcome import COLUMNS, Comparison, Pair, at, open_comparison, save
 from pyro_ltm.evaluation.teach import Teaching
@@ -66,6 +66,29 @@ def test_ties_go_by_the_difference_and_not_by_the_bounds_own_error():
     assert [pair.guide for pair in comparison.ranked()] == ["best", "apart", "blurred"]
     assert comparison.difference_to_best(apart).stderr == pytest.approx(0, abs=1e-12)
     assert comparison.tied_with_best() == [blurred]
+
+
+def test_differences_honour_neighbours_and_go_on_doing_so_from_the_file():
+    """Forty documents of five sequences, each document with a level of its own by which one guide lies behind."""
+    generator = torch.Generator().manual_seed(0)
+    documents = torch.arange(40).repeat_interleave(5)
+    level, noise = torch.randn(40, generator=generator)[documents], torch.randn(200, generator=generator)
+    behind, order = 0.05 * level + 0.01 * noise, torch.arange(200)
+    comparison = Comparison("posteriors", {}, token_counts=[10] * 200, places=Places(order, documents))
+    comparison.pairs = [made_up("behind", 2.0, behind.tolist()), made_up("best", 1.0, [0.0] * 200)]
+    found = comparison.difference_to_best(comparison.pairs[0])
+    assert found.blocks == Blocks(40, 1, "documents", 40)
+    assert found.stderr == pytest.approx(0.05 / 40**0.5, rel=0.3), "that of forty levels, and not of 200 sequences"
+    kept = json.loads(json.dumps(comparison.to_dict()))
+    again = Comparison.from_dict(kept)
+    assert again.difference_to_best(again.pairs[0]) == found
+    # A file that does not say where its sequences stand: as independent as it took them.
+    older = Comparison.from_dict({key: value for key, value in kept.items() if key != "places"})
+    assert older.difference_to_best(older.pairs[0]).stderr < found.stderr / 1.5
+    for name in ("ids", "documents"):
+        short = {**kept, "places": {**kept["places"], name: [1, 2]}}
+        with pytest.raises(UserError, match=rf"places\.{name}: 2 of 200 sequences"):
+            Comparison.from_dict(short)
 
 
 def test_a_posterior_that_ran_away_is_a_line_and_not_the_end():
