@@ -36,6 +36,7 @@ DEPTH = 32
 MEBIBYTE = 1 << 20
 LARGEST_JSON = 64 * MEBIBYTE
 LARGEST_TOML = MEBIBYTE // 4
+UNPACKED = 100 * MEBIBYTE
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 """A whole number of things, in a schema."""
@@ -172,7 +173,7 @@ def read_npz(path: Path, name: str) -> np.ndarray[Any, Any] | None:
     """The array `name` of a .npz file; None where it has none.
 
     Raises:
-        UserError: it is damaged or something else, or unpacks to a thousand times its size.
+        UserError: it is damaged or something else, or unpacks to over `UNPACKED` bytes and 100 times its size.
         FileNotFoundError: there is none.
     """
     import zipfile
@@ -185,7 +186,7 @@ def read_npz(path: Path, name: str) -> np.ndarray[Any, Any] | None:
             if f"{name}.npy" not in archive.namelist():
                 return None
             entry = archive.getinfo(f"{name}.npy")
-            if entry.file_size > 1000 * max(entry.compress_size, 1000):
+            if entry.file_size > max(UNPACKED, 100 * entry.compress_size):
                 raise ValueError(f"{name} unpacks to {entry.file_size} bytes")
             with archive.open(entry) as file:
                 array: np.ndarray[Any, Any] = np.lib.format.read_array(file, allow_pickle=False)

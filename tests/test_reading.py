@@ -12,7 +12,17 @@ from safetensors.torch import save_file
 
 from pyro_ltm.config import Config, apply_settings, dump_toml, load_toml
 from pyro_ltm.errors import LONGEST, UserError, one_line, visible
-from pyro_ltm.reading import Count, parse_json, parse_toml, read_bytes, read_json, read_npy, read_safetensors, read_toml
+from pyro_ltm.reading import (
+    Count,
+    parse_json,
+    parse_toml,
+    read_bytes,
+    read_json,
+    read_npy,
+    read_npz,
+    read_safetensors,
+    read_toml,
+)
 
 
 class Part(msgspec.Struct):
@@ -140,6 +150,22 @@ def test_tensors_and_arrays_that_are_none(tmp_path):
         for mapped in (False, True):
             with pytest.raises(UserError, match=r"not a readable \.npy file"):
                 read_npy(tmp_path / name, mapped=mapped)
+
+
+def test_an_archive_of_arrays(tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", x=np.arange(3.0))
+    assert read_npz(tmp_path / "a.npz", "x").tolist() == [0, 1, 2]
+    assert read_npz(tmp_path / "a.npz", "y") is None
+    np.savez(tmp_path / "o.npz", x=np.array([{}], dtype=object))
+    np.savez_compressed(tmp_path / "zeros.npz", x=np.zeros(1 << 20))
+    assert read_npz(tmp_path / "zeros.npz", "x").sum() == 0
+    monkeypatch.setattr("pyro_ltm.reading.UNPACKED", 1 << 20)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:-9])
+    for name, says in (("o", "allow_pickle"), ("cut", "not a zip file"), ("zeros", "x unpacks to 8388736 bytes")):
+        with pytest.raises(UserError, match=rf"{name}\.npz: damaged, or no \.npz file: .*{says}"):
+            read_npz(tmp_path / f"{name}.npz", "x")
+    with pytest.raises(FileNotFoundError):
+        read_npz(tmp_path / "missing.npz", "x")
 
 
 def test_an_error_is_one_line_whatever_it_quotes():
