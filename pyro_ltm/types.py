@@ -120,6 +120,10 @@ class Batch:
         }
         return dataclasses.replace(self, **cut, stretch=None, weight=1)
 
+    def apart(self) -> list[Batch]:
+        """Each sequence as a batch of its own."""
+        return [self.select(row) for row in torch.arange(self.size).split(1)]
+
     def select(self, rows: Tensor) -> Batch:
         """The sequences at `rows` (int64 [B'])."""
         picked: dict[str, Any] = {
@@ -128,6 +132,18 @@ class Batch:
             if isinstance(value := getattr(self, entry.name), Tensor)
         }
         return dataclasses.replace(self, **picked)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within it all parts of `module` are in evaluation mode; then each in its own again, also after an error."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
 
 
 @contextmanager

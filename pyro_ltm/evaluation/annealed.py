@@ -15,12 +15,12 @@ from pyro_ltm.evaluation.dependence import Places
 from pyro_ltm.evaluation.figure import Figure
 from pyro_ltm.evaluation.importance import effective_sample_size, importance_nats
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference import FastOptimizer, fit_posterior
+from pyro_ltm.inference import FastOptimizer, fit_to_score
 from pyro_ltm.inference.annealing import anneal
 from pyro_ltm.inference.target import Target
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import Noise, fold
-from pyro_ltm.types import Batch, frozen
+from pyro_ltm.types import Batch, evaluating, frozen
 
 STARTS = ("prior", "q")
 
@@ -72,46 +72,46 @@ def evaluate_annealed(
     """
     if start not in STARTS:
         raise UserError(f"start = {start!r}: choose from {', '.join(STARTS)}")
-    was_training = model.training
-    model.eval()
-    weights, tokens, places, acceptance = [], [], [], []
-    for read in batches:
-        batch = model.precompute(read)
-        q = model.prior().expand(torch.Size([batch.size]))
-        if start == "q":
-            posterior = fit_posterior(
-                model,
-                batch,
-                guide=guide,
-                objective=objective,
-                optimizer=optimizer,
-                steps=fast_steps,
-                seed=fold(seed, "fit"),
-                **fitting,
-            )
-            judged = guide.judged(posterior.state)
-            if judged is None:
-                raise UserError(f"{type(guide).__name__} is a point: it has no density to anneal from; use the prior")
-            q = judged
-        with frozen(model), frozen(guide), model.held():
-            found = anneal(
-                Target(model, batch),
-                q,
-                noise=Noise(batch.ids, device=batch.device, seed=fold(seed, "anneal", start)),
-                tuning=Noise(batch.ids, device=batch.device, seed=fold(seed, "tune", start)),
-                steps=temperatures,
-                chains=chains,
-                leapfrogs=leapfrogs,
-                schedule=schedule,
-            )
-        weights.append(found.log_weight.cpu())
-        acceptance.append(found.acceptance.mean(0).double().cpu())
-        tokens.append(batch.mask.sum(-1).cpu())
-        places.append(Places.of(batch))
-        if progress:
-            nats = importance_nats(torch.cat(weights, 1), chains)
-            progress(len(nats), float(nats.sum() / torch.cat(tokens).sum()))
-    model.train(was_training)
+    with evaluating(model):
+        weights, tokens, places, acceptance = [], [], [], []
+        for read in batches:
+            batch = model.precompute(read)
+            q = model.prior().expand(torch.Size([batch.size]))
+            if start == "q":
+                posterior = fit_to_score(
+                    model,
+                    batch,
+                    guide=guide,
+                    objective=objective,
+                    optimizer=optimizer,
+                    steps=fast_steps,
+                    seed=fold(seed, "fit"),
+                    **fitting,
+                )
+                judged = guide.judged(posterior.state)
+                if judged is None:
+                    raise UserError(
+                        f"{type(guide).__name__} is a point: it has no density to anneal from; use the prior"
+                    )
+                q = judged
+            with frozen(model), frozen(guide), model.held():
+                found = anneal(
+                    Target(model, batch),
+                    q,
+                    noise=Noise(batch.ids, device=batch.device, seed=fold(seed, "anneal", start)),
+                    tuning=Noise(batch.ids, device=batch.device, seed=fold(seed, "tune", start)),
+                    steps=temperatures,
+                    chains=chains,
+                    leapfrogs=leapfrogs,
+                    schedule=schedule,
+                )
+            weights.append(found.log_weight.cpu())
+            acceptance.append(found.acceptance.mean(0).double().cpu())
+            tokens.append(batch.mask.sum(-1).cpu())
+            places.append(Places.of(batch))
+            if progress:
+                nats = importance_nats(torch.cat(weights, 1), chains)
+                progress(len(nats), float(nats.sum() / torch.cat(tokens).sum()))
     if not weights:
         raise UserError("nothing to score: no sequences")
     log_weight = torch.cat(weights, 1)

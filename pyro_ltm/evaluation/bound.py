@@ -21,10 +21,10 @@ from pyro_ltm.evaluation.dependence import Blocks, Places
 from pyro_ltm.evaluation.figure import mean_error, perplexity, plain, ratio_error
 from pyro_ltm.evaluation.importance import CurvePoint, doublings, effective_sample_size, importance_nats
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference import FastOptimizer, Posterior, fit_posterior
+from pyro_ltm.inference import FastOptimizer, Posterior, fit_to_score
 from pyro_ltm.model import LatentThoughtModel, TokenSequence
 from pyro_ltm.noise import Noise, draw, fold
-from pyro_ltm.types import Batch
+from pyro_ltm.types import Batch, evaluating
 
 ACTIVE_VARIANCE = 0.01
 """A latent dimension is active when its posterior mean varies over sequences by more than this (arXiv:1509.00519)."""
@@ -119,27 +119,25 @@ def evaluate_bound(
         progress: called after each batch with the sequences done and the nats a token so far.
         fitting: more for `fit_posterior`, such as its `noise`; the score always has noise of its own.
     """
-    was_training = model.training
-    model.eval()
-    tally = _Tally(model, particles, type(guide).__name__)
-    for read in batches:
-        batch = model.precompute(read)
-        posterior = fit_posterior(
-            model,
-            batch,
-            guide=guide,
-            objective=objective,
-            optimizer=optimizer,
-            steps=fast_steps,
-            seed=fold(seed, "fit"),
-            **fitting,
-        )
-        tally.add(batch, posterior, fold(seed, "score"))
-        if count_bytes is not None:
-            tally.bytes += count_bytes(read)
-        if progress:
-            progress(tally.sequences, tally.total_nats / tally.total_tokens)
-    model.train(was_training)
+    with evaluating(model):
+        tally = _Tally(model, particles, type(guide).__name__)
+        for read in batches:
+            batch = model.precompute(read)
+            posterior = fit_to_score(
+                model,
+                batch,
+                guide=guide,
+                objective=objective,
+                optimizer=optimizer,
+                steps=fast_steps,
+                seed=fold(seed, "fit"),
+                **fitting,
+            )
+            tally.add(batch, posterior, fold(seed, "score"))
+            if count_bytes is not None:
+                tally.bytes += count_bytes(read)
+            if progress:
+                progress(tally.sequences, tally.total_nats / tally.total_tokens)
     return tally.result(fast_steps=fast_steps, seed=seed)
 
 

@@ -188,7 +188,6 @@ def diagnose(thoughts: Thoughts, *, particles: int = 4) -> Diagnostics:
         particles: draws from each posterior, and from the prior, over which a figure is averaged.
     """
     parts, layers = thoughts.parts, thoughts.parts.model.config.layers
-    parts.model.eval()
     rate = torch.cat([_rate(posterior, thoughts, particles) for posterior in thoughts.posteriors])
     by_thought = _rate_by_thought(thoughts)
     by_layer = None if by_thought is None else by_thought.unflatten(1, (layers, -1)).sum(-1)

@@ -25,12 +25,12 @@ from pyro_ltm.evaluation.figure import mean_error, ratio_error
 from pyro_ltm.evaluation.importance import effective_sample_size, importance_nats
 from pyro_ltm.evaluation.memory import peak_memory
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference import FastOptimizer, Posterior, fit_posterior
+from pyro_ltm.inference import FastOptimizer, Posterior, couples_batch, fit_posterior
 from pyro_ltm.inference.samplers import Sampler
 from pyro_ltm.inference.target import Target
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import Terms
-from pyro_ltm.types import Batch, State, frozen
+from pyro_ltm.types import Batch, State, evaluating, frozen
 
 CLOSE = 0.01
 """A bound has arrived when it is within this share of its best."""
@@ -118,27 +118,24 @@ def judge(
     Raises:
         UserError: guide, objective, optimizer and noise do not fit one another.
     """
-    was_training = model.training
-    model.eval()
     fitting |= {"guide": guide, "objective": objective, "optimizer": optimizer, "seed": fold(seed, "fit")}
     tally = _Tally(model, guide, fast_steps, particles, curve_particles, seed)
-    try:
-        with pyro.validation_enabled(False), _own_generator(batches[0].inputs.device, seed):
-            first = batches[0]
-            start = partial(fit_posterior, model, first, steps=min(1, fast_steps), **fitting)
-            # What a guide does at its end (a Hessian) is too long for the profiler's record, which held 15 GB of it.
-            ends = type(guide).finish is not Guide.finish
-            memory = None if ends else peak_memory(start, first.inputs.device)
-            start()  # what a first fit sets up is no part of its time
-            for batch in batches:
-                clock = _Clock(batch.inputs.device, tally.places)
-                posterior = fit_posterior(model, batch, steps=fast_steps, watch=clock, **fitting)
-                clock.stop()
-                tally.add(batch, posterior, clock)
-                if count:
-                    count(tally.sequences, tally.level)
-    finally:
-        model.train(was_training)
+    if couples_batch(objective):
+        batches = [one for batch in batches for one in batch.apart()]
+    with evaluating(model), pyro.validation_enabled(False), _own_generator(batches[0].inputs.device, seed):
+        first = batches[0]
+        start = partial(fit_posterior, model, first, steps=min(1, fast_steps), **fitting)
+        # What a guide does at its end (a Hessian) is too long for the profiler's record, which held 15 GB of it.
+        ends = type(guide).finish is not Guide.finish
+        memory = None if ends else peak_memory(start, first.inputs.device)
+        start()  # what a first fit sets up is no part of its time
+        for batch in batches:
+            clock = _Clock(batch.inputs.device, tally.places)
+            posterior = fit_posterior(model, batch, steps=fast_steps, watch=clock, **fitting)
+            clock.stop()
+            tally.add(batch, posterior, clock)
+            if count:
+                count(tally.sequences, tally.level)
     return tally.result(memory)
 
 

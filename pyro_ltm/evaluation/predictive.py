@@ -122,8 +122,7 @@ class Predictor:
     def _batches(self, contexts: Iterable[Context]) -> Iterator[list[Context]]:
         # Sorted by all that they are, so that a batch does not depend on the order in which they came.
         ordered = sorted(contexts, key=lambda context: (len(context.tokens), context))
-        alone = getattr(self.parts.objective, "couples_batch", False)
-        yield from _cut(ordered, 1 if alone else self.batch_size)
+        yield from _cut(ordered, self.batch_size)
 
     def _score(self, pieces: Sequence[Piece], thoughts: Tensor) -> list[Scored]:
         """Scores under thoughts [K, B, N, D]."""

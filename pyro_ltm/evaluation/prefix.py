@@ -23,10 +23,10 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.dependence import Places
 from pyro_ltm.evaluation.figure import Figure
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference import FastOptimizer, fit_posterior
+from pyro_ltm.inference import FastOptimizer, fit_to_score
 from pyro_ltm.model import LatentThoughtModel, TokenSequence
 from pyro_ltm.noise import Noise, draw, fold
-from pyro_ltm.types import Batch
+from pyro_ltm.types import Batch, evaluating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,31 +82,29 @@ def evaluate_prefix(
     Raises:
         UserError: a prefix that leaves nothing to score, or no sequences.
     """
-    was_training = model.training
-    model.eval()
-    fitting |= {"objective": objective, "optimizer": optimizer}
-    reader = _Reader(model, guide, particles, fast_steps, seed, fitting)
-    sequential: list[Tensor] = []
-    tokens: list[Tensor] = []
-    parts: list[Places] = []
-    after: dict[int, list[tuple[Tensor, Tensor]]] = {}
-    for read in batches:
-        batch = model.precompute(read)
-        if not tokens:
-            stride = stride or max(1, batch.length // 8)
-            prefixes = prefixes or quarters(batch.length)
-            _check(prefixes, stride, batch.length)
-        blocks = range(0, batch.length, stride)
-        sequential.append(sum((reader.nats(batch, at, at + stride) for at in blocks), torch.zeros(batch.size)))
-        tokens.append(batch.mask.sum(-1).cpu())
-        parts.append(Places.of(batch))
-        for prefix in prefixes:
-            pair = reader.nats(batch, prefix, batch.length), batch.mask[:, prefix:].sum(-1).cpu()
-            after.setdefault(prefix, []).append(pair)
-        if progress:
-            done = torch.cat(sequential)
-            progress(len(done), float(done.sum()) / float(torch.cat(tokens).sum()))
-    model.train(was_training)
+    with evaluating(model):
+        fitting |= {"objective": objective, "optimizer": optimizer}
+        reader = _Reader(model, guide, particles, fast_steps, seed, fitting)
+        sequential: list[Tensor] = []
+        tokens: list[Tensor] = []
+        parts: list[Places] = []
+        after: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for read in batches:
+            batch = model.precompute(read)
+            if not tokens:
+                stride = stride or max(1, batch.length // 8)
+                prefixes = prefixes or quarters(batch.length)
+                _check(prefixes, stride, batch.length)
+            blocks = range(0, batch.length, stride)
+            sequential.append(sum((reader.nats(batch, at, at + stride) for at in blocks), torch.zeros(batch.size)))
+            tokens.append(batch.mask.sum(-1).cpu())
+            parts.append(Places.of(batch))
+            for prefix in prefixes:
+                pair = reader.nats(batch, prefix, batch.length), batch.mask[:, prefix:].sum(-1).cpu()
+                after.setdefault(prefix, []).append(pair)
+            if progress:
+                done = torch.cat(sequential)
+                progress(len(done), float(done.sum()) / float(torch.cat(tokens).sum()))
     if not tokens:
         raise UserError("nothing to score: no sequences")
     places = Places.joined(parts)
@@ -151,7 +149,7 @@ class _Reader:
         if not self.model.config.thoughts:
             return -self._log_likelihood(batch.beginning(end), self._prior(batch, 1, noise)[0], start)
         if start:
-            posterior = fit_posterior(
+            posterior = fit_to_score(
                 self.model,
                 batch.beginning(start),
                 guide=self.guide,

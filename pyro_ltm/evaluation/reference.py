@@ -20,7 +20,7 @@ from pyro_ltm.inference import Adam, fit_posterior
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import AnalyticELBO
-from pyro_ltm.types import Batch
+from pyro_ltm.types import Batch, evaluating
 
 LABEL = "NOT a bound: scored on the noise that the posterior was fitted to"
 
@@ -64,29 +64,27 @@ def evaluate_reference(
     Two things differ: means and log variances start, and noise is drawn, from streams of their own for each sequence;
     and what is padding is not scored, of which the reference has none.
     """
-    was_training = model.training
-    model.eval()
-    guide = MeanField(model.config.thoughts, model.config.dim, seed=fold(seed, "start"), **Reference.guide)
-    nats, tokens, places = [], [], []
-    for read in batches:
-        batch = model.precompute(read)
-        posterior = fit_posterior(
-            model,
-            batch,
-            guide=guide,
-            objective=AnalyticELBO(),
-            optimizer=Reference.optimizer,
-            steps=fast_steps,
-            noise="fixed",
-            seed=fold(seed, "fit"),
-        )
-        terms = posterior.score(model, batch)  # on the noise of the fit: the fault that this protocol shows
-        nats.append((terms.distortion + terms.rate).double().cpu())
-        tokens.append(batch.mask.sum(-1).cpu())
-        places.append(Places.of(batch))
-        if progress:
-            progress(sum(map(len, nats)), float(torch.cat(nats).sum() / torch.cat(tokens).sum()))
-    model.train(was_training)
+    with evaluating(model):
+        guide = MeanField(model.config.thoughts, model.config.dim, seed=fold(seed, "start"), **Reference.guide)
+        nats, tokens, places = [], [], []
+        for read in batches:
+            batch = model.precompute(read)
+            posterior = fit_posterior(
+                model,
+                batch,
+                guide=guide,
+                objective=AnalyticELBO(),
+                optimizer=Reference.optimizer,
+                steps=fast_steps,
+                noise="fixed",
+                seed=fold(seed, "fit"),
+            )
+            terms = posterior.score(model, batch)  # on the noise of the fit: the fault that this protocol shows
+            nats.append((terms.distortion + terms.rate).double().cpu())
+            tokens.append(batch.mask.sum(-1).cpu())
+            places.append(Places.of(batch))
+            if progress:
+                progress(sum(map(len, nats)), float(torch.cat(nats).sum() / torch.cat(tokens).sum()))
     if not nats:
         raise UserError("nothing to score: no sequences")
     whole, counts = torch.cat(nats), torch.cat(tokens).double()

@@ -18,7 +18,7 @@ from pyro_ltm.guides import Guide
 from pyro_ltm.inference import FastOptimizer, fit_posterior, guide_loss
 from pyro_ltm.inference.optimizers import schedule
 from pyro_ltm.noise import DrawFrom, fold
-from pyro_ltm.types import Batch, frozen
+from pyro_ltm.types import Batch, evaluating, frozen
 
 CLIP = 1.0
 """Largest norm of a gradient."""
@@ -57,35 +57,33 @@ def teach_guide(
     """
     parameters = [parameter for parameter in guide.parameters() if parameter.requires_grad]
     slow = torch.optim.Adam(parameters, lr=teaching.lr)
-    was_training = model.training
-    model.eval()
-    began, seen = time.perf_counter(), 0
-    with pyro.validation_enabled(False), frozen(model), torch.enable_grad():
-        for step in range(teaching.steps):
-            for group in slow.param_groups:
-                group["lr"] = teaching.lr * schedule("cosine", step, teaching.steps, 0.1)
-            batch = teaching.batch(step)
-            loss = _loss(
-                model,
-                guide,
-                objective,
-                batch,
-                optimizer=optimizer,
-                steps=fast_steps,
-                seed=fold(seed, "teach", step),
-                **fitting,
-            )
-            slow.zero_grad(set_to_none=True)
-            if loss.requires_grad:
-                (loss / batch.tokens()).backward()
-                norm = nn.utils.clip_grad_norm_(parameters, CLIP)
-                if bool(torch.isfinite(norm)):
-                    slow.step()
-            seen += batch.size
-            if count:
-                count(seen, math.nan)  # what the objective is worth is not for it to say
-    slow.zero_grad(set_to_none=True)
-    model.train(was_training)
+    with evaluating(model):
+        began, seen = time.perf_counter(), 0
+        with pyro.validation_enabled(False), frozen(model), torch.enable_grad():
+            for step in range(teaching.steps):
+                for group in slow.param_groups:
+                    group["lr"] = teaching.lr * schedule("cosine", step, teaching.steps, 0.1)
+                batch = teaching.batch(step)
+                loss = _loss(
+                    model,
+                    guide,
+                    objective,
+                    batch,
+                    optimizer=optimizer,
+                    steps=fast_steps,
+                    seed=fold(seed, "teach", step),
+                    **fitting,
+                )
+                slow.zero_grad(set_to_none=True)
+                if loss.requires_grad:
+                    (loss / batch.tokens()).backward()
+                    norm = nn.utils.clip_grad_norm_(parameters, CLIP)
+                    if bool(torch.isfinite(norm)):
+                        slow.step()
+                seen += batch.size
+                if count:
+                    count(seen, math.nan)  # what the objective is worth is not for it to say
+        slow.zero_grad(set_to_none=True)
     return time.perf_counter() - began
 
 

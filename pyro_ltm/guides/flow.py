@@ -31,10 +31,10 @@ class Flow(Guide):
     """
 
     card: ClassVar[Card] = Card(
-        summary="a normalizing flow: shared networks bend each sequence's Gaussian",
+        summary="a normalizing flow (RealNVP): shared networks bend each sequence's Gaussian",
         cost="2 N D + C numbers a sequence; networks that learn with the decoder",
         when="posteriors that no Gaussian fits, once trained with the decoder; fit it with stl",
-        reference="arXiv:1505.05770",
+        reference="arXiv:1605.08803",
     )
     arguments: ClassVar[tuple[str, ...]] = ("depth",)
     learns: ClassVar[bool] = True

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pyro.infer import ELBO
+import torch
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch import nn
 
 from pyro_ltm.divergence import analytic_kl, kind
 from pyro_ltm.errors import UserError
@@ -23,6 +25,13 @@ def refusal(guide: Any, objective: ELBO) -> str:
     return objective.refusal(guide) if isinstance(objective, Objective) else ""
 
 
+def couples_batch(objective: ELBO) -> bool:
+    """Whether what a sequence gets may depend on who shares its batch; of others' ELBOs, Pyro's plain two do not."""
+    if isinstance(objective, Objective):
+        return objective.couples_batch
+    return type(objective) not in (Trace_ELBO, TraceMeanField_ELBO)
+
+
 def check_fit(
     guide: Guide,
     objective: ELBO,
@@ -33,6 +42,12 @@ def check_fit(
     subsample: int = 1,
 ) -> None:
     """Raises UserError when these do not fit one another."""
+    if not isinstance(objective, Objective) and not hasattr(objective, "differentiable_loss"):
+        ours = "'renyi:ALPHA:K' (Renyi)" if isinstance(objective, RenyiELBO) else "'elbo' or 'iwae'"
+        raise UserError(
+            f"Pyro's {type(objective).__name__} has no differentiable_loss, which the fast loop needs: use the "
+            f"objective {ours}, or Pyro's Trace_ELBO"
+        )
     if reason := refusal(guide, objective):
         fitting = [name for name, kind in OBJECTIVES.items() if not refusal(guide, kind())]
         raise UserError(f"{reason}: use {_either('objective', fitting)}, or {_either('guide', _guides(objective))}")
@@ -80,6 +95,14 @@ def _check_fixed_noise(guide: Guide, objective: ELBO, noise: str) -> None:
             f"noise = 'fixed' with {type(objective).__name__} and {type(guide).__name__}: one draw cannot estimate "
             "a KL; use the objective 'analytic-elbo' and a guide whose KL has a closed form, or noise = 'fresh'"
         )
+
+
+def check_precision(model: nn.Module, guide: Guide) -> None:
+    """Raises UserError where model and guide are not of one floating type."""
+    kinds = [{weight.dtype for weight in module.parameters()} for module in (model, guide)]
+    if all(kinds) and torch.float64 in kinds[0] ^ kinds[1]:
+        name = type(guide).__name__
+        raise UserError(f"the model or {name} is in double precision and the other is not: use guide.to(dtype) as well")
 
 
 def check_fixed_noise(guide: Guide, objective: ELBO, prior: Any, state: State) -> None:

@@ -15,7 +15,7 @@ from pyro_ltm.guides import Guide, MeanField
 from pyro_ltm.inference.families import FAMILIES
 from pyro_ltm.inference.fit import check_fit
 from pyro_ltm.inference.optimizers import OPTIMIZERS, Adam, FastOptimizer
-from pyro_ltm.inference.posterior import Posterior, fit_posterior
+from pyro_ltm.inference.posterior import Posterior, fit_to_score
 from pyro_ltm.inference.recorder import Recorder
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import fold
@@ -100,8 +100,8 @@ class Parts:
         }
 
     def fit(self, batch: Batch, *, steps: int | None = None, seed: int = 0) -> Posterior:
-        """`fit_posterior` with these parts, on the bound itself, not its annealed form, and on all tokens."""
-        return fit_posterior(
+        """`fit_to_score` with these parts, on the bound itself, not its annealed form, and on all tokens."""
+        return fit_to_score(
             self.model,
             batch,
             guide=self.guide,

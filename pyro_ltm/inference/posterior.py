@@ -18,13 +18,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pyro_ltm.divergence import analytic_kl
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference.fit import check_fit, check_fixed_noise
+from pyro_ltm.inference.fit import check_fit, check_fixed_noise, check_precision, couples_batch
 from pyro_ltm.inference.optimizers import Adam, FastOptimizer
 from pyro_ltm.inference.recorder import Recorder, kind_of
 from pyro_ltm.inference.samplers import Sampler
 from pyro_ltm.inference.subsample import subsampled
 from pyro_ltm.inference.target import Target
-from pyro_ltm.noise import DrawFrom, Noise, draw
+from pyro_ltm.noise import DrawFrom, Noise, draw, fold
 from pyro_ltm.objectives import Objective, Terms
 from pyro_ltm.types import Batch, State, frozen
 
@@ -138,7 +138,7 @@ def fit_posterior(
 
     Leaves `.grad` of model and guide alone. A sequence's posterior does not depend on who shares its batch: the loss is
     a sum over sequences, the optimizer treats each by itself, and noise is keyed by the sequence's id. (Objectives that
-    compare sequences are the exception: `couples_batch`.)
+    compare sequences are the exception: `couples_batch`, and what is scored is fitted by `fit_to_score`.)
 
     Args:
         model: a Pyro program `model(batch, state)` with the sites `thoughts` and `tokens`.
@@ -165,13 +165,17 @@ def fit_posterior(
     """
     optimizer = optimizer or Adam()
     check_fit(guide, objective, optimizer, noise, tolerance=tolerance, subsample=subsample)
+    check_precision(model, guide)
     objective = objective.for_guide() if isinstance(objective, Objective) else objective
     stream, fixed = Noise(batch.ids, device=batch.device, seed=seed, kind=noise), noise == "fixed"
     steps = steps if guide.takes_fast_steps else 0
 
+    double = any(weight.dtype == torch.float64 for weight in model.parameters())
+
     def first(batch: Batch) -> State:
         state = guide.init(batch) if start is None else start
-        return state | (objective.local(batch) if isinstance(objective, Objective) else {})
+        state = state | (objective.local(batch) if isinstance(objective, Objective) else {})
+        return {name: value.double() for name, value in state.items()} if double else state
 
     def fit(batch: Batch, state: State | None, noise: Noise) -> tuple[State, Tensor]:
         # Weights are laid out for many passes: a twin, or an encoder alone, makes none.
@@ -203,6 +207,25 @@ def fit_posterior(
             begun = first(batch)
         state, history = recorder.run(fit, kind, batch, begun, stream)
     return Posterior(guide, state, batch.ids, stream, history)
+
+
+def fit_to_score(model: nn.Module, batch: Batch, *, objective: ELBO, seed: int = 0, **fitting: Any) -> Posterior:
+    """`fit_posterior` where something is to be scored: no posterior depends on who else is in the batch.
+
+    Under an objective that compares sequences, which may be one another's future, each is fitted by itself. Draws of
+    the posterior that nothing else asks for then come from a stream of their own.
+    """
+    if batch.size == 1 or not couples_batch(objective):
+        return fit_posterior(model, batch, objective=objective, seed=seed, **fitting)
+    each = [fit_posterior(model, one, objective=objective, seed=seed, **fitting) for one in batch.apart()]
+    state = {name: torch.cat([posterior.state[name] for posterior in each]) for name in each[0].state}
+    steps = max(len(posterior.history) for posterior in each)
+    history = batch.mask.new_full((steps, batch.size), math.nan, dtype=each[0].history.dtype)
+    for row, posterior in enumerate(each):
+        history[: len(posterior.history), row] = posterior.history[:, 0]
+    kind = fitting.get("noise", "fresh")
+    noise = Noise(batch.ids, device=batch.device, kind=kind, seed=seed if kind == "fixed" else fold(seed, "fitted"))
+    return Posterior(each[0].guide, state, batch.ids, noise, history)
 
 
 @dataclass

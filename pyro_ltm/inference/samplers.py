@@ -102,7 +102,7 @@ class Sampler(Guide):
         """The state after `steps` transitions, and the history [steps, B] of log p(x, z), the mean over chains."""
 
     def init(self, batch: Batch) -> State:
-        """Draws from the prior `particles` [B, C, N, D], and their moments `mean` and `variance` [B, N, D]."""
+        """Draws from N(0, I) `particles` [B, C, N, D], and their moments `mean` and `variance` [B, N, D]."""
         shape = torch.Size([self.chains, batch.size, self.thoughts, self.dim])
         dtype = torch.get_default_dtype()
         noise = Noise(batch.ids, device=batch.device, seed=fold(self.seed, "chains"))
@@ -208,7 +208,8 @@ class _Langevin(Sampler):
 class Langevin(_Langevin):
     """Unadjusted Langevin dynamics: no step is refused, so its draws are off by an error that falls with the step size.
 
-    Welling and Teh 2011; for thoughts, the posterior sampler of Kong et al., arXiv:2502.01567.
+    Each step follows the whole gradient, not that of a sample of the data (as SGLD does). Roberts and Tweedie 1996; for
+    thoughts, the posterior sampler of Kong et al., arXiv:2502.01567.
 
     Args:
         thoughts: thought vectors N. dim: width D of each.
@@ -219,7 +220,7 @@ class Langevin(_Langevin):
         summary="unadjusted Langevin dynamics: draws that follow log p(x, z)",
         cost="one decoder pass a chain and step",
         when="draws without a family's shape; biased by its step size",
-        reference="Welling and Teh 2011",
+        reference="Roberts and Tweedie 1996",
     )
     arguments: ClassVar[tuple[str, ...]] = ("step_size", "chains")
 
@@ -246,7 +247,7 @@ class MALA(_Langevin):
     card: ClassVar[Card] = Card(
         summary="Metropolis-adjusted Langevin dynamics",
         cost="one decoder pass a chain and step",
-        when="unbiased draws, given many steps",
+        when="draws that are the posterior's own in the limit of many steps",
         reference="Roberts and Tweedie 1996",
     )
     arguments: ClassVar[tuple[str, ...]] = ("step_size", "chains")

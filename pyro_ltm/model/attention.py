@@ -193,13 +193,14 @@ class Attention(nn.Module):
 
     def queries_keys_values(self, x: Tensor, table: Tensor, seen: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and plain values, [B, H, T, d], of `x` [B, T, D]; no query of the first `seen`."""
-        if self.joined is None:
+        joined = self.joined  # read once: another thread may let go of it
+        if joined is None:
             return self.queries(x[:, seen:], table[:, seen:]), *self.keys_values(x, table)
         if seen:
-            alone, both = self.joined.tensor_split([x.shape[-1]])
+            alone, both = joined.tensor_split([x.shape[-1]])
             parts = F.linear(x[:, seen:], alone), *F.linear(x, both).chunk(2, dim=-1)
         else:
-            parts = F.linear(x, self.joined).chunk(3, dim=-1)
+            parts = F.linear(x, joined).chunk(3, dim=-1)
         q, k, v = (self._split(part) for part in parts)
         return rotate(q, table[:, seen:]), rotate(k, table), v
 

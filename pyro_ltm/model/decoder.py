@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from pyro_ltm.model.kernels import attend
 from pyro_ltm.model.linear import Linear
 from pyro_ltm.model.norm import RMSNorm
 
+HOLDING = threading.Lock()
+"""Of all decoders' layouts: a lock of a decoder's own could not be copied with it."""
+
 
 class FeedForward(nn.Module):
     """SwiGLU (arXiv:2002.05202).
@@ -45,7 +49,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D]."""
-        gate, up = (self.w1(x), self.w3(x)) if self.joined is None else F.linear(x, self.joined).chunk(2, dim=-1)
+        joined = self.joined  # read once: another thread may let go of it
+        gate, up = (self.w1(x), self.w3(x)) if joined is None else F.linear(x, joined).chunk(2, dim=-1)
         gated: Tensor = self.w2(F.silu(gate) * up)
         return gated
 
@@ -247,21 +252,23 @@ class Decoder(nn.Module):
 
         Those that read the same input are joined for one product (their own modules, and hooks on them, are passed
         by), and all are in the compute dtype: converted once, not in every pass. The weights themselves stay as
-        they are. May be entered again within; the last one out lets go.
+        they are. May be entered again within, and by other threads; the last one out lets go.
         """
         # Compiled, it joins and converts as it goes; stretches, which are not, do without.
         if self._is_compiled:
             yield
             return
-        self._holders += 1
-        try:
+        with HOLDING:
+            self._holders += 1
             if self._holders == 1:
                 self._hold()
+        try:
             yield
         finally:
-            self._holders -= 1
-            if not self._holders:
-                self.let_go()
+            with HOLDING:
+                self._holders -= 1
+                if not self._holders:
+                    self.let_go()
 
     @property
     def _is_compiled(self) -> bool:

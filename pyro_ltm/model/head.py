@@ -11,6 +11,7 @@ Shapes: R positions, D width, V vocabulary.
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 import torch
@@ -117,7 +118,7 @@ class HeldWeight:
         self.rows = _in_step(matrix) if _pads(matrix) else matrix
         self.matrix = self.rows[: len(matrix)]
         self._many = many
-        self._kept: _Scratch | None = None
+        self._kept = threading.local()  # two threads must not write over one another's logits
         self._order: Tensor | None = None
         if many and matrix.dtype == torch.bfloat16 and matrix.device.type == "cpu" and packs_half():
             self._order = torch.ops.mkldnn._reorder_linear_weight(matrix.t().contiguous(), PACKED_ROWS)
@@ -138,10 +139,11 @@ class HeldWeight:
 
     def scratch(self, hidden: Tensor, dtype: torch.dtype) -> _Scratch:
         """Memory for the chunks of `hidden` [R, D]; that of the last call where it fits."""
-        if self._kept is not None and self._kept.fits(hidden):
-            return self._kept
+        kept: _Scratch | None = self._kept.__dict__.get("scratch")
+        if kept is not None and kept.fits(hidden):
+            return kept
         scratch = _Scratch(hidden, self, dtype)
-        self._kept = scratch if self._many else None
+        self._kept.scratch = scratch if self._many else None
         return scratch
 
 

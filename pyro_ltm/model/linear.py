@@ -19,4 +19,5 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., outputs]."""
-        return F.linear(x, self.weight if self.ready is None else self.ready)
+        ready = self.ready  # read once: another thread may let go of it
+        return F.linear(x, self.weight if ready is None else ready)
