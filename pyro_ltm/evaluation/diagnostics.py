@@ -15,7 +15,7 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from pyro_ltm.divergence import analytic_kl
 from pyro_ltm.errors import UserError
-from pyro_ltm.evaluation.dependence import Places
+from pyro_ltm.evaluation.dependence import Blocks, Places
 from pyro_ltm.evaluation.figure import Difference, difference, mean_error, plain, ratio_error
 from pyro_ltm.inference import Parts, Posterior
 from pyro_ltm.noise import Noise, draw, fold
@@ -34,15 +34,23 @@ CHUNK = 16
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over sequences and its standard error."""
+    """A mean over sequences, its standard error, and over what that was taken."""
 
     mean: float
     stderr: float
+    blocks: Blocks
 
     @classmethod
     def of(cls, values: Tensor, places: Places) -> Mean:
         """Of one value a sequence, [S]."""
-        return cls(float(values.double().mean()), mean_error(values, places).stderr)
+        error = mean_error(values, places)
+        return cls(float(values.double().mean()), error.stderr, error.blocks)
+
+    @classmethod
+    def of_tokens(cls, nats: Tensor, tokens: Tensor, places: Places) -> Mean:
+        """A token, of the nats and the tokens of each sequence, [S]."""
+        error = ratio_error(nats, tokens, places)
+        return cls(float(nats.sum() / tokens.sum()), error.stderr, error.blocks)
 
 
 @dataclass(frozen=True)
@@ -202,10 +210,7 @@ def diagnose(thoughts: Thoughts, *, particles: int = 4) -> Diagnostics:
         mutual_information=Mean.of(information, places),
         ceiling=math.log(len(information)),
         marginal_kl=Mean.of(rate - information, places),
-        distortion={
-            name: Mean(float(one.sum() / tokens.sum()), ratio_error(one, tokens, places).stderr)
-            for name, one in nats.items()
-        },
+        distortion={name: Mean.of_tokens(one, tokens, places) for name, one in nats.items()},
         costs={name: difference(one, nats["q"], tokens, places) for name, one in nats.items() if name != "q"},
         by_layer=_progressive(thoughts, down=False),
         by_layer_down=_progressive(thoughts, down=True),

@@ -138,7 +138,8 @@ def _numbers(found: Mapping[str, Any]) -> str:
         cost = found["costs"].get(name)
         more = f", {_pm(cost, 4, 'nats_per_token')} above its own" if cost else ""
         rows.append([f"distortion, nats a token, thoughts: {name}", _pm(one, 4) + more])
-    return table(["figure", ""], rows, words=1)
+    error = f"± is the standard error; that of the rate is over {told(found['rate'].get('blocks'))}"
+    return table(["figure", ""], rows, words=1) + f"<p>{text(error)}.</p>"
 
 
 def _probes(probes: Sequence[Mapping[str, Any]]) -> str:

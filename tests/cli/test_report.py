@@ -57,7 +57,10 @@ def test_figures_of_another_evaluation(ask, refuse, own_run, text, tmp_path):
     result = ask("report", own_run, *options, "--evaluation", tmp_path / "figures.json")
     page = (own_run / "report" / "report.html").read_text(encoding="utf-8")
     assert f"Measured on {text}; 4 sequences; 3 fast steps; particles 4; seed 0; optimizer.lr=0.125; " in page
-    assert "± is the standard error over 4 sequences, taken as independent: too few to see" in page
+    few = "over 4 sequences, taken as independent: too few to see whether neighbours are"
+    assert f"± is the standard error {few}" in page
+    assert f"that of the rate is {few}" in page
+    assert {result["thoughts"]["rate"]["blocks"]["units"], found["bound"]["blocks"]["units"]} == {4}
     assert f"{found['bound']['effective_sample_size']:.1f} of 4 draws count." in page
     assert f"{found['bound']['nats_per_token']:.4f}" in page
     assert result["settings"] == ["optimizer.lr=0.125"]
