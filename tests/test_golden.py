@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import golden
+from helpers import golden
 
 
 def test_the_same_code_gives_the_same_digests_and_another_seed_others(monkeypatch, capsys):

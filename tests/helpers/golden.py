@@ -1,7 +1,7 @@
 """Digests of what training, scores and generation give, to the bit: whether a change of the code changed a figure.
 
-    python -m benchmarks.golden --out digests.json            (at the commit before)
-    python -m benchmarks.golden --against digests.json        (at the commit after, on the same machine)
+    python tests/helpers/golden.py --out digests.json            (at the commit before)
+    python tests/helpers/golden.py --against digests.json        (at the commit after, on the same machine)
 
 Ten small configurations that span guides, objectives, optimizers, noise and what else has a path of its own; of each
 the weights after five slow steps, `evaluate --protocol all` and two texts written. Everything goes through the command
