@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.infer import ELBO
@@ -214,10 +215,16 @@ def fit_to_score(model: nn.Module, batch: Batch, *, objective: ELBO, seed: int =
 
     Under an objective that compares sequences, which may be one another's future, each is fitted by itself. Draws of
     the posterior that nothing else asks for then come from a stream of their own.
+
+    Raises:
+        UserError: a posterior has run away, or parts do not fit one another.
     """
-    if batch.size == 1 or not couples_batch(objective):
-        return fit_posterior(model, batch, objective=objective, seed=seed, **fitting)
-    each = [fit_posterior(model, one, objective=objective, seed=seed, **fitting) for one in batch.apart()]
+    batches = batch.apart() if couples_batch(objective) else [batch]
+    # Unchecked: what has run away is said below, in a line and not in a warning for each step.
+    with pyro.validation_enabled(False):
+        each = [fit_posterior(model, one, objective=objective, seed=seed, **fitting) for one in batches]
+    if len(each) == 1:
+        return _sound(each[0])
     state = {name: torch.cat([posterior.state[name] for posterior in each]) for name in each[0].state}
     steps = max(len(posterior.history) for posterior in each)
     history = batch.mask.new_full((steps, batch.size), math.nan, dtype=each[0].history.dtype)
@@ -225,7 +232,18 @@ def fit_to_score(model: nn.Module, batch: Batch, *, objective: ELBO, seed: int =
         history[: len(posterior.history), row] = posterior.history[:, 0]
     kind = fitting.get("noise", "fresh")
     noise = Noise(batch.ids, device=batch.device, kind=kind, seed=seed if kind == "fixed" else fold(seed, "fitted"))
-    return Posterior(each[0].guide, state, batch.ids, noise, history)
+    return _sound(Posterior(each[0].guide, state, batch.ids, noise, history))
+
+
+def _sound(posterior: Posterior) -> Posterior:
+    """The posterior, of which something is to be said. Raises UserError where one sequence's has run away."""
+    sound = torch.stack([value.flatten(1).isfinite().all(1) for value in posterior.state.values()]).all(0)
+    if not bool(sound.all()):
+        raise UserError(
+            f"the fast loop has run away: {int((~sound).sum())} of {len(sound)} posteriors are not finite numbers: "
+            "lower its rate (optimizer.lr); if that is the run's own, train again with a lower slow.lr"
+        )
+    return posterior
 
 
 @dataclass

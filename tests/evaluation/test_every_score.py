@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from helpers.tiny import D, N, T, telling_model, tiny_model
 from pyro.infer import Trace_ELBO, TraceTailAdaptive_ELBO
 
 from pyro_ltm.config import FastConfig
+from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import (
     evaluate_annealed,
     evaluate_bound,
@@ -161,3 +164,16 @@ def test_comparison_and_diagnosis_leave_the_mode_too(telling):
     assert all(part.training for part in model.modules())
     diagnose(Thoughts.fit(parts(model, AnalyticELBO()), [batch]), particles=1)
     assert all(part.training for part in model.modules())
+
+
+AWAY = ["bound", "prefix", "annealed", "diagnosed", "predicted", "inferred"]
+
+
+@pytest.mark.parametrize("score", AWAY)
+def test_a_fit_that_has_run_away_is_said_in_a_line(score, telling, monkeypatch):
+    """And in nothing else: no warning comes before it."""
+    wild = Adam(lr=1e6)
+    monkeypatch.setitem(FITTING, "optimizer", wild)
+    monkeypatch.setattr(sys.modules[__name__], "Adam", lambda: wild)
+    with pytest.raises(UserError, match=r"run away: 4 of 4 posteriors.*lower its rate \(optimizer\.lr\)"):
+        SCORES[score](*telling, AnalyticELBO())
