@@ -15,6 +15,8 @@ import time
 
 import pytest
 
+from pyro_ltm.data import TokenFolder, prepare
+
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
 STEPS = 30
@@ -98,9 +100,11 @@ def assert_same_run(out, undisturbed):
 
 
 def finish(spawn, arguments, out):
+    """Ends what was killed before, after which nothing hidden is left: no lock, no temporary, no half of a folder."""
     process = spawn(*arguments)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
+    assert list(out.parent.rglob(".*")) == []
 
 
 def test_killed_while_preparing_and_while_training(command, spawn, undisturbed, tmp_path):
@@ -239,3 +243,33 @@ def drain(terminal, until):
         if ready:
             os.read(terminal, 4096)
     os.close(terminal)
+
+
+OVERWRITE = """
+import sys
+from pyro_ltm.data import prepare
+out, *texts = sys.argv[1:]
+print("ready", flush=True)
+while True:
+    for text in texts:
+        prepare([text], out, vocab_size=280, sequence_length=16, overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.long)])
+def test_an_overwrite_killed_at_any_moment_leaves_the_old_folder_or_the_new_one(kills, tmp_path):
+    draw, fingerprints, out = random.Random(kills), [], tmp_path / "out" / "tokens"
+    options = {"vocab_size": 280, "sequence_length": 16}
+    texts = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for seed, path in enumerate(texts):
+        path.write_text("".join(f"The {i % 7}th bird sang {i % (11 + seed)} songs.\n" for i in range(200)))
+        fingerprints.append(prepare([str(path)], out, overwrite=True, **options).fingerprint)
+    for _ in range(kills):
+        command = [sys.executable, "-c", OVERWRITE, out, *texts]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            time.sleep(draw.uniform(0, 0.5))
+            process.kill()
+        assert TokenFolder.open(out).fingerprint in fingerprints
+    prepare([str(texts[0])], out, overwrite=True, **options)
+    assert os.listdir(out.parent) == ["tokens"]
