@@ -57,8 +57,10 @@ def command(
 
     from .output import emit, say, show_table
     from .progress import reporter
-    from .runs import open_run
+    from .runs import check_target, open_run
 
+    if samples_out:
+        check_target(samples_out, test_file, train_file)
     problems, shown = read_problems(test_file)[:limit], read_problems(train_file)
     run = open_run(run_folder, common).with_fast_loop(settings)
     kept: list[str] = []

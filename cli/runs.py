@@ -144,9 +144,22 @@ def _cut(run: Run) -> tuple[int, str, World | None]:
     return folder.sequence_length, str(folder.meta["packing"]), World.of(folder)
 
 
-def check_target(path: Path) -> None:
-    """Raises UserError when no file can be written at `path`, before any work is done."""
+def check_target(path: Path, *inputs: Path | None) -> None:
+    """Raises UserError when no file can be written at `path`, before any work is done.
+
+    A file of a run or of a prepared folder, or one that the command reads, is not written over.
+    """
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file")
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}")
+    if any(one is not None and one.exists() and path.exists() and one.samefile(path) for one in inputs):
+        raise UserError(f"{path}: is read by this command, and not written over; name another file")
+    from pyro_ltm.data.folder import is_prepared, strangers
+    from pyro_ltm.training.launch import WRITTEN
+    from pyro_ltm.training.run import CONFIG
+
+    place, name = path.absolute().parent, path.name
+    of_a_run = (place / CONFIG).is_file() and name in (CONFIG, "data.json", "init.json", *WRITTEN)
+    if path.exists() and (of_a_run or (is_prepared(place) and name not in strangers(place))):
+        raise UserError(f"{path}: is a part of {place}, and not written over; name another file")

@@ -78,11 +78,13 @@ def command(
     from pyro_ltm.training.samples import read_features, save_texts, score_samples, write_samples
 
     from .output import emit, say
-    from .runs import open_run, open_scorer
+    from .runs import check_target, open_run, open_scorer
 
     def read(path: Path) -> list[str]:
         return [document.text for document in whole(read_source(str(path), reading))]
 
+    if texts_out:
+        check_target(texts_out, reference)
     held = read(reference) if reference else None
     pair = (read_features(features), read_features(reference_features)) if features and reference_features else None
     judge = open_scorer(scorer, common) if scorer else None

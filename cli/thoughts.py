@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import write_atomically
 
+from .runs import check_target as check_file
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -26,6 +28,7 @@ def check_target(path: Path) -> None:
         raise UserError(f"--out {path}: there is no folder {path.parent}; make it first")
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {path}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    check_file(path)
 
 
 def write_thoughts(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

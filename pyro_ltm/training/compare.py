@@ -12,7 +12,7 @@ from pyro.infer import ELBO
 
 from pyro_ltm.config import Config
 from pyro_ltm.data import DataOrder, Reading, TokenDataset, prepare
-from pyro_ltm.data.folder import is_token_folder
+from pyro_ltm.data.folder import TokenFolder, is_token_folder
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation.compare import Report, attempt, begin, compare_posteriors
 from pyro_ltm.evaluation.judge import Checkpoint, Judgement, arrival, judge
@@ -296,7 +296,14 @@ def _open_tokens(
         folder = out / "data"
         if not config.data.validation_fraction:
             raise UserError("data.validation_fraction = 0: decoders are judged on text that is held out; hold some out")
-        if not is_token_folder(folder):
+        if is_token_folder(folder):
+            held = TokenFolder.open(folder).meta["sources"]
+            if held != sources:
+                raise UserError(
+                    f"{folder}: holds the tokens of {', '.join(held)}, and not of {', '.join(sources)}: name that "
+                    "folder with --data, or choose another --out"
+                )
+        else:
             with clear_errors(out):
                 out.mkdir(parents=True, exist_ok=True)
             try:

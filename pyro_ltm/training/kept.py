@@ -14,9 +14,8 @@ from pyro_ltm.files import write_text
 from pyro_ltm.locks import locked
 from pyro_ltm.reading import read_json
 from pyro_ltm.training.protocols import DISTANCES, PROTOCOLS
-from pyro_ltm.training.run import Run
+from pyro_ltm.training.run import EVALUATION, Run
 
-EVALUATION = "evaluation.json"
 PATIENCE = 10.0
 """Seconds to wait while another process writes its evaluation of the same run."""
 

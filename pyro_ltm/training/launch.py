@@ -18,10 +18,10 @@ from pyro_ltm.files import clear_errors
 from pyro_ltm.inference.parts import Parts, settled
 from pyro_ltm.locks import locks_out
 from pyro_ltm.training.data_note import DATA, noted_data, open_data, own_data, record_data
-from pyro_ltm.training.kept import EVALUATION
 from pyro_ltm.training.origin import INIT, Origin, note_origin, noted_origin
 from pyro_ltm.training.run import (
     CONFIG,
+    EVALUATION,
     METRICS,
     MODEL,
     TOKENIZER,

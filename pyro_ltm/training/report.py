@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -117,6 +118,7 @@ def write_report(
     out = out or run.folder / "report"
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; name a folder")
+    _check_ours(out)
     fitting = run.with_fast_loop(settings)
     result: dict[str, Any] = {"run": str(run.folder), "step": run.step, "seed": seed}
     result |= {"settings": list(settings)} if settings and run.config.model.thoughts else {}
@@ -144,6 +146,18 @@ def write_report(
     result["samples"] = [sample.text for sample in samples]
     with locked(out):
         return _write(run, out, result, figures, evaluation), result
+
+
+def _check_ours(out: Path) -> None:
+    """Raises UserError when a page, figures or pictures lie in `out` that no report has left there."""
+    names = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
+    if FIGURES in names:
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads((out / FIGURES).read_text(encoding="utf-8"))
+            if isinstance(found, dict) and {"run", "step", "notes"} <= found.keys():
+                return
+    if strangers := [name for name in names if name in (PAGE, FIGURES) or name.endswith(".png")]:
+        raise UserError(f"{out}: has a {strangers[0]} that is of no report, so it is left alone; choose another --out")
 
 
 def _decoded(run: Run, batch: Batch, row: int) -> str:
@@ -244,14 +258,14 @@ def _figures(result: dict[str, Any], means: Tensor, labels: Mapping[str, Sequenc
 
 
 def _write(run: Run, out: Path, result: dict[str, Any], figures: Figures, evaluation: Mapping[str, Any] | None) -> Path:
-    """The pictures, the figures, and last the page that shows both."""
+    """The figures, by which the folder is known as a report's, the pictures, and last the page that shows both."""
     with clear_errors(out):
         out.mkdir(parents=True, exist_ok=True)
+    write_text(out / FIGURES, json.dumps(result, indent=2, allow_nan=False) + "\n")
     pictures = {}
     for name, (figure, caption) in figures.items():
         pictures[name] = to_png(figure), caption
         write_atomically(out / f"{name}.png", partial(write_bytes, pictures[name][0]))
-    write_text(out / FIGURES, json.dumps(result, indent=2, allow_nan=False) + "\n")
     training = run.folder / "plots" / "training.png"
     page = render(
         result,

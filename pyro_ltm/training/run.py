@@ -37,12 +37,13 @@ from pyro_ltm.training.data_note import noted_data, open_data
 from pyro_ltm.training.metrics import read_metrics
 from pyro_ltm.types import Batch
 
-CONFIG, MODEL, TOKENIZER, TRAINER, METRICS = (
+CONFIG, MODEL, TOKENIZER, TRAINER, METRICS, EVALUATION = (
     "config.toml",
     "model.safetensors",
     "tokenizer.json",
     "trainer.safetensors",
     "metrics.jsonl",
+    "evaluation.json",
 )
 FORMAT = "pyro-ltm run 1"
 

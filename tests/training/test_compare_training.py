@@ -199,6 +199,14 @@ def test_text_is_prepared_once_for_all(text, tmp_path):
     assert (out / "data" / "meta.json").stat().st_mtime_ns == before
 
 
+def test_tokens_of_another_text_are_not_taken_for_those_of_the_named_one(text, tmp_path):
+    ltm.prepare([str(text)], tmp_path / "c" / "data", vocab_size=280, sequence_length=16)
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text())
+    with pytest.raises(UserError, match=r"holds the tokens of .*birds\.txt, and not of .*other\.txt"):
+        compare_training(configure(), data=str(other), out=tmp_path / "c", **PAIRS, **JUDGED)
+
+
 @pytest.mark.parametrize(
     ("settings", "options", "says"),
     [
