@@ -243,7 +243,8 @@ class _Tally:
                 began = time.perf_counter()
                 # As `fit_posterior` ends a fit.
                 with frozen(self.model), frozen(self.guide):
-                    state = self.guide.finish(state, Target(self.model, batch))
+                    target = Target(self.model, batch)
+                    state = self.guide.finish(state, target, target.width())
                 seconds += time.perf_counter() - began  # without its end a fit of so many steps would be no posterior
                 nats = self._nats(batch, Posterior(self.guide, state, batch.ids, posterior.noise, posterior.history))
             else:

@@ -81,8 +81,12 @@ class Guide(nn.Module, ABC):
             thoughts: Tensor = pyro.sample("thoughts", self.distribution(state))
         return thoughts
 
-    def finish(self, state: State, log_joint: LogJoint) -> State:
-        """What is done once after the last fast step; most families have nothing left to do."""
+    def finish(self, state: State, log_joint: LogJoint, width: Tensor) -> State:
+        """What is done once after the last fast step; most families have nothing left to do.
+
+        Args:
+            width: standard deviation of each number under the prior, [N, D].
+        """
         return state
 
     def judged(self, state: State) -> TorchDistribution | None:

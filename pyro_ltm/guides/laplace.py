@@ -71,15 +71,16 @@ class Laplace(Guide):
             return dist.Normal(state["loc"], state["scale"]).to_event(2)
         return self.point.distribution(state)
 
-    def finish(self, state: State, log_joint: LogJoint) -> State:
-        """`state` with the width that the curvature at `loc` gives."""
-        precision = -hessian(log_joint, state["loc"])
+    def finish(self, state: State, log_joint: LogJoint, width: Tensor) -> State:
+        """`state` with the width that the curvature at `loc` gives, where the prior's own is one."""
+        scale = width.flatten().to(state["loc"])
+        precision = -hessian(log_joint, state["loc"]) * scale[:, None] * scale
         if self.covariance == "diagonal":
-            diagonal = precision.diagonal(dim1=-2, dim2=-1).clamp(min=1.0)  # the prior's own
-            return state | {"scale": diagonal.rsqrt().view_as(state["loc"])}
+            diagonal = precision.diagonal(dim1=-2, dim2=-1).clamp(min=1.0)
+            return state | {"scale": (diagonal.rsqrt() * scale).view_as(state["loc"])}
         values, vectors = torch.linalg.eigh(precision)
         covariance = (vectors / values.clamp(min=1.0)[:, None]) @ vectors.mT
-        return state | {"scale_tril": torch.linalg.cholesky(covariance)}
+        return state | {"scale_tril": scale[:, None] * torch.linalg.cholesky(covariance)}
 
     def judged(self, state: State) -> dist.TorchDistribution | None:
         """The Gaussian, once it has its width."""

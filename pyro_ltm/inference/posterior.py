@@ -192,12 +192,14 @@ def fit_posterior(
             if watch:
                 watch(0, state)
             if isinstance(guide, Sampler):
-                target = Target(model, batch)
-                state, history = guide.run(target, state, optimizer=optimizer, noise=noise, steps=steps, watch=watch)
+                state, history = guide.run(
+                    Target(model, batch), state, optimizer=optimizer, noise=noise, steps=steps, watch=watch
+                )
             else:
                 loop = _Loop(model, batch, guide, objective, optimizer, noise, steps, keep_graph, subsample, seed)
                 state, history = loop.run(state, tolerance, patience, watch)
-            return guide.finish(state, Target(model, batch)), history
+            target = Target(model, batch)
+            return guide.finish(state, target, target.width()), history
 
     moves = keep_graph or tolerance or subsample > 1 or watch or not steps
     kind = None if recorder is None or moves else kind_of(batch, model, guide, objective, optimizer, steps, noise)

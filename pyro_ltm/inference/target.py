@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from torch import Tensor, nn
 
@@ -38,6 +40,15 @@ class Target:
         trace.compute_log_prob()
         nodes = trace.nodes
         return nodes["tokens"]["log_prob"], nodes["thoughts"]["log_prob"]
+
+    def width(self) -> Tensor:
+        """Standard deviation of each number under the prior, [N, D]; [1, 1] and one where it is not known."""
+        prior: Any = getattr(self.model, "prior", None)
+        try:
+            width: Tensor = torch.ones(1, 1) if prior is None else prior().variance.sqrt()
+        except NotImplementedError:
+            width = torch.ones(1, 1)
+        return width
 
     def select(self, rows: Tensor) -> Target:
         """The target of the sequences at `rows` (int64 [B'])."""

@@ -172,7 +172,7 @@ def test_what_finishes_a_fit_is_on_the_clock_of_each_point(monkeypatch):
     class Ending(MeanField):
         now = 0.0
 
-        def finish(self, state, log_joint):
+        def finish(self, state, log_joint, width):
             type(self).now += 5
             return state
 

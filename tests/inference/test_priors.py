@@ -12,11 +12,11 @@ from pyro_ltm.config import Component, FastConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.evaluation import evaluate_bound
 from pyro_ltm.evaluation.diagnostics import Thoughts, diagnose
-from pyro_ltm.guides import GUIDES, MeanField
+from pyro_ltm.guides import GUIDES, Laplace, MeanField
 from pyro_ltm.inference import Adam, fit_posterior
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import fold
-from pyro_ltm.objectives import MMD, AnalyticELBO, BetaELBO, FreeBits, MonteCarloELBO
+from pyro_ltm.objectives import MAP, MMD, AnalyticELBO, BetaELBO, FreeBits, MonteCarloELBO
 
 B, DRAWS = 3, 4000
 
@@ -185,3 +185,16 @@ def test_diagnostics_charge_the_models_own_prior(prior):
     assert (found.rate_by_thought is not None) == known
     if known:
         assert sum(one.mean for one in found.rate_by_thought) == pytest.approx(found.rate.mean)
+
+
+@pytest.mark.parametrize("prior", ["N(3, 1)", "scaled"], indirect=True)
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_where_thoughts_tell_nothing_the_laplace_approximation_is_the_prior(prior, covariance):
+    model, batch = model_under(prior), tiny_batch(B)
+    with torch.no_grad():
+        for layer in model.decoder.layers:
+            layer.cross_attention.wo.weight.zero_()
+    start = {"loc": prior.mean.expand(B, N, D)}
+    fitting = {"guide": Laplace(N, D, covariance), "objective": MAP(), "start": start, "steps": 0}
+    posterior = fit_posterior(model, batch, **fitting)
+    torch.testing.assert_close(posterior.score(model, batch).kl, torch.zeros(B), rtol=0, atol=1e-8)
