@@ -37,7 +37,7 @@ def plot_training(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
     _curve(bound, checks, "nats_per_token", "validation bound", COLORS[1], marker="o")
     for row in rows:
         if row["kind"] == "start" and row.get("unigram_nats_per_token"):
-            bound.axhline(row["unigram_nats_per_token"], color="0.5", linestyle="--", label="unigram")
+            bound.axhline(float(row["unigram_nats_per_token"]), color="0.5", linestyle="--", label="unigram")
     _finish(bound, "Upper bound on nats a token", "nats a token")
     _curve(parts, train, "distortion_nats_per_token", "distortion, training", COLORS[0], alpha=0.35)
     _curve(parts, checks, "distortion_nats_per_token", "distortion", COLORS[1], marker="o")
@@ -50,7 +50,7 @@ def plot_training(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
 
 
 def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str, color: str, **style: Any) -> None:
-    points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    points = [(row["step"], float(row[key])) for row in rows if row.get(key) is not None]
     if points:
         axes.plot(*zip(*points, strict=True), label=label, color=color, markersize=3, linewidth=1.3, **style)
 

@@ -75,16 +75,16 @@ def _levels(result: Mapping[str, Any]) -> Figure:
         invalid = one.get("is_bound") is False
         bar: dict[str, Any] = {"color": "white", "edgecolor": COLORS[3], "hatch": "///"}
         bar = bar if invalid else {"color": COLORS[0]}
-        level = one["nats_per_token"]
-        axes.barh(index, level, 0.6, xerr=one.get("nats_per_token_stderr") or 0.0, capsize=3, **bar)
+        level = float(one["nats_per_token"])  # JSON may write it without a fraction, of any length
+        axes.barh(index, level, 0.6, xerr=float(one.get("nats_per_token_stderr") or 0.0), capsize=3, **bar)
         axes.annotate(f"{level:.3f}", (level, index), xytext=(8, 0), textcoords="offset points", va="center", size=8)
     axes.set_yticks(range(len(found)), [legible(name, 40) for name in found])
     axes.invert_yaxis()
-    known = [one["nats_per_token"] for one in found.values()]
+    known = [float(one["nats_per_token"]) for one in found.values()]
     low, high = min(known), max(known)
     label = "nats a token (axis cut)"
     if "floor" in result:
-        floor = result["floor"]["nats_per_token"]
+        floor = float(result["floor"]["nats_per_token"])
         low = min(low, floor)
         axes.axvline(floor, color="black", linewidth=1.2)
         label += f"; black: the floor, the text's entropy, {floor:.3f}"
@@ -101,8 +101,8 @@ def _curve(result: Mapping[str, Any], curve: list[Mapping[str, Any]]) -> Figure:
     counts = [point["particles"] for point in curve]
     axes.errorbar(
         counts,
-        [point["nats_per_token"] for point in curve],
-        [point["stderr"] or 0.0 for point in curve],
+        [float(point["nats_per_token"]) for point in curve],
+        [float(point["stderr"] or 0.0) for point in curve],
         color=COLORS[0],
         marker="o",
         markersize=3,
@@ -111,14 +111,14 @@ def _curve(result: Mapping[str, Any], curve: list[Mapping[str, Any]]) -> Figure:
     )
     for index, (start, one) in enumerate(result["bound"].get("ais", {}).items(), 1):
         axes.axhline(
-            one["nats_per_token"],
+            float(one["nats_per_token"]),
             color=COLORS[index % len(COLORS)],
             linestyle="--",
             label=legible(f"annealed from {start}"),
         )
     for name, color in (("twin", COLORS[3]), ("floor", "black")):
         if name in result:
-            axes.axhline(result[name]["nats_per_token"], color=color, linewidth=1.2, label=name)
+            axes.axhline(float(result[name]["nats_per_token"]), color=color, linewidth=1.2, label=name)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("draws")
     axes.set_ylabel("nats a token")

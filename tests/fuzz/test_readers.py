@@ -376,3 +376,23 @@ def test_twenty_thousand(world):
     assert total >= 20_000
     if sys.platform == "linux":
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEGABYTES * 1024
+
+
+def test_figures_without_a_fraction_of_any_length(world):
+    """JSON has no whole numbers of 64 bits; the library that draws has nothing else."""
+    path = world.folder / "run" / "metrics.jsonl"
+    figures = {"step": 1, "tokens": 9, "seconds": 1, "skipped": 0, "bound_nats_per_token": 10**30, "grad_norm": 10**19}
+    rows = [{"kind": "train", **figures}, {"kind": "start", "step": 0, "unigram_nats_per_token": 10**20}]
+    kept, before = path.read_bytes(), (world.folder / "run" / "evaluation.json").read_bytes()
+    try:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        plot_training(read_metrics(path), world.folder / "training.png")
+        found = json.loads(before)
+        found["bound"] |= {"nats_per_token": 10**30, "nats_per_token_stderr": 10**20}
+        found["bound"]["iwae_curve"][-1] |= {"nats_per_token": 10**19, "stderr": 10**25}
+        (world.folder / "run" / "evaluation.json").write_text(json.dumps(found))
+        for figure in draw_evaluation(read_evaluation(world.run) or {}).values():
+            to_png(figure)
+    finally:
+        path.write_bytes(kept)
+        (world.folder / "run" / "evaluation.json").write_bytes(before)
