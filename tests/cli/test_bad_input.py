@@ -188,7 +188,10 @@ def test_training_where_a_run_is(refuse, own_run, text, settings):
     options = ["train", "--out", own_run]
     refuse(*options, "--data", text, says=("already holds a run", "--resume"))
     differ = "cannot resume with another configuration"
-    refuse(*options, "--resume", "--steps", 9, says=(differ, "slow.steps = 4 became 9)"))
+    refuse(
+        *options, "--resume", "--steps", 3, says=("has done 4 slow steps already; give more than that",), quiet=False
+    )
+    refuse(*options, "--resume", "--rewarm", 3, says=("--rewarm goes with --resume and --steps",))
     refuse(*options, "--resume", "--seed", 9, says=(differ, "seed = 0 became 9)"))
     refuse(*options, "--resume", "--set", "optimizer.lr=0.1", says=(differ, "optimizer.lr = 0.3 became 0.1)"))
     refuse(*options, "--resume", "--preset", "small", says=(differ, "model.dim = 16 became 512"))
