@@ -37,9 +37,12 @@ def command(*, run_folder: Path, common: Common) -> None:
 
 def describe(run: Run) -> dict[str, Any]:
     """All that there is to know of a run, for JSON."""
+    from pyro_ltm.training.origin import noted_origin
+
     from .output import files
     from .summary import summarize
 
+    origin = noted_origin(run.folder)
     return {
         "run": str(run.folder),
         "step": run.step,
@@ -48,6 +51,7 @@ def describe(run: Run) -> dict[str, Any]:
         "parameters": parameters(run.parts),
         **summarize(run.folder),
         "data": _data(run),
+        "origin": {"run": origin.run, "step": origin.step, "parts": origin.parts} if origin else None,
         "files": files(run.folder),
     }
 
@@ -114,6 +118,8 @@ def show(result: dict[str, Any]) -> None:
         say(f"Its data: {data['problem']}")
     else:
         say(f"Its data: {data['folder']} (from {', '.join(data['sources'])})")
+    if result["origin"]:
+        say(f"It began with the weights of {result['origin']['run']} at step {result['origin']['step']}.")
     say()
     show_files(Path(result["run"]))
 

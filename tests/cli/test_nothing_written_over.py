@@ -76,3 +76,13 @@ def test_an_evaluation_is_recorded_while_the_run_trains_and_waits_for_another_re
     kept = read_evaluation(run)
     assert kept is not None
     assert kept["bound"] == found["bound"]
+
+
+def test_a_run_that_began_with_the_weights_of_another_says_so(ask, invoke, own_run, tmp_path):
+    options = ["--data", own_run / "data", "--init-from", own_run, "--steps", 1, "--out", tmp_path / "new"]
+    assert ask("train", *options)["step"] == 1
+    found = ask("info", tmp_path / "new")
+    assert found["origin"] == {"run": "../run", "step": 4, "parts": ["model", "guide"]}
+    assert found["config"]["model"] == ask("info", own_run)["config"]["model"], "without a preset, its settings"
+    assert "It began with the weights of ../run at step 4." in invoke("info", tmp_path / "new").stdout
+    assert ask("info", own_run)["origin"] is None
