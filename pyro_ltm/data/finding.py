@@ -97,11 +97,18 @@ def _sorted_out(base: Path, patterns: Sequence[str], reading: Reading, *, folder
         first = names.setdefault(os.path.realpath(path), path)
         if first is not path:
             skipped.append(Skipped(path, f"the same file as {first}"))
-        elif why := why_not_text(path, reading, named=False, folder=folder):
+        elif why := _why_not_read(path, reading, folder=folder):
             skipped.append(Skipped(path, why))
         else:
             files.append(path)
     return Found(tuple(sorted(files)), tuple(sorted(skipped, key=lambda one: one.path)))
+
+
+def _why_not_read(path: Path, reading: Reading, *, folder: bool) -> str:
+    try:
+        return why_not_text(path, reading, named=False, folder=folder)
+    except OSError as error:  # permission denied
+        return f"cannot be read: {one_line(error)}"
 
 
 class _Walk:
@@ -120,6 +127,7 @@ class _Walk:
     def files(self, base: Path) -> Iterator[Path]:
         """The files; afterwards `skipped` holds what was passed by."""
         start = self._with_any_folders({0})
+        above = {str(parent) for parent in Path(os.path.realpath(base)).parents}
         here, behind_links = [(base, start)], list[tuple[Path, frozenset[int]]]()
         seen: set[tuple[str, frozenset[int]]] = set()
         while here or behind_links:
@@ -127,6 +135,9 @@ class _Walk:
             key = os.path.realpath(folder), stages
             if key in seen:
                 self.skipped.append(Skipped(folder, "a link to a folder that is read already"))
+                continue
+            if key[0] in above:  # the user named what is below `base` alone
+                self.skipped.append(Skipped(folder, "a link to a folder above the one that is read"))
                 continue
             seen.add(key)
             if (self._folder or folder != base) and (why := _of_our_own(folder)):
@@ -136,13 +147,13 @@ class _Walk:
                 path, after = Path(entry.path), self._step(stages, entry.name)
                 if entry.name.startswith(".") and self._folder:
                     self.skipped.append(Skipped(path, "hidden"))
-                elif entry.is_dir():
+                elif _is_folder(entry):
                     if deeper := after - {len(self._patterns)}:
                         (behind_links if entry.is_symlink() else here).append((path, deeper))
                     elif after:
                         self.skipped.append(Skipped(path, "a folder; ** stands for any folders"))
                 elif len(self._patterns) in after:
-                    if entry.is_file():
+                    if os.path.isfile(path):
                         yield path
                     else:
                         why = "a link to nothing" if not os.path.exists(path) else "not a regular file"
@@ -176,10 +187,18 @@ class _Walk:
         return frozenset(reached)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; a link that leads back to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _of_our_own(folder: Path) -> str:
     """Why a folder of this program's is not text; empty where it is none."""
-    if (folder / "config.toml").is_file() and any(
-        (folder / name).is_file() for name in ("model.safetensors", "trainer.safetensors", "metrics.jsonl")
+    if os.path.isfile(folder / "config.toml") and any(
+        os.path.isfile(folder / name) for name in ("model.safetensors", "trainer.safetensors", "metrics.jsonl")
     ):
         return "a run folder, which holds no text"
     return "a prepared folder, whose text is in tokens already" if is_prepared(folder) else ""

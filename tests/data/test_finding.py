@@ -205,3 +205,32 @@ def test_a_source_that_was_read_already(tmp_path: Path) -> None:
 def test_a_pipe_in_a_folder(tmp_path: Path) -> None:
     os.mkfifo(tree(tmp_path, {"a.txt": "a"}) / "pipe.txt")
     assert found(tmp_path) == (["a.txt"], {"pipe.txt": "not a regular file"})
+
+
+def test_a_link_out_of_the_folder_to_one_above_is_named_and_not_followed(tmp_path: Path) -> None:
+    tree(tmp_path, {"secret.txt": "not named", "t/a.txt": "a"}, {"t/up": "..", "t/sub/far": "../../.."})
+    why = "a link to a folder above the one that is read"
+    assert found(tmp_path / "t") == (["a.txt"], {"up": why, "sub/far": why})
+    assert found(tmp_path / "t", "**/*.txt") == (["a.txt"], {"up": why, "sub/far": why})
+
+
+def test_links_that_lead_to_themselves_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "t", {"a.txt": "a"}, {"self": "self", "one.txt": "other.txt", "other.txt": "one.txt"})
+    files, skipped = found(folder)
+    assert files == ["a.txt"]
+    assert set(skipped) == {"self", "one.txt", "other.txt"}
+    assert found(folder, "*.txt")[0] == ["a.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "t", {"a.txt": "a", "b.txt": "b", "sub/c.txt": "c"})
+    (folder / "b.txt").chmod(0)
+    (folder / "sub").chmod(0)
+    try:
+        files, skipped = found(folder)
+    finally:
+        (folder / "sub").chmod(0o700)
+    assert files == ["a.txt"]
+    assert set(skipped) == {"b.txt", "sub"}
+    assert all("cannot be read" in why for why in skipped.values())

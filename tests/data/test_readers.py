@@ -300,3 +300,18 @@ def test_text_on_one_line_is_cut_between_words(tmp_path: Path, gpt2, monkeypatch
 def test_an_origin_names_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", json.dumps([{"text": "x"}]))
     assert list(read_file(path)) == [Document("x", f"{path}: record 1")]
+
+
+def test_a_record_that_is_null_itself_is_refused_or_left_out(refused, tmp_path: Path) -> None:
+    for path in (
+        write(tmp_path / "a.ndjson", 'null\n{"text": "one"}\n'),
+        write(tmp_path / "a.json", '[null, {"text": "one"}]'),
+    ):
+        assert "a JSON null; expected an object" in refused(read_source, str(path))
+        assert texts(path, skip_empty=True) == ["", "one"]
+
+
+def test_two_columns_of_the_name_are_refused(refused, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,id,text\none,1,two\n")
+    assert "2 columns 'text'" in refused(read_source, str(path))
+    assert texts(path, text_column="id") == ["1"]

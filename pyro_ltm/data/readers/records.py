@@ -63,8 +63,10 @@ def is_object(text: str) -> bool:
 
 
 def _object(record: Any, where: str, fields: Fields) -> dict[str, Any]:
+    if record is None and fields.reading.skip_empty:
+        return {fields.column: None}
     if not isinstance(record, dict):
-        kind = type(record).__name__
+        kind = "null" if record is None else type(record).__name__
         raise UserError(f'{where}: a JSON {kind}; expected an object such as {{"{fields.column}": ...}}')
     return record
 

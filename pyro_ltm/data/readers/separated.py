@@ -43,11 +43,12 @@ def read_separated(path: Path, fields: Fields) -> Iterator[Document]:
             if fields.column not in header:
                 what = f" (the delimiter is {DELIMITERS.get(delimiter, repr(delimiter))}; --delimiter names another)"
                 raise no_column(where, fields.column, header, also=what)
+            if header.count(fields.column) > 1:
+                raise UserError(f"{where}: {header.count(fields.column)} columns '{fields.column}'; name one otherwise")
         elif len(row) != len(header):
             raise UserError(f"{where}: {len(row)} fields; the header has {len(header)} ({one_line(', '.join(header))})")
         else:
-            # The first of columns that share a name, as a reader of the header would take it.
-            yield fields.document(dict(zip(reversed(header), reversed(row), strict=True)), where)
+            yield fields.document(dict(zip(header, row, strict=True)), where)
 
 
 def find_delimiter(lines: list[str], column: str) -> str:
