@@ -205,10 +205,10 @@ class _Tally:
 
     def result(self, *, fast_steps: int, seed: int) -> Bound:
         """The figures of the whole corpus."""
-        nats, tokens = torch.cat(self.nats), torch.cat(self.tokens).double()
-        total, sequences = float(tokens.sum()), len(nats)
         if self.first is None or self.last is None:
             raise UserError("nothing to score: no sequences")
+        nats, tokens = torch.cat(self.nats), torch.cat(self.tokens).double()
+        total, sequences = float(tokens.sum()), len(nats)
         alone = sequences == 1
         self._sum(shuffled=torch.tensor(math.nan) if alone else -self._log_likelihood(self.first, self.last))
         places = Places.joined(self.places)

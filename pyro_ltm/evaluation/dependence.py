@@ -4,20 +4,23 @@ Sequences that are cut from one stream are no independent draws: a document's ar
 
 1. Where documents are known, and no few of them hold most of the text, the sums over documents are the units; else
    the sequences are. With few documents both are tried, and the larger error stands.
-2. Units stand in the order of the text. The length b of the blocks within which they depend is chosen from the data:
+2. A unit that holds much of the text draws the level to itself, and its residual is small for that: as small as none
+   where it is nearly all. So each counts by how far the level moves without it (the jackknife): its residual is divided
+   by the share of the text that others hold. For units of one size that gives the usual formula.
+3. Units stand in the order of the text. The length b of the blocks within which they depend is chosen from the data:
    Politis and White, Automatic block-length selection for the dependent bootstrap, Econometric Reviews 23 (2004)
    53-70, as corrected by Patton, Politis and White, Econometric Reviews 28 (2009) 372-375.
-3. The variance is that of the circular block bootstrap, in closed form. It falls short by about a constant / b; twice
+4. The variance is that of the circular block bootstrap, in closed form. It falls short by about a constant / b; twice
    the length falls short by half as much, and so the two together tell what is missing: 2 V(2b) - V(b), the flat-top
    lag window of Politis and Romano, Journal of Time Series Analysis 16 (1995) 67-103.
-4. Blocks only ever enlarge an error: the variance is never below that of independent units, which b = 1 gives.
+5. Blocks only ever enlarge an error: the variance is never below that of independent units, which b = 1 gives.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,7 +73,8 @@ class Blocks:
     """Over what a standard error was taken.
 
     Attributes:
-        count: independent blocks, `units / length`. length: units in a block; 1: they are taken as independent.
+        count: independent blocks, `units / length`; where few documents hold most of the text, how many of one size
+            they are worth. length: units in a block; 1: they are taken as independent.
         of: what the units are: `sequences`, or `documents`. units: how many there are.
     """
 
@@ -82,6 +86,8 @@ class Blocks:
     def __str__(self) -> str:
         if self.units < 2:
             return "a single sequence, which has none"
+        if self.count < self.units // self.length:
+            return f"{self.units:,} {self.of} of unlike sizes, worth {self.count:,} of one size"
         if self.length > 1:
             return f"{self.units:,} {self.of} in {self.count:,} independent blocks of {self.length}"
         if self.units < FEW_UNITS:
@@ -107,19 +113,27 @@ def error_of_sum(residual: Tensor, weight: Tensor, places: Places | None) -> tup
     """
     count = len(residual)
     if places is None:
-        return math.sqrt(block_variance(residual, 1)), Blocks(count, 1, "sequences", count)
+        return math.sqrt(block_variance(_left_out(residual, weight), 1)), Blocks(count, 1, "sequences", count)
     order = torch.argsort(places.ids, stable=True)
     residual, weight = residual[order], weight[order]
-    found = _error(residual, "sequences")
+    found = _error(_left_out(residual, weight), "sequences")
     if places.documents is None:
         return found
     documents = torch.unique(places.documents[order], return_inverse=True)[1]
     if not 1 < (distinct := int(documents.max()) + 1) < count:
         return found
-    sizes = torch.zeros(distinct, dtype=weight.dtype).index_add(0, documents, weight.abs())
-    by_document = _error(torch.zeros(distinct, dtype=residual.dtype).index_add(0, documents, residual), "documents")
-    many = float(sizes.sum() ** 2) >= FEW_DOCUMENTS * float(sizes.square().sum())
-    return by_document if many else max(found, by_document, key=_size)
+    sizes, sums = (one.new_zeros(distinct).index_add(0, documents, one) for one in (weight, residual))
+    error, blocks = _error(_left_out(sums, sizes), "documents")
+    worth = float(sizes.abs().sum() ** 2 / sizes.square().sum())
+    if not worth < FEW_DOCUMENTS:
+        return error, blocks
+    return max(found, (error, replace(blocks, count=min(blocks.count, round(worth)))), key=_size)
+
+
+def _left_out(residual: Tensor, weight: Tensor) -> Tensor:
+    """Residuals [n] of units of this `weight` [n] as the jackknife has them, on the scale of units of one size."""
+    count = len(weight)
+    return residual * ((1 - 1 / count) / (1 - weight / weight.sum()))
 
 
 def _size(found: tuple[float, Blocks]) -> float:

@@ -6,6 +6,7 @@ scores q on the same draw. The posterior learns the noise: what it reports can l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -89,6 +90,8 @@ def evaluate_reference(
         raise UserError("nothing to score: no sequences")
     whole, counts = torch.cat(nats), torch.cat(tokens).double()
     level = float(whole.sum() / counts.sum())
+    if not math.isfinite(level):
+        raise UserError("the reference's figure is not finite: the model's weights, or its posterior's, have run away")
     found: Reference = Reference.of(
         whole,
         counts,

@@ -98,8 +98,13 @@ def _check_fixed_noise(guide: Guide, objective: ELBO, noise: str) -> None:
 
 
 def check_precision(model: nn.Module, guide: Guide) -> None:
-    """Raises UserError where model and guide are not of one floating type."""
+    """Raises UserError where model and guide are not of one floating type, single or double."""
     kinds = [{weight.dtype for weight in module.parameters()} for module in (model, guide)]
+    if low := {kind for kind in kinds[0] | kinds[1] if kind.itemsize < 4}:
+        raise UserError(
+            f"weights in {str(low.pop()).removeprefix('torch.')}: the fast loop needs them in float32 or float64; for "
+            "products in bfloat16 make the model with compute_dtype=torch.bfloat16"
+        )
     if all(kinds) and torch.float64 in kinds[0] ^ kinds[1]:
         name = type(guide).__name__
         raise UserError(f"the model or {name} is in double precision and the other is not: use guide.to(dtype) as well")

@@ -59,9 +59,9 @@ def test_the_twin_costs_its_cross_entropy():
     assert found.active_fraction_by_layer == []
     assert found.perplexity == pytest.approx(math.exp(per_token), rel=ROUNDOFF)
     assert (found.tokens, found.sequences) == (47, 6)
-    # The ratio estimator's standard error, written out: residuals of nats on tokens.
-    residuals = [float(n - per_token * t) for n, t in zip(nats, tokens, strict=True)]
-    by_hand = math.sqrt(sum(r * r for r in residuals) * 6 / 5) / 47
+    # The ratio's standard error, written out: how far it moves without each sequence (the jackknife).
+    without = [float((nats.sum() - n) / (47 - t)) for n, t in zip(nats, tokens, strict=True)]
+    by_hand = math.sqrt(sum((one - per_token) ** 2 for one in without) * 5 / 6)
     assert found.nats_per_token_stderr == pytest.approx(by_hand, rel=1e-9)
 
 

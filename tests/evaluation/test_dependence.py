@@ -155,14 +155,33 @@ def test_intervals_cover_where_documents_differ(documents, known, least):
     assert usual_hits / 400 < 0.65
 
 
+@pytest.mark.parametrize(
+    ("sizes", "worth", "least"),
+    [([1] * 100 + [200], 2, 0.9), ([300] + [1] * 300, 4, 0.9), ([2**power for power in range(9)], 3, 0.8)],
+)
+def test_intervals_cover_where_few_documents_hold_most_of_the_text(sizes, worth, least):
+    """A document that is most of the text draws the level to itself; its residual does not say how far."""
+    generator = torch.Generator().manual_seed(0)
+    document = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    stand, hits = places(len(document), document), 0
+    for _ in range(200):
+        values = torch.randn(len(sizes), generator=generator)[document]
+        values = values + 0.5 * torch.randn(len(document), generator=generator)
+        found = mean_error(values, stand)
+        hits += abs(float(values.mean())) < WIDTH * found.stderr
+    assert hits / 200 >= least
+    assert found.blocks.of == "sequences" or found.blocks == Blocks(worth, 1, "documents", len(sizes))
+
+
 # What the error is taken over.
 
 
 def test_many_documents_are_the_units_and_few_only_if_they_say_more():
     nats, tokens, document = packed(0, 40)
     found = ratio_error(nats, tokens, places(len(nats), document))
-    sums = torch.stack([(nats - tokens * nats.sum() / tokens.sum())[document == one].sum() for one in range(40)])
-    assert found.stderr == pytest.approx(math.sqrt(float(sums.square().sum()) * 40 / 39) / float(tokens.sum()))
+    level = nats.sum() / tokens.sum()
+    without = [nats[document != one].sum() / tokens[document != one].sum() for one in range(40)]  # the jackknife
+    assert found.stderr == pytest.approx(math.sqrt(sum(float(one - level) ** 2 for one in without) * 39 / 40))
     assert found.blocks == Blocks(40, 1, "documents", 40)
     nats, tokens, document = packed(0, 4)
     few = ratio_error(nats, tokens, places(len(nats), document))
@@ -201,7 +220,16 @@ def test_one_sequence_has_no_error_and_says_so():
     assert mean_error(torch.ones(30), places(30)).stderr == 0
 
 
+def test_what_is_not_finite_has_no_error():
+    documents = torch.arange(40) // 8
+    for bad in (math.nan, math.inf):
+        values = torch.arange(40.0).index_fill(0, torch.tensor([3]), bad)
+        assert math.isnan(mean_error(values, places(40, documents)).stderr)
+        assert math.isnan(share(torch.ones(40), values, places(40, documents)).stderr)
+
+
 def test_blocks_say_what_they_are():
+    assert str(Blocks(2, 1, "documents", 101)) == "101 documents of unlike sizes, worth 2 of one size"
     assert str(Blocks(30, 17, "sequences", 512)) == "512 sequences in 30 independent blocks of 17"
     assert str(Blocks(60, 1, "documents", 60)) == "60 documents, independent as far as can be seen"
     assert str(Blocks(12, 1, "sequences", 12)).endswith("too few to see whether neighbours are")

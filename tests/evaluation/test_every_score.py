@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import sys
 
+import pyro
 import pytest
 import torch
 from helpers.tiny import D, N, T, telling_model, tiny_model
@@ -177,3 +180,15 @@ def test_a_fit_that_has_run_away_is_said_in_a_line(score, telling, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "Adam", lambda: wild)
     with pytest.raises(UserError, match=r"run away: 4 of 4 posteriors.*lower its rate \(optimizer\.lr\)"):
         SCORES[score](*telling, AnalyticELBO())
+
+
+def test_no_sequences_and_weights_that_no_fit_can_use_are_said_in_a_line(telling):
+    model, batch = telling
+    with pytest.raises(UserError, match="nothing to score: no sequences"):
+        evaluate_bound(model, [], **FITTING, objective=AnalyticELBO())
+    with pytest.raises(UserError, match="bfloat16: the fast loop needs them in float32 or float64"):
+        fit_to_score(copy.deepcopy(model).bfloat16(), batch, **FITTING, objective=AnalyticELBO())
+    broken = copy.deepcopy(model)
+    broken.decoder.norm.weight.data.fill_(math.nan)
+    with pyro.validation_enabled(False), pytest.raises(UserError, match="the reference's figure is not finite"):
+        reference(broken, batch, AnalyticELBO())
