@@ -239,7 +239,7 @@ def fit_to_score(model: nn.Module, batch: Batch, *, objective: ELBO, seed: int =
 
 def _sound(posterior: Posterior) -> Posterior:
     """The posterior, of which something is to be said. Raises UserError where one sequence's has run away."""
-    sound = torch.stack([value.flatten(1).isfinite().all(1) for value in posterior.state.values()]).all(0)
+    sound = torch.stack([value.isfinite().reshape(len(value), -1).all(1) for value in posterior.state.values()]).all(0)
     if not bool(sound.all()):
         raise UserError(
             f"the fast loop has run away: {int((~sound).sum())} of {len(sound)} posteriors are not finite numbers: "
