@@ -21,7 +21,8 @@ class Weights:
 
     A distribution that works out its density by a network is asked for it after the program has run. By then a weight
     may be another one: `torch.func.functional_call` has put its own back, a `PyroSample` would draw anew. The tensors
-    themselves are kept, not copies: gradients reach them.
+    themselves are kept, not copies: gradients reach them. A change in place is noticed by torch's count of versions,
+    which a fused optimizer and `parameter.data` pass by: take log-probabilities before such a step.
     """
 
     def __init__(self, root: nn.Module):
