@@ -19,7 +19,7 @@ from pyro_ltm.errors import UserError, one_line
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary path beside `path`, then puts that in its place.
+    """Lets `write` fill a temporary path, in a hidden folder beside `path`, then puts that in its place.
 
     A reader (or a crash) finds either the old file or the new one. What earlier processes left that were killed while
     they wrote `path` is removed.
@@ -27,17 +27,20 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         UserError: the disk is full or the place cannot be written; the old file is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A folder, because some writers (safetensors) make temporaries of their own beside what they write.
+    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = folder / path.name
     with clear_errors(path):
         _sweep_temporaries(path)
         try:
+            folder.mkdir(exist_ok=True)
             write(temporary)
             os.chmod(temporary, 0o666 & ~_umask())  # some writers make files that only their owner can read
             _sync(temporary)
             os.replace(temporary, path)
             _sync(path.parent)
         finally:
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -97,7 +100,10 @@ def _sweep_temporaries(path: Path) -> None:
     """Removes the temporaries of `path` whose process is gone."""
     for temporary in _left(path, r"\d+\.tmp"):
         if not process_lives(int(temporary.name.split(".")[-2])):
-            temporary.unlink(missing_ok=True)
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:  # of an earlier release
+                temporary.unlink(missing_ok=True)
 
 
 def process_lives(process: int) -> bool:

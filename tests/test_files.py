@@ -91,8 +91,25 @@ def test_temporaries_of_dead_processes_are_swept_and_no_others(tmp_path):
     stays = [".a.txt.tmp", f".b.txt.{DEAD}.tmp", f".a.txt.{DEAD}.tmp.txt", f".a.txt.{os.getppid()}.tmp", ".a.txt.x.tmp"]
     for name in [*stays, f".a.txt.{DEAD}.tmp", f".a.txt.{DEAD + 7}.tmp"]:
         (tmp_path / name).write_text("half of")
+    (tmp_path / f".a.txt.{DEAD + 9}.tmp").mkdir()
+    (tmp_path / f".a.txt.{DEAD + 9}.tmp" / ".tmpHalfOf").write_text("a writer's own temporary")
     write_text(tmp_path / "a.txt", "whole")
     assert sorted(os.listdir(tmp_path)) == sorted([*stays, "a.txt"])
+
+
+def test_what_a_killed_writer_makes_beside_its_file_is_swept_with_it(tmp_path, monkeypatch):
+    def killed(temporary):
+        (temporary.parent / ".tmpA1b2C3").write_text("as safetensors does")
+        assert os.listdir(tmp_path) == [temporary.parent.name], "all that is unfinished lies in one place"
+        raise Killed
+
+    with monkeypatch.context() as dying:
+        dying.setattr(files.os, "getpid", lambda: DEAD)
+        dying.setattr(files.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            files.write_atomically(tmp_path / "a", killed)
+    write_text(tmp_path / "a", "whole")
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_folders_of_dead_processes_are_swept_and_no_others(tmp_path):
