@@ -180,7 +180,14 @@ def _tokens(
     if ready:
         return Path(sources[0])
     if recorded:
-        return open_data(out, "train").folder.path
+        folder = open_data(out, "train").folder
+        known = [str(source) for source in folder.meta["sources"]]
+        if sources and set(map(_whole_path, sources)) != set(map(_whole_path, known)):
+            raise UserError(
+                f"{out}: learns from {', '.join(known)}, not from {', '.join(sources)}: leave --data out to go on, or "
+                f"begin another run with --init-from {out}"
+            )
+        return folder.path
     with own_data(out) as place:
         settings = config.data
         length = min(settings.sequence_length, config.model.max_length)
@@ -197,6 +204,11 @@ def _tokens(
             progress=on_prepare,
         )
     return prepared.path
+
+
+def _whole_path(source: str) -> str:
+    """A source by which it can be told from others, from whichever folder it is named."""
+    return os.path.abspath(source) if os.path.exists(source) else source
 
 
 def as_the_data_are(config: Config, data: TokenDataset) -> Config:

@@ -204,6 +204,8 @@ def test_resuming_on_other_data(refuse, ask, own_run, tmp_path, trained):
     tokenizer = ["--tokenizer", trained / "tokenizer.json"]
     ask("prepare", more, "--out", other, "--sequence-length", 32, *tokenizer)
     refuse("train", "--out", own_run, "--resume", "--data", other, says=("was not trained on",))
+    says = (str(more), "leave --data out", "--init-from")
+    refuse("train", "--out", own_run, "--resume", "--data", more, says=says, quiet=False)
 
 
 def test_too_long_for_the_model(refuse, trained, tmp_path):
