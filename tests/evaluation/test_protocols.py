@@ -328,7 +328,8 @@ def test_what_one_document_says_has_no_error():
     least = Figure.of(torch.tensor([0.0, 0.0, 1.2]), torch.tensor([0, 0, 4]))
     assert check_floor("by chance", alone, least).nats_per_token == pytest.approx(-0.05)
     two = Figure.of(torch.tensor([0.0, 2.0, 1.0]), torch.tensor([0, 4, 4]))
-    assert two.nats_per_token_stderr == pytest.approx(math.sqrt(3 / 2 * (0.5**2 + 0.5**2)) / 8)
+    level, without = 3 / 8, (3 / 8, 1 / 4, 2 / 4)  # the level of the other two documents: the jackknife
+    assert two.nats_per_token_stderr == pytest.approx(math.sqrt(2 / 3 * sum((one - level) ** 2 for one in without)))
 
 
 def test_where_words_are_not_tokens_no_floor_of_what_comes_after_is_known(tmp_path):

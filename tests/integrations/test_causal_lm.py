@@ -87,8 +87,10 @@ def test_nats_are_those_of_its_logits(kind, start, request):
     assert (found.tokens, found.texts, found.windowed) == (tokens, len(TEXTS), 1)
     assert found.nats_per_token == pytest.approx(total / tokens, rel=1e-5)
     assert found.perplexity == pytest.approx(math.exp(total / tokens), rel=1e-4)
-    residuals = [sum(nats) - len(nats) * total / tokens for nats in each]
-    spread = math.sqrt(sum(one**2 for one in residuals) * len(each) / (len(each) - 1)) / tokens
+    without = [
+        (total - sum(nats)) / (tokens - len(nats)) for nats in each
+    ]  # the level of the other texts: the jackknife
+    spread = math.sqrt(sum((level - total / tokens) ** 2 for level in without) * (len(each) - 1) / len(each))
     assert found.nats_per_token_stderr == pytest.approx(spread, rel=1e-3)
     size = sum(len(text.encode("utf-8")) for text in TEXTS)
     if start:
