@@ -2,13 +2,14 @@
 
     python -m benchmarks [--out runs/speed] [--only speed,float32,nano,pipeline,growth,race,levers] [--data DIR]
     python -m benchmarks --only gpu-small,gpu-medium,gpu-large --device cuda
-    python -m benchmarks --table benchmarks/speed-2026-11-26.json
+    python -m benchmarks --table runs/speed/speed-DATE.json
 
 The first measures (more than an hour on two cores of a machine that does nothing else) and leaves in OUT, anew after
 each part, and each row of `levers` and `race`: speed-DATE.json, speed-DATE.md, a note with all tables, and growth.png.
-Parts of an earlier day in OUT are taken over. The last writes the figures in docs/speed.md and README from such a file,
-and its plot; a test holds them together. `--data` is a prepared folder of text for `levers` and `race` (docs/speed.md
-says which); without it OUT/python-docs is prepared.
+Parts of an earlier day in OUT are taken over. The last publishes such a file: its parts take their places in the newest
+benchmarks/speed-DATE.json, their tables in README, docs/ and benchmarks/notes/, and the plot is drawn anew. `--data`
+is a prepared folder of text for `levers` and `race` (benchmarks/notes/speed.md says which); without it OUT/python-docs
+is prepared.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from benchmarks import growth, levers, levers_training, pipeline, race, speed, speed_gpu, table
+from benchmarks import growth, levers, levers_training, pages, pipeline, race, speed, speed_gpu, speed_short, table
 from benchmarks.interleave import machine
 from pyro_ltm.config import preset, suggest
 from pyro_ltm.data import TokenDataset, prepare
@@ -83,7 +84,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", help="which rows of `levers`, with semicolons; default: all")
     parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=f"of {', '.join(ANYWHERE)}")
-    parser.add_argument("--table", type=Path, help="write docs and README from this file, measure nothing")
+    parser.add_argument("--table", type=Path, help="publish this file, measure nothing")
     asked = parser.parse_args(arguments)
     asked.only = asked.only.split(",")
     asked.rows = asked.rows.split(";") if asked.rows else None
@@ -149,10 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line above."""
     asked = parsed(arguments)
     if asked.table:
-        found = json.loads(asked.table.read_text(encoding="utf-8"))
-        table.write(found)
-        if "growth" in found:
-            growth.plot(found["growth"]["found"], table.ROOT / "docs/results/growth.png")
+        found = pages.publish("speed", asked.table, lambda found: table.tables(found) | speed_short.tables(found))
+        growth.plot(found["growth"]["found"], pages.ROOT / "docs/pictures/growth.png")
         return
     torch.set_num_threads(asked.threads)
     asked.out.mkdir(parents=True, exist_ok=True)

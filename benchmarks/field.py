@@ -2,13 +2,14 @@
 
     python -m benchmarks.field --out runs/field [--only gsm8k] [--seeds 0,1] [--shared ../shared]
     python -m benchmarks.field --out runs/field --only wikitext-2 --runs runs/protocols
-    python -m benchmarks.field --table benchmarks/field-DATE.json
+    python -m benchmarks.field --table runs/field/field.json
 
 `gsm8k` trains the nano preset on GSM8K's training problems in the few-shot format, then asks its test problems
 (pass@5), runs the evaluation harness on local tasks made from them, scores WikiText-2 zero-shot, and scores what it
 writes. These models are far too small to calculate: the figures show that the commands work. `wikitext-2` scores the
 whole test file, and written texts, with the runs that `python -m benchmarks.protocols --only wikitext-2-longer` left in
-`--runs`. Prints each command and leaves OUT/field.json; the last form writes its tables into docs/results.md.
+`--runs`. Prints each command and leaves OUT/field.json; the last form publishes it: its tables go to
+benchmarks/notes/results.md.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks import field_tables, results
+from benchmarks import field_tables, pages
 from benchmarks.protocols import CALM, JUDGED
 from benchmarks.real_text import machine, run
 
@@ -125,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="write the tables of such a file, and measure nothing")
+    parser.add_argument("--table", type=Path, help="publish such a file, and measure nothing")
     parser.add_argument("--only", choices=("gsm8k", "wikitext-2"))
     parser.add_argument("--runs", type=Path, default=Path("runs/protocols"))
     parser.add_argument("--seeds", default="0,1")
@@ -135,7 +136,8 @@ def main() -> None:
     if (options.out is None) == (options.table is None):
         parser.error("give either --out or --table")
     if options.table:
-        results.write(field_tables.tables(json.loads(options.table.read_text(encoding="utf-8"))))
+        named = {options.runs: "runs/protocols", options.shared: "../shared"}
+        pages.publish("field", options.table, field_tables.tables, named)
         return
     names = [options.only] if options.only else ["gsm8k", "wikitext-2"]
     if "wikitext-2" in names and not (options.runs / "wikitext-2-longer").is_dir():
@@ -153,22 +155,9 @@ def main() -> None:
             rows[:] = [*(row for row in rows if row["seed"] != seed), {"seed": seed, **found}]
             rows.sort(key=lambda row: int(row["seed"]))
             known[name] |= {"machine": machine(), "threads": os.environ.get("OMP_NUM_THREADS")}
-            file.write_text(json.dumps(_named(known, options), indent=1) + "\n", encoding="utf-8")
+            file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     for table in field_tables.tables(known).values():
         print(table)
-
-
-def _named(value: Any, options: argparse.Namespace) -> Any:
-    """`value` with folders by the names of the commands above, wherever they lie on this machine."""
-    if isinstance(value, dict):
-        return {key: _named(entry, options) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_named(entry, options) for entry in value]
-    if isinstance(value, str):
-        folders = {options.out: "runs/field", options.runs: "runs/protocols", options.shared: "../shared"}
-        for folder, name in folders.items():
-            value = value.replace(f"{folder.resolve()}/", f"{name}/")
-    return value
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tables of the field's benchmarks in docs/results.md, made from what `python -m benchmarks.field` measured."""
+"""The field's benchmarks in benchmarks/notes/results.md: tables of what `python -m benchmarks.field` measured."""
 
 from __future__ import annotations
 

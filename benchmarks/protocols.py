@@ -2,11 +2,12 @@
 
     python -m benchmarks.protocols --out runs/protocols [--only worlds] [--seeds 0,1] [--protocol all]
         [--shared ../shared]
-    python -m benchmarks.protocols --table benchmarks/protocols-DATE.json
+    python -m benchmarks.protocols --table runs/protocols/protocols.json
 
 By the commands that a user would type, each printed: prepares, trains both on the same tokens, evaluates. Leaves
 OUT/protocols.json, in which each protocol stays beside those measured before, and prints the tables. A run that is
-there already goes on where it was. The second form writes such a file's tables into docs/results.md.
+there already goes on where it was. The second form publishes such a file: its corpora take their places in the newest
+benchmarks/protocols-DATE.json, their tables in README, docs/ and benchmarks/notes/, and the picture is drawn anew.
 Real text needs `--shared`, a folder with `data/tinyshakespeare/input.txt` and `data/wikitext-2/wiki.*.tokens`.
 """
 
@@ -18,7 +19,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results
+from benchmarks import pages, pictures, results
 from benchmarks.real_text import machine, run
 from pyro_ltm.training.kept import beside
 
@@ -186,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="write the tables of such a file, and measure nothing")
+    parser.add_argument("--table", type=Path, help="publish such a file, and measure nothing")
     parser.add_argument("--only", choices=list(CORPORA))
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--protocol", choices=("bound", "prefix", "reference", "all"), default="all")
@@ -195,7 +196,8 @@ def main() -> None:
     if (options.out is None) == (options.table is None):
         parser.error("give either --out or --table")
     if options.table:
-        results.write(results.tables(json.loads(options.table.read_text(encoding="utf-8"))))
+        found = pages.publish("protocols", options.table, results.tables, {options.shared: "../shared"})
+        pictures.draw(found)
         return
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "protocols.json"

@@ -4,7 +4,8 @@
 
 Prepares the text, trains the nano preset and its autoregressive twin on the same tokens, evaluates both on held-out
 text and writes two samples. Prints every command, and leaves OUT/<corpus>.json and OUT/<corpus>.md (the table of
-docs/trials.md). The folder `--shared` holds `data/tinyshakespeare/input.txt` and `data/wikitext-2/wiki.*.tokens`.
+benchmarks/notes/trials.md). The folder `--shared` holds `data/tinyshakespeare/input.txt` and
+`data/wikitext-2/wiki.*.tokens`.
 """
 
 from __future__ import annotations

@@ -1,53 +1,37 @@
-"""The tables of docs/results.md, made from what `python -m benchmarks.protocols` measured, and how tables get there.
+"""The tables of benchmarks/notes/results.md, made from what `python -m benchmarks.protocols` measured.
 
-In the page a table stands between `<!-- NAME -->` and `<!-- end NAME -->`. A file of figures holds, by corpus, what
-`benchmarks.protocols.measure` gives. Its tables: by corpus; `CORPUS along K`, the bound along the number of draws; and
-`shares`, of corpora that differ in `slow.alone`.
+A file of figures holds, by corpus, what `benchmarks.protocols.measure` gives. Its tables: by corpus; `CORPUS along K`,
+the bound along the number of draws; `shares`, of corpora that differ in `slow.alone`; `CORPUS in short`, the rows of
+docs/results.md; and `CORPUS in a line`, README's.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pyro_ltm.evaluation.dependence import Blocks
 
-PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 SIDES = ("below_twin", "above_floor")
 SHARES = {"-thoughts-first": "0", "": "0.1", "-half": "0.5"}
 """How the name of a corpus ends, and for what share of the slow steps the decoder learns alone in it."""
 MARK = "†"
 """Stands behind an error that takes sequences as independent, as releases did that did not keep `blocks`."""
+ONE_LINE = {"tinyshakespeare-longer": "below_twin", "worlds-longer": "closed"}
+"""README's corpora, and what it says of each."""
+LEFT_OUT = ("annealed", "best predictor", "tokens after")
+"""So begin the figures that the short tables do without."""
 MEANING = f"{MARK} Sequences taken as independent: where neighbours in a text are not, the error is too small."
 
 
-def write(tables: Mapping[str, str]) -> None:
-    """Each of `tables` into its place in the page, where it has one."""
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")
-
-
-def filled(text: str, tables: Mapping[str, str]) -> str:
-    """`text` with each part between `<!-- NAME -->` and `<!-- end NAME -->` made anew, where `tables` has it.
-
-    Raises:
-        ValueError: a part does not end.
-    """
-    for name, table in tables.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        text, count = pattern.subn(lambda match, table=table: f"{match[1]}{table}{match[2]}", text)
-        if count != text.count(f"<!-- {name} -->"):
-            raise ValueError(f"'{name}' begins more often than it ends")
-    return text
-
-
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
-    """All tables of a file of figures, by the name that marks each in the page."""
+    """All tables of a file of figures, by the name that marks each in a page."""
     made = {"shares": shares(found)} if any(f"{name}-half" in found for name in found) else {}
     for name, one in found.items():
         made |= {name: markdown(one), f"{name} along K": along_draws(one)}
-    return made
+        if any("bound" in row for row in one["rows"]):
+            made[f"{name} in short"] = short(one)
+    return made | {f"{name} in a line": _in_a_line(found[name]) for name in ONE_LINE if name in found}
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -62,6 +46,60 @@ def markdown(found: Mapping[str, Any]) -> str:
         lines += ["", _note(row), ""] if "bound" in row else [""]
     lines += [f"Machine: {found['machine']}, {found['threads'] or 'all'} threads."]
     return explained("\n".join(lines) + "\n")
+
+
+def short(found: Mapping[str, Any]) -> str:
+    """At most six figures, two columns a seed, and what they are figures of."""
+    rows = [row for row in map(_documents, found["rows"]) if "bound" in row]
+    seeds = [{label: cells for label, *cells in (*_figures(row), *_exact(row))} for row in rows]
+    columns = [column for row in rows for column in (f"seed {row['seed']}", "below the twin")]
+    lines = [_line(["nats a token", *columns]), "|---" * (len(columns) + 1) + "|"]
+    for label in seeds[0]:
+        if not label.startswith(LEFT_OUT):
+            lines.append(_line([label, *(cell for cells in seeds for cell in [*cells.get(label, []), "", ""][:2])]))
+    return explained("\n".join([*lines, "", *_facts(rows)]) + "\n")
+
+
+def _facts(rows: list[Mapping[str, Any]]) -> list[str]:
+    """How much text, by how many errors below the twin, bits a byte, and how far down to the floor; of all seeds."""
+    bound, gaps = rows[0]["bound"], [row["below_twin"] for row in rows]
+    errors = [
+        f"{_told(key)} {_both(gaps, lambda gap, key=key: gap[key]['nats_per_token'] / gap[key]['stderr'])}"
+        for key in ("bound", "prefix")
+        if all(key in gap for gap in gaps)
+    ]
+    mark = "" if all("blocks" in gap["bound"] for gap in gaps) else MARK
+    bounds, twins = ([row[side] for row in rows] for side in ("bound", "twin"))
+    level, twin = (_both(ones, lambda one: one["bits_per_byte"], 4) for ones in (bounds, twins))
+    rate = _both(bounds, lambda one: one["kl_nats_per_sequence"])
+    lines = [
+        f"{bound['sequences']} sequences, {bound['tokens']:,} tokens; rate {rate} nats a sequence. "
+        f"Bits a byte: at most {level}, twin {twin}.",
+        f"Below the twin by so many standard errors{mark}: {', '.join(errors)}.",
+        *_over({"the bound": bound, "its distance to the twin": gaps[0]["bound"]}.items()),
+    ]
+    if all("closed" in row for row in rows):
+        told = ", ".join(f"{_told(key)} {_shares_closed(rows, key)}" for key in ("bound", "importance-weighted"))
+        lines.append(f"Of the distance from twin to floor closed: {told}.")
+    return lines
+
+
+def _in_a_line(found: Mapping[str, Any]) -> str:
+    """README's figure of a corpus, of all seeds."""
+    rows = list(map(_documents, found["rows"]))
+    if "closed" in rows[0]:
+        weighted, elbo = (_shares_closed(rows, key) for key in ("importance-weighted", "bound"))
+        return f"{weighted} by {rows[0]['bound']['particles']} draws, {elbo} by the ELBO\n"
+    return f"{' and '.join(_gap(row['below_twin']['bound']) for row in rows)} nats a token by the ELBO\n"
+
+
+def _both(ones: list[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float], digits: int = 1) -> str:
+    return " and ".join(f"{value(one):.{digits}f}" for one in ones)
+
+
+def _shares_closed(rows: list[Mapping[str, Any]], key: str) -> str:
+    ones = [row["closed"][key] for row in rows]
+    return " and ".join(f"{pm(100 * one['share'], 100 * one['stderr'], over=one, digits=1)}%" for one in ones)
 
 
 def explained(table: str) -> str:

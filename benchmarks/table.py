@@ -1,23 +1,19 @@
-"""The figures of a benchmark file as Markdown: README's table, the generated parts of docs/speed.md, a dated note."""
+"""The figures of speed as Markdown: the tables of benchmarks/notes/speed.md, and a dated note."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.growth import predicted
 from benchmarks.results import explained, pm
 from pyro_ltm.config import ModelConfig, preset
 
-ROOT = Path(__file__).parents[1]
 UNFINISHED = ", unfinished"
 """So ends the name of the rows of a part that was cut short. No table has them."""
-MARKED = ("README.md", "docs/speed.md")
 
 
 def times(value: Mapping[str, float], digits: int = 2) -> str:
@@ -60,7 +56,7 @@ def targets(found: Mapping[str, Any]) -> str:
         rows += _shares("nano", step, None, others=found["nano"]["machine"]["bfloat16"] != "none")
     if "race" in found:
         for name in found["race"]["found"][0]["racers"]:
-            measured, ratio = _raced([one["racers"][name] for one in found["race"]["found"]])
+            measured, ratio = raced([one["racers"][name] for one in found["race"]["found"]])
             what = "nano" if name == "default" else f"nano, {name}"
             rows += [(f"time to the same bound, {what}", "plain, fresh noise", "8x", measured, ratio >= 8)]
     if "pipeline" in found:
@@ -101,9 +97,9 @@ def _speeds(part: Mapping[str, Any], others: bool = True) -> list[Row]:
     rows: list[Row] = [
         (what, "plain", f"{least}x", times(ratio), ratio["median"] >= least) for what, ratio, least in rated
     ]
-    held, peaks = _held(part), train["peak_bytes"]
+    weights, peaks = held(part), train["peak_bytes"]
     for key, note in (("ours, 2 fast steps", ""), ("recompute", "`slow.recompute`, ")):
-        for counted, more in (("beyond weights and optimizer", 0), ("with weights and optimizer", held)):
+        for counted, more in (("beyond weights and optimizer", 0), ("with weights and optimizer", weights)):
             what = f"peak memory of a training step, {note}{counted}, {dtype}"
             share = (peaks[key] + more) / (peaks["plain"] + more)
             rows += [(what, "plain", "half", f"{share:.2f} of it", share <= 0.5)]
@@ -132,14 +128,14 @@ def parameters(model: ModelConfig) -> int:
     return model.vocab_size * model.dim + model.layers * layer + model.dim
 
 
-def _held(part: Mapping[str, Any]) -> int:
+def held(part: Mapping[str, Any]) -> int:
     """Bytes of the weights and of Adam's two moments, all in single precision; gradients are in the peak itself."""
     counted = part["training_step"].get("parameters")  # not in files before the end of November 2026
     shape = preset(part["preset"])
     return 12 * (counted or parameters(dataclasses.replace(shape.model, vocab_size=shape.data.vocab_size)))
 
 
-def _raced(races: Sequence[Mapping[str, float] | None]) -> tuple[str, float]:
+def raced(races: Sequence[Mapping[str, float] | None]) -> tuple[str, float]:
     """How much sooner one came to plain's bound, the median over seeds; a race in which it never did counts as 0."""
     if not any(races):
         return "not reached", 0.0
@@ -377,23 +373,13 @@ TITLES = {
 }
 
 
+def tables(found: Mapping[str, Any]) -> dict[str, str]:
+    """By the name that marks each in a page."""
+    return {name: f"{make(found)}\n" for name, make in BLOCKS.items()}
+
+
 def note(found: Mapping[str, Any], date: str) -> str:
     """All of it on one dated page."""
     made = {name: make(found) for name, make in BLOCKS.items()}
     sections = [f"## {TITLES[name]}\n\n{text}" for name, text in made.items() if text]
     return "\n\n".join([f"# Speed, {date}", *sections]) + "\n"
-
-
-def filled(text: str, found: Mapping[str, Any]) -> str:
-    """`text` with each part between `<!-- NAME -->` and `<!-- end NAME -->` made anew."""
-    for name, make in BLOCKS.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        text = pattern.sub(lambda match, make=make: f"{match[1]}{make(found)}\n{match[2]}", text)
-    return text
-
-
-def write(found: Mapping[str, Any]) -> None:
-    """Fills README and docs."""
-    for name in MARKED:
-        path = ROOT / name
-        path.write_text(filled(path.read_text(encoding="utf-8"), found), encoding="utf-8")

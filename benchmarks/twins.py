@@ -1,13 +1,13 @@
 """Is the twin as good as it can be? Twins with a wider window, and after fewer slow steps, against the same LTM.
 
     python -m benchmarks.twins --out runs/protocols [--only wikitext-2-longer] [--seeds 0,1] [--shared ../shared]
-    python -m benchmarks.twins --table benchmarks/twins-DATE.json
+    python -m benchmarks.twins --table runs/protocols/twins.json
 
 Trains them by commands that it prints, on the tokens and beside the runs that `python -m benchmarks.protocols --out
 runs/protocols` made (or makes both), each twin with its own schedule of the slow learning rate. Then scores all on the
 same text, paired by sequence; the LTM by its ELBO, as there. `evaluate --twin` takes no twin with another window than
 the run's, so this is done with the library. Leaves OUT/twins.json. A run that is there already goes on where it was.
-The second form writes the table of such a file into docs/results.md.
+The second form publishes such a file: its table goes to benchmarks/notes/results.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results
+from benchmarks import pages, results
 from benchmarks.protocols import CORPORA
 from benchmarks.real_text import machine, run
 from pyro_ltm.data import TokenDataset, prepare
@@ -90,6 +90,11 @@ def held_out(model: Run, sources: list[str]) -> TokenDataset:
     return TokenDataset(prepare(sources, folder, **same, packing=packing, validation_fraction=0.0, overwrite=True))
 
 
+def tables(known: dict[str, Any]) -> dict[str, str]:
+    """By the name that marks each in a page."""
+    return {"twins": table(known)}
+
+
 def table(known: dict[str, Any]) -> str:
     """A row for each text, twin and seed."""
     columns = ["text", "twin with", "seed", "twin, exact", "below the tables' twin", "LTM's ELBO below this twin"]
@@ -128,14 +133,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--table", type=Path, help="write the table of such a file, and measure nothing")
+    parser.add_argument("--table", type=Path, help="publish such a file, and measure nothing")
     parser.add_argument("--only", choices=TEXTS)
     parser.add_argument("--seeds", default="0,1")
     options = parser.parse_args()
     if (options.out is None) == (options.table is None):
         parser.error("give either --out or --table")
     if options.table:
-        results.write({"twins": table(json.loads(options.table.read_text(encoding="utf-8")))})
+        pages.publish("twins", options.table, tables)
         return
     options.out.mkdir(parents=True, exist_ok=True)
     file, data = options.out / "twins.json", str(options.shared / "data")

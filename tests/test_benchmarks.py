@@ -8,7 +8,6 @@ import json
 import math
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -37,9 +36,6 @@ from pyro_ltm.model import Decoder
 from pyro_ltm.noise import DrawFrom, Noise, fold
 from pyro_ltm.objectives import AnalyticELBO
 from pyro_ltm.training import Run, Trainer
-
-ROOT = Path(__file__).parents[1]
-FIGURES = sorted((ROOT / "benchmarks").glob("speed-*.json"))
 
 
 def plain_of(model):
@@ -227,15 +223,6 @@ def test_the_plans_of_the_protocols_are_runs_that_can_be_made(corpus):
     loop = [one for one in judge["settings"] if one.partition(".")[0] in ("optimizer", "fast")]
     assert list(judge["settings"]) == loop
     Parts.check(apply_settings(config, loop))
-
-
-@pytest.mark.parametrize("name", table.MARKED)
-def test_tables_are_those_of_the_committed_figures(name):
-    assert FIGURES, "benchmarks/speed-DATE.json"
-    text = (ROOT / name).read_text(encoding="utf-8")
-    found = json.loads(FIGURES[-1].read_text(encoding="utf-8"))
-    assert "<!-- targets -->" in text
-    assert table.filled(text, found) == text
 
 
 @pytest.mark.parametrize(

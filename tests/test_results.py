@@ -1,22 +1,36 @@
-"""The tables of docs/results.md are those of the committed figures."""
+"""Tables and the picture in README, docs/ and the notes are those of the committed figures."""
 
 from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
+from PIL import Image
 from pyro_ltm_cli.evaluate import READS
 from pyro_ltm_cli.evaluate import command as evaluate
 
-from benchmarks import field_tables, protocols, results, twins
+from benchmarks import field_tables, pages, pictures, protocols, results, speed_short, table, twins
+from benchmarks.pages import newest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+HOW = {
+    "protocols": "benchmarks.protocols",
+    "twins": "benchmarks.twins",
+    "field": "benchmarks.field",
+    "speed": "benchmarks",
+}
+"""What makes and publishes each kind of figures."""
 
 
-def newest(kind):
-    return json.loads(max(BENCHMARKS.glob(f"{kind}-????-??-??.json")).read_text(encoding="utf-8"))
+def made(kind):
+    """The tables of the newest figures of a kind."""
+    makers = {
+        "protocols": [results.tables],
+        "twins": [twins.tables],
+        "field": [field_tables.tables],
+        "speed": [table.tables, speed_short.tables],
+    }
+    return {name: text for make in makers[kind] for name, text in make(newest(kind)).items()}
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +38,59 @@ def found():
     return newest("protocols")
 
 
-def test_the_page_has_the_tables_of_the_newest_files(found):
-    text = results.PAGE.read_text(encoding="utf-8")
-    marked = set(re.findall(r"^<!-- (?!end )([\w -]+) -->$", text, re.MULTILINE))
+@pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.relative_to(pages.ROOT).as_posix())
+def test_pages_have_the_tables_of_the_newest_files(page):
+    text = page.read_text(encoding="utf-8")
+    marked = set(re.findall(r"^<!-- (?!end )(.+) -->$", text, re.MULTILINE))
+    assert marked <= {name for kind in HOW for name in made(kind)}
+    for kind, module in HOW.items():
+        newer = f"run: python -m {module} --table {max(pages.FIGURES.glob(f'{kind}-????-??-??.json')).name}"
+        assert pages.filled(text, made(kind)) == text, newer
+
+
+def test_every_table_of_a_benchmark_has_its_place(found):
+    text = "".join(page.read_text(encoding="utf-8") for page in pages.pages())
+    marked = set(re.findall(r"^<!-- (?!end )(.+) -->$", text, re.MULTILINE))
     assert set(found) <= set(protocols.CORPORA)
-    made = {"twins": twins.table(newest("twins")), **field_tables.tables(newest("field"))}
-    assert set(made) <= marked <= set(made) | set(results.tables(found))
-    for name, tables in (("protocols", results.tables(found)), ("twins or benchmarks.field", made)):
-        assert results.filled(text, tables) == text, f"run: python -m benchmarks.{name} --table FILE"
+    assert marked >= {"twins", "shares", *made("field"), *made("speed")}
+
+
+def test_the_picture_is_of_the_newest_figures(found, tmp_path):
+    """It carries a digest of what it shows."""
+    shown = pictures.digest(pictures.plotted(found))
+    assert Image.open(pictures.RESULTS).text["Description"] == shown, "run: python -m benchmarks.protocols --table FILE"
+    pictures.draw(found, tmp_path / "again.png")
+    assert Image.open(tmp_path / "again.png").text["Description"] == shown
+
+
+def test_new_figures_take_the_place_of_the_old_by_one_command(tmp_path, monkeypatch):
+    figures, page = tmp_path / "benchmarks", tmp_path / "README.md"
+    figures.mkdir()
+    page.write_text("before\n<!-- a -->\nold\n<!-- end a -->\n<!-- b -->\nold\n<!-- end b -->\n")
+    (figures / "protocols-2026-01-01.json").write_text('{"a": 1, "b": 2}\n')
+    for name, value in (("ROOT", tmp_path), ("FIGURES", figures)):
+        monkeypatch.setattr(pages, name, value)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "protocols.json").write_text(json.dumps({"a": [f"{out}/a/ltm-0"]}))
+    found = pages.publish(
+        "protocols", out / "protocols.json", lambda found: {name: f"{found[name]}\n" for name in found}
+    )
+    assert found == {"a": ["runs/protocols/a/ltm-0"], "b": 2} == pages.newest("protocols")
+    assert len(list(figures.glob("*.json"))) == 2
+    assert "<!-- a -->\n['runs/protocols/a/ltm-0']\n<!-- end a -->\n<!-- b -->\n2\n<!-- end b -->" in page.read_text()
+    # Figures that are there already make no new file.
+    pages.publish("protocols", out / "protocols.json", lambda found: {})
+    assert len(list(figures.glob("*.json"))) == 2
+    with pytest.raises(ValueError, match="begins more often than it ends"):
+        pages.filled("<!-- a -->\n", {"a": "1\n"})
+
+
+def test_short_tables_are_short(found):
+    for name, tables in (("results", made("protocols")), ("speed", made("speed"))):
+        for key, text in tables.items():
+            if key.endswith("in short"):
+                assert text.count("\n|") <= 1 + 6, (name, key)
 
 
 def test_figures_are_of_runs_that_their_twins_fit(found):
@@ -50,7 +109,7 @@ def test_no_file_names_a_folder_of_the_machine_that_measured_it():
 
 def test_the_twins_are_compared_with_those_of_the_tables():
     """The same run on the same text, by the library and by the command line, comes to the same figure."""
-    path = max(BENCHMARKS.glob("twins-????-??-??.json"))
+    path = max(pages.FIGURES.glob("twins-????-??-??.json"))
     found = json.loads(path.with_name(path.name.replace("twins", "protocols")).read_text(encoding="utf-8"))
     for name, one in json.loads(path.read_text(encoding="utf-8")).items():
         rows = {row["seed"]: row for row in found[name]["rows"]}
@@ -77,10 +136,11 @@ def with_blocks(one, blocks):
 def test_errors_that_take_sequences_as_independent_are_marked(found):
     blocks = {"count": 14, "length": 7, "of": "sequences", "units": 100}
     text, world = found["wikitext-2-longer"], found["worlds-longer"]
-    for make in (results.markdown, results.along_draws):
+    for make in (results.markdown, results.along_draws, results.short):
         old, new = make(with_blocks(text, None)), make(with_blocks(text, blocks))
         errors = old.count("±")
-        assert old.count(results.MARK) == errors + 1, "each, and what the mark means"
+        marked = errors + (make is results.short)  # multiples of errors, too
+        assert old.count(results.MARK) == marked + 1, "each, and what the mark means"
         assert old.endswith(f"{results.MEANING}\n")
         assert results.MARK not in new
         assert new.count("±") == errors

@@ -1,0 +1,82 @@
+"""The few rows of README and docs/speed.md, made from a file of figures of speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.table import held, percent, raced, times
+
+
+def tables(found: Mapping[str, Any]) -> dict[str, str]:
+    """By the name that marks each in a page."""
+    return {
+        "speed in short": _processors([found[part]["found"] for part in ("speed", "float32") if part in found]),
+        "gpu in short": _gpu([part["found"] for name, part in found.items() if name.startswith("gpu-")]),
+        "nano in short": _nano(found),
+        "speed in a line": _in_a_line(found),
+    }
+
+
+def _processors(parts: list[Mapping[str, Any]]) -> str:
+    """`medium`, a column for each processor."""
+    steps, trains = [part["fast_step"] for part in parts], [part["training_step"] for part in parts]
+    writing = [part["generation"] for part in parts]
+    written = f"writing {writing[0]['new_tokens']} tokens in a batch of {writing[0]['sequences']}, against plain"
+    rows = [
+        ["one fast step, against plain", *(times(one["faster_than_plain"]["ours"]) for one in steps)],
+        ["... on a quarter of the tokens", *(times(one["faster_than_plain"]["quarter"]) for one in steps)],
+        ["a training step, 16 fast steps, against plain", *(times(one["faster_than_plain"]["ours"]) for one in trains)],
+        [written, *(times(one["faster_than_plain"]) for one in writing)],
+        ["one fast step, share of the roofline", *(percent(one["roofline"]["ours"]["share_of_it"]) for one in steps)],
+        ["peak memory of a training step, share of plain's", *map(_memory, parts)],
+    ]
+    return _table([parts[0]["preset"], *(f"in {one['dtype']}" for one in steps)], rows)
+
+
+def _memory(part: Mapping[str, Any]) -> str:
+    """With weights and optimizer, and what the step holds beyond them."""
+    peaks, own = part["training_step"]["peak_bytes"], held(part)
+    beyond, whole = ((peaks["ours, 2 fast steps"] + more) / (peaks["plain"] + more) for more in (0, own))
+    return f"{whole:.2f} ({beyond:.2f} beyond weights and optimizer)"
+
+
+def _gpu(parts: list[Mapping[str, Any]]) -> str:
+    """A training step of each of the paper's presets."""
+    rows = []
+    for part in parts:
+        one = part["training"]
+        against = one["faster_than_plain"]
+        shares = [f"{one['share_of_peak'][way]['nominal']:.0%}" for way in ("ours", "ours, compiled")]
+        compiled = one["faster_than_compiled_plain"]["ours, compiled"]
+        cells = [f"{part['preset']}, {part['fast_steps']} fast steps", times(against["ours"])]
+        rows.append([*cells, times(against["ours, compiled"]), times(compiled), " and ".join(shares)])
+    columns = ["a training step, bfloat16", "ours, against plain", "`compile=true`, against plain"]
+    return _table([*columns, "... against plain, compiled", "of the GPU's nominal peak"], rows)
+
+
+def _nano(found: Mapping[str, Any]) -> str:
+    """What the small preset and the command line cost."""
+    step, races = found["nano"]["found"]["fast_step"], found["race"]["found"]
+    pipeline = found["pipeline"]["found"]
+    waits = pipeline["waiting"]["data_seconds"] / pipeline["waiting"]["step_seconds"]
+    rows = [
+        ["time of a fast step with Pyro, against none", times(step["time_of_tensor"], 3)],
+        ["one fast step, share of the roofline", percent(step["roofline"]["ours"]["share_of_it"])],
+        ["time to the bound of plain's training", raced([one["racers"]["default"] for one in races])[0]],
+        ["`pyro-ltm --help`", f"{pipeline['start_up']['pyro-ltm --help']['median']:.2f} s"],
+        ["waiting for data", f"{waits:.1%} of a training step"],
+    ]
+    return _table(["`nano`", ""], rows)
+
+
+def _in_a_line(found: Mapping[str, Any]) -> str:
+    """README's figure: a training step on a processor."""
+    ours, on = found["speed"]["found"], found["speed"]["machine"]
+    ratio = times(ours["training_step"]["faster_than_plain"]["ours"])
+    return f"{ratio} (`{ours['preset']}`, {ours['fast_step']['dtype']}, {on['threads']} threads of {on['processor']})\n"
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (columns, *rows)]
+    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]]) + "\n"
