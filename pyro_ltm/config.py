@@ -195,7 +195,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     guide: Component = field(default_factory=lambda: Component(name="mean-field"))
     objective: Component = field(default_factory=lambda: Component(name="analytic-elbo", options={"warmup": 0.5}))
-    # An eps of 1, Adam's own default here, suits a few fast steps; with 16 a smaller one finds more (docs/decisions.md).
+    # An eps of 1, Adam's own default here, suits few fast steps; with 16 a smaller one finds more (docs/decisions.md).
     optimizer: Component = field(default_factory=lambda: Component(name="adam", options={"eps": 0.01}))
     fast: FastConfig = field(default_factory=FastConfig)
     slow: SlowConfig = field(default_factory=SlowConfig)
