@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 from functools import cache
 from pathlib import Path
@@ -46,6 +48,11 @@ def test_all_of_it_is_read_in_an_hour():
     assert sum(words.values()) <= WORDS, words
 
 
+@pytest.mark.parametrize(("name", "most"), [("docs/thoughts.md", 600), ("docs/benchmarks.md", 1300)])
+def test_references_stay_short(name, most):
+    assert len((ROOT / name).read_text(encoding="utf-8").split()) <= most
+
+
 def test_pictures_are_small():
     sizes = {named(path): path.stat().st_size for path in ROOT.glob("docs/**/*") if path.is_file()}
     assert not {name: size for name, size in sizes.items() if size > 200_000}
@@ -68,6 +75,15 @@ def test_links_lead_somewhere(page):
         if not target.exists() or (anchor and anchor not in anchors(target.resolve())):
             wrong.append(link)
     assert not wrong
+
+
+@each([*READ, ROOT / "CONTRIBUTING.md"])
+def test_python_on_a_page_imports_what_there_is(page):
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pyro_ltm"):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
 
 
 @cache
