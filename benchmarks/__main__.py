@@ -29,7 +29,7 @@ from benchmarks.interleave import machine
 from pyro_ltm.config import preset, suggest
 from pyro_ltm.data import TokenDataset, prepare
 from pyro_ltm.errors import UserError
-from pyro_ltm.training.run import check_fits
+from pyro_ltm.runs.run import check_fits
 
 READING = ("race", "levers")
 """Parts that train on text."""

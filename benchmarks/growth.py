@@ -18,8 +18,8 @@ import torch
 from benchmarks.interleave import interleaved, summary
 from benchmarks.roofline import fast_step_products
 from pyro_ltm.config import Config, ModelConfig
-from pyro_ltm.evaluation.memory import peak_memory
 from pyro_ltm.inference.parts import Parts
+from pyro_ltm.profiling.memory import peak_memory
 from pyro_ltm.types import Batch
 
 BASE = {"length": 512, "fast_steps": 4, "thoughts": 8, "sequences": 4, "vocabulary": 2048, "window": 64}

@@ -18,8 +18,8 @@ import pyro
 
 from benchmarks.levers_training import Training, configure, judge, learning, level, remembering, together, warmed
 from pyro_ltm.data import TokenDataset
-from pyro_ltm.evaluation import Bound
 from pyro_ltm.inference.parts import Parts
+from pyro_ltm.scores import Bound
 
 ROWS: dict[str, list[str]] = {
     "default": [],

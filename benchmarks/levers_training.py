@@ -11,13 +11,14 @@ import torch
 
 from pyro_ltm.config import Config, apply_settings, preset
 from pyro_ltm.data import DataOrder, TokenDataset
-from pyro_ltm.evaluation import Bound, difference, evaluate_bound
-from pyro_ltm.evaluation.figure import plain
-from pyro_ltm.inference import Adam, fit_posterior
+from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import DrawFrom, fold
+from pyro_ltm.optimizers import Adam
+from pyro_ltm.runs.run import dataset_batches
+from pyro_ltm.scores import Bound, difference, evaluate_bound
+from pyro_ltm.scores.estimate import plain
 from pyro_ltm.training import train_step
-from pyro_ltm.training.run import dataset_batches
 from pyro_ltm.training.schedule import learning_rate, stage
 from pyro_ltm.training.step import slow_loss, step_where
 from pyro_ltm.training.trainer import slow_optimizer

@@ -12,7 +12,7 @@ from benchmarks.interleave import interleaved, ratio, summary
 from pyro_ltm.config import apply_settings, preset
 from pyro_ltm.data import TokenDataset, prepare, read_source
 from pyro_ltm.data.tokenizer import Tokenizer
-from pyro_ltm.training.speed import measure_speed
+from pyro_ltm.profiling.speed import measure_speed
 
 CORPUS = "python-docs"
 COPIES = 4

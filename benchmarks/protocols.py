@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import pages, pictures, results
 from benchmarks.real_text import machine, run
-from pyro_ltm.training.kept import beside
+from pyro_ltm.runs.evaluation_file import merged
 
 LONG = [
     *("--preset", "nano", "--set", "model.window=8", "--set", "fast.steps=16", "--set", "slow.batch_size=4"),
@@ -177,7 +177,7 @@ def measure(
             train = ("train", "--data", tokens, "--out", folder, *plan["train"], *extra)
             run(*train, "--seed", str(seed), "--resume")
         found = run("evaluate", ltm, "--twin", twin, *judging(plan, protocol), *JUDGED)
-        rows[seed] = {"seed": seed, **(beside(rows[seed], found) if seed in rows else found)}
+        rows[seed] = {"seed": seed, **(merged(rows[seed], found) if seed in rows else found)}
     ordered = [rows[seed] for seed in sorted(rows)]
     return {"machine": machine(), "threads": os.environ.get("OMP_NUM_THREADS"), "rows": ordered}
 

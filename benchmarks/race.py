@@ -24,8 +24,8 @@ from benchmarks.plain import FastLoop, Plain, plain_train_step
 from benchmarks.speed import plain_shape
 from pyro_ltm.config import Config
 from pyro_ltm.data import TokenDataset
-from pyro_ltm.evaluation import Bound
 from pyro_ltm.inference.parts import Parts
+from pyro_ltm.scores import Bound
 from pyro_ltm.training.schedule import learning_rate
 from pyro_ltm.types import Batch
 

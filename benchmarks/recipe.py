@@ -21,11 +21,12 @@ import torch
 from benchmarks.results import explained, pm
 from pyro_ltm.config import apply_settings, preset
 from pyro_ltm.data import TokenDataset, unigram_nats
-from pyro_ltm.evaluation import Bound, evaluate_bound
-from pyro_ltm.inference import Adam
 from pyro_ltm.inference.parts import Parts
-from pyro_ltm.training import Run, Trainer
-from pyro_ltm.training.run import dataset_batches
+from pyro_ltm.optimizers import Adam
+from pyro_ltm.runs import Run
+from pyro_ltm.runs.run import dataset_batches
+from pyro_ltm.scores import Bound, evaluate_bound
+from pyro_ltm.training import Trainer
 
 TWIN = ["model.thoughts=0"]
 PAPER_ADAM = ["optimizer.lr=0.3", "optimizer.beta1=0.9", "optimizer.eps=1e-8"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pyro_ltm.evaluation.dependence import Blocks
+from pyro_ltm.scores.dependence import Blocks
 
 SIDES = ("below_twin", "above_floor")
 SHARES = {"-thoughts-first": "0", "": "0.1", "-half": "0.5"}

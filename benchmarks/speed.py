@@ -19,10 +19,11 @@ from benchmarks.plain import FastLoop, Plain, Shape, plain_train_step
 from benchmarks.roofline import Roofline, fast_step_products, measure
 from benchmarks.tensor import tensor_fit
 from pyro_ltm.config import ModelConfig, apply_settings, preset
-from pyro_ltm.evaluation.memory import peak_memory
 from pyro_ltm.inference import fit_posterior
-from pyro_ltm.inference.parts import DTYPES, Parts, settled
+from pyro_ltm.inference.parts import Parts
+from pyro_ltm.model.precision import DTYPES, resolve_dtype
 from pyro_ltm.model.sampling import sample_tokens
+from pyro_ltm.profiling.memory import peak_memory
 from pyro_ltm.training import train_step
 from pyro_ltm.training.trainer import slow_optimizer
 from pyro_ltm.types import Batch
@@ -61,7 +62,7 @@ class Yard:
         self.device = torch.device(device)
         asked = [f"dtype={dtype}"] if dtype else []
         chosen = apply_settings(preset(name), [f"model.vocab_size={vocabulary}", *asked, *settings])
-        self.config = settled(chosen, device)
+        self.config = resolve_dtype(chosen, device)
         self.precisions = {one: self._built(f"dtype={one}") for one in ([dtype] if dtype else DTYPES)}
         self.parts = self.precisions[self.config.dtype]
         self.compiled = self._built("compile=true")

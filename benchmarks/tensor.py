@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_ltm.inference import Adam
 from pyro_ltm.model import Decoder
 from pyro_ltm.noise import Noise
+from pyro_ltm.optimizers import Adam
 from pyro_ltm.types import Batch, frozen
 
 

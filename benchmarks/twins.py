@@ -23,8 +23,8 @@ from benchmarks import pages, results
 from benchmarks.protocols import CORPORA
 from benchmarks.real_text import machine, run
 from pyro_ltm.data import TokenDataset, prepare
-from pyro_ltm.evaluation import Bound, difference
-from pyro_ltm.training import Run
+from pyro_ltm.runs import Run
+from pyro_ltm.scores import Bound, difference
 
 TEXTS = ("wikitext-2-longer", "tinyshakespeare-longer")
 TABLES = "a window of 8, 2,000 slow steps"

@@ -21,11 +21,12 @@ import torch
 
 from pyro_ltm.config import apply_settings, preset
 from pyro_ltm.data import TokenDataset
-from pyro_ltm.evaluation import evaluate_bound, evaluate_floor
-from pyro_ltm.inference import Adam
 from pyro_ltm.inference.parts import Parts
-from pyro_ltm.training import Run, Trainer
-from pyro_ltm.training.run import dataset_batches
+from pyro_ltm.optimizers import Adam
+from pyro_ltm.runs import Run
+from pyro_ltm.runs.run import dataset_batches
+from pyro_ltm.scores import evaluate_bound, evaluate_floor
+from pyro_ltm.training import Trainer
 
 ROWS: dict[str, tuple[int, list[str]]] = {  # slow steps, and what differs from nano with a window of 8
     "twin": (1500, ["model.thoughts=0"]),

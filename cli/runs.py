@@ -16,8 +16,8 @@ from .progress import Reporter
 
 if TYPE_CHECKING:
     from pyro_ltm.data import Reading, TokenDataset, World
-    from pyro_ltm.training import Run
-    from pyro_ltm.training.samples import Scorer
+    from pyro_ltm.runs import Run
+    from pyro_ltm.tasks.written_texts import Scorer
 
 
 def check_device(name: str) -> str:
@@ -49,7 +49,7 @@ def check_device(name: str) -> str:
 def open_run(folder: Path, common: Common) -> Run:
     """The run in `folder`, on the device and in the precision asked for."""
     device = check_device(common.device)
-    from pyro_ltm.training import Run
+    from pyro_ltm.runs import Run
 
     return Run.load(folder, device=device, dtype=common.dtype)
 
@@ -73,7 +73,7 @@ def check_twin(run: Run, twin: Run) -> list[str]:
 
     Raises UserError when the two do not read the same tokens.
     """
-    from pyro_ltm.training.protocols import taught_otherwise
+    from pyro_ltm.runs.protocols import taught_otherwise
 
     from .output import note
 
@@ -156,8 +156,8 @@ def check_target(path: Path, *inputs: Path | None) -> None:
     if any(one is not None and one.exists() and path.exists() and one.samefile(path) for one in inputs):
         raise UserError(f"{path}: is read by this command, and not written over; name another file")
     from pyro_ltm.data.folder import is_prepared, strangers
+    from pyro_ltm.runs.folder import CONFIG
     from pyro_ltm.training.launch import WRITTEN
-    from pyro_ltm.training.run import CONFIG
 
     place, name = path.absolute().parent, path.name
     of_a_run = (place / CONFIG).is_file() and name in (CONFIG, "data.json", "init.json", *WRITTEN)

@@ -8,8 +8,8 @@ from typing import Any
 
 def summarize(folder: Path) -> dict[str, Any]:
     """The counts so far, the last validation, and the two levels that it has to beat; None where unknown."""
-    from pyro_ltm.training.metrics import read_metrics
-    from pyro_ltm.training.run import METRICS
+    from pyro_ltm.runs.folder import METRICS
+    from pyro_ltm.runs.metrics import read_metrics
 
     rows = read_metrics(folder / METRICS)
     trained = _of_kind(rows, "train")

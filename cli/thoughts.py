@@ -33,7 +33,7 @@ def check_target(path: Path) -> None:
 
 def write_thoughts(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Writes tensors and `meta` in one file, as its suffix says, whole or not at all. In .npz, `meta` is JSON."""
-    from pyro_ltm.training.run import write_tensors
+    from pyro_ltm.runs.folder import write_tensors
 
     if path.suffix.lower() == ".npz":
         write_atomically(path, lambda temporary: _write_arrays(temporary, tensors, meta))

@@ -15,12 +15,12 @@ import pyro.distributions as dist
 import torch
 
 import pyro_ltm as ltm
-from pyro_ltm.evaluation.compare_table import findings, short_table
-from pyro_ltm.evaluation.page import write_outcome
+from pyro_ltm.comparison.named import guides_for, objectives_for
+from pyro_ltm.comparison.trainings import compare_run
 from pyro_ltm.guides import Guide
 from pyro_ltm.objectives import Objective
-from pyro_ltm.training.compare import compare_run
-from pyro_ltm.training.members import guides_for, objectives_for
+from pyro_ltm.reports.comparison_page import write_outcome
+from pyro_ltm.reports.comparison_table import findings, short_table
 
 
 class Isotropic(Guide):

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyro_ltm import UserError
-from pyro_ltm.training.metrics import read_metrics
+from pyro_ltm.runs.metrics import read_metrics
 
 console = Console()
 SENTENCE = "If the file does not exist, the function returns None and the list is not changed."

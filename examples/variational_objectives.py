@@ -50,8 +50,7 @@ from matplotlib.patches import FancyBboxPatch
 import pyro_ltm as ltm
 from pyro_ltm import fit_posterior
 from pyro_ltm.guides import Delta, FullRank, Guide, MeanField, Mixture
-from pyro_ltm.inference import Adam
-from pyro_ltm.inference.target import Target
+from pyro_ltm.inference.log_joint import Target
 from pyro_ltm.noise import rsample_from
 from pyro_ltm.objectives import (
     IWAE,
@@ -64,6 +63,7 @@ from pyro_ltm.objectives import (
     Renyi,
     TargetRate,
 )
+from pyro_ltm.optimizers import Adam
 
 started = time.perf_counter()
 torch.set_num_threads(1)  # models this small gain nothing from a second

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from pyro_ltm.config import Config, apply_settings, load_toml, preset
     from pyro_ltm.data import TokenDataset, Tokenizer, prepare
     from pyro_ltm.errors import UserError
-    from pyro_ltm.evaluation import Bound, evaluate_bound
     from pyro_ltm.inference import fit_posterior
     from pyro_ltm.model import LatentThoughtModel, Sampler
-    from pyro_ltm.training import Run, train
+    from pyro_ltm.runs import Run
+    from pyro_ltm.scores import Bound, evaluate_bound
+    from pyro_ltm.training import train
     from pyro_ltm.types import Batch
 
 __version__ = "0.1.0"
@@ -29,16 +30,16 @@ __version__ = "0.1.0"
 # Where each name lives.
 _HOME = {
     "Batch": "types",
-    "Bound": "evaluation",
+    "Bound": "scores",
     "Config": "config",
     "LatentThoughtModel": "model",
-    "Run": "training",
+    "Run": "runs",
     "Sampler": "model",
     "TokenDataset": "data",
     "Tokenizer": "data",
     "UserError": "errors",
     "apply_settings": "config",
-    "evaluate_bound": "evaluation",
+    "evaluate_bound": "scores",
     "fit_posterior": "inference",
     "load_toml": "config",
     "prepare": "data",

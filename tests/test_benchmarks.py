@@ -12,8 +12,8 @@ from collections import Counter
 import pytest
 import torch
 from helpers.tiny import telling_model, tiny_batch, tiny_config, tiny_model
-from pyro_ltm_cli.evaluate import command as evaluate
-from pyro_ltm_cli.train import command as train
+from pyro_ltm_cli.commands.evaluate import command as evaluate
+from pyro_ltm_cli.commands.train import command as train
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import __main__ as program
@@ -28,14 +28,15 @@ from benchmarks.tensor import tensor_fit
 from pyro_ltm.config import Component, Config, FastConfig, SlowConfig, apply_settings, preset
 from pyro_ltm.data import TokenDataset, prepare
 from pyro_ltm.errors import UserError
-from pyro_ltm.evaluation import evaluate_reference
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.model import Decoder
 from pyro_ltm.noise import DrawFrom, Noise, fold
 from pyro_ltm.objectives import AnalyticELBO
-from pyro_ltm.training import Run, Trainer
+from pyro_ltm.runs import Run
+from pyro_ltm.scores import evaluate_reference
+from pyro_ltm.training import Trainer
 
 
 def plain_of(model):
@@ -169,7 +170,7 @@ def test_interleaved_runs_take_turns_and_real_time():
 
 
 def test_memory_of_a_training_step_does_not_grow_with_its_fast_steps():
-    from pyro_ltm.evaluation.memory import peak_memory
+    from pyro_ltm.profiling.memory import peak_memory
 
     model, batch = tiny_model(tiny_config(max_length=128)), tiny_batch(4, 128)
 

@@ -1,22 +1,15 @@
 """The fast loop: posteriors fitted to sequences, and what they are good for."""
 
+from pyro_ltm.inference.compatibility import check_fit, couples_batch, refusal
 from pyro_ltm.inference.families import FAMILIES
-from pyro_ltm.inference.fit import check_fit, couples_batch, refusal
 from pyro_ltm.inference.generation import Generated, Reconstruction, continuation, generate, infer_thoughts, reconstruct
 from pyro_ltm.inference.learning import guide_loss
-from pyro_ltm.inference.optimizers import LBFGS, OPTIMIZERS, SGD, Adam, FastOptimizer, Natural
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.inference.posterior import Posterior, fit_posterior, fit_to_score, sequence_bounds
 
 __all__ = [
     "FAMILIES",
-    "LBFGS",
-    "OPTIMIZERS",
-    "SGD",
-    "Adam",
-    "FastOptimizer",
     "Generated",
-    "Natural",
     "Parts",
     "Posterior",
     "Reconstruction",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,20 +11,16 @@ import torch
 from pyro_ltm.config import Component, Config, FastConfig, ModelConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide, MeanField
+from pyro_ltm.inference.compatibility import check_fit
+from pyro_ltm.inference.cuda_graph import Recorder
 from pyro_ltm.inference.families import FAMILIES
-from pyro_ltm.inference.fit import check_fit
-from pyro_ltm.inference.optimizers import OPTIMIZERS, Adam, FastOptimizer
 from pyro_ltm.inference.posterior import Posterior, fit_to_score
-from pyro_ltm.inference.recorder import Recorder
 from pyro_ltm.model import LatentThoughtModel
+from pyro_ltm.model.precision import DTYPES, resolve_dtype
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO, Objective, Terms
+from pyro_ltm.optimizers.fast import OPTIMIZERS, Adam, FastOptimizer
 from pyro_ltm.types import Batch
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-GAIN = 1.5
-"""How much faster products in bfloat16 must be to be taken; what else a step does stays in single precision."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ class Parts:
         Raises:
             UserError: an unknown name or option, or an objective that does not fit the guide.
         """
-        config = settled(config, device)
+        config = resolve_dtype(config, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold(config.seed, "weights"))
             model = LatentThoughtModel(config.model, DTYPES[config.dtype]).to(device)
@@ -127,36 +122,6 @@ class Parts:
     def steps(self, asked: int | None) -> int:
         """Fast steps to take: those asked for, else the run's own; none for the twin."""
         return self.fast.steps if asked is None or not self.model.config.thoughts else asked
-
-
-def settled(config: Config, device: torch.device | str) -> Config:
-    """`config` with a precision in place of `dtype = "auto"`, by timing a product of the decoder on `device`.
-
-    A processor says that it has bfloat16 also where its products are slower in it.
-    """
-    if config.dtype != "auto":
-        return config
-    device = torch.device(device)
-    if device.type == "meta":
-        return dataclasses.replace(config, dtype="float32")
-    seconds = product_seconds(config.model, device)
-    gains = seconds["float32"] > GAIN * seconds["bfloat16"]
-    return dataclasses.replace(config, dtype="bfloat16" if gains else "float32")
-
-
-def product_seconds(model: ModelConfig, device: torch.device, repeats: int = 10) -> dict[str, float]:
-    """Shortest time of the feed-forward layer's first product for one sequence, in each precision, taken in turn."""
-    shapes = (model.max_length, model.dim), (model.dim, model.hidden_width)
-    factors = {
-        name: [torch.ones(shape, dtype=dtype, device=device) for shape in shapes] for name, dtype in DTYPES.items()
-    }
-    times: dict[str, list[float]] = {name: [] for name in DTYPES}
-    for _ in range(repeats):
-        for name, (rows, weight) in factors.items():
-            began = time.perf_counter()
-            float((rows @ weight)[0, 0])  # to be read, it must be there
-            times[name].append(time.perf_counter() - began)
-    return {name: min(taken) for name, taken in times.items()}
 
 
 def _recorder(config: Config, device: torch.device) -> Recorder | None:

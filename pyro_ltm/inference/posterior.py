@@ -19,14 +19,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pyro_ltm.divergence import analytic_kl
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference.fit import check_fit, check_fixed_noise, check_precision, couples_batch
-from pyro_ltm.inference.optimizers import Adam, FastOptimizer
-from pyro_ltm.inference.recorder import Recorder, kind_of
+from pyro_ltm.inference.compatibility import check_fit, check_fixed_noise, check_precision, couples_batch
+from pyro_ltm.inference.cuda_graph import Recorder, kind_of
+from pyro_ltm.inference.log_joint import Target
 from pyro_ltm.inference.samplers import Sampler
-from pyro_ltm.inference.subsample import subsampled
-from pyro_ltm.inference.target import Target
+from pyro_ltm.inference.token_subsample import subsampled
 from pyro_ltm.noise import DrawFrom, Noise, draw, fold
 from pyro_ltm.objectives import Objective, Terms
+from pyro_ltm.optimizers.fast import Adam, FastOptimizer
 from pyro_ltm.types import Batch, State, frozen
 
 Watch = Callable[[int, State], None]

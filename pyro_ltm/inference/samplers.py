@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference.optimizers import FastOptimizer
-from pyro_ltm.inference.target import Target
+from pyro_ltm.inference.log_joint import Target
 from pyro_ltm.noise import Noise, Normals, fold, rsample_from
+from pyro_ltm.optimizers.fast import FastOptimizer
 from pyro_ltm.types import Batch, Card, Registry, State
 
 Watch = Callable[[int, State], None]

@@ -28,8 +28,8 @@ from pyro_ltm.data import Tokenizer as Codec
 from pyro_ltm.data.fidelity import Fidelity
 from pyro_ltm.data.tokenizer_file import open_tokenizer
 from pyro_ltm.errors import UserError, one_line
-from pyro_ltm.evaluation.figure import Figure, perplexity, plain
 from pyro_ltm.reading import read_json
+from pyro_ltm.scores.estimate import Figure, perplexity, plain
 
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")

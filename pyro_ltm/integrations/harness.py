@@ -32,11 +32,11 @@ import torch
 from pyro_ltm.config import suggest
 from pyro_ltm.data.fidelity import Fidelity
 from pyro_ltm.errors import UserError, one_line
-from pyro_ltm.evaluation.predictive import Context, Piece, Predictor, Tokens, windows
 from pyro_ltm.inference import continuation
 from pyro_ltm.model import Sampler, sample_tokens
 from pyro_ltm.noise import fold
-from pyro_ltm.training import Run
+from pyro_ltm.runs import Run
+from pyro_ltm.scores.continuation import Context, Piece, Predictor, Tokens, windows
 
 try:
     import lm_eval

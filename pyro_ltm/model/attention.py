@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pyro_ltm.model.kernels import (
+from pyro_ltm.model.kernels.attention import (
     FUSED,
     FUSED_BACKWARD,
     attend,

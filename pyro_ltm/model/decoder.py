@@ -24,8 +24,8 @@ from torch.utils.checkpoint import checkpoint
 from pyro_ltm.config import ModelConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.model.attention import Attention, rotary_table, windowed_attention
-from pyro_ltm.model.head import HeldWeight, token_log_probs
-from pyro_ltm.model.kernels import attend
+from pyro_ltm.model.kernels.attention import attend
+from pyro_ltm.model.kernels.head import HeldWeight, token_log_probs
 from pyro_ltm.model.linear import Linear
 from pyro_ltm.model.norm import RMSNorm
 

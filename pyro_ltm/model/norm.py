@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_ltm.model.kernels import chooses_its_kernel
+from pyro_ltm.model.kernels.attention import chooses_its_kernel
 
 
 class RMSNorm(nn.RMSNorm):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.model.decoder import Decoder
-from pyro_ltm.model.packed import packed
+from pyro_ltm.model.kernels.packed import packed
 
 Generators = torch.Generator | Sequence[torch.Generator]
 """One for all rows; or one for each, so that what a row draws does not depend on the others."""

@@ -15,22 +15,14 @@ from pyro_ltm.data.presets import preset_for
 from pyro_ltm.data.sources import sources_of
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
-from pyro_ltm.inference.parts import Parts, settled
+from pyro_ltm.inference.parts import Parts
 from pyro_ltm.locks import locks_out
-from pyro_ltm.training.data_note import DATA, noted_data, open_data, own_data, record_data
-from pyro_ltm.training.origin import INIT, Origin, note_origin, noted_origin
-from pyro_ltm.training.run import (
-    CONFIG,
-    EVALUATION,
-    METRICS,
-    MODEL,
-    TOKENIZER,
-    TRAINER,
-    Run,
-    WeightsMeta,
-    check_fits,
-    read_tensors,
-)
+from pyro_ltm.model.precision import resolve_dtype
+from pyro_ltm.runs.data_record import DATA, noted_data, open_data, own_data, record_data
+from pyro_ltm.runs.folder import CONFIG, EVALUATION, METRICS, MODEL, TOKENIZER, TRAINER, WeightsMeta, read_tensors
+from pyro_ltm.runs.origin import INIT, noted_origin
+from pyro_ltm.runs.run import Run, check_fits
+from pyro_ltm.training.origin import Origin, note_origin
 from pyro_ltm.training.schedule import PLAN, flat
 from pyro_ltm.training.trainer import Progress, Trainer
 
@@ -90,7 +82,7 @@ def train(
         config = as_the_data_are(origin.fitting(config, training) if origin else config, training)
         if saved is not None and config.dtype == "auto":
             config = dataclasses.replace(config, dtype=saved.dtype)
-        config = settled(config, device)
+        config = resolve_dtype(config, device)
         steps = config.slow.steps
         if saved is not None:
             _check_same(config, saved, out)

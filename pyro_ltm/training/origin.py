@@ -14,23 +14,14 @@ from pyro_ltm.data import TokenDataset, Tokenizer
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import write_text
 from pyro_ltm.inference.parts import Parts
-from pyro_ltm.reading import Count, read_json
-from pyro_ltm.training.data_note import relative
-from pyro_ltm.training.run import MODEL, Run, load_weights, weights
+from pyro_ltm.runs.data_record import relative
+from pyro_ltm.runs.folder import MODEL, load_weights, weights
+from pyro_ltm.runs.origin import INIT, InitNote, noted_origin
+from pyro_ltm.runs.run import Run
 from pyro_ltm.training.schedule import flat
 
-INIT = "init.json"
 ANYHOW = ("model.max_length",)
 """Of a model's settings, those by which its weights mean the same."""
-
-
-class InitNote(msgspec.Struct):
-    """What init.json says: the run, at which of its steps, whose weights a run began with, and of which parts."""
-
-    run: str
-    step: Count
-    fingerprint: str
-    parts: list[str]
 
 
 @dataclass
@@ -112,11 +103,3 @@ def note_origin(out: Path, origin: Origin | None) -> None:
     run = origin.run
     note = InitNote(relative(run.folder, out), run.step, run.fingerprint, list(origin.parts))
     write_text(out / INIT, json.dumps(msgspec.to_builtins(note), indent=2) + "\n")
-
-
-def noted_origin(folder: Path) -> InitNote | None:
-    """With whose weights the run in `folder` began; None where with random ones, or where the note is none."""
-    try:
-        return read_json(folder / INIT, InitNote)
-    except (FileNotFoundError, UserError):
-        return None

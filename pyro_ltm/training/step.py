@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference import FastOptimizer, Posterior, fit_posterior, guide_loss
+from pyro_ltm.inference import Posterior, fit_posterior, guide_loss
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import DrawFrom
 from pyro_ltm.objectives import Objective, Terms
+from pyro_ltm.optimizers import FastOptimizer
 from pyro_ltm.types import Batch, frozen
 
 

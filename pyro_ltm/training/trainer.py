@@ -19,24 +19,23 @@ import torch
 from pyro_ltm.config import SlowConfig, dump_toml
 from pyro_ltm.data import DataOrder, TokenDataset, unigram_nats
 from pyro_ltm.errors import UserError
-from pyro_ltm.evaluation import Bound
 from pyro_ltm.files import write_text
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import DrawFrom, Noise, fold
 from pyro_ltm.reading import Count
-from pyro_ltm.training.metrics import MetricsLog
-from pyro_ltm.training.run import (
+from pyro_ltm.runs.folder import (
     CONFIG,
     METRICS,
     TRAINER,
-    Run,
-    check_fits,
     check_tensors,
     load_weights,
     read_tensors,
     weights,
     write_tensors,
 )
+from pyro_ltm.runs.metrics import MetricsLog
+from pyro_ltm.runs.run import Run, check_fits
+from pyro_ltm.scores import Bound
 from pyro_ltm.training.schedule import changes, extended, flat, learning_rate, stage
 from pyro_ltm.training.step import StepReport, train_step
 from pyro_ltm.types import Batch
@@ -156,10 +155,8 @@ class Trainer:
                 if done or self.interrupted or self._save_is_due():
                     saved = self._save_if_healthy(done)
                 if self.interrupted and not done:
-                    self.run.plot()
                     kept = "everything is saved" if saved else "its weights have run away, the last good ones are kept"
                     raise Stopped(f"at step {self.counters.step} of {self.slow.steps}; {kept}")
-            self.run.plot()
         self.run.parts.model.eval()  # as a run that is loaded
         return Run(self.run.folder, self.run.config, self.run.parts, self.run.tokenizer, self.counters.step)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pyro_ltm.training import Run
+from pyro_ltm.runs import Run
 
 MEGABYTE = 1 << 20
 

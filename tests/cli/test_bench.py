@@ -7,9 +7,9 @@ import re
 from dataclasses import replace
 
 import pytest
-from pyro_ltm_cli.bench import duration
+from pyro_ltm_cli.commands.bench import duration
 
-from pyro_ltm.training.speed import Speed
+from pyro_ltm.profiling.speed import Speed
 
 
 def test_on_random_tokens(invoke, settings):
@@ -59,7 +59,7 @@ def show(monkeypatch, invoke, settings):
     """What the command prints of `speed`, where that is what was measured."""
 
     def run(speed, *arguments):
-        monkeypatch.setattr("pyro_ltm.training.speed.measure_speed", lambda *_, **__: speed)
+        monkeypatch.setattr("pyro_ltm.profiling.speed.measure_speed", lambda *_, **__: speed)
         result = invoke("bench", *settings(), *arguments)
         assert result.exit_code == 0, result.stderr
         return result.stdout

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from pyro_ltm.config import PRESETS, load_toml, preset
 from pyro_ltm.errors import visible
 from pyro_ltm.inference.parts import Parts
-from pyro_ltm.training import Run
+from pyro_ltm.runs import Run
 
 ROOT = Path(__file__).parents[2]
 BOUND_KEYS = {

@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from pyro_ltm_cli.compare import WIDE
+from pyro_ltm_cli.commands.compare import WIDE
 
 from pyro_ltm.inference import FAMILIES
 from pyro_ltm.objectives import OBJECTIVES

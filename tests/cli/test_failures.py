@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from pyro_ltm.training import Run
+from pyro_ltm.runs import Run
 
 
 @pytest.fixture

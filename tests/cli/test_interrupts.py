@@ -177,7 +177,7 @@ def test_killed_while_preparing_alone_then_prepared_anew(command, spawn, tmp_pat
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGTERM", "SIGXCPU"])
 def test_every_signal_to_end_saves_first(name, settings, invoke, trained, tmp_path, monkeypatch):
     """A closed terminal sends SIGHUP, and more than once; a batch system warns with SIGUSR1."""
-    from pyro_ltm.training.metrics import MetricsLog
+    from pyro_ltm.runs.metrics import MetricsLog
 
     write = MetricsLog.write
 
@@ -201,7 +201,7 @@ def test_every_signal_to_end_saves_first(name, settings, invoke, trained, tmp_pa
 
 
 def test_under_nohup_a_hang_up_is_none(settings, invoke, trained, tmp_path, monkeypatch):
-    from pyro_ltm.training.metrics import MetricsLog
+    from pyro_ltm.runs.metrics import MetricsLog
 
     write = MetricsLog.write
 

@@ -14,7 +14,7 @@ from pyro_ltm.config import Config, ModelConfig
 from pyro_ltm.data import prepare
 from pyro_ltm.inference import Parts
 from pyro_ltm.integrations.harness import _leave_out
-from pyro_ltm.training import Run
+from pyro_ltm.runs import Run
 
 TEXTS = [f"Hello World, {word} Text" for word in ("some", "more", "this", "indeed")]
 WHY = "the tokens do not determine the text: 4 of 4 texts come back changed"

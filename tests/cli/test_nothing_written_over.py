@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from pyro_ltm.locks import locked
-from pyro_ltm.training import Run
-from pyro_ltm.training.kept import keep_evaluation, read_evaluation
+from pyro_ltm.runs import Run
+from pyro_ltm.runs.evaluation_file import read_evaluation, write_evaluation
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "trainer.safetensors"])
@@ -67,7 +67,7 @@ def test_an_evaluation_is_recorded_while_the_run_trains_and_waits_for_another_re
     run = Run.load(own_run)
     with locked(own_run):  # the training
         with locked(own_run / "evaluation.json"):
-            thread = threading.Thread(target=keep_evaluation, args=(run, found))
+            thread = threading.Thread(target=write_evaluation, args=(run, found))
             thread.start()
             thread.join(0.2)
             assert thread.is_alive()

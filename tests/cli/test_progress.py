@@ -10,7 +10,7 @@ from pyro_ltm_cli import progress as module
 from pyro_ltm_cli.output import emit, files, nats, size_of
 from rich.console import Console
 
-from pyro_ltm.evaluation import Bound
+from pyro_ltm.scores import Bound
 from pyro_ltm.training import Progress
 
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from pyro_ltm.config import apply_settings
-from pyro_ltm.training import Run
-from pyro_ltm.training.kept import beside
-from pyro_ltm.training.protocols import taught_otherwise
+from pyro_ltm.runs import Run
+from pyro_ltm.runs.evaluation_file import merged
+from pyro_ltm.runs.protocols import taught_otherwise
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +113,10 @@ def test_the_floor_after_a_beginning_stays_beside_its_figures():
         "floor": {"nats_per_token": 1.0, "by_prefix": []},
         "closed": {"bound": {"share": 0.4}},
     }
-    both = beside(prefix, bound)
+    both = merged(prefix, bound)
     assert both["floor"] == prefix["floor"]
     assert both["closed"] == prefix["closed"] | bound["closed"]
-    assert beside(bound, prefix)["floor"] == prefix["floor"]
+    assert merged(bound, prefix)["floor"] == prefix["floor"]
 
 
 def test_what_else_sets_a_twin_apart_is_said(ask, invoke, worldly, tmp_path):

@@ -9,7 +9,7 @@ import math
 import pytest
 
 from pyro_ltm.config import apply_settings
-from pyro_ltm.training import Run
+from pyro_ltm.runs import Run
 
 
 def test_report_of_a_run(ask, own_run, tmp_path):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from helpers.causal_lms import save_model
 
-from pyro_ltm.training import Run
-from pyro_ltm.training.samples import RunScorer
+from pyro_ltm.runs import Run
+from pyro_ltm.tasks.written_texts import RunScorer
 
 LINES = [f"the cat sat on {n} mats while a bird sang" for n in range(12)]
 

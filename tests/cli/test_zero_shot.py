@@ -11,8 +11,8 @@ import pytest
 
 from pyro_ltm.data import World
 from pyro_ltm.inference import Parts
-from pyro_ltm.training import Run
-from pyro_ltm.training.zero_shot import score_task
+from pyro_ltm.runs import Run
+from pyro_ltm.tasks.zero_shot import score_task
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_where_a_world_has_no_floor(ask, invoke, untaught, tmp_path):
 
 
 def test_in_python(trained, tasks):
-    from pyro_ltm.evaluation.tasks import load_tasks
+    from pyro_ltm.tasks.text_tasks import load_tasks
 
     seen = []
 

@@ -31,29 +31,29 @@ from helpers import fuzz
 from pyro_ltm_cli.thoughts import read_thoughts, write_thoughts
 
 import pyro_ltm as ltm
+from pyro_ltm.comparison.pair_score import Checkpoint, Estimate, Judgement
+from pyro_ltm.comparison.result import Comparison, Pair, check_target, save
+from pyro_ltm.comparison.trainings import training_figures
 from pyro_ltm.config import load_toml
 from pyro_ltm.data import TokenDataset, Tokenizer, read_source, unigram_nats
 from pyro_ltm.errors import UserError
-from pyro_ltm.evaluation.arithmetic import read_problems
-from pyro_ltm.evaluation.compare_table import findings, full_table, notes, short_table
-from pyro_ltm.evaluation.html import to_png
-from pyro_ltm.evaluation.judge import Checkpoint, Estimate, Judgement
-from pyro_ltm.evaluation.outcome import Comparison, Pair, check_target, save
-from pyro_ltm.evaluation.page import draw, render
-from pyro_ltm.evaluation.plots import plot_training
-from pyro_ltm.evaluation.protocol_plots import draw_evaluation
-from pyro_ltm.evaluation.tasks import load_tasks
-from pyro_ltm.evaluation.thought_page import likelihoods
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.locks import _refusal, _signature
 from pyro_ltm.model.reference import read_reference
-from pyro_ltm.training.compare import training_figures
-from pyro_ltm.training.data_note import open_data
-from pyro_ltm.training.kept import beside, keep_evaluation, read_evaluation
-from pyro_ltm.training.metrics import read_metrics
-from pyro_ltm.training.protocols import evaluate_protocols
-from pyro_ltm.training.run import Run
-from pyro_ltm.training.samples import read_features
+from pyro_ltm.reports.comparison_page import draw, render
+from pyro_ltm.reports.comparison_table import findings, full_table, notes, short_table
+from pyro_ltm.reports.html import to_png
+from pyro_ltm.reports.plots import plot_training
+from pyro_ltm.reports.protocol_plots import draw_evaluation
+from pyro_ltm.reports.thoughts_page import likelihoods
+from pyro_ltm.runs.data_record import open_data
+from pyro_ltm.runs.evaluation_file import merged, read_evaluation, write_evaluation
+from pyro_ltm.runs.metrics import read_metrics
+from pyro_ltm.runs.protocols import evaluate_protocols
+from pyro_ltm.runs.run import Run
+from pyro_ltm.tasks.gsm8k import read_problems
+from pyro_ltm.tasks.text_tasks import load_tasks
+from pyro_ltm.tasks.written_texts import read_features
 from pyro_ltm.training.trainer import Trainer
 
 pytestmark = pytest.mark.xdist_group("fuzz")  # for its folder takes a third of the time
@@ -156,7 +156,7 @@ def read_figures(world: World) -> None:
     if found is not None:
         likelihoods(found)
         same = {key: found.get(key) for key in ("fingerprint", "data", "settings")}
-        beside(found, {**same, "reference": {"sequences": 4, "tokens": 64}})
+        merged(found, {**same, "reference": {"sequences": 4, "tokens": 64}})
         if world.seldom(json.dumps(found).encode()):
             for figure in draw_evaluation(found).values():
                 to_png(figure)
@@ -295,7 +295,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     shutil.copy(folder / "run" / "tokenizer.json", folder / "tokenizer.json")
     evaluation = evaluate_protocols(run, run.dataset(), protocols=("bound", "prefix"), sequences=4, particles=2)
     of = {"run": str(run.folder), "step": run.step, "fingerprint": run.fingerprint, "data": "birds"}
-    keep_evaluation(run, {**evaluation.to_dict(), **of, "settings": ["fast.steps=1"]})
+    write_evaluation(run, {**evaluation.to_dict(), **of, "settings": ["fast.steps=1"]})
     (folder / "compared").mkdir()
     save(comparison(), folder / "compared")
     write_thoughts(folder / "a.npz", {"thoughts": torch.ones(2, 2, 16)}, {"texts": ["a", "b"]})

@@ -10,9 +10,10 @@ from helpers.tiny import D, N, telling_model
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Laplace
 from pyro_ltm.guides.laplace import hessian
-from pyro_ltm.inference import LBFGS, fit_posterior
-from pyro_ltm.inference.target import Target
+from pyro_ltm.inference import fit_posterior
+from pyro_ltm.inference.log_joint import Target
 from pyro_ltm.objectives import MAP
+from pyro_ltm.optimizers import LBFGS
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyro_ltm.model import attention, head
+from pyro_ltm.model import attention
+from pyro_ltm.model.kernels import head
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

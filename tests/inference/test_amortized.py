@@ -11,10 +11,11 @@ from helpers.tiny import D, L, N, T, V, telling_model, tiny_batch, tiny_config, 
 from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Amortized, MeanField, SemiAmortized
-from pyro_ltm.inference import SGD, Adam, fit_posterior
+from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.parts import build_guide
 from pyro_ltm.noise import DrawFrom, Noise
 from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO, MonteCarloELBO
+from pyro_ltm.optimizers import SGD, Adam
 from pyro_ltm.training import train_step
 from pyro_ltm.training.step import slow_loss
 

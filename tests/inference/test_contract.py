@@ -18,11 +18,12 @@ from helpers.tiny import L, T, V, telling_model, tiny_config
 
 from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference import FAMILIES, OPTIMIZERS, Adam, fit_posterior, refusal
+from pyro_ltm.inference import FAMILIES, fit_posterior, refusal
 from pyro_ltm.inference.parts import build_guide
 from pyro_ltm.inference.samplers import Sampler
 from pyro_ltm.noise import KINDS, DrawFrom, Noise
 from pyro_ltm.objectives import OBJECTIVES
+from pyro_ltm.optimizers import OPTIMIZERS, Adam
 from pyro_ltm.training import train_step
 from pyro_ltm.types import State
 

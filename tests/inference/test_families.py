@@ -11,8 +11,9 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 from pyro_ltm.config import Component
 from pyro_ltm.guides import GUIDES
-from pyro_ltm.inference import Adam, fit_posterior
+from pyro_ltm.inference import fit_posterior
 from pyro_ltm.objectives import AnalyticELBO, MonteCarloELBO
+from pyro_ltm.optimizers import Adam
 
 COPIES, N, D = 32, 3, 2
 SIZE = N * D

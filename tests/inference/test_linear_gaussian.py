@@ -8,8 +8,9 @@ from helpers.stand_ins import LinearGaussian
 from torch.distributions import kl_divergence
 
 from pyro_ltm.guides import GUIDES, MeanField
-from pyro_ltm.inference import Adam, fit_posterior
+from pyro_ltm.inference import fit_posterior
 from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO, MonteCarloELBO
+from pyro_ltm.optimizers import Adam
 
 COPIES = 64
 UNFINISHED = 2e-3

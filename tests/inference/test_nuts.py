@@ -8,12 +8,13 @@ from helpers.tiny import enlarge, tiny_batch, tiny_config
 from pyro.infer import MCMC, NUTS
 
 from pyro_ltm.config import Component
-from pyro_ltm.inference import FAMILIES, Adam, fit_posterior
+from pyro_ltm.inference import FAMILIES, fit_posterior
+from pyro_ltm.inference.log_joint import Target
 from pyro_ltm.inference.parts import build_guide
 from pyro_ltm.inference.samplers import HMC, MALA
-from pyro_ltm.inference.target import Target
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.objectives import MAP, MonteCarloELBO
+from pyro_ltm.optimizers import Adam
 from pyro_ltm.types import Batch
 
 SHAPE = tiny_config(dim=4, heads=1, layers=1, thoughts=2, window=3, max_length=8)

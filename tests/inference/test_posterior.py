@@ -15,11 +15,12 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import GUIDES, MeanField
-from pyro_ltm.inference import LBFGS, Adam, FastOptimizer, fit_posterior
+from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.parts import build_guide
 from pyro_ltm.model import TokenSequence
 from pyro_ltm.noise import DrawFrom, Noise
 from pyro_ltm.objectives import AnalyticELBO, MonteCarloELBO
+from pyro_ltm.optimizers import LBFGS, Adam, FastOptimizer
 from pyro_ltm.types import frozen
 
 B = 4

@@ -10,13 +10,14 @@ from torch import nn
 
 from pyro_ltm.config import Component, FastConfig
 from pyro_ltm.errors import UserError
-from pyro_ltm.evaluation import evaluate_bound
-from pyro_ltm.evaluation.diagnostics import Thoughts, diagnose
 from pyro_ltm.guides import GUIDES, Laplace, MeanField
-from pyro_ltm.inference import Adam, fit_posterior
+from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import MAP, MMD, AnalyticELBO, BetaELBO, FreeBits, MonteCarloELBO
+from pyro_ltm.optimizers import Adam
+from pyro_ltm.scores import evaluate_bound
+from pyro_ltm.thoughts.diagnostics import Thoughts, diagnose
 
 B, DRAWS = 3, 4000
 

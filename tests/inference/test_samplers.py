@@ -9,10 +9,11 @@ from helpers.stand_ins import LinearGaussian
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Delta
-from pyro_ltm.inference import Adam, fit_posterior
+from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.samplers import HMC, MALA, SVGD, Draws, Langevin, _stein
 from pyro_ltm.noise import Noise, draw
 from pyro_ltm.objectives import MAP
+from pyro_ltm.optimizers import Adam
 
 CHAINS = 40
 """Copies of one sequence under different names: replicates, whose scatter is the error of one run."""

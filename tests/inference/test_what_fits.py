@@ -8,11 +8,11 @@ from helpers.tiny import D, N, T, V, telling_model
 from pyro.infer import RenyiELBO, TraceGraph_ELBO
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.evaluation import evaluate_bound
 from pyro_ltm.guides import Amortized, MeanField
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.samplers import SAMPLERS
 from pyro_ltm.objectives import MAP, AnalyticELBO
+from pyro_ltm.scores import evaluate_bound
 
 
 def test_a_model_in_double_precision_is_fitted_and_scored_in_it():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.integrations.causal_lm import CausalLM
-from pyro_ltm.training.samples import score_samples
+from pyro_ltm.tasks.written_texts import score_samples
 
 transformers = pytest.importorskip("transformers", reason="the extra scorers is not installed")
 

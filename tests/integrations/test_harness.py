@@ -13,11 +13,11 @@ from helpers.tiny import D, enlarge
 from pyro_ltm.config import Config, DataConfig, FastConfig, ModelConfig
 from pyro_ltm.data import Tokenizer
 from pyro_ltm.errors import UserError
-from pyro_ltm.evaluation.predictive import Context, Piece, Predictor
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.integrations.harness import HarnessModel, run_harness
 from pyro_ltm.noise import fold
-from pyro_ltm.training import Run
+from pyro_ltm.runs import Run
+from pyro_ltm.scores.continuation import Context, Piece, Predictor
 
 LENGTH = 24
 LINES = [

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_ltm.model import attention
 from pyro_ltm.model.attention import rotary_table, rotate, windowed_attention
-from pyro_ltm.model.kernels import has_window_kernel
+from pyro_ltm.model.kernels.attention import has_window_kernel
 
 
 def dense(q, k, v, window):

@@ -14,9 +14,10 @@ import pyro_ltm as ltm
 from pyro_ltm.config import Config, apply_settings
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import Adam, fit_posterior
+from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.objectives import AnalyticELBO
+from pyro_ltm.optimizers import Adam
 from pyro_ltm.training import train_step
 
 # torch's own: its compiler looks at the gradient of a tensor that is no leaf, and imports old parts of torch.

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from helpers.devices import as_on_a_gpu, needs_a_gpu
 
-from pyro_ltm.model import head, head_tiles
-from pyro_ltm.model.head import token_log_probs
+from pyro_ltm.model.kernels import head, head_tiles
+from pyro_ltm.model.kernels.head import token_log_probs
 
 R, D, V = 70, 8, 23
 
@@ -161,7 +161,7 @@ def test_a_probability_too_small_for_a_number_has_its_log(dtype):
 
 @pytest.mark.parametrize("learns", ["hidden", "weight"])
 def test_never_holds_all_logits(learns):
-    from pyro_ltm.evaluation.memory import peak_memory
+    from pyro_ltm.profiling.memory import peak_memory
 
     rows, vocab = 4096, 16384  # 256 MiB of logits
     leaves = {"weight": torch.randn(vocab, D), "hidden": torch.randn(rows, D)}

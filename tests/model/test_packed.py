@@ -8,7 +8,8 @@ import pytest
 import torch
 from helpers.tiny import D, N, enlarge, tiny_config, tiny_decoder, tiny_tokens
 
-from pyro_ltm.model import Decoder, Sampler, packed, sample_tokens
+from pyro_ltm.model import Decoder, Sampler, sample_tokens
+from pyro_ltm.model.kernels import packed
 
 ROWS, STEPS = 5, 6
 
@@ -16,8 +17,8 @@ ROWS, STEPS = 5, 6
 @pytest.fixture
 def eager(monkeypatch):
     """Every size gains."""
-    monkeypatch.setattr("pyro_ltm.model.packed.WEIGHTS", 0)
-    monkeypatch.setattr("pyro_ltm.model.packed.TOKENS", 0)
+    monkeypatch.setattr("pyro_ltm.model.kernels.packed.WEIGHTS", 0)
+    monkeypatch.setattr("pyro_ltm.model.kernels.packed.TOKENS", 0)
 
 
 @pytest.mark.skipif(not packed.packs(), reason="this torch has no oneDNN")
@@ -54,7 +55,7 @@ def test_generation_packs_and_writes_the_same(eager, monkeypatch):
     monkeypatch.setattr(packed.Packed, "__init__", lambda self, *given: (made.append(given), pack(self, *given))[1])
     fast = sample_tokens(decoder, z, prompt, STEPS, sampler=Sampler(temperature=0))
     assert made
-    monkeypatch.setattr("pyro_ltm.model.packed.TOKENS", STEPS + 1)
+    monkeypatch.setattr("pyro_ltm.model.kernels.packed.TOKENS", STEPS + 1)
     assert torch.equal(fast, sample_tokens(decoder, z, prompt, STEPS, sampler=Sampler(temperature=0)))
 
 
@@ -73,9 +74,9 @@ def test_a_decoder_that_gains_nothing_stays_itself(eager, monkeypatch):
         assert packed.packed(each, rows, STEPS) is each
     low = Decoder(tiny_config(), compute_dtype=torch.bfloat16)
     assert packed.packed(low, ROWS, packed.HALF_TOKENS - 1) is low
-    monkeypatch.setattr("pyro_ltm.model.packed.packs_half", lambda: False)  # a processor without bfloat16
+    monkeypatch.setattr("pyro_ltm.model.kernels.packed.packs_half", lambda: False)  # a processor without bfloat16
     assert packed.packed(low, ROWS, STEPS) is low
-    monkeypatch.setattr("pyro_ltm.model.packed.packs", lambda: False)  # a torch without oneDNN
+    monkeypatch.setattr("pyro_ltm.model.kernels.packed.packs", lambda: False)  # a torch without oneDNN
     assert packed.packed(decoder, ROWS, STEPS) is decoder
     monkeypatch.undo()
     assert packed.packed(decoder, ROWS, 10_000) is decoder, "small"

@@ -9,7 +9,7 @@ import torch
 from helpers.tiny import D, N, enlarge, telling_model, tiny_batch, tiny_config
 
 from pyro_ltm.model import LatentThoughtModel, TokenSequence
-from pyro_ltm.model.head import HeldWeight
+from pyro_ltm.model.kernels.head import HeldWeight
 
 TIMES = 40
 

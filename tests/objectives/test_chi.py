@@ -7,8 +7,9 @@ import torch
 from helpers.closed_forms import log_power_integral
 
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import Adam, fit_posterior
+from pyro_ltm.inference import fit_posterior
 from pyro_ltm.objectives import Chi, MonteCarloELBO
+from pyro_ltm.optimizers import Adam
 
 
 def exact_bound(here, order):

@@ -15,9 +15,10 @@ import torch
 from helpers.stand_ins import LinearGaussian
 
 from pyro_ltm.guides import Amortized, Delta, Flow, FullRank, MeanField, Mixture, SemiAmortized
-from pyro_ltm.inference import SGD, fit_posterior
+from pyro_ltm.inference import fit_posterior
 from pyro_ltm.noise import Noise, draw
 from pyro_ltm.objectives import OBJECTIVES
+from pyro_ltm.optimizers import SGD
 from pyro_ltm.training import train_step
 
 N, D, B, T, SEED = 2, 2, 3, 8, 5

@@ -7,8 +7,9 @@ import torch
 from helpers.stand_ins import LinearGaussian, NoClosedForm
 
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import Adam, fit_posterior
+from pyro_ltm.inference import fit_posterior
 from pyro_ltm.objectives import TargetRate, Terms
+from pyro_ltm.optimizers import Adam
 
 
 def rate_of(state):

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 import pyro_ltm as ltm
 from pyro_ltm.config import SlowConfig, load_toml
 from pyro_ltm.errors import UserError
-from pyro_ltm.training.metrics import read_metrics
-from pyro_ltm.training.run import Run
+from pyro_ltm.runs.metrics import read_metrics
+from pyro_ltm.runs.run import Run
 from pyro_ltm.training.schedule import extended, learning_rate, stage
 from pyro_ltm.training.trainer import Trainer
 

@@ -20,10 +20,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from pyro_ltm.config import SlowConfig
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import Adam, fit_posterior
-from pyro_ltm.inference.recorder import Recorder
-from pyro_ltm.model import LatentThoughtModel, attention, head
+from pyro_ltm.inference import fit_posterior
+from pyro_ltm.inference.cuda_graph import Recorder
+from pyro_ltm.model import LatentThoughtModel, attention
+from pyro_ltm.model.kernels import head
 from pyro_ltm.objectives import AnalyticELBO
+from pyro_ltm.optimizers import Adam
 from pyro_ltm.training import train_step
 from pyro_ltm.training.step import step_where
 

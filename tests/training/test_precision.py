@@ -9,9 +9,10 @@ import torch
 
 import pyro_ltm as ltm
 from pyro_ltm.data import Tokenizer
-from pyro_ltm.inference import parts
-from pyro_ltm.inference.parts import Parts, settled
-from pyro_ltm.training import Run
+from pyro_ltm.inference.parts import Parts
+from pyro_ltm.model import precision
+from pyro_ltm.model.precision import resolve_dtype
+from pyro_ltm.runs import Run
 
 TINY = [
     *("model.dim=16", "model.layers=1", "model.heads=2", "model.thoughts=1", "model.max_length=16", "model.window=4"),
@@ -25,7 +26,7 @@ def processor(monkeypatch):
     """A processor whose products in half precision take so many times as long."""
 
     def become(half):
-        monkeypatch.setattr(parts, "product_seconds", lambda model, device: {"float32": 1.0, "bfloat16": half})
+        monkeypatch.setattr(precision, "product_seconds", lambda model, device: {"float32": 1.0, "bfloat16": half})
 
     return become
 
@@ -34,21 +35,21 @@ def processor(monkeypatch):
 def test_takes_half_precision_where_it_is_clearly_faster(processor, half, dtype):
     processor(half)
     config = ltm.apply_settings(ltm.preset("nano"), [*TINY, "model.vocab_size=300"])
-    assert settled(config, "cpu").dtype == dtype
+    assert resolve_dtype(config, "cpu").dtype == dtype
     assert Parts.build(config).model.decoder.compute_dtype == getattr(torch, dtype)
 
 
 def test_a_precision_that_is_named_is_not_measured(monkeypatch):
-    monkeypatch.setattr(parts, "product_seconds", None)
-    assert settled(ltm.preset("nano"), "cpu") == ltm.preset("nano")
+    monkeypatch.setattr(precision, "product_seconds", None)
+    assert resolve_dtype(ltm.preset("nano"), "cpu") == ltm.preset("nano")
 
 
 def test_measures_the_real_thing():
     """A product takes some time, and which precision is the faster is for the processor to say."""
-    seconds = parts.product_seconds(ltm.preset("nano").model, torch.device("cpu"))
-    assert seconds.keys() == parts.DTYPES.keys()
+    seconds = precision.product_seconds(ltm.preset("nano").model, torch.device("cpu"))
+    assert seconds.keys() == precision.DTYPES.keys()
     assert min(seconds.values()) > 0
-    assert settled(ltm.preset("medium"), "cpu").dtype in parts.DTYPES
+    assert resolve_dtype(ltm.preset("medium"), "cpu").dtype in precision.DTYPES
 
 
 def test_a_run_keeps_what_was_settled(processor, tmp_path):

@@ -1,0 +1,285 @@
+"""`pyro-ltm compare`: guides and objectives side by side."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyro_ltm.errors import visible
+
+from ..options import FOLDER, Common, common, examples, reading_options
+
+if TYPE_CHECKING:
+    from pyro_ltm.comparison.result import Comparison
+    from pyro_ltm.data import Reading
+
+MOST_ROWS, MOST_NOTES = 40, 8
+"""Pairs and remarks on the terminal; the page has all of them."""
+
+
+WIDE = 96
+"""Columns of a terminal on which all of the table's columns have room."""
+
+
+class Numbers(click.ParamType):
+    """Whole numbers, at least zero, with commas between them."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        """The numbers, each once."""
+        try:
+            numbers = [int(part) for part in str(value).split(",")]
+        except ValueError:
+            self.fail(f"'{value}' is no list of whole numbers, such as 4,16", param, ctx)
+        if min(numbers) < 0 or max(numbers) > 1 << 16:
+            self.fail(f"'{value}': each from 0 to {1 << 16}", param, ctx)
+        return list(dict.fromkeys(numbers))
+
+
+@click.command(
+    short_help="Compare guides and objectives.",
+    epilog=examples(
+        "pyro-ltm compare runs/first --guides mean-field,low-rank:8 --objectives elbo,iwae:16 --out compare/first",
+        "pyro-ltm compare runs/first --guides all --objectives all --fast-steps 4,16 --out compare/all",
+        "pyro-ltm compare --train --preset nano --data python-docs --guides mean-field,delta "
+        "--objectives analytic-elbo,map --steps 300 --out compare/trained",
+    ),
+)
+@click.argument("run_folder", metavar="[RUN]", type=FOLDER, required=False)
+@click.option("--guides", "guide_names", metavar="A,B:8,...", required=True, help="Guides, or all.")
+@click.option("--objectives", "objective_names", metavar="X,Y:16,...", required=True, help="Objectives, or all.")
+@click.option("--out", required=True, type=FOLDER, metavar="DIR", help="Folder for figures, plots and page.")
+@click.option(
+    "--data",
+    metavar="SOURCE_OR_DIR",
+    multiple=True,
+    help="With RUN, what to score (default: its own validation split); with --train, what to train on. "
+    "A prepared folder, or text.",
+)
+@reading_options
+@click.option("--fast-steps", metavar="N,...", type=Numbers(), help="Fast steps of each fit; default: the run's own.")
+@click.option(
+    "--sequences", metavar="N", type=click.IntRange(1), default=64, help="Judge on so many sequences, from the first."
+)
+@click.option("--particles", metavar="K", type=click.IntRange(1, 4096), default=64, help="Draws from each posterior.")
+@click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, help="Sequences at a time.")
+@click.option(
+    "--guide-steps",
+    metavar="N",
+    type=click.IntRange(0),
+    default=200,
+    help="With RUN: slow steps by which shared parameters of a guide learn before.",
+)
+@click.option("--train", is_flag=True, help="Train a decoder under each pair instead of taking that of a run.")
+@click.option(
+    "--preset", metavar="NAME", help="With --train: nano (the default), nano-long, nano-worlds, small, medium or large."
+)
+@click.option("--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings laid over the preset.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="One setting, the last word. Repeatable.")
+@click.option("--steps", metavar="N", type=int, help="With --train: slow steps of each decoder.")
+@click.option("--twin", is_flag=True, help="With --train: train the autoregressive twin as well.")
+@common(seed=None, seed_help="Seed of the noise; with --train, of all that is random. Default: 0.")
+def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, **given: Any) -> None:
+    """Compares guides and objectives by the same honest figures, whatever each of them optimized.
+
+    With RUN, fits posteriors under its decoder; --set may then change the fast loop (fast.* and optimizer.*). With
+    --train, trains a decoder under each pair, and compares them at equal tokens and at equal seconds.
+
+    DIR gets compare.html, which opens from disk, compare.json, compare.csv and plots. A comparison that was interrupted
+    goes on where it stopped, and more pairs may be added to it.
+    """
+    ctx = click.get_current_context()
+    if (run_folder is None) != train:
+        raise click.UsageError("give either RUN or --train", ctx)
+    _refuse_strangers(ctx, ("preset", "config_file", "steps", "twin") if not train else ("guide_steps",), train)
+    if train and len(given["fast_steps"] or []) > 1:
+        raise click.UsageError("--train takes one number of --fast-steps", ctx)
+    if not train and len(given["data"]) > 1:
+        raise click.UsageError("RUN takes one --data", ctx)
+    from pyro_ltm.comparison.named import split_names
+    from pyro_ltm.comparison.result import COMPARISON, check_target
+    from pyro_ltm.inference import FAMILIES
+    from pyro_ltm.locks import locked
+    from pyro_ltm.objectives import OBJECTIVES
+    from pyro_ltm.reports.comparison_page import write_outcome
+
+    from ..failure import INTERRUPTED, Failure
+
+    check_target(out, "training" if train else "posteriors")
+    guides = split_names(given.pop("guide_names"), FAMILIES)
+    objectives = split_names(given.pop("objective_names"), OBJECTIVES)
+    again = _typed(ctx)
+    shared: dict[str, Any] = {
+        "guides": guides,
+        "objectives": objectives,
+        "out": out,
+        "about": {"command": shlex.join(again)},
+    }
+    shared |= {key: given.pop(key) for key in ("sequences", "particles", "batch_size")}
+    try:
+        with locked(out):
+            comparison = (
+                _train(common, **shared, **given) if run_folder is None else _fit(run_folder, common, **shared, **given)
+            )
+            page = write_outcome(comparison, out)
+    except KeyboardInterrupt:
+        if not (out / COMPARISON).is_file():
+            raise
+        message = f"interrupted; what is judged is in {out / COMPARISON}, go on with: {shlex.join(again)}"
+        raise Failure(message, INTERRUPTED) from None
+    _show(comparison, page, common.as_json)
+
+
+def _fit(
+    run_folder: Path,
+    common: Common,
+    *,
+    data: tuple[str, ...],
+    reading: Reading,
+    settings: tuple[str, ...],
+    **options: Any,
+) -> Comparison:
+    """Posteriors under the decoder of a run."""
+    from pyro_ltm.comparison.trainings import compare_run
+
+    from ..output import FIXED_NOISE, note
+    from ..progress import reporter
+    from ..runs import open_data, open_run
+
+    for name in ("preset", "config_file", "steps", "twin"):
+        options.pop(name)
+    run = open_run(run_folder, common)
+    config = run.with_fast_loop(settings).config
+    if config.fast.noise == "fixed":
+        note(FIXED_NOISE)
+    with reporter() as report, open_data(run, data[0] if data else None, reading, report) as scored:
+        about = options.pop("about") | ({"data": data[0]} if data else {})
+        return compare_run(
+            run, scored, config=config, about=about, report=report.counting, seed=common.seed or 0, **options
+        )
+
+
+def _train(
+    common: Common,
+    *,
+    data: tuple[str, ...],
+    preset: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    steps: int | None,
+    fast_steps: list[int] | None,
+    **options: Any,
+) -> Comparison:
+    """A decoder under each pair."""
+    from pyro_ltm.comparison.trainings import compare_training
+    from pyro_ltm.config import apply_settings, load_toml, merge
+    from pyro_ltm.config import preset as named
+
+    from ..output import FIXED_NOISE, note
+    from ..progress import reporter
+    from ..runs import check_device
+
+    options.pop("guide_steps")
+    config = named(preset or "nano")
+    config = apply_settings(load_toml(config_file, config) if config_file else config, settings)
+    flags: dict[str, dict[str, Any] | None] = {
+        "--steps": None if steps is None else {"slow": {"steps": steps}},
+        "--fast-steps": None if not fast_steps else {"fast": {"steps": fast_steps[0]}},
+        "--seed": None if common.seed is None else {"seed": common.seed},
+        "--dtype": None if common.dtype is None else {"dtype": common.dtype},
+    }
+    for flag, changes in flags.items():
+        if changes is not None:
+            config = merge(config, changes, where=flag)
+    if config.fast.noise == "fixed":
+        note(FIXED_NOISE)
+    with reporter() as report:
+        return compare_training(
+            config,
+            data=data,
+            device=check_device(common.device),
+            report=report.counting,
+            on_pair=lambda label: note(f"Training: {label}"),
+            on_progress=report.training,
+            on_prepare=report.preparing,
+            on_interrupt=lambda: note("Stopping after this step, then saving; once more to stop at once."),
+            **options,
+        )
+
+
+def _show(comparison: Comparison, page: Path, as_json: bool) -> None:
+    """The table, what it comes to, and where the rest is."""
+    from pyro_ltm.reports.comparison_table import findings, notes
+
+    from ..output import emit, say
+
+    if as_json:
+        emit({**comparison.to_dict(), "out": str(page.parent), "page": str(page)})
+        return
+    steps = comparison.fast_steps
+    count, tokens = len(comparison.token_counts), sum(comparison.token_counts)
+    loop = f", {steps[0]} fast steps" if len(steps) == 1 else ""
+    _show_table(f"Upper bounds on nats a token, {count:,} sequences, {tokens:,} tokens{loop}", comparison)
+    for line in findings(comparison):
+        say(line)
+    remarks = notes(comparison)
+    for line in remarks[:MOST_NOTES]:
+        say(f"  {line}")
+    if len(remarks) > MOST_NOTES:
+        say(f"  and {len(remarks) - MOST_NOTES} more remarks on the page")
+    say()
+    say(f"Open {page} in a browser; compare.json, compare.csv and plots lie beside it.")
+
+
+def _show_table(title: str, comparison: Comparison) -> None:
+    """The short table, as wide as the terminal allows; names are folded before figures are."""
+    from rich import box
+    from rich.table import Table
+
+    from pyro_ltm.reports.comparison_table import short_table
+
+    from ..output import stdout_console
+
+    console = stdout_console()
+    columns, rows = short_table(comparison, wide=console.width >= WIDE)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for index, column in enumerate(columns):
+        if index < 2:
+            table.add_column(column, overflow="fold", min_width=9)
+        else:
+            table.add_column(column, justify="right", no_wrap=True)
+    for row in rows[:MOST_ROWS]:
+        table.add_row(*map(visible, row))
+    console.print(visible(title), style="bold", soft_wrap=True)
+    console.print(table)
+    if len(rows) > MOST_ROWS:
+        console.print(f"and {len(rows) - MOST_ROWS} more pairs on the page")
+    console.print()
+
+
+def _refuse_strangers(ctx: click.Context, names: tuple[str, ...], train: bool) -> None:
+    """Raises a usage error for an option that means nothing here."""
+    for param in ctx.command.params:
+        if param.name in names and ctx.get_parameter_source(param.name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{param.opts[0]} goes {'with RUN' if train else 'with --train'} alone", ctx)
+
+
+def _typed(ctx: click.Context) -> list[str]:
+    """The command as it was typed, but for the order of its options."""
+    words = ["pyro-ltm", "compare"]
+    for param in ctx.command.params:
+        name, value = str(param.name), ctx.params.get(str(param.name))
+        if ctx.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        if isinstance(param, click.Argument):
+            words.append(str(value))
+        elif isinstance(param, click.Option) and param.is_flag:
+            words.append(param.opts[0])
+        else:
+            values: Any = value if param.multiple else [",".join(map(str, value)) if isinstance(value, list) else value]
+            words += [word for one in values for word in (param.opts[0], str(one))]
+    return words

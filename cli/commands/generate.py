@@ -1,0 +1,113 @@
+"""`pyro-ltm generate`: text from thoughts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pyro_ltm.errors import visible
+
+from ..options import FOLDER, Common, Text, common, examples, fast_steps, run_argument
+
+if TYPE_CHECKING:
+    from pyro_ltm.inference import Generated
+
+
+@click.command(
+    short_help="Write texts.",
+    epilog=examples(
+        "pyro-ltm generate runs/first --num 3",
+        "pyro-ltm generate runs/first --prompt 'The statement' --temperature 0.7 --top-p 0.95",
+        "pyro-ltm generate runs/first --thoughts thoughts.safetensors --max-new-tokens 64 --json",
+    ),
+)
+@run_argument
+@click.option("--prompt", type=Text(), default="", help="Text to go on from; thoughts are fitted to it alone.")
+@click.option(
+    "--num", metavar="N", type=click.IntRange(1), default=1, help="Texts to write, from each of the given thoughts."
+)
+@click.option(
+    "--max-new-tokens",
+    metavar="N",
+    type=click.IntRange(1),
+    help="At most so many each; default: what the model can hold.",
+)
+@click.option(
+    "--temperature", metavar="X", type=float, default=1.0, help="Divides the logits; 0: always the likeliest token."
+)
+@click.option("--top-k", metavar="K", type=int, default=0, help="Keep the K likeliest tokens; 0: all.")
+@click.option(
+    "--top-p", metavar="P", type=float, default=1.0, help="Keep the fewest tokens that reach probability P; 1: all."
+)
+@click.option("--thoughts", "thoughts_file", type=FOLDER, metavar="FILE", help="Thoughts that `infer` wrote.")
+@fast_steps
+@common()
+def command(
+    *,
+    run_folder: Path,
+    prompt: str,
+    num: int,
+    max_new_tokens: int | None,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    thoughts_file: Path | None,
+    fast_steps: int | None,
+    common: Common,
+) -> None:
+    """Writes texts.
+
+    Thoughts come from --thoughts; else, with a prompt, from the posterior fitted to the prompt alone; else from the
+    prior. On a terminal texts are parted by rules and the prompt is dim; elsewhere a line of three dashes parts them.
+    """
+    from pyro_ltm.model import Sampler
+
+    from ..output import emit
+    from ..runs import open_run
+    from ..thoughts import read_thoughts
+
+    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
+    thoughts = read_thoughts(thoughts_file) if thoughts_file else None
+    run = open_run(run_folder, common)
+    texts = run.generate(
+        prompt=prompt,
+        num=num,
+        max_new_tokens=max_new_tokens,
+        thoughts=thoughts,
+        sampler=sampler,
+        fast_steps=fast_steps,
+        seed=common.seed or 0,
+    )
+    if not common.as_json:
+        _show(texts)
+        return
+    origin = "file" if thoughts_file else "posterior" if prompt else "prior"
+    emit(
+        {
+            "prompt": prompt,
+            "texts": [{"text": one.text, "tokens": one.tokens, "ended": one.ended} for one in texts],
+            "thoughts": origin if run.config.model.thoughts else "none",
+            "seed": common.seed or 0,
+            "run": str(run_folder),
+        }
+    )
+
+
+def _show(texts: Sequence[Generated]) -> None:
+    from ..output import say, stdout_console
+
+    if not sys.stdout.isatty():
+        for index, one in enumerate(texts):
+            say(("---\n" if index else "") + one.prompt + one.text)
+        return
+    from rich.text import Text as Styled
+
+    console = stdout_console()
+    for index, one in enumerate(texts, 1):
+        console.rule(Styled(f"{index} of {len(texts)}, {one.tokens} tokens{'' if one.ended else ', cut short'}"))
+        console.print(Styled.assemble((visible(one.prompt), "dim"), visible(one.text)))
+    console.rule()

@@ -1,0 +1,101 @@
+"""`pyro-ltm gsm8k`: few-shot arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+
+from ..options import FOLDER, Common, common, examples, fast_steps, fit_settings, run_argument
+
+
+@click.command(
+    short_help="Few-shot arithmetic: pass@k on GSM8K.",
+    epilog=examples(
+        "pyro-ltm gsm8k runs/first --test gsm8k/test.jsonl --train gsm8k/train.jsonl --limit 50",
+        "pyro-ltm gsm8k runs/first --test test.jsonl --train train.jsonl --shots 10 --k 5 --samples-out written.jsonl",
+        "pyro-ltm gsm8k runs/first --test test.jsonl --train train.jsonl --fast-steps 64 --set optimizer.lr=0.1",
+    ),
+)
+@run_argument
+@click.option("--test", "test_file", type=FOLDER, required=True, metavar="FILE", help="Problems, .jsonl.")
+@click.option("--train", "train_file", type=FOLDER, required=True, metavar="FILE", help="Examples, .jsonl.")
+@click.option("--shots", metavar="N", type=click.IntRange(0), default=10, help="Examples in the prompt.")
+@click.option("--k", metavar="K", type=click.IntRange(1), default=5, help="Samples of which one must be right.")
+@click.option("--samples", metavar="N", type=click.IntRange(1), help="Samples for each problem; default: K.")
+@click.option("--limit", metavar="N", type=click.IntRange(1), help="Only the first N problems.")
+@click.option("--temperature", metavar="X", type=click.FloatRange(0), default=0.7, help="0: the likeliest token.")
+@click.option("--max-new-tokens", metavar="N", type=click.IntRange(1), default=256, help="Length of an answer.")
+@click.option("--samples-out", type=FOLDER, metavar="FILE", help="Where to keep all that was written, .jsonl.")
+@fast_steps
+@fit_settings
+@common(seed_help="Seed of examples, thoughts and tokens.")
+def command(
+    *,
+    run_folder: Path,
+    test_file: Path,
+    train_file: Path,
+    shots: int,
+    k: int,
+    samples: int | None,
+    limit: int | None,
+    temperature: float,
+    max_new_tokens: int,
+    samples_out: Path | None,
+    fast_steps: int | None,
+    settings: tuple[str, ...],
+    common: Common,
+) -> None:
+    """Asks a run grade-school problems (fields question and answer) and reads its answers.
+
+    Thoughts are fitted on each prompt alone. The answer is the first number after '####', else the last number written.
+    """
+    from pyro_ltm.files import write_text
+    from pyro_ltm.tasks.gsm8k import evaluate_arithmetic, read_problems
+
+    from ..output import emit, say, show_table
+    from ..progress import reporter
+    from ..runs import check_target, open_run
+
+    if samples_out:
+        check_target(samples_out, test_file, train_file)
+    problems, shown = read_problems(test_file)[:limit], read_problems(train_file)
+    run = open_run(run_folder, common).with_fast_loop(settings)
+    kept: list[str] = []
+    with reporter() as report:
+        count = report.counting("gsm8k", len(problems), "problems")
+
+        def keep(one: object) -> None:
+            kept.append(json.dumps(dataclasses.asdict(one)))  # type: ignore[call-overload]
+            count(len(kept), float("nan"))
+
+        found = evaluate_arithmetic(
+            run.parts,
+            run.tokenizer,
+            problems,
+            shown,
+            k=k,
+            samples=samples or 0,
+            shots=shots,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            fast_steps=fast_steps,
+            seed=common.seed or 0,
+            keep=keep,
+        )
+    if samples_out:
+        write_text(samples_out, "".join(f"{line}\n" for line in kept))
+    if common.as_json:
+        of = {"run": str(run_folder), "step": run.step, "test": str(test_file), "train": str(train_file)}
+        emit({**found.to_dict(), **of, "settings": list(settings)})
+        return
+    rows = [[f"pass@{n}", f"{v:.3f} ± {found.pass_at_stderr[n]:.3f}"] for n, v in found.pass_at.items()]
+    show_table(f"{found.problems} problems, {found.samples} samples each", ["", ""], rows)
+    say(f"{found.shots_kept:.1f} of {found.shots} examples fitted the prompt; {found.too_long} problems were too long.")
+    say(f"Read so: {found.extraction}.")
+    say(
+        f"{found.fast_steps} fast steps, at most {found.max_new_tokens} new tokens, temperature {found.temperature:g}, "
+        f"seed {found.seed}"
+    )

@@ -1,0 +1,132 @@
+"""`pyro-ltm info`: what is in a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..options import Common, common, examples, run_argument
+
+if TYPE_CHECKING:
+    from pyro_ltm.inference.parts import Parts
+    from pyro_ltm.runs import Run
+
+
+@click.command(
+    short_help="Show what is in a run folder.",
+    epilog=examples("pyro-ltm info runs/first", "pyro-ltm info runs/first --json"),
+)
+@run_argument
+@common(unused=("seed", "device", "dtype"))
+def command(*, run_folder: Path, common: Common) -> None:
+    """Shows a run: its settings, its size, how far it was trained, its figures, its files."""
+    from pyro_ltm.runs import Run
+
+    from ..output import emit
+
+    result = describe(Run.load(run_folder))
+    if common.as_json:
+        emit(result)
+    else:
+        show(result)
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """All that there is to know of a run, for JSON."""
+    from pyro_ltm.runs.origin import noted_origin
+
+    from ..output import files
+    from ..summary import summarize
+
+    origin = noted_origin(run.folder)
+    return {
+        "run": str(run.folder),
+        "step": run.step,
+        "steps": run.config.slow.steps,
+        "config": dataclasses.asdict(run.config),
+        "parameters": parameters(run.parts),
+        **summarize(run.folder),
+        "data": _data(run),
+        "origin": {"run": origin.run, "step": origin.step, "parts": origin.parts} if origin else None,
+        "files": files(run.folder),
+    }
+
+
+def parameters(parts: Parts) -> dict[str, int]:
+    """Learned numbers by part, and in all."""
+    counts = dict.fromkeys([*PARTS.values(), "norms", "guide"], 0)
+    for name, parameter in parts.model.named_parameters():
+        part = next((part for word, part in PARTS.items() if f".{word}." in f".{name}"), "norms")
+        counts[part] += parameter.numel()
+    counts["guide"] = sum(parameter.numel() for parameter in parts.guide.parameters())
+    return {**counts, "total": sum(counts.values())}
+
+
+PARTS = {
+    "tok_embeddings": "embedding",
+    "attention": "self_attention",
+    "cross_attention": "cross_attention",
+    "feed_forward": "feed_forward",
+}
+
+
+def _data(run: Run) -> dict[str, Any] | None:
+    """The data that the run was trained on, and whether they are still there; None when it does not say."""
+    from pyro_ltm.errors import UserError
+
+    try:
+        folder = run.dataset("train").folder
+    except UserError as error:
+        return {"folder": None, "problem": str(error)} if (run.folder / "data.json").exists() else None
+    keys = ("sources", "packing", "sequence_length", "vocab_size", "splits")
+    return {"folder": str(folder.path), **{key: folder.meta[key] for key in keys}}
+
+
+def show(result: dict[str, Any]) -> None:
+    """What `describe` found, for people."""
+    from ..output import nats, say, show_files, show_table
+
+    step = f"step {result['step']} of {result['steps']}"
+    say(f"{result['run']}: {step}, {result['tokens']:,} tokens seen in {result['seconds']:,.0f} s")
+    counts = result["parameters"]
+    rows = [[name.replace("_", " "), f"{count:,}"] for name, count in counts.items() if count]
+    show_table("Parameters", ["part", "numbers"], rows)
+    check = result["validation"]
+    measured = [
+        ["unigram", nats(result["unigram_nats_per_token"])],
+        ["untrained", nats(result["untrained_nats_per_token"])],
+        [f"bound at step {check['step']}", nats(check["nats_per_token"])] if check else ["bound", "-"],
+    ]
+    show_table("Nats a token on validation text", ["", ""], measured)
+    settings = [
+        [
+            f"{section}.{key}" if isinstance(values, dict) else section,
+            value if isinstance(value, str) else json.dumps(value),
+        ]
+        for section, values in result["config"].items()
+        for key, value in _flat(values)
+    ]
+    show_table("Settings", ["key", "value"], settings)
+    data = result["data"]
+    if data is None:
+        say("It does not say what data it was trained on.")
+    elif data["folder"] is None:
+        say(f"Its data: {data['problem']}")
+    else:
+        say(f"Its data: {data['folder']} (from {', '.join(data['sources'])})")
+    if result["origin"]:
+        say(f"It began with the weights of {result['origin']['run']} at step {result['origin']['step']}.")
+    say()
+    show_files(Path(result["run"]))
+
+
+def _flat(values: Any) -> list[tuple[str, Any]]:
+    """The entries of a section, a component's options among them; a plain value has one without a name."""
+    if not isinstance(values, dict):
+        return [("", values)]
+    options = values.get("options", {})
+    return [(key, value) for key, value in {**values, **options}.items() if key != "options"]

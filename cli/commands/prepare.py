@@ -1,0 +1,131 @@
+"""`pyro-ltm prepare`: text to token sequences."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..options import FOLDER, Common, common, examples, load_tokenizer, reading_options, tokenizer_options
+
+if TYPE_CHECKING:
+    from pyro_ltm.data import Reading
+
+
+@click.command(
+    short_help="Turn text into token sequences.",
+    epilog=examples(
+        "pyro-ltm prepare python-docs --out data/docs --vocab-size 2048",
+        "pyro-ltm prepare worlds:documents=20000 --out data/worlds",
+        "pyro-ltm prepare train.jsonl --validation valid.jsonl --text-column body --out data/mine",
+        "pyro-ltm prepare hf:roneneldan/TinyStories --tokenizer gpt2/tokenizer.json --out data/stories",
+    ),
+)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.option("--out", required=True, type=FOLDER, help="Folder to write.")
+@tokenizer_options
+@click.option(
+    "--vocab-size", metavar="N", type=click.IntRange(257), default=2048, help="Tokens of the byte-level BPE to train."
+)
+@click.option(
+    "--sequence-length", metavar="N", type=click.IntRange(1), default=128, help="Tokens predicted in one sequence."
+)
+@click.option(
+    "--packing",
+    type=click.Choice(["auto", "contiguous", "document"]),
+    default="auto",
+    help="Blocks of one stream, or no more than one document in a sequence (padded and masked); auto: document for "
+    "worlds, else contiguous.",
+)
+@click.option("--validation", metavar="SOURCE", multiple=True, help="Text to validate on. Repeatable.")
+@click.option(
+    "--validation-fraction",
+    metavar="X",
+    type=click.FloatRange(0, 0.9),
+    default=0.1,
+    help="Share of the text to hold out.",
+)
+@reading_options
+@click.option("--overwrite", is_flag=True, help="Replace a folder that was prepared before.")
+@click.option("--streaming/--download", default=True, help="How to fetch a Hugging Face data set.")
+@common(seed_help="Seed of the choice of documents to hold out.", unused=("device", "dtype"))
+@click.pass_context
+def command(
+    ctx: click.Context,
+    *,
+    sources: tuple[str, ...],
+    out: Path,
+    tokenizer: Path | None,
+    end_of_text: str | None,
+    vocab_size: int,
+    sequence_length: int,
+    packing: str,
+    validation: tuple[str, ...],
+    validation_fraction: float,
+    reading: Reading,
+    overwrite: bool,
+    streaming: bool,
+    common: Common,
+) -> None:
+    """Turns text into a folder of token sequences that `train --data` and `evaluate --data` read.
+
+    SOURCE is a file (.txt, .md, .jsonl, .ndjson, .json, .csv, .tsv, .parquet, each also as .gz, .bz2, .xz or .zst; any
+    other suffix as plain text), a folder of them, a quoted glob, a built-in corpus (python-docs; worlds, or
+    worlds:size=4,length=15,documents=10000,seed=0), or a Hugging Face data set (hf:org/name). Of a folder or a glob,
+    each real file is read once, and those that are not read are named. The folder appears whole or not at all.
+    """
+    _exclude(ctx, "tokenizer", "vocab_size")
+    _exclude(ctx, "validation", "validation_fraction")
+    from pyro_ltm.data import TokenDataset, prepare
+
+    from ..output import emit, say, show_next, show_table
+    from ..progress import reporter
+    from ..sources import SAID, remarks
+
+    with reporter() as report:
+        folder = prepare(
+            sources,
+            out,
+            tokenizer=load_tokenizer(tokenizer, end_of_text),
+            vocab_size=vocab_size,
+            sequence_length=sequence_length,
+            packing=packing,
+            validation_fraction=validation_fraction,
+            validation_sources=validation,
+            reading=dataclasses.replace(reading, streaming=streaming),
+            seed=common.seed or 0,
+            overwrite=overwrite,
+            progress=report.preparing,
+        )
+    keys = ("sources", "validation_sources", "split_rule", "packing", "sequence_length", "vocab_size", "splits")
+    if common.as_json:
+        no_bytes = {split: why for split in folder.splits if (why := TokenDataset(folder, split).why_no_bytes)}
+        said = {key: folder.meta[key] for key in (*keys, *SAID)}
+        emit({"out": str(out), **said, "no_bytes": no_bytes, "fingerprint": folder.fingerprint})
+        return
+    columns = ("documents", "sequences", "tokens", "bytes")
+    rows = [[split, *(f"{counts[key]:,}" for key in columns)] for split, counts in folder.meta["splits"].items()]
+    show_table(
+        f"{folder.vocab_size:,} tokens, sequences of {sequence_length}, {folder.meta['packing']}",
+        ["split", *columns],
+        rows,
+    )
+    say(f"Split: {folder.meta['split_rule']}.")
+    for line in remarks(folder.meta):
+        say(line)
+    for split in folder.splits:
+        if not TokenDataset(folder, split).why_no_bytes:
+            unknown = folder.meta["splits"][split]["unknown_tokens"]
+            say(f"Text and tokens of {split}: each text comes back from its tokens, {unknown:,} of them unknown.")
+    say(f"Written to {out}")
+    show_next(["pyro-ltm", "train", "--data", str(out), "--out", "runs/first"])
+
+
+def _exclude(ctx: click.Context, first: str, second: str) -> None:
+    """Raises a usage error when both options were given."""
+    given = [ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE for name in (first, second)]
+    if all(given):
+        names = [f"--{name.replace('_', '-')}" for name in (first, second)]
+        raise click.UsageError(f"{names[0]} and {names[1]} exclude each other: give one of them", ctx)

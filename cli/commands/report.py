@@ -1,0 +1,152 @@
+"""`pyro-ltm report`: what a run's thoughts carry, on a page that opens from disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..options import FOLDER, Common, Text, common, examples, fast_steps, fit_settings, reading_options, run_argument
+
+if TYPE_CHECKING:
+    from pyro_ltm.data import Reading
+
+
+@click.command(
+    short_help="What a run's thoughts carry, as a page.",
+    epilog=examples(
+        "pyro-ltm report runs/first",
+        "pyro-ltm report runs/first --data worlds --sequences 500",
+        "pyro-ltm report runs/first --evaluation figures.json --fast-steps 64 --set optimizer.lr=0.1",
+        "pyro-ltm report runs/first --labels reviews.jsonl --label-column stars --out pages/reviews",
+        "pyro-ltm report runs/first --texts 'A dog ran.' 'A dog slept.' 'A cat slept.'",
+    ),
+)
+@run_argument
+@click.option(
+    "--data", metavar="SOURCE_OR_DIR", help="Whose texts to look at; default: the run's own validation split."
+)
+@click.option(
+    "--labels", "labels_file", metavar="FILE", type=FOLDER, help="Texts with labels (.jsonl, .csv, .parquet)."
+)
+@click.option("--label-column", metavar="NAME", multiple=True, help="A column of --labels to probe. Repeatable.")
+@reading_options
+@click.option(
+    "--texts",
+    nargs=3,
+    type=Text(),
+    metavar="A B C",
+    help="Go from A's thoughts to B's, and reckon A - B + C; default: three of the texts looked at.",
+)
+@fast_steps
+@fit_settings
+@click.option(
+    "--evaluation",
+    "evaluation_file",
+    metavar="FILE",
+    type=FOLDER,
+    help="Likelihoods to show: what `evaluate --json` printed; default: RUN/evaluation.json, where there is one.",
+)
+@click.option("--particles", metavar="K", type=click.IntRange(1), default=4, help="Draws from each posterior.")
+@click.option("--sequences", metavar="N", type=click.IntRange(2), default=256, help="Texts to look at, from the first.")
+@click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, help="Sequences at a time.")
+@click.option("--out", type=FOLDER, metavar="DIR", help="Folder to write; default: RUN/report.")
+@common(seed_help="Seed of the noise and of the probes' folds.")
+def command(
+    *,
+    run_folder: Path,
+    data: str | None,
+    labels_file: Path | None,
+    label_column: tuple[str, ...],
+    reading: Reading,
+    texts: tuple[str, ...] | None,
+    fast_steps: int | None,
+    settings: tuple[str, ...],
+    evaluation_file: Path | None,
+    particles: int,
+    sequences: int,
+    batch_size: int,
+    out: Path | None,
+    common: Common,
+) -> None:
+    """Looks at the thoughts of a run and writes report.html, report.json and pictures.
+
+    Rates, active units, mutual information, whose thoughts the decoder needs, reconstruction by layer, a map, and what
+    lies between texts. Labels are read off the thoughts by linear probes: a world's own factors, or columns of
+    --labels.
+    """
+    if bool(labels_file) != bool(label_column):
+        raise click.UsageError("--labels and --label-column go together: a file, and the columns of it to probe")
+    if labels_file and data:
+        raise click.UsageError("--labels brings its own texts: give either --labels or --data")
+    from ..output import emit, note
+    from ..progress import reporter
+    from ..runs import open_data, open_run
+
+    run = open_run(run_folder, common)
+    from pyro_ltm.data.labels import read_labelled
+    from pyro_ltm.locks import locked
+    from pyro_ltm.reports.thoughts_report import Corpus, write_report
+    from pyro_ltm.runs.evaluation_file import read_evaluation
+
+    evaluation = read_evaluation(run, evaluation_file)
+    if evaluation is None and (run_folder / "evaluation.json").is_file():
+        note(f"{run_folder}/evaluation.json is not of this run as it is now, and not shown: evaluate it again.")
+
+    with locked(out or run_folder / "report"), reporter() as report:
+
+        def write(corpus: Corpus | None) -> tuple[Path, dict[str, Any]]:
+            count = report.counting("thoughts", len(corpus.texts) if corpus else None)
+            return write_report(
+                run,
+                corpus,
+                particles=particles,
+                fast_steps=fast_steps,
+                settings=settings,
+                between_texts=texts,
+                evaluation=evaluation,
+                seed=common.seed or 0,
+                out=out,
+                progress=lambda done: count(done, math.nan),
+            )
+
+        if labels_file:
+            found, labels = read_labelled(labels_file, label_column, reading=reading, limit=sequences)
+            page, result = write(Corpus.of_texts(run, found, labels, batch_size=batch_size, name=str(labels_file)))
+        elif data is None and not run.config.model.thoughts:
+            page, result = write(None)
+        else:
+            with open_data(run, data, reading, report) as scored:
+                name = data or ""
+                page, result = write(Corpus.of_data(run, scored, sequences=sequences, batch_size=batch_size, name=name))
+    if common.as_json:
+        emit({**result, "page": str(page)})
+        return
+    _show(result, page)
+
+
+def _show(result: Mapping[str, Any], page: Path) -> None:
+    from ..output import margin, nats, note, say, show_table
+
+    found = result.get("thoughts")
+    for line in result["notes"]:
+        note(line)
+    if found:
+
+        def both(name: str, figure: Mapping[str, Any], digits: int = 2, key: str = "mean") -> list[str]:
+            error = figure.get("stderr")
+            return [name, nats(figure.get(key), digits) + margin(math.nan if error is None else error, digits)]
+
+        rows = [
+            both("rate, nats a sequence", found["rate"]),
+            both(f"mutual information (at most {found['ceiling']:.2f})", found["mutual_information"]),
+            *(both(f"distortion, nats a token, thoughts: {name}", d, 4) for name, d in found["distortion"].items()),
+            *(both(f"probe of {p['label']}, told right", p, 3, "accuracy") for p in result["probes"]),
+        ]
+        show_table(f"Thoughts of {found['sequences']} texts", ["", ""], rows)
+    else:
+        say("It has no thoughts (an autoregressive twin): the page shows training and samples.")
+    say(f"Written to {page}")

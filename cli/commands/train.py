@@ -1,0 +1,220 @@
+"""`pyro-ltm train`: text or tokens in, a run folder out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..options import (
+    FOLDER,
+    Common,
+    common,
+    examples,
+    load_tokenizer,
+    preset_option,
+    reading_options,
+    tokenizer_options,
+)
+
+if TYPE_CHECKING:
+    from pyro_ltm.config import Config
+    from pyro_ltm.data import Reading
+    from pyro_ltm.runs import Run
+
+
+@click.command(
+    short_help="Train a model, or go on with --resume.",
+    epilog=examples(
+        "pyro-ltm train --data python-docs --out runs/first",
+        "pyro-ltm train --data data/mine --out runs/mine --preset small --set slow.lr=0.001 --steps 2000",
+        "pyro-ltm train --data data/mine --out runs/twin --preset small --set model.thoughts=0",
+        "pyro-ltm train --resume --out runs/mine",
+        "pyro-ltm train --resume --out runs/mine --steps 4000 --rewarm 100",
+        "pyro-ltm train --data letters.txt --init-from runs/mine --out runs/letters --steps 500",
+    ),
+)
+@click.option(
+    "--data",
+    metavar="SOURCE_OR_DIR",
+    multiple=True,
+    help="A folder that `prepare` wrote, or text to prepare inside the run folder. Repeatable.",
+)
+@click.option("--out", required=True, type=FOLDER, metavar="RUN", help="Run folder to write.")
+@preset_option
+@click.option("--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings laid over the preset.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="One setting, the last word. Repeatable.")
+@click.option("--steps", metavar="N", type=int, help="Slow steps; the same as --set slow.steps=N.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint; with --steps N, to another end.")
+@click.option("--rewarm", metavar="N", type=click.IntRange(1), help="Steps in which the rate rises again after that.")
+@click.option("--init-from", type=FOLDER, metavar="RUN", help="Begin with another run's weights and tokenizer.")
+@tokenizer_options
+@reading_options
+@common(seed=None, seed_help="Seed of all that is random; the same as --set seed=N.")
+def command(
+    *,
+    data: tuple[str, ...],
+    out: Path,
+    preset: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    steps: int | None,
+    resume: bool,
+    rewarm: int | None,
+    init_from: Path | None,
+    tokenizer: Path | None,
+    end_of_text: str | None,
+    reading: Reading,
+    common: Common,
+) -> None:
+    """Trains a latent-thought language model, or with --set model.thoughts=0 its autoregressive twin.
+
+    Settings come from the preset, then --config, then --set, then --steps, --seed and --dtype. The run folder says what
+    they were. A run that was stopped or killed goes on with --resume and ends as if nothing had happened. Ctrl-C, a
+    closed terminal (SIGHUP), SIGTERM and SIGUSR1 save after the step under way.
+    """
+    if rewarm and not (resume and steps):
+        raise click.UsageError("--rewarm goes with --resume and --steps: it is of a run that is extended")
+    given = (preset, config_file, *settings, steps, common.seed, common.dtype)
+    as_it_was = resume and (out / "config.toml").is_file() and all(one is None for one in given)
+    config = (
+        None
+        if as_it_was
+        else configure(out if resume else None, preset, config_file, settings, steps, common, data, init_from)
+    )
+
+    from ..runs import check_device
+
+    device = check_device(common.device)
+    from pyro_ltm.data.folder import is_token_folder
+    from pyro_ltm.reports.plots import plot_run
+    from pyro_ltm.training import Stopped, train
+
+    from ..failure import INTERRUPTED, Failure
+    from ..output import note
+    from ..progress import reporter
+    from ..sources import remarks
+
+    if resume and not all(map(is_token_folder, data)) and (out / "data.json").is_file():
+        note(f"Going on with the data of {out}; text named with --data is not read again.")
+    go_on = ["pyro-ltm", "train", "--resume", "--out", str(out)]
+    go_on += [] if device == "cpu" else ["--device", device]
+    try:
+        with reporter() as report:
+            run = train(
+                config,
+                data=data,
+                out=out,
+                resume=resume,
+                rewarm=rewarm or 0,
+                init_from=init_from,
+                tokenizer=load_tokenizer(tokenizer, end_of_text),
+                reading=reading,
+                device=device,
+                on_progress=report.training,
+                on_prepare=report.preparing,
+                on_interrupt=lambda: note("Stopping after this step, then saving; Ctrl-C once more to stop at once."),
+                on_resume=lambda step, steps: note(_begins(out, step, steps)),
+            )
+    except Stopped as stopped:
+        plot_run(out)
+        raise Failure(f"{stopped}; go on with: {shlex.join(go_on)}", INTERRUPTED) from None
+    except KeyboardInterrupt:
+        if not (out / "config.toml").is_file():
+            raise
+        message = f"interrupted at once; go on from the last checkpoint with: {shlex.join(go_on)}"
+        raise Failure(message, INTERRUPTED) from None
+    plot_run(out)
+    if not all(map(is_token_folder, data)):
+        for line in remarks(run.dataset("train").meta):
+            note(line)
+    _report(run, common.as_json)
+
+
+def _begins(out: Path, step: int, steps: int) -> str:
+    """Where a run goes on."""
+    if step == 0:
+        return f"{out}: no step was saved before it was stopped; it starts from step 0."
+    if step == steps:
+        return f"{out}: all its {steps} steps are done; more with --steps."
+    return f"{out}: goes on from step {step} of {steps}."
+
+
+def configure(
+    out: Path | None,
+    preset_name: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    steps: int | None,
+    common: Common,
+    data: Sequence[str] = (),
+    init_from: Path | None = None,
+) -> Config:
+    """The configuration asked for; without a preset, that of the run `init_from`, or that for `data`.
+
+    Resuming the run `out` takes the run's own configuration as the base, so that the library's refusal names what
+    differs and nothing else.
+    """
+    from pyro_ltm.config import apply_settings, load_toml, merge, preset
+
+    if out is not None and not preset_name and (out / "config.toml").is_file():
+        config = load_toml(out / "config.toml", whole=True)
+    elif init_from is not None and not preset_name:
+        from pyro_ltm.runs.run import Run
+        from pyro_ltm.training.origin import Origin
+
+        config = Origin(Run.load(init_from)).config
+    else:
+        config = preset(preset_name or default_preset(data))
+    if config_file:
+        config = load_toml(config_file, config)
+    config = apply_settings(config, settings)
+    flags: dict[str, dict[str, Any] | None] = {
+        "--steps": None if steps is None else {"slow": {"steps": steps}},
+        "--seed": None if common.seed is None else {"seed": common.seed},
+        "--dtype": None if common.dtype is None else {"dtype": common.dtype},
+    }
+    for flag, changes in flags.items():
+        if changes is not None:
+            config = merge(config, changes, where=flag)
+    return config
+
+
+def default_preset(data: Sequence[str]) -> str:
+    """The preset that `data` are trained by where none is named. Says so where it is not the usual one."""
+    from pyro_ltm.data.presets import preset_for
+
+    from ..output import note
+
+    name = preset_for(list(data))
+    if name != "nano":
+        note(f"Such texts are trained by the preset {name}; another: --preset NAME.")
+    return name
+
+
+def _report(run: Run, as_json: bool) -> None:
+    """What came of it, where it was written, and what to try next."""
+    from ..output import emit, files, nats, note, say, show_files, show_next
+    from ..summary import summarize
+
+    summary = summarize(run.folder)
+    if as_json:
+        emit({"run": str(run.folder), "step": run.step, **summary, "files": files(run.folder)})
+        return
+    if summary["validation"] is None:
+        note("The data have no validation split, so nothing was held out to measure on.")
+    else:
+        level = summary["validation"]["nats_per_token"]
+        say("Nats a token on validation text (lower is better):")
+        say(f"  {nats(summary['unigram_nats_per_token']):>9}  unigram, knowing only how common each token is")
+        say(f"  {nats(summary['untrained_nats_per_token']):>9}  untrained model")
+        kind = "an upper bound" if run.config.model.thoughts else "exact, it has no thoughts"
+        say(f"  {nats(level):>9}  this model, {kind}")
+    show_files(run.folder)
+    show_next(
+        ["pyro-ltm", "evaluate", str(run.folder)],
+        ["pyro-ltm", "generate", str(run.folder), "--num", "3"],
+    )

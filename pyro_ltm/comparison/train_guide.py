@@ -1,0 +1,95 @@
+"""A guide's shared parameters (an encoder, a flow) taught under a decoder that holds still."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+from pyro_ltm.comparison.pair_score import Count
+from pyro_ltm.guides import Guide
+from pyro_ltm.inference import fit_posterior, guide_loss
+from pyro_ltm.noise import DrawFrom, fold
+from pyro_ltm.optimizers import FastOptimizer
+from pyro_ltm.optimizers.fast import schedule
+from pyro_ltm.types import Batch, evaluating, frozen
+
+CLIP = 1.0
+"""Largest norm of a gradient."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How guides with shared parameters learn before they are judged.
+
+    Args:
+        batch: the sequences of a slow step, by its number. steps: slow steps. lr: first learning rate of Adam.
+        described: of which text, for the record; equal texts have equal ones.
+    """
+
+    batch: Callable[[int], Batch]
+    steps: int = 200
+    lr: float = 1e-3
+    described: str = ""
+
+
+def teach_guide(
+    model: nn.Module,
+    guide: Guide,
+    objective: ELBO,
+    teaching: Teaching,
+    *,
+    optimizer: FastOptimizer | None = None,
+    fast_steps: int = 16,
+    seed: int = 0,
+    count: Count | None = None,
+    **fitting: Any,
+) -> float:
+    """Moves the guide's shared parameters by slow steps on the objective itself; gives the seconds that it took.
+
+    As `training.train_step` moves them, but the decoder is neither moved nor given a gradient.
+    """
+    parameters = [parameter for parameter in guide.parameters() if parameter.requires_grad]
+    slow = torch.optim.Adam(parameters, lr=teaching.lr)
+    with evaluating(model):
+        began, seen = time.perf_counter(), 0
+        with pyro.validation_enabled(False), frozen(model), torch.enable_grad():
+            for step in range(teaching.steps):
+                for group in slow.param_groups:
+                    group["lr"] = teaching.lr * schedule("cosine", step, teaching.steps, 0.1)
+                batch = teaching.batch(step)
+                loss = _loss(
+                    model,
+                    guide,
+                    objective,
+                    batch,
+                    optimizer=optimizer,
+                    steps=fast_steps,
+                    seed=fold(seed, "teach", step),
+                    **fitting,
+                )
+                slow.zero_grad(set_to_none=True)
+                if loss.requires_grad:
+                    (loss / batch.tokens()).backward()
+                    norm = nn.utils.clip_grad_norm_(parameters, CLIP)
+                    if bool(torch.isfinite(norm)):
+                        slow.step()
+                seen += batch.size
+                if count:
+                    count(seen, math.nan)  # what the objective is worth is not for it to say
+        slow.zero_grad(set_to_none=True)
+    return time.perf_counter() - began
+
+
+def _loss(model: nn.Module, guide: Guide, objective: ELBO, batch: Batch, **fitting: Any) -> Tensor:
+    """What the guide learns from, after the fast steps."""
+    posterior = fit_posterior(model, batch, guide=guide, objective=objective, keep_graph=guide.is_unrolled, **fitting)
+    with DrawFrom(posterior.noise):
+        return guide_loss(model, batch, posterior, objective)

@@ -1,0 +1,1 @@
+"""Kernels of the decoder: attention, the vocabulary head, packed weights."""

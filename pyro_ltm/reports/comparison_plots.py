@@ -1,0 +1,311 @@
+"""Pictures of a comparison: bounds along the fit, the rate-distortion plane, and a map of guides and objectives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter
+
+from pyro_ltm.comparison.pair_score import Checkpoint, arrival
+from pyro_ltm.comparison.result import Comparison, Pair, Refused
+from pyro_ltm.reports.plots import legible
+
+PALETTE = [colormaps["tab10"](index) for index in range(10)]
+MARKERS = "osD^vP*X<>pd1234+x"
+DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
+GREY, FAILED = "#d9d9d9", "#f4c7c3"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A bound on its way: points (x, nats a token), and the point at which it came within 1% of its best."""
+
+    pair: Pair
+    points: list[tuple[float, float]]
+    arrived: tuple[float, float] | None
+
+
+def plot_curves(comparison: Comparison, axis: str) -> Figure:
+    """Bounds along the way, a panel for each guide and a colour for each objective.
+
+    Args:
+        axis: what is counted: `steps`, or the time that they took, `seconds`.
+    """
+    lines = [line for pair in _all(comparison) if (line := _line(pair, axis)) and pair is not comparison.twin]
+    guides, objectives = _names(comparison, [line.pair for line in lines])
+    apart = len(objectives) > 1 and len(guides) > 1
+    panels = [[line for line in lines if line.pair.guide == name] for name in guides] if apart else [lines]
+    columns = min(5, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (3.0 * columns + 0.4, 2.5 * rows + 0.9) if apart else (7.5, 4.4)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True, sharex=True)
+    low, high = _limits(*([line.points[index][1] for line in lines] for index in (-1, 0)))
+    names = objectives if len(objectives) > 1 else guides
+    longest = max((line.pair.figures.fast_steps for line in lines), default=0)
+    for panel, place in zip(panels, axes.flat, strict=False):
+        for line in panel:
+            index = names.index(line.pair.objective if names is objectives else line.pair.guide)
+            main = line.pair.figures.fast_steps == longest
+            style: dict[str, Any] = {"color": PALETTE[index % 10], "linestyle": DASHES[index // 10 % 4]}
+            place.plot(*zip(*line.points, strict=True), linewidth=1.4 if main else 0.7, **style)
+            if line.arrived:
+                place.plot(*line.arrived, marker="o", markersize=4.5 if main else 3, color=style["color"])
+        off = [line.pair.objective if names is objectives else line.pair.guide for line in panel]
+        off = [name for name, line in zip(off, panel, strict=True) if line.points[-1][1] > high]
+        if off:
+            text = "off the scale: " + ", ".join(legible(name) for name in dict.fromkeys(off))
+            place.text(0.98, 0.97, _wrap(text, 26), transform=place.transAxes, ha="right", va="top", fontsize=7)
+        if comparison.twin and comparison.twin.figures.elbo:
+            place.axhline(comparison.twin.level, color="0.4", linestyle=":", linewidth=1)
+        if apart:
+            place.set_title(legible(panel[0].pair.guide), fontsize=10)
+        place.spines[["top", "right"]].set_visible(False)
+        place.tick_params(labelsize=8)
+    for index, place in enumerate(axes.flat):
+        place.set_visible(index < len(panels))
+        place.tick_params(labelbottom=index + columns >= len(panels))
+    _scale(axes.flat[0], comparison, axis, lines)
+    if lines:
+        axes.flat[0].set_ylim(low, high)
+    figure.supxlabel(_axis_label(comparison, axis), fontsize=10)
+    figure.supylabel("upper bound, nats a token", fontsize=10)
+    handles = [
+        Line2D([], [], color=PALETTE[i % 10], linestyle=DASHES[i // 10 % 4], label=legible(n))
+        for i, n in enumerate(names)
+    ]
+    if comparison.twin:
+        handles.append(Line2D([], [], color="0.4", linestyle=":", label="twin"))
+    _legend_above(figure, handles)
+    return figure
+
+
+def plot_rate_distortion(comparison: Comparison) -> Figure:
+    """What thoughts carry against what they leave unexplained: a colour for each guide, a marker for each objective."""
+    pairs = [pair for pair in comparison.pairs if pair.figures.elbo]
+    guides, objectives = _names(comparison, pairs)
+    many = len(guides) + len(objectives) > 16
+    figure = Figure(figsize=(9.2, 6.4 if many else 5.2), layout="constrained")
+    axes = figure.subplots()
+    limit = _limits([pair.level for pair in pairs], [])[1]
+    shown = [pair for pair in pairs if pair.level <= limit]
+    for pair in shown:
+        guide, objective = guides.index(pair.guide), objectives.index(pair.objective)
+        axes.plot(
+            pair.figures.rate or 0.0,
+            pair.figures.distortion or 0.0,
+            marker=MARKERS[objective % len(MARKERS)],
+            color=PALETTE[guide % 10],
+            fillstyle="full" if guide < 10 else "none",
+            linestyle="none",
+            markersize=7,
+            alpha=0.85,
+        )
+    if comparison.twin and comparison.twin.figures.elbo:
+        axes.plot(0, comparison.twin.level, marker="x", color="black", markersize=8, linestyle="none")
+    _equal_bounds(axes, comparison)
+    axes.set_xlabel("rate: KL, nats a sequence")
+    axes.set_ylabel("distortion, nats a token")
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(shown) < len(pairs):
+        axes.set_title(f"off the scale, see the table: {len(pairs) - len(shown)}", fontsize=9, loc="right")
+    colours = [
+        Line2D([], [], linestyle="none", marker="o", color=PALETTE[i % 10], fillstyle="full" if i < 10 else "none")
+        for i in range(len(guides))
+    ]
+    shapes = [
+        Line2D([], [], linestyle="none", marker=MARKERS[i % len(MARKERS)], color="0.35") for i in range(len(objectives))
+    ]
+    figure.legend(
+        colours, [legible(name) for name in guides], title="guide", loc="outside right upper", frameon=False, fontsize=8
+    )
+    figure.legend(
+        shapes,
+        [legible(name) for name in objectives],
+        title="objective",
+        loc="outside right lower",
+        frameon=False,
+        fontsize=8,
+    )
+    return figure
+
+
+def plot_map(comparison: Comparison, *, equal_seconds: bool = False) -> Figure:
+    """The bound of each guide with each objective; grey where the two do not fit. One panel for each number of steps.
+
+    Args:
+        equal_seconds: of decoders trained for as long as the fastest, and not for as many tokens.
+    """
+    guides, objectives = _names(comparison, [*comparison.pairs, *comparison.refused])
+    settings = comparison.fast_steps or [0]
+    equal = comparison.equal_seconds() if equal_seconds else {}
+    rows, columns = ([legible(name) for name in names] for names in (guides, objectives))
+    wide = 1.2 + 0.62 * len(columns) + 0.09 * max(map(len, rows), default=0)
+    tall = 0.9 + 0.38 * len(rows) + 0.075 * max(map(len, columns), default=0)
+    across = 2 if len(settings) > 1 and wide < 6 else 1
+    down = -(-len(settings) // across)
+    figure = Figure(figsize=(max(4.5, wide) * across, max(2.4, tall) * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False)
+
+    def level(pair: Pair | None) -> float | None:
+        if pair is None:
+            return None
+        if equal_seconds:
+            found = equal.get(pair.key, {}).get("nats_per_token")
+            return None if found is None else float(found)
+        return pair.level if math.isfinite(pair.level) else None
+
+    known = [value for pair in comparison.pairs if (value := level(pair)) is not None]
+    low, high = (min(known), _limits(known, [])[1]) if known else (0.0, 1.0)
+    for steps, place in zip(settings, axes.flat, strict=False):
+        for row, guide in enumerate(guides):
+            for column, objective in enumerate(objectives):
+                pair = comparison.find((guide, objective, steps))
+                _cell(place, column, row, pair, level(pair), low, high)
+        place.set_xticks(range(len(objectives)), columns, rotation=40, ha="right", rotation_mode="anchor")
+        place.set_yticks(range(len(guides)), rows)
+        place.tick_params(labelsize=8, length=0)
+        place.set_xlim(-0.5, len(objectives) - 0.5)
+        place.set_ylim(len(guides) - 0.5, -0.5)
+        place.spines[:].set_visible(False)
+        if len(settings) > 1:
+            place.set_title(f"{steps} fast steps", fontsize=10)
+    for place in axes.flat[len(settings) :]:
+        place.set_visible(False)
+    figure.supxlabel("nats a token, lower is better; grey: the two do not fit; –: no bound", fontsize=8)
+    return figure
+
+
+def _cell(axes: Axes, column: int, row: int, pair: Pair | None, value: float | None, low: float, high: float) -> None:
+    """One cell of the map: its colour, its number; a frame around the best."""
+    share = 0.0 if value is None else min(1.0, max(0.0, (value - low) / ((high - low) or 1.0)))
+    colour: Any = colormaps["viridis_r"](0.05 + 0.85 * share)
+    text, ink = "" if value is None else f"{value:.3f}" if value < 100 else f"{value:.4g}", "black"
+    if value is None:
+        failed = pair is not None and pair.figures.note.startswith(("failed", "ran away"))
+        colour, text = (FAILED, "failed") if failed else (GREY, "") if pair is None else ("white", "–")
+    elif share > 0.5:
+        ink = "white"
+    best = value is not None and value == low
+    edge: dict[str, Any] = (
+        {"edgecolor": "#d1495b", "linewidth": 2.5, "zorder": 3} if best else {"edgecolor": "white", "linewidth": 1}
+    )
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=colour, **edge))
+    weight = "bold" if best else "normal"
+    axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=ink, weight=weight, zorder=4)
+
+
+def _names(comparison: Comparison, pairs: Sequence[Pair | Refused]) -> tuple[list[str], list[str]]:
+    """Guides and objectives of these pairs, in the order in which they were asked for."""
+    guides, objectives = (list(comparison.members[axis]) for axis in ("guides", "objectives"))
+    guides += [pair.guide for pair in pairs]
+    objectives += [pair.objective for pair in pairs]
+    return (
+        [name for name in dict.fromkeys(guides) if any(name == pair.guide for pair in pairs)],
+        [name for name in dict.fromkeys(objectives) if any(name == pair.objective for pair in pairs)],
+    )
+
+
+def _all(comparison: Comparison) -> Iterator[Pair]:
+    yield from comparison.pairs
+    if comparison.twin:
+        yield comparison.twin
+
+
+def _line(pair: Pair, axis: str) -> Line | None:
+    """The pair's bound along its fit, or along its training where a decoder was trained; None where it has none."""
+    if pair.training is not None:
+        key = "step" if axis == "steps" else "seconds"
+        rows = [row for row in pair.training["validation"] if row["nats_per_token"] is not None]
+        points = [(float(row[key]), float(row["nats_per_token"])) for row in rows]
+        curve = [Checkpoint(index, 0.0, level) for index, (_, level) in enumerate(points)]
+        best = arrival(curve)
+        return Line(pair, points, points[best.steps] if best else None) if points else None
+    known = [point for point in pair.figures.curve if point.nats_per_token is not None]
+    points = [(float(one.steps if axis == "steps" else one.ms), float(one.nats_per_token or 0)) for one in known]
+    best = arrival(known)
+    return Line(pair, points, points[known.index(best)] if best else None) if points else None
+
+
+def _scale(axes: Axes, comparison: Comparison, axis: str, lines: Sequence[Line]) -> None:
+    """Fast steps double from point to point, and so does their time; training goes on evenly."""
+    if comparison.kind == "training" or not lines:
+        return
+    if axis == "steps":
+        last = max(point[0] for line in lines for point in line.points)
+        axes.set_xscale("symlog", base=2, linthresh=1)
+        ticks = [0, *(1 << power for power in range(0, int(last).bit_length(), 1 if last <= 64 else 2))]
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_xlim(-0.1, max(1.0, last) * 1.15)
+    else:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _axis_label(comparison: Comparison, axis: str) -> str:
+    if comparison.kind == "training":
+        return "slow steps (equal tokens)" if axis == "steps" else "seconds of training"
+    return "fast steps" if axis == "steps" else "milliseconds of fitting a sequence"
+
+
+def _limits(finals: Sequence[float], starts: Sequence[float]) -> tuple[float, float]:
+    """Limits that show most pairs well: those that ran off, or began far off, do not squash the others."""
+    if not finals:
+        return 0.0, 1.0
+    low, ends, begins = min([*finals, *starts]), sorted(finals), sorted(starts)
+    usual = ends[min(len(ends) - 1, int(0.75 * len(ends)))]
+    room = max(2 * (usual - low), 0.03 * abs(low))
+    begin = begins[min(len(begins) - 1, int(0.75 * len(begins)))] if begins else low
+    room = max(room, begin - low) if begin - low < 4 * room else room
+    high = min(max([*finals, *starts]), low + room)
+    margin = 0.05 * ((high - low) or abs(high) or 1.0)
+    return low - margin, high + margin
+
+
+def _equal_bounds(axes: Axes, comparison: Comparison) -> None:
+    """Lines along which distortion and rate make up the same bound."""
+    counts = comparison.token_counts
+    if not counts or not comparison.best:
+        return
+    share = len(counts) / sum(counts)
+    axes.autoscale_view()
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    lowest, highest = bottom + share * left, top + share * right
+    for index in range(1, 8):
+        level = lowest + index / 8 * (highest - lowest)
+        ends = [(x, level - share * x) for x in (left, right)]
+        axes.plot(*zip(*ends, strict=True), color="0.8", linewidth=0.8, linestyle="--", zorder=0)
+        x = left + 0.01 * (right - left)
+        y = level - share * x
+        if bottom + 0.02 * (top - bottom) < y < top - 0.02 * (top - bottom):
+            axes.text(x, y, f"{level:.2f}", color="0.55", fontsize=7, va="bottom")
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+
+
+def _legend_above(figure: Figure, handles: Sequence[Line2D]) -> None:
+    wide = figure.get_figwidth()
+    longest = max((len(str(handle.get_label())) for handle in handles), default=1)
+    columns = max(1, min(len(handles), int(wide / (0.55 + 0.075 * longest))))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
+
+
+def _wrap(text: str, width: int) -> str:
+    """`text` in lines of about `width` characters."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + len(word) >= width:
+            lines.append("")
+        lines[-1] += (" " if lines[-1] else "") + word
+    return "\n".join(lines)
+
+
+__all__ = ["plot_curves", "plot_map", "plot_rate_distortion"]

@@ -1,0 +1,151 @@
+"""A comparison in words and tables: the same for the terminal, the page and whoever prints it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from pyro_ltm.comparison.pair_score import Estimate
+from pyro_ltm.comparison.result import Comparison, Pair
+
+Table = tuple[list[str], list[list[str]]]
+"""Columns and rows, the best pair first."""
+
+
+def short_table(comparison: Comparison, *, wide: bool = True) -> Table:
+    """What fits a terminal of 100 columns, or of 80; the fast steps have a column where pairs differ in them."""
+    trains = comparison.kind == "training"
+    columns: dict[str, Callable[[Pair], str]] = {"guide": lambda p: p.guide, "objective": lambda p: p.objective}
+    if len(comparison.fast_steps) > 1:
+        columns["steps"] = lambda p: str(p.figures.fast_steps)
+    columns["at most"] = lambda p: pm(p.figures.elbo)
+    if trains:
+        equal = comparison.equal_seconds()
+        columns["= time"] = lambda p: number(equal.get(p.key, {}).get("nats_per_token"))
+    if wide or not trains:
+        columns["IWAE"] = lambda p: number(p.figures.iwae.nats_per_token if p.figures.iwae else None)
+        columns["ESS"] = lambda p: number(p.figures.ess, 1)
+    columns["rate"] = lambda p: number(p.figures.rate, 2)
+    if wide and not trains:
+        columns["distort."] = lambda p: number(p.figures.distortion)
+    if trains:
+        columns["trained"] = lambda p: number(p.training["seconds"] if p.training else None, 0, " s")
+    columns["to 1%"] = arrival_text
+    if wide:
+        columns["memory"] = lambda p: megabytes(p.figures.peak_memory_bytes)
+    pairs = [*comparison.ranked(), *([comparison.twin] if comparison.twin else [])]
+    return list(columns), [[cell(pair) for cell in columns.values()] for pair in pairs]
+
+
+def full_table(comparison: Comparison) -> Table:
+    """Every figure of every pair."""
+    columns: dict[str, Callable[[Pair], str]] = {
+        "guide": lambda p: p.guide,
+        "objective": lambda p: p.objective,
+        "fast steps": lambda p: str(p.figures.fast_steps),
+        "at most, nats/token": lambda p: pm(p.figures.elbo, 4),
+        "behind the best": lambda p: pm(comparison.difference_to_best(p), 4),
+        f"IWAE-{comparison.settings.get('particles', 'K')}": lambda p: pm(p.figures.iwae, 4),
+        "ESS": lambda p: number(p.figures.ess, 1),
+        "rate, nats/seq.": lambda p: number(p.figures.rate, 2),
+        "distortion, nats/token": lambda p: number(p.figures.distortion, 4),
+        "steps to 1%": lambda p: number(p.figures.steps_to_1pct, 0),
+        "ms/seq. to 1%": lambda p: number(p.figures.ms_per_sequence_to_1pct, 1),
+        "ms/fast step": lambda p: number(p.figures.ms_per_fast_step, 1),
+        "peak memory": lambda p: megabytes(p.figures.peak_memory_bytes),
+    }
+    if any(pair.guide_training_seconds is not None for pair in comparison.pairs):
+        columns["guide taught, s"] = lambda p: number(p.guide_training_seconds, 1)
+    if comparison.kind == "training":
+        equal = comparison.equal_seconds()
+        columns["training, s"] = lambda p: number(p.training["seconds"] if p.training else None, 1)
+        columns["at equal seconds"] = lambda p: number(equal.get(p.key, {}).get("nats_per_token"), 4)
+        columns["... at step"] = lambda p: number(equal.get(p.key, {}).get("step"), 0)
+        columns["slow steps to 1%"] = lambda p: number(training_arrival(p, "step"), 0)
+        columns["training s to 1%"] = lambda p: number(training_arrival(p, "seconds"), 1)
+    columns["remark"] = lambda p: p.figures.note
+    pairs = [*comparison.ranked(), *([comparison.twin] if comparison.twin else [])]
+    return list(columns), [[cell(pair) for cell in columns.values()] for pair in pairs]
+
+
+def findings(comparison: Comparison) -> list[str]:
+    """What a reader should take away, in sentences."""
+    best, lines = comparison.best, []
+    if best is None:
+        lines.append("No pair has a bound.")
+    else:
+        lines.append(f"Lowest bound: {name_of(best, comparison)}, at most {pm(best.figures.elbo, 4)} nats a token.")
+        if best.figures.elbo and best.figures.elbo.blocks:
+            lines.append(f"± of this bound is the standard error over {best.figures.elbo.blocks}.")
+        tied = comparison.tied_with_best()
+        if tied:
+            shown = "; ".join(name_of(pair, comparison) for pair in tied[:MOST_NAMED])
+            more = f"; and {len(tied) - MOST_NAMED} more" if len(tied) > MOST_NAMED else ""
+            lines.append(f"Less than two standard errors of the difference behind it: {shown}{more}.")
+    if comparison.kind == "training" and (equal := comparison.equal_seconds()):
+        ranked = sorted((row["nats_per_token"], key) for key, row in equal.items() if row["nats_per_token"] is not None)
+        if ranked:
+            level, key = ranked[0]
+            seconds = equal[key]["limit_seconds"]
+            lines.append(
+                f"At equal seconds ({seconds:.1f} s of training): {key[0]} with {key[1]}, {level:.4f} nats a token at "
+                f"step {equal[key]['step']}."
+            )
+    if comparison.twin and comparison.twin.figures.elbo:
+        lines.append(f"The twin without thoughts: {pm(comparison.twin.figures.elbo, 4)} nats a token, exactly.")
+    return lines
+
+
+MOST_NAMED = 6
+"""Names in one sentence."""
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What must be known of single pairs: remarks, and reasons why pairs do not fit, alike ones together."""
+    said: dict[str, list[str]] = {}
+    for pair in [*comparison.ranked(), *([comparison.twin] if comparison.twin else [])]:
+        if pair.figures.note:
+            said.setdefault(pair.figures.note, []).append(
+                "twin" if pair is comparison.twin else f"{pair.guide} with {pair.objective}"
+            )
+    for one in comparison.refused:
+        said.setdefault(f"does not fit: {one.reason}", []).append(f"{one.guide} with {one.objective}")
+    return [f"{'; '.join(dict.fromkeys(names))}: {text}" for text, names in said.items()]
+
+
+def name_of(pair: Pair, comparison: Comparison) -> str:
+    """The pair in words; its fast steps where pairs differ in them."""
+    steps = f", {pair.figures.fast_steps} steps" if len(comparison.fast_steps) > 1 else ""
+    return f"{pair.guide} with {pair.objective}{steps}" if pair is not comparison.twin else "twin"
+
+
+def training_arrival(pair: Pair, key: str) -> Any:
+    """The slow `step`, or the `seconds`, at which validation came within 1% of its best."""
+    return pair.training["arrival"][key] if pair.training and pair.training.get("arrival") else None
+
+
+def arrival_text(pair: Pair) -> str:
+    """Fast steps and milliseconds a sequence to come within 1% of the pair's best."""
+    steps, ms = pair.figures.steps_to_1pct, pair.figures.ms_per_sequence_to_1pct
+    return "-" if steps is None or ms is None else f"{steps} / {number(ms, 0 if ms >= 10 else 1)} ms"
+
+
+def number(value: float | None, digits: int = 3, unit: str = "") -> str:
+    """A figure, or a dash where there is none."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}{unit}"
+
+
+def pm(value: Estimate | None, digits: int = 3) -> str:
+    """A figure and its standard error."""
+    if value is None:
+        return "-"
+    return number(value.nats_per_token, digits) + (f" ± {value.stderr:.{digits}f}" if value.stderr is not None else "")
+
+
+def megabytes(count: int | None) -> str:
+    """Bytes as megabytes."""
+    return "-" if count is None else f"{count / 1e6:.{0 if count >= 1e7 else 1}f} MB"
+
+
+__all__ = ["Table", "findings", "full_table", "name_of", "notes", "short_table"]

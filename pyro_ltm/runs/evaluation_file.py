@@ -1,0 +1,98 @@
+"""The evaluation in a run folder: RUN/evaluation.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyro_ltm.errors import UserError
+from pyro_ltm.files import write_text
+from pyro_ltm.locks import locked
+from pyro_ltm.reading import read_json
+from pyro_ltm.runs.evaluation_record import check_record
+from pyro_ltm.runs.folder import EVALUATION
+from pyro_ltm.runs.protocols import DISTANCES, PROTOCOLS
+from pyro_ltm.runs.run import Run
+
+PATIENCE = 10.0
+"""Seconds to wait while another process writes its evaluation of the same run."""
+
+
+def read_evaluation(run: Run, file: Path | None = None) -> dict[str, Any] | None:
+    """What `evaluate --json` has found of this run, in `file`; by default in the run itself, None where it has not.
+
+    A run at a step is known by its `fingerprint`.
+
+    Raises:
+        UserError: the file cannot be read, is not what `evaluate` prints, or is of another run or another of its steps.
+    """
+    path = file or run.folder / EVALUATION
+    if file is None and not path.is_file():
+        return None
+    try:
+        found = read_json(path, dict[str, Any])
+        check_record(found)
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: cannot be read: no such file; expected what `pyro-ltm evaluate --json` prints"
+        ) from None
+    except UserError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        what = "not what `pyro-ltm evaluate --json` prints"
+        raise UserError(f"{path}: {what}: {reason}; evaluate the run again") from None
+    whose, of = f"{found['run']} at step {found['step']}", found.get("fingerprint")
+    if file and of != run.fingerprint:
+        raise UserError(
+            f"{path}: of {whose}; its fingerprint is not that of {run.folder} as it is now: evaluate it again"
+        )
+    return found if of == run.fingerprint else None  # an older step's figures would stand beside newer thoughts
+
+
+def write_evaluation(run: Run, result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Writes what `evaluate` found of the run's own data into RUN/evaluation.json, and gives what the file then holds.
+
+    What other protocols have found before of the same weights on the same sequences stays in it.
+
+    Raises:
+        UserError: the run folder cannot be written, or another process does not end writing its evaluation.
+    """
+    with locked(run.folder / EVALUATION, wait=PATIENCE):  # not the run's lock: it may be in training
+        try:
+            before = read_evaluation(run)
+        except UserError:  # damaged: written anew
+            before = None
+        if before is not None:
+            result = merged(before, result)
+        write_text(run.folder / EVALUATION, json.dumps(result, indent=2) + "\n")
+        return result
+
+
+def merged(before: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`result`, and of `before` the protocols that it lacks, where both are of one run, its twin, and one text."""
+    others = [name for name in PROTOCOLS if name in before and name not in result]
+    same = all(before.get(key) == result.get(key) for key in ("fingerprint", "data", "settings"))
+    twins = {found["twin_fingerprint"] for found in (before, result) if "twin_fingerprint" in found}
+    if not others or not same or len(twins) > 1 or _scored(before) != _scored(result):
+        return result
+    joined = {**before, **result}
+    if twins:
+        joined["twin"] = {**before.get("twin", {}), **result.get("twin", {})}
+    if "floor" in before and "prefix" in others:
+        joined["floor"] = {**joined.get("floor", {}), "by_prefix": before["floor"].get("by_prefix", [])}
+    for name in DISTANCES:
+        kept = {figure: gap for figure, gap in before.get(name, {}).items() if _protocol(figure) in others}
+        joined[name] = {**kept, **result.get(name, {})}
+    return {key: value for key, value in joined.items() if value != {}}
+
+
+def _scored(found: Mapping[str, Any]) -> tuple[Any, Any]:
+    """How many sequences and tokens an evaluation is of."""
+    one = next(found[name] for name in PROTOCOLS if name in found)
+    return one["sequences"], one["tokens"]
+
+
+def _protocol(figure: str) -> str:
+    """Which protocol a figure of an evaluation's distances belongs to."""
+    return "prefix" if figure == "prefix" or figure.startswith("after ") else "bound"

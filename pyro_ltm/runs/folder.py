@@ -1,0 +1,110 @@
+"""The files of a run folder: their names, tensors and metadata in one file, and digests of weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pyro_ltm.errors import UserError
+from pyro_ltm.files import write_atomically
+from pyro_ltm.inference.parts import Parts
+from pyro_ltm.reading import Count, parse_json, read_safetensors
+
+CONFIG, MODEL, TOKENIZER, TRAINER, METRICS, EVALUATION = (
+    "config.toml",
+    "model.safetensors",
+    "tokenizer.json",
+    "trainer.safetensors",
+    "metrics.jsonl",
+    "evaluation.json",
+)
+FORMAT = "pyro-ltm run 1"
+
+M = TypeVar("M")
+
+
+class WeightsMeta(msgspec.Struct):
+    """What the weights say of themselves: the slow steps that they have seen."""
+
+    step: Count = 0
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A digest of all weights of a module."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def weights(parts: Parts) -> dict[str, Tensor]:
+    """All learned tensors, under `model.` and `guide.`."""
+    tensors = {f"model.{name}": value for name, value in parts.model.state_dict().items()}
+    return tensors | {f"guide.{name}": value for name, value in parts.guide.state_dict().items()}
+
+
+def load_weights(parts: Parts, tensors: dict[str, Tensor], path: Path) -> None:
+    """Puts `weights` back. Raises UserError naming `path` as `check_weights` does."""
+    check_weights(parts, tensors, path)
+    modules: dict[str, nn.Module] = {"model": parts.model, "guide": parts.guide}
+    for prefix, module in modules.items():
+        own = {
+            name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")
+        }
+        module.load_state_dict(own)
+
+
+def check_weights(parts: Parts, tensors: dict[str, Tensor], path: Path) -> None:
+    """Raises UserError naming `path` when `tensors` are not the `weights` of such parts by name, shape and type."""
+    check_tensors(weights(parts), tensors, f"{path}: its weights do not fit the run's {CONFIG}")
+
+
+def check_tensors(wanted: dict[str, Tensor], found: dict[str, Tensor], problem: str) -> None:
+    """Raises UserError beginning with `problem` when names, shapes or types differ."""
+    for name in [*wanted, *found]:
+        if name not in found:
+            raise UserError(f"{problem}: {name} is missing")
+        if name not in wanted:
+            raise UserError(f"{problem}: {name} is none of them")
+        if (given := _kind(found[name])) != (needed := _kind(wanted[name])):
+            raise UserError(f"{problem}: {name} is {given} and should be {needed}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], *, form: str = FORMAT) -> None:
+    """Tensors and a dictionary in one safetensors file, atomically; `form` says what kind of file it is."""
+    # One key alone: safetensors writes several in a random order, and equal weights are to give equal files.
+    header = {form: json.dumps(meta)}
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
+
+
+def read_tensors(path: Path, kind: type[M]) -> tuple[dict[str, Tensor], M]:
+    """What `write_tensors` wrote, its dictionary as a `kind`.
+
+    Raises:
+        UserError: the file is missing, damaged, of another release, or something else.
+    """
+    try:
+        tensors, header = read_safetensors(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; the run folder is not complete") from None
+    if FORMAT not in header:
+        form = next((key for key in header if key.startswith(FORMAT.rstrip("0123456789"))), None)
+        what = f"of another release ({form}; this one reads {FORMAT})" if form else "not one of a pyro-ltm run"
+        raise UserError(f"{path}: a safetensors file, but {what}")
+    try:
+        return tensors, parse_json(header[FORMAT], kind)
+    except UserError as error:
+        raise UserError(f"{path}: damaged: its metadata: {error}") from None

@@ -1,0 +1,291 @@
+"""A run folder: all that training leaves behind, and all that is needed to go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_ltm.config import Config, apply_settings, dump_toml, load_toml
+from pyro_ltm.data import TokenDataset, Tokenizer
+from pyro_ltm.errors import UserError
+from pyro_ltm.files import clear_errors, write_text
+from pyro_ltm.inference import Generated, Posterior, Reconstruction, generate, infer_thoughts, reconstruct
+from pyro_ltm.inference.parts import Parts
+from pyro_ltm.locks import locked
+from pyro_ltm.model.precision import resolve_dtype
+from pyro_ltm.runs.data_record import noted_data, open_data
+from pyro_ltm.runs.folder import (
+    CONFIG,
+    MODEL,
+    TOKENIZER,
+    WeightsMeta,
+    check_weights,
+    fingerprint,
+    load_weights,
+    read_tensors,
+    weights,
+    write_tensors,
+)
+from pyro_ltm.scores import (
+    AnnealedBound,
+    Bound,
+    Prefix,
+    Reference,
+    evaluate_annealed,
+    evaluate_bound,
+    evaluate_prefix,
+    evaluate_reference,
+)
+from pyro_ltm.types import Batch
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model with its tokenizer and the parts that fit its posteriors.
+
+    Attributes:
+        folder: where it lies. step: slow steps that the weights have seen.
+    """
+
+    folder: Path
+    config: Config
+    parts: Parts
+    tokenizer: Tokenizer
+    step: int
+
+    @classmethod
+    def load(cls, folder: Path | str, *, device: str = "cpu", dtype: str | None = None) -> Run:
+        """The run in `folder`; `dtype` overrides the precision that it was trained in.
+
+        Raises:
+            UserError: the folder is no run, or a file of it is missing or damaged.
+        """
+        folder = Path(folder)
+        if not (folder / CONFIG).is_file():
+            raise UserError(f"{folder}: not a run folder (it has no {CONFIG}); give a folder that 'train --out' wrote")
+        config = load_toml(folder / CONFIG, whole=True)
+        if dtype:
+            config = resolve_dtype(replace(config, dtype=dtype), device)
+        tokenizer = Tokenizer.load(folder / TOKENIZER)
+        if tokenizer.vocab_size > config.model.vocab_size:
+            raise UserError(
+                f"{folder / TOKENIZER}: has {tokenizer.vocab_size} tokens but the model knows "
+                f"{config.model.vocab_size}: this is not the run's own tokenizer"
+            )
+        tensors, meta = read_tensors(folder / MODEL, WeightsMeta)
+        with torch.device("meta"):  # a configuration of another shape is refused before it takes memory
+            check_weights(Parts.build(replace(config, compile=False), device="meta"), tensors, folder / MODEL)
+        # Compiling pays over many steps of one shape, which are training's.
+        parts = Parts.build(replace(config, compile=False), device=device)
+        load_weights(parts, tensors, folder / MODEL)
+        if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+            raise UserError(f"{folder / MODEL}: its weights are not finite; train again with a lower slow.lr")
+        parts.model.eval()
+        return cls(folder, config, parts, tokenizer, meta.step)
+
+    @classmethod
+    def create(cls, folder: Path, config: Config, parts: Parts, tokenizer: Tokenizer, *, step: int = 0) -> Run:
+        """Writes a run folder that `load` reads: configuration, tokenizer, weights."""
+        if config.dtype == "auto":  # settled once for all, as these parts are, so that the run gives its figures again
+            config = replace(config, dtype=str(parts.model.decoder.compute_dtype).removeprefix("torch."))
+        with locked(folder):
+            with clear_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / CONFIG, dump_toml(config))
+            tokenizer.save(folder / TOKENIZER)
+            run = cls(folder, config, parts, tokenizer, step)
+            run.save_weights(step)
+        return run
+
+    def save_weights(self, step: int) -> None:
+        """Writes the weights as they stand at slow step `step`."""
+        write_tensors(self.folder / MODEL, weights(self.parts), {"step": step})
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells this run at this step from every other: a digest of its weights and settings.
+
+        Not of its precision, nor of what changes no figure.
+        """
+        settings = asdict(replace(self.config, dtype="auto"))
+        del settings["fast"]["record"], settings["slow"]["save_minutes"]
+        for key in ("planned", "changed_at", "rewarm"):  # only of a run that was extended
+            settings["slow"] = {name: value for name, value in settings["slow"].items() if name != key or value}
+        digests = [fingerprint(module) for module in (self.parts.model, self.parts.guide)]
+        told = "\n".join([json.dumps(settings, sort_keys=True), *digests])
+        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+    @property
+    def data_fingerprint(self) -> str | None:
+        """Tells the data that the run was trained on from others; None where the run does not say."""
+        noted = noted_data(self.folder)
+        return noted.fingerprint if noted else None
+
+    def dataset(self, split: str = "validation") -> TokenDataset:
+        """The data that the run was trained on. Raises UserError when it is not there any more."""
+        return open_data(self.folder, split)
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens in a sequence of the run's data: as prepared, else as its configuration says."""
+        try:
+            return self.dataset("train").sequence_length
+        except UserError:
+            return min(self.config.data.sequence_length, self.config.model.max_length)
+
+    def evaluate(
+        self,
+        data: TokenDataset | None = None,
+        *,
+        particles: int = 4,
+        fast_steps: int | None = None,
+        sequences: int | None = None,
+        batch_size: int = 32,
+        seed: int = 0,
+        progress: Callable[[int, float], None] | None = None,
+    ) -> Bound:
+        """The honest bound on `data` (by default the run's own validation split): see `evaluate_bound`.
+
+        A guide without a density (a point, draws) cannot be judged: then a mean-field posterior is fitted in its place.
+
+        Args:
+            fast_steps: of each fit; None: as many as the run was trained with.
+            sequences: how many of the data's sequences, from the first; None: all.
+
+        Raises:
+            UserError: the data do not fit the model.
+        """
+        data, parts = self.scored(data)
+        return evaluate_bound(
+            parts.model,
+            dataset_batches(data, batch_size, parts.device, limit=sequences),
+            particles=particles,
+            count_bytes=data.count_bytes if data.bytes_are_exact else None,
+            seed=seed,
+            progress=progress,
+            **_fitting(parts, fast_steps),
+        )
+
+    def evaluate_prefix(
+        self,
+        data: TokenDataset | None = None,
+        *,
+        fast_steps: int | None = None,
+        sequences: int | None = None,
+        batch_size: int = 32,
+        **options: Any,
+    ) -> Prefix:
+        """What the model predicts of texts whose beginnings it has read: see the function of this name."""
+        data, parts = self.scored(data, judge=False)
+        longest = int(data.lengths[:sequences].max(initial=0))  # documents may leave the end of every sequence empty
+        batches = dataset_batches(data, batch_size, parts.device, limit=sequences)
+        read = (batch.beginning(longest) for batch in batches)
+        return evaluate_prefix(parts.model, read, **_fitting(parts, fast_steps), **options)
+
+    def evaluate_annealed(
+        self,
+        data: TokenDataset | None = None,
+        *,
+        fast_steps: int | None = None,
+        sequences: int | None = None,
+        batch_size: int = 32,
+        **options: Any,
+    ) -> AnnealedBound:
+        """A bound by annealed importance sampling: see the function of this name."""
+        data, parts = self.scored(data)
+        batches = dataset_batches(data, batch_size, parts.device, limit=sequences)
+        return evaluate_annealed(parts.model, batches, **_fitting(parts, fast_steps), **options)
+
+    def evaluate_reference(
+        self,
+        data: TokenDataset | None = None,
+        *,
+        fast_steps: int | None = None,
+        sequences: int | None = None,
+        batch_size: int = 32,
+        **options: Any,
+    ) -> Reference:
+        """The reference implementation's figure, which is no bound: see the function of this name."""
+        data, parts = self.scored(data)
+        batches = dataset_batches(data, batch_size, parts.device, limit=sequences)
+        return evaluate_reference(parts.model, batches, fast_steps=parts.steps(fast_steps), **options)
+
+    def with_fast_loop(self, settings: Sequence[str]) -> Run:
+        """The same weights, whose posteriors are fitted as `settings` say (`key=value`, as in `apply_settings`).
+
+        A bound holds however q was found; a better loop makes it tighter.
+
+        Raises:
+            UserError: a setting is wrong, or is not one of `fast` or `optimizer`.
+        """
+        config = apply_settings(self.config, settings)
+        if replace(self.config, fast=config.fast, optimizer=config.optimizer) != config:
+            raise UserError("--set: under a trained decoder only the fast loop can change: fast.* and optimizer.*")
+        return replace(self, config=config, parts=self.parts.with_fast_loop(config))
+
+    def scored(self, data: TokenDataset | None, *, judge: bool = True) -> tuple[TokenDataset, Parts]:
+        """The data to score, checked, and what scores them. Raises UserError when they do not fit the model."""
+        data = self.dataset() if data is None else data
+        check_fits(self.config, data)
+        if data.meta["tokenizer"] != self.tokenizer.fingerprint:
+            raise UserError(
+                f"{data.folder.path}: made by another tokenizer than the run's: prepare the data with "
+                f"--tokenizer {self.folder / TOKENIZER}"
+            )
+        return data, self.parts.judge() if judge else self.parts
+
+    def infer(self, texts: Sequence[str], **options: Any) -> tuple[Batch, Posterior]:
+        """q(z) of each text: `infer_thoughts` with this run's parts."""
+        return infer_thoughts(self.parts, self.tokenizer, texts, **options)
+
+    def generate(self, **options: Any) -> list[Generated]:
+        """Texts: `generate` with this run's parts."""
+        return generate(self.parts, self.tokenizer, **options)
+
+    def reconstruct(self, text: str, **options: Any) -> Reconstruction:
+        """A text from its own thoughts: `reconstruct` with this run's parts."""
+        return reconstruct(self.parts, self.tokenizer, text, **options)
+
+
+def _fitting(parts: Parts, fast_steps: int | None) -> dict[str, Any]:
+    """How `parts` fit a posterior: on the bound itself and not its annealed form."""
+    return {
+        "guide": parts.guide,
+        "objective": parts.objective.at(1.0),
+        "optimizer": parts.optimizer,
+        "fast_steps": parts.steps(fast_steps),
+        "noise": parts.fast.noise,
+        "tolerance": parts.fast.tolerance,
+        "patience": parts.fast.patience,
+        "recorder": parts.recorder,
+    }
+
+
+def dataset_batches(
+    data: TokenDataset, batch_size: int, device: torch.device | str, *, limit: int | None = None
+) -> Iterator[Batch]:
+    """The first `limit` sequences of `data` in order (all when None), in batches on `device`, with their documents."""
+    documents = torch.from_numpy(data.documents(limit))
+    for start in range(0, len(documents), batch_size):
+        rows = range(start, min(start + batch_size, len(documents)))
+        yield replace(data.batch(rows), documents=documents[rows.start : rows.stop]).to(device)
+
+
+def check_fits(config: Config, data: TokenDataset) -> None:
+    """Raises UserError when the sequences are too long for the model, or their tokens unknown to it."""
+    if data.sequence_length > config.model.max_length:
+        raise UserError(
+            f"{data.folder.path}: its sequences have {data.sequence_length} tokens, the model reads at most "
+            f"{config.model.max_length}: set model.max_length, or prepare shorter sequences"
+        )
+    if data.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"{data.folder.path}: its tokenizer has {data.vocab_size} tokens, the model {config.model.vocab_size}: "
+            "the tokenizer does not match the run"
+        )

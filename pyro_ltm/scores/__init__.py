@@ -1,0 +1,28 @@
+"""Honest figures: bounds, predictions, and what they are made of."""
+
+from pyro_ltm.scores.ais import AnnealedBound, evaluate_annealed
+from pyro_ltm.scores.elbo import Bound, evaluate_bound
+from pyro_ltm.scores.estimate import Difference, Figure, Share, difference, share
+from pyro_ltm.scores.floor import Floor, check_floor, evaluate_floor, why_no_floor
+from pyro_ltm.scores.prefix import Prefix, evaluate_prefix
+from pyro_ltm.scores.reference_protocol import Reference, evaluate_reference
+
+__all__ = [
+    "AnnealedBound",
+    "Bound",
+    "Difference",
+    "Figure",
+    "Floor",
+    "Prefix",
+    "Reference",
+    "Share",
+    "check_floor",
+    "difference",
+    "evaluate_annealed",
+    "evaluate_bound",
+    "evaluate_floor",
+    "evaluate_prefix",
+    "evaluate_reference",
+    "share",
+    "why_no_floor",
+]

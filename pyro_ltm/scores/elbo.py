@@ -1,0 +1,264 @@
+"""The bound: what a latent-thought model's likelihood is known to be at least, measured on noise the fit never saw.
+
+Protocol: q is fitted to the sequence that is scored; fresh noise; the whole KL is charged; nats are summed over the
+corpus and divided by its tokens. So the figure is an upper bound on the model's nats a token, whatever guide and
+objective fitted q.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+
+from pyro_ltm.errors import UserError
+from pyro_ltm.guides import Guide
+from pyro_ltm.inference import Posterior, fit_to_score
+from pyro_ltm.model import LatentThoughtModel, TokenSequence
+from pyro_ltm.noise import Noise, draw, fold
+from pyro_ltm.optimizers import FastOptimizer
+from pyro_ltm.scores.dependence import Blocks, Places
+from pyro_ltm.scores.estimate import mean_error, perplexity, plain, ratio_error
+from pyro_ltm.scores.importance import CurvePoint, doublings, effective_sample_size, importance_nats
+from pyro_ltm.types import Batch, evaluating
+
+ACTIVE_VARIANCE = 0.01
+"""A latent dimension is active when its posterior mean varies over sequences by more than this (arXiv:1509.00519)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """An upper bound on the nats that a corpus costs, and what it is made of. Nats unless the name says otherwise.
+
+    Attributes:
+        nats_per_token: total nats / total tokens, distortion and rate together.
+        nats_per_token_stderr: its standard error, which honours that sequences of one text depend on one another (see
+            `dependence`), as all errors here do. blocks: over what it was taken.
+        perplexity: exp(nats_per_token).
+        bits_per_byte: total bits / UTF-8 bytes of the text; NaN when the bytes are not known. bits_per_byte_stderr: its
+            standard error, the bytes held fixed.
+        distortion_nats_per_token: E_q[-log p(x | z)] a token.
+        kl_nats_per_sequence: KL(q || prior), the rate. kl_nats_per_sequence_stderr: its standard error.
+        iwae_nats_per_token: the importance-weighted bound with the same K draws (arXiv:1509.00519), never above the
+            bound in expectation; equal to it for K = 1 up to the KL's estimate. iwae_nats_per_token_stderr: its error.
+        iwae_curve: the same with 1, 2, 4, ... K draws.
+        effective_sample_size: how many of the K draws count, mean over sequences; 1 says that the posterior is far from
+            the true one and more draws would still lower the bound. effective_sample_size_stderr: its error.
+        active_fraction_by_layer: share of each layer's latent dimensions that are active.
+        distortion_from_prior, distortion_zeroed, distortion_shuffled: distortion a token with thoughts from the prior,
+            all zero, and of the sequence before (the last one's for the first; NaN for a corpus of one). Near the
+            distortion: the decoder ignores its thoughts.
+        guide: class of the posterior family that was fitted.
+        tokens, sequences, particles, fast_steps, seed: what was measured, and how.
+        sequence_nats, sequence_iwae_nats, sequence_tokens: float64 [S], of each sequence, for paired differences;
+            places: where they stand in their text. Not in `to_dict`.
+    """
+
+    nats_per_token: float
+    nats_per_token_stderr: float
+    blocks: Blocks
+    perplexity: float
+    bits_per_byte: float
+    bits_per_byte_stderr: float
+    distortion_nats_per_token: float
+    kl_nats_per_sequence: float
+    kl_nats_per_sequence_stderr: float
+    iwae_nats_per_token: float
+    iwae_nats_per_token_stderr: float
+    iwae_curve: list[CurvePoint]
+    effective_sample_size: float
+    effective_sample_size_stderr: float
+    distortion_from_prior: float
+    distortion_zeroed: float
+    distortion_shuffled: float
+    active_fraction_by_layer: list[float]
+    guide: str
+    tokens: int
+    sequences: int
+    particles: int
+    fast_steps: int
+    seed: int
+    sequence_nats: Tensor = field(repr=False, compare=False)
+    sequence_iwae_nats: Tensor = field(repr=False, compare=False)
+    sequence_tokens: Tensor = field(repr=False, compare=False)
+    places: Places = field(repr=False, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary for JSON; figures that are not known are None."""
+        return plain(self)
+
+
+@torch.no_grad()
+def evaluate_bound(
+    model: LatentThoughtModel,
+    batches: Iterable[Batch],
+    *,
+    guide: Guide,
+    objective: ELBO,
+    optimizer: FastOptimizer | None = None,
+    fast_steps: int = 16,
+    particles: int = 4,
+    count_bytes: Callable[[Batch], int] | None = None,
+    seed: int = 0,
+    progress: Callable[[int, float], None] | None = None,
+    **fitting: Any,
+) -> Bound:
+    """Fits q to every sequence and scores it on fresh noise.
+
+    Figures depend on the sequences, their ids and `seed`, not on the size of the batches.
+
+    Args:
+        batches: the corpus; sequences already on the model's device.
+        objective: what the fast loop raises; the score is the same whatever it is.
+        particles: draws K from q for the distortion.
+        count_bytes: UTF-8 bytes of text that a batch's targets stand for, for bits per byte; None: they are not known.
+        progress: called after each batch with the sequences done and the nats a token so far.
+        fitting: more for `fit_posterior`, such as its `noise`; the score always has noise of its own.
+    """
+    with evaluating(model):
+        tally = _Tally(model, particles, type(guide).__name__)
+        for read in batches:
+            batch = model.precompute(read)
+            posterior = fit_to_score(
+                model,
+                batch,
+                guide=guide,
+                objective=objective,
+                optimizer=optimizer,
+                steps=fast_steps,
+                seed=fold(seed, "fit"),
+                **fitting,
+            )
+            tally.add(batch, posterior, fold(seed, "score"))
+            if count_bytes is not None:
+                tally.bytes += count_bytes(read)
+            if progress:
+                progress(tally.sequences, tally.total_nats / tally.total_tokens)
+    return tally.result(fast_steps=fast_steps, seed=seed)
+
+
+class _Tally:
+    """Sums over the corpus; per sequence only what the standard error needs."""
+
+    def __init__(self, model: LatentThoughtModel, particles: int, guide: str):
+        self.model = model
+        self.guide = guide
+        self.particles = particles
+        self.nats: list[Tensor] = []
+        self.tokens: list[Tensor] = []
+        self.places: list[Places] = []
+        self.ess: list[Tensor] = []
+        self.rates: list[Tensor] = []
+        self.iwae: dict[int, list[Tensor]] = {count: [] for count in doublings(particles)}
+        self.sums: dict[str, float] = {}
+        self.sequences, self.total_nats, self.total_tokens = 0, 0.0, 0
+        self.first: Batch | None = None
+        self.last: Tensor | None = None
+        self.bytes = 0
+        self.mean = torch.zeros(model.config.thoughts, model.config.dim, dtype=torch.float64)
+        self.square = torch.zeros_like(self.mean)
+
+    def add(self, batch: Batch, posterior: Posterior, seed: int) -> None:
+        """Scores one batch on noise keyed by `seed`, which the fit never saw."""
+        fresh = posterior.with_noise(seed)
+        terms = fresh.score(self.model, batch, particles=self.particles)
+        distortion, rate = terms.distortion.double(), terms.rate.double()
+        log_weight = terms.log_weight.double()
+        nats = distortion + rate
+        if not bool(torch.isfinite(nats).all()):
+            raise UserError("the bound is not finite: the model's weights, or its posterior's, have run away")
+        self.nats.append(nats.cpu())
+        self.tokens.append(batch.mask.sum(-1).cpu())
+        self.places.append(Places.of(batch))
+        self.sequences += batch.size
+        self.total_nats += float(nats.sum())
+        self.total_tokens += int(self.tokens[-1].sum())
+        self.ess.append(effective_sample_size(log_weight).cpu())
+        self.rates.append(rate.cpu())
+        for count, kept in self.iwae.items():
+            kept.append(importance_nats(log_weight, count).cpu())
+        self._sum(distortion=distortion)
+        means = fresh.mean()
+        self.mean += means.double().sum(0).cpu()
+        self.square += (means.double() ** 2).sum(0).cpu()
+        z = fresh.sample()[0]
+        prior = self.model.prior().expand(torch.Size([batch.size]))
+        from_prior = draw(prior, Noise(batch.ids, device=batch.device, seed=fold(seed, "prior")))
+        self._sum(from_prior=-self._log_likelihood(batch, from_prior))
+        self._sum(zeroed=-self._log_likelihood(batch, torch.zeros_like(z)))
+        self._shuffle(batch, z)
+
+    def _shuffle(self, batch: Batch, z: Tensor) -> None:
+        """Scores each sequence with the thoughts of the one before; the corpus's first waits for its last."""
+        if self.last is None:
+            self.first = batch.select(torch.zeros(1, dtype=torch.int64, device=z.device))
+            others, scored = z[:-1], batch.select(torch.arange(1, batch.size, device=z.device))
+        else:
+            others, scored = torch.cat([self.last, z[:-1]]), batch
+        self.last = z[-1:]
+        if scored.size:
+            self._sum(shuffled=-self._log_likelihood(scored, others))
+
+    def result(self, *, fast_steps: int, seed: int) -> Bound:
+        """The figures of the whole corpus."""
+        if self.first is None or self.last is None:
+            raise UserError("nothing to score: no sequences")
+        nats, tokens = torch.cat(self.nats), torch.cat(self.tokens).double()
+        total, sequences = float(tokens.sum()), len(nats)
+        alone = sequences == 1
+        self._sum(shuffled=torch.tensor(math.nan) if alone else -self._log_likelihood(self.first, self.last))
+        places = Places.joined(self.places)
+        mean, error = float(nats.sum()) / total, ratio_error(nats, tokens, places)
+        bits = total / math.log(2) / self.bytes if self.bytes else math.nan  # a byte, for each nat a token
+        iwae = {count: torch.cat(kept) for count, kept in self.iwae.items()}
+        curve = [
+            CurvePoint(count, float(one.sum()) / total, ratio_error(one, tokens, places).stderr)
+            for count, one in iwae.items()
+        ]
+        ess, rates = torch.cat(self.ess), torch.cat(self.rates)
+        variance = self.square / sequences - (self.mean / sequences) ** 2
+        active = (variance > ACTIVE_VARIANCE).double()
+        layers = active.chunk(self.model.config.layers) if active.numel() else ()
+        return Bound(
+            nats_per_token=mean,
+            nats_per_token_stderr=error.stderr,
+            blocks=error.blocks,
+            perplexity=perplexity(mean),
+            bits_per_byte=mean * bits,
+            bits_per_byte_stderr=error.stderr * bits,
+            distortion_nats_per_token=self.sums["distortion"] / total,
+            kl_nats_per_sequence=float(rates.mean()),
+            kl_nats_per_sequence_stderr=mean_error(rates, places).stderr,
+            iwae_nats_per_token=curve[-1].nats_per_token,
+            iwae_nats_per_token_stderr=curve[-1].stderr,
+            iwae_curve=curve,
+            effective_sample_size=float(ess.mean()),
+            effective_sample_size_stderr=mean_error(ess, places).stderr,
+            distortion_from_prior=self.sums["from_prior"] / total,
+            distortion_zeroed=self.sums["zeroed"] / total,
+            distortion_shuffled=self.sums["shuffled"] / total,
+            active_fraction_by_layer=[float(layer.mean()) for layer in layers],
+            guide=self.guide,
+            tokens=int(total),
+            sequences=sequences,
+            particles=self.particles,
+            fast_steps=fast_steps,
+            seed=seed,
+            sequence_nats=nats,
+            sequence_iwae_nats=iwae[self.particles],
+            sequence_tokens=tokens,
+            places=places,
+        )
+
+    def _log_likelihood(self, batch: Batch, thoughts: Tensor) -> Tensor:
+        assert batch.targets is not None  # a batch without targets has nothing to score
+        return TokenSequence(self.model.decoder, thoughts, batch).log_prob(batch.targets).double()
+
+    def _sum(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.sum())

@@ -1,0 +1,183 @@
+"""The protocol `prefix`: what a model predicts of a text whose beginning it has read. Comparable with any other model.
+
+Protocol: q is fitted to the first m tokens alone; the tokens after them are scored under the mixture of the decoder
+over K fresh draws from q, -log mean_k p(after | first m, z_k). That is a predictive distribution over texts, so no
+such figure lies below the entropy in expectation, and an autoregressive model's exact figure on the same tokens stands
+beside it. Sequentially, q is fitted again at every `stride` tokens, the first block being scored under the prior: then
+every token of the text is predicted from those before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+
+from pyro_ltm.errors import UserError
+from pyro_ltm.guides import Guide
+from pyro_ltm.inference import fit_to_score
+from pyro_ltm.model import LatentThoughtModel, TokenSequence
+from pyro_ltm.noise import Noise, draw, fold
+from pyro_ltm.optimizers import FastOptimizer
+from pyro_ltm.scores.dependence import Places
+from pyro_ltm.scores.estimate import Figure
+from pyro_ltm.types import Batch, evaluating
+
+
+@dataclass(frozen=True, kw_only=True)
+class AfterPrefix(Figure):
+    """Nats a token of the tokens after the first `prefix`, given those."""
+
+    prefix: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix(Figure):
+    """What a model predicts. The figure itself is the sequential one: all tokens, each from those before it.
+
+    Attributes:
+        stride: tokens between two fits.
+        by_prefix: of the tokens after the first m alone, for each m.
+        particles, fast_steps, seed, sequences: how it was measured.
+    """
+
+    stride: int
+    by_prefix: list[AfterPrefix]
+    particles: int
+    fast_steps: int
+    seed: int
+    sequences: int
+
+
+@torch.no_grad()
+def evaluate_prefix(
+    model: LatentThoughtModel,
+    batches: Iterable[Batch],
+    *,
+    guide: Guide,
+    objective: ELBO,
+    optimizer: FastOptimizer | None = None,
+    fast_steps: int = 16,
+    particles: int = 16,
+    prefixes: Sequence[int] = (),
+    stride: int = 0,
+    seed: int = 0,
+    progress: Callable[[int, float], None] | None = None,
+    **fitting: Any,
+) -> Prefix:
+    """Fits q to the beginnings of every sequence and scores what comes after.
+
+    Args:
+        particles: draws K of the mixture.
+        prefixes: several m; none: a quarter, a half and three quarters of the sequences' length.
+        stride: tokens between two fits of the sequential form; 0: an eighth of the length.
+        progress: called after each batch with the sequences done and the nats a token so far.
+        fitting: more for `fit_posterior`.
+
+    Raises:
+        UserError: a prefix that leaves nothing to score, or no sequences.
+    """
+    with evaluating(model):
+        fitting |= {"objective": objective, "optimizer": optimizer}
+        reader = _Reader(model, guide, particles, fast_steps, seed, fitting)
+        sequential: list[Tensor] = []
+        tokens: list[Tensor] = []
+        parts: list[Places] = []
+        after: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for read in batches:
+            batch = model.precompute(read)
+            if not tokens:
+                stride = stride or max(1, batch.length // 8)
+                prefixes = prefixes or quarters(batch.length)
+                _check(prefixes, stride, batch.length)
+            blocks = range(0, batch.length, stride)
+            sequential.append(sum((reader.nats(batch, at, at + stride) for at in blocks), torch.zeros(batch.size)))
+            tokens.append(batch.mask.sum(-1).cpu())
+            parts.append(Places.of(batch))
+            for prefix in prefixes:
+                pair = reader.nats(batch, prefix, batch.length), batch.mask[:, prefix:].sum(-1).cpu()
+                after.setdefault(prefix, []).append(pair)
+            if progress:
+                done = torch.cat(sequential)
+                progress(len(done), float(done.sum()) / float(torch.cat(tokens).sum()))
+    if not tokens:
+        raise UserError("nothing to score: no sequences")
+    places = Places.joined(parts)
+    found: Prefix = Prefix.of(
+        torch.cat(sequential),
+        torch.cat(tokens),
+        places,
+        stride=stride,
+        by_prefix=[
+            AfterPrefix.of(torch.cat([n for n, _ in pairs]), torch.cat([t for _, t in pairs]), places, prefix=prefix)
+            for prefix, pairs in after.items()
+        ],
+        particles=particles,
+        fast_steps=fast_steps,
+        seed=seed,
+        sequences=sum(map(len, tokens)),
+    )
+    if not math.isfinite(found.nats_per_token):
+        raise UserError("the predictive figure is not finite: the model's weights, or its posterior's, have run away")
+    return found
+
+
+def quarters(length: int) -> list[int]:
+    """The beginnings that are given where none are named: a quarter, a half and three quarters of the length."""
+    return sorted({max(1, length * share // 4) for share in (1, 2, 3)})
+
+
+@dataclass
+class _Reader:
+    """Reads beginnings, and scores what comes after."""
+
+    model: LatentThoughtModel
+    guide: Guide
+    particles: int
+    fast_steps: int
+    seed: int
+    fitting: dict[str, Any]
+
+    def nats(self, batch: Batch, start: int, end: int) -> Tensor:
+        """[B] -log p(tokens from `start` to `end` | those before), float64 on the CPU."""
+        noise = Noise(batch.ids, device=batch.device, seed=fold(self.seed, "score", start))
+        if not self.model.config.thoughts:
+            return -self._log_likelihood(batch.beginning(end), self._prior(batch, 1, noise)[0], start)
+        if start:
+            posterior = fit_to_score(
+                self.model,
+                batch.beginning(start),
+                guide=self.guide,
+                steps=self.fast_steps,
+                seed=fold(self.seed, "fit", start),
+                **self.fitting,
+            )
+            q = self.guide.distribution(posterior.state)
+            thoughts = draw(q.expand(torch.Size([self.particles, batch.size])), noise)
+        else:
+            thoughts = self._prior(batch, self.particles, noise)
+        each = torch.stack([self._log_likelihood(batch.beginning(end), z, start) for z in thoughts])
+        return math.log(len(each)) - torch.logsumexp(each, 0)
+
+    def _prior(self, batch: Batch, particles: int, noise: Noise) -> Tensor:
+        return draw(self.model.prior().expand(torch.Size([particles, batch.size])), noise)
+
+    def _log_likelihood(self, batch: Batch, thoughts: Tensor, start: int) -> Tensor:
+        assert batch.targets is not None  # a batch without targets has nothing to score
+        # What lies before `start` is worked out as far as the tokens after it look back, and no further.
+        scored = dataclasses.replace(batch, stretch=slice(start, batch.length)) if start else batch
+        return TokenSequence(self.model.decoder, thoughts, scored).log_prob(batch.targets).double().cpu()
+
+
+def _check(prefixes: Sequence[int], stride: int, length: int) -> None:
+    bad = [prefix for prefix in prefixes if not 0 < prefix < length]
+    if bad:
+        raise UserError(f"prefix = {bad[0]}: must be at least 1 and leave something of {length} tokens to score")
+    if stride < 1:
+        raise UserError(f"stride = {stride}: at least 1 token")

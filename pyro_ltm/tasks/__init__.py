@@ -1,0 +1,1 @@
+"""A run on tasks: texts, arithmetic, written texts."""

@@ -1,0 +1,180 @@
+"""A run on texts that it was not trained on: each under the valid protocols, by the token, the byte and the word."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyro_ltm.errors import UserError
+from pyro_ltm.runs.protocols import Count, evaluate_protocols, valid_figures
+from pyro_ltm.runs.run import Run
+from pyro_ltm.scores import Difference
+from pyro_ltm.scores.estimate import plain
+from pyro_ltm.tasks.text_tasks import Level, Task, TextCounts, prepare_task
+
+UPPER_BOUND = "upper bound on nats: z fitted to the sequence that is scored, the whole KL charged, fresh noise"
+EXACT = "exact: an autoregressive model has nothing to bound"
+PREDICTIVE = "predictive: each token from the text before it alone"
+FLOOR = "floor: the text's own entropy, exactly, which no bound and no prediction can lie below"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScore:
+    """The figures of one task.
+
+    Attributes:
+        task: what was scored. levels: figures by name: `bound`, `importance-weighted`, `prefix`, `twin`, `floor`.
+        meanings: what kind of figure each is.
+        below_twin, above_floor: how far below the twin and above the floor, paired by sequence, in nats a token.
+        no_bytes: why there are no figures by the byte and the word; empty where there are some.
+        no_floor: why a world's text has no floor here; empty where it has one, and for other texts.
+        documents, tokens, words, bytes, sequences: of what was scored; words and bytes of the original text.
+        counts_are_estimated: only the first sequences were scored: words and bytes are their share of the text's, by
+            tokens.
+        particles, fast_steps, stride, seed: how it was measured; stride None without a predictive figure.
+    """
+
+    task: Task
+    levels: dict[str, Level]
+    meanings: dict[str, str]
+    below_twin: dict[str, Difference] = field(default_factory=dict)
+    above_floor: dict[str, Difference] = field(default_factory=dict)
+    no_bytes: str = ""
+    no_floor: str = ""
+    documents: int
+    tokens: int
+    words: int
+    bytes: int
+    sequences: int
+    counts_are_estimated: bool
+    particles: int
+    fast_steps: int
+    stride: int | None
+    seed: int
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there were thoughts to fit; the twin's figures are exact."""
+        return self.meanings[next(iter(self.levels))] != EXACT
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: a key for each figure, with its `meaning`; `no_bytes` and `no_floor` where those are missed."""
+        result = plain(self)
+        levels, meanings = result.pop("levels"), result.pop("meanings")
+        reasons = {name: why for name in ("no_bytes", "no_floor") if (why := result.pop(name))}
+        figures = {name: {**level, "meaning": meanings[name]} for name, level in levels.items()}
+        return figures | result | reasons
+
+
+def score_task(
+    run: Run,
+    task: Task,
+    *,
+    twin: Run | None = None,
+    protocols: Sequence[str] = ("bound",),
+    particles: int = 16,
+    fast_steps: int | None = None,
+    stride: int = 0,
+    sequences: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    counting: Callable[[str, int], Count] | None = None,
+) -> TaskScore:
+    """Scores `run`, and its twin on the same tokens, on one task.
+
+    Args:
+        protocols: of `bound` and `prefix`.
+        particles: draws K, of the importance-weighted bound and of the predictive mixture.
+        sequences: at most so many; None: as the task says.
+        counting: begins to count the sequences of a figure, of so many, and gives what is called with the progress.
+
+    Raises:
+        UserError: the text cannot be read, its sequences do not fit the model, or a figure lies below the entropy of a
+            world's text (`check_floor`).
+    """
+    with _named(task), tempfile.TemporaryDirectory(prefix="pyro-ltm-") as temporary:
+        data, counts = prepare_task(task, run.tokenizer, run.sequence_length, Path(temporary))
+        limits = [limit for limit in (task.sequences, sequences) if limit]
+        total = min([len(data), *limits])
+
+        def count(name: str) -> Count:
+            assert counting is not None
+            return counting(f"{task.name}: {name}", total)
+
+        found = evaluate_protocols(
+            run,
+            data,
+            protocols=protocols,
+            twin=twin,
+            particles=particles,
+            fast_steps=fast_steps,
+            stride=stride,
+            sequences=total,
+            batch_size=batch_size,
+            seed=seed,
+            counting=count if counting else None,
+        )
+        share = (found.bound or found.prefix).tokens / data.tokens  # type: ignore[union-attr]
+        whole = total == len(data)
+    scored = TextCounts(counts.documents, round(counts.words * share), round(counts.bytes * share))
+    figures: dict[str, Any] = valid_figures({"bound": found.bound, "prefix": found.prefix})
+    if not run.config.model.thoughts or particles == 1:
+        figures.pop("importance-weighted", None)  # it says nothing that the bound does not
+    if found.twin:
+        figures["twin"] = found.twin
+    if found.floor:
+        figures["floor"] = found.floor
+    first: Any = found.bound or found.prefix
+    exact = not run.config.model.thoughts
+    return TaskScore(
+        task=task,
+        levels={
+            name: Level.of(
+                one.nats_per_token,
+                one.nats_per_token_stderr,
+                one.blocks,
+                tokens=first.tokens,
+                counts=None if found.no_bytes else scored,
+            )
+            for name, one in figures.items()
+        },
+        meanings={name: _meaning(name, exact) for name in figures},
+        below_twin={name: gap for name, gap in found.below_twin.items() if name in figures},
+        above_floor={name: gap for name, gap in found.above_floor.items() if name in figures},
+        no_bytes=found.no_bytes,
+        no_floor=task.why_no_floor or found.no_floor,
+        documents=scored.documents,
+        tokens=first.tokens,
+        words=scored.words,
+        bytes=scored.bytes,
+        sequences=total,
+        counts_are_estimated=not whole,
+        particles=first.particles,
+        fast_steps=first.fast_steps,
+        stride=found.prefix.stride if found.prefix else None,
+        seed=seed,
+    )
+
+
+@contextlib.contextmanager
+def _named(task: Task) -> Iterator[None]:
+    """Says of which task it is what turns out wrong in the block."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"tasks.{task.name}: {error}") from None
+
+
+def _meaning(name: str, exact: bool) -> str:
+    if name == "floor":
+        return FLOOR
+    if name == "twin" or exact:
+        return EXACT
+    return PREDICTIVE if name == "prefix" else UPPER_BOUND
+
+
+__all__ = ["PREDICTIVE", "UPPER_BOUND", "TaskScore", "score_task"]

@@ -1,0 +1,1 @@
+"""What thoughts carry: rates and mutual information, probes."""

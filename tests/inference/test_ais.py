@@ -1,0 +1,116 @@
+"""Annealed importance sampling on a model whose evidence is known."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+from helpers.linear_gaussian import CorrelatedGaussian, random_covariance
+
+from pyro_ltm.errors import UserError
+from pyro_ltm.inference.ais import SCHEDULES, anneal, temperatures
+from pyro_ltm.inference.log_joint import Target
+from pyro_ltm.noise import Noise
+
+pytestmark = pytest.mark.usefixtures("double")
+COPIES = 300
+
+
+@pytest.fixture
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def gaussian() -> tuple[CorrelatedGaussian, object]:
+    torch.manual_seed(0)
+    model = CorrelatedGaussian(random_covariance(4, seed=1), thoughts=2, dim=2)
+    return model, model.copies(COPIES)
+
+
+def starts(model, batch) -> dict[str, dist.TorchDistribution]:
+    """The prior, and a posterior that is off in mean and width."""
+    q = model.posterior(batch)
+    mean, scale = q.mean.view(-1, 2, 2) + 0.3, 1.3 * q.variance.sqrt().view(-1, 2, 2)
+    return {"prior": dist.Normal(torch.zeros_like(mean), 1.0).to_event(2), "q": dist.Normal(mean, scale).to_event(2)}
+
+
+def run(model, batch, start, steps, *, seed=1, **options):
+    noise, tuning = Noise(batch.ids, seed=seed), Noise(batch.ids, seed=seed + 1000)
+    return anneal(Target(model, batch), start, noise=noise, tuning=tuning, steps=steps, **options)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_temperatures_rise_from_0_to_1(schedule):
+    ladder = temperatures(10, schedule=schedule)
+    assert (ladder[0].item(), ladder[-1].item()) == (0, 1)
+    assert bool((ladder.diff() > 0).all())
+    assert torch.allclose(ladder + ladder.flip(0), torch.ones(11, dtype=torch.float64))
+    even = torch.allclose(ladder.diff(), torch.full((10,), 0.1, dtype=torch.float64))
+    assert even == (schedule == "linear")
+
+
+@pytest.mark.parametrize("bad", [{"schedule": "cubic"}, {"steps": 0}, {"chains": 0}, {"leapfrogs": 0}])
+def test_what_cannot_be_run_is_refused(bad):
+    model, batch = gaussian()
+    with pytest.raises(UserError, match=r"choose from sigmoid, linear|at least 1"):
+        run(model, batch, starts(model, batch)["prior"], **({"steps": 2} | bad))
+
+
+def test_the_schedule_is_the_one_asked_for():
+    """Unbiased along either, and the two are other runs."""
+    model, batch = gaussian()
+    exact, start = model.log_evidence(batch)[0], starts(model, batch)["prior"]
+    even, bent = (run(model, batch, start, 6, schedule=schedule).log_weight for schedule in ("linear", "sigmoid"))
+    ratio = (even - exact).exp().flatten()
+    assert ratio.mean().item() == pytest.approx(1, abs=4 * ratio.std().item() / math.sqrt(len(ratio)))
+    assert not torch.allclose(even, bent)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 12])
+@pytest.mark.parametrize("origin", ["prior", "q"])
+def test_weights_are_unbiased_and_their_logs_below_the_evidence(origin, steps):
+    """E[w] = p(x), so E[log w] <= log p(x); copies of one sequence are replicates."""
+    model, batch = gaussian()
+    exact = model.log_evidence(batch)[0]
+    log_ratio = (run(model, batch, starts(model, batch)[origin], steps, chains=4).log_weight - exact).flatten()
+    ratio = log_ratio.exp()
+    assert ratio.mean().item() == pytest.approx(1, abs=4 * ratio.std().item() / math.sqrt(len(ratio)))
+    assert log_ratio.mean() < 4 * log_ratio.std() / math.sqrt(len(log_ratio))
+
+
+@pytest.mark.parametrize("origin", ["prior", "q"])
+def test_more_temperatures_come_closer(origin):
+    model, batch = gaussian()
+    exact, start = model.log_evidence(batch)[0], starts(model, batch)[origin]
+    gaps = [(exact - run(model, batch, start, steps).log_weight).mean().item() for steps in (1, 4, 16, 64)]
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[-1] < gaps[0] / 4
+
+
+def test_from_the_exact_posterior_every_weight_is_the_evidence():
+    torch.manual_seed(0)
+    model = CorrelatedGaussian(torch.diag(torch.tensor([0.3, 0.5, 0.2, 0.7])), thoughts=2, dim=2)
+    batch = model.copies(3)
+    q = model.posterior(batch)
+    start = dist.Normal(q.mean.view(3, 2, 2), q.variance.sqrt().view(3, 2, 2)).to_event(2)
+    found = run(model, batch, start, 5)
+    assert torch.allclose(found.log_weight, model.log_evidence(batch).expand(4, 3), atol=1e-9)
+
+
+def test_transitions_are_tuned():
+    model, batch = gaussian()
+    found = run(model, batch, starts(model, batch)["prior"], 40)
+    assert 0.4 < found.acceptance[5:].mean() < 0.9
+
+
+def test_a_sequence_does_not_depend_on_its_batch():
+    model, batch = gaussian()
+    start = starts(model, batch)["q"]
+    rows = torch.tensor([7, 2])
+    part = dist.Normal(start.base_dist.loc[rows], start.base_dist.scale[rows]).to_event(2)
+    whole, some = run(model, batch, start, 4), run(model, batch.select(rows), part, 4)
+    assert torch.allclose(whole.log_weight[:, rows], some.log_weight, atol=1e-9)

@@ -1,0 +1,80 @@
+"""What can be read off thoughts, against what is known of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.tiny import D, N
+
+from pyro_ltm.errors import UserError
+from pyro_ltm.thoughts.probes import between, far_apart, linear_probe, nearest, principal_components
+
+
+@pytest.fixture(autouse=True)
+def _double_precision():
+    torch.set_default_dtype(torch.float64)
+
+
+def test_probes_read_what_is_there_and_nothing_else():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(200, N, D, generator=generator)
+    told = ["high" if value > 0 else "low" for value in features[:, 1, 3].tolist()]
+    known = linear_probe(features, told, name="sign", decay=10.0)
+    assert known.accuracy > 0.8
+    assert abs(known.control - 0.5) < 4 * 0.5 / 200**0.5
+    noise = [str(value) for value in torch.randint(3, (200,), generator=generator).tolist()]
+    unknown = linear_probe(features, noise, name="noise")
+    assert abs(unknown.accuracy - 1 / 3) < 4 * (2 / 9 / 200) ** 0.5 + 0.05
+    assert (unknown.classes, unknown.texts) == (3, 200)
+    with pytest.raises(UserError, match="at least 10 and 2"):
+        linear_probe(features[:5], told[:5], name="few")
+
+
+@pytest.mark.parametrize("dim", [3, 60])
+def test_a_probe_agrees_with_another_library(dim):
+    """On the same folds, with fewer features than texts and with more."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(60, 1, dim, generator=generator)
+    noisy = x[:, 0, 0] + 0.3 * torch.randn(60, generator=generator)
+    labels = ["low" if value < -0.4 else "high" if value > 0.4 else "middle" for value in noisy.tolist()]
+    probe = linear_probe(x, labels, name="level", seed=5, decay=2.0)
+    right = 0
+    for held_out in torch.randperm(60, generator=torch.Generator().manual_seed(5)).tensor_split(5):
+        seen = [row for row in range(60) if row not in held_out.tolist()]
+        mean, width = x[seen, 0].mean(0), x[seen, 0].std(0)
+        classifier = linear_model.LogisticRegression(C=1 / 2.0, max_iter=10_000, tol=1e-10)
+        classifier.fit(((x[seen, 0] - mean) / width).numpy(), [labels[row] for row in seen])
+        told = classifier.predict(((x[held_out, 0] - mean) / width).numpy())
+        right += sum(one == labels[row] for one, row in zip(told, held_out.tolist(), strict=True))
+    assert probe.accuracy == pytest.approx(right / 60)
+    assert 0.5 < probe.accuracy < 1
+
+
+def test_principal_components():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 6, generator=generator) * torch.tensor([9.0, 4, 1, 0.1, 0.1, 0.1])
+    points, shares = principal_components(x)
+    assert points.shape == (50, 2)
+    covariance = torch.cov(x.T)
+    assert shares.tolist() == pytest.approx(
+        (torch.linalg.eigvalsh(covariance).flip(0)[:2] / covariance.trace()).tolist()
+    )
+    assert (points.T @ points)[0, 1].item() == pytest.approx(0, abs=1e-8)
+
+
+def test_the_way_between_two():
+    a, b = torch.randn(2, N, D, generator=torch.Generator().manual_seed(0))
+    for spherical in (True, False):
+        way = between(a, b, 5, spherical=spherical)
+        assert torch.allclose(way[0], a)
+        assert torch.allclose(way[-1], b)
+    lengths = between(a, b, 5).flatten(1).norm(dim=1)
+    assert lengths.min() > 0.9 * min(a.norm(), b.norm()), "on the sphere the middle is no shorter"
+    assert between(a, b, 5, spherical=False)[2].norm() < 0.9 * a.norm()
+    assert torch.allclose(between(a, a, 3), a.expand(3, N, D))
+    assert nearest(b, torch.stack([a, b, a + 5]), 2) == [1, 0]
+    row = torch.tensor([0.0, 1, 9, 5, 2])[:, None, None]
+    assert far_apart(row, 3) == [0, 2, 3]
+    assert far_apart(row[:2], 3) == [0, 1]
+    assert far_apart(torch.zeros(3, 1, 1), 3) == [0, 1, 2]
