@@ -32,8 +32,8 @@ def note_skipped(spec: str, reading: Reading, name: str) -> None:
 
 def remarks(meta: Mapping[str, Any]) -> Iterator[str]:
     """Lines on what a user may not expect of the text that was prepared, from its meta.json."""
-    from pyro_ltm.data.fidelity import Fidelity
     from pyro_ltm.data.finding import Skipped, reasons
+    from pyro_ltm.data.tokenizer.round_trip import RoundTrip
 
     skipped = meta.get("files_skipped", {"count": 0, "first": []})
     if skipped["count"]:
@@ -42,7 +42,7 @@ def remarks(meta: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"  {line}" for line in reasons([Skipped(Path(one["path"]), one["why"]) for one in listed]))
     for split, counts in meta.get("splits", {}).items():
         if counts.get("changed_documents"):
-            why = Fidelity.of_counts(counts).why_no_bytes
+            why = RoundTrip.of_counts(counts).why_no_bytes
             yield f"Text and tokens of {split}: {why}, so there are no figures by the byte or the word."
     if empty := meta.get("documents_without_text", 0):
         yield f"Left out: {empty:,} documents without text."

@@ -161,13 +161,13 @@ def _one(run: Run, text: str) -> Iterator[Cut]:
 def _cut(run: Run, source: Source) -> Iterator[Cut]:
     """Each document's tokens in sequences that the model can read."""
     from pyro_ltm.data import Document
-    from pyro_ltm.data.seams import rejoin
+    from pyro_ltm.data.tokenizer.cutting import encodable_pieces
 
     most = run.config.model.max_length - 1
     number, current = -1, Document("", source.spec)
     before, held = run.tokenizer.end_of_text, list[int]()
     read = (("", document) for document in source.read())
-    for _, document in rejoin(read, cut=run.tokenizer.recipe.has_seams):
+    for _, document in encodable_pieces(read, cut=run.tokenizer.pipeline.has_cut_points):
         if not document.continues:
             if held:
                 yield Cut([before, *held], number, current)

@@ -87,7 +87,7 @@ def command(
     from ..runs import open_data, open_run
 
     run = open_run(run_folder, common)
-    from pyro_ltm.data.labels import read_labelled
+    from pyro_ltm.data.sources import read_labelled
     from pyro_ltm.locks import locked
     from pyro_ltm.reports.thoughts_report import Corpus, write_report
     from pyro_ltm.runs.evaluation_file import read_evaluation

@@ -70,7 +70,7 @@ def command(
     if bool(features) != bool(reference_features):
         raise click.UsageError("--features and --reference-features go together")
     from pyro_ltm.data import read_source
-    from pyro_ltm.data.seams import whole
+    from pyro_ltm.data.tokenizer.cutting import whole
     from pyro_ltm.errors import UserError
     from pyro_ltm.files import write_text
     from pyro_ltm.model import Sampler

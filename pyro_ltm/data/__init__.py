@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyro_ltm.data.corpora import CORPORA, read_corpus
-    from pyro_ltm.data.dataset import TokenDataset, unigram_nats
-    from pyro_ltm.data.document import Document
+    from pyro_ltm.data.dataset import DataOrder, TokenDataset, unigram_nats
+    from pyro_ltm.data.documents import Document, Reading
     from pyro_ltm.data.folder import TokenFolder
-    from pyro_ltm.data.order import DataOrder
     from pyro_ltm.data.preparation import prepare
-    from pyro_ltm.data.readers import Reading
     from pyro_ltm.data.sources import read_source
     from pyro_ltm.data.tokenizer import Tokenizer
     from pyro_ltm.data.worlds import Story, World
@@ -42,11 +40,11 @@ _HOME = {
     "read_corpus": "corpora",
     "TokenDataset": "dataset",
     "unigram_nats": "dataset",
-    "Document": "document",
+    "Document": "documents",
     "TokenFolder": "folder",
-    "DataOrder": "order",
+    "DataOrder": "dataset",
     "prepare": "preparation",
-    "Reading": "readers",
+    "Reading": "documents",
     "read_source": "sources",
     "Tokenizer": "tokenizer",
     "Story": "worlds",

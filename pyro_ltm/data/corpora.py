@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pyro_ltm.config import suggest
-from pyro_ltm.data.document import Document
+from pyro_ltm.data.documents import Document
 from pyro_ltm.data.worlds import read_world
 from pyro_ltm.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Prepared tokens as batches of tensors."""
+"""Prepared tokens as batches of tensors, and the order in which training visits them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ltm.data.checks import ids_problem
-from pyro_ltm.data.fidelity import NOT_KNOWN, Fidelity
-from pyro_ltm.data.folder import SPLITS, TokenFolder
+from pyro_ltm.data.folder import SPLITS, TokenFolder, chunks, ids_problem
 from pyro_ltm.data.tokenizer import Tokenizer
+from pyro_ltm.data.tokenizer.round_trip import NOT_KNOWN, RoundTrip
 from pyro_ltm.errors import UserError
 from pyro_ltm.types import Batch
-
-_CHUNK = 1 << 22
-"""Tokens counted at a time."""
 
 
 class TokenDataset:
@@ -99,10 +95,7 @@ class TokenDataset:
         starts = self._spans(np.arange(len(self) if count is None else min(count, len(self))))[0]
         end = int(starts[-1]) + 1 if len(starts) else 0
         # Every document has an end-of-text before it: the first target of a sequence is that of the last one begun.
-        found = [
-            start + np.flatnonzero(self._stream[start : min(start + _CHUNK, end)] == self.folder.end_of_text)
-            for start in range(0, end, _CHUNK)
-        ]
+        found = [part.start + np.flatnonzero(self._stream[part] == self.folder.end_of_text) for part in chunks(0, end)]
         ends = np.concatenate([np.empty(0, dtype=np.int64), *found])
         return np.searchsorted(ends, starts, side="right").astype(np.int64) - 1
 
@@ -125,9 +118,9 @@ class TokenDataset:
         """
         counts = self._counts
         if "changed_documents" in counts:
-            if why := Fidelity.of_counts(counts).why_no_bytes:
+            if why := RoundTrip.of_counts(counts).why_no_bytes:
                 return why
-        elif not self.tokenizer.recipe.gives_back_every_text:
+        elif not self.tokenizer.pipeline.is_lossless:
             return NOT_KNOWN
         return (
             "" if self.bytes == counts["text_bytes"] else "the bytes of the tokens do not add up to those of the text"
@@ -154,8 +147,8 @@ class TokenDataset:
 
     def target_chunks(self) -> Iterator[npt.NDArray[np.int64]]:
         """All targets that count, each once, in chunks (int64 [n]) that fit in memory."""
-        for start in range(1, len(self._stream), _CHUNK):  # every token but the first is a target once
-            chunk = self._stream[start : start + _CHUNK].astype(np.int64)
+        for part in chunks(1, len(self._stream)):  # every token but the first is a target once
+            chunk = self._stream[part].astype(np.int64)
             self._check_ids(chunk)
             yield chunk
 
@@ -205,3 +198,45 @@ def _token_counts(dataset: TokenDataset) -> npt.NDArray[np.int64]:
     for chunk in dataset.target_chunks():
         counts += np.bincount(chunk, minlength=dataset.vocab_size)
     return counts
+
+
+class DataOrder:
+    """Batches of sequence numbers, a new permutation each epoch, as a pure function of `seed` and the position.
+
+    There is no iterator state: a run that stopped at a position goes on from there exactly.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int):
+        """`size` sequences, `batch_size` of them a batch (it may exceed `size`).
+
+        Raises:
+            UserError: `size` or `batch_size` below 1, or `seed` below 0.
+        """
+        for name, value, low in (("size", size, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if value < low:
+                raise UserError(f"{name} = {value}: must be at least {low}")
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
+
+    def indices(self, position: int) -> npt.NDArray[np.int64]:
+        """Sequence numbers, int64 [batch_size], of the batch that begins at `position`.
+
+        Args:
+            position: sequences visited since training began, over all epochs.
+        """
+        if position < 0:
+            raise UserError(f"position = {position}: must be at least 0")
+        parts, end = [], position + self.batch_size
+        while position < end:
+            epoch, start = divmod(position, self.size)
+            parts.append(self._shuffled(epoch)[start : start + end - position])
+            position += len(parts[-1])
+        return np.concatenate(parts)
+
+    def _shuffled(self, epoch: int) -> npt.NDArray[np.int64]:
+        if epoch != self._epoch:
+            # NumPy promises that a bit generator's raw numbers never change between releases; not so `permutation`.
+            numbers = np.random.PCG64([self.seed, epoch]).random_raw(self.size)
+            self._permutation = np.argsort(numbers, kind="stable").astype(np.int64, copy=False)
+            self._epoch = epoch
+        return self._permutation

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyro_ltm.data.documents import Reading
 from pyro_ltm.data.folder import is_prepared
-from pyro_ltm.data.looks import why_not_text
-from pyro_ltm.data.readers import SUFFIXES, Reading
+from pyro_ltm.data.readers import SUFFIXES
+from pyro_ltm.data.sniffing import why_not_text
 from pyro_ltm.errors import UserError, one_line
 
 SHOWN = 3

@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +25,6 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ltm.data.checks import ids_problem, index_problem
 from pyro_ltm.data.tokenizer import Tokenizer
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.locks import recover
@@ -37,6 +36,9 @@ META = "meta.json"
 TOKENIZER = "tokenizer.json"
 CHECKED = 1 << 26
 """Files of up to so many bytes are read in full when a folder is opened (milliseconds), larger ones only sized."""
+
+CHUNK = 1 << 22
+"""Tokens or rows of an index that are looked at in one go."""
 
 SPLITS = ("train", "validation")
 PACKINGS = ("contiguous", "document")
@@ -222,6 +224,39 @@ def stream_name(split: str) -> str:
 def index_name(split: str) -> str:
     """File name of a split's index."""
     return f"{split}.index.npy"
+
+
+def chunks(start: int, end: int) -> Iterator[slice]:
+    """The places from `start` to `end` in slices of at most `CHUNK`."""
+    return (slice(at, min(at + CHUNK, end)) for at in range(start, end, CHUNK))
+
+
+def ids_problem(stream: npt.NDArray[Any], vocab_size: int) -> str:
+    """What is wrong with the token ids `stream` [n], in half a sentence; empty where all are below `vocab_size`."""
+    if vocab_size > np.iinfo(stream.dtype).max:
+        return ""
+    for part in chunks(0, len(stream)):
+        largest = int(stream[part].max())
+        if largest >= vocab_size:
+            return f"has the token id {largest}, and the vocabulary {vocab_size} tokens"
+    return ""
+
+
+def index_problem(index: npt.NDArray[np.int64], tokens: int, length: int) -> str:
+    """What is wrong with an index [S, 2] of first tokens and numbers of targets, in half a sentence; empty if nothing.
+
+    Every target stands in one sequence, of at most `length` targets, and the sequences in the order of the stream.
+    """
+    expected = 0  # where the next sequence has to start
+    for part in chunks(0, len(index)):
+        starts, counts = np.asarray(index[part]).T
+        if counts.min() < 1 or counts.max() > length:
+            return f"has a sequence of {counts.min()} or of {counts.max()} targets, where 1 to {length} are possible"
+        ends = expected + counts.cumsum()  # counts are small: no sum overflows
+        if starts[0] != expected or (starts[1:] != ends[:-1]).any():
+            return f"does not go through its {tokens} tokens one sequence after another"
+        expected = int(ends[-1])
+    return "" if expected == tokens else f"covers {expected} of its {tokens} tokens"
 
 
 def sha256(path: Path) -> str:

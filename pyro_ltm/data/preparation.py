@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from pyro_ltm.config import suggest
-from pyro_ltm.data.census import Census
 from pyro_ltm.data.corpora import is_corpus
-from pyro_ltm.data.document import Document
-from pyro_ltm.data.fidelity import Fidelity
+from pyro_ltm.data.documents import Document, Reading
+from pyro_ltm.data.duplicates import DocumentCounter
 from pyro_ltm.data.folder import FORMAT, META, PACKINGS, TOKENIZER, VERSION, TokenFolder, is_prepared, sha256, strangers
 from pyro_ltm.data.packing import SplitWriter
-from pyro_ltm.data.readers import Reading
-from pyro_ltm.data.seams import rejoin
 from pyro_ltm.data.sources import Source, find_sources, listed
 from pyro_ltm.data.splits import Whole, plan_split
 from pyro_ltm.data.tokenizer import Tokenizer
+from pyro_ltm.data.tokenizer.cutting import encodable_pieces
+from pyro_ltm.data.tokenizer.round_trip import RoundTrip
 from pyro_ltm.data.worlds import is_world
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.files import new_folder
@@ -98,7 +97,7 @@ def prepare(
         rule = Whole("train") if held_out else plan_split(_read(found), validation_fraction, seed)
         if tokenizer is None:
             training_text = (pair for pair in rule.assign(_read(found)) if pair[0] == "train")
-            pieces = (piece for _, piece in rejoin(training_text, cut=True))
+            pieces = (piece for _, piece in encodable_pieces(training_text, cut=True))
             tokenizer = Tokenizer.train(_texts(pieces, report), vocab_size, at_most=world)
         meta = {
             "format": FORMAT,
@@ -117,7 +116,7 @@ def prepare(
         }
         (partial / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
         splits = ["train", "validation"] if held_out or validation_fraction else ["train"]
-        census = Census(splits)
+        census = DocumentCounter(splits)
         text = itertools.chain(
             rule.assign(census.read(_read(found))),
             Whole("validation").assign(census.read(_read(found_held_out))),
@@ -136,7 +135,7 @@ def _read(sources: Sequence[Source]) -> Iterator[Document]:
     return itertools.chain.from_iterable(source.read() for source in sources)
 
 
-def _counted(census: Census, splits: Sequence[str]) -> dict[str, Any]:
+def _counted(census: DocumentCounter, splits: Sequence[str]) -> dict[str, Any]:
     """What was found out about the documents while they were read."""
     return {
         "documents_without_text": census.without_text,
@@ -209,7 +208,7 @@ def _encode(
     """Encodes and writes every split; returns what each holds."""
     done = characters = 0
     text_bytes = dict.fromkeys(splits, 0)
-    fidelity = {split: Fidelity() for split in splits}
+    fidelity = {split: RoundTrip() for split in splits}
     with contextlib.ExitStack() as stack:
         writers = {
             split: stack.enter_context(
@@ -225,7 +224,7 @@ def _encode(
             )
             for split in splits
         }
-        for group in _groups(rejoin(pieces, cut=tokenizer.recipe.has_seams)):
+        for group in _groups(encodable_pieces(pieces, cut=tokenizer.pipeline.has_cut_points)):
             encoded = tokenizer.encode_batch([document.text for _, document in group])
             for (split, document), ids in zip(group, encoded, strict=True):
                 if tokenizer.end_of_text in ids:

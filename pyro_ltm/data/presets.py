@@ -6,8 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pyro_ltm.data import worlds
+from pyro_ltm.data.corpora import is_corpus
+from pyro_ltm.data.documents import Reading
+from pyro_ltm.data.finding import find_files
 from pyro_ltm.data.folder import TokenFolder, is_token_folder
-from pyro_ltm.data.sources import sources_of, text_sizes
+from pyro_ltm.data.hub import HUB
+from pyro_ltm.data.readers import has_columns
+from pyro_ltm.data.sources import sources_of
+from pyro_ltm.errors import UserError
 
 LONG = 1024
 """Tokens: longer sequences are long, of a world such as are longer than `DOCUMENT`."""
@@ -15,7 +21,7 @@ DOCUMENT, SENTENCES = 128, 15
 """Tokens that `nano-worlds` reads, and sentences of a world that are no more."""
 TEXT, FILE = 1_000_000, 8_000
 """Bytes: plain text is long from so many on, where its files have on average so many. The shortest that `nano-long` was
-judged on has 1.1 million, in one file."""
+tried on has 1.1 million, in one file."""
 
 
 def preset_for(data: str | Path | Sequence[str] | None) -> str:
@@ -36,9 +42,19 @@ def preset_for(data: str | Path | Sequence[str] | None) -> str:
     elif sources and all(map(worlds.is_world, sources)):
         is_world, is_long = True, max(worlds.parse(source)["length"] for source in sources) > SENTENCES
     else:
-        is_world, sizes = False, [text_sizes(source) for source in sources]
+        is_world, sizes = False, [_text_sizes(source) for source in sources]
         files = [size for its in sizes for size in its]
         is_long = all(sizes) and sum(files) >= max(TEXT, FILE * len(files))
     if is_long:
         return "nano-long"
     return "nano-worlds" if is_world else "nano"
+
+
+def _text_sizes(spec: str) -> list[int]:
+    """Bytes of each plain text file of a source (as stored, if compressed); none where it holds anything else."""
+    try:
+        found = None if spec.startswith(HUB) or is_corpus(spec) else find_files(spec, Reading())
+        files = found.files if found else ()
+        return [] if any(map(has_columns, files)) else [path.stat().st_size for path in files if path.is_file()]
+    except (UserError, OSError):  # what is wrong with it, reading will say
+        return []

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from pyro_ltm.data.document import Document
+from pyro_ltm.data.documents import Document
 
 NEAR = 1000
 """Characters after the place that a share asks for, within which a better one is looked for."""

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyro_ltm.config import suggest
-from pyro_ltm.data.document import Document
+from pyro_ltm.data.documents import Document
 from pyro_ltm.data.folder import TokenFolder
 from pyro_ltm.data.grammar import Grammar, Words, english
 from pyro_ltm.errors import UserError

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pyro_ltm.data import Tokenizer as Codec
-from pyro_ltm.data.fidelity import Fidelity
-from pyro_ltm.data.tokenizer_file import open_tokenizer
+from pyro_ltm.data.tokenizer.round_trip import RoundTrip
+from pyro_ltm.data.tokenizer.safety import open_tokenizer
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.reading import read_json
 from pyro_ltm.scores.estimate import Figure, perplexity, plain
@@ -167,7 +167,7 @@ class CausalLM:
         if self.start is None:
             return "the first token of each text is given and not scored"
         codec = Codec(Tokenizer.from_str(self.tokenizer.to_str()))
-        return Fidelity.of(codec, texts, self.encode(texts)).why_no_bytes
+        return RoundTrip.of(codec, texts, self.encode(texts)).why_no_bytes
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> Tensor:

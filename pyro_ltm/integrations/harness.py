@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from pyro_ltm.config import suggest
-from pyro_ltm.data.fidelity import Fidelity
+from pyro_ltm.data.tokenizer.round_trip import RoundTrip
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.inference import continuation
 from pyro_ltm.model import Sampler, sample_tokens
@@ -106,7 +106,7 @@ class HarnessModel(LM):
         self._device = self.run.parts.device
         self._counting = counting or (lambda name, total: lambda done, nats: None)
         self.contexts_cut = 0
-        self.fidelity: dict[str, Fidelity] = {}
+        self.fidelity: dict[str, RoundTrip] = {}
 
     @property
     def eot_token_id(self) -> int:
@@ -144,7 +144,7 @@ class HarnessModel(LM):
         for request in requests:
             text = request.args[0]
             ids = self.run.tokenizer.encode(text)
-            self.fidelity.setdefault(str(request.task_name), Fidelity()).add(self.run.tokenizer, text, ids)
+            self.fidelity.setdefault(str(request.task_name), RoundTrip()).add(self.run.tokenizer, text, ids)
             tokens = (self.eot_token_id, *ids)
             key = ("text", str(request.task_name), str(request.doc_id))
             blocks.append(self._windows(tokens, key, given=1, stride=self.stride))

@@ -29,7 +29,7 @@ from typing import IO, Any
 from pyro_ltm.config import check_ranges, option, suggest
 from pyro_ltm.data import Document, Reading, TokenDataset, Tokenizer, prepare, read_source
 from pyro_ltm.data.corpora import is_corpus
-from pyro_ltm.data.readers.settings import TEXT
+from pyro_ltm.data.documents import TEXT
 from pyro_ltm.data.sources import HUB
 from pyro_ltm.data.worlds import for_scoring, is_world
 from pyro_ltm.errors import UserError

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_ltm.data.dataset import count_bytes
-from pyro_ltm.data.fidelity import Fidelity
+from pyro_ltm.data.tokenizer.round_trip import RoundTrip
 from pyro_ltm.errors import UserError
 from pyro_ltm.model import Sampler
 from pyro_ltm.reading import read_npy
@@ -238,7 +238,7 @@ class RunScorer:
     def why_no_bytes(self, texts: Sequence[str]) -> str:
         """Whether its tokenizer gives the texts back."""
         tokenizer = self.run.tokenizer
-        return Fidelity.of(tokenizer, texts, tokenizer.encode_batch(texts)).why_no_bytes
+        return RoundTrip.of(tokenizer, texts, tokenizer.encode_batch(texts)).why_no_bytes
 
     def features(self, texts: Sequence[str]) -> Tensor:
         """[n, D]: see `hidden_features`."""

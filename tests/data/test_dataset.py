@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ltm.data import DataOrder, TokenDataset, TokenFolder, Tokenizer, dataset, folder, prepare, unigram_nats
+from pyro_ltm.data import DataOrder, TokenDataset, TokenFolder, Tokenizer, folder, prepare, unigram_nats
 from pyro_ltm.runs.run import dataset_batches
 
 TEXTS = ["the cat sat on the mat", "a", "dogs and cats and mice and more", "tell me"] * 8
@@ -69,7 +69,7 @@ def test_ids_are_stable_and_never_shared(prepared: TokenFolder) -> None:
 
 
 def test_a_sequence_is_of_the_document_in_which_it_begins(prepared: TokenFolder, monkeypatch) -> None:
-    monkeypatch.setattr(dataset, "_CHUNK", 5)
+    monkeypatch.setattr(folder, "CHUNK", 5)
     for split in prepared.splits:
         data = TokenDataset(prepared, split)
         owner, document = [], 0  # of each target: every document ends with its end-of-text
@@ -103,7 +103,7 @@ def test_indices_out_of_range(prepared: TokenFolder) -> None:
 
 
 def test_unigram_nats(prepared: TokenFolder, monkeypatch) -> None:
-    monkeypatch.setattr(dataset, "_CHUNK", 5)
+    monkeypatch.setattr(folder, "CHUNK", 5)
     train, validation = TokenDataset(prepared), TokenDataset(prepared, "validation")
     seen = prepared.stream("train")[1:].tolist()
     total = sum(

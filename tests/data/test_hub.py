@@ -32,7 +32,6 @@ def test_a_hub_that_answers_is_asked_for_the_data(refused, monkeypatch, tmp_path
     """And a folder, or work offline, needs none."""
     asked = []
     monkeypatch.setattr(hub, "check_hub", lambda *given: asked.append(given))
-    monkeypatch.setattr("pyro_ltm.data.sources.check_hub", hub.check_hub)
     assert "cannot be loaded" in refused(read_source, "hf:org/name:config")
     assert asked == [("hf:org/name:config", "org/name")]
     monkeypatch.undo()

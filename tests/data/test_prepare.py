@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pyro_ltm import files
 from pyro_ltm.data import TokenFolder, Tokenizer, preparation, prepare
-from pyro_ltm.data.document import Document
+from pyro_ltm.data.documents import Document
 from pyro_ltm.data.folder import is_token_folder
 from pyro_ltm.data.packing import SplitWriter
 from pyro_ltm.data.splits import MANY, plan_split

@@ -211,6 +211,15 @@ def test_a_delimiter_may_be_given(refused, tmp_path: Path) -> None:
 # Columns
 
 
+def test_a_record_without_the_column_can_be_left_out(refused, tmp_path: Path) -> None:
+    """But a column that no record has is a mistake."""
+    path = write(tmp_path / "a.jsonl", '{"id": 1}\n{"text": "one"}\n{"id": 2}\n')
+    assert "a.jsonl:1: no column 'text'" in refused(read_source, str(path))
+    assert texts(path, skip_empty=True) == ["", "one", ""]
+    message = refused(read_source, str(path), Reading(text_column="txt", skip_empty=True))
+    assert message.startswith(f"{path}:1: no column 'txt'")
+
+
 def test_a_column_inside_another(refused, tmp_path: Path) -> None:
     rows = [{"a": {"b": {"c": "one"}}}, {"a": {"b": {"c": "two"}}, "d": 1}, {"a": None}]
     path = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows[:2]))

@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from pyro_ltm.data import Tokenizer
-from pyro_ltm.data.seams import PATTERNS
+from pyro_ltm.data.tokenizer.cutting import PATTERNS
 
 TEXT = ["Hello World, this is some text\nand more of it, indeed; 12 words make a world. Naïve? It's 7 o'clock"] * 30
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

@@ -14,13 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pyro_ltm.data.document import Document
+from pyro_ltm.data.documents import Document, Reading
 from pyro_ltm.data.readers.fields import Fields
 from pyro_ltm.data.readers.parquet import read_parquet
 from pyro_ltm.data.readers.plain import read_plain
 from pyro_ltm.data.readers.records import read_json, read_lines
 from pyro_ltm.data.readers.separated import read_separated
-from pyro_ltm.data.readers.settings import Reading
 from pyro_ltm.data.readers.streams import kind_of, readable
 from pyro_ltm.errors import UserError
 
@@ -57,7 +56,12 @@ def read_file(path: Path, reading: Reading | None = None, fields: Fields | None 
     with readable(path):
         if not path.is_file():
             raise UserError(f"{path}: not a regular file; text is read more than once, so a pipe will not do")
-        yield from reader(path, fields or Fields(reading)) if reader else read_plain(path, reading.record_limit)
+        if reader is None:
+            yield from read_plain(path, reading.record_limit)
+        else:
+            fields = fields or Fields(reading)
+            yield from reader(path, fields)
+            fields.check_column_seen()
 
 
-__all__ = ["SUFFIXES", "Fields", "Reading", "has_columns", "read_file"]
+__all__ = ["SUFFIXES", "Fields", "has_columns", "read_file"]

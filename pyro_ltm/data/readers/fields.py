@@ -1,4 +1,4 @@
-"""From a record to a document: its text, its id, and what is said when they are not there."""
+"""From a record to a document: its text, its id, and the errors where they are not there."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pyro_ltm.config import suggest
-from pyro_ltm.data.document import Document
-from pyro_ltm.data.readers.settings import ID, Reading
+from pyro_ltm.data.documents import ID, Document, Reading
 from pyro_ltm.errors import UserError, one_line
-
-Check = Callable[[Any, str, str], str]
-"""Text made of a value, given where it stands and its column; raises UserError where that cannot be."""
 
 _ABSENT = object()
 
 
-def check_text(value: Any, where: str, column: str) -> str:
+def plain_text(value: Any, where: str, column: str) -> str:
     """`value` if it is a valid string. Raises UserError naming `where`."""
     if not isinstance(value, str):
         if value is None:
@@ -33,23 +29,44 @@ def check_text(value: Any, where: str, column: str) -> str:
     return value
 
 
-class Fields:
-    """Makes documents of records, in the way of a `Reading`."""
+def label_text(value: Any, where: str, column: str) -> str:
+    """`value` as a label. Raises UserError naming `where`."""
+    if isinstance(value, bool | int | float):
+        return str(value)
+    if isinstance(value, str):
+        return plain_text(value, where, column)
+    kind = "empty (null)" if value is None else f"a {type(value).__name__}"
+    raise UserError(f"{where}: '{column}' is {kind}; a label is a word, a number or a truth value")
 
-    def __init__(self, reading: Reading, check: Check = check_text):
-        """`check` makes text of what the column holds."""
+
+class Fields:
+    """Makes documents of the records of one file, in the way of a `Reading`."""
+
+    def __init__(self, reading: Reading, to_text: Callable[[Any, str, str], str] = plain_text):
+        """`to_text` makes text of a value, given where it stands and its column, or raises UserError."""
         self.reading = reading
         self.column = reading.column
-        self._check = check
+        self._to_text = to_text
+        self._column_seen = False
+        self._not_seen: UserError | None = None
 
     def document(self, record: Mapping[str, Any], where: str) -> Document:
         """The document of a record. Raises UserError: no such column, or something else than text in it."""
         value = _look_up(record, self.column)
         if value is _ABSENT:
-            raise no_column(where, self.column, nested_names(record))
-        if value is None and self.reading.skip_empty:
-            return Document("", where, id=self._id(record, where))
-        return Document(self._check(value, where, self.column), where, id=self._id(record, where))
+            if not self.reading.skip_empty:
+                raise no_column(where, self.column, nested_names(record))
+            self._not_seen = self._not_seen or no_column(where, self.column, nested_names(record))
+            value = None
+        else:
+            self._column_seen = True
+        text = "" if value is None and self.reading.skip_empty else self._to_text(value, where, self.column)
+        return Document(text, where, id=self._id(record, where))
+
+    def check_column_seen(self) -> None:
+        """Raises UserError when every record lacked the column, which `skip_empty` does not mean."""
+        if self._not_seen and not self._column_seen:
+            raise self._not_seen
 
     def _id(self, record: Mapping[str, Any], where: str) -> str | int | None:
         wanted = self.reading.id_column
@@ -80,7 +97,7 @@ def nested_names(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _look_up(record: Mapping[str, Any], column: str) -> Any:
-    """What a record holds under a name or a dotted path; null where the path goes through a null."""
+    """The value that a record holds under a name or a dotted path; null where the path goes through a null."""
     if column in record:
         return record[column]
     value: Any = record

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from pyro_ltm.data.document import Document
+from pyro_ltm.data.documents import ID, Document
 from pyro_ltm.data.readers.fields import Fields, no_column
-from pyro_ltm.data.readers.settings import ID
 from pyro_ltm.data.readers.streams import open_bytes
 from pyro_ltm.errors import UserError, one_line
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyro_ltm.data.document import Document
+from pyro_ltm.data.documents import Document
 from pyro_ltm.data.readers import streams
-from pyro_ltm.data.seams import last_seam
+from pyro_ltm.data.tokenizer.cutting import last_cut_point
 
 LONG_LINE = 1 << 16
 """Characters without a line to cut at, from which on text is cut between words."""
 
 
 def read_plain(path: Path, limit: int) -> Iterator[Document]:
-    """A plain text file as one document, its pieces cut at lines, or in long ones between words (`last_seam`).
+    """A plain text file as one document, its pieces cut at lines, or in long ones between words (`last_cut_point`).
 
     Args:
         limit: bytes of the longest stretch that has no place to cut it; a longer one raises UserError.
@@ -32,7 +32,7 @@ def read_plain(path: Path, limit: int) -> Iterator[Document]:
         cut = cut_place(held, max(seen - 2, 0))
         if not cut and len(held) > LONG_LINE:
             start = max(seen - 2, 0) if seen > LONG_LINE else 0
-            seam = last_seam(held[start:])
+            seam = last_cut_point(held[start:])
             cut = start + seam if seam else 0
         if cut:
             yield Document(held[:cut], str(path), continues)

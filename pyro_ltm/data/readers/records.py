@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyro_ltm.data.document import Document
+from pyro_ltm.data.documents import Document
 from pyro_ltm.data.readers import streams
 from pyro_ltm.data.readers.fields import Fields
 from pyro_ltm.errors import UserError, one_line

@@ -11,7 +11,7 @@ NOT_KNOWN = "an earlier release prepared the data and did not look whether token
 
 
 @dataclass
-class Fidelity:
+class RoundTrip:
     """What became of texts in a tokenizer.
 
     Attributes:
@@ -26,7 +26,7 @@ class Fidelity:
     _changed: bool = field(default=False, repr=False)
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, texts: Sequence[str], encoded: Sequence[Sequence[int]]) -> Fidelity:
+    def of(cls, tokenizer: Tokenizer, texts: Sequence[str], encoded: Sequence[Sequence[int]]) -> RoundTrip:
         """Of whole texts and their tokens."""
         found = cls()
         for text, ids in zip(texts, encoded, strict=True):
@@ -34,7 +34,7 @@ class Fidelity:
         return found
 
     @classmethod
-    def of_counts(cls, counts: Mapping[str, int]) -> Fidelity:
+    def of_counts(cls, counts: Mapping[str, int]) -> RoundTrip:
         """Of the documents of a split, from its entry in meta.json."""
         texts, tokens = counts["documents"], counts["tokens"] - counts["documents"]
         return cls(texts, counts["changed_documents"], tokens, counts["unknown_tokens"])

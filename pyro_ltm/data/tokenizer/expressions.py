@@ -13,7 +13,7 @@ import string
 import subprocess
 import sys
 
-from pyro_ltm.data.seams import PARTIAL, PATTERNS
+from pyro_ltm.data.tokenizer.cutting import PARTIAL, PATTERNS
 
 LONGEST = 4096
 """Characters of an expression."""

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyro_ltm.data import Reading, TokenFolder, Tokenizer, prepare
-from pyro_ltm.data.census import Census
-from pyro_ltm.data.document import Document
+from pyro_ltm.data.documents import Document
+from pyro_ltm.data.duplicates import DocumentCounter
 
 
 def write_jsonl(path: Path, texts: list[str]) -> str:
@@ -35,7 +35,7 @@ def test_what_was_read_and_what_not(tmp_path: Path, small_tokenizer: Tokenizer) 
 
 @given(st.lists(st.sampled_from("abcd"), max_size=30), st.lists(st.sampled_from(["c", "d", "e", ""]), max_size=30))
 def test_duplicates_are_counted(train: list[str], validation: list[str]) -> None:
-    census = Census(["train", "validation"])
+    census = DocumentCounter(["train", "validation"])
     texts = {"train": train, "validation": validation}
     # Each document in two pieces, both splits in turn.
     pieces = [

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import pre_tokenizers
 
-from pyro_ltm.data.seams import PARTIAL, PATTERNS, STOPS
+from pyro_ltm.data.tokenizer.cutting import PARTIAL, PATTERNS, STOPS
 
 _INNER = ("normalizers", "pretokenizers", "processors", "decoders")
 
@@ -25,7 +25,7 @@ def steps(step: Any) -> Iterator[Mapping[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Pipeline:
     """The steps of a tokenizer, from its JSON.
 
     What is proved here holds for every text; what is not may still hold for a given one.
@@ -65,7 +65,7 @@ class Recipe:
         return any(step["type"] == "ByteLevel" for step in self.pre_tokenizers)
 
     @functools.cached_property
-    def has_seams(self) -> bool:
+    def has_cut_points(self) -> bool:
         """Whether a text may be cut at the seams of `seams`: byte-level BPE with an expression that is known.
 
         A normal form C changes nothing across a space or a line end; added tokens do not reach across either.
@@ -82,7 +82,7 @@ class Recipe:
         )
 
     @functools.cached_property
-    def gives_back_every_text(self) -> bool:
+    def is_lossless(self) -> bool:
         """Whether every text comes back from its tokens: byte-level BPE with all bytes that changes nothing."""
         vocab: Mapping[str, int] = self.model.get("vocab") or {}
         return (

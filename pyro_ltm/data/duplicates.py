@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ltm.data.document import Document
+from pyro_ltm.data.documents import Document
 
 _DIGEST = 8
 """Bytes kept of each document: two of a million differing ones share them once in some 37 million corpora."""
 
 
-class Census:
+class DocumentCounter:
     """Counts while documents pass by, in eight bytes a document.
 
     Attributes:

@@ -14,7 +14,7 @@ from tokenizers import models, normalizers
 
 from pyro_ltm.data import TokenDataset, Tokenizer, prepare
 from pyro_ltm.data.dataset import count_bytes
-from pyro_ltm.data.fidelity import NOT_KNOWN, Fidelity
+from pyro_ltm.data.tokenizer.round_trip import NOT_KNOWN, RoundTrip
 from pyro_ltm.types import Batch
 
 PROVED = {"bytes", *(name for name in kinds() if name.startswith(("expression", "bytes, two", "bytes in")))}
@@ -30,7 +30,7 @@ def write(path: Path, texts: list[str]) -> str:
 
 
 def test_what_is_proved() -> None:
-    assert {name for name, tokenizer in kinds().items() if tokenizer.recipe.gives_back_every_text} == PROVED
+    assert {name for name, tokenizer in kinds().items() if tokenizer.pipeline.is_lossless} == PROVED
 
 
 def altered(**model: object) -> Tokenizer:
@@ -41,7 +41,7 @@ def altered(**model: object) -> Tokenizer:
 
 def test_what_is_not_proved() -> None:
     """Each of these loses or changes some text, and is not taken on trust."""
-    assert altered().recipe.gives_back_every_text
+    assert altered().pipeline.is_lossless
     vocab = json.loads(byte_level().to_str())["model"]["vocab"]
     merges = json.loads(byte_level().to_str())["model"]["merges"]
     lossy = {"x": altered(vocab={name: at for name, at in vocab.items() if name != "x"}, merges=[])}
@@ -55,7 +55,7 @@ def test_what_is_not_proved() -> None:
     lossy["H"] = Tokenizer(byte_level(normalizer=normalizers.Lowercase()))
     for text, tokenizer in lossy.items():
         assert tokenizer.decode(tokenizer.encode(text)) != text
-        assert not tokenizer.recipe.gives_back_every_text
+        assert not tokenizer.pipeline.is_lossless
         assert not tokenizer.gives_back(text, tokenizer.encode(text))
 
 
@@ -94,7 +94,7 @@ def test_case_folded_text_has_no_bytes_though_the_totals_agree(tmp_path: Path) -
         assert data.bytes == data.meta["splits"]["train"]["text_bytes"]
         assert data.bytes_are_exact is (changed == 0)
         assert data.meta["splits"]["train"]["changed_documents"] == changed
-    assert Fidelity(texts=2, changed=1).why_no_bytes == (
+    assert RoundTrip(texts=2, changed=1).why_no_bytes == (
         "the tokens do not determine the text: 1 of 2 texts come back changed"
     )
 
@@ -109,12 +109,12 @@ def test_unknown_words_are_counted(tmp_path: Path) -> None:
     assert counts["unknown_tokens"] == sum(expected)
     assert counts["changed_documents"] == sum(count > 0 for count in expected)
     assert f"({sum(expected) / 11:.1%} of tokens are unknown)" in TokenDataset(folder).why_no_bytes
-    whole = Fidelity.of(tokenizer, texts, [tokenizer.encode(text) for text in texts])
+    whole = RoundTrip.of(tokenizer, texts, [tokenizer.encode(text) for text in texts])
     assert (whole.texts, whole.changed, whole.unknown, whole.tokens) == (3, 2, sum(expected), 11)
 
 
 def test_a_document_in_pieces_is_counted_once() -> None:
-    tokenizer, found = kinds()["bytes, case folded"], Fidelity()
+    tokenizer, found = kinds()["bytes, case folded"], RoundTrip()
     for text, continues in (("A", False), ("b", True), ("C", True), ("d", False)):
         found.add(tokenizer, text, tokenizer.encode(text), continues=continues)
     assert (found.texts, found.changed) == (2, 1)

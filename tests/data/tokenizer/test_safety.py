@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from helpers.tokenizer_kinds import byte_level, kinds, llama, split, words
 
-from pyro_ltm.data import Tokenizer, expressions, tokenizer_file
-from pyro_ltm.data.expressions import KNOWN, why_not
+from pyro_ltm.data import Tokenizer
+from pyro_ltm.data.tokenizer import expressions, safety
+from pyro_ltm.data.tokenizer.expressions import KNOWN, why_not
 from pyro_ltm.errors import UserError
 
 LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -105,7 +106,7 @@ def test_not_readable(refused, tmp_path: Path, content: str, why: str) -> None:
 
 
 def test_a_huge_file_and_a_folder(refused, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(tokenizer_file, "SIZE", 1000)
+    monkeypatch.setattr(safety, "SIZE", 1000)
     path = write(tmp_path / "tokenizer.json", byte_level(), {})
     assert "larger than" in refused(Tokenizer.load, path)
     (tmp_path / "other" / "tokenizer.json").mkdir(parents=True)
@@ -139,7 +140,7 @@ def test_every_kind_that_is_in_use_is_read(tmp_path: Path) -> None:
     usual = charsmap("ﷺ".encode() * 18)["normalizer"]["normalizers"]
     change = normalizer({"type": "Prepend", "prepend": "▁"}, *usual, replace(" {2,}", " ", "Regex"))
     path = write(tmp_path / "tokenizer.json", byte_level(), change)
-    assert Tokenizer.load(path).recipe.normalizers
+    assert Tokenizer.load(path).pipeline.normalizers
 
 
 def test_dropout_is_off(tmp_path: Path) -> None:

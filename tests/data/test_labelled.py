@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from pyro_ltm.data import Reading
-from pyro_ltm.data.labels import read_labelled
+from pyro_ltm.data.sources import read_labelled
 
 ROWS = [
     {"body": "A good day.", "stars": 5, "kind": "day", "kept": True},

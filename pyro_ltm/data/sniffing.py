@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pyro_ltm.data.readers import SUFFIXES, Reading, has_columns
+from pyro_ltm.data.documents import Reading
+from pyro_ltm.data.readers import SUFFIXES, has_columns
 from pyro_ltm.data.readers.records import is_object
 from pyro_ltm.data.readers.streams import COMPRESSIONS, kind_of
 

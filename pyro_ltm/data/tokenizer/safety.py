@@ -18,8 +18,8 @@ from typing import Any
 
 import tokenizers
 
-from pyro_ltm.data.expressions import why_not
-from pyro_ltm.data.recipe import Recipe
+from pyro_ltm.data.tokenizer.expressions import why_not
+from pyro_ltm.data.tokenizer.pipeline import Pipeline
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.reading import read_bytes
 
@@ -92,7 +92,7 @@ def clear_failure(what: str) -> Iterator[None]:
 
 def _reasons(content: Any) -> Iterator[str]:
     """Why the contents are refused."""
-    recipe = Recipe(content)
+    recipe = Pipeline(content)
     for steps in (recipe.normalizers, recipe.pre_tokenizers, recipe.decoders):
         if len(steps) > STEPS:
             yield f"it has {len(steps):,} steps, {STEPS} at most are read"

@@ -1,4 +1,4 @@
-"""How text is read, as one value that is handed from a command to the readers."""
+"""A piece of text and where it came from; and how such pieces are read from sources."""
 
 from __future__ import annotations
 
@@ -13,6 +13,23 @@ ID = "id"
 """The column that names documents where none is named; it may be absent."""
 
 
+@dataclass(frozen=True)
+class Document:
+    """A text, or one piece of a long text that is streamed.
+
+    Attributes:
+        text: what to learn from; valid Unicode, possibly empty.
+        origin: where it came from, for messages: a file, a file with its line or row, a corpus with its entry.
+        continues: True where this piece goes on with the document of the piece before it.
+        id: what the input calls it, where it has such a column.
+    """
+
+    text: str
+    origin: str
+    continues: bool = False
+    id: str | int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """How text is read from sources.
@@ -23,7 +40,7 @@ class Reading:
         id_column: column or field that names each document. None: `id`, where there is one.
         delimiter: the character between fields. None: found in a .csv, a tab in a .tsv.
         skip_empty: take a null for an empty text, which is counted and left out, instead of refusing it.
-        record_limit: bytes of the longest record, and of the longest stretch of plain text that cannot be cut.
+        record_limit: bytes of the longest record, and of the longest line of plain text without a space.
         split: of a Hugging Face data set.
         streaming: fetch a Hugging Face data set as it is read, instead of downloading it first.
     """

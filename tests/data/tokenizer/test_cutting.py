@@ -10,8 +10,9 @@ from helpers.tokenizer_kinds import byte_level, kinds, split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_ltm.data import Document, Tokenizer, prepare, seams
-from pyro_ltm.data.seams import last_seam, rejoin
+from pyro_ltm.data import Document, Tokenizer, prepare
+from pyro_ltm.data.tokenizer import cutting
+from pyro_ltm.data.tokenizer.cutting import encodable_pieces, last_cut_point
 
 PARTS = ["a", "Bc", "'ll", "o'", " ", " ", "  ", "\n", "\n\n", "\n ", "\t", "\r\n", ".", "?!", "/", "12", "3", "é"]
 PARTS += ["e\u0301", "\u0301", "你好", "。", "ー", "」", "\u00a0", "\x1c", "\u2028", "<x>", "🙂"]
@@ -26,12 +27,12 @@ def cut_at(text: str, places: list[int]) -> list[Document]:
 
 
 def test_which_kinds_may_be_cut() -> None:
-    assert {name for name, tokenizer in kinds().items() if tokenizer.recipe.has_seams} == SEAMED
+    assert {name for name, tokenizer in kinds().items() if tokenizer.pipeline.has_cut_points} == SEAMED
     for token, seamed in (("<x>", True), ("a b", False), ("好。", False)):
         backend = byte_level()
         backend.add_tokens([token])
-        assert Tokenizer(backend).recipe.has_seams is seamed
-    assert not Tokenizer(byte_level(split(" ", "removed"), regex=False)).recipe.has_seams
+        assert Tokenizer(backend).pipeline.has_cut_points is seamed
+    assert not Tokenizer(byte_level(split(" ", "removed"), regex=False)).pipeline.has_cut_points
 
 
 @pytest.mark.parametrize("name", kinds())
@@ -39,12 +40,12 @@ def test_which_kinds_may_be_cut() -> None:
 @given(pieces=st.lists(st.tuples(texts, st.lists(st.integers(0, 50), max_size=4)), max_size=4))
 def test_tokens_are_those_of_the_whole(name: str, pieces: list[tuple[str, list[int]]]) -> None:
     """Documents cut anywhere, in pieces of three characters where there may be pieces at all."""
-    tokenizer, cut = kinds()[name], kinds()[name].recipe.has_seams
+    tokenizer, cut = kinds()[name], kinds()[name].pipeline.has_cut_points
     documents = [text for text, _ in pieces if text]
     read = [("train", piece) for text, places in pieces for piece in cut_at(text, places) if text]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seams, "PIECE", 3)
-        found = list(rejoin(read, cut=cut))
+        patch.setattr(cutting, "PIECE", 3)
+        found = list(encodable_pieces(read, cut=cut))
     joined: list[list[int]] = []
     for split_name, piece in found:
         assert split_name == "train"
@@ -57,7 +58,7 @@ def test_tokens_are_those_of_the_whole(name: str, pieces: list[tuple[str, list[i
 @given(texts)
 def test_every_seam_is_one(text: str) -> None:
     """Each place that is ever taken, under every expression."""
-    places = {last_seam(text[:end]) for end in range(len(text) + 1)} - {0}
+    places = {last_cut_point(text[:end]) for end in range(len(text) + 1)} - {0}
     for name in SEAMED:
         encode = kinds()[name].encode
         for place in places:
@@ -67,20 +68,20 @@ def test_every_seam_is_one(text: str) -> None:
 def test_a_long_text_without_line_ends_comes_in_small_pieces() -> None:
     word = "lorem " * 100
     pieces = [Document(word, "here", number > 0) for number in range(3000)]
-    found = [piece for _, piece in rejoin((("train", piece) for piece in pieces), cut=True)]
-    assert max(len(piece.text) for piece in found) <= 2 * seams.PIECE
+    found = [piece for _, piece in encodable_pieces((("train", piece) for piece in pieces), cut=True)]
+    assert max(len(piece.text) for piece in found) <= 2 * cutting.PIECE
     assert "".join(piece.text for piece in found) == word * 3000
     whole = [("train", Document(word * 3000, "here"))]
-    assert max(len(piece.text) for _, piece in rejoin(whole, cut=True)) <= 2 * seams.PIECE
+    assert max(len(piece.text) for _, piece in encodable_pieces(whole, cut=True)) <= 2 * cutting.PIECE
 
 
 def test_a_text_without_a_seam_is_read_in_time_and_refused_where_it_is_too_long(refused, monkeypatch) -> None:
-    monkeypatch.setattr(seams, "LONGEST", 1 << 20)
+    monkeypatch.setattr(cutting, "LONGEST", 1 << 20)
     pieces = [Document("x" * 1000, "book.txt", number > 0) for number in range(1100)]
     pairs = [("train", piece) for piece in pieces]
-    assert len(list(rejoin(pairs[:1000], cut=True))) == 1
-    assert "book.txt: a text of over 1 Mi characters has no space" in refused(rejoin, pairs, cut=True)
-    assert "has to be read whole" in refused(rejoin, pairs, cut=False)
+    assert len(list(encodable_pieces(pairs[:1000], cut=True))) == 1
+    assert "book.txt: a text of over 1 Mi characters has no space" in refused(encodable_pieces, pairs, cut=True)
+    assert "has to be read whole" in refused(encodable_pieces, pairs, cut=False)
 
 
 @pytest.mark.parametrize("name", ["llama", "unigram", "wordpiece", "bytes with a space before", "bytes, NFKC", "bytes"])

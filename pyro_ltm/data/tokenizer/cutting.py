@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from pyro_ltm.data.document import Document
+from pyro_ltm.data.documents import Document
 from pyro_ltm.errors import UserError
 
 PIECE = 1 << 14
@@ -59,7 +59,7 @@ STOPS = "。，、；：！？」』）"
 _SEAM = re.compile(rf"(?<=\S)(?: (?=\S)|\n(?=\S))|(?<=[ぁ-ゖァ-ヺ一-龥])(?=[{STOPS}])")
 
 
-def last_seam(text: str) -> int:
+def last_cut_point(text: str) -> int:
     """The last place where `text` may be cut; 0 where there is none."""
     last = 0
     for start in (max(len(text) - NEAR, 0), 0):  # nearly always there is one near the end
@@ -70,7 +70,7 @@ def last_seam(text: str) -> int:
     return last
 
 
-def rejoin(pieces: Iterable[tuple[str, Document]], *, cut: bool) -> Iterator[tuple[str, Document]]:
+def encodable_pieces(pieces: Iterable[tuple[str, Document]], *, cut: bool) -> Iterator[tuple[str, Document]]:
     """The same texts in pieces whose tokens, one after the other, are those of the whole document.
 
     However a reader cut them: with `cut`, pieces of about `PIECE` characters that end at seams; else whole documents.
@@ -92,7 +92,7 @@ def rejoin(pieces: Iterable[tuple[str, Document]], *, cut: bool) -> Iterator[tup
 
 def whole(pieces: Iterable[Document]) -> Iterator[Document]:
     """Whole documents, of pieces. Raises UserError for one of over `LONGEST` characters."""
-    return (document for _, document in rejoin((("", piece) for piece in pieces), cut=False))
+    return (document for _, document in encodable_pieces((("", piece) for piece in pieces), cut=False))
 
 
 class _Held:
@@ -138,7 +138,7 @@ def _cut(text: str) -> list[str]:
     pieces, start = [], 0
     while len(text) - start > 2 * PIECE:
         size = PIECE
-        while not (at := last_seam(text[start : start + size])) and start + size < len(text):
+        while not (at := last_cut_point(text[start : start + size])) and start + size < len(text):
             size *= 2
         if not at:
             break

@@ -17,8 +17,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from pyro_ltm.config import suggest
-from pyro_ltm.data.recipe import Recipe
-from pyro_ltm.data.tokenizer_file import clear_failure, open_tokenizer
+from pyro_ltm.data.tokenizer.pipeline import Pipeline
+from pyro_ltm.data.tokenizer.safety import clear_failure, open_tokenizer
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.files import write_text
 
@@ -146,21 +146,21 @@ class Tokenizer:
 
     def gives_back(self, text: str, ids: Sequence[int]) -> bool:
         """Whether `ids`, the tokens of `text`, determine it to the byte."""
-        return self.recipe.gives_back_every_text or self.decode(ids) == text
+        return self.pipeline.is_lossless or self.decode(ids) == text
 
     def count_unknown(self, ids: Sequence[int]) -> int:
         """How many of `ids` stand for what the tokenizer does not know."""
         return 0 if self.unknown is None else list(ids).count(self.unknown)
 
     @functools.cached_property
-    def recipe(self) -> Recipe:
+    def pipeline(self) -> Pipeline:
         """Its steps, and what they prove."""
-        return Recipe(json.loads(self._backend.to_str()))
+        return Pipeline(json.loads(self._backend.to_str()))
 
     @functools.cached_property
     def unknown(self) -> int | None:
         """The id that stands for what it does not know; None where it has none."""
-        name = self.recipe.unknown_token
+        name = self.pipeline.unknown_token
         token: int | None = None if name is None else self._backend.token_to_id(name)
         return token
 
@@ -175,7 +175,7 @@ class Tokenizer:
 
         Raises UserError when the tokenizer has no such token.
         """
-        for name in (*self.recipe.puts_after_text, *_END_NAMES):
+        for name in (*self.pipeline.puts_after_text, *_END_NAMES):
             token = self._backend.token_to_id(name)
             if token is not None:
                 return int(token)
@@ -193,7 +193,7 @@ class Tokenizer:
         another one: exact wherever decoding gives back the text.
         """
         added = self._backend.get_added_tokens_decoder()
-        measure = _spelled_bytes if self.recipe.spells_bytes else self._decoded_bytes
+        measure = _spelled_bytes if self.pipeline.spells_bytes else self._decoded_bytes
         sizes = np.zeros(self.vocab_size, dtype=np.int64)
         for name, token in self._backend.get_vocab(with_added_tokens=True).items():
             if token in added:
@@ -206,7 +206,7 @@ class Tokenizer:
     @functools.cached_property
     def first_token_bytes(self) -> npt.NDArray[np.int64]:
         """UTF-8 bytes that each token stands for at the beginning of a text, where decoders may drop a space; [V]."""
-        if self.recipe.spells_bytes:
+        if self.pipeline.spells_bytes:
             return self.token_bytes
         sizes = self.token_bytes.copy()
         for name, token in self._backend.get_vocab(with_added_tokens=True).items():
@@ -220,7 +220,7 @@ class Tokenizer:
 
         The library's reader of JSON may be off in a score's last digit, each time that a file is read.
         """
-        content = json.dumps(_rounded(self.recipe.content), sort_keys=True, separators=(",", ":"))
+        content = json.dumps(_rounded(self.pipeline.content), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(content.encode("utf-8")).hexdigest()
 
     def _decoded_bytes(self, name: str, token: int) -> int:
