@@ -146,7 +146,11 @@ def reading_options(function: F) -> F:
             click.option(
                 "--delimiter", metavar="CHARACTER", help="Between the fields of a .csv or .tsv file; default: found."
             ),
-            click.option("--skip-empty", is_flag=True, help="Leave out records without text (null, or no such field), and count them."),
+            click.option(
+                "--skip-empty",
+                is_flag=True,
+                help="Leave out records without text (null, or no such field), and count them.",
+            ),
             click.option(
                 "--record-limit",
                 metavar="MIB",
