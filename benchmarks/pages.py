@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,12 @@ def filled(text: str, tables: Tables) -> str:
         if count != text.count(f"<!-- {name} -->"):
             raise ValueError(f"'{name}' begins more often than it ends")
     return text
+
+
+def table(columns: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in Markdown; it ends with the end of a line."""
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (columns, *rows)]
+    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]]) + "\n"
 
 
 def write(tables: Tables) -> None:

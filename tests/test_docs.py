@@ -23,7 +23,7 @@ GIVEN = {
     "docs/decisions.md": {"0.01"},  # a setting
     "docs/speed.md": {"3.5"},  # a target
     "docs/thoughts.md": {"0.01", "0.1"},  # thresholds
-    # Quantiles, sources of known dependence, and what tests/evaluation/test_dependence.py holds bounds of.
+    # Quantiles, sources of known dependence, and what tests/scores/test_dependence.py holds bounds of.
     "docs/benchmarks.md": {"1.96", "0.5", "0.8", "3.11"}
     | {f"{share}%" for share in (95, 94, 93, 92, 91, 88, 86, 75, 74, 54, 53, 49, 48)},
 }
@@ -75,6 +75,13 @@ def test_links_lead_somewhere(page):
         if not target.exists() or (anchor and anchor not in anchors(target.resolve())):
             wrong.append(link)
     assert not wrong
+
+
+@each([*READ, ROOT / "CONTRIBUTING.md"])
+def test_files_named_in_code_exist(page):
+    text = page.read_text(encoding="utf-8")
+    files = re.findall(r"`((?:benchmarks|cli|docs|examples|pyro_ltm|tests)/[\w/.-]+\.[a-z]+)`", text)
+    assert not [name for name in files if "DATE" not in name and not (ROOT / name).exists()]
 
 
 @each([*READ, ROOT / "CONTRIBUTING.md"])

@@ -7,8 +7,8 @@ import re
 
 import pytest
 from PIL import Image
-from pyro_ltm_cli.evaluate import READS
-from pyro_ltm_cli.evaluate import command as evaluate
+from pyro_ltm_cli.commands.evaluate import READS
+from pyro_ltm_cli.commands.evaluate import command as evaluate
 
 from benchmarks import field_tables, pages, pictures, protocols, results, speed_short, table, twins
 from benchmarks.pages import newest

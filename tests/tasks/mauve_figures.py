@@ -1,6 +1,6 @@
 """Figures of the authors' own package for the features of `test_mauve.py`, as JSON.
 
-pip install -e '.[mauve]' && python -m tests.evaluation.mauve_figures > tests/evaluation/data/mauve.json
+pip install -e '.[mauve]' && python -m tests.tasks.mauve_figures > tests/tasks/data/mauve.json
 """
 
 from __future__ import annotations
