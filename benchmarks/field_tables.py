@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.pages import table
 from benchmarks.results import explained, pm
 
 FIGURES = {
@@ -106,10 +107,8 @@ def _of_texts(one: Mapping[str, Any], under: Mapping[str, Any]) -> list[str]:
 
 
 def _table(found: Mapping[str, Any], columns: list[str], rows: list[list[Any]]) -> str:
-    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (columns, *rows)]
-    lines.insert(1, "|---" * len(columns) + "|")
-    lines += ["", f"Machine: {found['machine']}, {found['threads'] or 'all'} threads."]
-    return explained("\n".join(lines) + "\n")
+    machine = f"Machine: {found['machine']}, {found['threads'] or 'all'} threads."
+    return explained(f"{table(columns, rows)}\n{machine}\n")
 
 
 def _model(name: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from benchmarks.pages import table
 from pyro_ltm.scores.dependence import Blocks
 
 SIDES = ("below_twin", "above_floor")
@@ -40,10 +41,9 @@ def markdown(found: Mapping[str, Any]) -> str:
     for row in map(_documents, found["rows"]):
         floor = row.get("floor")
         columns = ["figure", "nats a token", "below the twin", *(["above the floor"] if floor else [])]
-        rows = [*_figures(row), *_exact(row)]
-        lines += [f"Seed {row['seed']}:", "", _line(columns), "|---" * len(columns) + "|"]
-        lines += [_line([*cells, "", ""][: len(columns)]) for cells in rows]
-        lines += ["", _note(row), ""] if "bound" in row else [""]
+        rows = [[*cells, "", ""][: len(columns)] for cells in (*_figures(row), *_exact(row))]
+        lines += [f"Seed {row['seed']}:", "", table(columns, rows)]
+        lines += [_note(row), ""] if "bound" in row else []
     lines += [f"Machine: {found['machine']}, {found['threads'] or 'all'} threads."]
     return explained("\n".join(lines) + "\n")
 
@@ -53,18 +53,19 @@ def short(found: Mapping[str, Any]) -> str:
     rows = [row for row in map(_documents, found["rows"]) if "bound" in row]
     seeds = [{label: cells for label, *cells in (*_figures(row), *_exact(row))} for row in rows]
     columns = [column for row in rows for column in (f"seed {row['seed']}", "below the twin")]
-    lines = [_line(["nats a token", *columns]), "|---" * (len(columns) + 1) + "|"]
-    for label in seeds[0]:
-        if not label.startswith(LEFT_OUT):
-            lines.append(_line([label, *(cell for cells in seeds for cell in [*cells.get(label, []), "", ""][:2])]))
-    return explained("\n".join([*lines, "", *_facts(rows)]) + "\n")
+    lines = [
+        [label, *(cell for cells in seeds for cell in [*cells.get(label, []), "", ""][:2])]
+        for label in seeds[0]
+        if not label.startswith(LEFT_OUT)
+    ]
+    return explained("\n".join([table(["nats a token", *columns], lines), *_facts(rows)]) + "\n")
 
 
 def _facts(rows: list[Mapping[str, Any]]) -> list[str]:
     """How much text, by how many errors below the twin, bits a byte, and how far down to the floor; of all seeds."""
     bound, gaps = rows[0]["bound"], [row["below_twin"] for row in rows]
     errors = [
-        f"{_told(key)} {_both(gaps, lambda gap, key=key: gap[key]['nats_per_token'] / gap[key]['stderr'])}"
+        f"{_label(key)} {_both(gaps, lambda gap, key=key: gap[key]['nats_per_token'] / gap[key]['stderr'])}"
         for key in ("bound", "prefix")
         if all(key in gap for gap in gaps)
     ]
@@ -79,8 +80,7 @@ def _facts(rows: list[Mapping[str, Any]]) -> list[str]:
         *_over({"the bound": bound, "its distance to the twin": gaps[0]["bound"]}.items()),
     ]
     if all("closed" in row for row in rows):
-        told = ", ".join(f"{_told(key)} {_shares_closed(rows, key)}" for key in ("bound", "importance-weighted"))
-        lines.append(f"Of the distance from twin to floor closed: {told}.")
+        lines.append(_closed(rows, ("bound", "importance-weighted")))
     return lines
 
 
@@ -97,14 +97,19 @@ def _both(ones: list[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], fl
     return " and ".join(f"{value(one):.{digits}f}" for one in ones)
 
 
+def _closed(rows: list[Mapping[str, Any]], names: Iterable[str]) -> str:
+    ways = ", ".join(f"{_label(name)} {_shares_closed(rows, name)}" for name in names)
+    return f"Of the distance from twin to floor closed: {ways}."
+
+
 def _shares_closed(rows: list[Mapping[str, Any]], key: str) -> str:
     ones = [row["closed"][key] for row in rows]
     return " and ".join(f"{pm(100 * one['share'], 100 * one['stderr'], over=one, digits=1)}%" for one in ones)
 
 
-def explained(table: str) -> str:
+def explained(text: str) -> str:
     """A table, and what its mark means where it has one."""
-    return f"{table}\n{MEANING}\n" if MARK in table else table
+    return f"{text}\n{MEANING}\n" if MARK in text else text
 
 
 def pm(level: float, error: float, *, over: Mapping[str, Any], digits: int = 4, commas: bool = False) -> str:
@@ -116,30 +121,28 @@ def pm(level: float, error: float, *, over: Mapping[str, Any], digits: int = 4, 
 def _documents(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same row; where it has a floor each sequence is a document of its own, and no error needs a mark."""
 
-    def known(one: Any) -> Any:
+    def with_blocks(one: Any) -> Any:
         if isinstance(one, Mapping):
-            told = {name: known(value) for name, value in one.items()}
-            return {"blocks": None, **told} if {"stderr", "nats_per_token_stderr"} & set(told) else told
-        return [known(value) for value in one] if isinstance(one, list) else one
+            same = {name: with_blocks(value) for name, value in one.items()}
+            return {"blocks": None, **same} if {"stderr", "nats_per_token_stderr"} & set(same) else same
+        return [with_blocks(value) for value in one] if isinstance(one, list) else one
 
-    return dict(known(row)) if "floor" in row else row
+    return dict(with_blocks(row)) if "floor" in row else row
 
 
 def along_draws(found: Mapping[str, Any]) -> str:
     """The importance-weighted bound with 1, 2, 4, ... draws, a column a seed."""
     bounds = {row["seed"]: row["bound"] for row in map(_documents, found["rows"]) if "bound" in row}
     curves = {seed: [_point(bound, one) for one in bound["iwae_curve"]] for seed, bound in bounds.items()}
-    lines = [_line(["K", *(f"seed {seed}" for seed in curves)]), "|---" * (len(curves) + 1) + "|"]
-    for points in zip(*curves.values(), strict=True):
-        lines.append(_line([str(points[0]["particles"]), *(_level(point) for point in points)]))
-    return explained("\n".join(lines) + "\n")
+    rows = [[points[0]["particles"], *map(_level, points)] for points in zip(*curves.values(), strict=True)]
+    return explained(table(["K", *(f"seed {seed}" for seed in curves)], rows))
 
 
 def shares(found: Mapping[str, Any]) -> str:
     """What the share of slow steps does in which the decoder learns alone: a row for each text, share and seed."""
     below = "below the twin"
     columns = ["text", "`slow.alone`", "seed", "ELBO", below, "importance-weighted", below, "rate"]
-    lines = [_line(columns), "|---" * len(columns) + "|"]
+    rows = []
     for corpus in [name for name in found if f"{name}-half" in found or f"{name}-thoughts-first" in found]:
         for end, share in SHARES.items():
             for row in map(_documents, found.get(f"{corpus}{end}", {"rows": []})["rows"]):
@@ -147,8 +150,8 @@ def shares(found: Mapping[str, Any]) -> str:
                 which = [corpus.removesuffix("-longer"), share, str(row["seed"])]
                 elbo = [_level(bound), _gap(gaps["bound"])]
                 weighted = [_level(_point(bound)), _gap(gaps["importance-weighted"])]
-                lines.append(_line([*which, *elbo, *weighted, f"{bound['kl_nats_per_sequence']:.1f}"]))
-    return explained("\n".join(lines) + "\n")
+                rows.append([*which, *elbo, *weighted, f"{bound['kl_nats_per_sequence']:.1f}"])
+    return explained(table(columns, rows))
 
 
 def _figures(row: Mapping[str, Any]) -> list[list[str]]:
@@ -204,23 +207,14 @@ def _note(row: Mapping[str, Any]) -> str:
         f"Bits a byte: at most {level}, twin {its}, below it by {gap}.",
     ]
     if closed := row.get("closed"):
-        ways = [
-            f"{_told(name)} {pm(100 * one['share'], 100 * one['stderr'], over=one, digits=1)}%"
-            for name, one in closed.items()
-        ]
-        told = ", ".join(ways)
-        lines.append(f"Of the distance from twin to floor closed: {told}.")
+        lines.append(_closed([row], closed))
     return "\n".join(lines)
 
 
-def _told(name: str) -> str:
+def _label(name: str) -> str:
     """A figure's name as the table has it."""
     names = {"bound": "ELBO", "prefix": "predictive"}
     return names.get(name, name.replace("AIS from", "annealed from"))
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _over(figures: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.table import held, percent, raced, times
+from benchmarks.pages import table
+from benchmarks.table import parameter_bytes, percent, raced, times
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -31,12 +32,12 @@ def _processors(parts: list[Mapping[str, Any]]) -> str:
         ["one fast step, share of the roofline", *(percent(one["roofline"]["ours"]["share_of_it"]) for one in steps)],
         ["peak memory of a training step, share of plain's", *map(_memory, parts)],
     ]
-    return _table([parts[0]["preset"], *(f"in {one['dtype']}" for one in steps)], rows)
+    return table([parts[0]["preset"], *(f"in {one['dtype']}" for one in steps)], rows)
 
 
 def _memory(part: Mapping[str, Any]) -> str:
     """With weights and optimizer, and what the step holds beyond them."""
-    peaks, own = part["training_step"]["peak_bytes"], held(part)
+    peaks, own = part["training_step"]["peak_bytes"], parameter_bytes(part)
     beyond, whole = ((peaks["ours, 2 fast steps"] + more) / (peaks["plain"] + more) for more in (0, own))
     return f"{whole:.2f} ({beyond:.2f} beyond weights and optimizer)"
 
@@ -52,7 +53,7 @@ def _gpu(parts: list[Mapping[str, Any]]) -> str:
         cells = [f"{part['preset']}, {part['fast_steps']} fast steps", times(against["ours"])]
         rows.append([*cells, times(against["ours, compiled"]), times(compiled), " and ".join(shares)])
     columns = ["a training step, bfloat16", "ours, against plain", "`compile=true`, against plain"]
-    return _table([*columns, "... against plain, compiled", "of the GPU's nominal peak"], rows)
+    return table([*columns, "... against plain, compiled", "of the GPU's nominal peak"], rows)
 
 
 def _nano(found: Mapping[str, Any]) -> str:
@@ -67,7 +68,7 @@ def _nano(found: Mapping[str, Any]) -> str:
         ["`pyro-ltm --help`", f"{pipeline['start_up']['pyro-ltm --help']['median']:.2f} s"],
         ["waiting for data", f"{waits:.1%} of a training step"],
     ]
-    return _table(["`nano`", ""], rows)
+    return table(["`nano`", ""], rows)
 
 
 def _in_a_line(found: Mapping[str, Any]) -> str:
@@ -75,8 +76,3 @@ def _in_a_line(found: Mapping[str, Any]) -> str:
     ours, on = found["speed"]["found"], found["speed"]["machine"]
     ratio = times(ours["training_step"]["faster_than_plain"]["ours"])
     return f"{ratio} (`{ours['preset']}`, {ours['fast_step']['dtype']}, {on['threads']} threads of {on['processor']})\n"
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in (columns, *rows)]
-    return "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]]) + "\n"

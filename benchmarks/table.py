@@ -97,7 +97,7 @@ def _speeds(part: Mapping[str, Any], others: bool = True) -> list[Row]:
     rows: list[Row] = [
         (what, "plain", f"{least}x", times(ratio), ratio["median"] >= least) for what, ratio, least in rated
     ]
-    weights, peaks = held(part), train["peak_bytes"]
+    weights, peaks = parameter_bytes(part), train["peak_bytes"]
     for key, note in (("ours, 2 fast steps", ""), ("recompute", "`slow.recompute`, ")):
         for counted, more in (("beyond weights and optimizer", 0), ("with weights and optimizer", weights)):
             what = f"peak memory of a training step, {note}{counted}, {dtype}"
@@ -128,7 +128,7 @@ def parameters(model: ModelConfig) -> int:
     return model.vocab_size * model.dim + model.layers * layer + model.dim
 
 
-def held(part: Mapping[str, Any]) -> int:
+def parameter_bytes(part: Mapping[str, Any]) -> int:
     """Bytes of the weights and of Adam's two moments, all in single precision; gradients are in the peak itself."""
     counted = part["training_step"].get("parameters")  # not in files before the end of November 2026
     shape = preset(part["preset"])

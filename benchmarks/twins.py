@@ -98,17 +98,16 @@ def tables(known: dict[str, Any]) -> dict[str, str]:
 def table(known: dict[str, Any]) -> str:
     """A row for each text, twin and seed."""
     columns = ["text", "twin with", "seed", "twin, exact", "below the tables' twin", "LTM's ELBO below this twin"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    rows = []
     for name, found in known.items():
         for label in TWINS:
             for row in found["rows"]:
                 if row["twin"] == label:
                     level = results.pm(row["nats_per_token"], row["nats_per_token_stderr"], over=row)
                     own = "" if label == TABLES else _gap(row["below_tables"])
-                    cells = [name.removesuffix("-longer"), label, row["seed"], level, own, _gap(row["ltm_below"])]
-                    lines.append(f"| {' | '.join(map(str, cells))} |")
+                    rows.append([name.removesuffix("-longer"), label, row["seed"], level, own, _gap(row["ltm_below"])])
     machines = {f"{found['machine']}, {found['threads'] or 'all'} threads" for found in known.values()}
-    return results.explained("\n".join([*lines, "", f"Machine: {'; '.join(sorted(machines))}."]) + "\n")
+    return results.explained(f"{pages.table(columns, rows)}\nMachine: {'; '.join(sorted(machines))}.\n")
 
 
 def _figure(one: Bound) -> dict[str, Any]:
