@@ -1,62 +1,45 @@
-"""What of the text that is prepared is no text, or is there twice."""
+"""Documents that are there twice, found by eight bytes of each."""
 
 from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ltm.data.documents import Document
-
-_DIGEST = 8
-"""Bytes kept of each document: two of a million differing ones share them once in some 37 million corpora."""
+_BYTES = 8
+"""Bytes of a document's digest: two of a million differing ones share them once in some 37 million corpora."""
 
 
-class DocumentCounter:
-    """Counts while documents pass by, in eight bytes a document.
+class Digests:
+    """A digest of each document of a split, made while its pieces pass by."""
 
-    Attributes:
-        without_text: documents that hold none, not even white space.
-    """
+    def __init__(self) -> None:
+        self._closed = array("Q")
+        self._open: hashlib.blake2b | None = None
 
-    def __init__(self, splits: Sequence[str]):
-        """`splits` are those that documents go to."""
-        self.without_text = 0
-        self._digests = {split: array("Q") for split in splits}
-        self._open: dict[str, hashlib.blake2b] = {}
+    def add(self, text: str, *, continues: bool) -> None:
+        """Takes in a document, or more of the last one."""
+        if not continues:
+            self._close()
+        self._open = self._open or hashlib.blake2b(digest_size=_BYTES)
+        self._open.update(text.encode("utf-8"))
 
-    def read(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """The documents, unchanged, as they are read."""
-        for document in documents:
-            self.without_text += not document.text and not document.continues
-            yield document
-
-    def assigned(self, pieces: Iterable[tuple[str, Document]]) -> Iterator[tuple[str, Document]]:
-        """The pieces of documents, unchanged, with the split that each goes to."""
-        for split, document in pieces:
-            if not document.continues:
-                self._close(split)
-                self._open[split] = hashlib.blake2b(digest_size=_DIGEST)
-            self._open[split].update(document.text.encode("utf-8"))
-            yield split, document
-        for split in tuple(self._open):
-            self._close(split)
-
-    def duplicates(self, split: str) -> int:
-        """Documents of a split whose text an earlier one of it has, to the letter."""
-        digests = self._of(split)
+    def duplicates(self) -> int:
+        """Documents whose text an earlier one has, to the letter."""
+        digests = self._all()
         return len(digests) - len(np.unique(digests))
 
-    def also_in(self, split: str, other: str) -> int:
-        """Documents of a split whose text is a document of the other one, to the letter."""
-        return int(np.isin(self._of(split), self._of(other)).sum())
+    def also_in(self, other: Digests) -> int:
+        """Documents whose text is a document of the other split, to the letter."""
+        return int(np.isin(self._all(), other._all()).sum())
 
-    def _close(self, split: str) -> None:
-        if split in self._open:
-            self._digests[split].append(int.from_bytes(self._open.pop(split).digest(), "big"))
+    def _close(self) -> None:
+        if self._open:
+            self._closed.append(int.from_bytes(self._open.digest(), "big"))
+            self._open = None
 
-    def _of(self, split: str) -> npt.NDArray[np.uint64]:
-        return np.frombuffer(self._digests[split], dtype=np.uint64)
+    def _all(self) -> npt.NDArray[np.uint64]:
+        self._close()
+        return np.array(self._closed, dtype=np.uint64)

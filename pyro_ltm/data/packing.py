@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from pyro_ltm.data.folder import index_name, stream_name, token_dtype
+from pyro_ltm.data.tokenizer import Tokenizer
 
 _HEADER = 128
 """Bytes of a .npy header for a table of two columns, whatever its number of rows."""
@@ -24,21 +24,11 @@ class SplitWriter:
     last target the one after it; a document of over T targets goes on in the next sequence.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        split: str,
-        *,
-        end_of_text: int,
-        token_bytes: npt.NDArray[np.int64],
-        first_token_bytes: npt.NDArray[np.int64] | None = None,
-        length: int,
-        packing: str,
-    ):
-        """`token_bytes` and `first_token_bytes`, the same where it is None, are int64 [V]; `length` is T."""
-        self._end, self._token_bytes, self._length = end_of_text, token_bytes, length
-        self._first_token_bytes = token_bytes if first_token_bytes is None else first_token_bytes
-        self._dtype = token_dtype(len(token_bytes))
+    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer, *, length: int, packing: str):
+        """`tokenizer` made the tokens; `length` is T."""
+        self._end, self._length = tokenizer.end_of_text, length
+        self._token_bytes, self._first_token_bytes = tokenizer.token_bytes, tokenizer.first_token_bytes
+        self._dtype = token_dtype(len(self._token_bytes))
         self._document_start = 0  # the end-of-text before the document that is being written
         self._position = 0  # tokens written
         self._rows = 0
@@ -49,7 +39,7 @@ class SplitWriter:
             if packing == "document":
                 self._index = files.enter_context(open(folder / index_name(split), "wb"))
                 self._index.write(_index_header(0))
-            self._write([end_of_text])
+            self._write([self._end])
             self._files = files.pop_all()  # open until __exit__, unless something went wrong up to here
 
     def __enter__(self) -> SplitWriter:

@@ -8,17 +8,19 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyro_ltm.config import suggest
 from pyro_ltm.data.corpora import is_corpus
 from pyro_ltm.data.documents import Document, Reading
-from pyro_ltm.data.duplicates import DocumentCounter
+from pyro_ltm.data.duplicates import Digests
 from pyro_ltm.data.folder import FORMAT, META, PACKINGS, TOKENIZER, VERSION, TokenFolder, is_prepared, sha256, strangers
 from pyro_ltm.data.packing import SplitWriter
-from pyro_ltm.data.sources import Source, find_sources, listed
-from pyro_ltm.data.splits import Whole, plan_split
+from pyro_ltm.data.readers.separated import delimiter_of, is_separated
+from pyro_ltm.data.sources import Source, check_delimiter, find_sources, listed
+from pyro_ltm.data.splits import SplitRule, Whole, plan_split
 from pyro_ltm.data.tokenizer import Tokenizer
 from pyro_ltm.data.tokenizer.cutting import encodable_pieces
 from pyro_ltm.data.tokenizer.round_trip import RoundTrip
@@ -28,7 +30,7 @@ from pyro_ltm.files import new_folder
 from pyro_ltm.locks import locked
 
 Progress = Callable[[str, int, int], None]
-"""Called now and then with the stage ("tokenizer" or "encode"), and the pieces of text and characters done in it."""
+"""Called now and then with what is done ("tokenizer" or "encode"), and the pieces of text and characters done in it."""
 
 AUTO = "auto"
 """The packing that suits the source."""
@@ -44,7 +46,7 @@ def prepare(
     tokenizer: str | Path | Tokenizer | None = None,
     vocab_size: int = 2048,
     sequence_length: int = 128,
-    packing: str = "auto",
+    packing: str = AUTO,
     validation_fraction: float = 0.1,
     validation_sources: Sequence[str] = (),
     reading: Reading | None = None,
@@ -82,71 +84,37 @@ def prepare(
     _check_target(out, overwrite)
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.load(tokenizer)
-    report = progress or (lambda stage, pieces, characters: None)
-
-    specs, held_out = [str(source) for source in sources], [str(source) for source in validation_sources]
-    world = all(map(is_world, (*specs, *held_out)))
+    report = progress or (lambda what, pieces, characters: None)
+    specs, validation_specs = list(map(str, sources)), list(map(str, validation_sources))
+    only_worlds = all(map(is_world, (*specs, *validation_specs)))
     if packing == AUTO:
-        packing = "document" if world else "contiguous"
-
-    reading = reading or Reading()
-
-    with _writing(out, overwrite) as partial:
-        # Every source is looked up before the first is read: a typing error in the last one shows at once.
-        found, found_held_out = find_sources(specs, reading), find_sources(held_out, reading)
-        rule = Whole("train") if held_out else plan_split(_read(found), validation_fraction, seed)
-        if tokenizer is None:
-            training_text = (pair for pair in rule.assign(_read(found)) if pair[0] == "train")
-            pieces = (piece for _, piece in encodable_pieces(training_text, cut=True))
-            tokenizer = Tokenizer.train(_texts(pieces, report), vocab_size, at_most=world)
-        meta = {
-            "format": FORMAT,
-            "version": VERSION,
-            "sources": specs,
-            "validation_sources": held_out,
-            "text_column": reading.column if any(source.has_columns for source in (*found, *found_held_out)) else None,
-            **listed((*found, *found_held_out)),
-            "split_rule": "validation has its own sources" if held_out else rule.describe(),
-            "packing": packing,
-            "sequence_length": sequence_length,
-            "vocab_size": tokenizer.vocab_size,
-            "end_of_text": tokenizer.end_of_text,
-            "tokenizer": tokenizer.fingerprint,
-            "python": _python_version() if any(map(is_corpus, (*specs, *held_out))) else None,
-        }
-        (partial / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
-        splits = ["train", "validation"] if held_out or validation_fraction else ["train"]
-        census = DocumentCounter(splits)
-        text = itertools.chain(
-            rule.assign(census.read(_read(found))),
-            Whole("validation").assign(census.read(_read(found_held_out))),
-        )
-        meta["splits"] = _encode(census.assigned(text), partial, splits, tokenizer, sequence_length, packing, report)
-        meta |= _counted(census, splits)
-        meta["files"] = {
-            file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(partial.iterdir())
-        }
-        (partial / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        packing = "document" if only_worlds else "contiguous"
+    with locked(out):
+        _check_target(out, overwrite)  # another may have made it since it was looked at
+        with new_folder(out) as partial:
+            text = _Text.find(specs, validation_specs, reading or Reading(), validation_fraction, seed)
+            if tokenizer is None:
+                tokenizer = Tokenizer.train(_texts(text.training_pieces(), report), vocab_size, at_most=only_worlds)
+            meta = {
+                "format": FORMAT,
+                "version": VERSION,
+                "sources": specs,
+                "validation_sources": validation_specs,
+                **text.described(),
+                "packing": packing,
+                "sequence_length": sequence_length,
+                "vocab_size": tokenizer.vocab_size,
+                "end_of_text": tokenizer.end_of_text,
+                "tokenizer": tokenizer.fingerprint,
+                "python": _python_version() if any(map(is_corpus, (*specs, *validation_specs))) else None,
+            }
+            (partial / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
+            meta |= _write_splits(text, partial, tokenizer, sequence_length, packing, report)
+            meta["files"] = {
+                file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(partial.iterdir())
+            }
+            (partial / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     return TokenFolder.open(out)
-
-
-def _read(sources: Sequence[Source]) -> Iterator[Document]:
-    """The documents of all sources, from the first on."""
-    return itertools.chain.from_iterable(source.read() for source in sources)
-
-
-def _counted(census: DocumentCounter, splits: Sequence[str]) -> dict[str, Any]:
-    """What was found out about the documents while they were read."""
-    return {
-        "documents_without_text": census.without_text,
-        "duplicate_documents": {split: census.duplicates(split) for split in splits},
-        "validation_documents_in_training": census.also_in("validation", "train") if "validation" in splits else 0,
-    }
-
-
-def _python_version() -> str:
-    """What decides the text of the built-in corpora."""
-    return f"{platform.python_implementation()} {platform.python_version()}"
 
 
 def _check_arguments(sources: Sequence[str], length: int, packing: str, fraction: float, seed: int) -> None:
@@ -163,15 +131,6 @@ def _check_arguments(sources: Sequence[str], length: int, packing: str, fraction
         raise UserError(f"seed = {seed}: must be at least 0")
 
 
-@contextlib.contextmanager
-def _writing(out: Path, overwrite: bool) -> Iterator[Path]:
-    """The hidden folder that becomes `out`, whose lock is held: another may have made `out` since it was looked at."""
-    with locked(out):
-        _check_target(out, overwrite)
-        with new_folder(out) as partial:
-            yield partial
-
-
 def _check_target(out: Path, overwrite: bool) -> None:
     try:
         if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
@@ -186,6 +145,73 @@ def _check_target(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: also holds {others[0]}, which `prepare` did not write: move it elsewhere first")
 
 
+@dataclass
+class _Text:
+    """The text to prepare, and how it is split. Each call of a method reads it from the beginning.
+
+    Attributes:
+        sources, validation_sources: those that were found.
+        rule: splits the text of `sources`; all of `validation_sources` is for validation.
+        reading: how the sources are read.
+        without_text: documents in `pieces` so far that hold none, not even white space.
+    """
+
+    sources: list[Source]
+    validation_sources: list[Source]
+    rule: SplitRule
+    reading: Reading
+    without_text: int = 0
+
+    @classmethod
+    def find(cls, specs: list[str], validation: list[str], reading: Reading, fraction: float, seed: int) -> _Text:
+        """Looks up every source before the first is read: a typing error in the last one shows at once."""
+        sources, validation_sources = find_sources(specs, reading), find_sources(validation, reading)
+        check_delimiter((*sources, *validation_sources), reading)
+        rule = Whole("train") if validation else plan_split(_read(sources), fraction, seed)
+        return cls(sources, validation_sources, rule, reading)
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that it has."""
+        return ["train", "validation"] if self.validation_sources or self.rule != Whole("train") else ["train"]
+
+    def training_pieces(self) -> Iterator[Document]:
+        """The training split, in pieces for a byte-level tokenizer."""
+        pairs = (pair for pair in self.rule.assign(_read(self.sources)) if pair[0] == "train")
+        return (piece for _, piece in encodable_pieces(pairs, cut=True))
+
+    def pieces(self) -> Iterator[tuple[str, Document]]:
+        """All text, each piece with its split."""
+        yield from self.rule.assign(self._counted(self.sources))
+        yield from Whole("validation").assign(self._counted(self.validation_sources))
+
+    def described(self) -> dict[str, Any]:
+        """Its entries in meta.json."""
+        found = (*self.sources, *self.validation_sources)
+        separated = [path for source in found for path in source.files if is_separated(path)]
+        return {
+            "text_column": self.reading.column if any(source.has_columns for source in found) else None,
+            "delimiters": sorted({delimiter_of(path, self.reading) for path in separated}),
+            **listed(found),
+            "split_rule": "validation has its own sources" if self.validation_sources else self.rule.describe(),
+        }
+
+    def _counted(self, sources: list[Source]) -> Iterator[Document]:
+        for document in _read(sources):
+            self.without_text += not document.text and not document.continues
+            yield document
+
+
+def _read(sources: Sequence[Source]) -> Iterator[Document]:
+    """The documents of all sources, from the first on."""
+    return itertools.chain.from_iterable(source.read() for source in sources)
+
+
+def _python_version() -> str:
+    """What decides the text of the built-in corpora."""
+    return f"{platform.python_implementation()} {platform.python_version()}"
+
+
 def _texts(pieces: Iterator[Document], report: Progress) -> Iterator[str]:
     characters = reported = 0
     for count, document in enumerate(pieces, 1):
@@ -196,63 +222,67 @@ def _texts(pieces: Iterator[Document], report: Progress) -> Iterator[str]:
             report("tokenizer", count, characters)
 
 
-def _encode(
-    pieces: Iterator[tuple[str, Document]],
-    folder: Path,
-    splits: Sequence[str],
-    tokenizer: Tokenizer,
-    length: int,
-    packing: str,
-    report: Progress,
-) -> dict[str, Any]:
-    """Encodes and writes every split; returns what each holds."""
-    done = characters = 0
-    text_bytes = dict.fromkeys(splits, 0)
-    fidelity = {split: RoundTrip() for split in splits}
-    with contextlib.ExitStack() as stack:
-        writers = {
-            split: stack.enter_context(
-                SplitWriter(
-                    folder,
-                    split,
-                    end_of_text=tokenizer.end_of_text,
-                    token_bytes=tokenizer.token_bytes,
-                    first_token_bytes=tokenizer.first_token_bytes,
-                    length=length,
-                    packing=packing,
-                )
-            )
-            for split in splits
+class _Split:
+    """One split while it is written: its tokens, and what is counted of its text."""
+
+    def __init__(self, tokenizer: Tokenizer, writer: SplitWriter):
+        self.tokenizer, self.writer = tokenizer, writer
+        self.round_trip, self.digests, self.text_bytes = RoundTrip(), Digests(), 0
+
+    def add(self, document: Document, ids: list[int]) -> None:
+        """Writes a document's tokens, or more of the last document's. Raises UserError for an end-of-text in them."""
+        if self.tokenizer.end_of_text in ids:
+            what = "a text may become the token that ends documents, as this one does"
+            raise UserError(f"{document.origin}: {what}; --end-of-text names another token of the tokenizer")
+        self.writer.add(ids, continues=document.continues)
+        self.round_trip.add(self.tokenizer, document.text, ids, continues=document.continues)
+        self.digests.add(document.text, continues=document.continues)
+        self.text_bytes += len(document.text.encode("utf-8"))
+
+    def counts(self) -> dict[str, int]:
+        """Its entry in meta.json."""
+        return {
+            "documents": self.writer.documents,
+            "tokens": self.writer.tokens,
+            "sequences": self.writer.sequences,
+            "bytes": self.writer.bytes,
+            "text_bytes": self.text_bytes,
+            "changed_documents": self.round_trip.changed,
+            "unknown_tokens": self.round_trip.unknown,
         }
-        for group in _groups(encodable_pieces(pieces, cut=tokenizer.pipeline.has_cut_points)):
+
+
+def _write_splits(
+    text: _Text, folder: Path, tokenizer: Tokenizer, length: int, packing: str, report: Progress
+) -> dict[str, Any]:
+    """Encodes and writes every split; returns the entries of meta.json that count what each holds."""
+    with contextlib.ExitStack() as files:
+        splits = {
+            name: _Split(
+                tokenizer, files.enter_context(SplitWriter(folder, name, tokenizer, length=length, packing=packing))
+            )
+            for name in text.splits
+        }
+        done = characters = 0
+        for group in _groups(encodable_pieces(text.pieces(), cut=tokenizer.pipeline.has_cut_points)):
             encoded = tokenizer.encode_batch([document.text for _, document in group])
-            for (split, document), ids in zip(group, encoded, strict=True):
-                if tokenizer.end_of_text in ids:
-                    what = "a text may become the token that ends documents, as this one does"
-                    raise UserError(f"{document.origin}: {what}; --end-of-text names another token of the tokenizer")
-                writers[split].add(ids, continues=document.continues)
-                fidelity[split].add(tokenizer, document.text, ids, continues=document.continues)
-                text_bytes[split] += len(document.text.encode("utf-8"))
+            for (name, document), ids in zip(group, encoded, strict=True):
+                splits[name].add(document, ids)
             done += len(group)
             characters += sum(len(document.text) for _, document in group)
             report("encode", done, characters)
-    for split, writer in writers.items():
-        if writer.text_tokens < 2:
+    for name, split in splits.items():
+        if split.writer.text_tokens < 2:
             raise UserError(
-                f"the {split} split has {writer.text_tokens} tokens of text, at least 2 are needed: "
+                f"the {name} split has {split.writer.text_tokens} tokens of text, at least 2 are needed: "
                 f"add text{' or change validation_fraction' if len(splits) > 1 else ''}"
             )
+    train, validation = splits["train"].digests, splits["validation"].digests if "validation" in splits else Digests()
     return {
-        split: {
-            "documents": writer.documents,
-            "tokens": writer.tokens,
-            "sequences": writer.sequences,
-            "bytes": writer.bytes,
-            "text_bytes": text_bytes[split],
-            "changed_documents": fidelity[split].changed,
-            "unknown_tokens": fidelity[split].unknown,
-        }
-        for split, writer in writers.items()
+        "splits": {name: split.counts() for name, split in splits.items()},
+        "documents_without_text": text.without_text,
+        "duplicate_documents": {name: split.digests.duplicates() for name, split in splits.items()},
+        "validation_documents_in_training": validation.also_in(train),
     }
 
 

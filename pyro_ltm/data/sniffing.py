@@ -57,8 +57,9 @@ def why_not_text(path: Path, reading: Reading, *, named: bool, folder: bool = Fa
         return "a pointer of Git LFS in place of the file; `git lfs pull` fetches it"
     compressed = path.suffix.lower() in COMPRESSIONS
     if has_columns(path):
-        lone = kind == ".json" and not named and not compressed and _is_one_object(head, reading.column)
-        return "one JSON object, which is no list of records" if lone else ""
+        if not named and not compressed and kind == ".json" and _is_one_object(head, reading.column):
+            return "one JSON object, which is no list of records"
+        return "the figures of a training run, not text" if not named and _is_metrics(path, head, reading) else ""
     if reading.text_column is not None:
         like = "; it looks like JSON: name it .jsonl or .json" if head.lstrip()[:1] in (b"{", b"[") else ""
         return f"plain text, which has no column '{reading.text_column}'{like}"
@@ -78,6 +79,12 @@ def _no_prose(path: Path, kind: str, head: bytes, named: bool) -> str:
     elif is_object(head.partition(b"\n")[0].decode("utf-8", errors="replace")):
         return "JSON records, not plain text: name it .jsonl (or .txt, to learn the JSON itself)"
     return ""
+
+
+def _is_metrics(path: Path, head: bytes, reading: Reading) -> bool:
+    """Whether it is the `metrics.jsonl` that a run writes."""
+    first = head.partition(b"\n")[0]
+    return path.name == "metrics.jsonl" and b'"step"' in first and f'"{reading.column}"'.encode() not in first
 
 
 def _is_card(head: bytes) -> bool:

@@ -20,6 +20,7 @@ from pyro_ltm.data.finding import Found, Skipped, find_files
 from pyro_ltm.data.hub import HUB, open_hub
 from pyro_ltm.data.readers import Fields, has_columns, read_file
 from pyro_ltm.data.readers.fields import label_text
+from pyro_ltm.data.readers.separated import is_separated
 from pyro_ltm.errors import UserError, one_line
 
 LISTED = 10_000
@@ -66,11 +67,18 @@ def read_source(spec: str, reading: Reading | None = None) -> Iterator[Document]
     return find_source(spec, reading or Reading()).read()
 
 
+def find_source(spec: str, reading: Reading) -> Source:
+    """The source that `spec` names. Raises UserError as `read_source` does at once."""
+    source = _find(spec, reading)
+    check_delimiter([source], reading)
+    return source
+
+
 def find_sources(specs: Sequence[str], reading: Reading) -> list[Source]:
     """Every source, looked up before the first is read. A file that an earlier one reads is left out of a later one."""
     first_names: dict[str, Path] = {}
     found = []
-    for source in (find_source(spec, reading) for spec in specs):
+    for source in (_find(spec, reading) for spec in specs):
         again = [path for path in source.files if os.path.realpath(path) in first_names]
         for path in source.files:
             first_names.setdefault(os.path.realpath(path), path)
@@ -82,8 +90,13 @@ def find_sources(specs: Sequence[str], reading: Reading) -> list[Source]:
     return found
 
 
-def find_source(spec: str, reading: Reading) -> Source:
-    """The source that `spec` names. Raises UserError as `read_source` does at once."""
+def check_delimiter(sources: Sequence[Source], reading: Reading) -> None:
+    """Raises UserError when a delimiter is given, and no file among the sources has one."""
+    if reading.delimiter is not None and not any(is_separated(path) for source in sources for path in source.files):
+        raise UserError(f"delimiter = {reading.delimiter!r}: there is no .csv or .tsv file to read by it; leave it out")
+
+
+def _find(spec: str, reading: Reading) -> Source:
     if spec.startswith(HUB):
         read_rows = open_hub(spec, reading)
         return Source(spec, lambda: _some_text(read_rows(), spec), has_columns=True)

@@ -100,6 +100,14 @@ def test_a_glob_finds_what_pythons_does(tmp_path_factory, parts: list[str]) -> N
     assert [str(path) for path in what.files] == sorted(expected, key=Path)
 
 
+def test_figures_of_a_run_among_text(tmp_path: Path) -> None:
+    figures, records = '{"step": 1, "loss": 2.0}\n', '{"step": 1, "text": "words"}\n'
+    folder = tree(tmp_path, {"a.txt": "text", "metrics.jsonl": figures, "sub/metrics.jsonl": records})
+    files, skipped = found(folder)
+    assert files == ["a.txt", "sub/metrics.jsonl"]
+    assert skipped == {"metrics.jsonl": "the figures of a training run, not text"}
+
+
 def test_what_is_skipped_in_a_folder(tmp_path: Path, small_tokenizer) -> None:
     files = {
         "a.txt": "text",

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,8 +151,8 @@ def test_every_token_but_the_first_is_a_target_once(documents: list[list[int]], 
     stream = [0, *(token for document in documents for token in [*document, 0])]
     with tempfile.TemporaryDirectory() as name:
         for packing in ("contiguous", "document"):
-            options = {"end_of_text": 0, "token_bytes": np.arange(10), "length": length, "packing": packing}
-            with SplitWriter(Path(name), "train", **options) as writer:
+            tokenizer = SimpleNamespace(end_of_text=0, token_bytes=np.arange(10), first_token_bytes=np.arange(10))
+            with SplitWriter(Path(name), "train", tokenizer, length=length, packing=packing) as writer:
                 for document in documents:
                     writer.add(document[:3], continues=False)
                     writer.add(document[3:], continues=True)

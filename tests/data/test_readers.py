@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyro_ltm.data import Document, Reading, read_source
+from pyro_ltm.data import Document, Reading, prepare, read_source
 from pyro_ltm.data.readers import SUFFIXES, has_columns, plain, read_file, records, streams
 from pyro_ltm.data.readers.separated import find_delimiter
 
@@ -206,6 +206,18 @@ def test_a_delimiter_may_be_given(refused, tmp_path: Path) -> None:
     assert message.endswith("its columns are id, body")
     for bad in ("", "ab", '"', "\n"):
         assert refused(Reading, delimiter=bad).startswith(f"delimiter = {bad!r}: expected one character")
+
+
+def test_a_delimiter_is_noted_and_has_a_use(refused, tmp_path: Path, small_tokenizer) -> None:
+    table, plain = write(tmp_path / "a.csv", "id;text\n1;a b\n"), write(tmp_path / "b.txt", "words")
+    options = {"tokenizer": small_tokenizer, "validation_fraction": 0}
+    assert prepare([str(table)], tmp_path / "one", **options).meta["delimiters"] == [";"]
+    given = Reading(delimiter=";")
+    assert prepare([str(table), str(plain)], tmp_path / "two", reading=given, **options).meta["delimiters"] == [";"]
+    assert prepare([str(plain)], tmp_path / "none", **options).meta["delimiters"] == []
+    for function, arguments in ((read_source, [str(plain), given]), (prepare, [[str(plain)], tmp_path / "three"])):
+        reading = {"reading": given} if function is prepare else {}
+        assert refused(function, *arguments, **reading).startswith("delimiter = ';': there is no .csv or .tsv file")
 
 
 # Columns

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pyro_ltm.data.documents import Document
+from pyro_ltm.data.documents import Document, Reading
 from pyro_ltm.data.readers import streams
 from pyro_ltm.data.readers.fields import Fields, no_column
 from pyro_ltm.errors import UserError, one_line
@@ -22,10 +22,7 @@ _SAMPLE = 1 << 16
 
 def read_separated(path: Path, fields: Fields) -> Iterator[Document]:
     """Rows under a header; a quoted field may hold line breaks."""
-    limit = fields.reading.record_limit
-    delimiter = fields.reading.delimiter
-    if delimiter is None:
-        delimiter = "\t" if streams.kind_of(path) == ".tsv" else find_delimiter(_sample(path, limit), fields.column)
+    limit, delimiter = fields.reading.record_limit, delimiter_of(path, fields.reading)
     reader = _reader((line for _, line in streams.lines(path, limit)), delimiter, limit)
     header: list[str] = []
     while True:
@@ -49,6 +46,20 @@ def read_separated(path: Path, fields: Fields) -> Iterator[Document]:
             raise UserError(f"{where}: {len(row)} fields; the header has {len(header)} ({one_line(', '.join(header))})")
         else:
             yield fields.document(dict(zip(header, row, strict=True)), where)
+
+
+def is_separated(path: Path) -> bool:
+    """Whether a file holds separated fields, by its suffix."""
+    return streams.kind_of(path) in (".csv", ".tsv")
+
+
+def delimiter_of(path: Path, reading: Reading) -> str:
+    """The delimiter of a file: as given, else a tab in a .tsv, else the likeliest by how the file begins."""
+    if reading.delimiter is not None:
+        return reading.delimiter
+    if streams.kind_of(path) == ".tsv":
+        return "\t"
+    return find_delimiter(_sample(path, reading.record_limit), reading.column)
 
 
 def find_delimiter(lines: list[str], column: str) -> str:
