@@ -26,9 +26,10 @@ import torch
 
 from benchmarks import growth, levers, levers_training, pages, pipeline, race, speed, speed_gpu, speed_short, table
 from benchmarks.interleave import machine
-from pyro_ltm.config import preset, suggest
+from pyro_ltm.config import suggest
 from pyro_ltm.data import TokenDataset, prepare
 from pyro_ltm.errors import UserError
+from pyro_ltm.presets import preset
 from pyro_ltm.runs.run import check_fits
 
 READING = ("race", "levers")

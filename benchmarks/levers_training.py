@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 
-from pyro_ltm.config import Config, apply_settings, preset
+from pyro_ltm.config import Config, apply_settings
 from pyro_ltm.data import DataOrder, TokenDataset
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import DrawFrom, fold
 from pyro_ltm.optimizers import Adam
+from pyro_ltm.presets import preset
 from pyro_ltm.runs.run import dataset_batches
 from pyro_ltm.scores import Bound, difference, evaluate_bound
 from pyro_ltm.scores.estimate import plain
 from pyro_ltm.training import train_step
-from pyro_ltm.training.schedule import learning_rate, stage
+from pyro_ltm.training.schedule import learning_rate, phase
 from pyro_ltm.training.step import slow_loss, step_where
 from pyro_ltm.training.trainer import slow_optimizer
 from pyro_ltm.types import Batch, State
@@ -112,7 +113,7 @@ def learning(parts: Parts, config: Config) -> Learn:
     optimizer = slow_optimizer(parts, config.slow)
 
     def learn(batch: Batch, step: int) -> None:
-        alone, share = stage(step, config)
+        decoder_only, share = phase(step, config)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.slow)
         train_step(
@@ -125,7 +126,7 @@ def learning(parts: Parts, config: Config) -> Learn:
             slow_optimizer=optimizer,
             clip=config.slow.clip,
             seed=fold(config.seed, "train", step),
-            alone=alone,
+            decoder_only=decoder_only,
             **parts.fitting,
         )
 
@@ -138,7 +139,7 @@ def remembering(parts: Parts, config: Config) -> Learn:
     kept: dict[int, State] = {}
 
     def learn(batch: Batch, step: int) -> None:
-        _, share = stage(step, config)
+        _, share = phase(step, config)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, slow)
         objective = parts.objective.at(share)

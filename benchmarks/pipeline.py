@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.interleave import interleaved, ratio, summary
-from pyro_ltm.config import apply_settings, preset
+from pyro_ltm.config import apply_settings
 from pyro_ltm.data import TokenDataset, prepare, read_source
 from pyro_ltm.data.tokenizer import Tokenizer
+from pyro_ltm.presets import preset
 from pyro_ltm.profiling.speed import measure_speed
 
 CORPUS = "python-docs"

@@ -36,9 +36,9 @@ STARTED = [
 """An encoder that starts the fast loop."""
 DEFAULT = ["--preset", "nano-long", "--set", "slow.eval_every=0"]
 """What `train` takes for long texts: the decoder alone for a tenth of the slow steps, then its thoughts."""
-HALF = [*DEFAULT, "--set", "slow.alone=0.5"]
+HALF = [*DEFAULT, "--set", "slow.decoder_warmup=0.5"]
 """The decoder alone for half of them."""
-THOUGHTS_FIRST = [*DEFAULT, "--set", "slow.alone=0"]
+THOUGHTS_FIRST = [*DEFAULT, "--set", "slow.decoder_warmup=0"]
 """Thoughts from the first slow step on."""
 NATURAL = [
     *(*THOUGHTS_FIRST, "--set", "slow.lr_final=0.1", "--set", "optimizer.name=natural"),

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 
 from benchmarks.results import explained, pm
-from pyro_ltm.config import apply_settings, preset
+from pyro_ltm.config import apply_settings
 from pyro_ltm.data import TokenDataset, unigram_nats
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.optimizers import Adam
+from pyro_ltm.presets import preset
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.run import dataset_batches
 from pyro_ltm.scores import Bound, evaluate_bound
@@ -78,9 +79,9 @@ ROWS: dict[str, list[str]] = {
     "subsample 4": ["fast.subsample=4"],
     "slow rate to nothing": ["slow.lr_final=0"],
     "twin, slow rate to nothing": [*TWIN, "slow.lr_final=0"],
-    "alone 0.5": ["slow.alone=0.5"],
-    "alone 0.5, slow rate to nothing": ["slow.alone=0.5", "slow.lr_final=0"],
-    "alone 0.5, subsample 4": ["slow.alone=0.5", "fast.subsample=4"],
+    "alone 0.5": ["slow.decoder_warmup=0.5"],
+    "alone 0.5, slow rate to nothing": ["slow.decoder_warmup=0.5", "slow.lr_final=0"],
+    "alone 0.5, subsample 4": ["slow.decoder_warmup=0.5", "fast.subsample=4"],
 }
 
 

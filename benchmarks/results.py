@@ -1,7 +1,7 @@
 """The tables of benchmarks/notes/results.md, made from what `python -m benchmarks.protocols` measured.
 
 A file of figures holds, by corpus, what `benchmarks.protocols.measure` gives. Its tables: by corpus; `CORPUS along K`,
-the bound along the number of draws; `shares`, of corpora that differ in `slow.alone`; `CORPUS in short`, the rows of
+the bound along the number of draws; `shares`, of corpora that differ in `slow.decoder_warmup`; `CORPUS in short`, the rows of
 docs/results.md; and `CORPUS in a line`, README's.
 """
 
@@ -141,7 +141,7 @@ def along_draws(found: Mapping[str, Any]) -> str:
 def shares(found: Mapping[str, Any]) -> str:
     """What the share of slow steps does in which the decoder learns alone: a row for each text, share and seed."""
     below = "below the twin"
-    columns = ["text", "`slow.alone`", "seed", "ELBO", below, "importance-weighted", below, "rate"]
+    columns = ["text", "`slow.decoder_warmup`", "seed", "ELBO", below, "importance-weighted", below, "rate"]
     rows = []
     for corpus in [name for name in found if f"{name}-half" in found or f"{name}-thoughts-first" in found]:
         for end, share in SHARES.items():

@@ -18,11 +18,12 @@ from benchmarks.interleave import interleaved, ratio, summary
 from benchmarks.plain import FastLoop, Plain, Shape, plain_train_step
 from benchmarks.roofline import Roofline, fast_step_products, measure
 from benchmarks.tensor import tensor_fit
-from pyro_ltm.config import ModelConfig, apply_settings, preset
+from pyro_ltm.config import ModelConfig, apply_settings
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.model.precision import DTYPES, resolve_dtype
 from pyro_ltm.model.sampling import sample_tokens
+from pyro_ltm.presets import preset
 from pyro_ltm.profiling.memory import peak_memory
 from pyro_ltm.training import train_step
 from pyro_ltm.training.trainer import slow_optimizer

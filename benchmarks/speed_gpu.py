@@ -22,8 +22,8 @@ from benchmarks.interleave import interleaved, ratio, summary
 from benchmarks.plain import FastLoop, Plain, plain_train_step
 from benchmarks.roofline import fast_step_products, measure, peak_rates, slow_step_flops
 from benchmarks.speed import FAST_STEPS, QUARTER, VOCABULARY, Yard
-from pyro_ltm.config import preset
 from pyro_ltm.model.kernels.head import STEP
+from pyro_ltm.presets import preset
 from pyro_ltm.profiling.memory import peak_memory
 from pyro_ltm.training.trainer import slow_optimizer
 

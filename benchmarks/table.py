@@ -10,7 +10,8 @@ from typing import Any
 
 from benchmarks.growth import predicted
 from benchmarks.results import explained, pm
-from pyro_ltm.config import ModelConfig, preset
+from pyro_ltm.config import ModelConfig
+from pyro_ltm.presets import preset
 
 UNFINISHED = ", unfinished"
 """So ends the name of the rows of a part that was cut short. No table has them."""

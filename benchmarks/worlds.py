@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 
-from pyro_ltm.config import apply_settings, preset
+from pyro_ltm.config import apply_settings
 from pyro_ltm.data import TokenDataset
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.optimizers import Adam
+from pyro_ltm.presets import preset
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.run import dataset_batches
 from pyro_ltm.scores import evaluate_bound, evaluate_floor

@@ -77,7 +77,7 @@ class LineReporter:
             note(validation_line(progress))
             return
         first = self._started is None
-        if first or progress.step == progress.alone_steps + 1:  # from there on each step takes longer
+        if first or progress.step == progress.decoder_warmup_steps + 1:  # from there on each step takes longer
             self._started = (time.monotonic(), progress.step)
         if self._due(first or progress.step == progress.steps):
             note(f"step {progress.step}/{progress.steps}  {figures(progress)}{self._left(progress)}")
@@ -103,12 +103,12 @@ class LineReporter:
         """Time left at the pace since the first step seen of this kind, validations included."""
         assert self._started is not None
         started, first = self._started
-        done, alone = progress.step - first, progress.step <= progress.alone_steps
-        last = progress.alone_steps if alone else progress.steps
+        done, decoder_only = progress.step - first, progress.step <= progress.decoder_warmup_steps
+        last = progress.decoder_warmup_steps if decoder_only else progress.steps
         if not done or progress.step == last:
             return ""
         seconds = int((time.monotonic() - started) / done * (last - progress.step))
-        until = "until it is given thoughts" if alone else "left"
+        until = "until it is given thoughts" if decoder_only else "left"
         return f"  {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} {until}"
 
 
@@ -151,8 +151,8 @@ class BarReporter:
             self._bars.console.print(validation_line(progress), soft_wrap=True)
         else:
             done = f"{progress.step}/{progress.steps}"
-            alone = progress.step <= progress.alone_steps
-            what, last = ("decoder alone", progress.alone_steps) if alone else ("train", progress.steps)
+            decoder_only = progress.step <= progress.decoder_warmup_steps
+            what, last = ("decoder alone", progress.decoder_warmup_steps) if decoder_only else ("train", progress.steps)
             self._show(what, last, progress.step, f"{done}  {figures(progress, short=True)}")
 
     def counting(self, what: str, total: int | None, unit: str = "sequences") -> Callable[[int, float], None]:

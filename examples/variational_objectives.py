@@ -50,7 +50,7 @@ from matplotlib.patches import FancyBboxPatch
 import pyro_ltm as ltm
 from pyro_ltm import fit_posterior
 from pyro_ltm.guides import Delta, FullRank, Guide, MeanField, Mixture
-from pyro_ltm.inference.log_joint import Target
+from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.noise import rsample_from
 from pyro_ltm.objectives import (
     IWAE,
@@ -249,7 +249,7 @@ SIDE = 41
 reach = float(mean.norm())
 across = [torch.linspace(-2, reach + 3, SIDE), torch.linspace(-3.5, 3.5, SIDE)]
 points = torch.cartesian_prod(*across) @ plane
-target = Target(model, one)
+target = LogJoint(model, one)
 with torch.no_grad():
     joint = torch.cat([target(part[:, None, None]) for part in points.split(256)]).view(SIDE, SIDE)
 cells = (joint - joint.logsumexp((0, 1))).exp()

@@ -15,11 +15,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyro_ltm.config import Config, apply_settings, load_toml, preset
+    from pyro_ltm.config import Config, apply_settings, load_toml
     from pyro_ltm.data import TokenDataset, Tokenizer, prepare
     from pyro_ltm.errors import UserError
     from pyro_ltm.inference import fit_posterior
-    from pyro_ltm.model import LatentThoughtModel, Sampler
+    from pyro_ltm.model import DecodingOptions, LatentThoughtModel
+    from pyro_ltm.presets import preset
     from pyro_ltm.runs import Run
     from pyro_ltm.scores import Bound, evaluate_bound
     from pyro_ltm.training import train
@@ -34,7 +35,7 @@ _HOME = {
     "Config": "config",
     "LatentThoughtModel": "model",
     "Run": "runs",
-    "Sampler": "model",
+    "DecodingOptions": "model",
     "TokenDataset": "data",
     "Tokenizer": "data",
     "UserError": "errors",
@@ -43,7 +44,7 @@ _HOME = {
     "fit_posterior": "inference",
     "load_toml": "config",
     "prepare": "data",
-    "preset": "config",
+    "preset": "presets",
     "train": "training",
 }
 
@@ -51,9 +52,9 @@ __all__ = [
     "Batch",
     "Bound",
     "Config",
+    "DecodingOptions",
     "LatentThoughtModel",
     "Run",
-    "Sampler",
     "TokenDataset",
     "Tokenizer",
     "UserError",

@@ -163,7 +163,7 @@ class SlowConfig:
     recompute: bool = option(
         False, "the slow step computes layers again, not keeping what they did: less memory, more time", added=True
     )
-    alone: float = option(
+    decoder_warmup: float = option(
         0.0, "share of slow steps, the first, learned as a twin; the KL warms up after", low=0.0, high=1.0, added=True
     )
     eval_every: int = option(250, "slow steps between validations; 0: only at the end", low=0)
@@ -182,7 +182,7 @@ class SlowConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "slow")
-        for name in ("beta1", "beta2", "alone"):
+        for name in ("beta1", "beta2", "decoder_warmup"):
             if getattr(self, name) >= 1:
                 raise UserError(f"slow.{name} = {getattr(self, name)}: must be below 1")
 
@@ -213,17 +213,14 @@ class Config:
         check_ranges(self, "")
 
     @property
-    def alone_steps(self) -> int:
+    def decoder_warmup_steps(self) -> int:
         """Slow steps before the decoder is given its thoughts; at least one is left. A twin is given none: 0."""
         slow, steps = self.slow, self.slow.planned or self.slow.steps
-        return min(round(slow.alone * steps), steps - 1, slow.steps - 1) if self.model.thoughts else 0
+        return min(round(slow.decoder_warmup * steps), steps - 1, slow.steps - 1) if self.model.thoughts else 0
 
 
-def preset(name: str) -> Config:
-    """The configuration called `name`. Raises UserError for an unknown name."""
-    if name not in PRESETS:
-        raise UserError(f"unknown preset '{name}'{suggest(name, PRESETS)}: choose from {', '.join(PRESETS)}")
-    return PRESETS[name]
+RENAMED = {"slow.alone": "decoder_warmup"}
+"""Keys of earlier releases, which are still read, and what they are called now."""
 
 
 def load_toml(path: Path | str, base: Config | None = None, *, whole: bool = False) -> Config:
@@ -336,8 +333,11 @@ def _merge(config: Any, changes: Any, path: tuple[str, ...]) -> Any:
     if isinstance(config, Component):
         return _merge_component(config, changes, path)
     values: dict[str, Any] = {}
-    for key, change in changes.items():
+    for given, change in changes.items():
+        key = str(RENAMED.get(".".join((*path, given)), given))
         here = (*path, key)
+        if key in values:
+            raise UserError(f"{'.'.join(here)} is set twice, once by its name in an earlier release")
         if key not in _keys(config):
             raise UserError(
                 f"unknown key {'.'.join(here)}{suggest(key, _keys(config))}: "
@@ -400,49 +400,3 @@ def _table(config: Any) -> Any:
         value.comment(entry.metadata["doc"])
         table[entry.name] = value
     return table
-
-
-# The paper's three (arXiv:2502.01567) and the one for a laptop. What a preset does not name keeps its default.
-PAPER_SLOW = SlowConfig(steps=60000, batch_size=8, accumulate=64, warmup=1000, eval_every=1000, save_every=500)
-PAPER_DATA = DataConfig(vocab_size=50257, sequence_length=1024)
-
-NANO = ModelConfig(dim=64, layers=2, heads=2, thoughts=4, max_length=128, window=32, embedding_scale=8.0, init_std=0.06)
-# Texts long enough, and a window short enough, that thoughts have something to say: docs/results.md. The decoder
-# learns to write first, and what thoughts are for then.
-NANO_LONG = Config(
-    model=dataclasses.replace(NANO, max_length=2048, window=8),
-    data=DataConfig(vocab_size=1024, sequence_length=2048),
-    objective=Component(name="analytic-elbo", options={"warmup": 0.3}),
-    optimizer=Component(name="adam", options={"lr": 0.3, "eps": 0.01}),
-    fast=FastConfig(steps=32, subsample=8),
-    slow=SlowConfig(
-        steps=2000, batch_size=2, lr=1e-2, lr_final=0.0, warmup=20, alone=0.1, eval_every=500, eval_sequences=32
-    ),
-)
-
-PRESETS: dict[str, Config] = {
-    "nano": Config(
-        model=NANO,
-        data=DataConfig(vocab_size=1024, sequence_length=128),
-        optimizer=Component(name="adam"),
-        fast=FastConfig(steps=4),
-        slow=SlowConfig(steps=300, batch_size=16, lr=1e-2, warmup=20, eval_every=100, eval_sequences=128),
-    ),
-    "nano-long": NANO_LONG,
-    "nano-worlds": dataclasses.replace(  # the same for documents of 15 sentences
-        NANO_LONG,
-        model=dataclasses.replace(NANO_LONG.model, max_length=128),
-        data=DataConfig(vocab_size=1024, sequence_length=128),
-        fast=FastConfig(steps=32, subsample=4),
-        slow=dataclasses.replace(NANO_LONG.slow, steps=4000, batch_size=16, eval_sequences=128),
-    ),
-    "small": Config(model=ModelConfig(layers=3), data=PAPER_DATA, slow=PAPER_SLOW, dtype="auto"),
-    "medium": Config(model=ModelConfig(layers=6), data=PAPER_DATA, slow=PAPER_SLOW, dtype="auto"),
-    "large": Config(
-        model=ModelConfig(layers=12, thoughts=96),
-        data=PAPER_DATA,
-        fast=FastConfig(steps=64),
-        slow=PAPER_SLOW,
-        dtype="auto",
-    ),
-}

@@ -43,7 +43,7 @@ class Batch:
             who asks a GPU for them waits for all that it still has to do.
         documents: [B] int64, the document in which each sequence begins, for the errors of figures; None where that is
             not known. They stay on the CPU, too.
-        stretch: only these targets count, each for `weight` of its like (`inference.subsampled`); None: all, once.
+        token_slice: only these targets count, each `token_scale` times (`inference.subsampled`); None: all, once.
         context: [B, T, D] what the thoughts cannot touch (`Decoder.context`), computed once for many fast steps;
             None until `LatentThoughtModel.precompute` fills it in.
         context_of: the weights that computed it.
@@ -54,8 +54,8 @@ class Batch:
     mask: Tensor
     ids: Tensor
     documents: Tensor | None = None
-    stretch: slice | None = None
-    weight: int = 1
+    token_slice: slice | None = None
+    token_scale: int = 1
     context: Tensor | None = None
     context_of: Weights | None = None
 
@@ -118,7 +118,7 @@ class Batch:
             for entry in dataclasses.fields(self)
             if entry.name not in _PLACES and isinstance(value := getattr(self, entry.name), Tensor)
         }
-        return dataclasses.replace(self, **cut, stretch=None, weight=1)
+        return dataclasses.replace(self, **cut, token_slice=None, token_scale=1)
 
     def apart(self) -> list[Batch]:
         """Each sequence as a batch of its own."""

@@ -25,7 +25,7 @@ from benchmarks.protocols import CORPORA
 from benchmarks.roofline import Product, fast_step_products, measure, slow_step_flops
 from benchmarks.speed import plain_shape
 from benchmarks.tensor import tensor_fit
-from pyro_ltm.config import Component, Config, FastConfig, SlowConfig, apply_settings, preset
+from pyro_ltm.config import Component, Config, FastConfig, SlowConfig, apply_settings
 from pyro_ltm.data import TokenDataset, prepare
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
@@ -34,6 +34,7 @@ from pyro_ltm.inference.parts import Parts
 from pyro_ltm.model import Decoder
 from pyro_ltm.noise import DrawFrom, Noise, fold
 from pyro_ltm.objectives import AnalyticELBO
+from pyro_ltm.presets import preset
 from pyro_ltm.runs import Run
 from pyro_ltm.scores import evaluate_reference
 from pyro_ltm.training import Trainer

@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 import tomlkit
 
-from pyro_ltm.config import Component, Config, dump_toml, load_toml, preset
+from pyro_ltm.config import Component, Config, dump_toml, load_toml
 from pyro_ltm.errors import UserError
+from pyro_ltm.presets import preset
 
 
 def test_settings_that_came_later_may_be_missing(tmp_path):
@@ -16,7 +17,7 @@ def test_settings_that_came_later_may_be_missing(tmp_path):
     for key in ("tolerance", "patience", "subsample", "record"):
         del document["fast"][key]
     del document["compile"]
-    for key in ("recompute", "alone"):
+    for key in ("recompute", "decoder_warmup"):
         del document["slow"][key]
     path = tmp_path / "config.toml"
     path.write_text(tomlkit.dumps(document), encoding="utf-8")
@@ -25,6 +26,16 @@ def test_settings_that_came_later_may_be_missing(tmp_path):
     path.write_text(tomlkit.dumps(document), encoding="utf-8")
     with pytest.raises(UserError, match=r"fast\.noise is missing"):
         load_toml(path, whole=True)
+
+
+def test_the_name_of_an_earlier_release_is_read(tmp_path):
+    text = dump_toml(preset("nano-long"))
+    path = tmp_path / "config.toml"
+    path.write_text(text.replace("decoder_warmup = ", "alone = "), encoding="utf-8")
+    assert load_toml(path, whole=True) == preset("nano-long")
+    path.write_text(text.replace("decoder_warmup = ", "alone = 0.2\ndecoder_warmup = "), encoding="utf-8")
+    with pytest.raises(UserError, match=r"slow\.decoder_warmup is set twice"):
+        load_toml(path)
 
 
 def test_an_option_that_a_run_does_not_name_is_that_of_its_class(tmp_path):

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pyro_ltm.config import PRESETS, apply_settings, load_toml, preset
+from pyro_ltm.config import apply_settings, load_toml
 from pyro_ltm.inference.parts import Parts
+from pyro_ltm.presets import PRESETS, preset
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 pytestmark = pytest.mark.xdist_group("examples")  # one process runs the demo for all

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomlkit.parse((ROOT / "pyproject.toml").read_text(encoding="utf-8")).unwrap()
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
-SHARED = {"errors", "config", "files", "locks", "reading", "types", "noise", "weights", "divergence"}
+SHARED = {"errors", "config", "presets", "files", "locks", "reading", "types", "noise", "weights", "divergence"}
 PARTS = {"model", "guides", "objectives", "optimizers"}
 UP_TO_SCORES = SHARED | PARTS | {"data", "inference", "scores"}
 LIBRARY = UP_TO_SCORES | {"runs", "training", "profiling", "comparison", "thoughts", "tasks", "reports"}
@@ -30,6 +30,7 @@ ARROWS = {
     "errors": set(),
     "reading": {"errors"},
     "config": {"errors", "reading"},
+    "presets": {"errors", "config"},
     "types": {"errors", "config", "weights"},
     "weights": {"errors"},
     "divergence": set(),

@@ -104,8 +104,8 @@ def _report(speed: Speed, config: Config, preset: str, data: Path | None, device
     rows += [[what, f"{size / 2**20:,.1f} MiB"] for what, size in memory.items() if size is not None]
     if speed.epoch_seconds is not None:
         rows.append([f"an epoch of {data} ({speed.corpus_tokens:,} tokens)", duration(speed.epoch_seconds)])
-    if speed.alone_steps:
-        rows.append(["a training step while the decoder learns alone", duration(speed.alone_step_seconds)])
+    if speed.decoder_warmup_steps:
+        rows.append(["a training step without thoughts, at first", duration(speed.decoder_warmup_step_seconds)])
     if speed.validations:
         rows.append(["a validation", duration(speed.validation_seconds)])
     validations = f" and {speed.validations:,} validations" if speed.validations else ""
@@ -113,9 +113,9 @@ def _report(speed: Speed, config: Config, preset: str, data: Path | None, device
     title = f"{preset} on {where}, {config.dtype}"
     show_table(title, ["", ""], rows)
     pieces = f"{speed.accumulate} micro-batches of " if speed.accumulate > 1 else ""
-    if speed.alone_steps:
+    if speed.decoder_warmup_steps:
         say(
-            f"In the first {speed.alone_steps:,} of the run's steps the decoder learns alone, without fast steps; "
+            f"In the first {speed.decoder_warmup_steps:,} of the run's steps the decoder learns without thoughts; "
             "tokens a second and an epoch are those of the others."
         )
     say(

@@ -177,7 +177,7 @@ def _train(
     """A decoder under each pair."""
     from pyro_ltm.comparison.trainings import compare_training
     from pyro_ltm.config import apply_settings, load_toml, merge
-    from pyro_ltm.config import preset as named
+    from pyro_ltm.presets import preset as named
 
     from ..output import FIXED_NOISE, note
     from ..progress import reporter

@@ -76,7 +76,7 @@ def _check_new(out: Path) -> None:
 
 def _configure(model: ModelConfig, common: Common) -> Config:
     """The preset medium with the checkpoint's model, in the reference's precision."""
-    from pyro_ltm.config import preset
+    from pyro_ltm.presets import preset
 
     base = preset("medium")
     data = dataclasses.replace(base.data, vocab_size=max(model.vocab_size, 257), sequence_length=model.max_length)

@@ -64,13 +64,13 @@ def command(
     Thoughts come from --thoughts; else, with a prompt, from the posterior fitted to the prompt alone; else from the
     prior. On a terminal texts are parted by rules and the prompt is dim; elsewhere a line of three dashes parts them.
     """
-    from pyro_ltm.model import Sampler
+    from pyro_ltm.model import DecodingOptions
 
     from ..output import emit
     from ..runs import open_run
     from ..thoughts import read_thoughts
 
-    sampler = Sampler(temperature=temperature, top_k=top_k, top_p=top_p)
+    sampler = DecodingOptions(temperature=temperature, top_k=top_k, top_p=top_p)
     thoughts = read_thoughts(thoughts_file) if thoughts_file else None
     run = open_run(run_folder, common)
     texts = run.generate(

@@ -73,7 +73,7 @@ def command(
     from pyro_ltm.data.tokenizer.cutting import whole
     from pyro_ltm.errors import UserError
     from pyro_ltm.files import write_text
-    from pyro_ltm.model import Sampler
+    from pyro_ltm.model import DecodingOptions
     from pyro_ltm.runs import Run
     from pyro_ltm.tasks.written_texts import read_features, save_texts, score_samples, write_samples
 
@@ -96,7 +96,7 @@ def command(
         raise UserError("--set: is of a run that scores (--scorer RUN), and no run does: no posterior is fitted")
     seed, speed = common.seed or 0, None
     if run_folder:
-        run, sampler = open_run(run_folder, common), Sampler(temperature=temperature)
+        run, sampler = open_run(run_folder, common), DecodingOptions(temperature=temperature)
         longest = max_new_tokens or run.config.model.max_length
         texts, speed = write_samples(run, num=num, max_new_tokens=longest, sampler=sampler, seed=seed)
         if texts_out:

@@ -158,7 +158,8 @@ def configure(
     Resuming the run `out` takes the run's own configuration as the base, so that the library's refusal names what
     differs and nothing else.
     """
-    from pyro_ltm.config import apply_settings, load_toml, merge, preset
+    from pyro_ltm.config import apply_settings, load_toml, merge
+    from pyro_ltm.presets import preset
 
     if out is not None and not preset_name and (out / "config.toml").is_file():
         config = load_toml(out / "config.toml", whole=True)

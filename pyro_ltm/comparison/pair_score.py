@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import Posterior, couples_batch, fit_posterior
-from pyro_ltm.inference.log_joint import Target
-from pyro_ltm.inference.samplers import Sampler
+from pyro_ltm.inference.log_joint import LogJoint
+from pyro_ltm.inference.samplers import ParticleGuide
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import Terms
 from pyro_ltm.optimizers import FastOptimizer
@@ -227,7 +227,7 @@ class _Tally:
 
     def _add_point(self, batch: Batch, posterior: Posterior) -> None:
         """What can be said of a point."""
-        target = Target(self.model, batch)
+        target = LogJoint(self.model, batch)
         draws = posterior.with_noise(fold(self.seed, "score")).sample(self.curve_particles)
         parts = [target.parts(z) for z in draws]
         likelihood, prior = (torch.stack(part).double().mean(0) for part in zip(*parts, strict=True))
@@ -244,7 +244,7 @@ class _Tally:
                 began = time.perf_counter()
                 # As `fit_posterior` ends a fit.
                 with frozen(self.model), frozen(self.guide):
-                    target = Target(self.model, batch)
+                    target = LogJoint(self.model, batch)
                     state = self.guide.finish(state, target, target.width())
                 seconds += time.perf_counter() - began  # without its end a fit of so many steps would be no posterior
                 nats = self._nats(batch, Posterior(self.guide, state, batch.ids, posterior.noise, posterior.history))
@@ -309,7 +309,7 @@ class _Tally:
             ms_per_sequence_to_1pct=arrived.ms if arrived else None,
             curve=curve,
             nats_by_sequence=nats.tolist(),
-            note=DRAWS if isinstance(self.guide, Sampler) else "",
+            note=DRAWS if isinstance(self.guide, ParticleGuide) else "",
         )
 
     def _keep(self, **values: Tensor) -> None:

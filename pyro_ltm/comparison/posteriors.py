@@ -21,7 +21,7 @@ from torch import nn
 
 from pyro_ltm.comparison.pair_score import Count, Judgement, judge
 from pyro_ltm.comparison.result import Comparison, Pair, open_comparison, save
-from pyro_ltm.comparison.train_guide import Teaching, teach_guide
+from pyro_ltm.comparison.train_guide import GuideTraining, train_guide
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import check_fit, refusal
@@ -48,7 +48,7 @@ def compare_posteriors(
     particles: int = 64,
     curve_particles: int = 8,
     seed: int = 0,
-    teaching: Teaching | None = None,
+    teaching: GuideTraining | None = None,
     notes: Mapping[str, str] | None = None,
     missing: Mapping[str, str] | None = None,
     out: Path | str | None = None,
@@ -138,7 +138,7 @@ def _judge_pair(
     key: tuple[str, str, int],
     guide: Guide,
     objective: ELBO,
-    teaching: Teaching | None,
+    teaching: GuideTraining | None,
     note: str,
     *,
     label: str,
@@ -160,7 +160,7 @@ def _judge_pair(
             if teaching and teaching.steps:
                 count = report(f"teach {label}", None) if report else None
                 taught = fold(seed, "teach")
-                seconds = teach_guide(model, teaching=teaching, seed=taught, count=count, **shared, **fitting)
+                seconds = train_guide(model, teaching=teaching, seed=taught, count=count, **shared, **fitting)
         count = report(label, sum(batch.size for batch in batches)) if report else None
         draws: dict[str, Any] = {"particles": particles, "curve_particles": curve_particles, "seed": seed}
         return judge(model, batches, count=count, **draws, **shared, **fitting)
@@ -255,4 +255,4 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-__all__ = ["Comparison", "Teaching", "compare_posteriors"]
+__all__ = ["Comparison", "GuideTraining", "compare_posteriors"]

@@ -26,7 +26,7 @@ CLIP = 1.0
 
 
 @dataclass(frozen=True)
-class Teaching:
+class GuideTraining:
     """How guides with shared parameters learn before they are judged.
 
     Args:
@@ -40,11 +40,11 @@ class Teaching:
     described: str = ""
 
 
-def teach_guide(
+def train_guide(
     model: nn.Module,
     guide: Guide,
     objective: ELBO,
-    teaching: Teaching,
+    teaching: GuideTraining,
     *,
     optimizer: FastOptimizer | None = None,
     fast_steps: int = 16,

@@ -14,7 +14,7 @@ from pyro_ltm.comparison.named import NamedGuides, guides_for, objectives_for, p
 from pyro_ltm.comparison.pair_score import Checkpoint, Judgement, arrival, judge
 from pyro_ltm.comparison.posteriors import Report, attempt, begin, compare_posteriors
 from pyro_ltm.comparison.result import Comparison, Pair, check_target, open_comparison, save
-from pyro_ltm.comparison.train_guide import Teaching
+from pyro_ltm.comparison.train_guide import GuideTraining
 from pyro_ltm.config import Config
 from pyro_ltm.data import DataOrder, Reading, TokenDataset, prepare
 from pyro_ltm.data.folder import TokenFolder, is_token_folder
@@ -102,7 +102,7 @@ def compare_run(
     )
 
 
-def _teaching(run: Run, steps: int) -> Teaching:
+def _teaching(run: Run, steps: int) -> GuideTraining:
     """Batches of the run's training split in an order of their own, at the run's learning rate."""
     data, slow = run.dataset("train"), run.config.slow
     order = DataOrder(len(data), slow.batch_size, run.config.seed)
@@ -110,7 +110,7 @@ def _teaching(run: Run, steps: int) -> Teaching:
     def batch(step: int) -> Batch:
         return data.batch(order.indices(step * slow.batch_size)).to(run.parts.device)
 
-    return Teaching(batch, steps, slow.lr, data.folder.fingerprint)
+    return GuideTraining(batch, steps, slow.lr, data.folder.fingerprint)
 
 
 @locks_out

@@ -13,7 +13,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference.log_joint import Target
+from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.noise import Noise, draw
 
 BEST_ACCEPTANCE = 0.65
@@ -45,7 +45,7 @@ def temperatures(steps: int, *, schedule: str = "sigmoid", sharpness: float = 4.
 
 
 def anneal(
-    target: Target,
+    target: LogJoint,
     start: TorchDistribution,
     *,
     noise: Noise,
@@ -83,7 +83,7 @@ def anneal(
 
 
 def _run(
-    target: Target,
+    target: LogJoint,
     start: TorchDistribution,
     ladder: list[float],
     noise: Noise,
@@ -144,7 +144,7 @@ class _Place:
 class _Path:
     """The densities between q0 and the posterior."""
 
-    target: Target
+    target: LogJoint
     start: TorchDistribution
     width: Tensor
 

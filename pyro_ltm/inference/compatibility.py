@@ -13,7 +13,7 @@ from pyro_ltm.divergence import analytic_kl, kind
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference.families import FAMILIES
-from pyro_ltm.inference.samplers import Sampler
+from pyro_ltm.inference.samplers import ParticleGuide
 from pyro_ltm.noise import KINDS
 from pyro_ltm.objectives import OBJECTIVES, Objective
 from pyro_ltm.optimizers.fast import OPTIMIZERS, FastOptimizer
@@ -53,7 +53,7 @@ def check_fit(
         raise UserError(f"{reason}: use {_either('objective', fitting)}, or {_either('guide', _guides(objective))}")
     if noise not in KINDS:
         raise UserError(f"noise = {noise!r}: choose from {', '.join(KINDS)}")
-    if isinstance(guide, Sampler) and noise != "fresh":
+    if isinstance(guide, ParticleGuide) and noise != "fresh":
         raise UserError(f"noise = {noise!r}: chains of {type(guide).__name__} need new noise each step: use 'fresh'")
     _check_fixed_noise(guide, objective, noise)
     kind = type(optimizer).__name__
@@ -76,7 +76,9 @@ def check_fit(
         raise UserError(
             f"tolerance = {tolerance}: {kind} goes back from steps that failed; leave it at 0, or use 'adam'"
         )
-    by_itself = isinstance(objective, Objective) and not objective.couples_batch and not isinstance(guide, Sampler)
+    by_itself = (
+        isinstance(objective, Objective) and not objective.couples_batch and not isinstance(guide, ParticleGuide)
+    )
     if tolerance and (moves or not by_itself):
         raise UserError(
             f"tolerance = {tolerance}: {type(objective).__name__} with {type(guide).__name__} gives no bound for each "
@@ -134,7 +136,7 @@ def _check_subsample(
             f"{where}: {type(objective).__name__} is not linear in log p(x | z), which a sample of the tokens would "
             f"bias: {whole}, or use {_either('objective', linear)}"
         )
-    if isinstance(guide, Sampler):
+    if isinstance(guide, ParticleGuide):
         raise UserError(f"{where}: chains of {type(guide).__name__} need the whole log p(x, z): {whole}")
     if optimizer.needs_fixed_loss or noise == "fixed":
         raise UserError(f"{where}: {type(optimizer).__name__} on {noise} noise needs one loss for all steps: {whole}")

@@ -53,14 +53,14 @@ def cuda_graph() -> Capture:
     return capture
 
 
-def kind_of(batch: Batch, model: nn.Module, guide: Guide, objective: ELBO, optimizer: Any, *more: Any) -> Hashable:
+def cache_key(batch: Batch, model: nn.Module, guide: Guide, objective: ELBO, optimizer: Any, *more: Any) -> Hashable:
     """What tells a fit from others of the same shapes that ask for something else; None where that cannot be told.
 
     Weights are told by where they lie, and may change there.
     """
     checks = torch.distributions.Distribution._validate_args  # by values
     holders = any(getattr(module, "_holders", 0) for module in model.modules())  # whose layout is theirs to let go of
-    if not guide.is_recorded or checks or holders or batch.stretch is not None or am_i_wrapped():
+    if not guide.is_recorded or checks or holders or batch.token_slice is not None or am_i_wrapped():
         return None
     parts = (_plain(objective), _plain(optimizer))
     if None in parts:

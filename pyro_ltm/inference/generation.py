@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.inference.posterior import Posterior
-from pyro_ltm.model import Sampler, sample_tokens
+from pyro_ltm.model import DecodingOptions, sample_tokens
 from pyro_ltm.noise import Noise, fold
 from pyro_ltm.types import Batch
 
@@ -116,7 +116,7 @@ def generate(
     num: int = 1,
     max_new_tokens: int | None = None,
     thoughts: Tensor | None = None,
-    sampler: Sampler | None = None,
+    sampler: DecodingOptions | None = None,
     fast_steps: int | None = None,
     seed: int = 0,
 ) -> list[Generated]:
@@ -171,7 +171,7 @@ def reconstruct(
     assert targets is not None
     with torch.no_grad():
         written = sample_tokens(
-            parts.model.decoder, z, batch.inputs[:, :1], batch.length, sampler=Sampler(temperature=0)
+            parts.model.decoder, z, batch.inputs[:, :1], batch.length, sampler=DecodingOptions(temperature=0)
         )[:, 1:]
         hidden = parts.model.decoder(parts.model.decoder.context(batch.inputs), z)
         likeliest = parts.model.decoder.logits(hidden).argmax(-1)

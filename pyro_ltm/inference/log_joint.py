@@ -15,7 +15,7 @@ from pyro_ltm.types import Batch
 
 
 @dataclass(frozen=True)
-class Target:
+class LogJoint:
     """The unnormalized log posterior of each sequence's thoughts, [..., B] for thoughts z [..., B, N, D].
 
     Args:
@@ -50,6 +50,6 @@ class Target:
             width = torch.ones(1, 1)
         return width
 
-    def select(self, rows: Tensor) -> Target:
+    def select(self, rows: Tensor) -> LogJoint:
         """The target of the sequences at `rows` (int64 [B'])."""
-        return Target(self.model, self.batch.select(rows))
+        return LogJoint(self.model, self.batch.select(rows))

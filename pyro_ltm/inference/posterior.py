@@ -20,9 +20,9 @@ from pyro_ltm.divergence import analytic_kl
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference.compatibility import check_fit, check_fixed_noise, check_precision, couples_batch
-from pyro_ltm.inference.cuda_graph import Recorder, kind_of
-from pyro_ltm.inference.log_joint import Target
-from pyro_ltm.inference.samplers import Sampler
+from pyro_ltm.inference.cuda_graph import Recorder, cache_key
+from pyro_ltm.inference.log_joint import LogJoint
+from pyro_ltm.inference.samplers import ParticleGuide
 from pyro_ltm.inference.token_subsample import subsampled
 from pyro_ltm.noise import DrawFrom, Noise, draw, fold
 from pyro_ltm.objectives import Objective, Terms
@@ -102,7 +102,7 @@ class Posterior:
                 f"{type(self.guide).__name__} is a point: it has no density, and no bound judges it; "
                 "fit another guide under the same decoder to score it"
             )
-        target = Target(model, batch)
+        target = LogJoint(model, batch)
         parts = []
         # In pieces, so that memory does not grow with K. One draw at a time goes through the decoder: on a CPU several
         # at once are slower from a few sequences on.
@@ -158,8 +158,8 @@ def fit_posterior(
             the slow step of an encoder (second order, with all the memory that it needs).
         watch: sees the state before the first step and after each.
         recorder: on a GPU, replays the fast loop for batches of shapes that it has seen, where each step asks for the
-            same whatever the numbers (`recorder.kind_of`): without `tolerance`, `subsample`, `keep_graph` and `watch`,
-            for guides that say so (`is_recorded`), and where distributions do not check their arguments.
+            same whatever the numbers (`cuda_graph.cache_key`): without `tolerance`, `subsample`, `keep_graph` and
+            `watch`, for guides that say so (`is_recorded`), and where distributions do not check their arguments.
 
     Raises:
         UserError: guide, objective, optimizer and noise do not fit one another.
@@ -180,7 +180,7 @@ def fit_posterior(
 
     def fit(batch: Batch, state: State | None, noise: Noise) -> tuple[State, Tensor]:
         # Weights are laid out for many passes: a twin, or an encoder alone, makes none.
-        with _held_still(model, guide, keep_graph, many=steps > 0 or isinstance(guide, Sampler)):
+        with _held_still(model, guide, keep_graph, many=steps > 0 or isinstance(guide, ParticleGuide)):
             precompute: Any = getattr(model, "precompute", None)
             if keep_graph:
                 batch = dataclasses.replace(batch, context=None)  # it is cut from the graph
@@ -191,18 +191,18 @@ def fit_posterior(
                 check_fixed_noise(guide, objective, getattr(model, "prior", None), state)
             if watch:
                 watch(0, state)
-            if isinstance(guide, Sampler):
+            if isinstance(guide, ParticleGuide):
                 state, history = guide.run(
-                    Target(model, batch), state, optimizer=optimizer, noise=noise, steps=steps, watch=watch
+                    LogJoint(model, batch), state, optimizer=optimizer, noise=noise, steps=steps, watch=watch
                 )
             else:
                 loop = _Loop(model, batch, guide, objective, optimizer, noise, steps, keep_graph, subsample, seed)
                 state, history = loop.run(state, tolerance, patience, watch)
-            target = Target(model, batch)
+            target = LogJoint(model, batch)
             return guide.finish(state, target, target.width()), history
 
     moves = keep_graph or tolerance or subsample > 1 or watch or not steps
-    kind = None if recorder is None or moves else kind_of(batch, model, guide, objective, optimizer, steps, noise)
+    kind = None if recorder is None or moves else cache_key(batch, model, guide, objective, optimizer, steps, noise)
     if recorder is None or kind is None:
         state, history = fit(batch, None, stream)
     else:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference.log_joint import Target
+from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.noise import Noise, Normals, fold, rsample_from
 from pyro_ltm.optimizers.fast import FastOptimizer
 from pyro_ltm.types import Batch, Card, Registry, State
@@ -71,7 +71,7 @@ def _(distribution: Draws, normals: Normals) -> Tensor:
     return values.take_along_dim(index, dim=-3).squeeze(-3)
 
 
-class Sampler(Guide):
+class ParticleGuide(Guide):
     """Draws that follow log p(x, z), the objective `map`; no family, no density.
 
     A bound judges them through the Normal that has the draws' mean and variance in each dimension (`judged`).
@@ -91,7 +91,7 @@ class Sampler(Guide):
     @abstractmethod
     def run(
         self,
-        target: Target,
+        target: LogJoint,
         state: State,
         *,
         optimizer: FastOptimizer,
@@ -151,7 +151,7 @@ class _Moments:
         return state | {"mean": mean, "variance": (square / count - mean.square()).clamp(min=0)}
 
 
-class _Langevin(Sampler):
+class _Langevin(ParticleGuide):
     """Chains that step along the gradient of log p(x, z) and are shaken by noise, all of a batch at once."""
 
     def __init__(self, thoughts: int, dim: int, chains: int, step_size: float, seed: int):
@@ -162,7 +162,7 @@ class _Langevin(Sampler):
 
     def run(
         self,
-        target: Target,
+        target: LogJoint,
         state: State,
         *,
         optimizer: FastOptimizer,
@@ -170,7 +170,7 @@ class _Langevin(Sampler):
         steps: int,
         watch: Watch | None,
     ) -> tuple[State, Tensor]:
-        """See `Sampler.run`. Moments are those of about the second half."""
+        """See `ParticleGuide.run`. Moments are those of about the second half."""
         z = state["particles"].transpose(0, 1)
         moments, history = _Moments(), [z.new_zeros(0, z.shape[1])]
         log_joint, slope = _value_and_gradient(target, z)
@@ -269,7 +269,7 @@ BEST_ACCEPTANCE = 0.574
 """Of Langevin steps in many dimensions (Roberts and Rosenthal 1998)."""
 
 
-class HMC(Sampler):
+class HMC(ParticleGuide):
     """Hamiltonian Monte Carlo by Pyro's own kernels (Neal 2011; NUTS: arXiv:1111.4246).
 
     Each sequence has one chain of its own, run by itself, so that no sequence's acceptance depends on another's: exact
@@ -309,7 +309,7 @@ class HMC(Sampler):
 
     def run(
         self,
-        target: Target,
+        target: LogJoint,
         state: State,
         *,
         optimizer: FastOptimizer,
@@ -317,7 +317,7 @@ class HMC(Sampler):
         steps: int,
         watch: Watch | None,
     ) -> tuple[State, Tensor]:
-        """See `Sampler.run`. `particles` become the draws that were kept."""
+        """See `ParticleGuide.run`. `particles` become the draws that were kept."""
         if not steps:
             return state, state["mean"].new_zeros(0, len(state["mean"]))
         chains, levels = [], []
@@ -333,7 +333,7 @@ class HMC(Sampler):
             watch(steps, state)
         return state, torch.stack(levels, dim=1)
 
-    def _chain(self, target: Target, start: Tensor, seed: int, steps: int) -> tuple[Tensor, Tensor]:
+    def _chain(self, target: LogJoint, start: Tensor, seed: int, steps: int) -> tuple[Tensor, Tensor]:
         """Draws [C, N, D] of the second half, and log p(x, z) [steps] along the way."""
         levels: list[Tensor] = []
         with torch.no_grad():
@@ -364,7 +364,7 @@ class HMC(Sampler):
         return chain.get_samples()["thoughts"].flatten(0, 1), torch.stack(levels[-steps:])
 
 
-class SVGD(Sampler):
+class SVGD(ParticleGuide):
     """Stein variational gradient descent (arXiv:1608.04471): draws that climb log p(x, z) and push one another apart.
 
     Deterministic once its draws have started; the fast optimizer moves them.
@@ -389,7 +389,7 @@ class SVGD(Sampler):
 
     def run(
         self,
-        target: Target,
+        target: LogJoint,
         state: State,
         *,
         optimizer: FastOptimizer,
@@ -397,7 +397,7 @@ class SVGD(Sampler):
         steps: int,
         watch: Watch | None,
     ) -> tuple[State, Tensor]:
-        """See `Sampler.run`."""
+        """See `ParticleGuide.run`."""
         moving = {"particles": state["particles"]}
         memory, history = optimizer.init(moving), [state["mean"].new_zeros(0, len(state["mean"]))]
         for step in range(steps):
@@ -427,7 +427,7 @@ def _stein(z: Tensor, slope: Tensor) -> Tensor:
     return (kernel @ slope + apart) / count
 
 
-def _value_and_gradient(target: Target, z: Tensor) -> tuple[Tensor, Tensor]:
+def _value_and_gradient(target: LogJoint, z: Tensor) -> tuple[Tensor, Tensor]:
     """Log p(x, z) [C, B] of draws z [C, B, N, D], and its gradient [C, B, N, D]."""
     leaf = z.detach().requires_grad_()
     with torch.enable_grad():
@@ -436,4 +436,4 @@ def _value_and_gradient(target: Target, z: Tensor) -> tuple[Tensor, Tensor]:
     return log_joint.detach(), slope
 
 
-SAMPLERS: Registry[Sampler] = Registry("guide", {"langevin": Langevin, "mala": MALA, "hmc": HMC, "svgd": SVGD})
+SAMPLERS: Registry[ParticleGuide] = Registry("guide", {"langevin": Langevin, "mala": MALA, "hmc": HMC, "svgd": SVGD})

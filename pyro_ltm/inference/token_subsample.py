@@ -33,4 +33,4 @@ def subsampled(batch: Batch, every: int, *, step: int, seed: int) -> Batch:
     turn, place = divmod(step, parts)
     chosen = random.Random(fold(seed, "tokens", turn)).sample(range(parts), parts)[place]
     first, last = (index * batch.length // parts for index in (chosen, chosen + 1))
-    return dataclasses.replace(batch, stretch=slice(first, last), weight=parts)
+    return dataclasses.replace(batch, token_slice=slice(first, last), token_scale=parts)

@@ -33,7 +33,7 @@ from pyro_ltm.config import suggest
 from pyro_ltm.data.tokenizer.round_trip import RoundTrip
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.inference import continuation
-from pyro_ltm.model import Sampler, sample_tokens
+from pyro_ltm.model import DecodingOptions, sample_tokens
 from pyro_ltm.noise import fold
 from pyro_ltm.runs import Run
 from pyro_ltm.scores.continuation import Context, Piece, Predictor, Tokens, windows
@@ -235,10 +235,10 @@ class HarnessModel(LM):
         new = min(asked, max(self.max_length + 1 - len(tokens), self.max_length // 2))
         kept = tokens[-(self.max_length + 1 - new) :]
         self.contexts_cut += len(kept) < len(tokens)
-        sampler = Sampler(temperature=temperature, **chosen)
+        sampler = DecodingOptions(temperature=temperature, **chosen)
         return _Prompt(Context(kept, name), new, sampler, [until] if isinstance(until, str) else list(until))
 
-    def _write(self, prompts: Sequence[_Prompt], new: int, sampler: Sampler) -> list[str]:
+    def _write(self, prompts: Sequence[_Prompt], new: int, sampler: DecodingOptions) -> list[str]:
         """Texts after prompts of one length."""
         contexts = [prompt.context for prompt in prompts]
         device, seed, length = self.run.parts.device, self._predictor.seed, len(contexts[0].tokens)
@@ -277,7 +277,7 @@ class _Prompt:
 
     context: Context
     new: int
-    sampler: Sampler
+    sampler: DecodingOptions
     until: list[str] = field(default_factory=list)
 
     def cut(self, text: str) -> str | None:

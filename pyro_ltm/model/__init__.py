@@ -4,6 +4,6 @@ from pyro_ltm.model.decoder import Decoder
 from pyro_ltm.model.likelihood import TokenSequence
 from pyro_ltm.model.priors import StandardNormal
 from pyro_ltm.model.program import LatentThoughtModel
-from pyro_ltm.model.sampling import Sampler, sample_tokens
+from pyro_ltm.model.sampling import DecodingOptions, sample_tokens
 
-__all__ = ["Decoder", "LatentThoughtModel", "Sampler", "StandardNormal", "TokenSequence", "sample_tokens"]
+__all__ = ["Decoder", "DecodingOptions", "LatentThoughtModel", "StandardNormal", "TokenSequence", "sample_tokens"]

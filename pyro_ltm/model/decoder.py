@@ -170,13 +170,13 @@ class Decoder(nn.Module):
         learning = self.training and torch.is_grad_enabled()
         return super().__call__(*inputs, **options) if learning else self._call_impl(*inputs, **options)
 
-    def forward(self, context: Tensor, thoughts: Tensor | None, stretch: slice | None = None) -> Tensor:
+    def forward(self, context: Tensor, thoughts: Tensor | None, token_slice: slice | None = None) -> Tensor:
         """Hidden states [B, T, D] from the `context` [B, T, D] of the inputs and the `thoughts` [B, N, D].
 
         Without thoughts (None) it passes cross-attention by, and writes as its twin does.
-        Of a `stretch` of the tokens, [B, P, D], where one is named: each layer works at what those above it see.
+        Of a `token_slice`, [B, P, D], where one is named: each layer works at what those above it see.
         """
-        first, last = (0, context.shape[1]) if stretch is None else (stretch.start, stretch.stop)
+        first, last = (0, context.shape[1]) if token_slice is None else (token_slice.start, token_slice.stop)
         # Where each layer begins: W - 1 tokens before the next one, which looks back so far.
         begins = [max(0, first - above * (self._window - 1)) for above in reversed(range(len(self._stack)))]
         with self._autocast(context):
@@ -189,8 +189,8 @@ class Decoder(nn.Module):
                 h = run(layer, h, self.table[:, read:last], layer_thoughts, begin - read)
             return self.norm(h)
 
-    def stretch(self, context: Tensor, thoughts: Tensor, where: slice) -> Tensor:
-        """`forward` at the tokens `where` alone, [B, P, D]; never compiled, for each stretch would take a graph."""
+    def forward_slice(self, context: Tensor, thoughts: Tensor, where: slice) -> Tensor:
+        """`forward` at the tokens `where` alone, [B, P, D]; never compiled, for each slice would take a graph."""
         return self.forward(context, thoughts, where)
 
     def logits(self, hidden: Tensor) -> Tensor:

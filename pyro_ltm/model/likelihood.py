@@ -54,25 +54,27 @@ class TokenSequence(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Nats [..., B] of the tokens `value` [..., B, T], summed over the tokens that count.
 
-        Where the batch names a stretch, the decoder works for it alone, and the sum is an estimate.
+        Where the batch names a slice of the tokens, the decoder works for it alone, and the sum is an estimate.
         """
-        stretch = self.batch.stretch
-        if stretch is None:
+        token_slice = self.batch.token_slice
+        if token_slice is None:
             return (self.token_log_probs(value) * self.batch.mask).sum(-1)
-        return (self._log_probs(value, stretch) * self.batch.mask[..., stretch]).sum(-1) * self.batch.weight
+        return (self._log_probs(value, token_slice) * self.batch.mask[..., token_slice]).sum(
+            -1
+        ) * self.batch.token_scale
 
     def token_log_probs(self, value: Tensor) -> Tensor:
         """Nats of each token, [..., B, T], whether it counts or not."""
         return self._log_probs(value, None)
 
-    def _log_probs(self, value: Tensor, stretch: slice | None) -> Tensor:
-        """Nats of the P tokens in `stretch`, [..., B, P]; of all without."""
+    def _log_probs(self, value: Tensor, token_slice: slice | None) -> Tensor:
+        """Nats of the P tokens in `token_slice`, [..., B, P]; of all without."""
         decoder, shape = self._bound_decoder(), torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
         inputs = (_flat(self._context(decoder, value), shape, 2), _flat(self.thoughts, shape, 2))
-        if stretch is None:
+        if token_slice is None:
             hidden = decoder(*inputs)
         else:
-            hidden, value = decoder.stretch(*inputs, stretch), value[..., stretch]
+            hidden, value = decoder.forward_slice(*inputs, token_slice), value[..., token_slice]
         log_probs = decoder.token_log_probs(hidden.flatten(0, -2), _flat(value, shape, 1).flatten())
         return log_probs.view(*shape, -1)
 

@@ -44,7 +44,7 @@ class LatentThoughtModel(nn.Module):
             tokens: Tensor = pyro.sample("tokens", likelihood, obs=batch.targets)
         return tokens
 
-    def log_prob_alone(self, batch: Batch) -> Tensor:
+    def log_prob_without_thoughts(self, batch: Batch) -> Tensor:
         """Nats [B] of the batch's tokens, exact, where the decoder passes its thoughts by: what its twin would say."""
         assert batch.targets is not None  # only known tokens have a probability
         hidden = self.decoder(self.decoder.context(batch.inputs), None)

@@ -19,7 +19,7 @@ BLOCK = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class DecodingOptions:
     """How the next token is drawn from its logits.
 
     Args:
@@ -104,7 +104,7 @@ def sample_tokens(
     prompt: Tensor,
     max_new_tokens: int,
     *,
-    sampler: Sampler | None = None,
+    sampler: DecodingOptions | None = None,
     end: int | None = None,
     generator: Generators | None = None,
     stop: Callable[[Tensor], Tensor] | None = None,
@@ -130,7 +130,7 @@ def sample_tokens(
             f"{prompt.shape[1]} tokens of prompt and {max_new_tokens} new ones exceed the model's {longest}: "
             f"ask for at most {longest + 1 - prompt.shape[1]} new tokens"
         )
-    sampler = sampler or Sampler()
+    sampler = sampler or DecodingOptions()
     written = [prompt]
     ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
     if max_new_tokens:

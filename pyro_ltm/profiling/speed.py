@@ -35,8 +35,8 @@ class Speed:
     Attributes:
         sequences, tokens: in a micro-batch; tokens are the targets that count.
         fast_seconds: one fast step of a micro-batch. slow_seconds: the rest: its slow step.
-        alone_seconds: the slow step of a micro-batch while the decoder learns alone; None where it never does.
-        steps: slow steps of the run. alone_steps: the first of them, in which the decoder learns alone.
+        decoder_warmup_seconds: the slow step of a micro-batch without thoughts; None where there is none.
+        steps: slow steps of the run. decoder_warmup_steps: the first of them, without thoughts.
         fast_steps: to each slow step. accumulate: micro-batches in a training step.
         data_seconds: reading and moving a micro-batch.
         validations: of the run, the one before its first step included. validation_seconds: one, of all its sequences.
@@ -54,8 +54,8 @@ class Speed:
     accumulate: int
     rounds: int
     steps: int
-    alone_steps: int
-    alone_seconds: float | None
+    decoder_warmup_steps: int
+    decoder_warmup_seconds: float | None
     validations: int
     validation_seconds: float
     weights_bytes: int
@@ -71,13 +71,20 @@ class Speed:
     @property
     def run_seconds(self) -> float:
         """All of the run but its saves: validations and slow steps, those of the decoder alone at their own price."""
-        steps = self.alone_steps * self.alone_step_seconds + (self.steps - self.alone_steps) * self.step_seconds
+        steps = (
+            self.decoder_warmup_steps * self.decoder_warmup_step_seconds
+            + (self.steps - self.decoder_warmup_steps) * self.step_seconds
+        )
         return steps + self.validations * self.validation_seconds
 
     @property
-    def alone_step_seconds(self) -> float:
-        """A whole training step while the decoder learns alone; 0 where it never does."""
-        return 0.0 if self.alone_seconds is None else self.accumulate * (self.data_seconds + self.alone_seconds)
+    def decoder_warmup_step_seconds(self) -> float:
+        """A whole training step while the decoder learns without thoughts; 0 where it never does."""
+        return (
+            0.0
+            if self.decoder_warmup_seconds is None
+            else self.accumulate * (self.data_seconds + self.decoder_warmup_seconds)
+        )
 
     @property
     def tokens_per_second(self) -> float:
@@ -151,7 +158,7 @@ def measure_speed(
             batch = data.batch([index % len(data) for index in range(first, first + slow.batch_size)])
         return batch.to(device)
 
-    def learn(batch: Batch, fast_steps: int, number: int = 0, alone: bool = False, count: int = 1) -> None:
+    def learn(batch: Batch, fast_steps: int, number: int = 0, decoder_only: bool = False, count: int = 1) -> None:
         train_step(
             parts.model,
             [batch] * count,
@@ -162,7 +169,7 @@ def measure_speed(
             slow_optimizer=optimizer,
             clip=slow.clip,
             seed=fold(seed, number),
-            alone=alone,
+            decoder_only=decoder_only,
             **options,
         )
 
@@ -179,17 +186,17 @@ def measure_speed(
         )
 
     batch = read(0)
-    alone_steps = config.alone_steps
+    decoder_warmup_steps = config.decoder_warmup_steps
     checking_steps = _fast_steps(judge)
     checked = checking_steps if overlaps else min(checking_steps, FAST)
-    reading, fast, slowly, alone, checking, tokens = [], [], [], [], [], []
+    reading, fast, slowly, warming, checking, tokens = [], [], [], [], [], []
     with pyro.validation_enabled(False):  # as in training
         for _ in range(
             2 if options["recorder"] else 1
         ):  # what is done once, compiling or recording, is not a step's cost
             learn(batch, counted)
-            if alone_steps:
-                learn(batch, 0, alone=True)
+            if decoder_warmup_steps:
+                learn(batch, 0, decoder_only=True)
             if validations:
                 validate(batch, checked)
         for number in range(rounds):
@@ -198,8 +205,8 @@ def measure_speed(
             without, each = _priced(partial(learn, batch, number=number), counted, device)
             slowly.append(without)
             fast.append(each)
-            if alone_steps:
-                alone.append(_timed(partial(learn, batch, 0, number, alone=True), device)[0])
+            if decoder_warmup_steps:
+                warming.append(_timed(partial(learn, batch, 0, number, decoder_only=True), device)[0])
             if validations:
                 without, each = _priced(partial(validate, batch), checked, device)
                 checking.append(validated / slow.batch_size * (without + checking_steps * each))
@@ -226,8 +233,8 @@ def measure_speed(
         accumulate=slow.accumulate,
         rounds=rounds,
         steps=slow.steps,
-        alone_steps=alone_steps,
-        alone_seconds=statistics.median(alone) if alone else None,
+        decoder_warmup_steps=decoder_warmup_steps,
+        decoder_warmup_seconds=statistics.median(warming) if warming else None,
         validations=validations,
         validation_seconds=statistics.median(checking) if checking else 0.0,
         weights_bytes=_bytes(held),

@@ -22,7 +22,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors, write_atomically, write_text
 from pyro_ltm.inference import continuation, infer_thoughts
 from pyro_ltm.locks import locked
-from pyro_ltm.model import Sampler, sample_tokens
+from pyro_ltm.model import DecodingOptions, sample_tokens
 from pyro_ltm.noise import fold
 from pyro_ltm.reports.html import to_png, write_bytes
 from pyro_ltm.reports.protocol_plots import CAPTIONS, draw_evaluation
@@ -39,7 +39,7 @@ STEPS = 5
 """Texts on the way from one to another, ends included."""
 SHOWN = 3
 """Texts that are written again, written from the prior, and named as the nearest."""
-LIKELIEST = Sampler(temperature=0)
+LIKELIEST = DecodingOptions(temperature=0)
 
 Figures = dict[str, tuple[Figure, str]]
 

@@ -115,6 +115,7 @@ class Run:
         """
         settings = asdict(replace(self.config, dtype="auto"))
         del settings["fast"]["record"], settings["slow"]["save_minutes"]
+        settings["slow"]["alone"] = settings["slow"].pop("decoder_warmup")  # as release 0.1.0 called it
         for key in ("planned", "changed_at", "rewarm"):  # only of a run that was extended
             settings["slow"] = {name: value for name, value in settings["slow"].items() if name != key or value}
         digests = [fingerprint(module) for module in (self.parts.model, self.parts.guide)]

@@ -14,7 +14,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import fit_to_score
 from pyro_ltm.inference.ais import anneal
-from pyro_ltm.inference.log_joint import Target
+from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import Noise, fold
 from pyro_ltm.optimizers import FastOptimizer
@@ -97,7 +97,7 @@ def evaluate_annealed(
                 q = judged
             with frozen(model), frozen(guide), model.held():
                 found = anneal(
-                    Target(model, batch),
+                    LogJoint(model, batch),
                     q,
                     noise=Noise(batch.ids, device=batch.device, seed=fold(seed, "anneal", start)),
                     tuning=Noise(batch.ids, device=batch.device, seed=fold(seed, "tune", start)),

@@ -171,7 +171,7 @@ class _Reader:
     def _log_likelihood(self, batch: Batch, thoughts: Tensor, start: int) -> Tensor:
         assert batch.targets is not None  # a batch without targets has nothing to score
         # What lies before `start` is worked out as far as the tokens after it look back, and no further.
-        scored = dataclasses.replace(batch, stretch=slice(start, batch.length)) if start else batch
+        scored = dataclasses.replace(batch, token_slice=slice(start, batch.length)) if start else batch
         return TokenSequence(self.model.decoder, thoughts, scored).log_prob(batch.targets).double().cpu()
 
 

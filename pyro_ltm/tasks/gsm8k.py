@@ -13,7 +13,7 @@ from typing import Any
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference import Parts, generate
 from pyro_ltm.inference.generation import Codec
-from pyro_ltm.model import Sampler
+from pyro_ltm.model import DecodingOptions
 from pyro_ltm.noise import fold
 from pyro_ltm.reading import LARGEST_JSON, parse_json, read_bytes
 from pyro_ltm.scores.estimate import plain
@@ -154,7 +154,7 @@ def attempt(
         raise UserError(f"shots = {shots}: there are {len(examples)} examples")
     if not 0 < max_new_tokens < room:
         raise UserError(f"max_new_tokens = {max_new_tokens}: from 1 to {room - 1}, for this model reads {room} tokens")
-    sampler = Sampler(temperature=temperature)
+    sampler = DecodingOptions(temperature=temperature)
     for number, problem in enumerate(problems):
         chosen = random.Random(f"{seed}:{number}").sample(list(examples), shots)
         while len(codec.encode(prompt_of(chosen, problem.question))) + max_new_tokens > room and chosen:

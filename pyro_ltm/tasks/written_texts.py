@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_ltm.data.dataset import count_bytes
 from pyro_ltm.data.tokenizer.round_trip import RoundTrip
 from pyro_ltm.errors import UserError
-from pyro_ltm.model import Sampler
+from pyro_ltm.model import DecodingOptions
 from pyro_ltm.reading import read_npy
 from pyro_ltm.runs.run import Run
 from pyro_ltm.scores import Bound, evaluate_bound
@@ -120,7 +120,7 @@ class Samples:
 
 
 def write_samples(
-    run: Run, *, num: int, max_new_tokens: int | None = None, sampler: Sampler | None = None, seed: int = 0
+    run: Run, *, num: int, max_new_tokens: int | None = None, sampler: DecodingOptions | None = None, seed: int = 0
 ) -> tuple[list[str], Speed]:
     """Texts from the prior, and how fast they were written; a short text comes first, outside the clock."""
     run.generate(num=1, max_new_tokens=1, seed=seed)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pyro_ltm.config import Config, load_toml, preset
+from pyro_ltm.config import Config, load_toml
 from pyro_ltm.data import Reading, TokenDataset, Tokenizer, prepare
 from pyro_ltm.data.folder import is_token_folder
 from pyro_ltm.data.presets import preset_for
@@ -18,6 +18,7 @@ from pyro_ltm.files import clear_errors
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.locks import locks_out
 from pyro_ltm.model.precision import resolve_dtype
+from pyro_ltm.presets import preset
 from pyro_ltm.runs.data_record import DATA, noted_data, open_data, own_data, record_data
 from pyro_ltm.runs.folder import CONFIG, EVALUATION, METRICS, MODEL, TOKENIZER, TRAINER, WeightsMeta, read_tensors
 from pyro_ltm.runs.origin import INIT, noted_origin

@@ -29,12 +29,12 @@ def learning_rate(step: int, slow: SlowConfig) -> float:
     return slow.lr * (slow.lr_final + (1 - slow.lr_final) * 0.5 * (1 + math.cos(math.pi * share))) * min(1.0, again)
 
 
-def stage(step: int, config: Config) -> tuple[bool, float]:
+def phase(step: int, config: Config) -> tuple[bool, float]:
     """Whether the decoder learns alone in a slow step, and the share done of those with thoughts: a warm-up's clock.
 
     It goes by the first plan: a run that is extended does not anneal its objective once more.
     """
-    first, slow = config.alone_steps, config.slow
+    first, slow = config.decoder_warmup_steps, config.slow
     return step < first, min(1.0, max(0, step - first) / max(1, (slow.planned or slow.steps) - first))
 
 

@@ -47,12 +47,12 @@ def train_step(
     slow_optimizer: torch.optim.Optimizer,
     clip: float,
     seed: int,
-    alone: bool = False,
+    decoder_only: bool = False,
     **fitting: Any,
 ) -> StepReport:
     """Fast steps on each sequence's posterior, then one slow step of the decoder over all micro-batches.
 
-    Where the decoder learns `alone`, it learns as its twin does: there is nothing to fit, and its loss is exact.
+    With `decoder_only`, the decoder learns as its twin does: there is nothing to fit, and its loss is exact.
 
     The loss is a sum over tokens divided by the tokens of all micro-batches together, so that accumulation changes
     nothing. A gradient that is not finite is thrown away. `fitting` is more for `fit_posterior`, such as its `noise`.
@@ -62,8 +62,8 @@ def train_step(
     tokens = torch.stack([batch.tokens() for batch in batches]).sum()
     slow_optimizer.zero_grad(set_to_none=True)
     for batch in batches:
-        if alone:
-            loss = -model.log_prob_alone(batch).sum()
+        if decoder_only:
+            loss = -model.log_prob_without_thoughts(batch).sum()
             (loss / tokens).backward()
             distortion += loss.detach()
             continue

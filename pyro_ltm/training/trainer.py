@@ -36,7 +36,7 @@ from pyro_ltm.runs.folder import (
 from pyro_ltm.runs.metrics import MetricsLog
 from pyro_ltm.runs.run import Run, check_fits
 from pyro_ltm.scores import Bound
-from pyro_ltm.training.schedule import changes, extended, flat, learning_rate, stage
+from pyro_ltm.training.schedule import changes, extended, flat, learning_rate, phase
 from pyro_ltm.training.step import StepReport, train_step
 from pyro_ltm.types import Batch
 
@@ -62,8 +62,8 @@ class Progress:
 
     `figure`: what `bound` is: "bound"; "own_noise", when the fit has seen the draw that it was taken on (the
     reference's fixed noise); "joint", -log p(x, z), when the guide is a point or draws; "exact", without thoughts. Only
-    the first and the last are bounds. `alone_steps`: of the slow steps, the first, in which the decoder learns alone:
-    they go faster than the others.
+    the first and the last are bounds. `decoder_warmup_steps`: of the slow steps, the first, in which the decoder
+    learns without thoughts: they go faster than the others.
     """
 
     step: int
@@ -74,7 +74,7 @@ class Progress:
     rate: float
     validation: Bound | None = None
     figure: str = "bound"
-    alone_steps: int = 0
+    decoder_warmup_steps: int = 0
 
 
 @dataclass
@@ -270,7 +270,7 @@ class Trainer:
             group["lr"] = lr
         batches = self._batches()
         self._last = batches[-1]
-        alone, share = stage(counters.step, self.run.config)
+        decoder_only, share = phase(counters.step, self.run.config)
         objective = parts.objective.at(share)
         parts.model.train()
         report = train_step(
@@ -284,24 +284,24 @@ class Trainer:
             slow_optimizer=self.optimizer,
             clip=self.slow.clip,
             seed=fold(self.run.config.seed, "train", counters.step),
-            alone=alone,
+            decoder_only=decoder_only,
         )
         counters.step += 1
         self._count(report, batches)
         seconds = time.perf_counter() - started
         counters.seconds += seconds
         figure = "joint" if not parts.guide.has_density else "own_noise" if parts.fast.noise == "fixed" else "bound"
-        if alone:
+        if decoder_only:
             figure = "bound"  # exact
         row = {
             "step": counters.step,
             "tokens": counters.tokens,
             "seconds": round(counters.seconds, 3),
             "lr": lr,
-            "beta": None if alone else objective.beta,
+            "beta": None if decoder_only else objective.beta,
             f"{figure}_nats_per_token": float(report.bound),
             "distortion_nats_per_token": float(report.distortion),
-            "kl_nats_per_sequence": float(report.rate) if parts.guide.has_density and not alone else None,
+            "kl_nats_per_sequence": float(report.rate) if parts.guide.has_density and not decoder_only else None,
             "grad_norm": float(report.grad_norm),
             "skipped": counters.skipped,
         }
@@ -315,8 +315,8 @@ class Trainer:
                 float(report.bound),
                 float(report.distortion),
                 float(report.rate),
-                figure="exact" if alone else self._shown(figure),
-                alone_steps=self.run.config.alone_steps,
+                figure="exact" if decoder_only else self._shown(figure),
+                decoder_warmup_steps=self.run.config.decoder_warmup_steps,
             )
         )
 

@@ -44,8 +44,8 @@ MEASURED = Speed(
     accumulate=5,
     rounds=3,
     steps=100,
-    alone_steps=40,
-    alone_seconds=1.0,
+    decoder_warmup_steps=40,
+    decoder_warmup_seconds=1.0,
     validations=3,
     validation_seconds=7.0,
     weights_bytes=1024 << 20,
@@ -85,14 +85,14 @@ def test_each_figure_has_its_row(show):
         "memory: optimizer state": "2,048.0 MiB",
         "memory: a step's peak, beyond those": "512.0 MiB",
         "memory: total": "3,584.0 MiB",
-        "a training step while the decoder learns alone": "7.5 s",
+        "a training step without thoughts, at first": "7.5 s",
         "a validation": "7 s",
         "the run's 100 steps and 3 validations": "25 min",
     }
 
 
 def test_what_is_not_known_has_no_row(show):
-    shown = rows(show(replace(MEASURED, peak_bytes=None, validations=0, alone_steps=0)))
+    shown = rows(show(replace(MEASURED, peak_bytes=None, validations=0, decoder_warmup_steps=0)))
     assert [name for name in shown if name.startswith("memory")] == ["memory: weights", "memory: optimizer state"]
     assert "a validation" not in shown
     assert shown["the run's 100 steps"] == "33 min"

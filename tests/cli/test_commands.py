@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pyro_ltm.config import PRESETS, load_toml, preset
+from pyro_ltm.config import load_toml
 from pyro_ltm.errors import visible
 from pyro_ltm.inference.parts import Parts
+from pyro_ltm.presets import PRESETS, preset
 from pyro_ltm.runs import Run
 
 ROOT = Path(__file__).parents[2]
@@ -236,7 +237,7 @@ def test_long_text_has_its_own_default_and_goes_on_with_it(invoke, tmp_path):
 def test_the_references_recipe_goes_with_every_preset(name):
     config = load_toml(ROOT / "examples" / "reference.toml", preset(name))
     Parts.check(config)
-    assert (config.fast.subsample, config.slow.alone, config.fast.noise) == (1, 0.0, "fixed")
+    assert (config.fast.subsample, config.slow.decoder_warmup, config.fast.noise) == (1, 0.0, "fixed")
 
 
 def test_infer_cuts_a_long_document_and_keeps_documents_apart(ask, trained, tmp_path):

@@ -51,7 +51,7 @@ def test_time_left_is_of_one_pace(clock, capsys):
     lines = module.LineReporter(seconds=0)
     for number in range(1, 11):
         clock["time"] += 1 if number <= 4 else 5
-        lines.training(step(number, alone_steps=4, figure="exact" if number <= 4 else "bound"))
+        lines.training(step(number, decoder_warmup_steps=4, figure="exact" if number <= 4 else "bound"))
     left = [line.rpartition("  ")[2] for line in capsys.readouterr().err.splitlines()]
     assert left[1:3] == ["0:00:02 until it is given thoughts", "0:00:01 until it is given thoughts"]
     assert left[5:9] == [f"0:00:{seconds:02} left" for seconds in (20, 15, 10, 5)]

@@ -16,7 +16,7 @@ from pyro.infer import Trace_ELBO
 from pyro_ltm.comparison.pair_score import Estimate, Judgement
 from pyro_ltm.comparison.posteriors import compare_posteriors, describe
 from pyro_ltm.comparison.result import COLUMNS, Comparison, Pair, at, open_comparison, save
-from pyro_ltm.comparison.train_guide import Teaching
+from pyro_ltm.comparison.train_guide import GuideTraining
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Delta, MeanField
 from pyro_ltm.objectives import MAP, MonteCarloELBO
@@ -128,7 +128,7 @@ def test_shared_parameters_are_taught_and_the_decoder_holds_still():
     model = LinearGaussian()
     batch, guide = model.data(8), Linear(model)
     before = [parameter.clone() for parameter in model.parameters()]
-    teaching = Teaching(lambda step: model.data(64), steps=250, lr=0.05)
+    teaching = GuideTraining(lambda step: model.data(64), steps=250, lr=0.05)
     options = {"guides": {"linear": guide}, "fast_steps": (0,), "particles": 200}
     taught = compare(model, [batch], teaching=teaching, **options).pairs[0]
     raw = compare(model, [batch], **options).pairs[0]
@@ -282,7 +282,7 @@ def test_descriptions_tell_members_apart():
 
 
 def test_a_guide_that_learns_may_join_later(tmp_path):
-    """Teaching is a setting of those pairs alone that have something to learn."""
+    """GuideTraining is a setting of those pairs alone that have something to learn."""
     first = open_comparison(tmp_path, "posteriors", {"seed": 0, "teaching": None})
     save(first, tmp_path)
     joined = open_comparison(tmp_path, "posteriors", {"seed": 0, "teaching": {"steps": 20}})

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from pyro_ltm.config import PRESETS, preset
 from pyro_ltm.data import World, prepare
 from pyro_ltm.data.presets import DOCUMENT, FILE, LONG, SENTENCES, TEXT, preset_for
 from pyro_ltm.data.worlds import words_of
 from pyro_ltm.errors import UserError
+from pyro_ltm.presets import PRESETS, preset
 
 
 def write(path, size: int):

@@ -11,7 +11,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Laplace
 from pyro_ltm.guides.laplace import hessian
 from pyro_ltm.inference import fit_posterior
-from pyro_ltm.inference.log_joint import Target
+from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.objectives import MAP
 from pyro_ltm.optimizers import LBFGS
 
@@ -46,7 +46,7 @@ def test_the_hessian_is_that_of_the_decoder():
     model, batch = telling_model(2)
     with torch.no_grad():
         loc = 0.3 * torch.randn(2, N, D)
-    target = Target(model, batch)
+    target = LogJoint(model, batch)
     found = hessian(target, loc)
 
     def slope(z):

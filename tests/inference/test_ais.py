@@ -11,7 +11,7 @@ from helpers.linear_gaussian import CorrelatedGaussian, random_covariance
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference.ais import SCHEDULES, anneal, temperatures
-from pyro_ltm.inference.log_joint import Target
+from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.noise import Noise
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -40,7 +40,7 @@ def starts(model, batch) -> dict[str, dist.TorchDistribution]:
 
 def run(model, batch, start, steps, *, seed=1, **options):
     noise, tuning = Noise(batch.ids, seed=seed), Noise(batch.ids, seed=seed + 1000)
-    return anneal(Target(model, batch), start, noise=noise, tuning=tuning, steps=steps, **options)
+    return anneal(LogJoint(model, batch), start, noise=noise, tuning=tuning, steps=steps, **options)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -20,7 +20,7 @@ from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference import FAMILIES, fit_posterior, refusal
 from pyro_ltm.inference.parts import build_guide
-from pyro_ltm.inference.samplers import Sampler
+from pyro_ltm.inference.samplers import ParticleGuide
 from pyro_ltm.noise import KINDS, DrawFrom, Noise
 from pyro_ltm.objectives import OBJECTIVES
 from pyro_ltm.optimizers import OPTIMIZERS, Adam
@@ -117,7 +117,7 @@ def test_every_pair_runs_and_improves_or_is_refused(guide_name, objective_name):
         assert any(f"'{name}'" in str(caught.value) for name in fitting), "the error names none that fits"
         assert type(guide).__name__ in str(caught.value)
         return
-    kind = "own" if isinstance(guide, Sampler) else RAISES.get(objective_name, "own")
+    kind = "own" if isinstance(guide, ParticleGuide) else RAISES.get(objective_name, "own")
     objective = objective.for_guide()
     start = guide.init(batch) | objective.local(batch)
     before = values(kind, objective, model, guide, batch, {name: value.detach() for name, value in start.items()})
@@ -188,7 +188,7 @@ def test_every_optimizer_and_noise_runs_or_is_refused(guide_name, optimizer_name
     needs_kl = noise == "fixed" and guide.has_density and not guide.has_analytic_kl
     needs_natural = optimizer.wants_natural_gradient and not guide.has_natural_gradient
     needs_still = optimizer.needs_fixed_loss and noise != "fixed" and guide.has_density
-    needs_fresh = isinstance(guide, Sampler) and noise != "fresh"
+    needs_fresh = isinstance(guide, ParticleGuide) and noise != "fresh"
     if needs_kl or needs_natural or needs_still or needs_fresh:
         with pytest.raises(UserError, match=r"use |or the "):
             fit_posterior(model, batch, **options)

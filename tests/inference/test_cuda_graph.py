@@ -16,13 +16,14 @@ from helpers.devices import needs_a_gpu
 from helpers.tiny import tiny_batch, tiny_config, tiny_model
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_ltm.config import apply_settings, preset
+from pyro_ltm.config import apply_settings
 from pyro_ltm.guides import FullRank, MeanField, StudentT
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.cuda_graph import KEPT, Recorder
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.objectives import AnalyticELBO, Annealed, MonteCarloELBO, Renyi
 from pyro_ltm.optimizers import Adam, Natural
+from pyro_ltm.presets import preset
 from pyro_ltm.scores import evaluate_bound
 
 
@@ -145,7 +146,7 @@ def test_what_asks_for_something_else_is_not_replayed(changed):
 
 
 def stretched(model):
-    return {"batch": dataclasses.replace(tiny_batch(), stretch=slice(0, 4), weight=3)}
+    return {"batch": dataclasses.replace(tiny_batch(), token_slice=slice(0, 4), token_scale=3)}
 
 
 def moved_prior(model):

@@ -9,7 +9,7 @@ from pyro.infer import MCMC, NUTS
 
 from pyro_ltm.config import Component
 from pyro_ltm.inference import FAMILIES, fit_posterior
-from pyro_ltm.inference.log_joint import Target
+from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.inference.parts import build_guide
 from pyro_ltm.inference.samplers import HMC, MALA
 from pyro_ltm.model import LatentThoughtModel
@@ -55,7 +55,7 @@ def importance_mean(posterior, model, batch, particles=4000):
     """Self-normalized estimate [8] of the posterior mean under weights p / q, its standard error, and the ESS."""
     z = posterior.with_noise(11).sample(particles)
     with torch.no_grad():
-        log_joint = torch.cat([Target(model, batch)(some) for some in z.split(100)])
+        log_joint = torch.cat([LogJoint(model, batch)(some) for some in z.split(100)])
         log_weight = log_joint - posterior.distribution.log_prob(z)
     weights = torch.softmax(log_weight[:, 0], 0)[:, None]
     draws = z[:, 0].flatten(1)

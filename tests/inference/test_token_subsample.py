@@ -50,7 +50,7 @@ def test_the_decoder_gives_the_same_for_a_stretch(layers, window, way, monkeypat
         for first, last in ((0, 11), (0, 3), (3, 6), (8, 11), (5, 6)):
             weights = torch.randn(3, last - first, 16)
             whole = model.decoder(batch.context, thoughts)[:, first:last]
-            some = model.decoder.stretch(batch.context, thoughts, slice(first, last))
+            some = model.decoder.forward_slice(batch.context, thoughts, slice(first, last))
             torch.testing.assert_close(some, whole)
             slopes = [torch.autograd.grad((hidden * weights).sum(), thoughts)[0] for hidden in (whole, some)]
             torch.testing.assert_close(*slopes)
@@ -67,7 +67,7 @@ def test_each_layer_works_at_what_the_ones_above_it_see_and_at_no_more(monkeypat
     monkeypatch.setattr(Layer, "think", counted)
     model = tiny_model(tiny_config(layers=4, window=3))
     batch = model.precompute(tiny_batch(2, 12))
-    model.decoder.stretch(batch.context, torch.randn(2, 4, 16), slice(5, 8))
+    model.decoder.forward_slice(batch.context, torch.randn(2, 4, 16), slice(5, 8))
     assert rows == [3 + 5, 3 + 4, 3 + 2, 3]  # two tokens more for each layer above; five are all before the stretch
 
 
@@ -114,8 +114,8 @@ def test_stretches_part_the_tokens_and_each_comes_once_in_a_round(length, every)
     orders = set()
     for turn in range(40):
         samples = [subsampled(batch, every, step=turn * parts + place, seed=5) for place in range(parts)]
-        assert {sample.weight for sample in samples} == {parts}
-        read = [list(range(length))[sample.stretch] for sample in samples]
+        assert {sample.token_scale for sample in samples} == {parts}
+        read = [list(range(length))[sample.token_slice] for sample in samples]
         assert sorted(token for tokens in read for token in tokens) == list(range(length))
         assert max(map(len, read)) - min(map(len, read)) <= 1
         orders.add(tuple(tokens[0] for tokens in read))
@@ -125,7 +125,7 @@ def test_stretches_part_the_tokens_and_each_comes_once_in_a_round(length, every)
 def test_each_stretch_has_the_same_chance_at_each_step():
     batch, draws = tiny_batch(2, 12), 2000
     for step in (0, 2, 5):
-        drawn = Counter(subsampled(batch, 4, step=step, seed=seed).stretch.start for seed in range(draws))
+        drawn = Counter(subsampled(batch, 4, step=step, seed=seed).token_slice.start for seed in range(draws))
         # A stretch's count is binomial with chance 1/4.
         assert all(abs(drawn[first] - draws / 4) < 4 * (draws * 3 / 16) ** 0.5 for first in (0, 3, 6, 9)), drawn
 

@@ -32,7 +32,7 @@ def _ways(request, monkeypatch):
         as_on_a_gpu(monkeypatch)
 
 
-def gradients(dtype, learns, stretch):
+def gradients(dtype, learns, token_slice):
     """Of log p(x | z): to the thoughts and, where the decoder learns, to each of its weights."""
     model, batch = LatentThoughtModel(tiny_config(layers=3, thoughts=6, max_length=24), dtype), tiny_batch(3, 24)
     enlarge(model.decoder, seed=0)
@@ -43,7 +43,7 @@ def gradients(dtype, learns, stretch):
             stack.enter_context(frozen(model))
             stack.enter_context(model.held())
             batch = model.precompute(batch)
-        batch = dataclasses.replace(batch, stretch=stretch)
+        batch = dataclasses.replace(batch, token_slice=token_slice)
         nats = TokenSequence(model.decoder, thoughts, batch).log_prob(batch.targets)
         return dict(zip(leaves, torch.autograd.grad(nats.sum(), list(leaves.values())), strict=True))
 
@@ -52,10 +52,10 @@ def error(rough, exact):
     return float((rough - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize("stretch", [None, slice(9, 15)], ids=["whole", "stretch"])
+@pytest.mark.parametrize("token_slice", [None, slice(9, 15)], ids=["whole", "token_slice"])
 @pytest.mark.parametrize("learns", [False, True], ids=["fast", "slow"])
-def test_gradients_are_those_of_single_precision(learns, stretch):
-    exact, rough = (gradients(dtype, learns, stretch) for dtype in (torch.float32, torch.bfloat16))
+def test_gradients_are_those_of_single_precision(learns, token_slice):
+    exact, rough = (gradients(dtype, learns, token_slice) for dtype in (torch.float32, torch.bfloat16))
     assert {gradient.dtype for gradient in rough.values()} == {torch.float32}
     assert 2**-9 < error(rough.pop("thoughts"), exact.pop("thoughts")) < NEAR  # rounded, and no more than that
     if learns:

@@ -106,7 +106,7 @@ def test_a_whole_run_takes_one_graph_for_each_way_to_learn(tmp_path, monkeypatch
     text.write_text("".join(f"The {i % 7}th bird sang {i % 11} songs to the {i % 5} trees.\n" for i in range(400)))
     shape = ["model.dim=16", "model.layers=2", "model.thoughts=2", "model.max_length=16", "model.window=4"]
     data = ["data.vocab_size=280", "data.sequence_length=16", "slow.batch_size=3", "slow.eval_sequences=8"]
-    steps = ["fast.steps=2", "slow.steps=4", "slow.alone=0.5", "slow.eval_every=2", "slow.save_every=1"]
+    steps = ["fast.steps=2", "slow.steps=4", "slow.decoder_warmup=0.5", "slow.eval_every=2", "slow.save_every=1"]
     config = apply_settings(ltm.preset("nano"), [*shape, *data, *steps, "compile=true"])
     graphs = []
     run = ltm.train(

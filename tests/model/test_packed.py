@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.tiny import D, N, enlarge, tiny_config, tiny_decoder, tiny_tokens
 
-from pyro_ltm.model import Decoder, Sampler, sample_tokens
+from pyro_ltm.model import Decoder, DecodingOptions, sample_tokens
 from pyro_ltm.model.kernels import packed
 
 ROWS, STEPS = 5, 6
@@ -53,10 +53,10 @@ def test_generation_packs_and_writes_the_same(eager, monkeypatch):
     made = []
     pack = packed.Packed.__init__
     monkeypatch.setattr(packed.Packed, "__init__", lambda self, *given: (made.append(given), pack(self, *given))[1])
-    fast = sample_tokens(decoder, z, prompt, STEPS, sampler=Sampler(temperature=0))
+    fast = sample_tokens(decoder, z, prompt, STEPS, sampler=DecodingOptions(temperature=0))
     assert made
     monkeypatch.setattr("pyro_ltm.model.kernels.packed.TOKENS", STEPS + 1)
-    assert torch.equal(fast, sample_tokens(decoder, z, prompt, STEPS, sampler=Sampler(temperature=0)))
+    assert torch.equal(fast, sample_tokens(decoder, z, prompt, STEPS, sampler=DecodingOptions(temperature=0)))
 
 
 @pytest.mark.skipif(not packed.packs(), reason="this torch has no oneDNN")

@@ -7,14 +7,14 @@ import torch
 from helpers.tiny import D, N, tiny_config, tiny_decoder, tiny_tokens
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.model import Sampler, sample_tokens
+from pyro_ltm.model import DecodingOptions, sample_tokens
 from pyro_ltm.model.sampling import _below
 
 P = torch.tensor([[0.1, 0.4, 0.2, 0.3]], dtype=torch.float64)
 
 
 def probabilities(**options):
-    return Sampler(**options).log_probs(P.log()).exp()[0].tolist()
+    return DecodingOptions(**options).log_probs(P.log()).exp()[0].tolist()
 
 
 @pytest.mark.parametrize(
@@ -46,17 +46,17 @@ def test_filters(options, expected):
 
 def test_each_row_is_filtered_by_itself():
     logits = torch.stack([P[0], P[0].flip(0)]).log()
-    both = Sampler(top_k=2, top_p=0.9).log_probs(logits)
+    both = DecodingOptions(top_k=2, top_p=0.9).log_probs(logits)
     assert torch.equal(both[0], both[1].flip(0))
 
 
 def test_temperature_zero_takes_the_most_likely():
-    assert Sampler(temperature=0.0).draw(P.log()).tolist() == [1]
+    assert DecodingOptions(temperature=0.0).draw(P.log()).tolist() == [1]
 
 
 def test_draws_have_their_frequencies():
     generator = torch.Generator().manual_seed(1)
-    drawn = Sampler(top_k=3).draw(P.log().expand(9000, 4), generator)
+    drawn = DecodingOptions(top_k=3).draw(P.log().expand(9000, 4), generator)
     expected = torch.tensor([0, 4 / 9, 2 / 9, 3 / 9])
     share = torch.bincount(drawn, minlength=4) / 9000
     # Standard error of each share; the one left out is never drawn.
@@ -72,7 +72,7 @@ def test_draws_of_a_large_vocabulary_have_its_entropy():
     entropy, square = (log_p.exp() * nats).sum(-1), (log_p.exp() * nats**2).sum(-1)
     error = ((square - entropy**2).sum() / 400).sqrt()
     for generator in (torch.Generator().manual_seed(1), [torch.Generator().manual_seed(row) for row in range(64)]):
-        drawn = torch.stack([Sampler().draw(logits, generator) for _ in range(400)], dim=1)
+        drawn = torch.stack([DecodingOptions().draw(logits, generator) for _ in range(400)], dim=1)
         surprise = -log_p.gather(1, drawn)
         assert surprise.isfinite().all(), "a token of probability zero"
         assert abs(surprise.mean(1).sum() - entropy.sum()) < 4 * error
@@ -83,7 +83,7 @@ def test_a_draw_inverts_the_cumulative_distribution(vocabulary):
     """The token that a search through the sums of the whole row finds, for the same uniform numbers."""
     logits = 2 * torch.randn(500, vocabulary, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     logits[:, 1::3] = float("-inf")
-    drawn = Sampler().draw(logits, torch.Generator().manual_seed(1))
+    drawn = DecodingOptions().draw(logits, torch.Generator().manual_seed(1))
     uniform = torch.empty(500, 1, dtype=torch.float64).uniform_(generator=torch.Generator().manual_seed(1))
     expected = torch.searchsorted(logits.softmax(-1).cumsum(-1), uniform, right=True)
     assert torch.equal(drawn, expected[:, 0])
@@ -117,7 +117,7 @@ def test_a_generator_repeats_its_draws():
 )
 def test_refuses_bad_options(options, says):
     with pytest.raises(UserError, match=says):
-        Sampler(**options)
+        DecodingOptions(**options)
 
 
 # A prompt of one token, shorter than the window, as long, longer, longer than two windows.
@@ -148,14 +148,14 @@ def test_greedy_text_is_the_argmax_without_a_cache(length):
     for _ in range(new):
         logits = decoder.logits(decoder(decoder.context(written), thoughts))
         written = torch.cat([written, logits[:, -1:].argmax(-1)], 1)
-    greedy = sample_tokens(decoder, thoughts, prompt, new, sampler=Sampler(temperature=0.0))
+    greedy = sample_tokens(decoder, thoughts, prompt, new, sampler=DecodingOptions(temperature=0.0))
     assert torch.equal(greedy, written)
     assert greedy.shape == (3, 21)
 
 
 def test_an_end_token_ends_its_own_sequence():
     decoder, thoughts, prompt = tiny_decoder(), torch.randn(6, 4, 16), tiny_tokens(6, 2)[:, :2]
-    greedy = Sampler(temperature=0.0)
+    greedy = DecodingOptions(temperature=0.0)
     free = sample_tokens(decoder, thoughts, prompt, 10, sampler=greedy)
     end = int(free[0, 6])  # what the first sequence writes at its fifth step at the latest
     ended = sample_tokens(decoder, thoughts, prompt, 10, sampler=greedy, end=end)
@@ -191,8 +191,8 @@ def test_stops_when_no_sequence_needs_more():
         seen.append(new.clone())
         return torch.tensor([new.shape[1] >= 2, new.shape[1] >= 4])
 
-    whole = sample_tokens(decoder, thoughts, prompt, 6, sampler=Sampler(temperature=0))
-    short = sample_tokens(decoder, thoughts, prompt, 6, sampler=Sampler(temperature=0), stop=stop)
+    whole = sample_tokens(decoder, thoughts, prompt, 6, sampler=DecodingOptions(temperature=0))
+    short = sample_tokens(decoder, thoughts, prompt, 6, sampler=DecodingOptions(temperature=0), stop=stop)
     assert torch.equal(short, whole[:, : prompt.shape[1] + 4])
     assert [new.shape[1] for new in seen] == [1, 2, 3, 4]
     assert torch.equal(seen[-1], short[:, prompt.shape[1] :])

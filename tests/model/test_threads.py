@@ -26,7 +26,7 @@ def test_what_passes_its_thoughts_by_does_not_change_what_another_computes():
     z = torch.randn(4, N, D)
 
     def alone():
-        return model.log_prob_alone(batch)
+        return model.log_prob_without_thoughts(batch)
 
     def thoughtful():
         return TokenSequence(model.decoder, z, batch).log_prob(batch.targets)

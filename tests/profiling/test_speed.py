@@ -24,7 +24,7 @@ from pyro_ltm.training.trainer import Counters, Trainer, slow_optimizer
 from pyro_ltm.types import Batch
 
 # Seconds on the fake clock. Powers of two, and other halves of them: sums and shares are exact, and no two are equal.
-READ, MOVE, FAST, SLOW, ALONE, CHECK, CHECK_FAST = 0.5, 0.25, 4.0, 16.0, 8.0, 2.0, 32.0
+READ, MOVE, FAST, SLOW, DECODER_WARMUP, CHECK, CHECK_FAST = 0.5, 0.25, 4.0, 16.0, 8.0, 2.0, 32.0
 
 
 def config(**changes):
@@ -40,8 +40,8 @@ def clock(monkeypatch):
     monkeypatch.setattr(TokenDataset, "batch", lambda *a: clock.passes(READ, read(*a)))
     monkeypatch.setattr(Batch, "to", lambda *a: clock.passes(MOVE, move(*a)))
 
-    def train(*_, fast_steps, alone, **__):
-        clock.passes(ALONE if alone else fast_steps * FAST + SLOW)
+    def train(*_, fast_steps, decoder_only, **__):
+        clock.passes(DECODER_WARMUP if decoder_only else fast_steps * FAST + SLOW)
 
     monkeypatch.setattr(module, "peak_memory", lambda *_, **__: None)  # which takes a while
     monkeypatch.setattr(module, "train_step", train)
@@ -71,9 +71,9 @@ def test_each_time_is_a_median_over_rounds(clock):
     def after(done):
         clock.pace = {1: 8.0, 2: 2.0, 3: 1.0}[done]
 
-    found = measure_speed(config(**{"slow.batch_size": 64, "slow.alone": 0.5}), rounds=3, on_round=after)
+    found = measure_speed(config(**{"slow.batch_size": 64, "slow.decoder_warmup": 0.5}), rounds=3, on_round=after)
     assert (found.data_seconds, found.fast_seconds, found.slow_seconds) == (2 * MOVE, 2 * FAST, 2 * SLOW)
-    assert found.alone_seconds == 2 * ALONE
+    assert found.decoder_warmup_seconds == 2 * DECODER_WARMUP
     assert found.validation_seconds == 2 * (CHECK + 16 * CHECK_FAST)
 
 
@@ -120,8 +120,8 @@ def test_sums():
         accumulate=5,
         rounds=1,
         steps=10,
-        alone_steps=4,
-        alone_seconds=1.0,
+        decoder_warmup_steps=4,
+        decoder_warmup_seconds=1.0,
         validations=3,
         validation_seconds=7.0,
         weights_bytes=1,
@@ -140,14 +140,14 @@ def test_sums():
 
 
 def test_steps_in_which_the_decoder_learns_alone_are_timed_by_themselves(clock):
-    found = measure_speed(config(**{"fast.steps": 4, "slow.steps": 10, "slow.alone": 0.3}), rounds=1)
-    assert (found.steps, found.alone_steps) == (10, 3)
-    assert found.alone_seconds == ALONE
-    assert found.alone_step_seconds == MOVE + ALONE
+    found = measure_speed(config(**{"fast.steps": 4, "slow.steps": 10, "slow.decoder_warmup": 0.3}), rounds=1)
+    assert (found.steps, found.decoder_warmup_steps) == (10, 3)
+    assert found.decoder_warmup_seconds == DECODER_WARMUP
+    assert found.decoder_warmup_step_seconds == MOVE + DECODER_WARMUP
     checks = found.validations * found.validation_seconds
-    assert found.run_seconds == 3 * (MOVE + ALONE) + 7 * (MOVE + 4 * FAST + SLOW) + checks
-    twin = measure_speed(config(**{"model.thoughts": 0, "slow.alone": 0.3}), rounds=1)
-    assert (twin.alone_steps, twin.alone_seconds) == (0, None)
+    assert found.run_seconds == 3 * (MOVE + DECODER_WARMUP) + 7 * (MOVE + 4 * FAST + SLOW) + checks
+    twin = measure_speed(config(**{"model.thoughts": 0, "slow.decoder_warmup": 0.3}), rounds=1)
+    assert (twin.decoder_warmup_steps, twin.decoder_warmup_seconds) == (0, None)
 
 
 @pytest.mark.parametrize("every", [0, 2, 5])

@@ -13,7 +13,7 @@ from helpers.tiny import D, N, T, telling_model, tiny_model
 from pyro.infer import Trace_ELBO, TraceTailAdaptive_ELBO
 
 from pyro_ltm.comparison.pair_score import judge
-from pyro_ltm.comparison.train_guide import Teaching, teach_guide
+from pyro_ltm.comparison.train_guide import GuideTraining, train_guide
 from pyro_ltm.config import FastConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Amortized, MeanField
@@ -127,7 +127,7 @@ class Breaks:
 def taught(model, batches, objective):
     batches = iter(batches)
     guide = Amortized(N, D, vocab_size=30, max_length=T)
-    teach_guide(model, guide, objective, Teaching(batch=lambda step: next(batches), steps=3))
+    train_guide(model, guide, objective, GuideTraining(batch=lambda step: next(batches), steps=3))
 
 
 ENTRIES = {

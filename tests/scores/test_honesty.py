@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
-from pyro_ltm.config import Component, FastConfig, ModelConfig, apply_settings, preset
+from pyro_ltm.config import Component, FastConfig, ModelConfig, apply_settings
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.objectives import AnalyticELBO
+from pyro_ltm.presets import preset
 from pyro_ltm.scores import evaluate_bound
 from pyro_ltm.training import train_step
 from pyro_ltm.training.trainer import slow_optimizer

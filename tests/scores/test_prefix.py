@@ -60,7 +60,7 @@ class Switch(torch.nn.Module):
         coin = torch.where(thoughts[:, 0, 0] > 0, self.heads[0], self.heads[1])
         return torch.stack([coin, 1 - coin], -1).log()[:, None].expand(*context.shape[:2], 2)
 
-    def stretch(self, context, thoughts, where):
+    def forward_slice(self, context, thoughts, where):
         return self(context, thoughts)[:, where]
 
     def logits(self, hidden):

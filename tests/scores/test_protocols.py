@@ -16,7 +16,7 @@ from pyro_ltm.config import Component, Config, FastConfig, ModelConfig, SlowConf
 from pyro_ltm.data import TokenDataset, Tokenizer, World, prepare
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference import FAMILIES, Parts, Posterior, refusal
-from pyro_ltm.inference.log_joint import Target
+from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.inference.parts import build_guide
 from pyro_ltm.objectives import OBJECTIVES, Terms
 from pyro_ltm.optimizers import Adam
@@ -161,7 +161,7 @@ def test_the_evidence_of_the_program_is_the_floor(world):
     model, batch, floor = program(world.path, HELD_OUT)
     numbers = model.prior().sample((batch.size,)).flatten(1)
     rotations = [numbers.roll(places, 1).view(batch.size, *model.prior.loc.shape) for places in range(numbers.shape[1])]
-    log_likelihood, log_prior = Target(model, batch).parts(torch.stack(rotations))
+    log_likelihood, log_prior = LogJoint(model, batch).parts(torch.stack(rotations))
     torch.testing.assert_close(log_prior, log_prior[:1].expand_as(log_prior), rtol=1e-12, atol=0)
     evidence = log_likelihood.logsumexp(0) - math.log(len(rotations))
     torch.testing.assert_close(-evidence, floor.sequence_nats, rtol=1e-12, atol=0)

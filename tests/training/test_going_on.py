@@ -15,13 +15,13 @@ from pyro_ltm.config import SlowConfig, load_toml
 from pyro_ltm.errors import UserError
 from pyro_ltm.runs.metrics import read_metrics
 from pyro_ltm.runs.run import Run
-from pyro_ltm.training.schedule import extended, learning_rate, stage
+from pyro_ltm.training.schedule import extended, learning_rate, phase
 from pyro_ltm.training.trainer import Trainer
 
 TINY = [
     *("model.dim=16", "model.layers=1", "model.heads=2", "model.thoughts=2", "model.max_length=16", "model.window=4"),
     *("data.vocab_size=280", "data.sequence_length=16", "fast.steps=2", "slow.steps=4", "slow.batch_size=3"),
-    *("slow.eval_every=0", "slow.eval_sequences=4", "slow.save_every=2", "slow.warmup=0", "slow.alone=0.25"),
+    *("slow.eval_every=0", "slow.eval_sequences=4", "slow.save_every=2", "slow.warmup=0", "slow.decoder_warmup=0.25"),
 ]
 
 
@@ -70,14 +70,14 @@ def more(folder, steps, **options):
 
 @pytest.mark.parametrize("rewarm", [0, 5])
 def test_the_rate_after_an_extension_is_that_of_the_longer_plan(rewarm):
-    config = configure("slow.steps=40", "slow.warmup=4", "slow.lr=1.0", "slow.alone=0.25")
+    config = configure("slow.steps=40", "slow.warmup=4", "slow.lr=1.0", "slow.decoder_warmup=0.25")
     longer = extended(config, steps=100, at=40, rewarm=rewarm)
     planned = SlowConfig(**{**dataclasses.asdict(config.slow), "steps": 100})
     for step in range(40, 100):
         share = min(1.0, (step - 39) / rewarm) if rewarm else 1.0
         assert learning_rate(step, longer.slow) == pytest.approx(share * learning_rate(step, planned), rel=1e-12)
-    assert [stage(step, longer) for step in range(40)] == [stage(step, config) for step in range(40)]
-    assert {stage(step, longer) for step in range(40, 100)} == {(False, 1.0)}
+    assert [phase(step, longer) for step in range(40)] == [phase(step, config) for step in range(40)]
+    assert {phase(step, longer) for step in range(40, 100)} == {(False, 1.0)}
     again = extended(longer, steps=200, at=90)
     assert (again.slow.planned, again.slow.changed_at, again.slow.rewarm) == (40, 90, 0)
 

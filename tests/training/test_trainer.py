@@ -136,7 +136,7 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine():
 
 
 @pytest.mark.parametrize(
-    "settings", [[], ["slow.accumulate=2"], ["dtype=bfloat16"], ["model.thoughts=0"], ["slow.alone=0.5"]]
+    "settings", [[], ["slow.accumulate=2"], ["dtype=bfloat16"], ["model.thoughts=0"], ["slow.decoder_warmup=0.5"]]
 )
 @pytest.mark.parametrize("at", [1, 3, 6])
 def test_stopped_and_resumed_ends_with_the_same_weights(tokens, tmp_path, settings, at):
@@ -291,7 +291,10 @@ def test_training_learns_what_counting_cannot(tokens, tmp_path):
 def test_a_decoder_that_learns_alone_learns_what_its_twin_learns(tokens, tmp_path):
     data = TokenDataset(tokens)
     run = {}
-    for name, settings in {"ltm": ["slow.alone=0.5", "model.thoughts=4"], "twin": ["model.thoughts=0"]}.items():
+    for name, settings in {
+        "ltm": ["slow.decoder_warmup=0.5", "model.thoughts=4"],
+        "twin": ["model.thoughts=0"],
+    }.items():
         config = configure(*settings, "model.vocab_size=280", "slow.eval_every=0")
         parts = Parts.build(config)
         run[name] = ltm.Run.create(tmp_path / name, config, parts, data.tokenizer)
