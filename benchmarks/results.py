@@ -1,8 +1,8 @@
 """The tables of benchmarks/notes/results.md, made from what `python -m benchmarks.protocols` measured.
 
 A file of figures holds, by corpus, what `benchmarks.protocols.measure` gives. Its tables: by corpus; `CORPUS along K`,
-the bound along the number of draws; `shares`, of corpora that differ in `slow.decoder_warmup`; `CORPUS in short`, the rows of
-docs/results.md; and `CORPUS in a line`, README's.
+the bound along the number of draws; `shares`, of corpora that differ in `slow.decoder_warmup`; `CORPUS in short`, the
+rows of docs/results.md; and `CORPUS in a line`, README's.
 """
 
 from __future__ import annotations
