@@ -35,9 +35,9 @@ STARTED = [
 ]
 """An encoder that starts the fast loop."""
 DEFAULT = ["--preset", "nano-long", "--set", "slow.eval_every=0"]
-"""What `train` takes for long texts: the decoder alone for a tenth of the slow steps, then its thoughts."""
+"""What `train` takes for long texts: a tenth of the slow steps without thoughts, then with them."""
 HALF = [*DEFAULT, "--set", "slow.decoder_warmup=0.5"]
-"""The decoder alone for half of them."""
+"""Half of them without thoughts."""
 THOUGHTS_FIRST = [*DEFAULT, "--set", "slow.decoder_warmup=0"]
 """Thoughts from the first slow step on."""
 NATURAL = [

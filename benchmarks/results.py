@@ -15,7 +15,7 @@ from pyro_ltm.scores.dependence import Blocks
 
 SIDES = ("below_twin", "above_floor")
 SHARES = {"-thoughts-first": "0", "": "0.1", "-half": "0.5"}
-"""How the name of a corpus ends, and for what share of the slow steps the decoder learns alone in it."""
+"""How the name of a corpus ends, and for what share of the slow steps the decoder learns without thoughts in it."""
 MARK = "†"
 """Stands behind an error that takes sequences as independent, as releases did that did not keep `blocks`."""
 ONE_LINE = {"tinyshakespeare-longer": "below_twin", "worlds-longer": "closed"}
@@ -139,7 +139,7 @@ def along_draws(found: Mapping[str, Any]) -> str:
 
 
 def shares(found: Mapping[str, Any]) -> str:
-    """What the share of slow steps does in which the decoder learns alone: a row for each text, share and seed."""
+    """What `slow.decoder_warmup` does: a row for each text, share and seed."""
     below = "below the twin"
     columns = ["text", "`slow.decoder_warmup`", "seed", "ELBO", below, "importance-weighted", below, "rate"]
     rows = []
