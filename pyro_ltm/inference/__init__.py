@@ -2,15 +2,19 @@
 
 from pyro_ltm.inference.compatibility import check_fit, couples_batch, refusal
 from pyro_ltm.inference.families import FAMILIES
+from pyro_ltm.inference.fast_loop import FastLoop, fit_posterior, fit_to_score
+from pyro_ltm.inference.fit import Plateau, sequence_bounds
 from pyro_ltm.inference.generation import Generated, Reconstruction, continuation, generate, infer_thoughts, reconstruct
 from pyro_ltm.inference.learning import guide_loss
 from pyro_ltm.inference.parts import Parts
-from pyro_ltm.inference.posterior import Posterior, fit_posterior, fit_to_score, sequence_bounds
+from pyro_ltm.inference.posterior import Posterior
 
 __all__ = [
     "FAMILIES",
+    "FastLoop",
     "Generated",
     "Parts",
+    "Plateau",
     "Posterior",
     "Reconstruction",
     "check_fit",

@@ -14,7 +14,8 @@ from pyro_ltm.guides import Guide, MeanField
 from pyro_ltm.inference.compatibility import check_fit
 from pyro_ltm.inference.cuda_graph import Recorder
 from pyro_ltm.inference.families import FAMILIES
-from pyro_ltm.inference.posterior import Posterior, fit_to_score
+from pyro_ltm.inference.fast_loop import fit_to_score
+from pyro_ltm.inference.posterior import Posterior
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.model.precision import DTYPES, resolve_dtype
 from pyro_ltm.noise import fold

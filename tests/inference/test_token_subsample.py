@@ -14,7 +14,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.families import FAMILIES
-from pyro_ltm.inference.posterior import sequence_bounds
+from pyro_ltm.inference.fit import sequence_bounds
 from pyro_ltm.inference.token_subsample import subsampled
 from pyro_ltm.model import attention
 from pyro_ltm.model.decoder import Layer
