@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from .options import Common
 from .progress import Reporter
 
 if TYPE_CHECKING:
-    from pyro_ltm.data import Reading, TokenDataset, World
+    from pyro_ltm.data import Reading, TokenDataset
     from pyro_ltm.runs import Run
     from pyro_ltm.tasks.written_texts import Scorer
 
@@ -69,79 +68,30 @@ def open_scorer(folder: Path, common: Common) -> Run | Scorer:
 
 
 def check_twin(run: Run, twin: Run) -> list[str]:
-    """Says, and gives back, in what else than thoughts the twin was trained otherwise: empty for a true twin.
-
-    Raises UserError when the two do not read the same tokens.
-    """
-    from pyro_ltm.runs.protocols import taught_otherwise
+    """`check_twin` of the library, which says what it found."""
+    from pyro_ltm.runs.twin import check_twin as check
 
     from .output import note
 
-    if twin.tokenizer.fingerprint != run.tokenizer.fingerprint:
-        raise UserError(
-            f"--twin {twin.folder}: has another tokenizer than {run.folder}, so nats a token cannot be compared; "
-            "train both on the same prepared folder"
-        )
-    if twin.config.model != run.config.model.twin:
-        raise UserError(
-            f"--twin {twin.folder}: not the twin of {run.folder}, which is the same decoder with model.thoughts = 0; "
-            "evaluate another model by itself"
-        )
-    if differs := taught_otherwise(run, twin):
+    if differs := check(run, twin):
         note(f"Warning: thoughts are not all that sets run and twin apart. Of the twin: {'; '.join(differs)}.")
     return differs
 
 
 @contextlib.contextmanager
 def open_data(run: Run, spec: str | None, reading: Reading, reporter: Reporter) -> Iterator[TokenDataset]:
-    """The data to score: the run's own validation split, a prepared folder's, or all of a source, prepared here.
-
-    A source is prepared as the run's data were: its tokenizer, its sequence length, its packing. Of a world new
-    documents are drawn, each a sequence.
-    """
-    from pyro_ltm.data import Reading, TokenDataset, prepare
+    """`data_to_score`, which says what may not be expected of text that is prepared here."""
     from pyro_ltm.data.folder import is_token_folder
-    from pyro_ltm.data.worlds import for_scoring, is_world
+    from pyro_ltm.runs.data import data_to_score
 
     from .output import note
     from .sources import remarks
 
-    if spec is None:
-        yield run.dataset("validation")
-    elif is_token_folder(spec):
-        if reading != Reading():
-            raise UserError(f"{spec}: is prepared already; leave out the options of how text is read")
-        data = TokenDataset(spec)
-        yield TokenDataset(data.folder, "validation") if "validation" in data.folder.splits else data
-    else:
-        length, packing, world = _cut(run)
-        if is_world(spec):
-            spec, packing = for_scoring(spec, world), "document"
-        with tempfile.TemporaryDirectory(prefix="pyro-ltm-") as temporary:
-            folder = prepare(
-                [spec],
-                Path(temporary, "data"),
-                tokenizer=run.tokenizer,
-                sequence_length=length,
-                packing=packing,
-                validation_fraction=0.0,
-                reading=reading,
-                progress=reporter.preparing,
-            )
-            for line in remarks(folder.meta):
+    with data_to_score(run, spec, reading=reading, on_prepare=reporter.preparing) as data:
+        if spec is not None and not is_token_folder(spec):
+            for line in remarks(data.folder.meta):
                 note(line)
-            yield TokenDataset(folder)
-
-
-def _cut(run: Run) -> tuple[int, str, World | None]:
-    """Sequence length and packing of the run's data: as prepared, else as its configuration says; and their world."""
-    from pyro_ltm.data import World
-
-    try:
-        folder = run.dataset("train").folder
-    except UserError:
-        return run.sequence_length, run.config.data.packing, None
-    return folder.sequence_length, str(folder.meta["packing"]), World.of(folder)
+        yield data
 
 
 def check_target(path: Path, *inputs: Path | None) -> None:
@@ -163,3 +113,16 @@ def check_target(path: Path, *inputs: Path | None) -> None:
     of_a_run = (place / CONFIG).is_file() and name in (CONFIG, "data.json", "init.json", *WRITTEN)
     if path.exists() and (of_a_run or (is_prepared(place) and name not in strangers(place))):
         raise UserError(f"{path}: is a part of {place}, and not written over; name another file")
+
+
+def check_thoughts_target(path: Path) -> None:
+    """Raises UserError when no file of thoughts can be written at `path`, before the fits that it is to hold."""
+    from pyro_ltm.runs.thoughts_file import SUFFIXES
+
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; name a file, such as {path / 'thoughts.safetensors'}")
+    if not path.parent.is_dir():
+        raise UserError(f"--out {path}: there is no folder {path.parent}; make it first")
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"--out {path}: expected a name that ends in {' or '.join(SUFFIXES)}")
+    check_target(path)

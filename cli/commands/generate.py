@@ -65,10 +65,10 @@ def command(
     prior. On a terminal texts are parted by rules and the prompt is dim; elsewhere a line of three dashes parts them.
     """
     from pyro_ltm.model import DecodingOptions
+    from pyro_ltm.runs.thoughts_file import read_thoughts
 
     from ..output import emit
     from ..runs import open_run
-    from ..thoughts import read_thoughts
 
     sampler = DecodingOptions(temperature=temperature, top_k=top_k, top_p=top_p)
     thoughts = read_thoughts(thoughts_file) if thoughts_file else None

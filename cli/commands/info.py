@@ -37,12 +37,12 @@ def command(*, run_folder: Path, common: Common) -> None:
 
 def describe(run: Run) -> dict[str, Any]:
     """All that there is to know of a run, for JSON."""
-    from pyro_ltm.runs.origin import noted_origin
+    from pyro_ltm.runs.metrics import summarize
+    from pyro_ltm.runs.notes import origin_note
 
     from ..output import files
-    from ..summary import summarize
 
-    origin = noted_origin(run.folder)
+    origin = origin_note(run.folder)
     return {
         "run": str(run.folder),
         "step": run.step,

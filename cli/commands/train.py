@@ -198,8 +198,9 @@ def default_preset(data: Sequence[str]) -> str:
 
 def _report(run: Run, as_json: bool) -> None:
     """What came of it, where it was written, and what to try next."""
+    from pyro_ltm.runs.metrics import summarize
+
     from ..output import emit, files, nats, note, say, show_files, show_next
-    from ..summary import summarize
 
     summary = summarize(run.folder)
     if as_json:

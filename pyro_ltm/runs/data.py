@@ -1,81 +1,25 @@
-"""What a run notes of its data: RUN/data.json, which says where they lie and how to know them again."""
+"""The data of a run: those it was trained on, those it prepares itself, and text to score."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import msgspec
-
-from pyro_ltm.data import TokenDataset
-from pyro_ltm.data.folder import is_prepared
+from pyro_ltm.data import Reading, TokenDataset, World, prepare
+from pyro_ltm.data.folder import is_prepared, is_token_folder
+from pyro_ltm.data.worlds import for_scoring, is_world
 from pyro_ltm.errors import UserError
-from pyro_ltm.files import write_text
 from pyro_ltm.reading import read_json
+from pyro_ltm.runs.notes import DATA, DataNote, data_note, write_note
 
-DATA = "data.json"
-
-
-class DataNote(msgspec.Struct):
-    """What data.json says: where the data lie, relative to the run or not, and how to know them again."""
-
-    folder: str
-    fingerprint: str
-
-
-def record_data(folder: Path, data: TokenDataset) -> None:
-    """Notes in the run folder where its data lie and how to know them again."""
-    entry = {"folder": relative(data.folder.path, folder), "fingerprint": data.folder.fingerprint}
-    write_text(folder / DATA, json.dumps(entry, indent=2) + "\n")
-
-
-def relative(path: Path, folder: Path) -> str:
-    """`path` as seen from `folder`, so that both may be moved together; absolute where they share but a root."""
-    path, folder = path.resolve(), folder.resolve()
-    try:
-        apart = os.path.commonpath([path, folder]) == path.anchor or path.stat().st_dev != folder.stat().st_dev
-        return str(path) if apart else Path(os.path.relpath(path, folder)).as_posix()
-    except (ValueError, OSError):  # on two drives; or not there
-        return str(path)
-
+if TYPE_CHECKING:
+    from pyro_ltm.runs.run import Run
 
 OWN = "data"
 """Where in its folder a run keeps the tokens that it prepared itself."""
-
-
-def noted_data(folder: Path) -> DataNote | None:
-    """What `record_data` or `own_data` noted in a run folder; None where there is nothing, or something else."""
-    try:
-        return read_json(folder / DATA, DataNote)
-    except (FileNotFoundError, UserError):
-        return None
-
-
-@contextmanager
-def own_data(folder: Path) -> Iterator[Path]:
-    """Where the run in `folder` prepares its own tokens: noted first, so that after a kill they are known as its own.
-
-    Raises:
-        UserError: the user has something of their own there.
-    """
-    place, note = folder / OWN, folder / DATA
-    noted = noted_data(folder)
-    if noted is None or noted.folder != OWN:
-        if place.is_dir() and any(place.iterdir()):
-            raise UserError(
-                f"{place}: is there already and not of a run that began here, so it is left alone: name it with "
-                "--data if it holds the tokens to train on, or choose another --out"
-            )
-        write_text(note, json.dumps({"folder": OWN, "fingerprint": ""}) + "\n")
-    try:
-        yield place
-    except BaseException:
-        if not is_prepared(place):
-            note.unlink(missing_ok=True)
-        raise
 
 
 def open_data(folder: Path, split: str) -> TokenDataset:
@@ -94,3 +38,80 @@ def open_data(folder: Path, split: str) -> TokenDataset:
     if data.folder.fingerprint != note.fingerprint:
         raise UserError(f"{data.folder.path}: not the data that {folder} was trained on; name other data with --data")
     return data
+
+
+@contextmanager
+def own_data(folder: Path) -> Iterator[Path]:
+    """Where the run in `folder` prepares its own tokens: noted first, so that after a kill they are known as its own.
+
+    Raises:
+        UserError: the user has something of their own there.
+    """
+    place, note = folder / OWN, data_note(folder)
+    if note is None or note.folder != OWN:
+        if place.is_dir() and any(place.iterdir()):
+            raise UserError(
+                f"{place}: is there already and not of a run that began here, so it is left alone: name it with "
+                "--data if it holds the tokens to train on, or choose another --out"
+            )
+        write_note(folder / DATA, DataNote(OWN, ""))
+    try:
+        yield place
+    except BaseException:
+        if not is_prepared(place):
+            (folder / DATA).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def data_to_score(
+    run: Run,
+    source: str | None = None,
+    *,
+    reading: Reading | None = None,
+    on_prepare: Callable[[str, int, int], None] | None = None,
+) -> Iterator[TokenDataset]:
+    """The data to score a run on: its own validation split, a prepared folder's, or all of a source of text.
+
+    A source is prepared as the run's data were, in a temporary folder: with its tokenizer, its sequence length, its
+    packing. Of a world new documents are drawn, each a sequence.
+
+    Args:
+        source: a folder that `prepare` wrote, or text as `prepare` takes it; None: the run's own validation split.
+        reading: how a source is read. on_prepare: as `progress` in `prepare`.
+
+    Raises:
+        UserError: the data are not there, or not what was said.
+    """
+    if source is None:
+        yield run.dataset("validation")
+    elif is_token_folder(source):
+        if reading not in (None, Reading()):
+            raise UserError(f"{source}: is prepared already; leave out the options of how text is read")
+        data = TokenDataset(source)
+        yield TokenDataset(data.folder, "validation") if "validation" in data.folder.splits else data
+    else:
+        length, packing, world = _cut(run)
+        if is_world(source):
+            source, packing = for_scoring(source, world), "document"
+        with tempfile.TemporaryDirectory(prefix="pyro-ltm-") as temporary:
+            folder = prepare(
+                [source],
+                Path(temporary, "data"),
+                tokenizer=run.tokenizer,
+                sequence_length=length,
+                packing=packing,
+                validation_fraction=0.0,
+                reading=reading,
+                progress=on_prepare,
+            )
+            yield TokenDataset(folder)
+
+
+def _cut(run: Run) -> tuple[int, str, World | None]:
+    """Sequence length and packing of the run's data: as prepared, else as its configuration says; and their world."""
+    try:
+        folder = run.dataset("train").folder
+    except UserError:
+        return run.sequence_length, run.config.data.packing, None
+    return folder.sequence_length, str(folder.meta["packing"]), World.of(folder)

@@ -13,6 +13,7 @@ import msgspec
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.files import clear_errors, write_text
 from pyro_ltm.reading import MEBIBYTE, Count, fitted, parse_json
+from pyro_ltm.runs.folder import METRICS
 
 Figure = float | None
 """None where it was not finite."""
@@ -128,3 +129,18 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         return
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
+
+
+def summarize(folder: Path) -> dict[str, Any]:
+    """The counts of a run so far, its last validation, and the two levels that it has to beat; None where unknown."""
+    rows = read_metrics(folder / METRICS)
+    steps, checks, start = ([row for row in rows if row["kind"] == kind] for kind in ("train", "validation", "start"))
+    last = steps[-1] if steps else {}
+    return {
+        "tokens": last.get("tokens", 0),
+        "seconds": last.get("seconds", 0.0),
+        "skipped": last.get("skipped", 0),
+        "validation": {key: value for key, value in checks[-1].items() if key != "kind"} if checks else None,
+        "untrained_nats_per_token": next((row["nats_per_token"] for row in checks if row["step"] == 0), None),
+        "unigram_nats_per_token": start[0]["unigram_nats_per_token"] if start else None,
+    }

@@ -8,8 +8,8 @@ from typing import Any
 
 from pyro_ltm.data import TokenDataset, World
 from pyro_ltm.errors import UserError
-from pyro_ltm.runs.origin import noted_origin
 from pyro_ltm.runs.run import Run
+from pyro_ltm.runs.twin import check_twin
 from pyro_ltm.scores import (
     AnnealedBound,
     Bound,
@@ -33,9 +33,6 @@ PROTOCOLS = ("bound", "prefix", "reference")
 DISTANCES = ("above_floor", "below_twin", "closed")
 """What an evaluation says of its valid figures, by figure."""
 
-SCHEDULE = ("steps", "changed_at", "rewarm", "lr", "lr_final", "warmup", "weight_decay", "beta1", "beta2", "clip")
-"""What of `slow` decides what a twin learns from the same sequences; the rest is when to look, and about thoughts."""
-
 Count = Callable[[int, float], None]
 """Called with the sequences done and the nats a token so far."""
 
@@ -48,7 +45,7 @@ class Evaluation:
         bound: an upper bound on the nats a token. annealed: one by annealing, by where it starts.
         prefix: predictive figures. reference: no bound.
         twin: the twin's exact figure; twin_prefix: its predictive figures.
-        twin_differs: of `taught_otherwise`; empty where thoughts are all that sets the twin apart.
+        twin_differs: `training_differences`; empty where thoughts are all that sets the twin apart.
         no_bytes: why there is no figure by the byte; empty where there is one.
         floor: the text's own entropy; no_floor: why a world's text has none here.
         above_floor: by figure, how far it lies above the floor. below_twin: how far below the twin on the same tokens;
@@ -113,8 +110,8 @@ def evaluate_protocols(
         counting: gives what is called with the progress of the figure of this name.
 
     Raises:
-        UserError: a bound or a predictive figure lies below the text's entropy: an error, and not a result; or a run
-            without thoughts is asked for what only thoughts have.
+        UserError: `twin` is not the twin of `run`; a run without thoughts is asked for what only thoughts have; or a
+            bound or a predictive figure lies below the text's entropy: an error, and not a result.
     """
     common: dict[str, Any] = {"sequences": sequences, "batch_size": batch_size, "seed": seed}
     thoughts = bool(run.config.model.thoughts)
@@ -127,6 +124,8 @@ def evaluate_protocols(
 
     prefixes = prefixes or quarters(int(data.lengths[:sequences].max(initial=0)))
     found: dict[str, Any] = {"no_bytes": data.why_no_bytes}
+    if twin is not None:
+        found["twin_differs"] = check_twin(run, twin)
     if World.of(data.folder) is not None:
         found["no_floor"] = why_no_floor(data)
         if not found["no_floor"]:
@@ -149,32 +148,9 @@ def evaluate_protocols(
         found["reference"] = run.evaluate_reference(data, fast_steps=fast_steps, **options("reference, not a bound"))
     if twin is not None:
         found["twin"] = twin.evaluate(data, particles=1, **options("twin"))
-        found["twin_differs"] = taught_otherwise(run, twin)
         if "prefix" in protocols:
             found["twin_prefix"] = twin.evaluate_prefix(data, **cut, **options("twin's prefix"))
     return Evaluation(**found, **distances(found))
-
-
-def taught_otherwise(run: Run, twin: Run) -> list[str]:
-    """In what else than thoughts the training of a twin differed from that of `run`, a line each.
-
-    A twin reads the same tokens in the same order, and learns from them with the same slow optimizer.
-    """
-    theirs, ours = twin.data_fingerprint, run.data_fingerprint
-    lines = ["it was trained on other data"] if None not in (theirs, ours) and theirs != ours else []
-    if (its_origin := noted_origin(twin.folder)) != (own_origin := noted_origin(run.folder)):
-        its, this = (f"the weights of {one.run}" if one else "random weights" for one in (its_origin, own_origin))
-        lines.append(f"it began with {its}, this run with {this}")
-    read, own = (one.step * one.config.slow.sequences for one in (twin, run))
-    if read != own:
-        lines.append(f"it has read {read:,} sequences where this run has read {own:,}")
-    if twin.config.seed != run.config.seed:
-        lines.append(f"its seed is {twin.config.seed}, this run's {run.config.seed}")
-    for name in SCHEDULE:
-        one, other = getattr(twin.config.slow, name), getattr(run.config.slow, name)
-        if one != other:
-            lines.append(f"its slow.{name} is {one}, this run's {other}")
-    return lines
 
 
 def distances(found: dict[str, Any]) -> dict[str, Any]:

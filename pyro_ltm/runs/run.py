@@ -19,7 +19,7 @@ from pyro_ltm.inference import Generated, Posterior, Reconstruction, generate, i
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.locks import locked
 from pyro_ltm.model.precision import resolve_dtype
-from pyro_ltm.runs.data_record import noted_data, open_data
+from pyro_ltm.runs.data import open_data
 from pyro_ltm.runs.folder import (
     CONFIG,
     MODEL,
@@ -32,6 +32,7 @@ from pyro_ltm.runs.folder import (
     weights,
     write_tensors,
 )
+from pyro_ltm.runs.notes import data_note
 from pyro_ltm.scores import (
     AnnealedBound,
     Bound,
@@ -125,8 +126,8 @@ class Run:
     @property
     def data_fingerprint(self) -> str | None:
         """Tells the data that the run was trained on from others; None where the run does not say."""
-        noted = noted_data(self.folder)
-        return noted.fingerprint if noted else None
+        note = data_note(self.folder)
+        return note.fingerprint if note else None
 
     def dataset(self, split: str = "validation") -> TokenDataset:
         """The data that the run was trained on. Raises UserError when it is not there any more."""

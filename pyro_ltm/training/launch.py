@@ -19,9 +19,9 @@ from pyro_ltm.inference.parts import Parts
 from pyro_ltm.locks import locks_out
 from pyro_ltm.model.precision import resolve_dtype
 from pyro_ltm.presets import preset
-from pyro_ltm.runs.data_record import DATA, noted_data, open_data, own_data, record_data
+from pyro_ltm.runs.data import open_data, own_data
 from pyro_ltm.runs.folder import CONFIG, EVALUATION, METRICS, MODEL, TOKENIZER, TRAINER, WeightsMeta, read_tensors
-from pyro_ltm.runs.origin import INIT, noted_origin
+from pyro_ltm.runs.notes import DATA, ORIGIN, data_note, note_data, origin_note
 from pyro_ltm.runs.run import Run, check_fits
 from pyro_ltm.training.origin import Origin, note_origin
 from pyro_ltm.training.schedule import PLAN, flat
@@ -102,7 +102,7 @@ def train(
     if trained:
         run = Run(out, config, parts, training.tokenizer, 0)
     else:
-        record_data(out, training)
+        note_data(out, training)
         note_origin(out, origin)
         run = Run.create(out, config, parts, training.tokenizer)
     validation = TokenDataset(folder, "validation") if "validation" in training.folder.splits else None
@@ -141,10 +141,10 @@ def _check_folder(out: Path, resume: bool, data: object) -> bool:
 def _check_nobodys(out: Path) -> None:
     """Raises UserError when the folder, which holds no run, has a file that a run would write over."""
     names = [name for name in WRITTEN if os.path.lexists(out / name)]
-    if os.path.lexists(out / DATA) and noted_data(out) is None:  # a run that was killed as it began leaves such a note
+    if os.path.lexists(out / DATA) and data_note(out) is None:  # a run that was killed as it began leaves such a note
         names.append(DATA)
-    if os.path.lexists(out / INIT) and noted_origin(out) is None:
-        names.append(INIT)
+    if os.path.lexists(out / ORIGIN) and origin_note(out) is None:
+        names.append(ORIGIN)
     if names:
         raise UserError(
             f"{out}: has a {names[0]} but no {CONFIG}, so that is no run's and left alone; choose another folder"

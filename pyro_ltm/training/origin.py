@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
-
-import msgspec
 
 from pyro_ltm.config import Config
 from pyro_ltm.data import TokenDataset, Tokenizer
 from pyro_ltm.errors import UserError
-from pyro_ltm.files import write_text
 from pyro_ltm.inference.parts import Parts
-from pyro_ltm.runs.data_record import relative
 from pyro_ltm.runs.folder import MODEL, load_weights, weights
-from pyro_ltm.runs.origin import INIT, InitNote, noted_origin
+from pyro_ltm.runs.notes import ORIGIN, OriginNote, origin_note, relative, write_note
 from pyro_ltm.runs.run import Run
 from pyro_ltm.training.schedule import flat
 
@@ -41,7 +36,7 @@ class Origin:
         Raises:
             UserError: `init_from` is no run, or not the one with which the run in `out` began.
         """
-        noted = noted_origin(out) if going_on else None
+        noted = origin_note(out) if going_on else None
         if init_from is None and (noted is None or trained):
             return None
         place = Path(init_from) if init_from is not None else out / noted.run if noted else out
@@ -98,8 +93,8 @@ class Origin:
 def note_origin(out: Path, origin: Origin | None) -> None:
     """Notes in the folder of a new run with whose weights it begins; with random ones, no note stays there."""
     if origin is None:
-        (out / INIT).unlink(missing_ok=True)  # of one that was killed as it began
+        (out / ORIGIN).unlink(missing_ok=True)  # of one that was killed as it began
         return
     run = origin.run
-    note = InitNote(relative(run.folder, out), run.step, run.fingerprint, list(origin.parts))
-    write_text(out / INIT, json.dumps(msgspec.to_builtins(note), indent=2) + "\n")
+    note = OriginNote(relative(run.folder, out), run.step, run.fingerprint, list(origin.parts))
+    write_note(out / ORIGIN, note)

@@ -11,7 +11,7 @@ import pytest
 from pyro_ltm.config import apply_settings
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.evaluation_file import merged
-from pyro_ltm.runs.protocols import taught_otherwise
+from pyro_ltm.runs.twin import training_differences
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +121,14 @@ def test_the_floor_after_a_beginning_stays_beside_its_figures():
 
 def test_what_else_sets_a_twin_apart_is_said(ask, invoke, worldly, tmp_path):
     ltm, twin = (Run.load(folder) for folder in worldly)
-    assert taught_otherwise(ltm, twin) == []
+    assert training_differences(ltm, twin) == []
     for other, says in (
         (replace(twin, step=2), "it has read 8 sequences where this run has read 16"),
         (replace(twin, config=apply_settings(twin.config, ["slow.lr=0.5"])), "its slow.lr is 0.5"),
         (replace(twin, config=apply_settings(twin.config, ["seed=7"])), "its seed is 7"),
         (replace(twin, folder=tmp_path), None),  # it does not say what data it was trained on
     ):
-        assert (says or "") in " ".join(taught_otherwise(ltm, other))
+        assert (says or "") in " ".join(training_differences(ltm, other))
     other = shutil.copytree(worldly[1], tmp_path / "twin")
     (other / "data.json").write_text(json.dumps({"folder": "data", "fingerprint": "0"}))
     options = ["evaluate", worldly[0], "--twin", other, "--sequences", 3]

@@ -28,7 +28,6 @@ import pyarrow.parquet
 import pytest
 import torch
 from helpers import fuzz
-from pyro_ltm_cli.thoughts import read_thoughts, write_thoughts
 
 import pyro_ltm as ltm
 from pyro_ltm.comparison.pair_score import Checkpoint, Estimate, Judgement
@@ -46,11 +45,12 @@ from pyro_ltm.reports.html import to_png
 from pyro_ltm.reports.plots import plot_training
 from pyro_ltm.reports.protocol_plots import draw_evaluation
 from pyro_ltm.reports.thoughts_page import likelihoods
-from pyro_ltm.runs.data_record import open_data
+from pyro_ltm.runs.data import open_data
 from pyro_ltm.runs.evaluation_file import merged, read_evaluation, write_evaluation
 from pyro_ltm.runs.metrics import read_metrics
 from pyro_ltm.runs.protocols import evaluate_protocols
 from pyro_ltm.runs.run import Run
+from pyro_ltm.runs.thoughts_file import read_thoughts, write_thoughts
 from pyro_ltm.tasks.gsm8k import read_problems
 from pyro_ltm.tasks.text_tasks import load_tasks
 from pyro_ltm.tasks.written_texts import read_features

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import pyro_ltm as ltm
 from pyro_ltm.errors import UserError
-from pyro_ltm.runs.data_record import open_data
+from pyro_ltm.runs.data import open_data
 from pyro_ltm.runs.folder import FORMAT
 from pyro_ltm.runs.metrics import MetricsLog, read_metrics
 from pyro_ltm.runs.run import Run

@@ -115,7 +115,7 @@ def test_a_file_of_the_user_is_not_replaced(name, resume, tokens, tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: '{"text": "mine"}'}
 
 
-@pytest.mark.parametrize("moment", ["record_data", "Run.create"])
+@pytest.mark.parametrize("moment", ["note_data", "Run.create"])
 def test_tokens_of_a_run_that_was_killed_as_it_began_are_its_own(moment, text, trained, tmp_path, monkeypatch):
     def die(*arguments, **options):
         raise KeyboardInterrupt

@@ -1,0 +1,51 @@
+"""The autoregressive twin of a run: the same decoder without thoughts, trained on the same tokens."""
+
+from __future__ import annotations
+
+from pyro_ltm.errors import UserError
+from pyro_ltm.runs.notes import origin_note
+from pyro_ltm.runs.run import Run
+
+SCHEDULE = ("steps", "changed_at", "rewarm", "lr", "lr_final", "warmup", "weight_decay", "beta1", "beta2", "clip")
+"""What of `slow` decides what a twin learns from the same sequences; the rest is when to look, and about thoughts."""
+
+
+def check_twin(run: Run, twin: Run) -> list[str]:
+    """`training_differences` of a run and its twin: empty for a true one.
+
+    Raises:
+        UserError: they do not read the same tokens, or the second is not the first's decoder without thoughts.
+    """
+    if twin.tokenizer.fingerprint != run.tokenizer.fingerprint:
+        raise UserError(
+            f"--twin {twin.folder}: has another tokenizer than {run.folder}, so nats a token cannot be compared; "
+            "train both on the same prepared folder"
+        )
+    if twin.config.model != run.config.model.twin:
+        raise UserError(
+            f"--twin {twin.folder}: not the twin of {run.folder}, which is the same decoder with model.thoughts = 0; "
+            "evaluate another model by itself"
+        )
+    return training_differences(run, twin)
+
+
+def training_differences(run: Run, twin: Run) -> list[str]:
+    """In what else than thoughts the training of a twin differed from that of `run`, a line each.
+
+    A twin reads the same tokens in the same order, and learns from them with the same slow optimizer.
+    """
+    theirs, ours = twin.data_fingerprint, run.data_fingerprint
+    lines = ["it was trained on other data"] if None not in (theirs, ours) and theirs != ours else []
+    if (its_origin := origin_note(twin.folder)) != (own_origin := origin_note(run.folder)):
+        its, this = (f"the weights of {one.run}" if one else "random weights" for one in (its_origin, own_origin))
+        lines.append(f"it began with {its}, this run with {this}")
+    read, own = (one.step * one.config.slow.sequences for one in (twin, run))
+    if read != own:
+        lines.append(f"it has read {read:,} sequences where this run has read {own:,}")
+    if twin.config.seed != run.config.seed:
+        lines.append(f"its seed is {twin.config.seed}, this run's {run.config.seed}")
+    for name in SCHEDULE:
+        one, other = getattr(twin.config.slow, name), getattr(run.config.slow, name)
+        if one != other:
+            lines.append(f"its slow.{name} is {one}, this run's {other}")
+    return lines

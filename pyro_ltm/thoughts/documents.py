@@ -1,0 +1,166 @@
+"""The thoughts of documents, fitted sequence by sequence, and the file that keeps them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ltm.data import Document
+from pyro_ltm.data.tokenizer.cutting import encodable_pieces
+from pyro_ltm.errors import UserError
+from pyro_ltm.inference.generation import continuation, encode_for
+from pyro_ltm.noise import fold
+from pyro_ltm.runs import Run
+from pyro_ltm.runs.thoughts_file import write_thoughts
+from pyro_ltm.types import Batch
+
+DRAWS = 4
+"""Draws of the thoughts on fresh noise, from which each text's bound is taken."""
+
+SHOWN = 80
+"""Characters of each text that a file keeps, so that a reader knows which is which."""
+
+MOST_SHOWN = 100_000
+"""Texts and documents that it names, where these take no more than `MOST_NAMED` characters."""
+
+MOST_NAMED = 6 << 20
+"""Characters of ids and origins that it keeps: the header of a safetensors file holds 100 MB, and a character takes up
+to six bytes of it."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens of one document that fill a sequence, the token before them in front.
+
+    Attributes:
+        number: of the document in the input, from 0.
+    """
+
+    tokens: list[int]
+    number: int
+    document: Document
+
+
+@dataclass(frozen=True)
+class DocumentThoughts:
+    """Posteriors of S sequences, N thoughts each.
+
+    Attributes:
+        tensors: `thoughts` [S, N, D], the posterior means; `state.*`, the fitted parameters; `bound_nats` [S];
+            `tokens` [S]; `document` [S], the number of each sequence's document in the input, from 0.
+        texts: how each sequence begins.
+        documents: of each one with text its number, its origin, and its id if it has one.
+    """
+
+    tensors: dict[str, Tensor]
+    texts: list[str]
+    documents: list[dict[str, Any]]
+
+    @property
+    def tokens(self) -> int:
+        """Targets read."""
+        return int(self.tensors["tokens"].sum())
+
+    @property
+    def nats_per_token(self) -> float:
+        """The objective at the last fast step, on fresh noise."""
+        return float(-self.tensors["bound_nats"].double().sum()) / self.tokens
+
+    @property
+    def named(self) -> list[dict[str, Any]]:
+        """The first documents, as many as a file can name."""
+        left, count = MOST_NAMED, 0
+        for one in self.documents[:MOST_SHOWN]:
+            left -= len(one["origin"]) + len(str(one.get("id", "")))
+            if left < 0:
+                break
+            count += 1
+        return self.documents[:count]
+
+    def save(self, path: Path, meta: Mapping[str, Any]) -> None:
+        """Writes a file that `read_thoughts` reads, `meta` in its header. Raises UserError where it cannot."""
+        write_thoughts(path, self.tensors, {**meta, "texts": self.texts[:MOST_SHOWN], "documents": self.named})
+
+
+def piece_of_text(run: Run, text: str) -> Piece:
+    """One text that the model can read whole. Raises UserError when it is empty or too long."""
+    return Piece(encode_for(run.parts, run.tokenizer, text), 0, Document(text, "--text"))
+
+
+def cut_documents(run: Run, documents: Iterable[Document], spec: str = "") -> Iterator[Piece]:
+    """Each document's tokens in sequences that the model can read; `spec` names where documents come from."""
+    most = run.config.model.max_length - 1
+    number, current = -1, Document("", spec)
+    before, left = run.tokenizer.end_of_text, list[int]()
+    read = (("", document) for document in documents)
+    for _, document in encodable_pieces(read, cut=run.tokenizer.pipeline.has_cut_points):
+        if not document.continues:
+            if left:
+                yield Piece([before, *left], number, current)
+            number, current = number + 1, document
+            before, left = run.tokenizer.end_of_text, []
+        left += run.tokenizer.encode(document.text)
+        while len(left) > most:
+            yield Piece([before, *left[:most]], number, current)
+            before, left = left[most - 1], left[most:]
+    if left:
+        yield Piece([before, *left], number, current)
+
+
+def infer_documents(
+    run: Run,
+    pieces: Iterable[Piece],
+    *,
+    batch_size: int = 32,
+    fast_steps: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> DocumentThoughts:
+    """Fits q(z) to each piece; `progress` is called with the sequences done.
+
+    Raises:
+        UserError: the model has no thoughts, or there is no piece.
+    """
+    if not run.config.model.thoughts:
+        raise UserError(f"{run.folder}: this model has no thoughts (it is an autoregressive twin): nothing to infer")
+    found: dict[str, list[Tensor]] = {}
+    texts: list[str] = []
+    documents: dict[int, dict[str, Any]] = {}
+    left = iter(pieces)
+    while group := list(itertools.islice(left, batch_size)):
+        for name, value in _fit(run, group, len(texts), fast_steps, seed).items():
+            found.setdefault(name, []).append(value.detach().cpu())
+        texts += [continuation(run.tokenizer, one.tokens[:1], one.tokens[1:])[:SHOWN] for one in group]
+        for one in group:
+            about: dict[str, Any] = {"document": one.number, "origin": one.document.origin}
+            about |= {} if one.document.id is None else {"id": one.document.id}
+            documents.setdefault(one.number, about)
+        progress(len(texts))
+    if not texts:
+        raise UserError("the input has no text: nothing to infer")
+    return DocumentThoughts(
+        {name: torch.cat(values) for name, values in found.items()}, texts, list(documents.values())
+    )
+
+
+def _fit(run: Run, group: list[Piece], first: int, fast_steps: int | None, seed: int) -> dict[str, Tensor]:
+    """The tensors of a file, of the sequences that begin with number `first` of the input."""
+    batch = Batch.from_lists([one.tokens for one in group], pad=run.tokenizer.end_of_text)
+    # A sequence's noise is keyed by its place in the input, so that batches change nothing.
+    batch = dataclasses.replace(batch, ids=torch.arange(first, first + len(group))).to(run.parts.device)
+    posterior = run.parts.fit(batch, steps=fast_steps, seed=fold(seed, "fit"))
+    terms = run.parts.score(batch, posterior, particles=DRAWS, seed=seed)
+    return {
+        "thoughts": posterior.mean(),
+        "bound_nats": -(terms.distortion + terms.rate),
+        "tokens": batch.mask.sum(-1),
+        "document": torch.tensor([one.number for one in group]),
+        **{f"state.{name}": value for name, value in posterior.state.items()},
+    }
