@@ -70,7 +70,7 @@ def command(
     if bool(features) != bool(reference_features):
         raise click.UsageError("--features and --reference-features go together")
     from pyro_ltm.data import read_source
-    from pyro_ltm.data.tokenizer.cutting import whole
+    from pyro_ltm.data.tokenizer.cutting import whole_documents
     from pyro_ltm.errors import UserError
     from pyro_ltm.files import write_text
     from pyro_ltm.model import DecodingOptions
@@ -81,7 +81,7 @@ def command(
     from ..runs import check_target, open_run, open_scorer
 
     def read(path: Path) -> list[str]:
-        return [document.text for document in whole(read_source(str(path), reading))]
+        return [document.text for document in whole_documents(read_source(str(path), reading))]
 
     if texts_out:
         check_target(texts_out, reference)

@@ -19,7 +19,7 @@ from pyro_ltm.data.worlds import read_world
 from pyro_ltm.errors import UserError
 
 MIN_DOCSTRING = 200
-"""Shorter docstrings, in characters, are mostly one-liners that teach little."""
+"""Shorter docstrings, in characters, are mostly one-liners that say little."""
 
 # Installed packages, and tests: not the standard library's own words.
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
@@ -54,7 +54,7 @@ def _python_docs(spec: str) -> tuple[Document, ...]:
 def python_docs() -> tuple[Document, ...]:
     """Python's language reference, then the longer docstrings of its standard library: about 1.8 MB, 2,400 documents.
 
-    The same for every run of one CPython release. Kept in memory after the first call, since parsing the standard
+    The same for every run of one CPython release. It stays in memory after the first call, since parsing the standard
     library takes seconds and preparing data reads a corpus more than once.
     """
     try:

@@ -29,14 +29,14 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Found:
-    """The files of a source, sorted, and what beside them is not read."""
+    """The files of a source, sorted, and those that are not read."""
 
     files: tuple[Path, ...]
     skipped: tuple[Skipped, ...] = ()
 
 
 def find_files(spec: str, reading: Reading) -> Found | None:
-    """What a path or glob stands for; None where there is no such path and it is no glob.
+    """The files that a path or glob stands for; None where there is no such path and it is no glob.
 
     A folder stands for all files below it of a kind that is read. Links are followed, hidden names are not, a folder
     is looked into once and a file is read once, by whatever names they are reached.
@@ -47,22 +47,20 @@ def find_files(spec: str, reading: Reading) -> Found | None:
     path = Path(spec).expanduser()
     try:
         if path.is_dir():
-            return _some(
-                spec, _sorted_out(path, ("**", "*"), reading, folder=True), f"no {', '.join(SUFFIXES)} file in it"
-            )
+            found = _sorted_out(path, ("**", "*"), reading, folder=True)
+            return _some(spec, found, f"no {', '.join(SUFFIXES)} file in it")
         if path.exists():
             if why := why_not_text(path, reading, named=True):
                 raise UserError(f"{path}: {why}")
             return Found((path,))
         if not glob.has_magic(spec):
             return None
-        parts = path.parts
-        plain = next(index for index, part in enumerate(parts) if glob.has_magic(part))
-        found = _sorted_out(Path(*parts[:plain]), parts[plain:], reading, folder=False)
+        plain = next(index for index, part in enumerate(path.parts) if glob.has_magic(part))
+        found = _sorted_out(Path(*path.parts[:plain]), path.parts[plain:], reading, folder=False)
         return _some(spec, found, "no file matches")
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # permission denied, a name too long, a NUL in it
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{one_line(spec)}: cannot be read: {one_line(error)}") from None
 
 
@@ -90,33 +88,29 @@ def _sorted_out(base: Path, patterns: Sequence[str], reading: Reading, *, folder
     """The files below `base` that match, each real one once, and of the others what keeps them out."""
     walk = _Walk(patterns, folder=folder)
     reached = list(walk.files(base))
-    skipped = list(walk.skipped)
-    names: dict[str, Path] = {}
+    skipped = walk.skipped
+    first_names: dict[str, Path] = {}
     files = []
     # Of the names of one file, that which goes through no link.
     for path in sorted(reached, key=lambda path: (os.path.realpath(path) != os.path.abspath(path), path)):
-        first = names.setdefault(os.path.realpath(path), path)
-        if first is not path:
-            skipped.append(Skipped(path, f"the same file as {first}"))
-        elif why := _why_not_read(path, reading, folder=folder):
+        first = first_names.setdefault(os.path.realpath(path), path)
+        try:
+            why = f"the same file as {first}" if first is not path else ""
+            why = why or why_not_text(path, reading, named=False, folder=folder)
+        except OSError as error:  # permission denied
+            why = f"cannot be read: {one_line(error)}"
+        if why:
             skipped.append(Skipped(path, why))
         else:
             files.append(path)
     return Found(tuple(sorted(files)), tuple(sorted(skipped, key=lambda one: one.path)))
 
 
-def _why_not_read(path: Path, reading: Reading, *, folder: bool) -> str:
-    try:
-        return why_not_text(path, reading, named=False, folder=folder)
-    except OSError as error:  # permission denied
-        return f"cannot be read: {one_line(error)}"
-
-
 class _Walk:
     """Files below a folder whose names match a pattern for each part of their path, where `**` is any folders.
 
-    A folder is looked into once for each stage of the pattern at which it is reached, so that links back to a parent,
-    or to one another, end. Folders that are reached without a link come first.
+    A folder is looked into once for each set of places in the pattern at which it is reached, so that links back to a
+    parent, or to one another, end. Folders that are reached without a link come first.
     """
 
     def __init__(self, patterns: Sequence[str], *, folder: bool):
@@ -126,66 +120,69 @@ class _Walk:
         self.skipped: list[Skipped] = []
 
     def files(self, base: Path) -> Iterator[Path]:
-        """The files; afterwards `skipped` holds what was passed by."""
-        start = self._with_any_folders({0})
+        """The files; afterwards `skipped` has what was passed by."""
         above = {str(parent) for parent in Path(os.path.realpath(base)).parents}
-        here, behind_links = [(base, start)], list[tuple[Path, frozenset[int]]]()
+        without_link, behind_links = [(base, self._with_empty_folders({0}))], list[tuple[Path, frozenset[int]]]()
         seen: set[tuple[str, frozenset[int]]] = set()
-        while here or behind_links:
-            folder, stages = (here or behind_links).pop()
-            key = os.path.realpath(folder), stages
-            if key in seen:
-                self.skipped.append(Skipped(folder, "a link to a folder that is read already"))
-                continue
-            if key[0] in above:  # the user named what is below `base` alone
-                self.skipped.append(Skipped(folder, "a link to a folder above the one that is read"))
+        while without_link or behind_links:
+            folder, places = (without_link or behind_links).pop()
+            key = os.path.realpath(folder), places
+            if why := self._why_not_entered(folder, key[0], base, above) if key not in seen else _SEEN:
+                self._skip(folder, why)
                 continue
             seen.add(key)
-            if (self._folder or folder != base) and (why := _of_our_own(folder)):
-                self.skipped.append(Skipped(folder, why))
-                continue
             for entry in self._entries(folder):
-                path, after = Path(entry.path), self._step(stages, entry.name)
+                path, after = Path(entry.path), self._after(places, entry.name)
                 if entry.name.startswith(".") and self._folder:
-                    self.skipped.append(Skipped(path, "hidden"))
+                    self._skip(path, "hidden")
                 elif _is_folder(entry):
                     if deeper := after - {len(self._patterns)}:
-                        (behind_links if entry.is_symlink() else here).append((path, deeper))
+                        (behind_links if entry.is_symlink() else without_link).append((path, deeper))
                     elif after:
-                        self.skipped.append(Skipped(path, "a folder; ** stands for any folders"))
+                        self._skip(path, "a folder; ** stands for any folders")
                 elif len(self._patterns) in after:
                     if os.path.isfile(path):
                         yield path
                     else:
-                        why = "a link to nothing" if not os.path.exists(path) else "not a regular file"
-                        self.skipped.append(Skipped(path, why))
+                        self._skip(path, "not a regular file" if os.path.exists(path) else "a link to nothing")
+
+    def _why_not_entered(self, folder: Path, real: str, base: Path, above: set[str]) -> str:
+        """Why a folder is not looked into; empty where it is."""
+        if real in above:  # the user named what is below `base` alone
+            return "a link to a folder above the one that is read"
+        return _of_our_own(folder) if self._folder or folder != base else ""
+
+    def _skip(self, path: Path, why: str) -> None:
+        self.skipped.append(Skipped(path, why))
 
     def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
         try:
             with os.scandir(folder) as entries:
                 return sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            self.skipped.append(Skipped(folder, f"cannot be read: {one_line(error)}"))
+            self._skip(folder, f"cannot be read: {one_line(error)}")
             return []
 
-    def _step(self, stages: frozenset[int], name: str) -> frozenset[int]:
-        """The stages of the pattern after one more name."""
+    def _after(self, places: frozenset[int], name: str) -> frozenset[int]:
+        """The places in the pattern that are reached after one more name."""
         after = set()
-        for stage in stages:
-            pattern = self._patterns[stage] if stage < len(self._patterns) else ""
+        for place in places - {len(self._patterns)}:
+            pattern = self._patterns[place]
             if pattern == "**":
-                after |= set() if name.startswith(".") else {stage}
-            elif pattern and fnmatch.fnmatch(name, pattern) and (pattern[0] == "." or name[0] != "."):
-                after.add(stage + 1)
-        return self._with_any_folders(after)
+                after |= set() if name.startswith(".") else {place}
+            elif fnmatch.fnmatch(name, pattern) and (pattern[0] == "." or name[0] != "."):
+                after.add(place + 1)
+        return self._with_empty_folders(after)
 
-    def _with_any_folders(self, stages: set[int]) -> frozenset[int]:
-        """`stages`, and those that follow where `**` stands for no folder at all."""
-        reached = set(stages)
-        for stage, pattern in enumerate(self._patterns):
-            if stage in reached and pattern == "**":
-                reached.add(stage + 1)
-        return frozenset(reached)
+    def _with_empty_folders(self, places: set[int]) -> frozenset[int]:
+        """`places`, and those that follow where `**` stands for no folder at all."""
+        for place, pattern in enumerate(self._patterns):
+            if place in places and pattern == "**":
+                places = places | {place + 1}
+        return frozenset(places)
+
+
+_SEEN = "a link to a folder that is read already"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -198,8 +195,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _of_our_own(folder: Path) -> str:
     """Why a folder of this program's is not text; empty where it is none."""
-    if os.path.isfile(folder / "config.toml") and any(
-        os.path.isfile(folder / name) for name in ("model.safetensors", "trainer.safetensors", "metrics.jsonl")
-    ):
+    of_a_run = ("model.safetensors", "trainer.safetensors", "metrics.jsonl")
+    if os.path.isfile(folder / "config.toml") and any(os.path.isfile(folder / name) for name in of_a_run):
         return "a run folder, which holds no text"
     return "a prepared folder, whose text is in tokens already" if is_prepared(folder) else ""

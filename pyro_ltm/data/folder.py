@@ -45,7 +45,7 @@ PACKINGS = ("contiguous", "document")
 
 
 class SplitCounts(msgspec.Struct):
-    """What a split holds. Folders of earlier releases lack the last two."""
+    """Counts of a split. Folders of earlier releases lack the last two."""
 
     documents: Count
     tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
@@ -70,7 +70,7 @@ class Listed(msgspec.Struct):
 
 
 class Contents(msgspec.Struct):
-    """What is read of meta.json."""
+    """The entries of meta.json that are read."""
 
     packing: Literal["contiguous", "document"]
     sequence_length: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
@@ -232,7 +232,7 @@ def chunks(start: int, end: int) -> Iterator[slice]:
 
 
 def ids_problem(stream: npt.NDArray[Any], vocab_size: int) -> str:
-    """What is wrong with the token ids `stream` [n], in half a sentence; empty where all are below `vocab_size`."""
+    """The fault of token ids `stream` [n], in half a sentence; empty where all are below `vocab_size`."""
     if vocab_size > np.iinfo(stream.dtype).max:
         return ""
     for part in chunks(0, len(stream)):
@@ -243,7 +243,7 @@ def ids_problem(stream: npt.NDArray[Any], vocab_size: int) -> str:
 
 
 def index_problem(index: npt.NDArray[np.int64], tokens: int, length: int) -> str:
-    """What is wrong with an index [S, 2] of first tokens and numbers of targets, in half a sentence; empty if nothing.
+    """The fault of an index [S, 2] of first tokens and numbers of targets, in half a sentence; empty if nothing.
 
     Every target stands in one sequence, of at most `length` targets, and the sequences in the order of the stream.
     """

@@ -26,7 +26,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Grammar:
-    """Factors, each with its evenly likely values; slots; and sentences, evenly likely in their stage.
+    """Factors, each with its evenly likely values; slots; and sentences, evenly likely in their place.
 
     Attributes:
         factors: name of each factor and its values.
@@ -41,7 +41,7 @@ class Grammar:
     middle: tuple[str, ...]
     ending: tuple[str, ...]
 
-    def stage(self, sentence: int, length: int) -> tuple[str, ...]:
+    def templates(self, sentence: int, length: int) -> tuple[str, ...]:
         """The sentences that may stand at place `sentence` (from 0) of a document of `length`."""
         if sentence == length - 1:
             return self.ending

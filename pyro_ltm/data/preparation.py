@@ -208,7 +208,7 @@ def _read(sources: Sequence[Source]) -> Iterator[Document]:
 
 
 def _python_version() -> str:
-    """What decides the text of the built-in corpora."""
+    """The version that decides the text of the built-in corpora."""
     return f"{platform.python_implementation()} {platform.python_version()}"
 
 

@@ -1,4 +1,4 @@
-"""What a file looks like, where that is not the text that its name promises."""
+"""Files that do not hold the text that their names promise, told by how they begin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyro_ltm.data.readers.records import is_object
 from pyro_ltm.data.readers.streams import COMPRESSIONS, kind_of
 
 HEAD = 1 << 16
-"""Bytes that are looked at."""
+"""Bytes of a file that are looked at."""
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _MAGIC = {

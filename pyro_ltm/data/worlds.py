@@ -177,7 +177,7 @@ class World:
         factors = {name: values[int(generator.random() * len(values))] for name, values in self.factors.items()}
         sentences = []
         for index in range(self.length):
-            templates = self._stage(index)
+            templates = self._templates(index)
             template = templates[int(generator.random() * len(templates))]
             words = []
             for part in template.split():
@@ -186,14 +186,14 @@ class World:
             sentences.append(" ".join(words).replace(" .", "."))
         return Story(" ".join(sentences), factors)
 
-    def _stage(self, sentence: int) -> tuple[str, ...]:
-        return self.grammar.stage(sentence, self.length)
+    def _templates(self, sentence: int) -> tuple[str, ...]:
+        return self.grammar.templates(sentence, self.length)
 
     def _by_factors(self, sentences: Sequence[tuple[str, ...]]) -> Floats:
         """For each combination, [C], log p(the first sentences | factors); the last may be no more than begun."""
         with np.errstate(divide="ignore"):
             return sum(
-                (np.log(self._sentence(words, *self._stage(index))) for index, words in enumerate(sentences)),
+                (np.log(self._sentence(words, *self._templates(index))) for index, words in enumerate(sentences)),
                 start=np.zeros(self.combinations),
             )
 
@@ -267,9 +267,9 @@ class World:
 
     def _starts(self, sentences: Floats, evidence: Evidence) -> Iterator[_Path]:
         """The beginnings of all sentences that may stand at each place of a document, which weighs `sentences`."""
-        stages = [self._stage(sentence) for sentence in range(self.length)]
-        for template in dict.fromkeys(itertools.chain.from_iterable(stages)):
-            allowed = np.array([(template in stage) / len(stage) for stage in stages]) * sentences
+        allowed_at = [self._templates(sentence) for sentence in range(self.length)]
+        for template in dict.fromkeys(itertools.chain.from_iterable(allowed_at)):
+            allowed = np.array([(template in here) / len(here) for here in allowed_at]) * sentences
             if allowed.any():
                 yield _Path(tuple(template.split()), 0, allowed, evidence)
 
@@ -327,7 +327,7 @@ DEFAULTS = {"size": 4, "length": 15, "documents": 10_000, "seed": 0}
 
 
 SCORING = {"documents": 1000, "seed": 1_000_000}
-"""What differs when documents are drawn to score a model on."""
+"""Options that differ when documents are drawn to score a model on."""
 
 
 def read_world(spec: str) -> Iterable[Document]:

@@ -40,13 +40,13 @@ def derivations(world: World) -> Iterator[tuple[str, dict[str, str], float]]:
     names = list(grammar.factors)
     for values in itertools.product(*grammar.factors.values()):
         factors = dict(zip(names, values, strict=True))
-        stages = [grammar.stage(place, world.length) for place in range(world.length)]
-        for templates in itertools.product(*stages):
+        allowed = [grammar.templates(place, world.length) for place in range(world.length)]
+        for templates in itertools.product(*allowed):
             choices = []
             for part in " ".join(templates).split():
                 slot = grammar.slots.get(part.strip("{}")) if part.startswith("{") else None
                 choices.append(list(slot.words[factors.get(slot.factor, "")].items()) if slot else [(part, 1.0)])
-            before = 1 / world.combinations / math.prod(map(len, stages))
+            before = 1 / world.combinations / math.prod(map(len, allowed))
             for words in itertools.product(*choices):
                 text = " ".join(word for word, _ in words).replace(" .", ".")
                 yield text, factors, before * math.prod(probability for _, probability in words)
@@ -234,7 +234,8 @@ def test_the_world_of_a_folder(tmp_path):
 def test_the_longest_document_fits_the_smallest_preset():
     """Its words, and the end: at most 128 tokens, so that a document is one sequence."""
     grammar, length = english(4), DEFAULTS["length"]
-    longest = sum(max(len(template.split()) for template in grammar.stage(place, length)) for place in range(length))
+    places = [grammar.templates(place, length) for place in range(length)]
+    longest = sum(max(len(template.split()) for template in templates) for templates in places)
     assert longest + 1 <= 128
     tokenizer = Tokenizer.train((s.text for s in World().stories(seed=0, count=500)), 2048, at_most=True)
     assert tokenizer.vocab_size < 512

@@ -33,7 +33,7 @@ _WITH_COLUMNS: dict[str, Callable[[Path, Fields], Iterator[Document]]] = {
 }
 
 SUFFIXES = (".txt", ".md", *_WITH_COLUMNS)
-"""What is read in a folder, also compressed. A file that is named itself may have any suffix."""
+"""Suffixes that are read in a folder, also compressed. A file that is named itself may have any suffix."""
 
 
 def has_columns(path: Path) -> bool:

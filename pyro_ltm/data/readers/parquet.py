@@ -19,7 +19,7 @@ _ROWS = 1024
 
 
 def read_parquet(path: Path, fields: Fields) -> Iterator[Document]:
-    """The rows of a file: of the columns those alone that are asked for."""
+    """The rows of a file, in which only the columns that are asked for are read."""
     with _seekable(path) as file:
         if not file.seek(0, 2):
             return

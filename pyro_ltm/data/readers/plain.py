@@ -21,36 +21,35 @@ def read_plain(path: Path, limit: int) -> Iterator[Document]:
     """A plain text file as one document, its pieces cut at lines, or in long ones between words (`last_cut_point`).
 
     Args:
-        limit: bytes of the longest stretch that has no place to cut it; a longer one raises UserError.
+        limit: bytes of the longest line that has no place to cut it; a longer one raises UserError.
     """
-    held, continues = "", False
+    pending, continues = "", False
     for line, text, last in streams.pieces(path, translate=True):
-        seen = len(held)
-        held += text
+        searched = max(len(pending) - 2, 0)
+        long_already = len(pending) > LONG_LINE
+        pending += text
         if last:
             break
-        cut = cut_place(held, max(seen - 2, 0))
-        if not cut and len(held) > LONG_LINE:
-            start = max(seen - 2, 0) if seen > LONG_LINE else 0
-            seam = last_cut_point(held[start:])
-            cut = start + seam if seam else 0
+        cut = cut_place(pending, searched)
+        if not cut and len(pending) > LONG_LINE:
+            start = searched if long_already else 0
+            cut = start + at if (at := last_cut_point(pending[start:])) else 0
         if cut:
-            yield Document(held[:cut], str(path), continues)
-            held, continues = held[cut:], True
-        elif len(held) > limit:
-            where = f"{path}:{line - held.count(chr(10))}"
+            yield Document(pending[:cut], str(path), continues)
+            pending, continues = pending[cut:], True
+        elif len(pending) > limit:
+            where = f"{path}:{line - pending.count(chr(10))}"
             raise streams.too_long(where, limit, "line without a space to cut it at,")
-    if held:
-        yield Document(held, str(path), continues)
+    if pending:
+        yield Document(pending, str(path), continues)
 
 
 def cut_place(text: str, start: int = 0) -> int:
-    """Where to cut `text` so that both sides tokenize as the whole does: the last such place, 0 if there is none.
+    """The last place to cut `text` so that both sides tokenize as the whole does; 0 if there is none.
 
-    Looks at newlines from `start` on. Byte-level BPE first splits text into words by a pattern. After a lone newline
-    between two words, or before the one space that begins a line, GPT-2's pattern and those that followed it (GPT-4,
-    Llama 3) always split, and would at an end of text. Where lines are parted by blank ones only, the cut goes before
-    the last newline, which is exact for GPT-2's pattern.
+    Looks at newlines from `start` on. After a lone newline between two words, or before the one space that begins a
+    line, the patterns of GPT-2, GPT-4 and Llama 3 always split, and would at an end of text. Where lines are parted by
+    blank ones only, the cut goes before the last newline, which is exact for GPT-2's pattern.
     """
     fallback = 0
     at = text.rfind("\n", start, len(text) - 2) if len(text) > 2 else -1

@@ -80,7 +80,7 @@ class _Buffer:
         self.text, self.at, self.ended, self.line = "", 0, False, 1
 
     def more(self) -> None:
-        """Doubles what is held, so that the work for a long record stays in proportion to it."""
+        """Doubles the text in memory, so that the work for a long record stays in proportion to it."""
         self.text, self.at = self.text[self.at :], 0
         if len(self.text) > self._limit:
             raise streams.too_long(f"{self._path}:{self.line}", self._limit, "record")
@@ -102,7 +102,7 @@ class _Buffer:
 
 
 def elements(path: Path, limit: int) -> Iterator[Any]:
-    """The values in a JSON array that is the whole file, none held beyond `limit`."""
+    """The values in a JSON array that is the whole file, none longer than `limit`."""
     buffer, decoder, number = _Buffer(path, limit), json.JSONDecoder(), 0
 
     def wrong(what: object) -> UserError:

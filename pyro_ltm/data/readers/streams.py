@@ -1,4 +1,4 @@
-"""Files as streams of bytes, decompressed, and of text in UTF-8, none held in memory whole."""
+"""Files as streams of bytes, decompressed, and of text in UTF-8, none of them in memory whole."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def lines(path: Path, limit: int) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their line ends, none held in memory beyond `limit` bytes."""
+    """Numbered lines with their line ends, none longer than `limit` bytes."""
     offset = 0
     with open_bytes(path) as file:
         for number in itertools.count(1):

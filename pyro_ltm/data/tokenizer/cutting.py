@@ -1,10 +1,9 @@
 """Where a text may be cut so that the tokens of its parts are those of the whole.
 
 Byte-level BPE first splits text into words by a regular expression, and merges nothing across words. Under every
-expression in `PATTERNS` a word ends before a single space that stands between two characters that are no white space,
-after a single line end that does, and before a full stop or comma of Chinese and Japanese that follows their letters:
-such a place is a *seam*. Neither side's words depend on what is beyond it. Of other tokenizers nothing is known, so
-their documents are encoded whole.
+expression in `PATTERNS` a word ends before a single space between two characters that are no white space, after a
+single line end that stands so, and before a full stop or comma of Chinese and Japanese that follows their letters: a
+*cut point*. Neither side's words depend on what is beyond it. Documents for other tokenizers are encoded whole.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ PIECE = 1 << 14
 """Characters of a piece, about: small enough that a tokenizer spreads one document evenly over its threads."""
 
 LONGEST = 1 << 25
-"""Characters of the longest text that is encoded in one piece, for want of a seam; each takes 100 bytes of memory."""
+"""Characters of the longest text that is encoded in one piece, having no cut point; each takes 100 bytes of memory."""
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -53,53 +52,54 @@ PARTIAL = frozenset({r"\p{N}{1,3}", r"\p{N}", "[0-9]", "[0-9][0-9][0-9]", "[一-
 """Expressions that set digits or a script apart before one of `PATTERNS` splits the rest."""
 
 NEAR = 256
+"""Characters at the end of a text in which a cut point is looked for first."""
 
 STOPS = "。，、；：！？」』）"
 
-_SEAM = re.compile(rf"(?<=\S)(?: (?=\S)|\n(?=\S))|(?<=[ぁ-ゖァ-ヺ一-龥])(?=[{STOPS}])")
+_CUT_POINT = re.compile(rf"(?<=\S)(?: (?=\S)|\n(?=\S))|(?<=[ぁ-ゖァ-ヺ一-龥])(?=[{STOPS}])")
 
 
 def last_cut_point(text: str) -> int:
     """The last place where `text` may be cut; 0 where there is none."""
-    last = 0
     for start in (max(len(text) - NEAR, 0), 0):  # nearly always there is one near the end
-        for found in _SEAM.finditer(text, start):
+        last = 0
+        for found in _CUT_POINT.finditer(text, start):
             last = found.start() + (found[0] == "\n")
         if last:
-            break
-    return last
+            return last
+    return 0
 
 
 def encodable_pieces(pieces: Iterable[tuple[str, Document]], *, cut: bool) -> Iterator[tuple[str, Document]]:
     """The same texts in pieces whose tokens, one after the other, are those of the whole document.
 
-    However a reader cut them: with `cut`, pieces of about `PIECE` characters that end at seams; else whole documents.
-    The documents of one split, the first of each pair, keep their order.
+    However a reader cut them: with `cut`, pieces of about `PIECE` characters that end at cut points; else whole
+    documents. The documents of one split, the first of each pair, keep their order.
 
     Raises:
         UserError: a text of over `LONGEST` characters that would have to be encoded in one piece.
     """
-    held: dict[str, _Held] = {}
+    current: dict[str, _Unfinished] = {}
     for split, piece in pieces:
-        if not piece.continues and split in held:
-            yield from ((split, rest) for rest in held.pop(split).rest())
-        if split not in held:
-            held[split] = _Held(piece, cut)
-        yield from ((split, done) for done in held[split].add(piece.text))
-    for split, last in held.items():
-        yield from ((split, rest) for rest in last.rest())
+        if not piece.continues and split in current:
+            yield from ((split, done) for done in current.pop(split).rest())
+        if split not in current:
+            current[split] = _Unfinished(piece, cut)
+        yield from ((split, done) for done in current[split].add(piece.text))
+    for split, last in current.items():
+        yield from ((split, done) for done in last.rest())
 
 
-def whole(pieces: Iterable[Document]) -> Iterator[Document]:
+def whole_documents(pieces: Iterable[Document]) -> Iterator[Document]:
     """Whole documents, of pieces. Raises UserError for one of over `LONGEST` characters."""
     return (document for _, document in encodable_pieces((("", piece) for piece in pieces), cut=False))
 
 
-class _Held:
+class _Unfinished:
     """The end of a document, for as long as there may be more of it."""
 
     def __init__(self, first: Document, cut: bool):
-        self.first, self.cut = first, cut
+        self.next, self.cut = first, cut
         self.texts: list[str] = []
         self.size, self.due = 0, PIECE
 
@@ -110,10 +110,9 @@ class _Held:
         if self.cut and self.size >= self.due:
             *done, last = _cut("".join(self.texts))
             self.texts, self.size = [last], len(last)
-            self.due = max(2 * self.size, PIECE)  # so that a text without a seam is not searched for every piece
+            self.due = max(2 * self.size, PIECE)  # so that a text without a cut point is not searched for every piece
             yield from map(self._piece, done)
-        if self.size > LONGEST:
-            raise self._too_long()
+        self._check_length(self.size)
 
     def rest(self) -> Iterator[Document]:
         """All that is left."""
@@ -121,20 +120,20 @@ class _Held:
         yield from map(self._piece, _cut(text) if self.cut else [text])
 
     def _piece(self, text: str) -> Document:
-        if len(text) > LONGEST:
-            raise self._too_long()
-        piece = replace(self.first, text=text)
-        self.first = replace(self.first, continues=True)
+        self._check_length(len(text))
+        piece = replace(self.next, text=text)
+        self.next = replace(self.next, continues=True)
         return piece
 
-    def _too_long(self) -> UserError:
-        why = "has no space and no line end to cut it at" if self.cut else "has to be read whole"
-        size = f"{LONGEST >> 20} Mi characters"
-        return UserError(f"{self.first.origin}: a text of over {size} {why}: make documents of it, such as .jsonl")
+    def _check_length(self, characters: int) -> None:
+        if characters > LONGEST:
+            why = "has no space and no line end to cut it at" if self.cut else "has to be read whole"
+            size = f"{LONGEST >> 20} Mi characters"
+            raise UserError(f"{self.next.origin}: a text of over {size} {why}: make documents of it, such as .jsonl")
 
 
 def _cut(text: str) -> list[str]:
-    """`text` in pieces of about `PIECE` characters that end at seams; the last may be of any length."""
+    """`text` in pieces of about `PIECE` characters that end at cut points; the last may be of any length."""
     pieces, start = [], 0
     while len(text) - start > 2 * PIECE:
         size = PIECE

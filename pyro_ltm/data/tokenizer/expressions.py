@@ -50,7 +50,7 @@ for probe in text.split("\\1"):
 """
 
 
-def why_not(expression: str) -> str:
+def refusal(expression: str) -> str:
     """Why a regular expression is refused, in a few words; empty where it is not."""
     if expression in KNOWN:
         return ""

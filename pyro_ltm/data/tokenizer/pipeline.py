@@ -1,63 +1,39 @@
-"""What the JSON of a tokenizer proves about it."""
+"""The steps of a tokenizer, from its JSON, and the properties that they prove."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import pre_tokenizers
 
 from pyro_ltm.data.tokenizer.cutting import PARTIAL, PATTERNS, STOPS
 
-_INNER = ("normalizers", "pretokenizers", "processors", "decoders")
+Step = Mapping[str, Any]
 
 
-def steps(step: Any) -> Iterator[Mapping[str, Any]]:
-    """A step of a tokenizer, those within a `Sequence` one by one; none for None."""
-    if isinstance(step, dict):
-        inner = [step[name] for name in _INNER if isinstance(step.get(name), list)]
-        if not inner:
-            yield step
-        for one in (one for listed in inner for one in listed):
-            yield from steps(one)
-
-
-@dataclass(frozen=True)
 class Pipeline:
-    """The steps of a tokenizer, from its JSON.
+    """Normalizers, pre-tokenizers, model and decoders, as lists of single steps.
 
     What is proved here holds for every text; what is not may still hold for a given one.
+
+    Attributes:
+        content: the contents of a tokenizer.json.
+        normalizers, pre_tokenizers, decoders: the steps before the model, and from tokens back to text.
+        model: makes tokens of words.
+        added: tokens that are looked for in the text itself, but for special ones, which we never look for.
     """
 
-    content: Mapping[str, Any]
-
-    @functools.cached_property
-    def normalizers(self) -> list[Mapping[str, Any]]:
-        """What changes text first."""
-        return list(steps(self.content.get("normalizer")))
-
-    @functools.cached_property
-    def pre_tokenizers(self) -> list[Mapping[str, Any]]:
-        """What splits text into words."""
-        return list(steps(self.content.get("pre_tokenizer")))
-
-    @functools.cached_property
-    def decoders(self) -> list[Mapping[str, Any]]:
-        """What makes text of tokens."""
-        return list(steps(self.content.get("decoder")))
-
-    @functools.cached_property
-    def model(self) -> Mapping[str, Any]:
-        """What makes tokens of words."""
-        found: Mapping[str, Any] = self.content["model"]
-        return found
-
-    @functools.cached_property
-    def added(self) -> list[Mapping[str, Any]]:
-        """Tokens that are looked for in the text itself, but for special ones, which we never look for."""
-        return [token for token in self.content.get("added_tokens") or [] if not token["special"]]
+    def __init__(self, content: Mapping[str, Any]):
+        self.content = content
+        self.normalizers = list(_single_steps(content.get("normalizer")))
+        self.pre_tokenizers = list(_single_steps(content.get("pre_tokenizer")))
+        self.decoders = list(_single_steps(content.get("decoder")))
+        self.model: Step = content["model"]
+        added = content.get("added_tokens") or []
+        self.added = [token for token in added if not token["special"]]
+        self._special = {token["content"] for token in added if token["special"]}
 
     @property
     def spells_bytes(self) -> bool:
@@ -66,7 +42,7 @@ class Pipeline:
 
     @functools.cached_property
     def has_cut_points(self) -> bool:
-        """Whether a text may be cut at the seams of `seams`: byte-level BPE with an expression that is known.
+        """Whether a text may be cut where `cutting` says: byte-level BPE with an expression that is known.
 
         A normal form C changes nothing across a space or a line end; added tokens do not reach across either.
         """
@@ -105,35 +81,46 @@ class Pipeline:
 
     @property
     def unknown_token(self) -> str | None:
-        """What stands for characters and words that it does not know; None where it has nothing for them."""
+        """The token for characters and words that it does not know; None where it has none."""
         if (place := self.model.get("unk_id")) is not None:  # Unigram lists its tokens in the order of their ids
             return str(self.model["vocab"][place][0])
         token: str | None = self.model.get("unk_token")
         return token
 
-    @functools.cached_property
+    @property
     def _is_byte_level_bpe(self) -> bool:
         """BPE of words that only a final `ByteLevel` spells; what comes before it drops nothing and merges nothing."""
-        kinds = [step["type"] for step in self.pre_tokenizers]
-        plain = all(
-            step["type"] == "Digits"
-            or (step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"])
-            for step in self.pre_tokenizers[:-1]
-        )
+        if not self.pre_tokenizers:
+            return False
+        *before, last = self.pre_tokenizers
         return (
             self.model.get("type") == "BPE"
             and not self.model.get("continuing_subword_prefix")
             and not self.model.get("end_of_word_suffix")
-            and kinds[-1:] == ["ByteLevel"]
-            and not self.pre_tokenizers[-1].get("add_prefix_space", True)
-            and plain
+            and last["type"] == "ByteLevel"
+            and not last.get("add_prefix_space", True)
+            and all(
+                step["type"] == "Digits"
+                or (step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"])
+                for step in before
+            )
         )
 
     @property
     def _never_writes_special_tokens(self) -> bool:
         """Whether merges never end in a special token, which decoding would leave out."""
-        special = {token["content"] for token in self.content.get("added_tokens") or [] if token["special"]}
         if self.model.get("ignore_merges"):  # then any word that is in the vocabulary is a token
-            return special.isdisjoint(self.model["vocab"])
+            return self._special.isdisjoint(self.model["vocab"])
         merged = {pair.replace(" ", "", 1) if isinstance(pair, str) else "".join(pair) for pair in self.model["merges"]}
-        return special.isdisjoint(merged) and all(len(name) != 1 for name in special)
+        return self._special.isdisjoint(merged) and all(len(name) != 1 for name in self._special)
+
+
+def _single_steps(step: Any) -> Iterator[Step]:
+    """A step of a tokenizer, those within a `Sequence` one by one; none for None."""
+    if isinstance(step, dict):
+        names = ("normalizers", "pretokenizers", "processors", "decoders")
+        inner = [step[name] for name in names if isinstance(step.get(name), list)]
+        if not inner:
+            yield step
+        for one in (one for steps in inner for one in steps):
+            yield from _single_steps(one)

@@ -1,4 +1,4 @@
-"""Whether tokens determine the text that they were made of; else figures by the byte and the word are of no text."""
+"""Whether texts come back from their tokens; where not, figures by the byte and the word are of no text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ NOT_KNOWN = "an earlier release prepared the data and did not look whether token
 
 @dataclass
 class RoundTrip:
-    """What became of texts in a tokenizer.
+    """Counts of texts, and of those that change on the way through a tokenizer and back.
 
     Attributes:
         texts: how many. changed: those that decoding their tokens does not give back, to the byte.
-        tokens: of all texts. unknown: those that stand for whatever the tokenizer does not know.
+        tokens: of all texts. unknown: those that stand for text that the tokenizer does not know.
     """
 
     texts: int = 0
@@ -48,7 +48,7 @@ class RoundTrip:
             self.changed += 1
             self._changed = True
         self.tokens += len(ids)
-        self.unknown += tokenizer.count_unknown(ids)
+        self.unknown += sum(token == tokenizer.unknown for token in ids)
 
     @property
     def why_no_bytes(self) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import tokenizers
 
-from pyro_ltm.data.tokenizer.expressions import why_not
+from pyro_ltm.data.tokenizer.expressions import refusal
 from pyro_ltm.data.tokenizer.pipeline import Pipeline
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.reading import read_bytes
@@ -92,8 +92,8 @@ def clear_failure(what: str) -> Iterator[None]:
 
 def _reasons(content: Any) -> Iterator[str]:
     """Why the contents are refused."""
-    recipe = Pipeline(content)
-    for steps in (recipe.normalizers, recipe.pre_tokenizers, recipe.decoders):
+    pipeline = Pipeline(content)
+    for steps in (pipeline.normalizers, pipeline.pre_tokenizers, pipeline.decoders):
         if len(steps) > STEPS:
             yield f"it has {len(steps):,} steps, {STEPS} at most are read"
         if (growth := math.prod(map(_growth, steps))) > GROWTH:
@@ -102,14 +102,14 @@ def _reasons(content: Any) -> Iterator[str]:
             pattern = step.get("pattern") or {}
             if pattern.get("String") == "":
                 yield "a step looks for the empty string"
-            if why := why_not(pattern.get("Regex", "")) if "Regex" in pattern else "":
+            if why := refusal(pattern["Regex"]) if "Regex" in pattern else "":
                 yield f"regular expression '{one_line(pattern['Regex'], 60)}': {why}"
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):
-        if len(recipe.model.get(name) or "") > AFFIX:
+        if len(pipeline.model.get(name) or "") > AFFIX:
             yield f"model.{name} has over {AFFIX} characters"
-    if recipe.model.get("max_input_chars_per_word", 0) > WORD:
+    if pipeline.model.get("max_input_chars_per_word", 0) > WORD:
         yield f"model.max_input_chars_per_word is over {WORD}"
-    vocab = recipe.model["vocab"]
+    vocab = pipeline.model["vocab"]
     names = vocab if isinstance(vocab, dict) else (name for name, _ in vocab)
     longest = max(map(len, names), default=0)
     added = max((len(token["content"]) for token in content.get("added_tokens") or []), default=0)

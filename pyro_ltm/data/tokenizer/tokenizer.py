@@ -126,8 +126,7 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """The contents of its `tokenizer.json`."""
-        content: str = self._backend.to_str(pretty=True)
-        return content
+        return str(self._backend.to_str(pretty=True))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. Raises UserError where the tokenizer fails on it."""
@@ -141,28 +140,22 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
         """The text that `ids` stand for; special tokens are left out."""
         with clear_failure("the tokenizer fails on these tokens"):
-            text: str = self._backend.decode([int(token) for token in ids], skip_special_tokens=True)
-        return text
+            return str(self._backend.decode([int(token) for token in ids], skip_special_tokens=True))
 
     def gives_back(self, text: str, ids: Sequence[int]) -> bool:
         """Whether `ids`, the tokens of `text`, determine it to the byte."""
         return self.pipeline.is_lossless or self.decode(ids) == text
 
-    def count_unknown(self, ids: Sequence[int]) -> int:
-        """How many of `ids` stand for what the tokenizer does not know."""
-        return 0 if self.unknown is None else list(ids).count(self.unknown)
-
     @functools.cached_property
     def pipeline(self) -> Pipeline:
-        """Its steps, and what they prove."""
+        """Its steps, and the properties that they prove."""
         return Pipeline(json.loads(self._backend.to_str()))
 
     @functools.cached_property
     def unknown(self) -> int | None:
-        """The id that stands for what it does not know; None where it has none."""
+        """The id that stands for text that it does not know; None where it has none."""
         name = self.pipeline.unknown_token
-        token: int | None = None if name is None else self._backend.token_to_id(name)
-        return token
+        return None if name is None else self._backend.token_to_id(name)
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -171,7 +164,7 @@ class Tokenizer:
 
     @functools.cached_property
     def end_of_text(self) -> int:
-        """The id that begins and ends documents: of what it puts after a text, if no more than that, else by name.
+        """The id that begins and ends documents: the one that it puts after a text, if no more than that, else by name.
 
         Raises UserError when the tokenizer has no such token.
         """
@@ -193,13 +186,12 @@ class Tokenizer:
         another one: exact wherever decoding gives back the text.
         """
         added = self._backend.get_added_tokens_decoder()
-        measure = _spelled_bytes if self.pipeline.spells_bytes else self._decoded_bytes
         sizes = np.zeros(self.vocab_size, dtype=np.int64)
         for name, token in self._backend.get_vocab(with_added_tokens=True).items():
             if token in added:
                 sizes[token] = 0 if added[token].special else len(added[token].content.encode("utf-8"))
             else:
-                sizes[token] = measure(name, token)
+                sizes[token] = len(name) if self.pipeline.spells_bytes else self._decoded_bytes(name, token)
         sizes[self.end_of_text] = 0
         return sizes
 
@@ -227,11 +219,11 @@ class Tokenizer:
         if _ONE_BYTE.fullmatch(name):
             return 1
         # Decoders drop the space at the beginning of a text, so look at the token in second place.
-        first = self._anchor
+        first = self._first
         return max(len(self.decode([first, token]).encode("utf-8")) - len(self.decode([first]).encode("utf-8")), 0)
 
     @functools.cached_property
-    def _anchor(self) -> int:
+    def _first(self) -> int:
         return (self.encode("a") or [0])[-1]
 
 
@@ -241,8 +233,3 @@ def _rounded(content: Any) -> Any:
         return content
     vocab = [[name, float(f"{score:.6g}")] for name, score in content["model"]["vocab"]]
     return {**content, "model": {**content["model"], "vocab": vocab}}
-
-
-def _spelled_bytes(name: str, token: int) -> int:
-    """Byte-level BPE spells every byte by one character."""
-    return len(name)

@@ -17,7 +17,7 @@ from pyro_ltm.data.tokenizer.cutting import encodable_pieces, last_cut_point
 PARTS = ["a", "Bc", "'ll", "o'", " ", " ", "  ", "\n", "\n\n", "\n ", "\t", "\r\n", ".", "?!", "/", "12", "3", "é"]
 PARTS += ["e\u0301", "\u0301", "你好", "。", "ー", "」", "\u00a0", "\x1c", "\u2028", "<x>", "🙂"]
 texts = st.lists(st.sampled_from(PARTS), max_size=12).map("".join)
-SEAMED = {"bytes", "bytes, NFC", *(name for name in kinds() if name.startswith("expression"))}
+CUTTABLE = {"bytes", "bytes, NFC", *(name for name in kinds() if name.startswith("expression"))}
 
 
 def cut_at(text: str, places: list[int]) -> list[Document]:
@@ -27,11 +27,11 @@ def cut_at(text: str, places: list[int]) -> list[Document]:
 
 
 def test_which_kinds_may_be_cut() -> None:
-    assert {name for name, tokenizer in kinds().items() if tokenizer.pipeline.has_cut_points} == SEAMED
-    for token, seamed in (("<x>", True), ("a b", False), ("好。", False)):
+    assert {name for name, tokenizer in kinds().items() if tokenizer.pipeline.has_cut_points} == CUTTABLE
+    for token, cuttable in (("<x>", True), ("a b", False), ("好。", False)):
         backend = byte_level()
         backend.add_tokens([token])
-        assert Tokenizer(backend).pipeline.has_cut_points is seamed
+        assert Tokenizer(backend).pipeline.has_cut_points is cuttable
     assert not Tokenizer(byte_level(split(" ", "removed"), regex=False)).pipeline.has_cut_points
 
 
@@ -56,10 +56,10 @@ def test_tokens_are_those_of_the_whole(name: str, pieces: list[tuple[str, list[i
 
 
 @given(texts)
-def test_every_seam_is_one(text: str) -> None:
+def test_every_cut_point_is_one(text: str) -> None:
     """Each place that is ever taken, under every expression."""
     places = {last_cut_point(text[:end]) for end in range(len(text) + 1)} - {0}
-    for name in SEAMED:
+    for name in CUTTABLE:
         encode = kinds()[name].encode
         for place in places:
             assert encode(text[:place]) + encode(text[place:]) == encode(text), name

@@ -14,7 +14,7 @@ from helpers.tokenizer_kinds import byte_level, kinds, llama, split, words
 
 from pyro_ltm.data import Tokenizer
 from pyro_ltm.data.tokenizer import expressions, safety
-from pyro_ltm.data.tokenizer.expressions import KNOWN, why_not
+from pyro_ltm.data.tokenizer.expressions import KNOWN, refusal
 from pyro_ltm.errors import UserError
 
 LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -161,7 +161,7 @@ def test_dropout_is_off(tmp_path: Path) -> None:
 )
 def test_what_could_take_exponential_time_is_refused_unseen(expression: str, monkeypatch) -> None:
     monkeypatch.setattr(subprocess, "run", None)
-    assert why_not(expression)
+    assert refusal(expression)
 
 
 def test_every_known_expression_is_one_that_would_be_read() -> None:
@@ -171,7 +171,7 @@ def test_every_known_expression_is_one_that_would_be_read() -> None:
 
 def test_known_expressions_are_not_tried(monkeypatch) -> None:
     monkeypatch.setattr(subprocess, "run", None)
-    assert not any(map(why_not, KNOWN))
+    assert not any(map(refusal, KNOWN))
 
 
 @pytest.mark.parametrize(
@@ -184,14 +184,14 @@ def test_known_expressions_are_not_tried(monkeypatch) -> None:
 )
 def test_other_expressions_are_tried_and_read(expression: str, monkeypatch) -> None:
     monkeypatch.setattr(expressions, "_LENGTH", 1 << 12)
-    assert why_not(expression) == ""
+    assert refusal(expression) == ""
 
 
 @pytest.mark.parametrize("expression", [r"[\s\S]*[\s\S]*[\s\S]*[\x{1F000}-\x{1FFFF}]{9}", r"\s*\S", "("])
 def test_what_takes_long_is_refused(expression: str, monkeypatch) -> None:
     monkeypatch.setattr(expressions, "LIMIT", 0.6)
     expressions._measured.cache_clear()
-    assert why_not(expression)
+    assert refusal(expression)
     expressions._measured.cache_clear()
 
 
