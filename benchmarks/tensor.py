@@ -19,7 +19,7 @@ def tensor_fit(
     shape = torch.Size([batch.size, decoder.config.thoughts, decoder.config.dim])
     noise = Noise(batch.ids, seed=seed, device=batch.device)
     targets = batch.targets.flatten()
-    with frozen(decoder), decoder.held():
+    with frozen(decoder), decoder.fused_weights():
         with torch.no_grad():
             context = decoder.context(batch.inputs)
         state = {name: torch.zeros(shape, device=batch.device) for name in ("loc", "log_variance")}

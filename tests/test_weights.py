@@ -67,7 +67,7 @@ def test_weights_of_a_functional_call(case, held, precomputed):
     model, batch, z = case
     weights = other_weights(model)
     given = model.precompute(batch) if precomputed else batch
-    with model.held() if held else contextlib.nullcontext():
+    with model.fused_weights() if held else contextlib.nullcontext():
         trace = traced(lambda batch: functional_call(model, weights, (batch,)), given, z)
         found = log_prob(trace)
     expected = nats(model, weights, batch, z)

@@ -17,8 +17,7 @@ from pyro_ltm.comparison.pair_score import Count
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import fit_posterior, guide_loss
 from pyro_ltm.noise import DrawFrom, fold
-from pyro_ltm.optimizers import FastOptimizer
-from pyro_ltm.optimizers.fast import schedule
+from pyro_ltm.optimizers import FastOptimizer, schedule
 from pyro_ltm.types import Batch, evaluating, frozen
 
 CLIP = 1.0

@@ -22,7 +22,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
 from pyro_ltm.guides import Guide
 from pyro_ltm.locks import locks_out
-from pyro_ltm.optimizers.fast import OPTIMIZERS
+from pyro_ltm.optimizers import OPTIMIZERS
 from pyro_ltm.runs.folder import METRICS, TOKENIZER
 from pyro_ltm.runs.metrics import read_metrics
 from pyro_ltm.runs.run import Run, check_fits, dataset_batches

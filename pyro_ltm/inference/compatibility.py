@@ -16,7 +16,7 @@ from pyro_ltm.inference.families import FAMILIES
 from pyro_ltm.inference.samplers import ParticleGuide
 from pyro_ltm.noise import KINDS
 from pyro_ltm.objectives import OBJECTIVES, Objective
-from pyro_ltm.optimizers.fast import OPTIMIZERS, FastOptimizer
+from pyro_ltm.optimizers import OPTIMIZERS, FastOptimizer
 from pyro_ltm.types import State
 
 

@@ -59,8 +59,8 @@ def cache_key(batch: Batch, model: nn.Module, guide: Guide, objective: ELBO, opt
     Weights are told by where they lie, and may change there.
     """
     checks = torch.distributions.Distribution._validate_args  # by values
-    holders = any(getattr(module, "_holders", 0) for module in model.modules())  # whose layout is theirs to let go of
-    if not guide.is_recorded or checks or holders or batch.token_slice is not None or am_i_wrapped():
+    fused = any(getattr(module, "_fused_users", 0) for module in model.modules())  # by a caller, who may drop them
+    if not guide.is_recorded or checks or fused or batch.token_slice is not None or am_i_wrapped():
         return None
     parts = (_plain(objective), _plain(optimizer))
     if None in parts:
@@ -187,10 +187,10 @@ class _Laid(Noise):
         self._draws, self.device = draws, device
 
     def normal(self, shape: torch.Size, *, event_dims: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        laid = next(self._draws, None)
-        if laid is None or laid.shape != shape or laid.dtype != dtype:
+        recorded = next(self._draws, None)
+        if recorded is None or recorded.shape != shape or recorded.dtype != dtype:
             raise RuntimeError(f"noise of shape {tuple(shape)}, which it did not ask for before")
-        return laid
+        return recorded
 
 
 def _shorten(kept: dict[Hashable, Any]) -> None:

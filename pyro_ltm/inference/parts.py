@@ -20,7 +20,7 @@ from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.model.precision import DTYPES, resolve_dtype
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO, Objective, Terms
-from pyro_ltm.optimizers.fast import OPTIMIZERS, Adam, FastOptimizer
+from pyro_ltm.optimizers import OPTIMIZERS, Adam, FastOptimizer
 from pyro_ltm.types import Batch
 
 

@@ -16,7 +16,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.noise import Noise, Normals, fold, rsample_from
-from pyro_ltm.optimizers.fast import FastOptimizer
+from pyro_ltm.optimizers import FastOptimizer
 from pyro_ltm.types import Batch, Card, Registry, State
 
 Watch = Callable[[int, State], None]

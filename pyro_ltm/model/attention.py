@@ -178,14 +178,14 @@ class Attention(nn.Module):
     """The four projections of multi-head attention, without biases, under the reference implementation's names.
 
     Attributes:
-        joined: the weights of queries, keys and values under one another, for one product instead of three
-            (`Decoder.held`); None: each by itself.
+        fused: the weights of queries, keys and values under one another, for one product instead of three
+            (`Decoder.fused_weights`); None: each by itself.
     """
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.joined: Tensor | None = None
+        self.fused_weight: Tensor | None = None
         self.wq = Linear(dim, dim)
         self.wk = Linear(dim, dim)
         self.wv = Linear(dim, dim)
@@ -193,14 +193,14 @@ class Attention(nn.Module):
 
     def queries_keys_values(self, x: Tensor, table: Tensor, seen: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and plain values, [B, H, T, d], of `x` [B, T, D]; no query of the first `seen`."""
-        joined = self.joined  # read once: another thread may let go of it
-        if joined is None:
+        fused = self.fused_weight  # read once: another thread may drop it
+        if fused is None:
             return self.queries(x[:, seen:], table[:, seen:]), *self.keys_values(x, table)
         if seen:
-            alone, both = joined.tensor_split([x.shape[-1]])
+            alone, both = fused.tensor_split([x.shape[-1]])
             parts = F.linear(x[:, seen:], alone), *F.linear(x, both).chunk(2, dim=-1)
         else:
-            parts = F.linear(x, joined).chunk(3, dim=-1)
+            parts = F.linear(x, fused).chunk(3, dim=-1)
         q, k, v = (self._split(part) for part in parts)
         return rotate(q, table[:, seen:]), rotate(k, table), v
 
@@ -235,9 +235,9 @@ class Attention(nn.Module):
         return scores.softmax(-1).transpose(1, 2).flatten(2).to(outputs.dtype) @ outputs
 
     def output(self, heads: Tensor) -> Tensor:
-        """Heads [B, H, T, d] joined and projected: [B, T, D]."""
-        joined: Tensor = self.wo(heads.transpose(1, 2).flatten(2))
-        return joined
+        """Heads [B, H, T, d] fused and projected: [B, T, D]."""
+        fused: Tensor = self.wo(heads.transpose(1, 2).flatten(2))
+        return fused
 
     def _split(self, x: Tensor) -> Tensor:
         # On a CPU rotation and the fused kernel are faster in single precision than in half, and exact.

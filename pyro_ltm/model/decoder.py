@@ -25,32 +25,32 @@ from pyro_ltm.config import ModelConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.model.attention import Attention, rotary_table, windowed_attention
 from pyro_ltm.model.kernels.attention import attend
-from pyro_ltm.model.kernels.head import HeldWeight, token_log_probs
+from pyro_ltm.model.kernels.head import FrozenWeight, token_log_probs
 from pyro_ltm.model.linear import Linear
 from pyro_ltm.model.norm import RMSNorm
 
-HOLDING = threading.Lock()
-"""Of all decoders' layouts: a lock of a decoder's own could not be copied with it."""
+FUSING = threading.Lock()
+"""Guards `Decoder._fused_users`. One for all decoders: a lock of a decoder's own could not be copied with it."""
 
 
 class FeedForward(nn.Module):
     """SwiGLU (arXiv:2002.05202).
 
     Attributes:
-        joined: the weights of `w1` and `w3` under one another (`Decoder.held`); None: each by itself.
+        fused_weight: the weights of `w1` and `w3` as one matrix (`Decoder.fused_weights`); None: each by itself.
     """
 
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.joined: Tensor | None = None
+        self.fused_weight: Tensor | None = None
         self.w1 = Linear(dim, hidden)
         self.w2 = Linear(hidden, dim)
         self.w3 = Linear(dim, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D]."""
-        joined = self.joined  # read once: another thread may let go of it
-        gate, up = (self.w1(x), self.w3(x)) if joined is None else F.linear(x, joined).chunk(2, dim=-1)
+        fused = self.fused_weight  # read once: another thread may drop it
+        gate, up = (self.w1(x), self.w3(x)) if fused is None else F.linear(x, fused).chunk(2, dim=-1)
         gated: Tensor = self.w2(F.silu(gate) * up)
         return gated
 
@@ -95,7 +95,7 @@ class Layer(nn.Module):
 
 @dataclass
 class Cache:
-    """What generation keeps: projected thoughts, and the last W keys and values of each layer in a ring.
+    """Cache of generation: projected thoughts, and the last W keys and values of each layer in a ring.
 
     Shapes:
         thoughts: per layer, keys and outputs (`Attention.keys_outputs`), or None without thoughts.
@@ -119,7 +119,7 @@ class Decoder(nn.Module):
 
     Attributes:
         recompute: where weights learn, the backward pass computes each layer again instead of keeping what it did.
-        head_weight: the head's weight laid out for many passes (`held`); None: it is not.
+        head_weight: the head's weight, cast once for many passes (`fused_weights`); None outside of it.
         head: computes the logits in place of the embedding's transpose (`packed`); None: the embedding itself.
     """
 
@@ -129,8 +129,8 @@ class Decoder(nn.Module):
         self.compute_dtype = compute_dtype
         self.recompute = False
         self.head: nn.Module | None = None
-        self.head_weight: HeldWeight | None = None
-        self._holders = 0
+        self.head_weight: FrozenWeight | None = None
+        self._fused_users = 0
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, eps=config.norm_eps)
@@ -154,7 +154,7 @@ class Decoder(nn.Module):
                 nn.init.normal_(parameter, std=self.config.init_std / depth)
 
     def context(self, inputs: Tensor) -> Tensor:
-        """What no thought can touch: the embedded `inputs` [B, T] after the first layer's self-attention, [B, T, D]."""
+        """Embedded `inputs` [B, T] after the first layer's self-attention, [B, T, D]: independent of the thoughts."""
         if inputs.shape[1] > self.config.max_length:
             raise UserError(f"{inputs.shape[1]} tokens; this model reads at most {self.config.max_length}")
         with self._autocast(inputs):
@@ -190,7 +190,7 @@ class Decoder(nn.Module):
             return self.norm(h)
 
     def forward_slice(self, context: Tensor, thoughts: Tensor, where: slice) -> Tensor:
-        """`forward` at the tokens `where` alone, [B, P, D]; never compiled, for each slice would take a graph."""
+        """`forward` at the tokens `where`, [B, P, D]; never compiled, for each slice would take a graph."""
         return self.forward(context, thoughts, where)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class Decoder(nn.Module):
         return token_log_probs(hidden, weight, tokens, dtype, self.head_weight, compiled)
 
     def project(self, thoughts: Tensor | None) -> list[tuple[Tensor, Tensor] | None]:
-        """What each layer reads of its thoughts (`Attention.keys_outputs`); None for each layer without thoughts."""
+        """Keys and outputs of each layer's thoughts (`Attention.keys_outputs`); None for one without thoughts."""
         if thoughts is None or not self.config.thoughts:
             return [None] * self.config.layers
         return [
@@ -247,59 +247,59 @@ class Decoder(nn.Module):
             return self.norm(h[:, 0])
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Within it no weight may change, and what many passes read lies beside the weights as they read it fastest.
+    def fused_weights(self) -> Iterator[None]:
+        """Fuses and casts the weights once, for many passes in which none of them changes.
 
-        Those that read the same input are joined for one product (their own modules, and hooks on them, are passed
-        by), and all are in the compute dtype: converted once, not in every pass. The weights themselves stay as
-        they are. May be entered again within, and by other threads; the last one out lets go.
+        Weights that read the same input are joined for one product (their own modules, and hooks on them, are not
+        called), and all are in the compute dtype. The parameters stay as they are. Re-entrant, also from several
+        threads; the last one to leave drops the copies.
         """
-        # Compiled, it joins and converts as it goes; stretches, which are not, do without.
+        # A compiled decoder fuses and casts by itself; slices of tokens, which are not compiled, do without.
         if self._is_compiled:
             yield
             return
-        with HOLDING:
-            self._holders += 1
-            if self._holders == 1:
-                self._hold()
+        with FUSING:
+            self._fused_users += 1
+            if self._fused_users == 1:
+                self._fuse()
         try:
             yield
         finally:
-            with HOLDING:
-                self._holders -= 1
-                if not self._holders:
-                    self.let_go()
+            with FUSING:
+                self._fused_users -= 1
+                if not self._fused_users:
+                    self.drop_fused_weights()
 
     @property
     def _is_compiled(self) -> bool:
         """Whether it is as it stands: in training alone."""
         return self._compiled_call_impl is not None and self.training
 
-    def _hold(self) -> None:
+    def _fuse(self) -> None:
         for layer in self._stack:
             attention, fed = layer.attention, layer.feed_forward
-            attention.joined = self._lying_ready(attention.wq, attention.wk, attention.wv)
-            fed.joined = self._lying_ready(fed.w1, fed.w3)
+            attention.fused_weight = self._fused(attention.wq, attention.wk, attention.wv)
+            fed.fused_weight = self._fused(fed.w1, fed.w3)
             if self._low:
-                alone = [attention.wo, fed.w2]
+                rest = [attention.wo, fed.w2]
                 if self.config.thoughts:
                     crossing = layer.cross_attention
-                    alone += [crossing.wq, crossing.wk, crossing.wv, crossing.wo]
-                for module in alone:
-                    module.ready = self._lying_ready(module)
+                    rest += [crossing.wq, crossing.wk, crossing.wv, crossing.wo]
+                for module in rest:
+                    module.cast_weight = self._fused(module)
         if self._low:
-            self.head_weight = HeldWeight(self.tok_embeddings.weight.detach().to(self.compute_dtype), many=True)
+            self.head_weight = FrozenWeight(self.tok_embeddings.weight.detach().to(self.compute_dtype), many=True)
 
-    def let_go(self) -> None:
-        """Forgets what `held` laid beside the weights."""
+    def drop_fused_weights(self) -> None:
+        """Drops the copies that `fused_weights` made."""
         self.head_weight = None
         for module in self.modules():
             if isinstance(module, Linear):
-                module.ready = None
+                module.cast_weight = None
             elif isinstance(module, Attention | FeedForward):
-                module.joined = None
+                module.fused_weight = None
 
-    def _lying_ready(self, *parts: Linear) -> Tensor:
+    def _fused(self, *parts: Linear) -> Tensor:
         joined = torch.cat([part.weight.detach() for part in parts])
         return joined.to(self.compute_dtype) if self._low else joined
 

@@ -59,9 +59,8 @@ class TokenSequence(TorchDistribution):
         token_slice = self.batch.token_slice
         if token_slice is None:
             return (self.token_log_probs(value) * self.batch.mask).sum(-1)
-        return (self._log_probs(value, token_slice) * self.batch.mask[..., token_slice]).sum(
-            -1
-        ) * self.batch.token_scale
+        counted = self._log_probs(value, token_slice) * self.batch.mask[..., token_slice]
+        return counted.sum(-1) * self.batch.token_scale
 
     def token_log_probs(self, value: Tensor) -> Tensor:
         """Nats of each token, [..., B, T], whether it counts or not."""
@@ -89,7 +88,7 @@ class TokenSequence(TorchDistribution):
         """The decoder, with the weights that it had when this was made."""
         decoder = cast(Decoder, self.weights.module())
         if decoder is not self.decoder:
-            decoder.let_go()  # of what was laid out beside other weights
+            decoder.drop_fused_weights()  # they are of other weights
         return decoder
 
     def _context(self, decoder: Decoder, value: Tensor) -> Tensor:

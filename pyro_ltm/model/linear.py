@@ -1,4 +1,4 @@
-"""A linear map without bias, whose weight may lie ready in another precision."""
+"""A linear map without bias, with an optional copy of its weight in another precision."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ class Linear(nn.Linear):
     """x W^T.
 
     Attributes:
-        ready: the weight in the precision of the product, while it does not learn (`Decoder.held`); None: the weight.
+        cast_weight: the weight in the precision of the product (`Decoder.fused_weights`); None: the weight itself.
     """
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs, bias=False)
-        self.ready: Tensor | None = None
+        self.cast_weight: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., outputs]."""
-        ready = self.ready  # read once: another thread may let go of it
-        return F.linear(x, self.weight if ready is None else ready)
+        weight = self.cast_weight  # read once: another thread may drop it
+        return F.linear(x, self.weight if weight is None else weight)

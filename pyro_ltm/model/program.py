@@ -45,14 +45,14 @@ class LatentThoughtModel(nn.Module):
         return tokens
 
     def log_prob_without_thoughts(self, batch: Batch) -> Tensor:
-        """Nats [B] of the batch's tokens, exact, where the decoder passes its thoughts by: what its twin would say."""
+        """Nats [B] of the batch's tokens, exact, of the decoder without cross-attention, as its twin."""
         assert batch.targets is not None  # only known tokens have a probability
         hidden = self.decoder(self.decoder.context(batch.inputs), None)
         nats = self.decoder.token_log_probs(hidden.flatten(0, 1), batch.targets.flatten())
         return (nats.view_as(batch.mask) * batch.mask).sum(-1)
 
     def precompute(self, batch: Batch) -> Batch:
-        """`batch` with what no thought can touch computed once, for programs that read it many times without learning.
+        """`batch` with the decoder's `context` computed once, for programs that read it many times without learning.
 
         The context is cut from the graph: never use it where the decoder is to receive a gradient. With other weights,
         or where a Bayesian decoder draws new ones in each run, it is worked out again.
@@ -63,6 +63,6 @@ class LatentThoughtModel(nn.Module):
             context = self.decoder.context(batch.inputs)
         return dataclasses.replace(batch, context=context, context_of=Weights(self.decoder))
 
-    def held(self) -> AbstractContextManager[None]:
-        """Within it no weight may learn, and the decoder's lie as many passes read them fastest."""
-        return nullcontext() if draws(self.decoder) else self.decoder.held()
+    def fused_weights(self) -> AbstractContextManager[None]:
+        """`Decoder.fused_weights`, unless the decoder's weights are drawn anew in each run."""
+        return nullcontext() if draws(self.decoder) else self.decoder.fused_weights()

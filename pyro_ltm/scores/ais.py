@@ -95,7 +95,7 @@ def evaluate_annealed(
                         f"{type(guide).__name__} is a point: it has no density to anneal from; use the prior"
                     )
                 q = judged
-            with frozen(model), frozen(guide), model.held():
+            with frozen(model), frozen(guide), model.fused_weights():
                 found = anneal(
                     LogJoint(model, batch),
                     q,

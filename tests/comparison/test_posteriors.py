@@ -20,8 +20,7 @@ from pyro_ltm.comparison.train_guide import GuideTraining
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Delta, MeanField
 from pyro_ltm.objectives import MAP, MonteCarloELBO
-from pyro_ltm.optimizers import Adam
-from pyro_ltm.optimizers.fast import Natural
+from pyro_ltm.optimizers import Adam, Natural
 from pyro_ltm.scores.dependence import Blocks, Places
 
 

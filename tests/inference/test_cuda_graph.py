@@ -183,7 +183,7 @@ def test_what_else_a_fit_reads_is_not_replayed_as_it_was(changed):
 
 
 def held(model):
-    return model.held()
+    return model.fused_weights()
 
 
 def half(model):

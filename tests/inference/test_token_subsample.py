@@ -46,7 +46,7 @@ def test_the_decoder_gives_the_same_for_a_stretch(layers, window, way, monkeypat
     with ExitStack() as stack:
         if way == "held":
             stack.enter_context(frozen(model))
-            stack.enter_context(model.held())
+            stack.enter_context(model.fused_weights())
         for first, last in ((0, 11), (0, 3), (3, 6), (8, 11), (5, 6)):
             weights = torch.randn(3, last - first, 16)
             whole = model.decoder(batch.context, thoughts)[:, first:last]

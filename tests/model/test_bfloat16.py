@@ -41,7 +41,7 @@ def gradients(dtype, learns, token_slice):
     with ExitStack() as stack:
         if not learns:
             stack.enter_context(frozen(model))
-            stack.enter_context(model.held())
+            stack.enter_context(model.fused_weights())
             batch = model.precompute(batch)
         batch = dataclasses.replace(batch, token_slice=token_slice)
         nats = TokenSequence(model.decoder, thoughts, batch).log_prob(batch.targets)

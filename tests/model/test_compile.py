@@ -101,7 +101,6 @@ def test_a_whole_run_takes_one_graph_for_each_way_to_learn(tmp_path, monkeypatch
     """Alone, fast, slow. None for validation, here of 3, 3 and 2 sequences, nor for a checkpoint's check of health."""
     counter = CompileCounterWithBackend("eager")
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter, fullgraph=True))
-    monkeypatch.setattr(ltm.Run, "plot", lambda self: None)
     text = tmp_path / "birds.txt"
     text.write_text("".join(f"The {i % 7}th bird sang {i % 11} songs to the {i % 5} trees.\n" for i in range(400)))
     shape = ["model.dim=16", "model.layers=2", "model.thoughts=2", "model.max_length=16", "model.window=4"]

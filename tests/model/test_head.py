@@ -144,7 +144,7 @@ def test_a_packed_weight_gives_the_same_products(chunks):
     hidden, weight, tokens, counts = parts(torch.float32)
     hidden.requires_grad_()
     found = []
-    for held in (None, head.HeldWeight(weight.bfloat16(), many=True)):
+    for held in (None, head.FrozenWeight(weight.bfloat16(), many=True)):
         log_probs = token_log_probs(hidden, weight, tokens, torch.bfloat16, held)
         found.append((log_probs, *torch.autograd.grad((log_probs * counts).sum(), hidden)))
     # Sums in another order, rounded to bfloat16: a unit in the last place or two.

@@ -9,7 +9,7 @@ import torch
 from helpers.tiny import D, N, enlarge, telling_model, tiny_batch, tiny_config
 
 from pyro_ltm.model import LatentThoughtModel, TokenSequence
-from pyro_ltm.model.kernels.head import HeldWeight
+from pyro_ltm.model.kernels.head import FrozenWeight
 
 TIMES = 40
 
@@ -49,7 +49,7 @@ def test_weights_are_laid_out_and_let_go_beside_one_another(dtype):
 
     def slope(index):
         z = thoughts[index].clone().requires_grad_()
-        with model.held():
+        with model.fused_weights():
             likelihood = TokenSequence(model.decoder, z, batches[index])
             return torch.autograd.grad(likelihood.log_prob(batches[index].targets).sum(), z)[0]
 
@@ -60,15 +60,15 @@ def test_weights_are_laid_out_and_let_go_beside_one_another(dtype):
             torch.testing.assert_close(
                 found, expected[index % 4], atol=1e-4 if dtype == torch.float32 else 2**-4, rtol=2**-6
             )
-    assert model.decoder._holders == 0
+    assert model.decoder._fused_users == 0
     assert model.decoder.layers[0].attention.joined is None
 
 
 def test_each_thread_has_logits_of_its_own():
-    held = HeldWeight(torch.randn(30, D), many=True)
+    frozen = FrozenWeight(torch.randn(30, D), many=True)
     hidden = torch.randn(5, D)
-    here = held.scratch(hidden, torch.float32)
-    assert held.scratch(hidden, torch.float32) is here
+    here = frozen.scratch(hidden, torch.float32)
+    assert frozen.scratch(hidden, torch.float32) is here
     with ThreadPoolExecutor(1) as pool:
-        there = pool.submit(held.scratch, hidden, torch.float32).result()
+        there = pool.submit(frozen.scratch, hidden, torch.float32).result()
     assert there is not here

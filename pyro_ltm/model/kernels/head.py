@@ -21,8 +21,8 @@ from torch import Tensor
 from pyro_ltm.model.kernels import head_tiles
 
 CHUNK, GPU_CHUNK = 1 << 25, 1 << 28
-"""Bytes of logits held at a time, at most, by a CPU and by a GPU. Products slow down with fewer positions at once, and
-with a number of them that is no power of two."""
+"""Most bytes of logits in memory at a time, on a CPU and on a GPU. Products slow down with fewer positions at once,
+and with a number of them that is no power of two."""
 
 
 def token_log_probs(
@@ -30,7 +30,7 @@ def token_log_probs(
     weight: Tensor,
     tokens: Tensor,
     dtype: torch.dtype | None = None,
-    held: HeldWeight | None = None,
+    cast: FrozenWeight | None = None,
     compiled: bool = False,
 ) -> Tensor:
     """Log softmax(hidden W^T)[token] at each position, in nats, [R].
@@ -39,11 +39,11 @@ def token_log_probs(
         hidden: [R, D]. weight: W, [V, D]. tokens: [R] int64.
         dtype: of the two matrix products; that of `weight` when None. Sums are in that of `weight`, and exponentials,
             but for a gradient to `hidden` alone.
-        held: `weight` in that dtype already, where nothing learns from it.
-        compiled: what is done to chunks of logits, where they are laid out, is compiled.
+        cast: `weight` in that dtype already, where nothing learns from it.
+        compiled: the softmax of chunks of logits is compiled.
     """
     dtype = dtype or weight.dtype
-    log_probs: Tensor = _TokenLogProbs.apply(hidden.to(dtype), weight, tokens, held, compiled)
+    log_probs: Tensor = _TokenLogProbs.apply(hidden.to(dtype), weight, tokens, cast, compiled)
     return log_probs
 
 
@@ -52,7 +52,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight | None, compiled: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, cast: FrozenWeight | None, compiled: bool
     ) -> Tensor:
         gradient: Tensor | None = None
         log_sums: Tensor | None = None
@@ -62,11 +62,11 @@ class _TokenLogProbs(torch.autograd.Function):
         elif tiles:
             log_probs, log_sums = head_tiles.values(hidden, weight, tokens)
         else:
-            held = held or HeldWeight(weight.detach().to(hidden.dtype))
+            cast = cast or FrozenWeight(weight.detach().to(hidden.dtype))
             if learns:
-                log_probs, gradient = _chunked(hidden, weight, tokens, held, compiled)
+                log_probs, gradient = _chunked(hidden, weight, tokens, cast, compiled)
             else:
-                log_probs = _values(hidden, weight, tokens, held)
+                log_probs = _values(hidden, weight, tokens, cast)
         ctx.save_for_backward(hidden, weight, tokens, gradient, log_sums)
         return log_probs
 
@@ -87,11 +87,11 @@ class _TokenLogProbs(torch.autograd.Function):
 
 def _to_weight(hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
     """[V, D]: sum over positions of `weights` [R] times (one-hot - probabilities) hidden^T."""
-    held, counted = HeldWeight(weight.detach().to(hidden.dtype)), hidden * weights[:, None].to(hidden.dtype)
-    slope = torch.zeros_like(held.rows)  # in the precision of the products, as autocast leaves every other gradient
-    scratch = _Scratch(hidden, held, weight.dtype)
+    cast, counted = FrozenWeight(weight.detach().to(hidden.dtype)), hidden * weights[:, None].to(hidden.dtype)
+    slope = torch.zeros_like(cast.rows)  # in the precision of the products, as autocast leaves every other gradient
+    scratch = _Scratch(hidden, cast, weight.dtype)
     for rows in scratch.chunks:
-        _, probabilities = scratch.softmax(hidden[rows], held)
+        _, probabilities = scratch.softmax(hidden[rows], cast)
         slope.addmm_(probabilities.t(), counted[rows], alpha=-1)
     return slope[: len(weight)].to(weight.dtype).index_add_(0, tokens, counted.to(weight.dtype))
 
@@ -101,12 +101,12 @@ def _in_tiles(hidden: Tensor, weight: Tensor) -> bool:
     return hidden.device.type == "cpu" and hidden.dtype == weight.dtype != torch.bfloat16 and len(hidden) > 0
 
 
-class HeldWeight:
+class FrozenWeight:
     """The head's weight in the precision of its products, for passes through which it does not learn.
 
     Args:
         matrix: [V, D].
-        many: passes enough that it pays to keep one's chunks of memory for the next, and to lay bfloat16 out in the
+        many: passes enough that it pays to keep one's chunks of memory for the next, and to pack bfloat16 in the
             order in which the processor's library reads it, which takes its memory once more.
 
     Attributes:
@@ -162,11 +162,11 @@ def _in_step(matrix: Tensor) -> Tensor:
 
 
 PACKED_ROWS = 256
-"""Rows for which weights are laid out; others are right, too."""
+"""Rows for which weights are packed; products with other numbers of rows are right, too."""
 
 
 def packs() -> bool:
-    """Whether this torch has the functions that lay out weights in oneDNN's order; it does not promise them."""
+    """Whether this torch has the functions that pack weights in oneDNN's order; it does not promise them."""
     ours = torch.ops.mkldnn
     there = hasattr(ours, "_linear_pointwise") and hasattr(ours, "_reorder_linear_weight")
     return there and torch.backends.mkldnn.is_available()
@@ -177,22 +177,24 @@ def packs_half() -> bool:
     return packs() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _chunked(hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight, compiled: bool) -> tuple[Tensor, Tensor]:
+def _chunked(
+    hidden: Tensor, weight: Tensor, tokens: Tensor, cast: FrozenWeight, compiled: bool
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities [R] and their gradients [R, D], from chunks of logits."""
     log_probs, gradient = hidden.new_empty(len(hidden), dtype=weight.dtype), torch.empty_like(hidden)
-    scratch = held.scratch(hidden, weight.dtype)
+    scratch = cast.scratch(hidden, weight.dtype)
     for rows in scratch.chunks:
         if compiled:
-            log_probs[rows], probabilities = _compiled()(scratch.logits(hidden[rows], held), tokens[rows], weight.dtype)
+            log_probs[rows], probabilities = _compiled()(scratch.logits(hidden[rows], cast), tokens[rows], weight.dtype)
         else:
-            log_probs[rows], probabilities = _softmax(scratch, hidden[rows], tokens[rows], held)
-        torch.sub(held.matrix[tokens[rows]], held.mean(probabilities), out=gradient[rows])
+            log_probs[rows], probabilities = _softmax(scratch, hidden[rows], tokens[rows], cast)
+        torch.sub(cast.matrix[tokens[rows]], cast.mean(probabilities), out=gradient[rows])
     return log_probs, gradient
 
 
-def _softmax(scratch: _Scratch, hidden: Tensor, tokens: Tensor, held: HeldWeight) -> tuple[Tensor, Tensor]:
+def _softmax(scratch: _Scratch, hidden: Tensor, tokens: Tensor, cast: FrozenWeight) -> tuple[Tensor, Tensor]:
     """Log-probabilities [r] of `tokens`, and all probabilities [r, V'], by torch's own softmax."""
-    logits, probabilities = scratch.softmax(hidden, held)
+    logits, probabilities = scratch.softmax(hidden, cast)
     dtype = scratch.dtype
     own = probabilities.gather(1, tokens[:, None])[:, 0].to(dtype)
     if _may_look(own) and bool(own.all()):
@@ -221,12 +223,12 @@ def _may_look(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def _values(hidden: Tensor, weight: Tensor, tokens: Tensor, held: HeldWeight) -> Tensor:
+def _values(hidden: Tensor, weight: Tensor, tokens: Tensor, cast: FrozenWeight) -> Tensor:
     """Log-probabilities [R] alone."""
     log_probs = hidden.new_empty(len(hidden), dtype=weight.dtype)
-    scratch = _Scratch(hidden, held, weight.dtype)
+    scratch = _Scratch(hidden, cast, weight.dtype)
     for rows in scratch.chunks:
-        log_probs[rows] = scratch.log_softmax(hidden[rows], held).gather(1, tokens[rows, None])[:, 0]
+        log_probs[rows] = scratch.log_softmax(hidden[rows], cast).gather(1, tokens[rows, None])[:, 0]
     return log_probs
 
 
@@ -246,13 +248,13 @@ def _differentiable(
 class _Scratch:
     """Memory for one chunk's logits and (log-)probabilities, used again by the next: asking for it anew takes time."""
 
-    def __init__(self, hidden: Tensor, held: HeldWeight, dtype: torch.dtype):
+    def __init__(self, hidden: Tensor, cast: FrozenWeight, dtype: torch.dtype):
         chunk = CHUNK if hidden.device.type == "cpu" else GPU_CHUNK
-        most = max(16, chunk // (hidden.element_size() * len(held.rows)))
+        most = max(16, chunk // (hidden.element_size() * len(cast.rows)))
         size = min(1 << (most.bit_length() - 1), max(len(hidden), 1))
         self.chunks = [slice(first, first + size) for first in range(0, len(hidden), size)]
         self._rows = len(hidden)
-        self._logits = hidden.new_empty(size, len(held.rows))
+        self._logits = hidden.new_empty(size, len(cast.rows))
         self.dtype = dtype
         self._second: Tensor | None = None
 
@@ -260,18 +262,18 @@ class _Scratch:
         """Whether these are the chunks of `hidden`, too."""
         return len(hidden) == self._rows and hidden.dtype == self._logits.dtype
 
-    def logits(self, hidden: Tensor, held: HeldWeight) -> Tensor:
+    def logits(self, hidden: Tensor, cast: FrozenWeight) -> Tensor:
         """[r, V'] after `hidden` [r, D], in its precision; good until the next call."""
-        return held.logits(hidden, self._logits[: len(hidden)])
+        return cast.logits(hidden, self._logits[: len(hidden)])
 
-    def log_softmax(self, hidden: Tensor, held: HeldWeight) -> Tensor:
+    def log_softmax(self, hidden: Tensor, cast: FrozenWeight) -> Tensor:
         """[r, V'] log-probabilities of all tokens after `hidden` [r, D]; good until the next call."""
-        logits = self.logits(hidden, held)
+        logits = self.logits(hidden, cast)
         return torch.log_softmax(logits.to(self.dtype), dim=-1, out=self._out(self.dtype, len(hidden)))
 
-    def softmax(self, hidden: Tensor, held: HeldWeight) -> tuple[Tensor, Tensor]:
+    def softmax(self, hidden: Tensor, cast: FrozenWeight) -> tuple[Tensor, Tensor]:
         """Logits and probabilities [r, V'] after `hidden` [r, D], both in its precision; good until the next call."""
-        logits = self.logits(hidden, held)
+        logits = self.logits(hidden, cast)
         return logits, torch.softmax(logits, dim=-1, out=self._out(logits.dtype, len(hidden)))
 
     def _out(self, dtype: torch.dtype, rows: int) -> Tensor:

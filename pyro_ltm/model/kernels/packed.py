@@ -32,9 +32,9 @@ def packed(decoder: Decoder, rows: int, tokens: int) -> Decoder:
     if not _gains(decoder, rows, tokens):
         return decoder
     shared = [*decoder.parameters(), *decoder.buffers()]
-    # New modules around the same tensors; what a fit that is under way has laid out is not theirs.
+    # New modules around the same tensors; copies made by a fit under way are not theirs.
     faster = copy.deepcopy(decoder, {id(each): each for each in shared} | {id(decoder.head_weight): None})
-    faster.let_go()
+    faster.drop_fused_weights()
     for module in list(faster.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):

@@ -1,4 +1,4 @@
-"""A decoder that is held still: its weights, joined and converted once, lie beside those that stay as they are."""
+"""Weights fused and cast once for many passes: values and gradients are those of the weights themselves."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fit(model):
 def test_changes_no_number(monkeypatch, dtype, atol):
     model = model_in(dtype)
     once = fit(model)
-    monkeypatch.setattr(LatentThoughtModel, "held", lambda self: contextlib.nullcontext())
+    monkeypatch.setattr(LatentThoughtModel, "fused_weights", lambda self: contextlib.nullcontext())
     each_time = fit(model)
     torch.testing.assert_close(once.state, each_time.state, atol=atol, rtol=0)
     torch.testing.assert_close(once.history, each_time.history, atol=atol, rtol=atol)
@@ -64,7 +64,7 @@ def lies_ready(model):
 def test_weights_stay_and_what_lay_beside_them_goes(fails):
     model = model_in(HALF)
     before = pointers(model)
-    with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext(), model.held():
+    with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext(), model.fused_weights():
         assert pointers(model) == before
         assert model.decoder.layers[0].attention.joined.dtype == HALF
         assert model.decoder.layers[0].cross_attention.wo.ready.dtype == HALF
@@ -76,7 +76,7 @@ def test_weights_stay_and_what_lay_beside_them_goes(fails):
 
 def test_the_last_one_out_lets_go():
     model = model_in(HALF)
-    first, second = model.held(), model.held()
+    first, second = model.fused_weights(), model.fused_weights()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
@@ -108,13 +108,13 @@ def test_text_can_be_written_while_a_posterior_is_fitted():
 
 def test_a_fit_without_fast_steps_lays_nothing_out(monkeypatch):
     model = model_in(HALF)
-    monkeypatch.setattr(model.decoder, "_hold", lambda: pytest.fail("laid out for no pass"))
+    monkeypatch.setattr(model.decoder, "_fuse", lambda: pytest.fail("laid out for no pass"))
     guide = MeanField(model.config.thoughts, model.config.dim)
     fit_posterior(model, tiny_batch(), guide=guide, objective=AnalyticELBO(), steps=0)
 
 
 def test_single_precision_stays():
     model = LatentThoughtModel(tiny_config())
-    with model.held():
+    with model.fused_weights():
         assert model.decoder.layers[0].attention.joined.dtype == torch.float32
         assert model.decoder.layers[0].attention.wo.ready is None

@@ -15,8 +15,7 @@ from pyro_ltm.guides import GUIDES, Delta, MeanField
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.parts import build_guide
 from pyro_ltm.objectives import MAP, AnalyticELBO
-from pyro_ltm.optimizers import LBFGS, OPTIMIZERS, SGD, Adam, Natural
-from pyro_ltm.optimizers.fast import schedule
+from pyro_ltm.optimizers import LBFGS, OPTIMIZERS, SGD, Adam, Natural, schedule
 
 STEPS = 12
 
