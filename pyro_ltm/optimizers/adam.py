@@ -19,7 +19,7 @@ class Adam(Scheduled):
 
     With the usual eps of 1e-8 every latent dimension moves by the learning rate in each step, also those about which
     the text says nothing: they wander in the noise and cost KL. The prior pulls a mean back with a gradient of its own
-    size, so an eps of 1 lets such dimensions fall back to it, and the others move as ever (figures: docs/decisions.md).
+    size, so an eps of 1 lets such dimensions fall back to it, and the others move as ever (docs/decisions.md).
 
     Args:
         lr, lr_final, schedule: the learning rate and how it falls.
