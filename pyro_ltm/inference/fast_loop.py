@@ -26,7 +26,7 @@ from pyro_ltm.inference.posterior import Posterior
 from pyro_ltm.inference.samplers import ParticleGuide
 from pyro_ltm.noise import Noise, fold
 from pyro_ltm.objectives import AnalyticELBO, Objective
-from pyro_ltm.optimizers.fast import Adam, FastOptimizer
+from pyro_ltm.optimizers import Adam, FastOptimizer
 from pyro_ltm.types import Batch, State, evaluating, frozen
 
 
@@ -134,10 +134,10 @@ class FastLoop:
     ) -> tuple[State, Tensor]:
         """The last state and the history: all of a fit that can be recorded."""
         guide, steps = self.guide, self.steps if self.moves else 0
-        # Weights are laid out for many passes: a twin, or an encoder alone, makes none.
+        # Weights are fused for many passes: a twin, or an encoder alone, makes none.
         many = steps > 0 or isinstance(guide, ParticleGuide)
-        held = getattr(model, "held", nullcontext) if many and not keep_graph else nullcontext
-        with _without_gradient(keep_graph, model, guide), held():
+        fused = getattr(model, "fused_weights", nullcontext) if many and not keep_graph else nullcontext
+        with _without_gradient(keep_graph, model, guide), fused():
             precompute: Any = getattr(model, "precompute", None)
             if keep_graph:
                 batch = dataclasses.replace(batch, context=None)  # it is cut from the graph

@@ -18,7 +18,7 @@ from pyro_ltm.guides import Guide
 from pyro_ltm.inference.token_subsample import subsampled
 from pyro_ltm.noise import DrawFrom, Noise
 from pyro_ltm.objectives import Objective
-from pyro_ltm.optimizers.fast import FastOptimizer
+from pyro_ltm.optimizers import FastOptimizer
 from pyro_ltm.types import Batch, State
 
 Watch = Callable[[int, State], None]
