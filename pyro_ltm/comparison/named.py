@@ -13,7 +13,7 @@ import torch
 from pyro_ltm.config import Component, Config
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference import FAMILIES, refusal
+from pyro_ltm.inference import FAMILIES
 from pyro_ltm.inference.parts import Parts, build_guide
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import OBJECTIVES, Objective
@@ -100,7 +100,7 @@ def unfit_config(config: Config) -> str:
     try:
         with torch.device("meta"):
             guide = build_guide(config.guide, config.model, seed=config.seed)
-        if reason := refusal(guide, objective):
+        if reason := objective.refusal(guide):
             return reason
         Parts.check(config)
     except UserError as error:

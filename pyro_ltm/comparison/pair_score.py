@@ -21,11 +21,11 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference import Posterior, couples_batch, fit_posterior
+from pyro_ltm.inference import Posterior, fit_posterior
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.inference.samplers import ParticleGuide
 from pyro_ltm.noise import fold
-from pyro_ltm.objectives import Terms
+from pyro_ltm.objectives import Terms, as_objective
 from pyro_ltm.optimizers import FastOptimizer
 from pyro_ltm.profiling.memory import peak_memory
 from pyro_ltm.scores.dependence import Blocks, Places
@@ -121,7 +121,7 @@ def judge(
     """
     fitting |= {"guide": guide, "objective": objective, "optimizer": optimizer, "seed": fold(seed, "fit")}
     tally = _Tally(model, guide, fast_steps, particles, curve_particles, seed)
-    if couples_batch(objective):
+    if as_objective(objective).couples_batch:
         batches = [one for batch in batches for one in batch.apart()]
     with evaluating(model), pyro.validation_enabled(False), _own_generator(batches[0].inputs.device, seed):
         first = batches[0]

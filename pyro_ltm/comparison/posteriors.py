@@ -24,10 +24,10 @@ from pyro_ltm.comparison.result import Comparison, Pair, open_comparison, save
 from pyro_ltm.comparison.train_guide import GuideTraining, train_guide
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference import check_fit, refusal
+from pyro_ltm.inference import check_fit
 from pyro_ltm.locks import locks_out
 from pyro_ltm.noise import fold
-from pyro_ltm.objectives import Objective
+from pyro_ltm.objectives import Objective, PyroObjective, as_objective
 from pyro_ltm.optimizers import Adam, FastOptimizer
 from pyro_ltm.runs.folder import fingerprint
 from pyro_ltm.types import Batch
@@ -91,7 +91,7 @@ def compare_posteriors(
         "dtype": str(getattr(getattr(model, "decoder", None), "compute_dtype", None)),
         "teaching": {key: getattr(teaching, key) for key in ("steps", "lr", "described")} if teaching else None,
     }
-    held = {name: one.at(1.0) if isinstance(one, Objective) else one for name, one in objectives.items()}
+    held = {name: as_objective(one).at(1.0) for name, one in objectives.items()}
     reasons = {(g, o): unfit(guides[g], held[o], optimizer, **fitting) for g in guides for o in held}
     reasons |= {(g, o): reason for g, reason in missing.items() for o in held}
     if all(reasons.values()):
@@ -182,9 +182,9 @@ def attempt(work: Callable[[], Judgement], *, fast_steps: int) -> Judgement:
         raise
 
 
-def unfit(guide: Guide, objective: ELBO, optimizer: FastOptimizer, **fitting: Any) -> str:
+def unfit(guide: Guide, objective: Objective, optimizer: FastOptimizer, **fitting: Any) -> str:
     """Why a pair cannot be fitted; empty where it can."""
-    if reason := refusal(guide, objective):
+    if reason := objective.refusal(guide):
         return reason
     try:
         tolerance = float(fitting.get("tolerance", 0.0))
@@ -221,6 +221,7 @@ def environment() -> dict[str, Any]:
 
 def describe(thing: Any) -> str:
     """The class of a guide, an objective or an optimizer with its plain options, and the digest of its weights."""
+    thing = thing.elbo if isinstance(thing, PyroObjective) else thing
     entries: dict[str, Any] = {"particles": thing.num_particles} if isinstance(thing, ELBO) else {}
     hidden = {"training", "num_particles", *vars(Trace_ELBO())}
     for name, value in vars(thing).items():

@@ -1,9 +1,9 @@
 """The fast loop: posteriors fitted to sequences, and what they are good for."""
 
-from pyro_ltm.inference.compatibility import check_fit, couples_batch, refusal
+from pyro_ltm.inference.compatibility import check_fit
 from pyro_ltm.inference.families import FAMILIES
 from pyro_ltm.inference.fast_loop import FastLoop, fit_posterior, fit_to_score
-from pyro_ltm.inference.fit import Plateau, sequence_bounds
+from pyro_ltm.inference.fit import Plateau
 from pyro_ltm.inference.generation import Generated, Reconstruction, continuation, generate, infer_thoughts, reconstruct
 from pyro_ltm.inference.learning import guide_loss
 from pyro_ltm.inference.parts import Parts
@@ -19,13 +19,10 @@ __all__ = [
     "Reconstruction",
     "check_fit",
     "continuation",
-    "couples_batch",
     "fit_posterior",
     "fit_to_score",
     "generate",
     "guide_loss",
     "infer_thoughts",
     "reconstruct",
-    "refusal",
-    "sequence_bounds",
 ]

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 from pyro_ltm.divergence import analytic_kl, kind
@@ -20,21 +19,9 @@ from pyro_ltm.optimizers import OPTIMIZERS, FastOptimizer
 from pyro_ltm.types import State
 
 
-def refusal(guide: Any, objective: ELBO) -> str:
-    """Why `objective` does not fit `guide` (or its class); empty where it does, and for an ELBO of somebody else's."""
-    return objective.refusal(guide) if isinstance(objective, Objective) else ""
-
-
-def couples_batch(objective: ELBO) -> bool:
-    """Whether what a sequence gets may depend on who shares its batch; of others' ELBOs, Pyro's plain two do not."""
-    if isinstance(objective, Objective):
-        return objective.couples_batch
-    return type(objective) not in (Trace_ELBO, TraceMeanField_ELBO)
-
-
 def check_fit(
     guide: Guide,
-    objective: ELBO,
+    objective: Objective,
     optimizer: FastOptimizer,
     noise: str = "fresh",
     *,
@@ -42,14 +29,8 @@ def check_fit(
     subsample: int = 1,
 ) -> None:
     """Raises UserError when these do not fit one another."""
-    if not isinstance(objective, Objective) and not hasattr(objective, "differentiable_loss"):
-        ours = "'renyi:ALPHA:K' (Renyi)" if isinstance(objective, RenyiELBO) else "'elbo' or 'iwae'"
-        raise UserError(
-            f"Pyro's {type(objective).__name__} has no differentiable_loss, which the fast loop needs: use the "
-            f"objective {ours}, or Pyro's Trace_ELBO"
-        )
-    if reason := refusal(guide, objective):
-        fitting = [name for name, kind in OBJECTIVES.items() if not refusal(guide, kind())]
+    if reason := objective.refusal(guide):
+        fitting = [name for name, kind in OBJECTIVES.items() if not kind().refusal(guide)]
         raise UserError(f"{reason}: use {_either('objective', fitting)}, or {_either('guide', _guides(objective))}")
     if noise not in KINDS:
         raise UserError(f"noise = {noise!r}: choose from {', '.join(KINDS)}")
@@ -62,9 +43,8 @@ def check_fit(
         raise UserError(
             f"{type(guide).__name__} has no natural gradient, which {kind} needs: use {_either('guide', fitting)}"
         )
-    moves = getattr(objective, "moves_within_fit", False)
-    if optimizer.needs_fixed_loss and moves:
-        raise UserError(f"{kind} needs a loss that does not change from step to step; {type(objective).__name__} does")
+    if optimizer.needs_fixed_loss and objective.moves_within_fit:
+        raise UserError(f"{kind} needs a loss that does not change from step to step; {objective.name} does")
     still = noise == "fixed" or not guide.has_density
     if optimizer.needs_fixed_loss and not still:
         fitting = [name for name, other in OPTIMIZERS.items() if not other.needs_fixed_loss]
@@ -76,25 +56,23 @@ def check_fit(
         raise UserError(
             f"tolerance = {tolerance}: {kind} goes back from steps that failed; leave it at 0, or use 'adam'"
         )
-    by_itself = (
-        isinstance(objective, Objective) and not objective.couples_batch and not isinstance(guide, ParticleGuide)
-    )
-    if tolerance and (moves or not by_itself):
+    by_itself = objective.is_per_sequence and not objective.couples_batch and not isinstance(guide, ParticleGuide)
+    if tolerance and (objective.moves_within_fit or not by_itself):
         raise UserError(
-            f"tolerance = {tolerance}: {type(objective).__name__} with {type(guide).__name__} gives no bound for each "
+            f"tolerance = {tolerance}: {objective.name} with {type(guide).__name__} gives no bound for each "
             "sequence by itself that stays the same over the fast steps, so none can stop: leave it at 0"
         )
     if subsample > 1:
         _check_subsample(guide, objective, optimizer, noise, tolerance, subsample)
 
 
-def _check_fixed_noise(guide: Guide, objective: ELBO, noise: str) -> None:
+def _check_fixed_noise(guide: Guide, objective: Objective, noise: str) -> None:
     """On one fixed draw z is a number, and an estimated KL there falls without bound as q widens around it."""
-    if noise != "fixed" or not isinstance(objective, Objective) or not objective.needs_density:
+    if noise != "fixed" or not objective.needs_density:
         return
     if not (objective.reads_kl and guide.has_analytic_kl):
         raise UserError(
-            f"noise = 'fixed' with {type(objective).__name__} and {type(guide).__name__}: one draw cannot estimate "
+            f"noise = 'fixed' with {objective.name} and {type(guide).__name__}: one draw cannot estimate "
             "a KL; use the objective 'analytic-elbo' and a guide whose KL has a closed form, or noise = 'fresh'"
         )
 
@@ -112,9 +90,9 @@ def check_precision(model: nn.Module, guide: Guide) -> None:
         raise UserError(f"the model or {name} is in double precision and the other is not: use guide.to(dtype) as well")
 
 
-def check_fixed_noise(guide: Guide, objective: ELBO, prior: Any, state: State) -> None:
+def check_fixed_noise(guide: Guide, objective: Objective, prior: Any, state: State) -> None:
     """Raises UserError where the KL to the model's own `prior` (a module; None: not known) would be an estimate."""
-    if prior is None or not isinstance(objective, Objective) or not objective.needs_density:
+    if prior is None or not objective.needs_density:
         return
     its = prior()
     if analytic_kl(guide.distribution(state), its) is None:
@@ -125,15 +103,14 @@ def check_fixed_noise(guide: Guide, objective: ELBO, prior: Any, state: State) -
 
 
 def _check_subsample(
-    guide: Guide, objective: ELBO, optimizer: FastOptimizer, noise: str, tolerance: float, subsample: int
+    guide: Guide, objective: Objective, optimizer: FastOptimizer, noise: str, tolerance: float, subsample: int
 ) -> None:
     """A stretch of the tokens is right on average for what is linear in their log-probabilities, and nothing else."""
     where, whole = f"subsample = {subsample}", "set it to 1 (fast.subsample=1)"
-    fitter = objective.for_guide() if isinstance(objective, Objective) else None
-    if fitter is None or not fitter.is_linear:
+    if not objective.is_linear:
         linear = [name for name, kind in OBJECTIVES.items() if kind.is_linear]
         raise UserError(
-            f"{where}: {type(objective).__name__} is not linear in log p(x | z), which a sample of the tokens would "
+            f"{where}: {objective.name} is not linear in log p(x | z), which a sample of the tokens would "
             f"bias: {whole}, or use {_either('objective', linear)}"
         )
     if isinstance(guide, ParticleGuide):
@@ -144,8 +121,8 @@ def _check_subsample(
         raise UserError(f"{where}: tolerance = {tolerance} needs each sequence's whole bound: leave one of them out")
 
 
-def _guides(objective: ELBO) -> list[str]:
-    known: Any = objective
+def _guides(objective: Objective) -> list[str]:
+    known: Any = objective  # of classes, too
     return [name for name, family in FAMILIES.items() if not known.refusal(family)]
 
 

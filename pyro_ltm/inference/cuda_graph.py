@@ -14,12 +14,12 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
-from pyro.infer import ELBO
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
 from pyro_ltm.guides import Guide
 from pyro_ltm.noise import Noise
+from pyro_ltm.objectives import Objective, PyroObjective
 from pyro_ltm.types import Batch, State
 
 Fit = Callable[[Batch, State, Noise], tuple[State, Tensor]]
@@ -53,7 +53,9 @@ def cuda_graph() -> Capture:
     return capture
 
 
-def cache_key(batch: Batch, model: nn.Module, guide: Guide, objective: ELBO, optimizer: Any, *more: Any) -> Hashable:
+def cache_key(
+    batch: Batch, model: nn.Module, guide: Guide, objective: Objective, optimizer: Any, *more: Any
+) -> Hashable:
     """What tells a fit from others of the same shapes that ask for something else; None where that cannot be told.
 
     Weights are told by where they lie, and may change there.
@@ -79,6 +81,7 @@ def _module(module: nn.Module) -> Hashable:
 
 def _plain(part: Any) -> Hashable:
     """A class and its settings; None where one of them is not plain."""
+    part = part.elbo if isinstance(part, PyroObjective) else part
     settings = vars(part)
     return (type(part), *settings.items()) if all(map(_is_plain, settings.values())) else None
 

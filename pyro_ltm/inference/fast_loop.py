@@ -12,20 +12,19 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide, MeanField
-from pyro_ltm.inference.compatibility import check_fit, check_fixed_noise, check_precision, couples_batch
+from pyro_ltm.inference.compatibility import check_fit, check_fixed_noise, check_precision
 from pyro_ltm.inference.cuda_graph import Recorder, cache_key
 from pyro_ltm.inference.fit import GradientSteps, Plateau, Watch, run
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.inference.posterior import Posterior
 from pyro_ltm.inference.samplers import ParticleGuide
 from pyro_ltm.noise import Noise, fold
-from pyro_ltm.objectives import AnalyticELBO, Objective
+from pyro_ltm.objectives import AnalyticELBO, Objective, as_objective
 from pyro_ltm.optimizers import Adam, FastOptimizer
 from pyro_ltm.types import Batch, State, evaluating, frozen
 
@@ -38,7 +37,7 @@ class FastLoop:
 
     Args:
         guide: the posterior family.
-        objective: the bound to raise; any Pyro ELBO with `differentiable_loss`.
+        objective: the bound to raise; a Pyro ELBO with `differentiable_loss` becomes a `PyroObjective`.
         optimizer: moves the local parameters.
         steps: fast steps; a sampler's transitions.
         noise: "fresh" draws anew in each step; "antithetic" in mirrored pairs; "fixed" repeats one draw as the
@@ -55,7 +54,7 @@ class FastLoop:
     """
 
     guide: Guide
-    objective: ELBO
+    objective: Objective
     optimizer: FastOptimizer = field(default_factory=Adam)
     steps: int = 16
     noise: str = "fresh"
@@ -64,6 +63,7 @@ class FastLoop:
     recorder: Recorder | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "objective", as_objective(self.objective))
         tolerance = self.stopping.tolerance if self.stopping else 0.0
         check_fit(self.guide, self.objective, self.optimizer, self.noise, tolerance=tolerance, subsample=self.subsample)
 
@@ -115,9 +115,7 @@ class FastLoop:
 
     def _first(self, model: nn.Module, batch: Batch, start: State | None) -> State:
         """The local parameters before the first step, the objective's own among them."""
-        state = self.guide.init(batch) if start is None else start
-        if isinstance(self.objective, Objective):
-            state = state | self.objective.for_guide().local(batch)
+        state = (self.guide.init(batch) if start is None else start) | self.objective.local(batch)
         is_double = any(weight.dtype == torch.float64 for weight in model.parameters())
         return {name: value.double() for name, value in state.items()} if is_double else state
 
@@ -153,9 +151,8 @@ class FastLoop:
                     log_joint, state, optimizer=self.optimizer, noise=noise, steps=steps, watch=watch
                 )
             else:
-                objective = self.objective.for_guide() if isinstance(self.objective, Objective) else self.objective
                 fast: Any = GradientSteps(
-                    model, guide, objective, self.optimizer, steps, self.subsample, seed, keep_graph
+                    model, guide, self.objective, self.optimizer, steps, self.subsample, seed, keep_graph
                 )
                 fast = self.stopping.around(fast) if self.stopping else fast
                 state, history = run(fast, batch, state, noise, steps, watch)
@@ -172,7 +169,7 @@ class FastLoop:
             UserError: a posterior has run away, or model and guide do not fit one another.
         """
         loop = self.for_scores()
-        batches = batch.apart() if couples_batch(loop.objective) else [batch]
+        batches = batch.apart() if loop.objective.couples_batch else [batch]
         # Unchecked: what has run away is said below, in a line and not in a warning for each step.
         with evaluating(model), pyro.validation_enabled(False):
             each = [loop.fit(model, one, seed=seed, watch=watch) for one in batches]
@@ -180,8 +177,7 @@ class FastLoop:
 
     def for_scores(self) -> FastLoop:
         """This loop on the bound itself, not its annealed form, and on all tokens."""
-        objective = self.objective.at(1.0) if isinstance(self.objective, Objective) else self.objective
-        return dataclasses.replace(self, objective=objective, subsample=1)
+        return dataclasses.replace(self, objective=self.objective.at(1.0), subsample=1)
 
     def with_density(self) -> FastLoop:
         """A loop whose posteriors a bound can score: this one, or a mean-field fit where the guide has no density."""

@@ -7,10 +7,9 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
-from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyro_ltm.errors import UserError
@@ -45,7 +44,7 @@ class FastSteps(Generic[C]):
 
     @abstractmethod
     def step(self, carried: C, step: int) -> tuple[Tensor, C]:
-        """The bounds [B] before fast step `step` (from 0), and what the next one takes."""
+        """The objective's values [B] before fast step `step` (from 0), and what the next one takes."""
 
     def is_done(self, carried: C) -> bool:
         """Whether no sequence needs another step."""
@@ -55,12 +54,12 @@ class FastSteps(Generic[C]):
 def run(
     fast: FastSteps[C], batch: Batch, state: State, noise: Noise, steps: int, watch: Watch | None = None
 ) -> tuple[State, Tensor]:
-    """At most `steps` fast steps from `state`: the last state, and the history [steps taken, B] of the bounds."""
+    """At most `steps` fast steps from `state`: the last state, and the history [steps taken, B] of the values."""
     carried = fast.init(batch, state, noise)
     history = []
     for step in range(steps):
-        bounds, carried = fast.step(carried, step)
-        history.append(bounds)
+        values, carried = fast.step(carried, step)
+        history.append(values)
         if watch:
             watch(step + 1, carried.state)
         if fast.is_done(carried):
@@ -70,17 +69,22 @@ def run(
 
 @dataclass(frozen=True)
 class Carry:
-    """Between two gradient steps: the sequences, their noise and local parameters, and the optimizer's memory."""
+    """Between two gradient steps: the sequences, their noise and local parameters, and the optimizer's memory.
+
+    Shapes:
+        losses: [B] in nats, before the last step.
+    """
 
     batch: Batch
     noise: Noise
     state: State
     memory: State
+    losses: Tensor
 
     def select(self, rows: Tensor) -> Carry:
         """Of the sequences at `rows` (int64 [B'])."""
         state, memory = ({name: value[rows] for name, value in each.items()} for each in (self.state, self.memory))
-        return Carry(self.batch.select(rows), self.noise.select(rows), state, memory)
+        return Carry(self.batch.select(rows), self.noise.select(rows), state, memory, self.losses[rows])
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class GradientSteps(FastSteps[Carry]):
 
     model: nn.Module
     guide: Guide
-    objective: ELBO
+    objective: Objective
     optimizer: FastOptimizer
     steps: int
     subsample: int = 1
@@ -103,7 +107,8 @@ class GradientSteps(FastSteps[Carry]):
 
     def init(self, batch: Batch, state: State, noise: Noise) -> Carry:
         """See `FastSteps.init`."""
-        return Carry(batch, noise, state, self.optimizer.init(state))
+        losses = torch.full((batch.size,), math.inf, device=batch.device)
+        return Carry(batch, noise, state, self.optimizer.init(state), losses)
 
     def step(self, carried: Carry, step: int) -> tuple[Tensor, Carry]:
         """See `FastSteps.step`."""
@@ -111,13 +116,9 @@ class GradientSteps(FastSteps[Carry]):
         batch = carried.batch
         if self.subsample > 1:
             batch = subsampled(batch, self.subsample, step=step, seed=self.seed)
-        objective: Any = self.objective
-        if isinstance(objective, Objective):
-            objective = objective.within(step / self.steps)
+        objective = self.objective.within(step / self.steps)
         with torch.enable_grad(), DrawFrom(carried.noise):
-            bounds = sequence_bounds(objective, self.model, self.guide, batch, state)
-            # An upper bound is to fall, any other to rise; and optimizers descend.
-            losses = -sense(objective) * bounds
+            losses, values = objective.loss_and_value(self.model, self.guide, batch, state)
             grads = torch.autograd.grad(losses.sum(), list(state.values()), create_graph=self.keep_graph)
         gradients = dict(zip(state, grads, strict=True))
         with torch.set_grad_enabled(self.keep_graph):
@@ -127,34 +128,21 @@ class GradientSteps(FastSteps[Carry]):
             state, memory = self.optimizer.step(
                 state, gradients, carried.memory, losses=losses, step=step, steps=self.steps
             )
-        return bounds.detach(), dataclasses.replace(carried, state=state, memory=memory)
+        return values, dataclasses.replace(carried, state=state, memory=memory, losses=losses)
 
     def _leaf(self, value: Tensor) -> Tensor:
         """What the gradient of this step is taken for; with the graph kept, still a part of it."""
         return value if self.keep_graph and value.requires_grad else value.detach().requires_grad_()
 
 
-def sequence_bounds(objective: ELBO, model: nn.Module, guide: nn.Module, batch: Batch, state: State) -> Tensor:
-    """The objective's bound of each sequence in nats, [B]; [1] from an ELBO that only gives the whole batch's."""
-    if isinstance(objective, Objective):
-        return objective.bound(objective.terms(model, guide, batch, state))
-    whole: Any = objective  # the method is on Pyro's subclasses, not on its ELBO
-    return -whole.differentiable_loss(model, guide, batch, state).reshape(1)
-
-
-def sense(objective: ELBO) -> int:
-    """1 for a bound that is to rise, -1 for one that is to fall."""
-    return objective.sense if isinstance(objective, Objective) else 1
-
-
 @dataclass(frozen=True)
 class Plateau:
-    """When a sequence takes no more fast steps: its bound has stopped rising, and the batch goes on without it.
+    """When a sequence takes no more fast steps: its loss has stopped falling, and the batch goes on without it.
 
     Fast steps then wait for the device, for who goes on is decided on the host.
 
     Args:
-        tolerance: nats above 0 by which the bound must rise over `patience` fast steps: their mean against the mean of
+        tolerance: nats above 0 by which the loss must fall over `patience` fast steps: their mean against the mean of
             as many before.
     """
 
@@ -172,7 +160,7 @@ class Plateau:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """`state` of the whole batch; `rows` that go on, what they take into the next step, and their latest bounds."""
+    """`state` of the whole batch; `rows` that go on, what they take into the next step, and their latest losses."""
 
     state: State
     rows: Tensor
@@ -195,14 +183,14 @@ class UntilPlateau(FastSteps[Unfinished]):
     def step(self, carried: Unfinished, step: int) -> tuple[Tensor, Unfinished]:
         """See `FastSteps.step`; NaN for a sequence that stopped before."""
         rows = carried.rows
-        bounds, carry = self.fast.step(carried.carry, step)
+        values, carry = self.fast.step(carried.carry, step)
         state = {name: value.index_copy(0, rows, carry.state[name]) for name, value in carried.state.items()}
-        latest = (*carried.latest, bounds)[-2 * self.patience :]
-        every = bounds.new_full((len(next(iter(state.values()))),), math.nan).index_copy(0, rows, bounds)
+        latest = (*carried.latest, carry.losses)[-2 * self.patience :]
+        every = values.new_full((len(next(iter(state.values()))),), math.nan).index_copy(0, rows, values)
         if len(latest) == 2 * self.patience:
             before, now = torch.stack(latest).unflatten(0, (2, self.patience)).mean(1)
-            # A bound that is not finite has not risen either: it is left as it is, and seen by whoever scores it.
-            going = (sense(self.fast.objective) * (now - before) >= self.tolerance).nonzero()[:, 0]
+            # A loss that is not finite has not fallen either: it is left as it is, and seen by whoever scores it.
+            going = (before - now >= self.tolerance).nonzero()[:, 0]
             if len(going) < len(rows):
                 rows, carry, latest = rows[going], carry.select(going), tuple(each[going] for each in latest)
         return every, Unfinished(state, rows, carry, latest)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyro_ltm.inference.posterior import Posterior
-from pyro_ltm.objectives import Objective
+from pyro_ltm.objectives import as_objective
 from pyro_ltm.types import Batch, frozen
 
 
@@ -19,10 +17,7 @@ def guide_loss(model: nn.Module, batch: Batch, posterior: Posterior, objective: 
     them (arXiv:1710.06085).
     """
     guide, state = posterior.guide, posterior.state
-    fitter: Any = objective.for_guide() if isinstance(objective, Objective) else objective
     if guide.is_amortized and not guide.is_unrolled:
-        local = fitter.local(batch) if isinstance(objective, Objective) else {}
-        state = guide.init(batch) | {name: posterior.state[name] for name in local}
+        state = state | guide.init(batch)
     with frozen(model):
-        loss: Tensor = fitter.differentiable_loss(model, guide, batch, state)
-    return loss
+        return as_objective(objective).differentiable_loss(model, guide, batch, state)

@@ -32,7 +32,7 @@ class Posterior:
     Shapes:
         state: local parameters, leading dimension B.
         ids: [B] the sequences' stable names.
-        history: [steps, B] the objective's bound of each sequence at each fast step, before the step, in nats; NaN
+        history: [steps, B] the objective's value for each sequence at each fast step, before the step, in nats; NaN
             after a sequence stopped; for an ELBO that is not of this library, [steps, 1], summed over the batch.
 
     Attributes:

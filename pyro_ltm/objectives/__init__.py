@@ -9,6 +9,7 @@ from pyro_ltm.objectives.importance import IWAE, DReG
 from pyro_ltm.objectives.jackknife import Jackknife
 from pyro_ltm.objectives.map import MAP
 from pyro_ltm.objectives.mmd import MMD
+from pyro_ltm.objectives.pyro import PyroObjective, as_objective
 from pyro_ltm.objectives.renyi import Renyi, VRMax
 from pyro_ltm.objectives.tail_adaptive import TailAdaptive
 from pyro_ltm.objectives.target_rate import TargetRate
@@ -52,10 +53,12 @@ __all__ = [
     "Jackknife",
     "MonteCarloELBO",
     "Objective",
+    "PyroObjective",
     "Renyi",
     "StickingTheLanding",
     "TailAdaptive",
     "TargetRate",
     "Terms",
     "VRMax",
+    "as_objective",
 ]

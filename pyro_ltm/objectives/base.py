@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
@@ -26,13 +30,13 @@ class Terms:
     """The parts of a bound for K particles of B sequences, in nats, summed over tokens and latent dimensions.
 
     Shapes:
-        log_likelihood: [K, B] log p(x | z). log_prior: [K, B] log p(z). log_guide: [K, B] log q(z); its parameters
-            held still where the objective says so (`stops_guide_gradient`).
+        log_likelihood: [K, B] log p(x | z). log_prior: [K, B] log p(z). log_guide: [K, B] log q(z).
         kl: [B] KL(q || p) to the model's own prior in closed form; None unless the objective reads it and there is one.
         kl_by_thought: [B, N] the same for each thought; None unless the objective asks for it.
-        thoughts: [K, B, N, D] the draws, as the model read them: what flows back from the model passes through here.
+        thoughts: [K, B, N, D] the draws, as the model read them.
         state: the local parameters, the objective's own among them.
         prior: p(z), of event shape [N, D].
+        stopped_log_guide: computes log_guide again, with no gradient to the guide's parameters but through the draws.
     """
 
     log_likelihood: Tensor
@@ -43,6 +47,13 @@ class Terms:
     thoughts: Tensor | None = None
     state: State = field(default_factory=dict)
     prior: Distribution | None = None
+    stopped_log_guide: Callable[[], Tensor] | None = field(default=None, repr=False)
+
+    @cached_property
+    def pathwise(self) -> Terms:
+        """The same numbers; gradients to q flow through the draws alone, not through log q's own parameters."""
+        assert self.stopped_log_guide is not None  # `Objective.terms` gives it
+        return dataclasses.replace(self, log_guide=self.stopped_log_guide())
 
     @property
     def log_weight(self) -> Tensor:
@@ -70,10 +81,17 @@ def require(good: bool, name: str, value: object, needs: str) -> None:
         raise UserError(f"objective: {name} = {value!r}: {needs}")
 
 
+def raise_draws(loss: Tensor, counts: Tensor, log_weight: Tensor) -> Tensor:
+    """The number of `loss` [B], by whose descent draw k's log weight [K, B] is raised `counts` [K, B] times."""
+    gain = (counts.detach() * log_weight).sum(0)
+    return loss.detach() - (gain - gain.detach())
+
+
 class Objective(ELBO):
     """A variational bound: a `pyro.infer.ELBO`, so that `objective(model, guide)` is Pyro's own ELBOModule.
 
-    Sums over tokens and latent dimensions, never means. To add a bound, give `bound` and one line in the registry.
+    Sums over tokens and latent dimensions, never means. To add a bound, give `value` and one line in the registry;
+    where q or the decoder does not learn by the gradient of -value, `guide_loss` and `decoder_loss` as well.
 
     Args:
         particles: draws K of the thoughts for each sequence.
@@ -84,25 +102,23 @@ class Objective(ELBO):
     Attributes:
         card: what `pyro-ltm objectives` says of it.
         arguments: its options that may follow its name, as in `renyi:0.5:16`.
-        sense: 1 where the bound is to be raised, -1 where it is to be lowered (an upper bound).
-        reads_kl: `bound` reads `Terms.kl`, or `Terms.rate`, which is the closed form where the guide has one.
+        reads_kl: `value` reads `Terms.kl`, or `Terms.rate`, which is the closed form where the guide has one.
         needs_analytic_kl: it cannot do without; such an objective refuses a guide without a closed form.
-        needs_kl_by_thought: `bound` reads `Terms.kl_by_thought`.
+        needs_kl_by_thought: `value` reads `Terms.kl_by_thought`.
         needs_density: it reads log q, which a point does not have.
         is_joint: it is log p(x, z), which samplers follow.
         refuses_density: it has no maximum over families that have a width.
         moves_within_fit: what is to be raised changes from one fast step to the next.
-        is_linear: `bound` is linear in log p(x | z), so that an unbiased estimate of that, from a sample of the tokens,
-            is one of the bound and of its gradient.
+        is_linear: `value` is linear in log p(x | z), so that an unbiased estimate of that, from a sample of the tokens,
+            is one of the value and of its gradient.
         needs_fast_steps: it has local parameters of its own, which the fast steps fit.
-        stops_guide_gradient: log q is taken with its parameters held still, so that gradients flow through draws alone.
         couples_batch: what a sequence gets depends on who shares its batch.
+        is_per_sequence: it gives each sequence a value, and not the whole batch one.
         fewest_particles: draws below which it means nothing.
     """
 
     card: ClassVar[Card]
     arguments: ClassVar[tuple[str, ...]] = ()
-    sense: ClassVar[int] = 1
     reads_kl: bool = False
     needs_analytic_kl: ClassVar[bool] = False
     needs_kl_by_thought: bool = False
@@ -112,8 +128,8 @@ class Objective(ELBO):
     moves_within_fit: bool = False
     is_linear: ClassVar[bool] = False
     needs_fast_steps: ClassVar[bool] = False
-    stops_guide_gradient: ClassVar[bool] = False
-    couples_batch: ClassVar[bool] = False
+    couples_batch: bool = False
+    is_per_sequence: ClassVar[bool] = True
     fewest_particles: ClassVar[int] = 1
 
     def __init__(self, particles: int = 1, beta: float = 1.0, warmup: float = 0.0):
@@ -125,20 +141,30 @@ class Objective(ELBO):
         self.beta = beta
         self.warmup = warmup
 
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
+
     @abstractmethod
-    def bound(self, terms: Terms) -> Tensor:
+    def value(self, terms: Terms) -> Tensor:
         """The bound of each sequence in nats, [B], as the `terms` estimate it."""
+
+    def guide_loss(self, terms: Terms) -> Tensor:
+        """[B] in nats, what q descends."""
+        return -self.value(terms)
+
+    decoder_loss = guide_loss
+    """[B] in nats, what the decoder descends; of one that has its own `guide_loss`, still minus the value."""
+
+    @property
+    def has_one_loss(self) -> bool:
+        """Whether the gradient of `guide_loss` is right for q and decoder alike."""
+        return type(self).guide_loss is type(self).decoder_loss
 
     def log_weight(self, terms: Terms) -> Tensor:
         """[K, B] log p(x | z) + beta (log p(z) - log q(z))."""
         return terms.log_likelihood + self.beta * (terms.log_prior - terms.log_guide)
-
-    def pathwise_factor(self, terms: Terms) -> Tensor | None:
-        """[K, B], by which the gradient that flows back through each draw is multiplied; None leaves it as it is.
-
-        The decoder's own gradient stays. Only with `stops_guide_gradient` is that all of the gradient to q.
-        """
-        return None
 
     def local(self, batch: Batch) -> State:
         """Local parameters of the objective's own, fitted with the guide's; most have none."""
@@ -154,14 +180,6 @@ class Objective(ELBO):
 
     def within(self, share: float) -> Objective:
         """This objective as it stands when the `share` (0 to 1) of the fast steps is done; most do not change."""
-        return self
-
-    def for_guide(self) -> Objective:
-        """The objective by which q is fitted; itself, unless it has no maximum over q."""
-        return self
-
-    def for_decoder(self) -> Objective:
-        """The objective by which the decoder learns; itself, unless its maximum over q says nothing of the decoder."""
         return self
 
     def refusal(self, guide: nn.Module) -> str:
@@ -181,8 +199,8 @@ class Objective(ELBO):
         if self.needs_fast_steps and not getattr(guide, "takes_fast_steps", True):
             return f"{kind} takes no fast steps, which {name} needs for parameters of its own"
         if getattr(guide, "is_unrolled", False) is True and getattr(guide, "takes_fast_steps", True):
-            plain = self.for_guide() is self and self.for_decoder() is self
-            if not plain or self.stops_guide_gradient or self.needs_fast_steps:
+            plain = type(self).guide_loss is type(self).decoder_loss is Objective.guide_loss
+            if not plain or self.needs_fast_steps:
                 return f"{kind} is unrolled through gradients that must be those of the bound, which {name}'s are not"
         if not getattr(guide, "reparameterized", True):
             return f"draws of {kind} carry no gradients, which {name} needs"
@@ -206,10 +224,6 @@ class Objective(ELBO):
         guide_trace.compute_log_prob()  # and not the distributions' own log_prob: Pyro's scales and masks count
         q: Any = guide_trace.nodes["thoughts"]
         shape = (particles, batch.size)
-        draws = q["value"]
-        thoughts = draws.reshape(*shape, *draws.shape[-2:])
-        # Whatever reads the draws from here on reads them through `thoughts`, where their gradient can be weighed.
-        q["value"] = thoughts.reshape(draws.shape)
         with self._plate():
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch, state)
         model_trace.compute_log_prob()
@@ -219,23 +233,17 @@ class Objective(ELBO):
             kl = scale_and_mask(kl, scale=q["scale"], mask=q["mask"]).reshape(shape)[0]
         elif self.needs_analytic_kl:
             raise UserError(self._needs("the KL of", guide, p["fn"], "the objective 'elbo' or 'stl'"))
-        log_guide = self._log_guide_held_still(guide, guide_trace, batch, state) if self.stops_guide_gradient else q
-        by_thought = self._kl_by_thought(guide, state, p["fn"], shape) if self.needs_kl_by_thought else None
-        terms = Terms(
+        return Terms(
             log_likelihood=model_trace.nodes["tokens"]["log_prob"].reshape(shape),
             log_prior=p["log_prob"].reshape(shape),
-            log_guide=log_guide["log_prob"].reshape(shape),
+            log_guide=q["log_prob"].reshape(shape),
             kl=kl,
-            kl_by_thought=by_thought,
-            thoughts=thoughts,
+            kl_by_thought=self._kl_by_thought(guide, state, p["fn"], shape) if self.needs_kl_by_thought else None,
+            thoughts=q["value"].reshape(*shape, *q["value"].shape[-2:]),
             state=state,
             prior=p["fn"],
+            stopped_log_guide=lambda: self._stopped_log_guide(guide, guide_trace, batch, state).reshape(shape),
         )
-        factor = self.pathwise_factor(terms) if thoughts.requires_grad else None
-        if factor is not None:
-            across = factor.detach()[..., None, None]
-            thoughts.register_hook(lambda gradient: gradient * across)
-        return terms
 
     def _kl_by_thought(self, guide: Any, state: State, prior: Distribution, shape: tuple[int, int]) -> Tensor:
         kl: Tensor | None = guide.kl_by_thought(state, prior)
@@ -247,20 +255,29 @@ class Objective(ELBO):
         kinds = f"{type(guide).__name__} to the model's prior, {kind(prior)}"
         return f"{type(self).__name__} needs {what} {kinds}, in closed form, and none is known: use {instead}"
 
-    def _log_guide_held_still(self, guide: nn.Module, trace: Any, batch: Batch, state: State) -> Any:
-        """The guide's site for the same draws, its parameters held still (arXiv:1703.09194)."""
-        still = {name: value.detach() for name, value in state.items()}
+    def _stopped_log_guide(self, guide: nn.Module, trace: Any, batch: Batch, state: State) -> Tensor:
+        """Log q of the trace's draws, its parameters without gradients (arXiv:1703.09194)."""
+        stopped = {name: value.detach() for name, value in state.items()}
         with self._plate(), frozen(guide):
-            again = poutine.trace(poutine.replay(guide, trace=trace)).get_trace(batch, still)
+            again = poutine.trace(poutine.replay(guide, trace=trace)).get_trace(batch, stopped)
             again.compute_log_prob()
-        return again.nodes["thoughts"]
+        log_prob: Tensor = again.nodes["thoughts"]["log_prob"]
+        return log_prob
 
     def _plate(self) -> Any:
         return pyro.plate("particles", self.num_particles, dim=-2) if self.num_particles > 1 else nullcontext()
 
+    def loss_and_value(self, model: nn.Module, guide: nn.Module, batch: Batch, state: State) -> tuple[Tensor, Tensor]:
+        """The loss of q and the value of each sequence in nats, [B] each, from one pass; the value has no gradient."""
+        terms = self.terms(model, guide, batch, state)
+        loss = self.guide_loss(terms)
+        with torch.no_grad():
+            return loss, self.value(terms)
+
     def differentiable_loss(self, model: nn.Module, guide: nn.Module, batch: Batch, state: State) -> Tensor:
-        """What is to fall, in nats, summed over the batch: minus the bound, or an upper bound itself."""
-        return -self.sense * self.bound(self.terms(model, guide, batch, state)).sum()
+        """The loss of q in nats, summed over the batch; no gradient to the model where that learns by another."""
+        with nullcontext() if self.has_one_loss else frozen(model):
+            return self.guide_loss(self.terms(model, guide, batch, state)).sum()
 
     def loss(self, model: nn.Module, guide: nn.Module, batch: Batch, state: State) -> float:
         """`differentiable_loss` as a float."""

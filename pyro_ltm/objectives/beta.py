@@ -18,7 +18,7 @@ class _Weighted(Objective, ABC):
     is_linear: ClassVar[bool] = True
     reads_kl: bool = True
 
-    def bound(self, terms: Terms) -> Tensor:
+    def value(self, terms: Terms) -> Tensor:
         """[B] mean over particles."""
         return -terms.distortion - self.beta * terms.rate
 

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pyro_ltm.objectives.base import Objective, Terms, require
-from pyro_ltm.objectives.elbo import MonteCarloELBO
+from pyro_ltm.objectives.base import Objective, Terms, raise_draws, require
 from pyro_ltm.types import Card
 
 
@@ -38,8 +37,6 @@ class Chi(Objective):
         reference="arXiv:1611.00328",
     )
     arguments: ClassVar[tuple[str, ...]] = ("order", "particles")
-    sense: ClassVar[int] = -1
-    stops_guide_gradient: ClassVar[bool] = True
     fewest_particles: ClassVar[int] = 2
 
     def __init__(self, order: float = 2.0, particles: int = 16):
@@ -47,14 +44,15 @@ class Chi(Objective):
         require(1 < order < math.inf, "order", order, "a number above 1")
         self.order = order
 
-    def bound(self, terms: Terms) -> Tensor:
+    def value(self, terms: Terms) -> Tensor:
         """[B] mean of the weights' powers, on the scale of log weights."""
         return ((self.order * terms.log_weight).logsumexp(0) - math.log(self.num_particles)) / self.order
 
-    def pathwise_factor(self, terms: Terms) -> Tensor:
-        """[K, B] 1 - n; the v_k are in the bound's own gradient."""
-        return terms.log_weight.new_full(terms.log_weight.shape, 1 - self.order)
+    def guide_loss(self, terms: Terms) -> Tensor:
+        """[B] the value, which is to fall; by its gradient draw k counts (n - 1) v_k."""
+        log_weight = terms.pathwise.log_weight
+        return raise_draws(self.value(terms), (self.order - 1) * (self.order * log_weight).softmax(0), log_weight)
 
-    def for_decoder(self) -> Objective:
-        """The ELBO from as many draws."""
-        return MonteCarloELBO(particles=self.num_particles)
+    def decoder_loss(self, terms: Terms) -> Tensor:
+        """[B] minus the ELBO."""
+        return -self.log_weight(terms).mean(0)

@@ -17,7 +17,7 @@ class _Estimated(Objective, ABC):
     is_linear: ClassVar[bool] = True
     arguments: ClassVar[tuple[str, ...]] = ("particles",)
 
-    def bound(self, terms: Terms) -> Tensor:
+    def value(self, terms: Terms) -> Tensor:
         """[B] mean over particles."""
         return self.log_weight(terms).mean(0)
 
@@ -53,7 +53,7 @@ class AnalyticELBO(Objective):
     reads_kl: bool = True
     needs_analytic_kl: ClassVar[bool] = True
 
-    def bound(self, terms: Terms) -> Tensor:
+    def value(self, terms: Terms) -> Tensor:
         """[B] mean over particles."""
         assert terms.kl is not None  # `check` refused the guide otherwise
         return terms.log_likelihood.mean(0) - self.beta * terms.kl
@@ -72,4 +72,9 @@ class StickingTheLanding(_Estimated):
         when="the guide has no closed-form KL (mixtures, flows)",
         reference="arXiv:1703.09194",
     )
-    stops_guide_gradient: ClassVar[bool] = True
+
+    def guide_loss(self, terms: Terms) -> Tensor:
+        """[B] minus the value."""
+        return -self.value(terms.pathwise)
+
+    decoder_loss = guide_loss

@@ -62,7 +62,7 @@ class FreeBits(Objective):
             return f"{type(guide).__name__} has {thoughts} thoughts, which {self.layers} layers do not share evenly"
         return super().refusal(guide)
 
-    def bound(self, terms: Terms) -> Tensor:
+    def value(self, terms: Terms) -> Tensor:
         """[B] mean over particles, less what the groups are charged."""
         return -terms.distortion - self.beta * self._groups(terms).clamp(min=self.nats).sum(-1)
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pyro_ltm.objectives.base import Objective, Terms
+from pyro_ltm.objectives.base import Objective, Terms, raise_draws
 from pyro_ltm.types import Card
 
 
@@ -20,7 +20,7 @@ class _Weighted(Objective, ABC):
     def __init__(self, particles: int = 8, beta: float = 1.0, warmup: float = 0.0):
         super().__init__(particles, beta, warmup)
 
-    def bound(self, terms: Terms) -> Tensor:
+    def value(self, terms: Terms) -> Tensor:
         """[B] log of the mean weight."""
         return self.log_weight(terms).logsumexp(0) - math.log(self.num_particles)
 
@@ -53,8 +53,9 @@ class DReG(_Weighted):
         when="iwae's bound for decoder and q alike",
         reference="arXiv:1810.04152",
     )
-    stops_guide_gradient: ClassVar[bool] = True
 
-    def pathwise_factor(self, terms: Terms) -> Tensor:
-        """[K, B] the normalized weights once more."""
-        return 1 - self.beta + self.beta * self.log_weight(terms).softmax(0)
+    def guide_loss(self, terms: Terms) -> Tensor:
+        """[B] minus the value; by its gradient draw k counts v_k (1 - beta + beta v_k)."""
+        log_weight = self.log_weight(terms.pathwise)
+        share = log_weight.softmax(0)
+        return raise_draws(-self.value(terms), share * (1 - self.beta + self.beta * share), log_weight)

@@ -41,11 +41,11 @@ class Jackknife(Objective):
     def __init__(self, particles: int = 8, beta: float = 1.0, warmup: float = 0.0):
         super().__init__(particles, beta, warmup)
 
-    def for_guide(self) -> Objective:
-        """The importance-weighted bound of as many draws, its gradient doubly reparameterized."""
-        return DReG(particles=self.num_particles, beta=self.beta)
+    def guide_loss(self, terms: Terms) -> Tensor:
+        """[B] that of `DReG`."""
+        return DReG(particles=self.num_particles, beta=self.beta).guide_loss(terms)
 
-    def bound(self, terms: Terms) -> Tensor:
+    def value(self, terms: Terms) -> Tensor:
         """[B] the estimate."""
         log_weight, count = self.log_weight(terms), self.num_particles
         whole = log_weight.logsumexp(0) - math.log(count)

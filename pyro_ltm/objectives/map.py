@@ -27,6 +27,6 @@ class MAP(Objective):
     needs_density: bool = False
     refuses_density: ClassVar[bool] = True
 
-    def bound(self, terms: Terms) -> Tensor:
+    def value(self, terms: Terms) -> Tensor:
         """[B] mean over particles."""
         return (terms.log_likelihood + self.beta * terms.log_prior).mean(0)

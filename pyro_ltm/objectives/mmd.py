@@ -42,7 +42,7 @@ class MMD(Objective):
     )
     arguments: ClassVar[tuple[str, ...]] = ("alpha", "weight")
     is_linear: ClassVar[bool] = True
-    couples_batch: ClassVar[bool] = True
+    couples_batch: bool = True
 
     def __init__(self, alpha: float = 1.0, weight: float = 100.0, particles: int = 1):
         super().__init__(particles)
@@ -52,7 +52,7 @@ class MMD(Objective):
         self.weight = weight
         self.needs_density = self.reads_kl = alpha != 1
 
-    def bound(self, terms: Terms) -> Tensor:
+    def value(self, terms: Terms) -> Tensor:
         """[B] mean over particles, less each sequence's share of the discrepancy."""
         assert terms.thoughts is not None  # `terms` always gives draws and prior
         assert terms.prior is not None
@@ -62,8 +62,8 @@ class MMD(Objective):
                 f"{type(self).__name__} needs a prior of independent Normals, not {kind(terms.prior)}: use 'stl'"
             )
         loc, scale = normal
-        bound = -terms.distortion - self.weight * discrepancy((terms.thoughts - loc) / scale)
-        return bound - (1 - self.alpha) * terms.rate if self.needs_density else bound
+        value = -terms.distortion - self.weight * discrepancy((terms.thoughts - loc) / scale)
+        return value - (1 - self.alpha) * terms.rate if self.needs_density else value
 
 
 def discrepancy(thoughts: Tensor) -> Tensor:

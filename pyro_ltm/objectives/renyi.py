@@ -35,7 +35,7 @@ class Renyi(Objective):
         require(0 <= alpha < math.inf, "alpha", alpha, "a number of at least 0")
         self.alpha = alpha
 
-    def bound(self, terms: Terms) -> Tensor:
+    def value(self, terms: Terms) -> Tensor:
         """[B] mean of the weights' powers, on the scale of log weights."""
         log_weight, power = self.log_weight(terms), 1 - self.alpha
         if power == 0:
@@ -60,6 +60,6 @@ class VRMax(Objective):
     def __init__(self, particles: int = 8, beta: float = 1.0, warmup: float = 0.0):
         super().__init__(particles, beta, warmup)
 
-    def bound(self, terms: Terms) -> Tensor:
+    def value(self, terms: Terms) -> Tensor:
         """[B] the largest log weight."""
         return self.log_weight(terms).amax(0)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pyro_ltm.objectives.base import Objective, Terms
+from pyro_ltm.objectives.base import Objective, Terms, raise_draws
 from pyro_ltm.types import Card
 
 
@@ -25,19 +25,19 @@ class TailAdaptive(Objective):
         reference="arXiv:1810.11943",
     )
     arguments: ClassVar[tuple[str, ...]] = ("particles",)
-    stops_guide_gradient: ClassVar[bool] = True
     fewest_particles: ClassVar[int] = 2
 
     def __init__(self, particles: int = 8, beta: float = 1.0, warmup: float = 0.0):
         super().__init__(particles, beta, warmup)
 
-    def bound(self, terms: Terms) -> Tensor:
+    def value(self, terms: Terms) -> Tensor:
         """[B] mean over particles."""
         return self.log_weight(terms).mean(0)
 
-    def pathwise_factor(self, terms: Terms) -> Tensor:
-        """[K, B] gamma_k over the 1 / K that the mean gives each draw."""
-        return self.num_particles * rank_weights(self.log_weight(terms))
+    def guide_loss(self, terms: Terms) -> Tensor:
+        """[B] minus the value; by its gradient draw k counts gamma_k."""
+        log_weight = self.log_weight(terms.pathwise)
+        return raise_draws(-self.value(terms), rank_weights(log_weight), log_weight)
 
 
 def rank_weights(log_weight: Tensor) -> Tensor:

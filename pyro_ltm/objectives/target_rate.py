@@ -50,7 +50,7 @@ class TargetRate(Objective):
         """`log_multiplier` [B], zero: the ELBO's own weight."""
         return {"log_multiplier": torch.zeros(batch.size, device=batch.inputs.device)}
 
-    def bound(self, terms: Terms) -> Tensor:
+    def value(self, terms: Terms) -> Tensor:
         """[B] minus the distortion, less the multiplied excess of the rate."""
         excess = terms.rate - self.nats
         log_multiplier = terms.state.get("log_multiplier", torch.zeros_like(excess))

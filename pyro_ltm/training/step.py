@@ -107,13 +107,13 @@ def step_where(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 def slow_loss(model: nn.Module, batch: Batch, posterior: Posterior, objective: Objective) -> tuple[Tensor, Terms]:
     """What decoder and guide learn from, summed over the batch in nats, and the terms that the decoder saw."""
-    guide, fitter, learner = posterior.guide, objective.for_guide(), objective.for_decoder()
+    guide = posterior.guide
     cut_off = guide.is_amortized and not guide.is_unrolled
-    if not guide.learns or (learner is fitter and not cut_off):
-        terms = learner.terms(model, guide, batch, posterior.state)
-        return -learner.sense * learner.bound(terms).sum(), terms
-    # Each learns from its own objective: neither sees the other's gradient.
+    if not guide.learns or (objective.has_one_loss and not cut_off):
+        terms = objective.terms(model, guide, batch, posterior.state)
+        return objective.decoder_loss(terms).sum(), terms
+    # Each learns by its own loss, on draws of its own: neither sees the other's gradient.
     still = {name: value.detach() for name, value in posterior.state.items()}
     with frozen(guide):
-        terms = learner.terms(model, guide, batch, still)
-    return -learner.sense * learner.bound(terms).sum() + guide_loss(model, batch, posterior, objective), terms
+        terms = objective.terms(model, guide, batch, still)
+    return objective.decoder_loss(terms).sum() + guide_loss(model, batch, posterior, objective), terms

@@ -145,7 +145,7 @@ def test_shared_parameters_are_taught_and_the_decoder_holds_still():
 
 def test_a_guide_and_an_objective_of_ones_own():
     class Cold(MonteCarloELBO):
-        def bound(self, terms):
+        def value(self, terms):
             return (terms.log_likelihood + 0.5 * (terms.log_prior - terms.log_guide)).mean(0)
 
     model = LinearGaussian()
@@ -183,10 +183,10 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path):
     class Stubborn(MonteCarloELBO):
         stops = True
 
-        def bound(self, terms):
+        def value(self, terms):
             if type(self).stops:
                 raise KeyboardInterrupt
-            return super().bound(terms)
+            return super().value(terms)
 
     model = LinearGaussian()
     batch, objectives = model.data(4), {"elbo": MonteCarloELBO(), "stubborn": Stubborn()}

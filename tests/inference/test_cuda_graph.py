@@ -166,8 +166,8 @@ class Weighted(AnalyticELBO):
         super().__init__()
         self.weight = weight
 
-    def bound(self, terms):
-        return super().bound(terms) * self.weight.mean()
+    def value(self, terms):
+        return super().value(terms) * self.weight.mean()
 
 
 @pytest.mark.parametrize("changed", [stretched, moved_prior, recomputed], ids=["stretch", "buffer", "setting"])

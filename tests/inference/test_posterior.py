@@ -326,10 +326,11 @@ def test_an_upper_bound_stops_when_it_no_longer_falls(easy_and_hard):
     model, batch = easy_and_hard
 
     class Falling(AnalyticELBO):
-        sense = -1
+        def value(self, terms):
+            return -super().value(terms)
 
-        def bound(self, terms):
-            return -super().bound(terms)
+        def guide_loss(self, terms):
+            return self.value(terms)
 
     options = {"steps": 40, "tolerance": 0.5, "patience": 3}
     rising, falling = (fit(model, batch, objective=kind(), **options) for kind in (AnalyticELBO, Falling))
@@ -385,11 +386,11 @@ def test_a_sequence_that_has_run_away_leaves_the_others_alone(model, name):
     batch, objective = tiny_batch(3), MonteCarloELBO()
     state = {key: value.clone() for key, value in guide.init(batch).items()}
     with DrawFrom(Noise(batch.ids, seed=1)):
-        sound = objective.bound(objective.terms(model, guide, batch, state))
+        sound = objective.value(objective.terms(model, guide, batch, state))
     for value in state.values():
         value[1] = torch.nan
     with DrawFrom(Noise(batch.ids, seed=1)), pyro.validation_enabled(False):
-        found = objective.bound(objective.terms(model, guide, batch, state))
+        found = objective.value(objective.terms(model, guide, batch, state))
     assert found[1].isnan()
     torch.testing.assert_close(found[[0, 2]], sound[[0, 2]], atol=1e-9, rtol=0)
 

@@ -114,7 +114,7 @@ def test_a_posterior_that_is_its_prior_costs_nothing_in_any_thought(name):
         objective = FreeBits(nats=0.0, per="thought", particles=particles)
         terms = objective.terms(model, guide, batch, state)
         torch.testing.assert_close(terms.kl_by_thought, torch.zeros(B, N), rtol=0, atol=1e-12)
-        torch.testing.assert_close(objective.bound(terms), -terms.distortion, rtol=0, atol=1e-9)
+        torch.testing.assert_close(objective.value(terms), -terms.distortion, rtol=0, atol=1e-9)
     moved = dict(state, loc=state["loc"].index_fill(1, torch.tensor(1), 1.0))
     expected = torch.tensor([0.0, D * 2.0, 0.0, 0.0]).expand(B, N)  # (3 - 1)^2 / 2 for each of D
     torch.testing.assert_close(objective.terms(model, guide, batch, moved).kl_by_thought, expected)
@@ -169,7 +169,7 @@ def test_mmd_is_of_the_draws_seen_from_the_prior(prior):
     torch.manual_seed(0)
     moved = {"loc": loc + scale * state["loc"], "log_variance": state["log_variance"] + 2 * scale.log()}
     other = objective.terms(model_under(prior), guide, batch, moved)
-    loss = [-objective.bound(terms) - terms.distortion for terms in (plain, other)]
+    loss = [-objective.value(terms) - terms.distortion for terms in (plain, other)]
     torch.testing.assert_close(*loss)
 
 

@@ -14,7 +14,6 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.families import FAMILIES
-from pyro_ltm.inference.fit import sequence_bounds
 from pyro_ltm.inference.token_subsample import subsampled
 from pyro_ltm.model import attention
 from pyro_ltm.model.decoder import Layer
@@ -80,7 +79,7 @@ def guide_for(objective):
 def bound_and_slope(objective, model, guide, batch):
     state = {name: value.double().requires_grad_() for name, value in guide.init(batch).items()}
     with DrawFrom(Noise(batch.ids, seed=3)):
-        bounds = sequence_bounds(objective, model, guide, batch, state)
+        bounds = objective.value(objective.terms(model, guide, batch, state))
     return [bounds.detach(), *torch.autograd.grad(bounds.sum(), list(state.values()), allow_unused=True)]
 
 

@@ -41,16 +41,22 @@ class Place:
     def q(self):
         return torch.distributions.Normal(self.state["loc"], (self.state["log_variance"] / 2).exp())
 
-    def bound(self, objective, seed=0):
+    def value(self, objective, seed=0):
         """[B], always on the same draws for one seed."""
         pyro.set_rng_seed(seed)
-        return objective.bound(objective.terms(*self.arguments))
+        return objective.value(objective.terms(*self.arguments))
 
-    def gradients(self, objective, seed=0, of=None, **options):
+    def gradients(self, objective, seed=0, **options):
         """Of the loss to each leaf, on the same draws for one seed."""
         pyro.set_rng_seed(seed)
         loss = objective.differentiable_loss(*self.arguments)
-        return torch.autograd.grad(loss, self.leaves if of is None else of, **options)
+        return torch.autograd.grad(loss, self.leaves, **options)
+
+    def decoder_gradients(self, objective, seed=0):
+        """Of the decoder's loss to the model's parameters, on the same draws for one seed."""
+        pyro.set_rng_seed(seed)
+        loss = objective.decoder_loss(objective.terms(*self.arguments)).sum()
+        return torch.autograd.grad(loss, list(self.model.parameters()))
 
 
 @pytest.fixture

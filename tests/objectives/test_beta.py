@@ -13,8 +13,8 @@ from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO, Annealed, BetaELBO, Cy
 def test_weighs_the_exact_kl(place):
     here = place()
     for beta in (0.0, 0.5, 1.0, 4.0):
-        ours = here.bound(BetaELBO(particles=3, beta=beta))
-        torch.testing.assert_close(ours, here.bound(AnalyticELBO(particles=3, beta=beta)), atol=1e-12, rtol=0)
+        ours = here.value(BetaELBO(particles=3, beta=beta))
+        torch.testing.assert_close(ours, here.value(AnalyticELBO(particles=3, beta=beta)), atol=1e-12, rtol=0)
 
 
 def test_weighs_the_estimated_kl_where_there_is_no_other():
@@ -23,8 +23,8 @@ def test_weighs_the_estimated_kl_where_there_is_no_other():
     terms = BetaELBO(particles=5, beta=0.3).terms(model, guide, batch, guide.init(batch))
     assert terms.kl is None
     for beta in (0.3, 1.0):
-        wanted = MonteCarloELBO(particles=5, beta=beta).bound(terms)
-        torch.testing.assert_close(BetaELBO(particles=5, beta=beta).bound(terms), wanted, atol=1e-12, rtol=0)
+        wanted = MonteCarloELBO(particles=5, beta=beta).value(terms)
+        torch.testing.assert_close(BetaELBO(particles=5, beta=beta).value(terms), wanted, atol=1e-12, rtol=0)
 
 
 def test_by_name():
@@ -61,7 +61,7 @@ def test_schedules(kind, options, numbers, over):
 @pytest.mark.parametrize("kind", [Annealed, Cyclical])
 def test_the_decoder_of_a_schedule_over_the_fit_learns_at_the_full_weight(kind):
     objective = kind(beta=0.8, over="fit")
-    assert objective.at(0.1).for_decoder().beta == 0.8
+    assert objective.at(0.1).beta == 0.8
     assert objective.at(1.0).within(0.0).beta == 0
 
 
@@ -70,4 +70,4 @@ def test_a_schedule_stands_for_the_bound_with_its_weight(place, kind):
     here = place()
     standing = kind(particles=2).at(0.05)
     assert 0 < standing.beta < 1
-    assert torch.equal(here.bound(standing), here.bound(BetaELBO(particles=2, beta=standing.beta)))
+    assert torch.equal(here.value(standing), here.value(BetaELBO(particles=2, beta=standing.beta)))

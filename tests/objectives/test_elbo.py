@@ -123,7 +123,7 @@ def test_terms_sum_to_the_whole(parts, name, particles):
     terms = objective.terms(model, guide, batch, state)
     for term in (terms.log_likelihood, terms.log_prior, terms.log_guide, terms.log_weight):
         assert term.shape == (particles, B)
-    bound = objective.bound(terms)
+    bound = objective.value(terms)
     for term in (terms.rate, terms.distortion, bound):
         assert term.shape == (B,)
     assert torch.equal(terms.log_weight, terms.log_likelihood + terms.log_prior - terms.log_guide)
@@ -151,7 +151,7 @@ def test_estimated_kl_agrees_with_the_exact_one(parts):
     assert ((ratios.mean(0) - exact).abs() < 4 * ratios.std(0) / 4000**0.5).all()
     # And the two objectives estimate the same quantity (common draws, so that only the KL's noise is left).
     terms = AnalyticELBO(particles=200).terms(*parts)
-    difference = (MonteCarloELBO().bound(terms) - AnalyticELBO().bound(terms)).detach()
+    difference = (MonteCarloELBO().value(terms) - AnalyticELBO().value(terms)).detach()
     noise = (terms.log_guide - terms.log_prior).detach().std(0) / 200**0.5
     assert (difference.abs() < 4 * noise).all()
 
@@ -207,4 +207,4 @@ def test_refuses_a_guide_without_a_closed_form(parts):
     assert terms.kl is None
     assert torch.equal(terms.rate, terms.log_guide[0] - terms.log_prior[0])
     with pytest.raises(AssertionError):
-        AnalyticELBO().bound(terms)
+        AnalyticELBO().value(terms)

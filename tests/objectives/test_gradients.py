@@ -83,7 +83,7 @@ ESTIMATORS = {
     "chi": (lambda t: ((2 * t.log_weight).softmax(0).detach() * t.pathwise).sum(0), elbo),
     "map": (lambda t: t.joint.mean(0), None),
 }
-APART = {"jackknife", "chi"}
+APART = {"dreg", "tail-adaptive", "jackknife", "chi"}
 """Shared parameters learn from draws of their own, after the decoder's."""
 
 

@@ -16,12 +16,12 @@ COPIES = 2000
 def test_of_one_draw_is_the_elbo(place, kind):
     here = place()
     for beta in (1.0, 0.3):
-        assert torch.equal(here.bound(kind(particles=1, beta=beta)), here.bound(MonteCarloELBO(beta=beta)))
+        assert torch.equal(here.value(kind(particles=1, beta=beta)), here.value(MonteCarloELBO(beta=beta)))
 
 
 def test_by_hand():
     weights = torch.tensor([[0.0, 700.0], [math.log(3.0), 703.0]])
-    bound = IWAE(particles=2).bound(Terms(weights, torch.zeros(2, 2), torch.zeros(2, 2)))
+    bound = IWAE(particles=2).value(Terms(weights, torch.zeros(2, 2), torch.zeros(2, 2)))
     expected = [math.log(2), 703 + math.log((1 + math.exp(-3)) / 2)]  # exp(703) is close to the largest double
     torch.testing.assert_close(bound, torch.tensor(expected), atol=1e-12, rtol=0)
 
@@ -31,7 +31,7 @@ def test_rises_with_the_draws_to_the_evidence(place):
     evidence = here.model.log_evidence(here.batch)[0]
     means, errors = [], []
     for particles in (1, 4, 16, 64, 256):
-        bound = here.bound(IWAE(particles=particles)).detach()
+        bound = here.value(IWAE(particles=particles)).detach()
         means.append(bound.mean())
         errors.append(bound.std() / COPIES**0.5)
     for index in range(4):

@@ -26,7 +26,7 @@ def by_leaving_out(log_weights):
 
 def estimate(log_weight):
     zero = torch.zeros_like(log_weight)
-    return Jackknife(particles=len(log_weight)).bound(Terms(log_weight, zero, zero))
+    return Jackknife(particles=len(log_weight)).value(Terms(log_weight, zero, zero))
 
 
 @pytest.mark.parametrize("particles", [2, 3, 16])
@@ -50,13 +50,13 @@ def test_by_hand_where_one_draw_outweighs_the_other():
 
 def test_weight_of_the_divergence_counts_as_everywhere(place):
     here = place()
-    assert not torch.allclose(here.bound(Jackknife(beta=0.3)), here.bound(Jackknife()))
+    assert not torch.allclose(here.value(Jackknife(beta=0.3)), here.value(Jackknife()))
 
 
 def test_at_the_posterior_it_is_the_evidence_from_any_draws(place):
     here = place(5, shift=0.0, widen=0.0)
     for particles in (2, 8):
-        value = here.bound(Jackknife(particles=particles)).detach()
+        value = here.value(Jackknife(particles=particles)).detach()
         # An identity: double precision, some ten nats, times the number of draws.
         torch.testing.assert_close(value, here.model.log_evidence(here.batch), atol=1e-10, rtol=0)
 
@@ -67,7 +67,7 @@ def test_has_less_bias_than_the_bound_of_as_many_draws(place, particles):
     evidence = here.model.log_evidence(here.batch)[0]
     errors = []
     for kind in (IWAE, Jackknife):
-        off = here.bound(kind(particles=particles)).detach() - evidence
+        off = here.value(kind(particles=particles)).detach() - evidence
         errors.append((abs(float(off.mean())), float(off.std()) / COPIES**0.5))
     (plain, plain_error), (ours, error) = errors
     assert plain > 10 * plain_error, "there is a bias to take away"
@@ -80,7 +80,7 @@ def test_is_no_bound(place):
         here = place(COPIES, copies=True, shift=0.0, widen=0.0)
         with torch.no_grad():
             here.state["log_variance"][:, 0, 0] += widen
-        over = here.bound(Jackknife(particles=2)).detach() - here.model.log_evidence(here.batch)
+        over = here.value(Jackknife(particles=2)).detach() - here.model.log_evidence(here.batch)
         error = over.std() / COPIES**0.5
         # With s the ratio of widths, log w is log s - (s^2 - 1) e^2 / 2 above the evidence, and of two squares the
         # smaller is 1 - 2/pi on average and the larger 1 + 2/pi: log s - 2 log 2 + (4/pi - 1) (s^2 - 1) / 2 and more.

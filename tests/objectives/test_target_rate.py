@@ -52,7 +52,7 @@ def test_holds_the_rate_with_the_least_distortion(nats):
     assert (posterior.state["log_multiplier"] - log_multiplier).abs().max() < 0.15
     # Nothing of the constraint is left in the value but that twentieth, times the multiplier.
     terms = TargetRate(nats).terms(model, posterior.guide, batch, posterior.state)
-    left = (TargetRate(nats).bound(terms) + terms.distortion).abs()
+    left = (TargetRate(nats).value(terms) + terms.distortion).abs()
     assert (left < 0.05 * nats * posterior.state["log_multiplier"].exp()).all()
 
 
@@ -81,7 +81,7 @@ def test_by_hand():
     rate = torch.tensor([3.0, 6.0, 4.0]).requires_grad_()
     likelihood = torch.tensor([[-5.0, -6.0, -7.0]])
     terms = Terms(likelihood, likelihood * 0, likelihood * 0, rate, state={"log_multiplier": log_multiplier})
-    bound = TargetRate(4.0).bound(terms)
+    bound = TargetRate(4.0).value(terms)
     expected = torch.tensor([-5.0 + 1, -6.0 - 2 * torch.e, -7.0])
     torch.testing.assert_close(bound.detach(), expected)
     to_multiplier, to_rate = torch.autograd.grad(bound.sum(), [log_multiplier, rate])
@@ -93,7 +93,7 @@ def test_by_hand():
 def test_outside_of_a_fit_the_multiplier_is_one(place):
     here = place()
     terms = TargetRate(4.0).terms(*here.arguments)
-    torch.testing.assert_close(TargetRate(4.0).bound(terms), 4.0 - terms.distortion - terms.rate, atol=1e-12, rtol=0)
+    torch.testing.assert_close(TargetRate(4.0).value(terms), 4.0 - terms.distortion - terms.rate, atol=1e-12, rtol=0)
 
 
 def test_each_sequence_has_its_own(place):

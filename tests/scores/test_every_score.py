@@ -17,9 +17,9 @@ from pyro_ltm.comparison.train_guide import GuideTraining, train_guide
 from pyro_ltm.config import FastConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Amortized, MeanField
-from pyro_ltm.inference import couples_batch, fit_to_score
+from pyro_ltm.inference import fit_to_score
 from pyro_ltm.inference.parts import Parts
-from pyro_ltm.objectives import MMD, OBJECTIVES, AnalyticELBO
+from pyro_ltm.objectives import MMD, OBJECTIVES, AnalyticELBO, as_objective
 from pyro_ltm.optimizers import Adam
 from pyro_ltm.scores import (
     evaluate_annealed,
@@ -105,8 +105,8 @@ def test_what_is_fitted_apart_is_put_together_again(telling):
         torch.testing.assert_close(whole.state["loc"][2:3], alone.state["loc"], rtol=1e-3, atol=1e-3)
         assert whole.history.shape == (3, 4)
         assert whole.sample().shape == (1, 4, N, D)
-    assert couples_batch(TraceTailAdaptive_ELBO())
-    assert not couples_batch(Trace_ELBO())
+    assert as_objective(TraceTailAdaptive_ELBO()).couples_batch
+    assert not as_objective(Trace_ELBO()).couples_batch
 
 
 class Broke(Exception):

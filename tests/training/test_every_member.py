@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import pyro_ltm as ltm
-from pyro_ltm.inference import FAMILIES, refusal
+from pyro_ltm.inference import FAMILIES
 from pyro_ltm.objectives import OBJECTIVES
 from pyro_ltm.training import Stopped
 
@@ -33,15 +33,12 @@ def tokens(tmp_path_factory):
 
 
 def first_that_fits(guide):
-    return next(name for name, kind in OBJECTIVES.items() if not refusal(guide, kind()) and not kind.couples_batch)
+    return next(name for name, kind in OBJECTIVES.items() if not kind().refusal(guide) and not kind.couples_batch)
 
 
 PAIRS = [
     *((name, first_that_fits(kind)) for name, kind in FAMILIES.items()),
-    *(
-        ("delta" if refusal(FAMILIES["mean-field"], kind()) else "mean-field", name)
-        for name, kind in OBJECTIVES.items()
-    ),
+    *(("delta" if kind().refusal(FAMILIES["mean-field"]) else "mean-field", name) for name, kind in OBJECTIVES.items()),
     ("semi-amortized:true", "analytic-elbo"),
     ("flow", "chi"),
     ("semi-amortized", "chi"),

@@ -209,8 +209,8 @@ def test_what_is_not_finite_is_skipped_and_then_stops_the_run(tokens, tmp_path, 
 
     def poisoned(model, batches, **options):
         if poisoned.calls in (3, *range(5, 20)):
-            original_loss = options["objective"].bound
-            options["objective"].bound = lambda terms: original_loss(terms) * float("nan")
+            original_loss = options["objective"].value
+            options["objective"].value = lambda terms: original_loss(terms) * float("nan")
         poisoned.calls += 1
         return original(model, batches, **options)
 
