@@ -267,7 +267,7 @@ def apply_settings(config: Config, settings: typing.Iterable[str]) -> Config:
 
 
 def _value(text: str) -> Any:
-    """What `text` is as a value of TOML; itself where it is none, such as a bare word."""
+    """`text` as a value of TOML; itself where it is none, such as a bare word."""
     try:
         document = parse_toml(f"value = {text}")
     except UserError:
@@ -277,15 +277,7 @@ def _value(text: str) -> Any:
 
 def dump_toml(config: Config) -> str:
     """`config` as TOML that `load_toml` reads back unchanged, each key with its meaning."""
-    document: Any = tomlkit.document()
-    # TOML wants the plain keys before the first table.
-    entries = sorted(dataclasses.fields(config), key=lambda entry: _is_section(getattr(config, entry.name)))
-    for entry in entries:
-        value = getattr(config, entry.name)
-        document[entry.name] = _table(value) if _is_section(value) else value
-        if not _is_section(value):
-            document.item(entry.name).comment(entry.metadata["doc"])
-    return tomlkit.dumps(document)
+    return tomlkit.dumps(_filled(tomlkit.document(), config))
 
 
 def suggest(word: str, known: typing.Iterable[str]) -> str:
@@ -297,24 +289,21 @@ def suggest(word: str, known: typing.Iterable[str]) -> str:
 def check_ranges(config: Any, section: str) -> None:
     """Raises UserError when a field of the dataclass `config` has the wrong type or lies out of its range."""
     for entry in dataclasses.fields(config):
-        value, meta = getattr(config, entry.name), entry.metadata
-        if not meta:
-            continue
-        name = f"{section}.{entry.name}".lstrip(".")
-        wanted = type(entry.default)
-        good_type = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
-        if not good_type or (wanted is float and not math.isfinite(value)):
-            raise UserError(f"{name} = {value!r}: expected {_TYPE_NAMES[wanted]} ({meta['doc']})")
-        if meta["choices"] and value not in meta["choices"]:
-            raise UserError(
-                f"{name} = {value!r}{suggest(value, meta['choices'])}: choose from {', '.join(meta['choices'])}"
-            )
-        low, high = meta["low"], meta["high"]
-        if (low is not None and value < low) or (high is not None and value > high):
-            bounds = " and ".join(
-                text for text in (low is not None and f"at least {low}", high is not None and f"at most {high}") if text
-            )
-            raise UserError(f"{name} = {value!r}: must be {bounds} ({meta['doc']})")
+        if entry.metadata:
+            _check_range(f"{section}.{entry.name}".lstrip("."), getattr(config, entry.name), entry)
+
+
+def _check_range(name: str, value: Any, entry: dataclasses.Field[Any]) -> None:
+    doc, choices, low, high = (entry.metadata[key] for key in ("doc", "choices", "low", "high"))
+    wanted = type(entry.default)
+    good_type = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+    if not good_type or (wanted is float and not math.isfinite(value)):
+        raise UserError(f"{name} = {value!r}: expected {_TYPE_NAMES[wanted]} ({doc})")
+    if choices and value not in choices:
+        raise UserError(f"{name} = {value!r}{suggest(value, choices)}: choose from {', '.join(choices)}")
+    if (low is not None and value < low) or (high is not None and value > high):
+        bounds = [f"{words} {bound}" for words, bound in (("at least", low), ("at most", high)) if bound is not None]
+        raise UserError(f"{name} = {value!r}: must be {' and '.join(bounds)} ({doc})")
 
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
@@ -370,14 +359,16 @@ def _without_options(config: Config) -> Config:
 
 
 def _missing(config: Any, document: Any) -> list[str]:
-    """Dotted keys that `document` does not name."""
+    """Dotted keys that `document` does not name, though the release that wrote it knew them."""
+    if isinstance(config, Component):
+        return [] if isinstance(document, Mapping) and "name" in document else ["name"]
     missing = []
-    later = set() if isinstance(config, Component) else _added(config)
-    for key in ["name"] if isinstance(config, Component) else _keys(config):
-        if not isinstance(document, Mapping) or (key not in document and key not in later):
+    for entry in dataclasses.fields(config):
+        key, current = entry.name, getattr(config, entry.name)
+        if not isinstance(document, Mapping) or (key not in document and not entry.metadata.get("added")):
             missing.append(key)
-        elif key in document and _is_section(getattr(config, key)):
-            missing += [f"{key}.{inner}" for inner in _missing(getattr(config, key), document[key])]
+        elif key in document and _is_section(current):
+            missing += [f"{key}.{inner}" for inner in _missing(current, document[key])]
     return missing
 
 
@@ -385,18 +376,18 @@ def _keys(config: Any) -> list[str]:
     return [entry.name for entry in dataclasses.fields(config)]
 
 
-def _added(config: Any) -> set[str]:
-    return {entry.name for entry in dataclasses.fields(config) if entry.metadata.get("added")}
-
-
-def _table(config: Any) -> Any:
-    table: Any = tomlkit.table()
+def _filled(table: Any, config: Any) -> Any:
+    """`table`, or a whole document, with the keys of `config`."""
     if isinstance(config, Component):
-        for key, value in {"name": config.name, **config.options}.items():
-            table[key] = value
+        table.update({"name": config.name, **config.options})
         return table
-    for entry in dataclasses.fields(config):
-        value = tomlkit.item(getattr(config, entry.name))  # truth values, too, can carry a comment then
-        value.comment(entry.metadata["doc"])
-        table[entry.name] = value
+    # TOML wants the plain keys before the first table.
+    for entry in sorted(dataclasses.fields(config), key=lambda entry: _is_section(getattr(config, entry.name))):
+        value = getattr(config, entry.name)
+        if _is_section(value):
+            table[entry.name] = _filled(tomlkit.table(), value)
+        else:
+            item = tomlkit.item(value)  # truth values, too, can carry a comment then
+            item.comment(entry.metadata["doc"])
+            table[entry.name] = item
     return table

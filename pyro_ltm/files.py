@@ -19,7 +19,7 @@ from pyro_ltm.errors import UserError, one_line
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary path, in a hidden folder beside `path`, then puts that in its place.
+    """Lets `write` fill a temporary path, in a hidden folder next to `path`, then puts that in its place.
 
     A reader (or a crash) finds either the old file or the new one. What earlier processes left that were killed while
     they wrote `path` is removed.
@@ -27,7 +27,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         UserError: the disk is full or the place cannot be written; the old file is as it was.
     """
-    # A folder, because some writers (safetensors) make temporaries of their own beside what they write.
+    # A folder, because some writers (safetensors) make temporaries of their own next to what they write.
     folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary = folder / path.name
     with clear_errors(path):
@@ -50,10 +50,10 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
+    """A hidden folder next to `out` that becomes `out` when the block ends well, and vanishes when it does not.
 
     An `out` that is there already is replaced: at every moment it is there, old or new. Hold the lock of `out`: what
-    a killed process left beside it is removed.
+    a killed process left next to it is removed.
 
     Raises:
         UserError: the disk is full or the place cannot be written; what was there is as it was.
@@ -76,7 +76,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def half_replaced(out: Path) -> list[Path]:
-    """What bore the name `out` until a process was killed between the two renamings that replace a folder."""
+    """The folder that was `out` until a process was killed between the two renamings that replace it; newest first."""
     return [] if os.path.lexists(out) else _left(out, r"[0-9a-f]{12}\.old")
 
 
@@ -107,7 +107,7 @@ def _sweep_temporaries(path: Path) -> None:
 
 
 def process_lives(process: int) -> bool:
-    """Whether a process of this number runs on this host; True where that cannot be told."""
+    """Whether a process of this number runs on this host; True where that cannot be known."""
     if sys.platform == "win32" or process <= 0:
         return True
     try:

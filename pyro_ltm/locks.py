@@ -13,7 +13,6 @@ import errno
 import functools
 import json
 import os
-import shlex
 import socket
 import sys
 import threading
@@ -41,7 +40,10 @@ POLL = 0.05
 """Seconds between the attempts of one who waits."""
 
 UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-"""What a file system without `flock` answers."""
+"""Errors of a file system without `flock`."""
+
+BY_EXISTENCE = -1
+"""In place of an open file: the existence of the lock's file is the lock."""
 
 _mine = threading.local()
 _handles: set[int] = set()
@@ -65,7 +67,7 @@ def locked(target: Path | str, *, wait: float = 0.0) -> Iterator[None]:
     if target in mine:
         yield
         return
-    with _parents(target), _held(target, time.monotonic() + wait):
+    with _parents(target), _lock_of(target, time.monotonic() + wait):
         mine.add(target)
         try:
             with clear_errors(target):
@@ -115,7 +117,7 @@ def _parents(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _held(target: Path, deadline: float) -> Iterator[None]:
+def _lock_of(target: Path, deadline: float) -> Iterator[None]:
     path = _place(target)
     with clear_errors(target):
         while (handle := _attempt(path)) is None:
@@ -133,13 +135,9 @@ def _held(target: Path, deadline: float) -> Iterator[None]:
 
 
 def _place(target: Path) -> Path:
-    """Where the lock of `target` lies: beside it; inside, where nobody may write beside it."""
+    """The file of a target's lock: next to it; inside, where nobody may write next to it."""
     inside = os.path.ismount(target) or (target.is_dir() and not os.access(target.parent, os.W_OK))
     return target / ".lock" if inside else target.with_name(f".{target.name}.lock")
-
-
-BY_EXISTENCE = -1
-"""In place of an open file: the existence of the lock's file is the lock."""
 
 
 def _attempt(path: Path) -> int | None:
@@ -161,11 +159,12 @@ def _attempt(path: Path) -> int | None:
                 continue
             if not answer:
                 return None
-            if _still_names(path, handle):  # else the one before us has removed it meanwhile
-                os.ftruncate(handle, 0)
-                os.write(handle, _signature())
-                keep = True
-                return handle
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(path)):  # else the one before us has removed it meanwhile
+                    os.ftruncate(handle, 0)
+                    os.write(handle, _signature())
+                    keep = True
+                    return handle
         finally:
             if not keep:
                 os.close(handle)
@@ -191,13 +190,6 @@ def _flock(handle: int) -> bool:
             return False
         raise
     return True
-
-
-def _still_names(path: Path, handle: int) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _release(path: Path, handle: int) -> None:
@@ -230,14 +222,14 @@ def _remove_stale(path: Path) -> bool:
 def _signature(*, by_existence: bool = False) -> bytes:
     """Who holds a lock, for those who are refused."""
     now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else ""
-    about = {"host": socket.gethostname(), "process": os.getpid(), "since": now, "command": command[:1000]}
+    words = [Path(sys.argv[0]).name, *sys.argv[1:2]] if sys.argv else []
+    about = {"host": socket.gethostname(), "process": os.getpid(), "since": now, "command": " ".join(words)[:100]}
     about |= {"remove": "this file, if the process runs no more"} if by_existence else {}
     return json.dumps(about).encode()
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """What the file at `path` says of its holder; empty where it says nothing."""
+    """The entries of a lock's file, which describe its holder; empty where it has none."""
     try:
         return read_json(path, dict[str, Any], limit=10_000)
     except (FileNotFoundError, UserError):
@@ -249,7 +241,8 @@ def _refusal(target: Path, path: Path) -> str:
     who = "another process"
     if holder:
         who = f"process {holder.get('process')} on host {holder.get('host')} since {holder.get('since')}"
-        who += f" ({holder['command']})" if holder.get("command") else ""
+        words = str(holder.get("command", "")).split()[:2]  # an earlier release writes all of them
+        who += f" ({' '.join(words)})" if words else ""
     line = one_line(f"{target}: is being written by {who}", limit=500)
     remedy = f"; if that runs no more, remove {path}" if "remove" in holder else f" (its lock: {path})"
     return f"{line}; wait for it, or name another place{remedy}"

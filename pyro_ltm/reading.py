@@ -124,7 +124,7 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def _twice(text: str, error: str) -> str:
-    """What the parser does not say of a key that is there twice: its name. Empty for any other error."""
+    """The error of a key that is there twice, with its name, which the parser leaves out. Empty for any other error."""
     if "overwrite" not in error:
         return ""
     lines, line = text.splitlines(), re.search(r"at line (\d+)", error)
@@ -198,7 +198,7 @@ def read_npz(path: Path, name: str) -> np.ndarray[Any, Any] | None:
 
 
 class _Misfit(UserError):
-    """What does not fit, and where in its file; the reader of the file adds the path."""
+    """An error with its place in a file; the reader of the file adds the path."""
 
 
 def _too_deep() -> _Misfit:

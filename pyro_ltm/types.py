@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -27,8 +27,8 @@ State = dict[str, Tensor]
 """Local variational parameters: tensors with leading dimension B that live for one batch."""
 
 
-_PLACES = ("ids", "documents")
-"""What of a batch says where its sequences come from: a number each, on the CPU."""
+_ON_CPU = ("ids", "documents")
+"""Numbers that say where the sequences of a batch come from: one each, always on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,13 +99,8 @@ class Batch:
         return self.mask.sum()
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device; what says where its sequences come from stays."""
-        moved: dict[str, Any] = {
-            entry.name: value.to(device, non_blocking=True)
-            for entry in dataclasses.fields(self)
-            if entry.name not in _PLACES and isinstance(value := getattr(self, entry.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+        """The same batch on another device; `ids` and `documents` stay."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True), but=_ON_CPU)
 
     def unobserved(self) -> Batch:
         """The same batch with its targets taken away: the model writes them."""
@@ -113,12 +108,8 @@ class Batch:
 
     def beginning(self, length: int) -> Batch:
         """The first `length` tokens of each sequence: nothing of what comes after is in it, and all of them count."""
-        cut: dict[str, Any] = {
-            entry.name: value[:, :length]
-            for entry in dataclasses.fields(self)
-            if entry.name not in _PLACES and isinstance(value := getattr(self, entry.name), Tensor)
-        }
-        return dataclasses.replace(self, **cut, token_slice=None, token_scale=1)
+        cut = self._with_tensors(lambda tensor: tensor[:, :length], but=_ON_CPU)
+        return dataclasses.replace(cut, token_slice=None, token_scale=1)
 
     def apart(self) -> list[Batch]:
         """Each sequence as a batch of its own."""
@@ -126,12 +117,16 @@ class Batch:
 
     def select(self, rows: Tensor) -> Batch:
         """The sequences at `rows` (int64 [B'])."""
-        picked: dict[str, Any] = {
-            entry.name: value[rows.to(value.device)]
+        return self._with_tensors(lambda tensor: tensor[rows.to(tensor.device)])
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor], but: tuple[str, ...] = ()) -> Batch:
+        """The same batch with every tensor changed, but those that are named."""
+        changed: dict[str, Any] = {
+            entry.name: change(value)
             for entry in dataclasses.fields(self)
-            if isinstance(value := getattr(self, entry.name), Tensor)
+            if entry.name not in but and isinstance(value := getattr(self, entry.name), Tensor)
         }
-        return dataclasses.replace(self, **picked)
+        return dataclasses.replace(self, **changed)
 
 
 @contextmanager
@@ -148,7 +143,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Within it no parameter of `module` asks for a gradient: none is computed and nothing is kept for one."""
+    """Within it no parameter of `module` asks for a gradient: none is computed and nothing is stored for one."""
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)
@@ -161,10 +156,10 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a reader should know of a member of a registry before choosing it: one line each.
+    """A description of one class of a registry, for who has to choose: a line for each attribute.
 
     Attributes:
-        summary: what it is. cost: what it costs beside the cheapest of its kind. when: when to use it.
+        summary: what it is. cost: what it costs, compared with the cheapest of its kind. when: when to use it.
         reference: the paper it comes from, as `arXiv:...` or author and year.
     """
 

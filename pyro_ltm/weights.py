@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 from pyro.nn.module import PyroModule
@@ -10,46 +11,37 @@ from torch import Tensor, nn
 
 from pyro_ltm.errors import UserError
 
-Held = list[dict[str, Any]]
-"""Copies of what names a module's parameters, buffers and modules."""
-
 KINDS = ("_parameters", "_buffers", "_modules")
+
+Slots = list[dict[str, Any]]
+"""Copies of the dictionaries, one for each of `KINDS`, in which a module has its tensors and modules by name."""
 
 
 class Weights:
-    """What all parts of `root` hold now: parameters, buffers, and what Pyro gives in the place of either.
+    """The tensors of all parts of `root` now: parameters, buffers, and whatever Pyro gives in the place of either.
 
     A distribution that works out its density by a network is asked for it after the program has run. By then a weight
-    may be another one: `torch.func.functional_call` has put its own back, a `PyroSample` would draw anew. The tensors
-    themselves are kept, not copies: gradients reach them. A change in place is noticed by torch's count of versions,
+    may be another one: `torch.func.functional_call` has put its own back, a `PyroSample` would draw anew. These are
+    the tensors themselves, not copies: gradients reach them. A change in place is noticed by torch's count of versions,
     which a fused optimizer and `parameter.data` pass by: take log-probabilities before such a step.
     """
 
     def __init__(self, root: nn.Module):
-        self._held: list[Held] = []
-        self._parts: list[nn.Module] = []
-        self._tensors: list[Tensor | None] = []
+        self._parts = list(_parts(root))
+        self._slots: list[Slots] = []
         self._looked_up = False
-        queue: list[nn.Module | None] = [root]
-        for part in queue:  # which grows
-            if part is None:
-                continue
-            own = part.__dict__
-            held: Held = [own[kind].copy() for kind in KINDS]
+        for part in self._parts:
+            slots = [part.__dict__[kind].copy() for kind in KINDS]
             if isinstance(part, PyroModule):
-                self._looked_up |= _look_up(part, held)
-            self._parts.append(part)
-            self._held.append(held)
-            parameters, buffers, modules = held
-            self._tensors += parameters.values()
-            self._tensors += buffers.values()
-            queue += modules.values()
+                self._looked_up |= _look_up(part, slots)
+            self._slots.append(slots)
+        self._tensors = _tensors(self._slots)
         self._versions = _versions(self._tensors)
 
     def same_as(self, other: Weights) -> bool:
         """Whether these are the same tensors in the same parts, and as they were then; never of what Pyro looks up."""
         same = not self._looked_up and self._versions == other._versions
-        return same and _are(self._parts, other._parts) and _are(self._tensors, other._tensors)
+        return same and _same_objects(self._parts, other._parts) and _same_objects(self._tensors, other._tensors)
 
     def module(self) -> nn.Module:
         """The module with these tensors: `root` itself where it has them still, else one made like it.
@@ -63,27 +55,20 @@ class Weights:
                 "the optimizer's step"
             )
         root = self._parts[0]
-        return root if not self._looked_up and self._are_of(root) else self._made()
+        return root if not self._looked_up and self._are_of(root) else self._rebuilt()
 
     def _are_of(self, root: nn.Module) -> bool:
-        parts: list[object] = []
-        tensors: list[object] = []
-        queue: list[nn.Module | None] = [root]
-        for part in queue:
-            if part is not None:
-                own = part.__dict__
-                parts.append(part)
-                tensors += own["_parameters"].values()
-                tensors += own["_buffers"].values()
-                queue += own["_modules"].values()
-        return _are(self._parts, parts) and _are(self._tensors, tensors)
+        """Whether `root` has the same parts and tensors still."""
+        parts = list(_parts(root))
+        slots = [[part.__dict__[kind] for kind in KINDS] for part in parts]
+        return _same_objects(self._parts, parts) and _same_objects(self._tensors, _tensors(slots))
 
-    def _made(self) -> nn.Module:
+    def _rebuilt(self) -> nn.Module:
         made: dict[nn.Module, nn.Module] = {}
-        for part, held in zip(reversed(self._parts), reversed(self._held), strict=True):  # children before parents
+        for part, slots in zip(reversed(self._parts), reversed(self._slots), strict=True):  # children before parents
             like = part.__new__(type(part))
-            like.__dict__.update(part.__dict__, **dict(zip(KINDS, held, strict=True)))
-            like.__dict__["_modules"] = {name: child and made[child] for name, child in held[-1].items()}
+            like.__dict__.update(part.__dict__, **dict(zip(KINDS, slots, strict=True)))
+            like.__dict__["_modules"] = {name: child and made[child] for name, child in slots[-1].items()}
             like.__dict__["_compiled_call_impl"] = None  # it is compiled with the tensors of `root`
             if isinstance(part, PyroModule):
                 like.__dict__.update(_pyro_params={}, _pyro_samples={})
@@ -96,12 +81,27 @@ def draws(root: nn.Module) -> bool:
     return any(isinstance(part, PyroModule) and bool(part._pyro_samples) for part in root.modules())
 
 
-def _look_up(part: PyroModule, held: Held) -> bool:
-    """Asks Pyro for what it gives in place of the weights of `part`, puts that into `held`, and says whether it did.
+def _parts(root: nn.Module) -> Iterator[nn.Module]:
+    """`root` and all modules in it, parents first; one that is there twice comes twice."""
+    queue: list[nn.Module | None] = [root]
+    for part in queue:  # which grows
+        if part is not None:
+            yield part
+            queue += part.__dict__["_modules"].values()
+
+
+def _tensors(all_slots: list[Slots]) -> list[Tensor | None]:
+    return [
+        tensor for parameters, buffers, _ in all_slots for kind in (parameters, buffers) for tensor in kind.values()
+    ]
+
+
+def _look_up(part: PyroModule, slots: Slots) -> bool:
+    """Asks Pyro for what it gives in place of the weights of `part`, puts that into `slots`; whether there was any.
 
     The program's trace learns of them so: those that are drawn are its sites, the others its parameters.
     """
-    parameters, buffers, _ = held
+    parameters, buffers, _ = slots
     names = [*part._pyro_params, *part._pyro_samples]
     with part._pyro_context:
         buffers.update({name: getattr(part, name) for name in names})
@@ -110,7 +110,7 @@ def _look_up(part: PyroModule, held: Held) -> bool:
     return bool(names)
 
 
-def _are(some: list[Any], others: list[Any]) -> bool:
+def _same_objects(some: list[Any], others: list[Any]) -> bool:
     return len(some) == len(others) and all(map(operator.is_, some, others))
 
 

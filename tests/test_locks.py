@@ -67,6 +67,15 @@ def test_the_second_is_refused_and_told_by_whom(system, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_the_refusal_names_the_command_and_not_what_it_was_given(system, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/bin/pyro-ltm", "train", "--data", "a secret"])
+    with locked(tmp_path / "run"):
+        refusal = str(in_thread(lambda: attempt(tmp_path / "run")))
+        assert "(pyro-ltm train)" in refusal
+        assert "secret" not in refusal
+        assert "secret" not in (tmp_path / ".run.lock").read_text()
+
+
 def test_the_same_folder_by_another_name(system, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to("run")
