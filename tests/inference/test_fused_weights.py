@@ -56,33 +56,34 @@ def pointers(model):
     return {name: (value.data_ptr(), value.dtype) for name, value in model.named_parameters()}
 
 
-def lies_ready(model):
-    return any(getattr(module, name, None) is not None for module in model.modules() for name in ("joined", "ready"))
+def has_copies(model):
+    names = ("fused_weight", "cast_weight")
+    return any(getattr(module, name, None) is not None for module in model.modules() for name in names)
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_weights_stay_and_what_lay_beside_them_goes(fails):
+def test_weights_stay_and_the_copies_go(fails):
     model = model_in(HALF)
     before = pointers(model)
     with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext(), model.fused_weights():
         assert pointers(model) == before
-        assert model.decoder.layers[0].attention.joined.dtype == HALF
-        assert model.decoder.layers[0].cross_attention.wo.ready.dtype == HALF
+        assert model.decoder.layers[0].attention.fused_weight.dtype == HALF
+        assert model.decoder.layers[0].cross_attention.wo.cast_weight.dtype == HALF
         if fails:
             raise ZeroDivisionError
     assert pointers(model) == before
-    assert not lies_ready(model.decoder)
+    assert not has_copies(model.decoder)
 
 
-def test_the_last_one_out_lets_go():
+def test_the_last_one_to_leave_drops_the_copies():
     model = model_in(HALF)
     first, second = model.fused_weights(), model.fused_weights()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
-    assert lies_ready(model.decoder)
+    assert has_copies(model.decoder)
     second.__exit__(None, None, None)
-    assert not lies_ready(model.decoder)
+    assert not has_copies(model.decoder)
 
 
 def test_a_graph_from_before_a_fit_still_has_its_weights():
@@ -116,5 +117,5 @@ def test_a_fit_without_fast_steps_lays_nothing_out(monkeypatch):
 def test_single_precision_stays():
     model = LatentThoughtModel(tiny_config())
     with model.fused_weights():
-        assert model.decoder.layers[0].attention.joined.dtype == torch.float32
-        assert model.decoder.layers[0].attention.wo.ready is None
+        assert model.decoder.layers[0].attention.fused_weight.dtype == torch.float32
+        assert model.decoder.layers[0].attention.wo.cast_weight is None

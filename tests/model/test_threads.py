@@ -41,7 +41,7 @@ def test_what_passes_its_thoughts_by_does_not_change_what_another_computes():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_are_laid_out_and_let_go_beside_one_another(dtype):
+def test_threads_fuse_and_drop_weights_together(dtype):
     """Pyro's handlers are one stack for all threads, so that fits cannot run beside one another; densities can."""
     model = LatentThoughtModel(tiny_config(), dtype)
     enlarge(model.decoder, seed=0)
@@ -56,12 +56,12 @@ def test_weights_are_laid_out_and_let_go_beside_one_another(dtype):
     expected = [slope(index) for index in range(4)]
     with ThreadPoolExecutor(4) as pool:
         for index, found in enumerate(pool.map(slope, [0, 1, 2, 3] * TIMES)):
-            # As tests/inference/test_held.py: weights joined or not, products round otherwise.
+            # As tests/inference/test_fused_weights.py: weights fused or not, products round otherwise.
             torch.testing.assert_close(
                 found, expected[index % 4], atol=1e-4 if dtype == torch.float32 else 2**-4, rtol=2**-6
             )
     assert model.decoder._fused_users == 0
-    assert model.decoder.layers[0].attention.joined is None
+    assert model.decoder.layers[0].attention.fused_weight is None
 
 
 def test_each_thread_has_logits_of_its_own():
