@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pyro_ltm.data.dataset import DataOrder, TokenDataset, unigram_nats
     from pyro_ltm.data.documents import Document, Reading
     from pyro_ltm.data.folder import TokenFolder
-    from pyro_ltm.data.preparation import prepare
+    from pyro_ltm.data.preparation import Preparation, prepare
     from pyro_ltm.data.sources import read_source
     from pyro_ltm.data.tokenizer import Tokenizer
     from pyro_ltm.data.worlds import Story, World
@@ -22,6 +22,7 @@ __all__ = [
     "CORPORA",
     "DataOrder",
     "Document",
+    "Preparation",
     "Reading",
     "Story",
     "TokenDataset",
@@ -43,6 +44,7 @@ _HOME = {
     "Document": "documents",
     "TokenFolder": "folder",
     "DataOrder": "dataset",
+    "Preparation": "preparation",
     "prepare": "preparation",
     "Reading": "documents",
     "read_source": "sources",

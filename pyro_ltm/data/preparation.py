@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -20,7 +21,7 @@ from pyro_ltm.data.folder import FORMAT, META, PACKINGS, TOKENIZER, VERSION, Tok
 from pyro_ltm.data.packing import SplitWriter
 from pyro_ltm.data.readers.separated import delimiter_of, is_separated
 from pyro_ltm.data.sources import Source, check_delimiter, find_sources, listed
-from pyro_ltm.data.splits import SplitRule, Whole, plan_split
+from pyro_ltm.data.splits import SplitRule, all_in, plan_split
 from pyro_ltm.data.tokenizer import Tokenizer
 from pyro_ltm.data.tokenizer.cutting import encodable_pieces
 from pyro_ltm.data.tokenizer.round_trip import RoundTrip
@@ -38,21 +39,60 @@ AUTO = "auto"
 GROUP = 1 << 20
 """Characters encoded in one call: enough for every core to get a share, and little memory."""
 
+_PYTHON = f"{platform.python_implementation()} {platform.python_version()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """The settings of `prepare`.
+
+    Attributes:
+        tokenizer: a tokenizer.json, or a tokenizer. None: a byte-level BPE trained on the training split.
+        vocab_size: V of the tokenizer to train (at most, for a world: its words are few); without meaning when
+            `tokenizer` is given.
+        sequence_length: T, targets in a sequence.
+        packing: `contiguous`, sequences cut from one stream of all documents; `document`, no sequence holds parts of
+            two documents (see `SplitWriter`); or `auto`, document for a world, whose floor is by the document, and
+            contiguous for all else.
+        validation_fraction: share of the text to hold out (see `splits`), 0 for none.
+        validation_sources: what to read for validation, instead of holding out a share of the sources.
+        reading: how the sources are read; None: `Reading()`.
+        seed: of the choice of the documents held out.
+
+    Raises:
+        UserError: one of them is out of range.
+    """
+
+    tokenizer: str | Path | Tokenizer | None = None
+    vocab_size: int = 2048
+    sequence_length: int = 128
+    packing: str = AUTO
+    validation_fraction: float = 0.1
+    validation_sources: Sequence[str] = ()
+    reading: Reading | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        known = (AUTO, *PACKINGS)
+        if self.sequence_length < 1:
+            raise UserError(f"sequence_length = {self.sequence_length}: must be at least 1")
+        if self.packing not in known:
+            hint = f"{suggest(self.packing, known)}: choose from {', '.join(known)}"
+            raise UserError(f"packing = {self.packing!r}{hint}")
+        if not 0.0 <= self.validation_fraction <= 0.9:
+            raise UserError(f"validation_fraction = {self.validation_fraction}: must be at least 0 and at most 0.9")
+        if self.seed < 0:
+            raise UserError(f"seed = {self.seed}: must be at least 0")
+
 
 def prepare(
     sources: Sequence[str],
     out: str | Path,
+    how: Preparation | None = None,
     *,
-    tokenizer: str | Path | Tokenizer | None = None,
-    vocab_size: int = 2048,
-    sequence_length: int = 128,
-    packing: str = AUTO,
-    validation_fraction: float = 0.1,
-    validation_sources: Sequence[str] = (),
-    reading: Reading | None = None,
-    seed: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
+    **settings: Any,
 ) -> TokenFolder:
     """Writes the folder of tokens `out` (its contents: see `folder`). Reads the text as a stream, two or three times.
 
@@ -61,74 +101,56 @@ def prepare(
     Args:
         sources: what to read, each as in `read_source`.
         out: the folder to write.
-        tokenizer: a tokenizer.json, or a tokenizer. Default: a byte-level BPE trained on the training split.
-        vocab_size: V of the tokenizer to train (at most, for a world: its words are few); without meaning when
-            `tokenizer` is given.
-        sequence_length: T, targets in a sequence.
-        packing: `contiguous`, sequences cut from one stream of all documents; `document`, no sequence holds parts of
-            two documents (see `SplitWriter`); or `auto`, document for a world, whose floor is by the document, and
-            contiguous for all else.
-        validation_fraction: share of the text to hold out (see `splits`), 0 for none.
-        validation_sources: what to read for validation, instead of holding out a share of `sources`.
-        reading: how the sources are read; None: `Reading()`.
-        seed: of the choice of the documents held out.
+        how: the settings; None: `Preparation()`. settings: single ones, by name, in place of those of `how`.
         overwrite: replace `out` if it was written by `prepare`.
         progress: called while working.
 
     Raises:
-        UserError: bad arguments, bad input, too little text for a split, `out` in the way or being written by another
+        UserError: bad settings, bad input, too little text for a split, `out` in the way or being written by another
             process, or no space left.
     """
+    how = dataclasses.replace(how or Preparation(), **settings)
+    if isinstance(sources, str) or not sources:
+        raise UserError("sources: expected at least one source, in a list")
     out = Path(out).expanduser().resolve()
-    _check_arguments(sources, sequence_length, packing, validation_fraction, seed)
     _check_target(out, overwrite)
+    tokenizer = how.tokenizer
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.load(tokenizer)
-    report = progress or (lambda what, pieces, characters: None)
-    specs, validation_specs = list(map(str, sources)), list(map(str, validation_sources))
-    only_worlds = all(map(is_world, (*specs, *validation_specs)))
-    if packing == AUTO:
-        packing = "document" if only_worlds else "contiguous"
     with locked(out):
         _check_target(out, overwrite)  # another may have made it since it was looked at
         with new_folder(out) as partial:
-            text = _Text.find(specs, validation_specs, reading or Reading(), validation_fraction, seed)
-            if tokenizer is None:
-                tokenizer = Tokenizer.train(_texts(text.training_pieces(), report), vocab_size, at_most=only_worlds)
-            meta = {
-                "format": FORMAT,
-                "version": VERSION,
-                "sources": specs,
-                "validation_sources": validation_specs,
-                **text.described(),
-                "packing": packing,
-                "sequence_length": sequence_length,
-                "vocab_size": tokenizer.vocab_size,
-                "end_of_text": tokenizer.end_of_text,
-                "tokenizer": tokenizer.fingerprint,
-                "python": _python_version() if any(map(is_corpus, (*specs, *validation_specs))) else None,
-            }
-            (partial / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
-            meta |= _write_splits(text, partial, tokenizer, sequence_length, packing, report)
-            meta["files"] = {
-                file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(partial.iterdir())
-            }
-            (partial / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+            text = _Text.find(list(map(str, sources)), how)
+            _fill(partial, text, how, tokenizer, progress or (lambda *done: None))
     return TokenFolder.open(out)
 
 
-def _check_arguments(sources: Sequence[str], length: int, packing: str, fraction: float, seed: int) -> None:
-    if isinstance(sources, str) or not sources:
-        raise UserError("sources: expected at least one source, in a list")
-    if length < 1:
-        raise UserError(f"sequence_length = {length}: must be at least 1")
-    known = (AUTO, *PACKINGS)
-    if packing not in known:
-        raise UserError(f"packing = {packing!r}{suggest(packing, known)}: choose from {', '.join(known)}")
-    if not 0.0 <= fraction <= 0.9:
-        raise UserError(f"validation_fraction = {fraction}: must be at least 0 and at most 0.9")
-    if seed < 0:
-        raise UserError(f"seed = {seed}: must be at least 0")
+def _fill(folder: Path, text: _Text, how: Preparation, tokenizer: Tokenizer | None, report: Progress) -> None:
+    """Writes all files of a prepared folder."""
+    only_worlds = all(map(is_world, text.specs))
+    packing = how.packing
+    if packing == AUTO:
+        packing = "document" if only_worlds else "contiguous"
+    if tokenizer is None:
+        tokenizer = Tokenizer.train(_texts(text.training_pieces(), report), how.vocab_size, at_most=only_worlds)
+    meta = {
+        "format": FORMAT,
+        "version": VERSION,
+        **text.described(),
+        "packing": packing,
+        "sequence_length": how.sequence_length,
+        "vocab_size": tokenizer.vocab_size,
+        "end_of_text": tokenizer.end_of_text,
+        "tokenizer": tokenizer.fingerprint,
+        # It decides the text of the built-in corpora.
+        "python": _PYTHON if any(map(is_corpus, text.specs)) else None,
+    }
+    (folder / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
+    meta |= _write_splits(text, folder, tokenizer, how.sequence_length, packing, report)
+    meta["files"] = {
+        file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())
+    }
+    (folder / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
@@ -163,17 +185,24 @@ class _Text:
     without_text: int = 0
 
     @classmethod
-    def find(cls, specs: list[str], validation: list[str], reading: Reading, fraction: float, seed: int) -> _Text:
+    def find(cls, specs: list[str], how: Preparation) -> _Text:
         """Looks up every source before the first is read: a typing error in the last one shows at once."""
-        sources, validation_sources = find_sources(specs, reading), find_sources(validation, reading)
+        reading, validation_specs = how.reading or Reading(), list(map(str, how.validation_sources))
+        sources, validation_sources = find_sources(specs, reading), find_sources(validation_specs, reading)
         check_delimiter((*sources, *validation_sources), reading)
-        rule = Whole("train") if validation else plan_split(_read(sources), fraction, seed)
+        whole = bool(validation_sources)
+        rule = all_in("train") if whole else plan_split(_read(sources), how.validation_fraction, how.seed)
         return cls(sources, validation_sources, rule, reading)
+
+    @property
+    def specs(self) -> list[str]:
+        """How all sources were named."""
+        return [source.spec for source in (*self.sources, *self.validation_sources)]
 
     @property
     def splits(self) -> list[str]:
         """The splits that it has."""
-        return ["train", "validation"] if self.validation_sources or self.rule != Whole("train") else ["train"]
+        return ["train", "validation"] if self.validation_sources else list(self.rule.splits)
 
     def training_pieces(self) -> Iterator[Document]:
         """The training split, in pieces for a byte-level tokenizer."""
@@ -183,17 +212,19 @@ class _Text:
     def pieces(self) -> Iterator[tuple[str, Document]]:
         """All text, each piece with its split."""
         yield from self.rule.assign(self._counted(self.sources))
-        yield from Whole("validation").assign(self._counted(self.validation_sources))
+        yield from all_in("validation").assign(self._counted(self.validation_sources))
 
     def described(self) -> dict[str, Any]:
         """Its entries in meta.json."""
         found = (*self.sources, *self.validation_sources)
         separated = [path for source in found for path in source.files if is_separated(path)]
         return {
+            "sources": [source.spec for source in self.sources],
+            "validation_sources": [source.spec for source in self.validation_sources],
             "text_column": self.reading.column if any(source.has_columns for source in found) else None,
             "delimiters": sorted({delimiter_of(path, self.reading) for path in separated}),
             **listed(found),
-            "split_rule": "validation has its own sources" if self.validation_sources else self.rule.describe(),
+            "split_rule": "validation has its own sources" if self.validation_sources else self.rule.description,
         }
 
     def _counted(self, sources: list[Source]) -> Iterator[Document]:
@@ -205,11 +236,6 @@ class _Text:
 def _read(sources: Sequence[Source]) -> Iterator[Document]:
     """The documents of all sources, from the first on."""
     return itertools.chain.from_iterable(source.read() for source in sources)
-
-
-def _python_version() -> str:
-    """The version that decides the text of the built-in corpora."""
-    return f"{platform.python_implementation()} {platform.python_version()}"
 
 
 def _texts(pieces: Iterator[Document], report: Progress) -> Iterator[str]:

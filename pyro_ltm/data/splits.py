@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from pyro_ltm.data.documents import Document
 
@@ -25,80 +24,68 @@ MANY = 20
 _BETWEEN_LINES = re.compile(r"(?<=\S)\n(?=\s?\S)")
 
 
-class SplitRule(Protocol):
-    """Says of each piece of text which split it belongs to."""
-
-    def assign(self, documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
-        """Pairs of split and piece, without empty pieces. `continues` is relative to the piece's own split."""
-
-    def describe(self) -> str:
-        """The rule in one sentence."""
-
-
 @dataclass(frozen=True)
-class Whole:
+class SplitRule:
+    """Says of each piece of text which split it belongs to.
+
+    Attributes:
+        splits: those that text may go to.
+        description: the rule in one sentence.
+        assign: pairs of split and piece, without empty pieces; `continues` is relative to the piece's own split.
+    """
+
+    splits: tuple[str, ...]
+    description: str
+    assign: Callable[[Iterable[Document]], Iterator[tuple[str, Document]]]
+
+
+def all_in(split: str) -> SplitRule:
     """Everything belongs to one split."""
 
-    split: str
+    def assign(documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
+        return ((split, document) for document in _with_text(documents))
 
-    def assign(self, documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
-        """Every piece, in one split."""
-        return ((self.split, document) for document in _with_text(documents))
-
-    def describe(self) -> str:
-        """The rule in one sentence."""
-        return f"all text is in the {self.split} split"
+    return SplitRule((split,), f"all text is in the {split} split", assign)
 
 
-@dataclass(frozen=True)
-class ByDocument:
+def by_document(fraction: float, seed: int) -> SplitRule:
     """A document is held out when the hash of `seed` and its number, as a share of 1, is below `fraction`.
 
     Of the first twenty at least one is held out and one is not: the lowest and the highest hash.
     """
+    first = [_share(seed, number) for number in range(MANY)]
+    fixed = {first.index(min(first)): True, first.index(max(first)): False}
 
-    fraction: float
-    seed: int
-
-    def assign(self, documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
-        """Whole documents, to either split."""
-        first = [_share(self.seed, number) for number in range(MANY)]
-        fixed = {first.index(min(first)): True, first.index(max(first)): False}
+    def assign(documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
         number, held_out = -1, False
         for document in _with_text(documents):
             if not document.continues:
                 number += 1
-                held_out = fixed.get(number, _share(self.seed, number) < self.fraction)
+                held_out = fixed.get(number, _share(seed, number) < fraction)
             yield ("validation" if held_out else "train"), document
 
-    def describe(self) -> str:
-        """The rule in one sentence."""
-        return (
-            f"a document is held out when the first 8 bytes of blake2b('seed:number'), seed {self.seed}, as a share "
-            f"of 2^64, are below {self.fraction} (at least one, and not all, of the first {MANY})"
-        )
+    description = (
+        f"a document is held out when the first 8 bytes of blake2b('seed:number'), seed {seed}, as a share "
+        f"of 2^64, are below {fraction} (at least one, and not all, of the first {MANY})"
+    )
+    return SplitRule(("train", "validation"), description, assign)
 
 
-@dataclass(frozen=True)
-class ByTail:
+def by_tail(fraction: float, lengths: Sequence[int]) -> SplitRule:
     """The tail of each document is held out, from a line's beginning on where the document has lines.
 
-    Attributes:
+    Args:
         fraction: share of each document's characters.
         lengths: characters of each document.
     """
 
-    fraction: float
-    lengths: tuple[int, ...]
-
-    def assign(self, documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
-        """The head of each document to one split, its tail to the other."""
+    def assign(documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:
         number, start, tail, tail_begun = -1, 0, False, False
         for document in _with_text(documents):
             if not document.continues:
                 number, start, tail, tail_begun = number + 1, 0, False, False
-            length = self.lengths[number] if number < len(self.lengths) else 0
-            target = length - round(self.fraction * length)
+            length = lengths[number] if number < len(lengths) else 0
+            target = length - round(fraction * length)
             text, end = document.text, start + len(document.text)
             cut = 0 if tail else len(text)
             if not tail and end > target:
@@ -110,23 +97,22 @@ class ByTail:
                 tail_begun = True
             start = end
 
-    def describe(self) -> str:
-        """The rule in one sentence."""
-        return f"the last {self.fraction:.4g} of each document's characters is held out, from the next line on"
+    description = f"the last {fraction:.4g} of each document's characters is held out, from the next line on"
+    return SplitRule(("train", "validation"), description, assign)
 
 
 def plan_split(documents: Iterable[Document], fraction: float, seed: int) -> SplitRule:
     """The rule for this text. Reads `documents` up to the twentieth, or to the end where there are fewer."""
     if not fraction:
-        return Whole("train")
+        return all_in("train")
     lengths: list[int] = []
     for document in _with_text(documents):
         if not document.continues:
             lengths.append(0)
             if len(lengths) == MANY:
-                return ByDocument(fraction, seed)
+                return by_document(fraction, seed)
         lengths[-1] += len(document.text)
-    return ByTail(fraction, tuple(lengths))
+    return by_tail(fraction, lengths)
 
 
 def _with_text(documents: Iterable[Document]) -> Iterator[Document]:
