@@ -1,4 +1,4 @@
-"""The paper's algorithm written the obvious way in plain torch: the yardstick, and what the tests compare with.
+"""The paper's decoder written the obvious way in plain torch, for examples/algorithm_1.py: the yardstick.
 
 Written from the paper (arXiv:2502.01567) and from what is known of the reference implementation, and imports nothing of
 pyro_ltm. What a reader of the paper would write: self-attention masked at full length, all of the head in each fast
@@ -11,7 +11,6 @@ Shapes: B sequences, T tokens, L layers, N thoughts in all (N/L per layer), D wi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -138,60 +137,6 @@ def turn(x: Tensor, turns: Tensor) -> Tensor:
         return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
     pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * turns.to(pairs.dtype)).flatten(-2).to(x.dtype)
-
-
-def nelbo(model: Plain, inputs: Tensor, targets: Tensor, loc: Tensor, log_variance: Tensor, noise: Tensor) -> Tensor:
-    """Minus the bound in nats, summed over the batch, for one draw of each sequence's thoughts."""
-    logits = model(inputs, loc + torch.exp(0.5 * log_variance) * noise)
-    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
-    distortion = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-    return distortion + 0.5 * (loc.square() + log_variance.exp() - 1 - log_variance).sum()
-
-
-@dataclass(frozen=True, kw_only=True)
-class FastLoop:
-    """The reference's: AdamW at 0.34, cosine decay to a tenth, from a narrow q; on one draw of the noise or `fresh`."""
-
-    steps: int = 16
-    lr: float = 0.34
-    lr_final: float = 0.1
-    fresh: bool = False
-    init_log_variance: float = -5.0
-    init_noise: float = 0.1
-
-    def fit(
-        self, model: Plain, inputs: Tensor, targets: Tensor, normals: Sequence[Tensor] = ()
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """loc and log variance [B, N, D], and the noise of the next draw. Gradients of the decoder pile up.
-
-        `normals`: three of that shape, for the first loc, the first log variance and the noise; drawn when not given.
-        """
-        shape = (len(inputs), model.shape.thoughts, model.shape.dim)
-        first, second, noise = normals or [torch.randn(shape, device=inputs.device) for _ in range(3)]
-        loc = (0.01 * first).requires_grad_()
-        log_variance = (self.init_log_variance + self.init_noise * second).requires_grad_()
-        optimizer = torch.optim.AdamW([loc, log_variance], lr=self.lr)
-        for step in range(self.steps):
-            share = self.lr_final + (1 - self.lr_final) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-            optimizer.param_groups[0]["lr"] = self.lr * share
-            optimizer.zero_grad()
-            (nelbo(model, inputs, targets, loc, log_variance, noise) / targets.numel()).backward()
-            optimizer.step()
-            noise = torch.randn_like(noise) if self.fresh else noise
-        return loc.detach(), log_variance.detach(), noise
-
-
-def plain_train_step(
-    model: Plain, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, fast: FastLoop, clip: float = 1.0
-) -> float:
-    """Algorithm 1: the fast loop, then one step of the decoder. Returns the loss in nats a token."""
-    loc, log_variance, noise = fast.fit(model, inputs, targets)
-    optimizer.zero_grad()
-    loss = nelbo(model, inputs, targets, loc, log_variance, noise) / targets.numel()
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
-    return loss.item()
 
 
 @torch.no_grad()

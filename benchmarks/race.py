@@ -20,8 +20,10 @@ import torch
 
 from benchmarks.levers import ROWS
 from benchmarks.levers_training import Learn, Training, configure, judge, learning, level
-from benchmarks.plain import FastLoop, Plain, plain_train_step
+from benchmarks.plain import Plain
 from benchmarks.speed import plain_shape
+from examples import algorithm_1
+from examples.algorithm_1 import FastLoop
 from pyro_ltm.config import Config
 from pyro_ltm.data import TokenDataset
 from pyro_ltm.inference.parts import Parts
@@ -101,7 +103,7 @@ def _plain_learning(plain: Plain, config: Config) -> Learn:
 
     def learn(batch: Batch, step: int) -> None:
         optimizer.param_groups[0]["lr"] = learning_rate(step, slow)
-        plain_train_step(plain, optimizer, batch.inputs, batch.targets, fast, slow.clip)
+        algorithm_1.train_step(plain, optimizer, batch.inputs, batch.targets, fast, slow.clip)
 
     return learn
 

@@ -15,9 +15,11 @@ import pyro
 import torch
 
 from benchmarks.interleave import interleaved, ratio, summary
-from benchmarks.plain import FastLoop, Plain, Shape, plain_train_step
+from benchmarks.plain import Plain, Shape
 from benchmarks.roofline import Roofline, fast_step_products, measure
 from benchmarks.tensor import tensor_fit
+from examples import algorithm_1
+from examples.algorithm_1 import FastLoop
 from pyro_ltm.config import ModelConfig, apply_settings
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.parts import Parts
@@ -114,7 +116,7 @@ class Yard:
 
     def plain_step(self, steps: int) -> None:
         fast = FastLoop(steps=steps)
-        plain_train_step(self.plain, self.plain_optimizer, self.batch.inputs, self.batch.targets, fast)
+        algorithm_1.train_step(self.plain, self.plain_optimizer, self.batch.inputs, self.batch.targets, fast)
 
 
 def fast_steps(yard: Yard, rounds: int, steps: int) -> dict[str, Any]:

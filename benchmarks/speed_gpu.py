@@ -19,9 +19,11 @@ import pyro
 import torch
 
 from benchmarks.interleave import interleaved, ratio, summary
-from benchmarks.plain import FastLoop, Plain, plain_train_step
+from benchmarks.plain import Plain
 from benchmarks.roofline import fast_step_products, measure, peak_rates, slow_step_flops
 from benchmarks.speed import FAST_STEPS, QUARTER, VOCABULARY, Yard
+from examples import algorithm_1
+from examples.algorithm_1 import FastLoop
 from pyro_ltm.model.kernels.head import STEP
 from pyro_ltm.presets import preset
 from pyro_ltm.profiling.memory import peak_memory
@@ -49,7 +51,7 @@ def run(
     def plainly(model: Plain) -> Any:
         optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, betas=(0.9, 0.95), weight_decay=0.1)
         loop = FastLoop(steps=training_steps)
-        return lambda: plain_train_step(model, optimizer, inputs, targets, loop)
+        return lambda: algorithm_1.train_step(model, optimizer, inputs, targets, loop)
 
     def learning(parts: Any) -> Any:
         optimizer = slow_optimizer(parts, yard.config.slow)

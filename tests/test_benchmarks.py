@@ -20,11 +20,12 @@ from benchmarks import __main__ as program
 from benchmarks import growth, levers, levers_training, race, speed, speed_gpu, table
 from benchmarks.interleave import interleaved, machine, ratio, summary
 from benchmarks.levers_training import Training, together
-from benchmarks.plain import FastLoop, Plain, nelbo, plain_generate, plain_train_step
+from benchmarks.plain import Plain, plain_generate
 from benchmarks.protocols import CORPORA
 from benchmarks.roofline import Product, fast_step_products, measure, slow_step_flops
 from benchmarks.speed import plain_shape
 from benchmarks.tensor import tensor_fit
+from examples.algorithm_1 import FastLoop, negative_elbo, train_step
 from pyro_ltm.config import Component, Config, FastConfig, SlowConfig, apply_settings
 from pyro_ltm.data import TokenDataset, prepare
 from pyro_ltm.errors import UserError
@@ -53,7 +54,7 @@ def test_the_plain_bound_and_its_gradients_are_ours():
     state = {name: torch.randn(3, 4, 16).requires_grad_() for name in ("loc", "log_variance")}
     plain = plain_of(model)
     noise = Noise(batch.ids, seed=0).normal(torch.Size([3, 4, 16]), event_dims=2, dtype=torch.float64)
-    theirs = nelbo(plain, batch.inputs, batch.targets, state["loc"], state["log_variance"], noise)
+    theirs = negative_elbo(plain, batch.inputs, batch.targets, state["loc"], state["log_variance"], noise)
     with DrawFrom(Noise(batch.ids, seed=0)):
         ours = AnalyticELBO().differentiable_loss(model, MeanField(4, 16), batch, state)
     torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=0)
@@ -80,7 +81,7 @@ def test_the_references_figure_is_that_of_the_plain_loop_on_one_noise():
     *q, kept = FastLoop(steps=12).fit(plain, batch.inputs, batch.targets, normals)
     assert kept is noise
     with torch.no_grad():
-        theirs = nelbo(plain, batch.inputs, batch.targets, *q, kept)
+        theirs = negative_elbo(plain, batch.inputs, batch.targets, *q, kept)
     # Adam's eps of 1e-8 stands beside gradients of a sum here, and of a mean over 48 tokens there.
     assert found.sequence_nats.sum().item() == pytest.approx(theirs.item(), rel=1e-5)
     longer, *_ = FastLoop(steps=13).fit(plain, batch.inputs, batch.targets, normals)
@@ -93,7 +94,7 @@ def test_the_plain_loops_learn():
     plain = plain_of(model)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.01)
     fast = FastLoop(steps=4, fresh=True)
-    losses = [plain_train_step(plain, optimizer, batch.inputs, batch.targets, fast) for _ in range(12)]
+    losses = [train_step(plain, optimizer, batch.inputs, batch.targets, fast) for _ in range(12)]
     assert losses[-1] < losses[0] - 0.3
     written = plain_generate(plain, torch.randn(2, 4, 16), batch.inputs[:2, :3], 5)
     assert written.shape == (2, 8)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from examples import algorithm_1
 from pyro_ltm.config import apply_settings, load_toml
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.presets import PRESETS, preset
@@ -33,7 +34,18 @@ def demo(tmp_path_factory):
 
 def test_none_is_forgotten():
     notebooks = {path.with_suffix(".py").name for path in EXAMPLES.glob("*.ipynb")}  # run by test_notebook.py
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"demo.py", "compare_guides.py"} | notebooks, "run it here"
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        "algorithm_1.py",
+        "demo.py",
+        "compare_guides.py",
+    } | notebooks, "run it here"
+
+
+def test_algorithm_1_trains(capsys):
+    algorithm_1.main(steps=6, report=2)
+    bounds = [float(line.split()[5]) for line in capsys.readouterr().out.splitlines() if "at most" in line]
+    assert len(bounds) == 3
+    assert bounds[-1] < bounds[0]
 
 
 def test_the_demo_runs(demo):
