@@ -19,7 +19,7 @@ from pyro_ltm.comparison.named import guides_for, objectives_for
 from pyro_ltm.comparison.trainings import compare_run
 from pyro_ltm.guides import Guide
 from pyro_ltm.objectives import Objective
-from pyro_ltm.reports.comparison_page import write_outcome
+from pyro_ltm.reports.comparison_page import write_comparison
 from pyro_ltm.reports.comparison_table import findings, short_table
 
 
@@ -68,7 +68,7 @@ def main() -> None:
     columns, rows = short_table(found)
     for row in [columns, *rows]:
         print("  ".join(f"{cell:<14}" for cell in row).rstrip())
-    print(*findings(found), f"Open {write_outcome(found, f'{options.out}/comparison')} in a browser.", sep="\n")
+    print(*findings(found), f"Open {write_comparison(found, f'{options.out}/comparison')} in a browser.", sep="\n")
 
 
 if __name__ == "__main__":

@@ -114,6 +114,17 @@ def test_arrows_point_one_way():
     assert not wrong, "\n".join(wrong)
 
 
+def test_only_reports_draw():
+    """What computes knows neither pictures nor pages."""
+    wrong = [
+        f"{named(path)}:{line} imports {name}"
+        for path in python_files("pyro_ltm", "cli")
+        for line, name in imports(path, package_of(path))
+        if name.split(".")[0] in ("matplotlib", "html") and path.parent.name != "reports"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_arrows_have_no_cycle():
     seen: set[str] = set()
     while len(seen) < len(ARROWS):

@@ -105,7 +105,7 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
     from pyro_ltm.inference import FAMILIES
     from pyro_ltm.locks import locked
     from pyro_ltm.objectives import OBJECTIVES
-    from pyro_ltm.reports.comparison_page import write_outcome
+    from pyro_ltm.reports.comparison_page import write_comparison
 
     from ..failure import INTERRUPTED, Failure
 
@@ -125,7 +125,7 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
             comparison = (
                 _train(common, **shared, **given) if run_folder is None else _fit(run_folder, common, **shared, **given)
             )
-            page = write_outcome(comparison, out)
+            page = write_comparison(comparison, out)
     except KeyboardInterrupt:
         if not (out / COMPARISON).is_file():
             raise

@@ -13,6 +13,10 @@ from ..options import FOLDER, Common, Text, common, examples, fast_steps, fit_se
 
 if TYPE_CHECKING:
     from pyro_ltm.data import Reading
+    from pyro_ltm.runs import Run
+    from pyro_ltm.thoughts.report import Corpus
+
+    from ..progress import Reporter
 
 
 @click.command(
@@ -58,19 +62,14 @@ if TYPE_CHECKING:
 def command(
     *,
     run_folder: Path,
-    data: str | None,
-    labels_file: Path | None,
-    label_column: tuple[str, ...],
-    reading: Reading,
     texts: tuple[str, ...] | None,
-    fast_steps: int | None,
-    settings: tuple[str, ...],
     evaluation_file: Path | None,
-    particles: int,
-    sequences: int,
-    batch_size: int,
     out: Path | None,
     common: Common,
+    particles: int,
+    fast_steps: int | None,
+    settings: tuple[str, ...],
+    **source: Any,
 ) -> None:
     """Looks at the thoughts of a run and writes report.html, report.json and pictures.
 
@@ -78,54 +77,62 @@ def command(
     lies between texts. Labels are read off the thoughts by linear probes: a world's own factors, or columns of
     --labels.
     """
-    if bool(labels_file) != bool(label_column):
+    if bool(source["labels_file"]) != bool(source["label_column"]):
         raise click.UsageError("--labels and --label-column go together: a file, and the columns of it to probe")
-    if labels_file and data:
+    if source["labels_file"] and source["data"]:
         raise click.UsageError("--labels brings its own texts: give either --labels or --data")
     from ..output import emit, note
     from ..progress import reporter
-    from ..runs import open_data, open_run
+    from ..runs import open_run
 
     run = open_run(run_folder, common)
-    from pyro_ltm.data.sources import read_labelled
     from pyro_ltm.locks import locked
-    from pyro_ltm.reports.thoughts_report import Corpus, write_report
+    from pyro_ltm.reports.thoughts_page import write_report
     from pyro_ltm.runs.evaluation_file import read_evaluation
+    from pyro_ltm.thoughts.report import ReportOptions
 
     evaluation = read_evaluation(run, evaluation_file)
     if evaluation is None and (run_folder / "evaluation.json").is_file():
         note(f"{run_folder}/evaluation.json is not of this run as it is now, and not shown: evaluate it again.")
-
+    options = ReportOptions(
+        particles=particles, fast_steps=fast_steps, settings=settings, between_texts=texts, seed=common.seed or 0
+    )
     with locked(out or run_folder / "report"), reporter() as report:
-
-        def write(corpus: Corpus | None) -> tuple[Path, dict[str, Any]]:
-            count = report.counting("thoughts", len(corpus.texts) if corpus else None)
-            return write_report(
-                run,
-                corpus,
-                particles=particles,
-                fast_steps=fast_steps,
-                settings=settings,
-                between_texts=texts,
-                evaluation=evaluation,
-                seed=common.seed or 0,
-                out=out,
-                progress=lambda done: count(done, math.nan),
-            )
-
-        if labels_file:
-            found, labels = read_labelled(labels_file, label_column, reading=reading, limit=sequences)
-            page, result = write(Corpus.of_texts(run, found, labels, batch_size=batch_size, name=str(labels_file)))
-        elif data is None and not run.config.model.thoughts:
-            page, result = write(None)
-        else:
-            with open_data(run, data, reading, report) as scored:
-                name = data or ""
-                page, result = write(Corpus.of_data(run, scored, sequences=sequences, batch_size=batch_size, name=name))
+        corpus = _corpus(run, report, **source)
+        count = report.counting("thoughts", len(corpus.texts) if corpus else None)
+        page, result = write_report(
+            run, corpus, options, evaluation=evaluation, out=out, progress=lambda done: count(done, math.nan)
+        )
     if common.as_json:
         emit({**result, "page": str(page)})
         return
     _show(result, page)
+
+
+def _corpus(
+    run: Run,
+    report: Reporter,
+    *,
+    data: str | None,
+    labels_file: Path | None,
+    label_column: tuple[str, ...],
+    reading: Reading,
+    sequences: int,
+    batch_size: int,
+) -> Corpus | None:
+    """The texts to look at; None for a run without thoughts of which none are named."""
+    from pyro_ltm.data.sources import read_labelled
+    from pyro_ltm.thoughts.report import Corpus
+
+    from ..runs import open_data
+
+    if labels_file:
+        texts, labels = read_labelled(labels_file, label_column, reading=reading, limit=sequences)
+        return Corpus.of_texts(run, texts, labels, batch_size=batch_size, name=str(labels_file))
+    if data is None and not run.config.model.thoughts:
+        return None
+    with open_data(run, data, reading, report) as scored:
+        return Corpus.of_data(run, scored, sequences=sequences, batch_size=batch_size, name=data or "")
 
 
 def _show(result: Mapping[str, Any], page: Path) -> None:

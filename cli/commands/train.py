@@ -90,7 +90,7 @@ def command(
 
     device = check_device(common.device)
     from pyro_ltm.data.folder import is_token_folder
-    from pyro_ltm.reports.plots import plot_run
+    from pyro_ltm.reports.training_plots import plot_run
     from pyro_ltm.training import Stopped, train
 
     from ..failure import INTERRUPTED, Failure

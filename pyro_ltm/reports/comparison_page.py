@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from pyro_ltm.comparison.result import PROTOCOL, Comparison, save
-from pyro_ltm.files import clear_errors, write_atomically, write_text
+from pyro_ltm.files import clear_errors, write_text
 from pyro_ltm.locks import locked
 from pyro_ltm.reports.comparison_plots import plot_curves, plot_map, plot_rate_distortion
 from pyro_ltm.reports.comparison_table import findings, full_table, notes
-from pyro_ltm.reports.html import document, listing, picture, table, text, to_png, write_bytes
+from pyro_ltm.reports.html import bullets, document, heading, listing, pictures, section, table, text
+from pyro_ltm.reports.plots import Figures, write_pictures
 
 PAGE = "compare.html"
 
@@ -43,83 +41,66 @@ TRAINING_MEANINGS = {
 }
 
 
-def write_outcome(comparison: Comparison, folder: Path | str) -> Path:
-    """Writes all that a comparison comes to: `compare.json`, `compare.csv`, `plots/*.png` and the page, which it gives.
+def write_comparison(comparison: Comparison, folder: Path | str) -> Path:
+    """Writes all that a comparison found: `compare.json`, `compare.csv`, `plots/*.png` and the page, which it gives.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    folder = Path(folder)
-    with locked(folder):
-        with clear_errors(folder):
-            (folder / "plots").mkdir(parents=True, exist_ok=True)
-        save(comparison, folder)
-        pictures = {}
-        for name, (figure, caption) in draw(comparison).items():
-            pictures[name] = to_png(figure), caption
-            write_atomically(folder / "plots" / f"{name}.png", partial(write_bytes, pictures[name][0]))
-        path = folder / PAGE
-        write_text(path, render(comparison, pictures))
+    path = Path(folder) / PAGE
+    with locked(path.parent):
+        with clear_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        save(comparison, path.parent)
+        write_text(path, render(comparison, write_pictures(draw(comparison), path.parent / "plots")))
     return path
 
 
-def draw(comparison: Comparison) -> dict[str, tuple[Figure, str]]:
+def draw(comparison: Comparison) -> Figures:
     """Every picture by its name, with a caption; none where no pair has a bound."""
     if comparison.best is None:
         return {}
     trains = comparison.kind == "training"
-    what = "the validation bound of each decoder" if trains else "the honest bound along the fit"
+    of_what = "the validation bound of each decoder" if trains else "the honest bound along the fit"
+    count = "slow steps, which read equal tokens" if trains else "fast steps"
     dots = "A dot marks where it came within 1% of its best."
     if len(comparison.fast_steps) > 1:
         dots += " Thick lines: the most fast steps; thin ones: fewer, each with a schedule of its own."
-    count = "slow steps, which read equal tokens" if trains else "fast steps"
+    plane = (
+        "What thoughts carry against what they leave unexplained. On a dashed line the bound is the same; "
+        "further down and to the left it is lower."
+    )
+    the = "At equal tokens: the" if trains else "The"
     found = {
-        "bound-by-steps": (plot_curves(comparison, "steps"), f"By {count}: {what}. {dots}"),
-        "bound-by-seconds": (plot_curves(comparison, "seconds"), f"By time: {what}. {dots}"),
-        "rate-distortion": (
-            plot_rate_distortion(comparison),
-            "What thoughts carry against what they leave unexplained. On a dashed line the bound is the same; "
-            "further down and to the left it is lower.",
-        ),
-        "map": (
-            plot_map(comparison),
-            ("At equal tokens: the" if trains else "The")
-            + " bound of each guide with each objective; the best framed.",
-        ),
+        "bound-by-steps": (plot_curves(comparison, "steps"), f"By {count}: {of_what}. {dots}"),
+        "bound-by-seconds": (plot_curves(comparison, "seconds"), f"By time: {of_what}. {dots}"),
+        "rate-distortion": (plot_rate_distortion(comparison), plane),
+        "map": (plot_map(comparison), f"{the} bound of each guide with each objective; the best framed."),
     }
     if trains:
-        found["map-equal-seconds"] = (
-            plot_map(comparison, equal_seconds=True),
-            "At equal seconds: the last validation bound within the time of the fastest training.",
-        )
+        caption = "At equal seconds: the last validation bound within the time of the fastest training."
+        found["map-equal-seconds"] = plot_map(comparison, equal_seconds=True), caption
     return found
 
 
-def render(comparison: Comparison, pictures: Mapping[str, tuple[bytes, str]]) -> str:
+def render(comparison: Comparison, drawn: Mapping[str, tuple[bytes, str]]) -> str:
     """The page, with PNG pictures and their captions."""
     trains = comparison.kind == "training"
     title = "Guides and objectives, a decoder trained under each pair" if trains else "Guides and objectives compared"
-    lead = "".join(f"<p>{text(line)}</p>" for line in findings(comparison))
-    figures = "".join(picture(name, content, caption) for name, (content, caption) in pictures.items())
-    remarks = "".join(f"<li>{text(line)}</li>" for line in notes(comparison))
+    meanings = {**MEANINGS, **(TRAINING_MEANINGS if trains else {})}
     parts = [
-        f"<h1>{text(title)}</h1>",
-        f'<div class="lead">{lead}</div>',
-        figures,
-        "<h2>All figures</h2>",
-        f'<div class="wide">{table(*full_table(comparison))}</div>',
-        f"<h2>Remarks</h2><ul>{remarks}</ul>" if remarks else "",
-        "<h2>What each figure means</h2>",
-        listing({**MEANINGS, **(TRAINING_MEANINGS if trains else {})}),
-        f'<p class="dim">{text(PROTOCOL)}</p>',
-        "<h2>What was run</h2>",
-        listing(_facts(comparison)),
+        heading(title, findings(comparison)),
+        pictures(drawn),
+        section("All figures", f'<div class="wide">{table(*full_table(comparison))}</div>'),
+        section("Remarks", bullets(notes(comparison))),
+        section("What each figure means", listing(meanings), f'<p class="dim">{text(PROTOCOL)}</p>'),
+        section("What was run", listing(_facts(comparison))),
     ]
     return document(title, parts)
 
 
 def _facts(comparison: Comparison) -> dict[str, str]:
-    """What was run, on what, with what."""
+    """The command, the data, the machines, the settings, and what stands behind each name."""
     facts = {key.replace("_", " "): _plain(value) for key, value in comparison.about.items() if value is not None}
     for index, machine in enumerate(comparison.made_on):
         name = "machine" if len(comparison.made_on) == 1 else f"machine {index + 1} (times are not of one machine)"
@@ -136,4 +117,4 @@ def _plain(value: Any) -> str:
     return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
 
 
-__all__ = ["PAGE", "draw", "render", "write_outcome"]
+__all__ = ["PAGE", "draw", "render", "write_comparison"]

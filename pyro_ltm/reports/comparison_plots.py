@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
 from pyro_ltm.comparison.pair_score import Checkpoint, arrival
-from pyro_ltm.comparison.result import Comparison, Pair, Refused
-from pyro_ltm.reports.plots import legible
+from pyro_ltm.comparison.result import Comparison, Key, Pair, Refused
+from pyro_ltm.reports.plots import legible, panels
 
 PALETTE = [colormaps["tab10"](index) for index in range(10)]
 MARKERS = "osD^vP*X<>pd1234+x"
@@ -39,102 +40,88 @@ def plot_curves(comparison: Comparison, axis: str) -> Figure:
     Args:
         axis: what is counted: `steps`, or the time that they took, `seconds`.
     """
-    lines = [line for pair in _all(comparison) if (line := _line(pair, axis)) and pair is not comparison.twin]
+    lines = [line for pair in comparison.pairs if (line := _line(pair, axis))]
     guides, objectives = _names(comparison, [line.pair for line in lines])
-    apart = len(objectives) > 1 and len(guides) > 1
-    panels = [[line for line in lines if line.pair.guide == name] for name in guides] if apart else [lines]
-    columns = min(5, len(panels))
-    rows = -(-len(panels) // columns)
-    size = (3.0 * columns + 0.4, 2.5 * rows + 0.9) if apart else (7.5, 4.4)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=True, sharex=True)
-    low, high = _limits(*([line.points[index][1] for line in lines] for index in (-1, 0)))
+    colours = "objective" if len(objectives) > 1 else "guide"
     names = objectives if len(objectives) > 1 else guides
+    apart = len(objectives) > 1 and len(guides) > 1
+    groups = [[line for line in lines if line.pair.guide == name] for name in guides] if apart else [lines]
+    columns = min(5, len(groups))
+    rows = -(-len(groups) // columns)
+    size = (3.0 * columns + 0.4, 2.5 * rows + 0.9) if apart else (7.5, 4.4)
+    figure, axes = panels(*size, rows, columns, sharey=True, sharex=True)
+    low, high = _limits(*([line.points[index][1] for line in lines] for index in (-1, 0)))
     longest = max((line.pair.figures.fast_steps for line in lines), default=0)
-    for panel, place in zip(panels, axes.flat, strict=False):
-        for line in panel:
-            index = names.index(line.pair.objective if names is objectives else line.pair.guide)
-            main = line.pair.figures.fast_steps == longest
-            style: dict[str, Any] = {"color": PALETTE[index % 10], "linestyle": DASHES[index // 10 % 4]}
-            place.plot(*zip(*line.points, strict=True), linewidth=1.4 if main else 0.7, **style)
-            if line.arrived:
-                place.plot(*line.arrived, marker="o", markersize=4.5 if main else 3, color=style["color"])
-        off = [line.pair.objective if names is objectives else line.pair.guide for line in panel]
-        off = [name for name, line in zip(off, panel, strict=True) if line.points[-1][1] > high]
-        if off:
-            text = "off the scale: " + ", ".join(legible(name) for name in dict.fromkeys(off))
-            place.text(0.98, 0.97, _wrap(text, 26), transform=place.transAxes, ha="right", va="top", fontsize=7)
+    for group, place in zip(groups, axes, strict=False):
+        for line in group:
+            index = names.index(getattr(line.pair, colours))
+            _draw_line(place, line, index, main=line.pair.figures.fast_steps == longest)
+        _name_those_off(place, [getattr(line.pair, colours) for line in group if line.points[-1][1] > high])
         if comparison.twin and comparison.twin.figures.elbo:
             place.axhline(comparison.twin.level, color="0.4", linestyle=":", linewidth=1)
         if apart:
-            place.set_title(legible(panel[0].pair.guide), fontsize=10)
-        place.spines[["top", "right"]].set_visible(False)
+            place.set_title(legible(group[0].pair.guide), fontsize=10)
         place.tick_params(labelsize=8)
-    for index, place in enumerate(axes.flat):
-        place.set_visible(index < len(panels))
-        place.tick_params(labelbottom=index + columns >= len(panels))
-    _scale(axes.flat[0], comparison, axis, lines)
+    for index, place in enumerate(axes):
+        place.set_visible(index < len(groups))
+        place.tick_params(labelbottom=index + columns >= len(groups))
+    _scale(axes[0], comparison, axis, lines)
     if lines:
-        axes.flat[0].set_ylim(low, high)
+        axes[0].set_ylim(low, high)
     figure.supxlabel(_axis_label(comparison, axis), fontsize=10)
     figure.supylabel("upper bound, nats a token", fontsize=10)
-    handles = [
-        Line2D([], [], color=PALETTE[i % 10], linestyle=DASHES[i // 10 % 4], label=legible(n))
-        for i, n in enumerate(names)
-    ]
-    if comparison.twin:
-        handles.append(Line2D([], [], color="0.4", linestyle=":", label="twin"))
-    _legend_above(figure, handles)
+    _legend_above(figure, names, twin=comparison.twin is not None)
     return figure
+
+
+def _style(index: int) -> dict[str, Any]:
+    """Colour and dashes of the line of this name."""
+    return {"color": PALETTE[index % 10], "linestyle": DASHES[index // 10 % 4]}
+
+
+def _draw_line(axes: Axes, line: Line, index: int, *, main: bool) -> None:
+    """A bound on its way, and a dot where it came close to its best; thin but for the `main` one."""
+    axes.plot(*zip(*line.points, strict=True), linewidth=1.4 if main else 0.7, **_style(index))
+    if line.arrived:
+        axes.plot(*line.arrived, marker="o", markersize=4.5 if main else 3, color=_style(index)["color"])
+
+
+def _name_those_off(axes: Axes, names: Sequence[str]) -> None:
+    """Names the lines that end above the panel."""
+    if names:
+        text = "off the scale: " + ", ".join(legible(name) for name in dict.fromkeys(names))
+        text = textwrap.fill(text, 26, break_long_words=False, break_on_hyphens=False)
+        axes.text(0.98, 0.97, text, transform=axes.transAxes, ha="right", va="top", fontsize=7)
 
 
 def plot_rate_distortion(comparison: Comparison) -> Figure:
     """What thoughts carry against what they leave unexplained: a colour for each guide, a marker for each objective."""
     pairs = [pair for pair in comparison.pairs if pair.figures.elbo]
     guides, objectives = _names(comparison, pairs)
-    many = len(guides) + len(objectives) > 16
-    figure = Figure(figsize=(9.2, 6.4 if many else 5.2), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = panels(9.2, 6.4 if len(guides) + len(objectives) > 16 else 5.2)
     limit = _limits([pair.level for pair in pairs], [])[1]
     shown = [pair for pair in pairs if pair.level <= limit]
+    colours = [{"color": PALETTE[i % 10], "fillstyle": "full" if i < 10 else "none"} for i in range(len(guides))]
+    markers = [MARKERS[i % len(MARKERS)] for i in range(len(objectives))]
     for pair in shown:
-        guide, objective = guides.index(pair.guide), objectives.index(pair.objective)
-        axes.plot(
-            pair.figures.rate or 0.0,
-            pair.figures.distortion or 0.0,
-            marker=MARKERS[objective % len(MARKERS)],
-            color=PALETTE[guide % 10],
-            fillstyle="full" if guide < 10 else "none",
-            linestyle="none",
-            markersize=7,
-            alpha=0.85,
-        )
+        style = {**colours[guides.index(pair.guide)], "marker": markers[objectives.index(pair.objective)]}
+        place = pair.figures.rate or 0.0, pair.figures.distortion or 0.0
+        axes.plot(*place, linestyle="none", markersize=7, alpha=0.85, **style)
     if comparison.twin and comparison.twin.figures.elbo:
         axes.plot(0, comparison.twin.level, marker="x", color="black", markersize=8, linestyle="none")
     _equal_bounds(axes, comparison)
     axes.set_xlabel("rate: KL, nats a sequence")
     axes.set_ylabel("distortion, nats a token")
-    axes.spines[["top", "right"]].set_visible(False)
     if len(shown) < len(pairs):
         axes.set_title(f"off the scale, see the table: {len(pairs) - len(shown)}", fontsize=9, loc="right")
-    colours = [
-        Line2D([], [], linestyle="none", marker="o", color=PALETTE[i % 10], fillstyle="full" if i < 10 else "none")
-        for i in range(len(guides))
-    ]
-    shapes = [
-        Line2D([], [], linestyle="none", marker=MARKERS[i % len(MARKERS)], color="0.35") for i in range(len(objectives))
-    ]
-    figure.legend(
-        colours, [legible(name) for name in guides], title="guide", loc="outside right upper", frameon=False, fontsize=8
-    )
-    figure.legend(
-        shapes,
-        [legible(name) for name in objectives],
-        title="objective",
-        loc="outside right lower",
-        frameon=False,
-        fontsize=8,
-    )
+    by_guide = [Line2D([], [], linestyle="none", marker="o", **colour) for colour in colours]
+    by_objective = [Line2D([], [], linestyle="none", marker=marker, color="0.35") for marker in markers]
+    for title, handles, names, where in (
+        ("guide", by_guide, guides, "outside right upper"),
+        ("objective", by_objective, objectives, "outside right lower"),
+    ):
+        labels = [legible(name) for name in names]
+        figure.legend(handles, labels, title=title, loc=where, frameon=False, fontsize=8)
     return figure
 
 
@@ -146,30 +133,19 @@ def plot_map(comparison: Comparison, *, equal_seconds: bool = False) -> Figure:
     """
     guides, objectives = _names(comparison, [*comparison.pairs, *comparison.refused])
     settings = comparison.fast_steps or [0]
-    equal = comparison.equal_seconds() if equal_seconds else {}
     rows, columns = ([legible(name) for name in names] for names in (guides, objectives))
     wide = 1.2 + 0.62 * len(columns) + 0.09 * max(map(len, rows), default=0)
     tall = 0.9 + 0.38 * len(rows) + 0.075 * max(map(len, columns), default=0)
     across = 2 if len(settings) > 1 and wide < 6 else 1
     down = -(-len(settings) // across)
-    figure = Figure(figsize=(max(4.5, wide) * across, max(2.4, tall) * down), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False)
-
-    def level(pair: Pair | None) -> float | None:
-        if pair is None:
-            return None
-        if equal_seconds:
-            found = equal.get(pair.key, {}).get("nats_per_token")
-            return None if found is None else float(found)
-        return pair.level if math.isfinite(pair.level) else None
-
-    known = [value for pair in comparison.pairs if (value := level(pair)) is not None]
-    low, high = (min(known), _limits(known, [])[1]) if known else (0.0, 1.0)
-    for steps, place in zip(settings, axes.flat, strict=False):
+    figure, axes = panels(max(4.5, wide) * across, max(2.4, tall) * down, down, across)
+    levels = _levels(comparison, equal_seconds)
+    low, high = (min(levels.values()), _limits([*levels.values()], [])[1]) if levels else (0.0, 1.0)
+    for steps, place in zip(settings, axes, strict=False):
         for row, guide in enumerate(guides):
             for column, objective in enumerate(objectives):
                 pair = comparison.find((guide, objective, steps))
-                _cell(place, column, row, pair, level(pair), low, high)
+                _cell(place, (column, row), pair, levels.get(pair.key) if pair else None, (low, high))
         place.set_xticks(range(len(objectives)), columns, rotation=40, ha="right", rotation_mode="anchor")
         place.set_yticks(range(len(guides)), rows)
         place.tick_params(labelsize=8, length=0)
@@ -178,14 +154,26 @@ def plot_map(comparison: Comparison, *, equal_seconds: bool = False) -> Figure:
         place.spines[:].set_visible(False)
         if len(settings) > 1:
             place.set_title(f"{steps} fast steps", fontsize=10)
-    for place in axes.flat[len(settings) :]:
+    for place in axes[len(settings) :]:
         place.set_visible(False)
     figure.supxlabel("nats a token, lower is better; grey: the two do not fit; –: no bound", fontsize=8)
     return figure
 
 
-def _cell(axes: Axes, column: int, row: int, pair: Pair | None, value: float | None, low: float, high: float) -> None:
-    """One cell of the map: its colour, its number; a frame around the best."""
+def _levels(comparison: Comparison, equal_seconds: bool) -> dict[Key, float]:
+    """Nats a token of every pair that has a bound; at equal seconds of training, if asked for."""
+    if not equal_seconds:
+        return {pair.key: pair.level for pair in comparison.pairs if math.isfinite(pair.level)}
+    keys, equal = {pair.key for pair in comparison.pairs}, comparison.equal_seconds()
+    found = {key: row["nats_per_token"] for key, row in equal.items() if key in keys}
+    return {key: float(level) for key, level in found.items() if level is not None}
+
+
+def _cell(
+    axes: Axes, place: tuple[int, int], pair: Pair | None, value: float | None, limits: tuple[float, float]
+) -> None:
+    """One cell of the map, at column and row: its colour, its number; a frame around the best."""
+    (column, row), (low, high) = place, limits
     share = 0.0 if value is None else min(1.0, max(0.0, (value - low) / ((high - low) or 1.0)))
     colour: Any = colormaps["viridis_r"](0.05 + 0.85 * share)
     text, ink = "" if value is None else f"{value:.3f}" if value < 100 else f"{value:.4g}", "black"
@@ -205,19 +193,11 @@ def _cell(axes: Axes, column: int, row: int, pair: Pair | None, value: float | N
 
 def _names(comparison: Comparison, pairs: Sequence[Pair | Refused]) -> tuple[list[str], list[str]]:
     """Guides and objectives of these pairs, in the order in which they were asked for."""
-    guides, objectives = (list(comparison.members[axis]) for axis in ("guides", "objectives"))
-    guides += [pair.guide for pair in pairs]
-    objectives += [pair.objective for pair in pairs]
-    return (
-        [name for name in dict.fromkeys(guides) if any(name == pair.guide for pair in pairs)],
-        [name for name in dict.fromkeys(objectives) if any(name == pair.objective for pair in pairs)],
-    )
 
+    def of(axis: str, names: Sequence[str]) -> list[str]:
+        return [name for name in dict.fromkeys([*comparison.members[axis], *names]) if name in names]
 
-def _all(comparison: Comparison) -> Iterator[Pair]:
-    yield from comparison.pairs
-    if comparison.twin:
-        yield comparison.twin
+    return of("guides", [pair.guide for pair in pairs]), of("objectives", [pair.objective for pair in pairs])
 
 
 def _line(pair: Pair, axis: str) -> Line | None:
@@ -291,21 +271,13 @@ def _equal_bounds(axes: Axes, comparison: Comparison) -> None:
     axes.set_ylim(bottom, top)
 
 
-def _legend_above(figure: Figure, handles: Sequence[Line2D]) -> None:
-    wide = figure.get_figwidth()
+def _legend_above(figure: Figure, names: Sequence[str], *, twin: bool) -> None:
+    """A legend of the lines, in as many columns as the figure has room for."""
+    handles = [Line2D([], [], label=legible(name), **_style(index)) for index, name in enumerate(names)]
+    handles += [Line2D([], [], color="0.4", linestyle=":", label="twin")] if twin else []
     longest = max((len(str(handle.get_label())) for handle in handles), default=1)
-    columns = max(1, min(len(handles), int(wide / (0.55 + 0.075 * longest))))
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.55 + 0.075 * longest))))
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
-
-
-def _wrap(text: str, width: int) -> str:
-    """`text` in lines of about `width` characters."""
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] += (" " if lines[-1] else "") + word
-    return "\n".join(lines)
 
 
 __all__ = ["plot_curves", "plot_map", "plot_rate_distortion"]

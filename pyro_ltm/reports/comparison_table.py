@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from pyro_ltm.comparison.pair_score import Estimate
 from pyro_ltm.comparison.result import Comparison, Pair
+from pyro_ltm.reports.figures import number, plus_minus
 
 Table = tuple[list[str], list[list[str]]]
 """Columns and rows, the best pair first."""
@@ -34,8 +34,7 @@ def short_table(comparison: Comparison, *, wide: bool = True) -> Table:
     columns["to 1%"] = arrival_text
     if wide:
         columns["memory"] = lambda p: megabytes(p.figures.peak_memory_bytes)
-    pairs = [*comparison.ranked(), *([comparison.twin] if comparison.twin else [])]
-    return list(columns), [[cell(pair) for cell in columns.values()] for pair in pairs]
+    return list(columns), [[cell(pair) for cell in columns.values()] for pair in _all(comparison)]
 
 
 def full_table(comparison: Comparison) -> Table:
@@ -56,7 +55,7 @@ def full_table(comparison: Comparison) -> Table:
         "peak memory": lambda p: megabytes(p.figures.peak_memory_bytes),
     }
     if any(pair.guide_training_seconds is not None for pair in comparison.pairs):
-        columns["guide taught, s"] = lambda p: number(p.guide_training_seconds, 1)
+        columns["guide training, s"] = lambda p: number(p.guide_training_seconds, 1)
     if comparison.kind == "training":
         equal = comparison.equal_seconds()
         columns["training, s"] = lambda p: number(p.training["seconds"] if p.training else None, 1)
@@ -65,12 +64,11 @@ def full_table(comparison: Comparison) -> Table:
         columns["slow steps to 1%"] = lambda p: number(training_arrival(p, "step"), 0)
         columns["training s to 1%"] = lambda p: number(training_arrival(p, "seconds"), 1)
     columns["remark"] = lambda p: p.figures.note
-    pairs = [*comparison.ranked(), *([comparison.twin] if comparison.twin else [])]
-    return list(columns), [[cell(pair) for cell in columns.values()] for pair in pairs]
+    return list(columns), [[cell(pair) for cell in columns.values()] for pair in _all(comparison)]
 
 
 def findings(comparison: Comparison) -> list[str]:
-    """What a reader should take away, in sentences."""
+    """The conclusions, in sentences."""
     best, lines = comparison.best, []
     if best is None:
         lines.append("No pair has a bound.")
@@ -102,9 +100,9 @@ MOST_NAMED = 6
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What must be known of single pairs: remarks, and reasons why pairs do not fit, alike ones together."""
+    """Remarks on single pairs, and reasons why pairs do not fit, alike ones together."""
     said: dict[str, list[str]] = {}
-    for pair in [*comparison.ranked(), *([comparison.twin] if comparison.twin else [])]:
+    for pair in _all(comparison):
         if pair.figures.note:
             said.setdefault(pair.figures.note, []).append(
                 "twin" if pair is comparison.twin else f"{pair.guide} with {pair.objective}"
@@ -112,6 +110,11 @@ def notes(comparison: Comparison) -> list[str]:
     for one in comparison.refused:
         said.setdefault(f"does not fit: {one.reason}", []).append(f"{one.guide} with {one.objective}")
     return [f"{'; '.join(dict.fromkeys(names))}: {text}" for text, names in said.items()]
+
+
+def _all(comparison: Comparison) -> list[Pair]:
+    """Its pairs, the lowest bound first, and its twin."""
+    return [*comparison.ranked(), *([comparison.twin] if comparison.twin else [])]
 
 
 def name_of(pair: Pair, comparison: Comparison) -> str:
@@ -131,16 +134,9 @@ def arrival_text(pair: Pair) -> str:
     return "-" if steps is None or ms is None else f"{steps} / {number(ms, 0 if ms >= 10 else 1)} ms"
 
 
-def number(value: float | None, digits: int = 3, unit: str = "") -> str:
-    """A figure, or a dash where there is none."""
-    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}{unit}"
-
-
 def pm(value: Estimate | None, digits: int = 3) -> str:
     """A figure and its standard error."""
-    if value is None:
-        return "-"
-    return number(value.nats_per_token, digits) + (f" ± {value.stderr:.{digits}f}" if value.stderr is not None else "")
+    return plus_minus(value.nats_per_token, value.stderr, digits) if value else "-"
 
 
 def megabytes(count: int | None) -> str:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-from matplotlib.figure import Figure
 
 STYLE = """
 :root { color-scheme: light dark; --line: #d5d5d5; --soft: #f4f4f2; --ink: #1d1d1f; --paper: #ffffff; --dim: #5f6368; }
@@ -48,12 +44,38 @@ def document(title: str, parts: Sequence[str]) -> str:
     )
 
 
-def picture(name: str, content: bytes, caption: str) -> str:
-    """A PNG inside the page, with its caption."""
-    return (
+def heading(title: str, lines: Sequence[str]) -> str:
+    """The title of a page, and in sentences what a reader should take away."""
+    return f'<h1>{text(title)}</h1>\n<div class="lead">{paragraphs(lines)}</div>'
+
+
+def section(title: str, *parts: str) -> str:
+    """A part of the page under its title; nothing where there is nothing in it."""
+    return "\n".join([f"<h2>{text(title)}</h2>", *filter(None, parts)]) if any(parts) else ""
+
+
+def paragraphs(lines: Sequence[str]) -> str:
+    """A paragraph for each line."""
+    return "".join(f"<p>{text(line)}</p>" for line in lines)
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """A list; nothing for no lines."""
+    return f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def quote(content: str) -> str:
+    """A text of the data or of the model."""
+    return f"<blockquote>{text(content)}</blockquote>"
+
+
+def pictures(found: Mapping[str, tuple[bytes, str]]) -> str:
+    """PNG pictures inside the page, by name, each with its caption."""
+    return "\n".join(
         f'<figure id="{text(name)}"><img alt="{text(caption)}" '
         f'src="data:image/png;base64,{base64.b64encode(content).decode()}">'
         f"<figcaption>{text(caption)}</figcaption></figure>"
+        for name, (content, caption) in found.items()
     )
 
 
@@ -77,15 +99,3 @@ def listing(entries: Mapping[str, str]) -> str:
 def text(value: str) -> str:
     """Plain text as HTML."""
     return html.escape(value, quote=True)
-
-
-def to_png(figure: Figure) -> bytes:
-    """The picture as a PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=120, format="png")
-    return buffer.getvalue()
-
-
-def write_bytes(content: bytes, path: Path) -> None:
-    """For `write_atomically`."""
-    path.write_bytes(content)

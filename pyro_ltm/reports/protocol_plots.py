@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_ltm.files import clear_errors
-from pyro_ltm.reports.plots import COLORS, legible, save
+from pyro_ltm.reports.plots import COLORS, Figures, legend, legible, panels, write_pictures
 
 CAPTIONS = {
     "bounds": "Where the figures stand; what is hatched is no bound.",
     "importance": "The importance-weighted bound along the number of draws.",
 }
-"""What each picture shows."""
 
 
 def plot_evaluation(result: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -27,57 +27,42 @@ def plot_evaluation(result: Mapping[str, Any], folder: Path) -> list[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
-    drawn = draw_evaluation(result)
+    drawn = write_pictures(draw_evaluation(result), folder)
     for name in set(CAPTIONS) - set(drawn):
         with clear_errors(folder):
             (folder / f"{name}.png").unlink(missing_ok=True)
-    return [save(figure, folder / f"{name}.png") for name, figure in drawn.items()]
+    return [folder / f"{name}.png" for name in drawn]
 
 
-def draw_evaluation(result: Mapping[str, Any]) -> dict[str, Figure]:
-    """The pictures by name, of `CAPTIONS`: `importance` only where there is a curve."""
+def draw_evaluation(result: Mapping[str, Any]) -> Figures:
+    """The pictures that `CAPTIONS` names: `importance` only where there is a curve."""
     curve = result.get("bound", {}).get("iwae_curve", [])
-    return {"bounds": _levels(result)} | ({"importance": _curve(result, curve)} if len(curve) > 1 else {})
+    drawn = {"bounds": _levels(result)} | ({"importance": _curve(result, curve)} if len(curve) > 1 else {})
+    return {name: (figure, CAPTIONS[name]) for name, figure in drawn.items()}
 
 
 def levels(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Every figure of an evaluation by the name that it is shown under; `key` is its name among the differences."""
     found: dict[str, Mapping[str, Any]] = {}
-
-    def add(key: str, name: str, one: Mapping[str, Any]) -> None:
-        found[name] = {**one, "key": key}
-
     bound = result.get("bound")
     if bound:
-        add("bound", "bound (at most)", bound)
+        found["bound (at most)"] = {**bound, "key": "bound"}
         last = bound["iwae_curve"][-1]
         if last["particles"] > 1 and bound["active_fraction_by_layer"]:
             level = {"nats_per_token": last["nats_per_token"], "nats_per_token_stderr": last["stderr"]}
-            add("importance-weighted", f"importance-weighted, {last['particles']} (at most)", level)
+            found[f"importance-weighted, {last['particles']} (at most)"] = {**level, "key": "importance-weighted"}
         for start, one in bound.get("ais", {}).items():
-            add(f"AIS from {start}", f"annealed from {start} (at most)", one)
-    for key, name in (
-        ("prefix", "predictive, sequential"),
-        ("twin", "twin (exact)"),
-        ("reference", "reference: NOT a bound"),
-    ):
-        if key in result:
-            add(key, name, result[key])
-    return found
+            found[f"annealed from {start} (at most)"] = {**one, "key": f"AIS from {start}"}
+    names = {"prefix": "predictive, sequential", "twin": "twin (exact)", "reference": "reference: NOT a bound"}
+    return found | {name: {**result[key], "key": key} for key, name in names.items() if key in result}
 
 
 def _levels(result: Mapping[str, Any]) -> Figure:
     """Horizontal bars, the floor as a line through them; the reference's bar is hatched."""
     found = levels(result)
-    figure = Figure(figsize=(8, 1.2 + 0.42 * len(found)), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = panels(8, 1.2 + 0.42 * len(found))
     for index, one in enumerate(found.values()):
-        invalid = one.get("is_bound") is False
-        bar: dict[str, Any] = {"color": "white", "edgecolor": COLORS[3], "hatch": "///"}
-        bar = bar if invalid else {"color": COLORS[0]}
-        level = float(one["nats_per_token"])  # JSON may write it without a fraction, of any length
-        axes.barh(index, level, 0.6, xerr=float(one.get("nats_per_token_stderr") or 0.0), capsize=3, **bar)
-        axes.annotate(f"{level:.3f}", (level, index), xytext=(8, 0), textcoords="offset points", va="center", size=8)
+        _bar(axes, index, one)
     axes.set_yticks(range(len(found)), [legible(name, 40) for name in found])
     axes.invert_yaxis()
     known = [float(one["nats_per_token"]) for one in found.values()]
@@ -91,16 +76,22 @@ def _levels(result: Mapping[str, Any]) -> Figure:
     axes.set_xlim(max(0.0, low - 0.6 * (high - low) - 0.02 * high), high + 0.25 * (high - low) + 0.02 * high)
     axes.set_xlabel(label)
     axes.set_title("What this run's likelihood is known to be", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
+def _bar(axes: Axes, index: int, one: Mapping[str, Any]) -> None:
+    """One figure's bar, with its error and its number."""
+    hatched: dict[str, Any] = {"color": "white", "edgecolor": COLORS[3], "hatch": "///"}
+    style = hatched if one.get("is_bound") is False else {"color": COLORS[0]}
+    level = float(one["nats_per_token"])  # JSON may write it without a fraction, of any length
+    axes.barh(index, level, 0.6, xerr=float(one.get("nats_per_token_stderr") or 0.0), capsize=3, **style)
+    axes.annotate(f"{level:.3f}", (level, index), xytext=(8, 0), textcoords="offset points", va="center", size=8)
+
+
 def _curve(result: Mapping[str, Any], curve: list[Mapping[str, Any]]) -> Figure:
-    figure = Figure(figsize=(5, 3.4), layout="constrained")
-    axes = figure.subplots()
-    counts = [point["particles"] for point in curve]
+    figure, (axes,) = panels(5, 3.4)
     axes.errorbar(
-        counts,
+        [point["particles"] for point in curve],
         [float(point["nats_per_token"]) for point in curve],
         [float(point["stderr"] or 0.0) for point in curve],
         color=COLORS[0],
@@ -110,18 +101,13 @@ def _curve(result: Mapping[str, Any], curve: list[Mapping[str, Any]]) -> Figure:
         label="importance-weighted (at most)",
     )
     for index, (start, one) in enumerate(result["bound"].get("ais", {}).items(), 1):
-        axes.axhline(
-            float(one["nats_per_token"]),
-            color=COLORS[index % len(COLORS)],
-            linestyle="--",
-            label=legible(f"annealed from {start}"),
-        )
+        label, color = legible(f"annealed from {start}"), COLORS[index % len(COLORS)]
+        axes.axhline(float(one["nats_per_token"]), color=color, linestyle="--", label=label)
     for name, color in (("twin", COLORS[3]), ("floor", "black")):
         if name in result:
             axes.axhline(float(result[name]["nats_per_token"]), color=color, linewidth=1.2, label=name)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("draws")
     axes.set_ylabel("nats a token")
-    axes.legend(frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    legend(axes)
     return figure

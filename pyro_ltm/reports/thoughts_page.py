@@ -1,16 +1,30 @@
-"""A run's report as one HTML page that opens from disk."""
+"""A run's report: its figures as JSON, pictures, and one HTML page that opens from disk."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyro_ltm.reports.html import document, listing, picture, table, text
+from pyro_ltm.config import dump_toml
+from pyro_ltm.errors import UserError
+from pyro_ltm.files import clear_errors, write_text
+from pyro_ltm.locks import locked
+from pyro_ltm.reports.figures import number, plus_minus
+from pyro_ltm.reports.html import document, heading, listing, paragraphs, pictures, quote, section, table, text
+from pyro_ltm.reports.plots import Pictures, write_pictures
 from pyro_ltm.reports.protocol_plots import CAPTIONS as LIKELIHOODS
-from pyro_ltm.reports.protocol_plots import levels
+from pyro_ltm.reports.protocol_plots import draw_evaluation, levels
+from pyro_ltm.reports.thoughts_plots import draw_thoughts, how_measured
+from pyro_ltm.reports.training_plots import training_picture
+from pyro_ltm.runs.run import Run
 from pyro_ltm.scores.dependence import told
 from pyro_ltm.thoughts.diagnostics import RATE, VARIANCES
+from pyro_ltm.thoughts.report import Corpus, ReportOptions, report_figures
+
+PAGE, FIGURES = "report.html", "report.json"
 
 MEANINGS = {
     "rate": "KL(q || prior): nats that a sequence's thoughts carry; exact where the family allows it.",
@@ -33,48 +47,85 @@ MEANINGS = {
 }
 
 
-def render(
-    result: Mapping[str, Any],
-    pictures: Mapping[str, tuple[bytes, str]],
+def write_report(
+    run: Run,
+    corpus: Corpus | None,
+    options: ReportOptions | None = None,
     *,
-    settings: str,
-    training: bytes | None = None,
     evaluation: Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Writes `report.html`, `report.json` and the pictures into `out` (RUN/report): the page, and what the JSON says.
+
+    Args:
+        corpus: whose thoughts to look at; None will do for a run without thoughts.
+        evaluation: the likelihoods to show, of `read_evaluation`.
+
+    Raises:
+        UserError: a text is too long, there are no sequences, or the folder cannot be written.
+    """
+    out = out or run.folder / "report"
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; name a folder")
+    _check_ours(out)
+    found, thoughts_map = report_figures(run, corpus, options or ReportOptions(), progress=progress)
+    figures = draw_thoughts(found, thoughts_map) if "thoughts" in found else {}
+    figures |= draw_evaluation(evaluation) if evaluation else {}
+    with locked(out):
+        with clear_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+        # The figures come first: by them the folder is known as a report's. The page shows all, so it comes last.
+        write_text(out / FIGURES, json.dumps(found, indent=2, allow_nan=False) + "\n")
+        drawn = write_pictures(figures, out)
+        if training := training_picture(run.folder):
+            drawn["training"] = training
+        write_text(out / PAGE, render(found, drawn, settings=dump_toml(run.config), evaluation=evaluation))
+    return out / PAGE, found
+
+
+def _check_ours(out: Path) -> None:
+    """Raises UserError when a page, figures or pictures lie in `out` that no report has left there."""
+    names = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
+    if FIGURES in names:
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads((out / FIGURES).read_text(encoding="utf-8"))
+            if isinstance(found, dict) and {"run", "step", "notes"} <= found.keys():
+                return
+    if strangers := [name for name in names if name in (PAGE, FIGURES) or name.endswith(".png")]:
+        raise UserError(f"{out}: has a {strangers[0]} that is of no report, so it is left alone; choose another --out")
+
+
+def render(
+    result: Mapping[str, Any], drawn: Pictures, *, settings: str, evaluation: Mapping[str, Any] | None = None
 ) -> str:
     """The page.
 
     Args:
-        result: what `report.json` says. pictures: PNG and caption by name. settings: the run's, in TOML.
-        training: the PNG of its curves. evaluation: what `evaluate` found of it.
+        result: what `report.json` says. drawn: PNG and caption by name, the curves of `training` among them.
+        settings: the run's, in TOML. evaluation: what `evaluate` found of it.
     """
     title = f"{Path(result['run']).name}: a latent-thought language model"
     found = result.get("thoughts")
-    parts = [f"<h1>{text(title)}</h1>", f'<div class="lead">{_lead(result)}</div>']
-    if evaluation:
-        parts += ["<h2>Likelihood</h2>", likelihoods(evaluation)]
-        parts += [picture(name, *pictures[name]) for name in LIKELIHOODS if name in pictures]
-    if training:
-        parts += ["<h2>Training</h2>", picture("training", training, "Bounds, distortion and rate while it learned.")]
+    rest = {name: one for name, one in drawn.items() if name != "training" and name not in LIKELIHOODS}
+
+    def shown(*names: str) -> str:
+        return pictures({name: drawn[name] for name in names if name in drawn})
+
+    parts = [heading(title, _lead(result))]
+    parts += [section("Likelihood", likelihoods(evaluation), shown(*LIKELIHOODS))] if evaluation else []
+    parts += [section("Training", shown("training"))]
     if found:
-        parts += ["<h2>Thoughts</h2>", _numbers(found)]
-        parts += [picture(name, *one) for name, one in pictures.items() if name not in LIKELIHOODS]
+        parts += [section("Thoughts", _numbers(found), pictures(rest))]
         parts += [_probes(result["probes"]), _reconstructions(result["reconstructions"])]
         parts += [_interpolation(result["interpolation"]), _arithmetic(result["arithmetic"])]
-    parts += ["<h2>Written from the prior</h2>", *map(_quote, result["samples"])]
-    parts += ["<h2>What each figure means</h2>", listing(MEANINGS)] if found else []
-    parts += ["<h2>Settings</h2>", f"<pre>{text(settings)}</pre>"]
+    parts += [section("Written from the prior", *map(quote, result["samples"]))]
+    parts += [section("What each figure means", listing(MEANINGS))] if found else []
+    parts += [section("Settings", f"<pre>{text(settings)}</pre>")]
     return document(title, parts)
 
 
-def measured(found: Mapping[str, Any]) -> str:
-    """How the figures of `Diagnostics.to_dict` were taken, on one line."""
-    return (
-        f"{found['sequences']:,} sequences, {found['tokens']:,} tokens; {found['fast_steps']} fast steps of "
-        f"{found['guide']}; particles {found['particles']}, seed {found['seed']}, fresh noise"
-    )
-
-
-def _lead(result: Mapping[str, Any]) -> str:
+def _lead(result: Mapping[str, Any]) -> list[str]:
     lines = [f"Step {result['step']}; data: {result['data']}; seed {result['seed']}."]
     found = result.get("thoughts")
     if not found:
@@ -88,14 +139,13 @@ def _lead(result: Mapping[str, Any]) -> str:
         if cost:
             lines.append(f"With another sequence's thoughts a token costs {_pm(cost, 4, 'nats_per_token')} nats more.")
         changed = f"; fitted with {', '.join(result['settings'])}" if "settings" in result else ""
-        lines.append(f"{measured(found)}{changed}.")
-    return "".join(f"<p>{text(line)}</p>" for line in [*lines, *result["notes"]])
+        lines.append(f"{how_measured(found)}{changed}.")
+    return [*lines, *result["notes"]]
 
 
 def likelihoods(evaluation: Mapping[str, Any]) -> str:
     """The figures of `evaluate --json` as a table, each with what it is, and how they were measured."""
     found = levels(evaluation)
-    own = evaluation[min(("bound", "prefix", "reference"), key=lambda key: key not in evaluation)]
     if "floor" in evaluation:
         floor = evaluation["floor"]
         found[f"best predictor with {floor['window']} tokens in sight"] = floor["windowed"]
@@ -104,9 +154,13 @@ def likelihoods(evaluation: Mapping[str, Any]) -> str:
     gaps = {title: evaluation[name] for name, title in distances.items() if evaluation.get(name)}
     rows = []
     for name, one in found.items():
-        row = [name, _pm({"mean": one["nats_per_token"], "stderr": one.get("nats_per_token_stderr")}, 4)]
-        beside = [gap.get(one.get("key")) for gap in gaps.values()]
-        rows.append(row + [_distance(gap) if gap else "" for gap in beside])
+        row = [name, plus_minus(one["nats_per_token"], one.get("nats_per_token_stderr"), 4)]
+        rows.append(row + [_distance(by_figure.get(one.get("key"))) for by_figure in gaps.values()])
+    return table(["figure", "nats a token", *gaps], rows, words=1) + paragraphs([_how_scored(evaluation)])
+
+
+def _how_scored(evaluation: Mapping[str, Any]) -> str:
+    own = next(evaluation[name] for name in ("bound", "prefix", "reference") if name in evaluation)
     how = [
         f"Measured on {evaluation['data']}",
         f"{own['sequences']:,} sequences",
@@ -117,8 +171,16 @@ def likelihoods(evaluation: Mapping[str, Any]) -> str:
     ]
     if (bound := evaluation.get("bound")) and bound["particles"] > 1:
         how.append(f"{bound['effective_sample_size']:.1f} of {bound['particles']} draws count")
-    error = f"± is the standard error over {told(own.get('blocks'))}"
-    return table(["figure", "nats a token", *gaps], rows, words=1) + f"<p>{text('; '.join(how))}. {text(error)}.</p>"
+    return f"{'; '.join(how)}. ± is the standard error over {told(own.get('blocks'))}."
+
+
+def _distance(gap: Mapping[str, Any] | None) -> str:
+    """Nats a token, or the share of the way from twin to floor in percent."""
+    if not gap:
+        return ""
+    if "share" not in gap:
+        return _pm(gap, 4, "nats_per_token")
+    return _pm({name: 100 * gap[name] for name in ("share", "stderr")}, 1, "share") + "%"
 
 
 def _numbers(found: Mapping[str, Any]) -> str:
@@ -138,41 +200,41 @@ def _numbers(found: Mapping[str, Any]) -> str:
         cost = found["costs"].get(name)
         more = f", {_pm(cost, 4, 'nats_per_token')} above its own" if cost else ""
         rows.append([f"distortion, nats a token, thoughts: {name}", _pm(one, 4) + more])
-    error = f"± is the standard error; that of the rate is over {told(found['rate'].get('blocks'))}"
-    return table(["figure", ""], rows, words=1) + f"<p>{text(error)}.</p>"
+    error = f"± is the standard error; that of the rate is over {told(found['rate'].get('blocks'))}."
+    return table(["figure", ""], rows, words=1) + paragraphs([error])
 
 
 def _probes(probes: Sequence[Mapping[str, Any]]) -> str:
-    rows = [[p["label"], *_told(p)] for p in probes]
     columns = ["label", "values", "texts", "told right", "commonest", "shuffled", "remark"]
+    rows = [[probe["label"], *_probed(probe)] for probe in probes]
     shown = len(columns) if any(row[-1] for row in rows) else len(columns) - 1
-    parts = ["<h2>Labels read off the thoughts</h2>", table(columns[:shown], [row[:shown] for row in rows], words=1)]
-    return "".join(parts) if rows else ""
+    listed = table(columns[:shown], [row[:shown] for row in rows], words=1) if rows else ""
+    return section("Labels read off the thoughts", listed)
 
 
-def _told(probe: Mapping[str, Any]) -> list[str]:
+def _probed(probe: Mapping[str, Any]) -> list[str]:
     if "problem" in probe:
         return ["", "", "", "", "", probe["problem"]]
-    told = f"{probe['accuracy']:.3f} ± {probe['stderr']:.3f}"
-    return [str(probe["classes"]), str(probe["texts"]), told, f"{probe['majority']:.3f}", f"{probe['control']:.3f}", ""]
+    shares = [_pm(probe, 3, "accuracy"), number(probe["majority"]), number(probe["control"])]
+    return [str(probe["classes"]), str(probe["texts"]), *shares, ""]
 
 
 def _reconstructions(found: Sequence[Mapping[str, Any]]) -> str:
-    parts = ["<h2>Written again from their own thoughts</h2>"]
+    parts = []
     for one in found:
         again = f"again, {one['token_accuracy']:.0%} of {one['tokens']} tokens in place:"
-        parts.append(_quote(one["original"]) + f"<p>{text(again)}</p>" + _quote(one["text"]))
-    return "".join(parts)
+        parts.append(quote(one["original"]) + paragraphs([again]) + quote(one["text"]))
+    return section("Written again from their own thoughts", *parts)
 
 
 def _interpolation(found: Mapping[str, Any] | None) -> str:
     if not found:
         return ""
-    parts = ["<h2>On the way from one text's thoughts to another's</h2>", *map(_quote, found["texts"])]
+    ways = []
     for way in ("linear", "spherical"):
         shares = [f"{share:.0%} of the second, {way}" for share in found["shares"]]
-        parts.append(listing(dict(zip(shares, found[way], strict=True))))
-    return "".join(parts)
+        ways.append(listing(dict(zip(shares, found[way], strict=True))))
+    return section("On the way from one text's thoughts to another's", *map(quote, found["texts"]), *ways)
 
 
 def _arithmetic(found: Mapping[str, Any] | None) -> str:
@@ -181,23 +243,11 @@ def _arithmetic(found: Mapping[str, Any] | None) -> str:
     first, second, third = found["texts"]
     entries = {"first": first, "- second": second, "+ third": third, "what is written from that": found["written"]}
     entries |= {
-        f"text {number} by its distance, {one['distance']:.2f}": one["text"]
-        for number, one in enumerate(found["nearest"], 1)
+        f"text {rank} by its distance, {one['distance']:.2f}": one["text"]
+        for rank, one in enumerate(found["nearest"], 1)
     }
-    return "<h2>The first text's thoughts - the second's + the third's</h2>" + listing(entries)
-
-
-def _quote(content: str) -> str:
-    return f"<blockquote>{text(content)}</blockquote>"
-
-
-def _distance(gap: Mapping[str, Any]) -> str:
-    """Nats a token, or the share of the way from twin to floor in percent."""
-    if "share" not in gap:
-        return _pm(gap, 4, "nats_per_token")
-    return _pm({name: 100 * gap[name] for name in ("share", "stderr")}, 1, "share") + "%"
+    return section("The first text's thoughts - the second's + the third's", listing(entries))
 
 
 def _pm(figure: Mapping[str, Any], digits: int = 3, name: str = "mean") -> str:
-    error = "" if figure["stderr"] is None else f" ± {figure['stderr']:.{digits}f}"
-    return f"{figure[name]:.{digits}f}{error}"
+    return plus_minus(figure[name], figure["stderr"], digits)

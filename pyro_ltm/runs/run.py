@@ -279,6 +279,18 @@ def dataset_batches(
         yield replace(data.batch(rows), documents=documents[rows.start : rows.stop]).to(device)
 
 
+def text_batches(run: Run, texts: Sequence[str], batch_size: int = 32) -> list[Batch]:
+    """Each text from its beginning to its end, cut at the model's length, in batches on the run's device."""
+    end, longest = run.tokenizer.end_of_text, run.config.model.max_length
+    encoded = [[end, *run.tokenizer.encode(text), end][: longest + 1] for text in texts]
+    batches = []
+    for start in range(0, len(encoded), batch_size):
+        batch = Batch.from_lists(encoded[start : start + batch_size], pad=end)
+        # Noise is keyed by a text's place among all, so that batches change nothing.
+        batches.append(replace(batch, ids=start + batch.ids).to(run.parts.device))
+    return batches
+
+
 def check_fits(config: Config, data: TokenDataset) -> None:
     """Raises UserError when the sequences are too long for the model, or their tokens unknown to it."""
     if data.sequence_length > config.model.max_length:

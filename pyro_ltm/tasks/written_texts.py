@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import time
@@ -20,13 +19,12 @@ from pyro_ltm.data.tokenizer.round_trip import RoundTrip
 from pyro_ltm.errors import UserError
 from pyro_ltm.model import DecodingOptions
 from pyro_ltm.reading import read_npy
-from pyro_ltm.runs.run import Run
+from pyro_ltm.runs.run import Run, text_batches
 from pyro_ltm.scores import Bound, evaluate_bound
 from pyro_ltm.scores.estimate import plain
 from pyro_ltm.tasks.mauve import Mauve, mauve
 from pyro_ltm.tasks.text_metrics import TextMetrics, text_metrics
 from pyro_ltm.tasks.zero_shot import EXACT, UPPER_BOUND
-from pyro_ltm.types import Batch
 
 
 @dataclass(frozen=True)
@@ -188,18 +186,6 @@ def save_texts(texts: Sequence[str]) -> str:
     return "".join(json.dumps({"text": text}) + "\n" for text in texts)
 
 
-def _batches(run: Run, texts: Sequence[str], size: int = 32) -> list[Batch]:
-    """Each text from its beginning to its end, cut at the model's length."""
-    end, longest = run.tokenizer.end_of_text, run.config.model.max_length
-    encoded = [[end, *run.tokenizer.encode(text), end][: longest + 1] for text in texts]
-    batches = []
-    for start in range(0, len(texts), size):
-        batch = Batch.from_lists(encoded[start : start + size], pad=end)
-        # Noise is keyed by a text's place among all, so that batches change nothing.
-        batches.append(dataclasses.replace(batch, ids=start + batch.ids).to(run.parts.device))
-    return batches
-
-
 @dataclass(frozen=True)
 class RunScorer:
     """A run of ours as a scorer. particles, fast_steps, seed: of its bound."""
@@ -224,7 +210,7 @@ class RunScorer:
         parts = self.run.parts.judge()
         return evaluate_bound(
             parts.model,
-            _batches(self.run, texts),
+            text_batches(self.run, texts),
             guide=parts.guide,
             objective=parts.objective.at(1.0),
             optimizer=parts.optimizer,
@@ -250,7 +236,7 @@ def hidden_features(run: Run, texts: Sequence[str]) -> Tensor:
     """[n, D] the mean over a text's tokens of the last hidden state, with thoughts all zero (the prior's mean)."""
     decoder, config = run.parts.model.decoder, run.config.model
     rows = []
-    for batch in _batches(run, texts):
+    for batch in text_batches(run, texts):
         z = torch.zeros(batch.size, config.thoughts, config.dim, device=batch.inputs.device)
         hidden = decoder(decoder.context(batch.inputs), z)
         weight = batch.mask[..., None].to(hidden)

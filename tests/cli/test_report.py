@@ -9,6 +9,7 @@ import math
 import pytest
 
 from pyro_ltm.config import apply_settings
+from pyro_ltm.reports.training_plots import training_picture
 from pyro_ltm.runs import Run
 
 
@@ -30,6 +31,18 @@ def test_report_of_a_run(ask, own_run, tmp_path):
     assert [len(result["interpolation"][way]) for way in ("shares", "linear", "spherical")] == [5, 5, 5]
     assert len(result["arithmetic"]["nearest"]) == 3
     assert all(0 <= one["token_accuracy"] <= 1 and one["tokens"] == 32 for one in result["reconstructions"])
+
+
+def test_curves_of_training_are_drawn_where_training_did_not(ask, own_run, tmp_path):
+    drawn = training_picture(own_run)
+    assert drawn is not None
+    (own_run / "plots" / "training.png").unlink()
+    assert training_picture(own_run) == drawn
+    ask("report", own_run, "--sequences", 4, "--out", tmp_path / "page")
+    assert '<figure id="training">' in (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+    assert not (own_run / "plots" / "training.png").exists(), "a report leaves the rest of the run alone"
+    (own_run / "metrics.jsonl").unlink()
+    assert training_picture(own_run) is None
 
 
 def test_the_same_seed_gives_the_same_report(ask, trained, tmp_path):

@@ -41,10 +41,10 @@ from pyro_ltm.locks import _refusal, _signature
 from pyro_ltm.model.reference import read_reference
 from pyro_ltm.reports.comparison_page import draw, render
 from pyro_ltm.reports.comparison_table import findings, full_table, notes, short_table
-from pyro_ltm.reports.html import to_png
-from pyro_ltm.reports.plots import plot_training
+from pyro_ltm.reports.plots import to_png
 from pyro_ltm.reports.protocol_plots import draw_evaluation
 from pyro_ltm.reports.thoughts_page import likelihoods
+from pyro_ltm.reports.training_plots import draw_training
 from pyro_ltm.runs.data import open_data
 from pyro_ltm.runs.evaluation_file import merged, read_evaluation, write_evaluation
 from pyro_ltm.runs.metrics import read_metrics
@@ -127,7 +127,7 @@ def read_rows(world: World) -> None:
     rows = read_metrics(world.folder / "run" / "metrics.jsonl")
     training_figures(world.folder / "run")
     if world.seldom(json.dumps(rows).encode()) and rows:
-        plot_training(rows, world.folder / "training.png")
+        to_png(draw_training(rows))
 
 
 def read_prepared(world: World, name: str) -> None:
@@ -158,7 +158,7 @@ def read_figures(world: World) -> None:
         same = {key: found.get(key) for key in ("fingerprint", "data", "settings")}
         merged(found, {**same, "reference": {"sequences": 4, "tokens": 64}})
         if world.seldom(json.dumps(found).encode()):
-            for figure in draw_evaluation(found).values():
+            for figure, _ in draw_evaluation(found).values():
                 to_png(figure)
 
 
@@ -386,12 +386,12 @@ def test_figures_without_a_fraction_of_any_length(world):
     kept, before = path.read_bytes(), (world.folder / "run" / "evaluation.json").read_bytes()
     try:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        plot_training(read_metrics(path), world.folder / "training.png")
+        to_png(draw_training(read_metrics(path)))
         found = json.loads(before)
         found["bound"] |= {"nats_per_token": 10**30, "nats_per_token_stderr": 10**20}
         found["bound"]["iwae_curve"][-1] |= {"nats_per_token": 10**19, "stderr": 10**25}
         (world.folder / "run" / "evaluation.json").write_text(json.dumps(found))
-        for figure in draw_evaluation(read_evaluation(world.run) or {}).values():
+        for figure, _ in draw_evaluation(read_evaluation(world.run) or {}).values():
             to_png(figure)
     finally:
         path.write_bytes(kept)

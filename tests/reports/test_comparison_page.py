@@ -13,10 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from pyro_ltm.comparison.pair_score import Checkpoint, Estimate, Judgement, places
 from pyro_ltm.comparison.result import Comparison, Pair
-from pyro_ltm.reports.comparison_page import draw, render, write_outcome
+from pyro_ltm.reports.comparison_page import draw, render, write_comparison
 from pyro_ltm.reports.comparison_plots import plot_curves, plot_map, plot_rate_distortion
 from pyro_ltm.reports.comparison_table import findings, full_table, notes, short_table
-from pyro_ltm.reports.html import to_png
+from pyro_ltm.reports.plots import to_png
 
 SEQUENCES, TOKENS = 8, 16
 VOID = {"meta", "img", "br", "hr", "link"}
@@ -117,7 +117,7 @@ def test_the_page_holds_everything_and_refers_to_nothing(kind, tmp_path):
     found = made_up(GUIDES[:4], OBJECTIVES[:4], steps=(4, 16) if kind == "posteriors" else (16,), kind=kind)
     if kind == "training":
         found.twin = pair("twin", "exact", 3.7, steps=0, training=trained(0.5, [6.0, 3.7]))
-    path = write_outcome(found, tmp_path / "c")
+    path = write_comparison(found, tmp_path / "c")
     page = path.read_text(encoding="utf-8")
     read = Reader(page)
     assert read.links == []
@@ -153,7 +153,7 @@ def test_markup_in_names_is_shown_as_it_is(tmp_path):
 
 def test_a_comparison_without_any_bound_has_a_page(tmp_path):
     found = made_up(["delta"], ["map"])
-    page = write_outcome(found, tmp_path / "c").read_text(encoding="utf-8")
+    page = write_comparison(found, tmp_path / "c").read_text(encoding="utf-8")
     assert "No pair has a bound." in Reader(page).text
     assert list((tmp_path / "c" / "plots").iterdir()) == []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyro_ltm.reports.html import to_png
+from pyro_ltm.reports.plots import to_png
 from pyro_ltm.reports.thoughts_plots import plot_map, plot_probes, plot_rates, sign
 
 
