@@ -16,7 +16,7 @@ from pyro_ltm.comparison.posteriors import Report, attempt, begin, compare_poste
 from pyro_ltm.comparison.result import Comparison, Pair, check_target, open_comparison, save
 from pyro_ltm.comparison.train_guide import GuideTraining
 from pyro_ltm.config import Config
-from pyro_ltm.data import DataOrder, Reading, TokenDataset, prepare
+from pyro_ltm.data import DataOrder, Preparation, Reading, TokenDataset, prepare
 from pyro_ltm.data.folder import TokenFolder, is_token_folder
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
@@ -308,7 +308,7 @@ def _open_tokens(
             with clear_errors(out):
                 out.mkdir(parents=True, exist_ok=True)
             try:
-                _prepare(config, sources, folder, reading, on_prepare)
+                prepare(sources, folder, Preparation.of(config), reading=reading, progress=on_prepare)
             except BaseException:
                 if is_new:
                     with contextlib.suppress(OSError):  # it holds something after all
@@ -318,21 +318,6 @@ def _open_tokens(
     vocab_size = config.model.vocab_size or validation.vocab_size
     check_fits(dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=vocab_size)), validation)
     return folder, validation
-
-
-def _prepare(config: Config, sources: Sequence[str], folder: Path, reading: Reading | None, on_prepare: Any) -> None:
-    """As `train` prepares text for one run."""
-    settings = config.data
-    prepare(
-        sources,
-        folder,
-        vocab_size=settings.vocab_size,
-        sequence_length=min(settings.sequence_length, config.model.max_length),
-        packing=settings.packing,
-        validation_fraction=settings.validation_fraction,
-        reading=reading,
-        progress=on_prepare,
-    )
 
 
 def _flat(config: Config) -> dict[str, Any]:

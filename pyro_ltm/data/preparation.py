@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_ltm.config import suggest
+from pyro_ltm.config import Config, suggest
 from pyro_ltm.data.corpora import is_corpus
 from pyro_ltm.data.documents import Document, Reading
 from pyro_ltm.data.duplicates import Digests
@@ -71,6 +71,12 @@ class Preparation:
     validation_sources: Sequence[str] = ()
     reading: Reading | None = None
     seed: int = 0
+
+    @classmethod
+    def of(cls, config: Config) -> Preparation:
+        """The settings by which a run of this configuration prepares its own text."""
+        length = min(config.data.sequence_length, config.model.max_length)
+        return cls(**dataclasses.asdict(dataclasses.replace(config.data, sequence_length=length)))
 
     def __post_init__(self) -> None:
         known = (AUTO, *PACKINGS)

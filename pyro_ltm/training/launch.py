@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyro_ltm.config import Config, load_toml
-from pyro_ltm.data import Reading, TokenDataset, Tokenizer, prepare
+from pyro_ltm.data import Preparation, Reading, TokenDataset, Tokenizer, prepare
 from pyro_ltm.data.folder import is_token_folder
 from pyro_ltm.data.presets import preset_for
 from pyro_ltm.data.sources import sources_of
@@ -182,16 +182,11 @@ def _tokens(
             )
         return folder.path
     with own_data(out) as place:
-        settings = config.data
-        length = min(settings.sequence_length, config.model.max_length)
         prepared = prepare(
             sources,
             place,
+            Preparation.of(config),
             tokenizer=origin.tokenizer(tokenizer) if origin else tokenizer,
-            vocab_size=settings.vocab_size,
-            sequence_length=length,
-            packing=settings.packing,
-            validation_fraction=settings.validation_fraction,
             reading=reading,
             overwrite=True,  # what a run that was killed while it began left behind
             progress=on_prepare,
