@@ -587,7 +587,7 @@ trained, spent = {}, {}
 for name, (steps, settings) in WAYS.items():
     made, spent[name] = train(name.replace(" ", "-"), steps, *settings)
     # q is fitted by the objective of the training; the score has the whole KL and fresh noise all the same.
-    amortized = made.parts.guide.is_amortized
+    amortized = made.parts.guide.learning == "amortized"
     trained[name] = made.evaluate(particles=8, sequences=share_of(64, 6), fast_steps=None if amortized else 32)
 
 

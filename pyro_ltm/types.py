@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -167,6 +167,18 @@ class Card:
     cost: str
     when: str
     reference: str
+
+
+def check_flags(kind: type, fields: Container[str] = ()) -> None:
+    """Raises TypeError where `kind` sets a flag that no class above it declares: a misspelt one would say nothing.
+
+    Args:
+        kind: a class; its flags are attributes that are True or False. fields: those that are none, of a dataclass.
+    """
+    known = {name for parent in kind.__mro__[1:] for name in vars(parent)}
+    for name, value in vars(kind).items():
+        if isinstance(value, bool) and name not in known and name not in fields and not name.startswith("_"):
+            raise TypeError(f"{kind.__name__}.{name}: no such flag{suggest(name, known)}")
 
 
 T = TypeVar("T")

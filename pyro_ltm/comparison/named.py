@@ -71,7 +71,7 @@ def guides_for(run: Run, names: Sequence[str]) -> NamedGuides:
                 raise
             found.missing[name] = str(error)  # with its defaults it does not fit this decoder
             continue
-        if guide.learns and _resolved(FAMILIES, component) == own:
+        if guide.learning != "none" and _resolved(FAMILIES, component) == own:
             guide, found.notes[name] = copy.deepcopy(run.parts.guide), OWN_WEIGHTS
         found.guides[name] = guide
     return found

@@ -195,7 +195,7 @@ class _Tally:
     ):
         self.model, self.guide, self.seed = model, guide, seed
         self.fast_steps, self.particles, self.curve_particles = fast_steps, particles, curve_particles
-        self.places = places(fast_steps if guide.takes_fast_steps else 0)
+        self.places = places(0 if guide.learning == "amortized" else fast_steps)
         self.parts: dict[str, list[Tensor]] = {}
         self.order: list[Places] = []
         self.seconds: dict[int, float] = dict.fromkeys(self.places, 0.0)

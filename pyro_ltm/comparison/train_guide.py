@@ -89,6 +89,6 @@ def train_guide(
 
 def _loss(model: nn.Module, guide: Guide, objective: ELBO, batch: Batch, **fitting: Any) -> Tensor:
     """What the guide learns from, after the fast steps."""
-    posterior = fit_posterior(model, batch, guide=guide, objective=objective, keep_graph=guide.is_unrolled, **fitting)
+    posterior = fit_posterior(model, batch, guide=guide, objective=objective, keep_graph=guide.keeps_graph, **fitting)
     with DrawFrom(posterior.noise):
         return guide_loss(model, batch, posterior, objective)

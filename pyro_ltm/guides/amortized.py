@@ -9,7 +9,7 @@ import pyro.distributions as dist
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_ltm.guides.base import Guide
+from pyro_ltm.guides.base import Guide, Learning
 from pyro_ltm.guides.encoder import Encoder
 from pyro_ltm.guides.mean_field import independent_normals, normal_kl_by_thought, normal_natural_gradient
 from pyro_ltm.types import Batch, Card, State
@@ -19,10 +19,8 @@ class _Encoded(Guide, ABC):
     """Independent Normals whose first means and variances an encoder reads off the sequence."""
 
     has_analytic_kl: ClassVar[bool] = True
-    has_kl_by_thought: ClassVar[bool] = True
+    has_kl_by_thought: bool = True
     has_natural_gradient: ClassVar[bool] = True
-    learns: ClassVar[bool] = True
-    is_amortized: ClassVar[bool] = True
 
     def __init__(
         self, thoughts: int, dim: int, vocab_size: int, max_length: int, width: int, encoder_layers: int, heads: int
@@ -72,8 +70,7 @@ class Amortized(_Encoded):
         when="speed after training; watch for collapse, and compare with semi-amortized",
         reference="arXiv:1312.6114",
     )
-    takes_fast_steps: ClassVar[bool] = False
-    is_unrolled: ClassVar[bool] = True  # through no step at all: the slow step reaches the encoder directly
+    learning: Learning = "amortized"
 
     def __init__(
         self,
@@ -109,6 +106,7 @@ class SemiAmortized(_Encoded):
         reference="arXiv:1802.02550",
     )
     arguments: ClassVar[tuple[str, ...]] = ("unrolled",)
+    learning: Learning = "semi-amortized"
 
     def __init__(
         self,
@@ -123,13 +121,5 @@ class SemiAmortized(_Encoded):
     ):
         super().__init__(thoughts, dim, vocab_size, max_length, width, encoder_layers, heads)
         self.unrolled = unrolled
-
-    @property
-    def is_unrolled(self) -> bool:  # type: ignore[override]
-        """Whether the slow step's gradient goes back through the fast steps."""
-        return self.unrolled
-
-    @property
-    def needs_double_backward(self) -> bool:  # type: ignore[override]
-        """With fast steps between the decoder's gradient and the encoder."""
-        return self.unrolled
+        if unrolled:
+            self.learning, self.needs_double_backward = "unrolled", True

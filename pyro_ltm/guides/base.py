@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pyro
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_ltm.types import Batch, Card, State
+from pyro_ltm.types import Batch, Card, State, check_flags
 
 LogJoint = Callable[[Tensor], Tensor]
 """log p(x, z) in nats, [..., B], of thoughts z [..., B, N, D]."""
+
+Learning = Literal["none", "shared", "amortized", "semi-amortized", "unrolled"]
+"""The parameters that all sequences share, and how the slow steps move them.
+
+"none": there are none. "shared": of the family itself; they learn after the fast steps. The others are those of an
+encoder, which `init` runs. "amortized": no fast steps follow. "semi-amortized": it learns at its proposal, which the
+fast steps refine. "unrolled": it learns through the fast steps.
+"""
 
 
 class Guide(nn.Module, ABC):
@@ -37,30 +45,26 @@ class Guide(nn.Module, ABC):
         has_density: False for a point or a set of draws: no bound judges it, and only objectives that need no density
             fit it.
         follows_joint: what fits it is log p(x, z) itself (the objective `map`), and no other.
-        reparameterized: draws carry gradients.
         has_natural_gradient: `natural_gradient` is there.
-        learns: it has parameters that all sequences share and that the slow steps move.
-        is_amortized: `init` reads the batch through those parameters: an encoder.
-        takes_fast_steps: False where what `init` gives is final.
+        learning: see `Learning`.
         needs_double_backward: its fit takes gradients of the decoder's gradients, which a compiled decoder has not.
-        is_unrolled: the slow step's gradient goes back through the fast steps to `init`.
         is_recorded: its fast steps ask the host for no value, so that a GPU can record them (`inference.recorder`).
     """
 
     card: ClassVar[Card]
     arguments: ClassVar[tuple[str, ...]] = ()
     has_analytic_kl: ClassVar[bool] = False
-    has_kl_by_thought: ClassVar[bool] = False
+    has_kl_by_thought: bool = False
     has_density: ClassVar[bool] = True
     follows_joint: ClassVar[bool] = False
-    reparameterized: ClassVar[bool] = True
     has_natural_gradient: ClassVar[bool] = False
-    learns: ClassVar[bool] = False
-    is_amortized: ClassVar[bool] = False
-    takes_fast_steps: ClassVar[bool] = True
-    needs_double_backward: ClassVar[bool] = False
-    is_unrolled: ClassVar[bool] = False
+    learning: Learning = "none"
+    needs_double_backward: bool = False
     is_recorded: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        check_flags(cls)
 
     def __init__(self, thoughts: int, dim: int):
         super().__init__()
@@ -74,6 +78,11 @@ class Guide(nn.Module, ABC):
     @abstractmethod
     def distribution(self, state: State) -> TorchDistribution:
         """q(z): batch shape [B], event shape [N, D]."""
+
+    @property
+    def keeps_graph(self) -> bool:
+        """Whether the slow step's gradient goes back through the fit to `init`."""
+        return self.learning in ("amortized", "unrolled")
 
     def forward(self, batch: Batch, state: State) -> Tensor:
         """The Pyro program: draws the site `thoughts`, [..., B, N, D]."""

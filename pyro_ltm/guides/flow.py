@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.guides.base import Guide
+from pyro_ltm.guides.base import Guide, Learning
 from pyro_ltm.guides.size import check_size
 from pyro_ltm.noise import Normals, rsample_from
 from pyro_ltm.types import Batch, Card, State
@@ -37,7 +37,7 @@ class Flow(Guide):
         reference="arXiv:1605.08803",
     )
     arguments: ClassVar[tuple[str, ...]] = ("depth",)
-    learns: ClassVar[bool] = True
+    learning: Learning = "shared"
 
     def __init__(self, thoughts: int, dim: int, depth: int = 2, context: int = 16, hidden: int = 64):
         super().__init__(thoughts, dim)

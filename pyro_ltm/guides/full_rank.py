@@ -47,15 +47,10 @@ class FullRank(Guide):
         if block not in BLOCKS:
             raise UserError(f"guide: block = {block!r}: choose from {', '.join(BLOCKS)}")
         self.blocks, self.size = (thoughts, dim) if block == "thought" else (1, thoughts * dim)
-        self.block = block
+        self.block, self.has_kl_by_thought = block, block == "thought"
         smaller = "low-rank or kronecker" if block == "thought" else "block = 'thought', or low-rank or kronecker"
         numbers = self.blocks * self.size * (self.size + 3) // 2
         check_size(f"full-rank with block = '{block}'", numbers, f"choose {smaller}")
-
-    @property
-    def has_kl_by_thought(self) -> bool:  # type: ignore[override]
-        """Whether thoughts are independent."""
-        return self.block == "thought"
 
     def init(self, batch: Batch) -> State:
         """`loc` [B, N, D], and of G blocks of P numbers `log_variance` [B, G, P] and `lower` [B, G, P (P - 1) / 2]."""

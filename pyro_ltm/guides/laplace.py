@@ -42,7 +42,7 @@ class Laplace(Guide):
     has_density: ClassVar[bool] = False  # while it is fitted
     follows_joint: ClassVar[bool] = True
     has_analytic_kl: ClassVar[bool] = True
-    needs_double_backward: ClassVar[bool] = True
+    needs_double_backward: bool = True
 
     def __init__(self, thoughts: int, dim: int, covariance: str = "full"):
         super().__init__(thoughts, dim)

@@ -37,7 +37,7 @@ class MeanField(Guide):
         reference="arXiv:2502.01567",
     )
     has_analytic_kl: ClassVar[bool] = True
-    has_kl_by_thought: ClassVar[bool] = True
+    has_kl_by_thought: bool = True
     has_natural_gradient: ClassVar[bool] = True
     is_recorded: ClassVar[bool] = True
 

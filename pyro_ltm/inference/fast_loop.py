@@ -111,7 +111,7 @@ class FastLoop:
     @property
     def moves(self) -> bool:
         """Whether any fast step is taken."""
-        return self.steps > 0 and self.guide.takes_fast_steps
+        return self.steps > 0 and self.guide.learning != "amortized"
 
     def _first(self, model: nn.Module, batch: Batch, start: State | None) -> State:
         """The local parameters before the first step, the objective's own among them."""

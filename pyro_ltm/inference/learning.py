@@ -17,7 +17,7 @@ def guide_loss(model: nn.Module, batch: Batch, posterior: Posterior, objective: 
     them (arXiv:1710.06085).
     """
     guide, state = posterior.guide, posterior.state
-    if guide.is_amortized and not guide.is_unrolled:
+    if guide.learning == "semi-amortized":
         state = state | guide.init(batch)
     with frozen(model):
         return as_objective(objective).differentiable_loss(model, guide, batch, state)

@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 
 from pyro_ltm.divergence import analytic_kl, kind
 from pyro_ltm.errors import UserError
-from pyro_ltm.types import Batch, Card, State, frozen
+from pyro_ltm.types import Batch, Card, State, check_flags, frozen
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,10 @@ class Objective(ELBO):
         needs_analytic_kl: it cannot do without; such an objective refuses a guide without a closed form.
         needs_kl_by_thought: `value` reads `Terms.kl_by_thought`.
         needs_density: it reads log q, which a point does not have.
-        is_joint: it is log p(x, z), which samplers follow.
-        refuses_density: it has no maximum over families that have a width.
+        is_joint: it is log p(x, z), which samplers follow, and which has no maximum over families with a width.
         moves_within_fit: what is to be raised changes from one fast step to the next.
         is_linear: `value` is linear in log p(x | z), so that an unbiased estimate of that, from a sample of the tokens,
             is one of the value and of its gradient.
-        needs_fast_steps: it has local parameters of its own, which the fast steps fit.
         couples_batch: what a sequence gets depends on who shares its batch.
         is_per_sequence: it gives each sequence a value, and not the whole batch one.
         fewest_particles: draws below which it means nothing.
@@ -124,13 +122,15 @@ class Objective(ELBO):
     needs_kl_by_thought: bool = False
     needs_density: bool = True
     is_joint: ClassVar[bool] = False
-    refuses_density: ClassVar[bool] = False
     moves_within_fit: bool = False
     is_linear: ClassVar[bool] = False
-    needs_fast_steps: ClassVar[bool] = False
     couples_batch: bool = False
     is_per_sequence: ClassVar[bool] = True
     fewest_particles: ClassVar[int] = 1
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        check_flags(cls)
 
     def __init__(self, particles: int = 1, beta: float = 1.0, warmup: float = 0.0):
         fewest = self.fewest_particles
@@ -182,36 +182,33 @@ class Objective(ELBO):
         """This objective as it stands when the `share` (0 to 1) of the fast steps is done; most do not change."""
         return self
 
-    def refusal(self, guide: nn.Module) -> str:
-        """Why this objective does not fit `guide`; empty where it does."""
-        kind, name = type(guide).__name__, type(self).__name__
-        has_density = getattr(guide, "has_density", True)
-        if self.needs_density and not has_density:
+    def refusal(self, guide: Any) -> str:
+        """Why this objective does not fit `guide` (or all of a class of guides); empty where it does."""
+        kind, name = type(guide).__name__, self.name
+        has_local = type(self).local is not Objective.local
+        has_own_losses = not type(self).guide_loss is type(self).decoder_loss is Objective.guide_loss
+        if self.needs_density and not guide.has_density:
             return f"{kind} has no density, which {name} needs"
-        if getattr(guide, "follows_joint", False) and not self.is_joint:
+        if guide.follows_joint and not self.is_joint:
             return f"{kind} follows log p(x, z), which {name} is not"
-        if self.refuses_density and has_density:
+        if self.is_joint and guide.has_density:
             return f"{kind} has a width, and {name} would shrink it without end"
-        if self.needs_analytic_kl and not has_analytic_kl(guide):
+        if self.needs_analytic_kl and not guide.has_analytic_kl:
             return f"{kind} has no closed-form KL to the prior, which {name} needs"
-        if self.needs_kl_by_thought and not getattr(guide, "has_kl_by_thought", False):
+        if self.needs_kl_by_thought and not guide.has_kl_by_thought:
             return f"{kind} has no KL of single thoughts, which {name} needs"
-        if self.needs_fast_steps and not getattr(guide, "takes_fast_steps", True):
+        if guide.learning == "amortized" and has_local:
             return f"{kind} takes no fast steps, which {name} needs for parameters of its own"
-        if getattr(guide, "is_unrolled", False) is True and getattr(guide, "takes_fast_steps", True):
-            plain = type(self).guide_loss is type(self).decoder_loss is Objective.guide_loss
-            if not plain or self.needs_fast_steps:
-                return f"{kind} is unrolled through gradients that must be those of the bound, which {name}'s are not"
-        if not getattr(guide, "reparameterized", True):
-            return f"draws of {kind} carry no gradients, which {name} needs"
+        if guide.learning == "unrolled" and (has_local or has_own_losses):
+            return f"{kind} is unrolled through gradients that must be those of the bound, which {name}'s are not"
         return ""
 
-    def check(self, guide: nn.Module) -> None:
+    def check(self, guide: Any) -> None:
         """Raises UserError when `guide` cannot give what this objective reads."""
         if reason := self.refusal(guide):
             raise UserError(reason)
 
-    def terms(self, model: nn.Module, guide: nn.Module, batch: Batch, state: State) -> Terms:
+    def terms(self, model: nn.Module, guide: Any, batch: Batch, state: State) -> Terms:
         """Runs guide and model once, all particles together, and takes the parts from their traces.
 
         Raises:
@@ -228,7 +225,7 @@ class Objective(ELBO):
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(batch, state)
         model_trace.compute_log_prob()
         p: Any = model_trace.nodes["thoughts"]
-        kl = analytic_kl(q["fn"], p["fn"]) if self.reads_kl and has_analytic_kl(guide) else None
+        kl = analytic_kl(q["fn"], p["fn"]) if self.reads_kl and guide.has_analytic_kl else None
         if kl is not None:
             kl = scale_and_mask(kl, scale=q["scale"], mask=q["mask"]).reshape(shape)[0]
         elif self.needs_analytic_kl:
@@ -285,8 +282,3 @@ class Objective(ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("objectives take all particles from one vectorized trace (see `terms`)")
-
-
-def has_analytic_kl(guide: nn.Module) -> bool:
-    """Whether the guide's class says that its KL to a prior of independent Normals has a closed form."""
-    return bool(getattr(guide, "has_analytic_kl", False))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_ltm.objectives.base import Objective, Terms, require
 from pyro_ltm.types import Card
@@ -55,11 +55,11 @@ class FreeBits(Objective):
         self.layers = layers
         self.needs_kl_by_thought = per != "total"
 
-    def refusal(self, guide: nn.Module) -> str:
+    def refusal(self, guide: Any) -> str:
         """Why this objective does not fit `guide`; empty where it does."""
-        thoughts = getattr(guide, "thoughts", 0)
-        if self.per == "layer" and thoughts % self.layers:
-            return f"{type(guide).__name__} has {thoughts} thoughts, which {self.layers} layers do not share evenly"
+        if self.per == "layer" and not isinstance(guide, type) and guide.thoughts % self.layers:
+            kind = type(guide).__name__
+            return f"{kind} has {guide.thoughts} thoughts, which {self.layers} layers do not share evenly"
         return super().refusal(guide)
 
     def value(self, terms: Terms) -> Tensor:

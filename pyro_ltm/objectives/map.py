@@ -25,7 +25,6 @@ class MAP(Objective):
     is_linear: ClassVar[bool] = True
     is_joint: ClassVar[bool] = True
     needs_density: bool = False
-    refuses_density: ClassVar[bool] = True
 
     def value(self, terms: Terms) -> Tensor:
         """[B] mean over particles."""

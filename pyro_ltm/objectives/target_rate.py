@@ -37,7 +37,6 @@ class TargetRate(Objective):
     )
     arguments: ClassVar[tuple[str, ...]] = ("nats", "particles")
     moves_within_fit: bool = True
-    needs_fast_steps: ClassVar[bool] = True
     is_linear: ClassVar[bool] = True
     reads_kl: bool = True
 

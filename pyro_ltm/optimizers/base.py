@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.types import Card, State
+from pyro_ltm.types import Card, State, check_flags
 
 TINY = 1e-30
 """Far below the square of any gradient that matters, and above the smallest float32."""
@@ -41,6 +42,10 @@ class FastOptimizer(ABC):
     arguments: ClassVar[tuple[str, ...]] = ("lr",)
     wants_natural_gradient: ClassVar[bool] = False
     needs_fixed_loss: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        check_flags(cls, {name for name, kind in inspect.get_annotations(cls).items() if "ClassVar" not in str(kind)})
 
     def shortened(self, gradients: State, natural: State) -> State:
         """The natural gradient as this optimizer wants it; only of one that `wants_natural_gradient`."""

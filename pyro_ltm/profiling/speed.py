@@ -213,7 +213,7 @@ def measure_speed(
             tokens.append(int(batch.tokens()))
             on_round(number + 1)
         optimizer.zero_grad(set_to_none=True)  # what the profiler has not seen made, it cannot see freed
-        kept = fast_steps if parts.guide.is_unrolled else min(counted, 2)  # an unrolled step keeps all fast steps
+        kept = fast_steps if parts.guide.keeps_graph else min(counted, 2)  # an unrolled step keeps all fast steps
         count = min(slow.accumulate, 2)  # from the second micro-batch on, gradients are held beside what it keeps
         recorder = options["recorder"]
         if recorder:  # to be recorded anew, whole, in the second step: its memory is a step's
@@ -253,7 +253,7 @@ def with_vocabulary(config: Config) -> Config:
 
 def _fast_steps(parts: Parts) -> int:
     """Fast steps that each sequence is given."""
-    return parts.fast.steps if parts.guide.takes_fast_steps else 0
+    return 0 if parts.guide.learning == "amortized" else parts.fast.steps
 
 
 def _validations(slow: SlowConfig, data: TokenDataset | None) -> tuple[int, int]:

@@ -76,7 +76,7 @@ def train_step(
             optimizer=fast_optimizer,
             steps=fast_steps,
             seed=seed,
-            keep_graph=guide.is_unrolled,
+            keep_graph=guide.keeps_graph,
             **fitting,
         )
         # Slow: thoughts drawn from q, the decoder moved to write these tokens from them.
@@ -108,8 +108,7 @@ def step_where(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
 def slow_loss(model: nn.Module, batch: Batch, posterior: Posterior, objective: Objective) -> tuple[Tensor, Terms]:
     """What decoder and guide learn from, summed over the batch in nats, and the terms that the decoder saw."""
     guide = posterior.guide
-    cut_off = guide.is_amortized and not guide.is_unrolled
-    if not guide.learns or (objective.has_one_loss and not cut_off):
+    if guide.learning == "none" or (objective.has_one_loss and guide.learning != "semi-amortized"):
         terms = objective.terms(model, guide, batch, posterior.state)
         return objective.decoder_loss(terms).sum(), terms
     # Each learns by its own loss, on draws of its own: neither sees the other's gradient.

@@ -40,10 +40,7 @@ class Exact(Guide):
 class Linear(Guide):
     """An encoder that is linear in the targets, as the exact posterior is; its weights are shared."""
 
-    learns: ClassVar[bool] = True
-    is_amortized: ClassVar[bool] = True
-    is_unrolled: ClassVar[bool] = True
-    takes_fast_steps: ClassVar[bool] = False
+    learning = "amortized"
 
     def __init__(self, model):
         super().__init__(model.thoughts, model.dim)

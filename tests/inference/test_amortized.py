@@ -200,7 +200,7 @@ def test_encoder_and_decoder_each_learn_by_their_own_loss(name, kind):
     model, batch = telling_model(2)
     guide, objective = awake(kind(N, D, **SHAPE)), OBJECTIVES[name](particles=4)
     posterior = fit_posterior(
-        model, batch, guide=guide, objective=objective, steps=2, seed=3, keep_graph=guide.is_unrolled
+        model, batch, guide=guide, objective=objective, steps=2, seed=3, keep_graph=guide.keeps_graph
     )
     stream = Noise(batch.ids, seed=9)
     with DrawFrom(stream):

@@ -89,7 +89,7 @@ def values(kind, objective, model, guide, batch, state: State) -> torch.Tensor:
 
 def prepare(guide, objective, model, batch):
     """What all sequences share is learned first, the decoder held still, where nothing else moves the posterior."""
-    if not guide.learns or guide.takes_fast_steps:
+    if guide.learning != "amortized":
         return
     optimizer = torch.optim.Adam(guide.parameters(), lr=1e-2)
     for step in range(40):
@@ -125,7 +125,7 @@ def test_every_pair_runs_and_improves_or_is_refused(guide_name, objective_name):
     # A multiplier must climb and come down again before it holds anything.
     steps, optimizer = (200, Adam()) if kind == "rate" else (STEPS, Adam(lr=0.1))
     posterior = fit_posterior(model, batch, guide=guide, objective=objective, steps=steps, optimizer=optimizer)
-    assert posterior.history.shape == (steps if guide.takes_fast_steps else 0, batch.size)
+    assert posterior.history.shape == (0 if guide.learning == "amortized" else steps, batch.size)
     fitted = {name: posterior.state[name] for name in start}  # without what `finish` added
     after = values(kind, objective, model, guide, batch, fitted)
     if kind == "rate":
@@ -137,7 +137,7 @@ def test_every_pair_runs_and_improves_or_is_refused(guide_name, objective_name):
     error = (before.var(0) / len(before) + after.var(0) / len(after)).sqrt()
     assert (gain > 4 * error).all()
     assert all(not value.requires_grad and value.isfinite().all() for value in posterior.state.values())
-    assert all(parameter.grad is None for parameter in model.parameters() if guide.takes_fast_steps)
+    assert all(parameter.grad is None for parameter in model.parameters() if guide.learning != "amortized")
 
 
 def fits_somehow(guide):

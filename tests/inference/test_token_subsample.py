@@ -71,7 +71,7 @@ def test_each_layer_works_at_what_the_ones_above_it_see_and_at_no_more(monkeypat
 
 
 def guide_for(objective):
-    if objective.refuses_density:
+    if objective.is_joint:
         return FAMILIES["delta"](thoughts=4, dim=16)
     return MeanField(4, 16)
 

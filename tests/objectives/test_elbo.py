@@ -169,11 +169,9 @@ def test_scales_and_masks_of_pyro_count(parts):
     """Ours agrees with stock Pyro also where a handler scales or masks both programs."""
     model, guide, batch, state = parts
 
-    class Scaled(torch.nn.Module):
-        has_analytic_kl = True
-
+    class Scaled(MeanField):
         def __init__(self, program):
-            super().__init__()
+            super().__init__(guide.thoughts, guide.dim)
             self.program = program
 
         def forward(self, batch, state):

@@ -67,7 +67,7 @@ def log_prior_ratio(z, loc, scale):
 class Shared(Guide):
     """An encoder from which the local parameters come, and a scale that all sequences share."""
 
-    learns = True
+    learning = "shared"
 
     def __init__(self, thoughts, dim, length):
         super().__init__(thoughts, dim)

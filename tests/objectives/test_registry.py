@@ -198,6 +198,13 @@ def test_other_refusals():
     assert MMD(alpha=0.5).refusal(Delta(2, 2))
 
 
+def test_a_misspelt_flag_is_refused():
+    with pytest.raises(TypeError, match=r"Odd\.needs_densities: no such flag \(did you mean 'needs_density'\?\)"):
+
+        class Odd(FreeBits):
+            needs_densities = False
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_end_of_training_is_the_whole_objective(name):
     objective = build(name)

@@ -187,8 +187,15 @@ def test_a_natural_step_of_one_lands_on_the_posterior_mean():
     assert (fresh.state["loc"] - exact.mean).abs().max() > 1e-3
 
 
+def test_a_misspelt_flag_is_refused():
+    with pytest.raises(TypeError, match=r"Odd\.wants_natural: no such flag"):
+
+        class Odd(SGD):
+            wants_natural = True
+
+
 @pytest.mark.parametrize(
-    "name", [name for name, kind in GUIDES.items() if kind.has_natural_gradient and kind.takes_fast_steps]
+    "name", [name for name, kind in GUIDES.items() if kind.has_natural_gradient and kind.learning != "amortized"]
 )
 def test_a_natural_step_moves_q_no_further_than_its_radius(name):
     """KL(q before || q after) is half the squared length of the step, to second order."""

@@ -94,7 +94,7 @@ PAIRS = [
     for objective, kind in OBJECTIVES.items()
     if guide != "delta" and not kind().refusal(family)  # a point, which no bound judges
 ]
-SLOW = {"hmc", *(name for name, family in FAMILIES.items() if family.is_amortized)}
+SLOW = {"hmc", *(name for name, family in FAMILIES.items() if "amortized" in family.learning)}
 """What a short test has no time for: chains that run one after the other, and encoders, which have to learn first."""
 LATE = SLOW | {"langevin", "mala"}
 """Families that need more fast steps than a short test takes before their KL exceeds what they lack to the floor."""
@@ -115,11 +115,11 @@ def program(folder, count: int):
 def evaluate(model, batches, guide: str, objective: str, **options) -> Bound:
     """The bound of a pair; an encoder learns first, from the very sequences that are scored."""
     config = model.config
-    small = {"width": 16, "encoder_layers": 1, "heads": 2} if FAMILIES[guide].is_amortized else {}
+    small = {"width": 16, "encoder_layers": 1, "heads": 2} if "amortized" in FAMILIES[guide].learning else {}
     family = build_guide(Component(name=guide, options=small), config, seed=0).to(model.prior.loc.dtype)
     # Half-way through training, where the annealed ones are not the ELBO.
     fitted = OBJECTIVES.build(Component(name=objective), layers=config.layers).at(0.5)
-    if family.is_amortized:
+    if "amortized" in family.learning:
         slow = torch.optim.Adam(family.parameters(), lr=1e-2)
         more = {"guide": family, "objective": fitted, "fast_optimizer": Adam(), "slow_optimizer": slow}
         for step in range(options["fast_steps"]):
@@ -130,7 +130,7 @@ def evaluate(model, batches, guide: str, objective: str, **options) -> Bound:
 def fits_on_fixed_noise(guide: str) -> bool:
     """Whether its KL has a closed form, without which a fit on one draw is refused, and fast steps fit it."""
     family = FAMILIES[guide]
-    return family.has_density and family.has_analytic_kl and family.takes_fast_steps
+    return family.has_density and family.has_analytic_kl and family.learning != "amortized"
 
 
 def figures(found: Bound) -> dict[str, Figure]:
