@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ltm.data.folder import SPLITS, TokenFolder, chunks, ids_problem
+from pyro_ltm.data.folder import SPLITS, TokenFolder, chunks, damaged, ids_problem
 from pyro_ltm.data.tokenizer import Tokenizer
 from pyro_ltm.data.tokenizer.round_trip import NOT_KNOWN, RoundTrip
 from pyro_ltm.errors import UserError
@@ -56,7 +56,7 @@ class TokenDataset:
         real = columns <= counts[:, None]  # [B, T + 1]
         outside = (starts < 0) | (counts < 1) | (counts > self.sequence_length) | (starts > self.tokens - counts)
         if outside.any():  # a large index is not looked through when it is opened
-            raise UserError(f"{self.folder.path}: damaged: its index points outside the tokens; prepare the data again")
+            raise damaged(self.folder.path, "its index points outside the tokens")
         places = np.minimum(starts[:, None] + columns, len(self._stream) - 1)
         tokens = np.where(real, self._stream[places], self.folder.end_of_text).astype(np.int64)
         self._check_ids(tokens.reshape(-1))
@@ -155,7 +155,7 @@ class TokenDataset:
     def _check_ids(self, tokens: npt.NDArray[np.int64]) -> None:
         """Raises UserError for an id beyond the vocabulary: a large file is not looked through when it is opened."""
         if problem := ids_problem(tokens, self.vocab_size):
-            raise UserError(f"{self.folder.path}: damaged: its stream {problem}; prepare the data again")
+            raise damaged(self.folder.path, f"its stream {problem}")
 
     def _spans(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Where in the stream each sequence starts, and how many targets it has; int64 [B] each."""

@@ -121,11 +121,9 @@ class TokenFolder:
             try:
                 size = (path / name).stat().st_size
             except OSError:
-                raise UserError(f"{path}: damaged: {name} is missing; prepare the data again") from None
+                raise damaged(path, f"{name} is missing") from None
             if size != entry["bytes"]:
-                raise UserError(
-                    f"{path}: damaged: {name} has {size} bytes, {META} says {entry['bytes']}; prepare the data again"
-                )
+                raise damaged(path, f"{name} has {size} bytes, {META} says {entry['bytes']}")
         folder.verify(limit=CHECKED)
         folder.check_contents(limit=CHECKED)
         return folder
@@ -133,27 +131,27 @@ class TokenFolder:
     def verify(self, limit: int | None = None) -> None:
         """Reads the files, or those of up to `limit` bytes. Raises UserError when one is not what was written."""
         for name, entry in self.meta["files"].items():
-            small = limit is None or entry["bytes"] <= limit
-            if small and sha256(self.path / name) != entry["sha256"]:
-                raise UserError(f"{self.path}: damaged: {name} is not what was written; prepare the data again")
+            if self._is_small(name, limit) and sha256(self.path / name) != entry["sha256"]:
+                raise damaged(self.path, f"{name} is not what was written")
 
     def check_contents(self, limit: int | None = None) -> None:
-        """Looks at every token id and sequence, or at those in files of up to `limit` bytes.
+        """Goes through every token id and sequence, or through those in files of up to `limit` bytes.
 
         Raises:
             UserError: an id beyond the vocabulary, or an index that does not go through its split.
         """
         for split in self.splits:
-            index, tokens = self.index(split), self.meta["splits"][split]["tokens"]
-            for name in (stream_name(split), index_name(split)):
-                if name not in self.meta["files"] or (limit is not None and self.meta["files"][name]["bytes"] > limit):
-                    continue
-                if name == stream_name(split):
-                    problem = ids_problem(self.stream(split), self.vocab_size)
-                else:
-                    problem = "" if index is None else index_problem(index, tokens, self.sequence_length)
-                if problem:
-                    raise UserError(f"{self.path}: damaged: {name} {problem}; prepare the data again")
+            stream, index = stream_name(split), index_name(split)
+            rows = self.index(split)
+            if self._is_small(stream, limit) and (problem := ids_problem(self.stream(split), self.vocab_size)):
+                raise damaged(self.path, f"{stream} {problem}")
+            if rows is None or not self._is_small(index, limit):
+                continue
+            if problem := index_problem(rows, self.meta["splits"][split]["tokens"], self.sequence_length):
+                raise damaged(self.path, f"{index} {problem}")
+
+    def _is_small(self, name: str, limit: int | None) -> bool:
+        return limit is None or self.meta["files"][name]["bytes"] <= limit
 
     @property
     def fingerprint(self) -> str:
@@ -191,7 +189,7 @@ class TokenFolder:
         """Loads the tokenizer. Raises UserError when it is not the one that made the tokens."""
         tokenizer = Tokenizer.load(self.path / TOKENIZER)
         if tokenizer.fingerprint != self.meta["tokenizer"]:
-            raise UserError(f"{self.path}: damaged: {TOKENIZER} did not make these tokens; prepare the data again")
+            raise damaged(self.path, f"{TOKENIZER} did not make these tokens")
         return tokenizer
 
     def stream(self, split: str) -> npt.NDArray[Any]:
@@ -207,8 +205,13 @@ class TokenFolder:
         except UserError:
             rows = np.empty((0, 0), dtype=np.int64)
         if rows.shape != (self.meta["splits"][split]["sequences"], 2) or rows.dtype != np.int64:
-            raise UserError(f"{self.path}: damaged: {index_name(split)} is no index; prepare the data again")
+            raise damaged(self.path, f"{index_name(split)} is no index")
         return rows
+
+
+def damaged(path: Path, problem: str) -> UserError:
+    """The error of a prepared folder that is not as it was written; `problem` in half a sentence."""
+    return UserError(f"{path}: damaged: {problem}; prepare the data again")
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -304,7 +307,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     except UserError as error:
         problem = str(error)
     if problem:
-        raise UserError(f"{file}: damaged: {problem}; prepare the data again")
+        raise damaged(file, problem)
     return meta
 
 
