@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from pyro_ltm.data import Tokenizer
+    from pyro_ltm.data import Reading, Tokenizer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,6 +49,28 @@ def examples(*lines: str) -> str:
     return "\b\n" + ("Example:" if len(lines) == 1 else "Examples:") + "".join(f"\n  {line}" for line in lines)
 
 
+def gathered(name: str, make: Callable[..., Any], *options: Callable[[F], F]) -> Callable[[F], F]:
+    """A decorator that adds `options`, and hands over what `make` makes of them as one argument called `name`."""
+    taken = tuple(inspect.signature(make).parameters)
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def wrapper(**given: Any) -> Any:
+            made = make(**{option: given.pop(option) for option in taken})
+            return function(**{name: made}, **given)
+
+        for option in reversed(options):
+            wrapper = option(wrapper)
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given: for the others the library has its defaults."""
+    return {name: value for name, value in options.items() if value not in (None, ())}
+
+
 def common(
     *, seed: int | None = 0, seed_help: str = "Seed of all that is random.", unused: tuple[str, ...] = ()
 ) -> Callable[[F], F]:
@@ -58,147 +81,112 @@ def common(
         unused: which of them change nothing in this command; they are taken all the same, so that a script can give
             the same options to every command, and the help says so.
     """
-
-    def helped(name: str, text: str) -> str:
-        return "Without effect here." if name in unused else text
-
-    def decorate(function: F) -> F:
-        @functools.wraps(function)
-        def wrapper(*, as_json: bool, seed: int | None, device: str, dtype: str | None, **rest: Any) -> Any:
-            return function(common=Common(as_json, seed, device, dtype), **rest)
-
-        for decorator in reversed(
-            [
-                click.option(
-                    "--seed", type=click.IntRange(0), metavar="N", default=seed, help=helped("seed", seed_help)
-                ),
-                click.option(
-                    "--device", metavar="NAME", default="cpu", help=helped("device", "cpu, cuda, cuda:1, mps.")
-                ),
-                click.option(
-                    "--dtype",
-                    type=click.Choice(["float32", "bfloat16", "auto"]),
-                    help=helped("dtype", "Precision of the decoder's products; default: the run's own."),
-                ),
-                click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else."),
-            ]
-        ):
-            wrapper = decorator(wrapper)
-        return wrapper  # type: ignore[return-value]
-
-    return decorate
-
-
-def tokenizer_options(function: F) -> F:
-    """Adds --tokenizer and --end-of-text, for `load_tokenizer`."""
-    named = click.option(
-        "--end-of-text",
-        metavar="NAME",
-        type=Text(),
-        help="Its token between documents; default: found by the usual names.",
+    precision = "Precision of the decoder's products; default: the run's own."
+    help = {"seed": seed_help, "device": "cpu, cuda, cuda:1, mps.", "dtype": precision}
+    help |= dict.fromkeys(unused, "Without effect here.")
+    return gathered(
+        "common",
+        Common,
+        number("--seed", help["seed"], least=0, default=seed),
+        click.option("--device", metavar="NAME", default="cpu", help=help["device"]),
+        click.option("--dtype", type=click.Choice(["float32", "bfloat16", "auto"]), help=help["dtype"]),
+        click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else."),
     )
-    given = click.option("--tokenizer", type=FOLDER, help="A tokenizer.json to use instead of training one.")
-    return given(named(function))
 
 
-def load_tokenizer(path: Path | None, end_of_text: str | None) -> Tokenizer | None:
+def number(
+    flag: str, help: str, *, least: int = 1, default: int | None = None, metavar: str = "N", **more: Any
+) -> Callable[[F], F]:
+    """Adds an option that takes a whole number, or with `multiple` several."""
+    return click.option(flag, metavar=metavar, type=click.IntRange(least), default=default, help=help, **more)
+
+
+def load_tokenizer(tokenizer: Path | None, end_of_text: str | None) -> Tokenizer | None:
     """The tokenizer in a file, with the token between documents that is named, or its own; None without a file."""
-    if path is None:
+    if tokenizer is None:
         if end_of_text is not None:
             raise click.UsageError("--end-of-text is of --tokenizer, which is not given", click.get_current_context())
         return None
     from pyro_ltm.data import Tokenizer
     from pyro_ltm.errors import UserError
 
-    tokenizer = Tokenizer.load(path)
+    loaded = Tokenizer.load(tokenizer)
     try:
-        tokenizer = tokenizer if end_of_text is None else tokenizer.ending(end_of_text)
-        tokenizer.end_of_text  # noqa: B018 - raises UserError when there is none, before any text is read
+        loaded = loaded if end_of_text is None else loaded.ending(end_of_text)
+        loaded.end_of_text  # noqa: B018 - raises UserError when there is none, before any text is read
     except UserError as error:
-        raise UserError(f"--tokenizer {path}: {error}") from None
-    return tokenizer
+        raise UserError(f"--tokenizer {tokenizer}: {error}") from None
+    return loaded
 
 
-def reading_options(function: F) -> F:
-    """Adds the options of how text is read, and hands them over as one argument `reading`, a `Reading`."""
-
-    @functools.wraps(function)
-    def wrapper(
-        *, text_column: str | None, delimiter: str | None, skip_empty: bool, record_limit: float, **rest: Any
-    ) -> Any:
-        from pyro_ltm.data import Reading
-
-        reading = Reading(
-            text_column=text_column,
-            delimiter=TABS.get(delimiter, delimiter) if delimiter else delimiter,
-            skip_empty=skip_empty,
-            record_limit=max(int(record_limit * (1 << 20)), 1),
-        )
-        return function(reading=reading, **rest)
-
-    for decorator in reversed(
-        [
-            click.option(
-                "--text-column",
-                metavar="NAME",
-                help="Column or JSON field that holds the text, a.b for one inside another; default: text.",
-            ),
-            click.option(
-                "--delimiter", metavar="CHARACTER", help="Between the fields of a .csv or .tsv file; default: found."
-            ),
-            click.option(
-                "--skip-empty",
-                is_flag=True,
-                help="Leave out records without text (null, or no such field), and count them.",
-            ),
-            click.option(
-                "--record-limit",
-                metavar="MIB",
-                type=click.FloatRange(0, 4096, min_open=True),
-                default=16,
-                help="Longest record, and longest line of text without a space.",
-            ),
-        ]
-    ):
-        wrapper = decorator(wrapper)
-    return wrapper  # type: ignore[return-value]
+def tokenizer_options(help: str = "A tokenizer.json to use instead of training one.", **more: Any) -> Callable[[F], F]:
+    """Adds --tokenizer and --end-of-text, and hands over the tokenizer that they name."""
+    between = "Its token between documents; default: found by the usual names."
+    return gathered(
+        "tokenizer",
+        load_tokenizer,
+        click.option("--tokenizer", type=FOLDER, help=help, **more),
+        click.option("--end-of-text", metavar="NAME", type=Text(), help=between),
+    )
 
 
 TABS = {"\\t": "\t", "tab": "\t"}
 """Names of a delimiter that is hard to type."""
 
 
-def run_argument(function: F) -> F:
-    """Adds the argument RUN."""
-    return click.argument("run_folder", metavar="RUN", type=FOLDER)(function)
+def _reading(text_column: str | None, delimiter: str | None, skip_empty: bool, record_limit: float) -> Reading:
+    from pyro_ltm.data import Reading
+
+    return Reading(
+        text_column=text_column,
+        delimiter=TABS.get(delimiter, delimiter) if delimiter else delimiter,
+        skip_empty=skip_empty,
+        record_limit=max(int(record_limit * (1 << 20)), 1),
+    )
 
 
-def preset_option(function: F) -> F:
-    """Adds --preset."""
-    return click.option(
-        "--preset",
+reading_options = gathered(
+    "reading",
+    _reading,
+    click.option(
+        "--text-column",
         metavar="NAME",
-        show_default="nano-long for long texts, nano-worlds for worlds, else nano",
-        help="nano, nano-long, nano-worlds, small, medium or large.",
-    )(function)
+        help="Column or JSON field that holds the text, a.b for one inside another; default: text.",
+    ),
+    click.option("--delimiter", metavar="CHARACTER", help="Between the fields of a .csv or .tsv file; default: found."),
+    click.option(
+        "--skip-empty", is_flag=True, help="Leave out records without text (null, or no such field), and count them."
+    ),
+    click.option(
+        "--record-limit",
+        metavar="MIB",
+        type=click.FloatRange(0, 4096, min_open=True),
+        default=16,
+        help="Longest record, and longest line of text without a space.",
+    ),
+)
+"""Adds the options of how text is read, and hands them over as one argument `reading`, a `Reading`."""
 
-
-def fast_steps(function: F) -> F:
-    """Adds --fast-steps."""
-    return click.option(
-        "--fast-steps",
-        type=click.IntRange(0),
-        metavar="N",
-        help="Fast steps of each fit; default: as many as in training.",
-    )(function)
-
-
-def fit_settings(function: F) -> F:
-    """Adds --set, for the fast loop alone."""
-    return click.option(
-        "--set",
-        "settings",
-        metavar="KEY=VALUE",
-        multiple=True,
-        help="Fit otherwise than in training: one setting of optimizer.* or fast.*. Repeatable.",
-    )(function)
+run_argument = click.argument("run_folder", metavar="RUN", type=FOLDER)
+preset_option = click.option(
+    "--preset",
+    metavar="NAME",
+    show_default="nano-long for long texts, nano-worlds for worlds, else nano",
+    help="nano, nano-long, nano-worlds, small, medium or large.",
+)
+config_option = click.option(
+    "--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings laid over the preset."
+)
+settings_option = click.option(
+    "--set", "settings", metavar="KEY=VALUE", multiple=True, help="One setting, the last word. Repeatable."
+)
+batch_size = number("--batch-size", "Sequences at a time.", default=32)
+fast_steps = number("--fast-steps", "Fast steps of each fit; default: as many as in training.", least=0)
+fit_settings = click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Fit otherwise than in training: one setting of optimizer.* or fast.*. Repeatable.",
+)
+"""--set, for the fast loop alone."""

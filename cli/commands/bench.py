@@ -47,10 +47,10 @@ def command(
     """
     from pyro_ltm.data.folder import is_token_folder
 
-    from .train import configure, default_preset
+    from .train import base_config, configure, default_preset
 
     preset = preset or default_preset([str(data)] if data and is_token_folder(data) else [])
-    config = configure(None, preset, config_file, settings, None, common)
+    config = configure(base_config(preset, []), config_file, settings, common)
 
     from ..runs import check_device
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..options import FOLDER, Common, Text, common, examples, load_tokenizer
+from ..options import FOLDER, Common, common, examples, tokenizer_options
 
 if TYPE_CHECKING:
     from pyro_ltm.config import Config, ModelConfig
+    from pyro_ltm.data import Tokenizer
 
 
 @click.command(
@@ -19,13 +20,10 @@ if TYPE_CHECKING:
     epilog=examples("pyro-ltm convert ckpt.pt --tokenizer gpt2/tokenizer.json --out runs/reference"),
 )
 @click.argument("checkpoint", metavar="CHECKPOINT.pt", type=FOLDER)
-@click.option(
-    "--tokenizer", "tokenizer_file", required=True, type=FOLDER, help="The tokenizer.json that it was trained with."
-)
-@click.option("--end-of-text", metavar="NAME", type=Text(), help="Its token between documents; default: found by name.")
+@tokenizer_options("The tokenizer.json that it was trained with.", required=True)
 @click.option("--out", required=True, type=FOLDER, metavar="RUN", help="Run folder to write; must be new.")
 @common(seed=None, seed_help="The run's seed; default: 0.")
-def command(*, checkpoint: Path, tokenizer_file: Path, end_of_text: str | None, out: Path, common: Common) -> None:
+def command(*, checkpoint: Path, tokenizer: Tokenizer, out: Path, common: Common) -> None:
     """Turns a checkpoint of the reference implementation (mingluzhao/Latent-Thought-LM) into a run folder.
 
     Nothing in the checkpoint is executed. Its weights are kept as they are; posteriors are fitted as in the preset
@@ -44,12 +42,10 @@ def command(*, checkpoint: Path, tokenizer_file: Path, end_of_text: str | None, 
 
     _check_new(out)
     device = check_device(common.device)
-    tokenizer = load_tokenizer(tokenizer_file, end_of_text)
-    assert tokenizer is not None
     model, weights = read_reference(checkpoint)
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
-            f"--tokenizer {tokenizer_file}: has {tokenizer.vocab_size} tokens, the checkpoint {model.vocab_size}: "
+            f"--tokenizer: has {tokenizer.vocab_size} tokens, the checkpoint {model.vocab_size}: "
             "give the tokenizer that it was trained with"
         )
     config = _configure(model, common)

@@ -5,16 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyro_ltm.errors import visible
 
-from ..options import FOLDER, Common, Text, common, examples, fast_steps, run_argument
+from ..options import FOLDER, Common, Text, common, examples, fast_steps, gathered, number, run_argument
 
 if TYPE_CHECKING:
     from pyro_ltm.inference import Generated
+    from pyro_ltm.model import DecodingOptions
+
+
+def _decoding(temperature: float, top_k: int, top_p: float) -> DecodingOptions:
+    from pyro_ltm.model import DecodingOptions
+
+    return DecodingOptions(temperature=temperature, top_k=top_k, top_p=top_p)
 
 
 @click.command(
@@ -27,61 +34,36 @@ if TYPE_CHECKING:
 )
 @run_argument
 @click.option("--prompt", type=Text(), default="", help="Text to go on from; thoughts are fitted to it alone.")
-@click.option(
-    "--num", metavar="N", type=click.IntRange(1), default=1, help="Texts to write, from each of the given thoughts."
-)
-@click.option(
-    "--max-new-tokens",
-    metavar="N",
-    type=click.IntRange(1),
-    help="At most so many each; default: what the model can hold.",
-)
-@click.option(
-    "--temperature", metavar="X", type=float, default=1.0, help="Divides the logits; 0: always the likeliest token."
-)
-@click.option("--top-k", metavar="K", type=int, default=0, help="Keep the K likeliest tokens; 0: all.")
-@click.option(
-    "--top-p", metavar="P", type=float, default=1.0, help="Keep the fewest tokens that reach probability P; 1: all."
+@number("--num", "Texts to write, from each of the given thoughts.", default=1)
+@number("--max-new-tokens", "At most so many each; default: what the model can hold.")
+@gathered(
+    "sampler",
+    _decoding,
+    click.option(
+        "--temperature", metavar="X", type=float, default=1.0, help="Divides the logits; 0: always the likeliest token."
+    ),
+    click.option("--top-k", metavar="K", type=int, default=0, help="Keep the K likeliest tokens; 0: all."),
+    click.option(
+        "--top-p", metavar="P", type=float, default=1.0, help="Keep the fewest tokens that reach probability P; 1: all."
+    ),
 )
 @click.option("--thoughts", "thoughts_file", type=FOLDER, metavar="FILE", help="Thoughts that `infer` wrote.")
 @fast_steps
 @common()
-def command(
-    *,
-    run_folder: Path,
-    prompt: str,
-    num: int,
-    max_new_tokens: int | None,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    thoughts_file: Path | None,
-    fast_steps: int | None,
-    common: Common,
-) -> None:
+def command(*, run_folder: Path, prompt: str, thoughts_file: Path | None, common: Common, **how: Any) -> None:
     """Writes texts.
 
     Thoughts come from --thoughts; else, with a prompt, from the posterior fitted to the prompt alone; else from the
     prior. On a terminal texts are parted by rules and the prompt is dim; elsewhere a line of three dashes parts them.
     """
-    from pyro_ltm.model import DecodingOptions
     from pyro_ltm.runs.thoughts_file import read_thoughts
 
     from ..output import emit
     from ..runs import open_run
 
-    sampler = DecodingOptions(temperature=temperature, top_k=top_k, top_p=top_p)
     thoughts = read_thoughts(thoughts_file) if thoughts_file else None
     run = open_run(run_folder, common)
-    texts = run.generate(
-        prompt=prompt,
-        num=num,
-        max_new_tokens=max_new_tokens,
-        thoughts=thoughts,
-        sampler=sampler,
-        fast_steps=fast_steps,
-        seed=common.seed or 0,
-    )
+    texts = run.generate(prompt=prompt, thoughts=thoughts, seed=common.seed or 0, **how)
     if not common.as_json:
         _show(texts)
         return

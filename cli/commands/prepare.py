@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import FOLDER, Common, common, examples, load_tokenizer, reading_options, tokenizer_options
+from ..options import FOLDER, Common, common, examples, number, reading_options, tokenizer_options
 
 if TYPE_CHECKING:
-    from pyro_ltm.data import Reading
+    from pyro_ltm.data import Reading, TokenFolder
 
 
 @click.command(
@@ -25,13 +25,9 @@ if TYPE_CHECKING:
 )
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 @click.option("--out", required=True, type=FOLDER, help="Folder to write.")
-@tokenizer_options
-@click.option(
-    "--vocab-size", metavar="N", type=click.IntRange(257), default=2048, help="Tokens of the byte-level BPE to train."
-)
-@click.option(
-    "--sequence-length", metavar="N", type=click.IntRange(1), default=128, help="Tokens predicted in one sequence."
-)
+@tokenizer_options()
+@number("--vocab-size", "Tokens of the byte-level BPE to train.", least=257, default=2048)
+@number("--sequence-length", "Tokens predicted in one sequence.", default=128)
 @click.option(
     "--packing",
     type=click.Choice(["auto", "contiguous", "document"]),
@@ -39,7 +35,9 @@ if TYPE_CHECKING:
     help="Blocks of one stream, or no more than one document in a sequence (padded and masked); auto: document for "
     "worlds, else contiguous.",
 )
-@click.option("--validation", metavar="SOURCE", multiple=True, help="Text to validate on. Repeatable.")
+@click.option(
+    "--validation", "validation_sources", metavar="SOURCE", multiple=True, help="Text to validate on. Repeatable."
+)
 @click.option(
     "--validation-fraction",
     metavar="X",
@@ -54,20 +52,14 @@ if TYPE_CHECKING:
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     *,
     sources: tuple[str, ...],
     out: Path,
-    tokenizer: Path | None,
-    end_of_text: str | None,
-    vocab_size: int,
-    sequence_length: int,
-    packing: str,
-    validation: tuple[str, ...],
-    validation_fraction: float,
     reading: Reading,
-    overwrite: bool,
     streaming: bool,
     common: Common,
+    **how: Any,
 ) -> None:
     """Turns text into a folder of token sequences that `train --data` and `evaluate --data` read.
 
@@ -77,41 +69,42 @@ def command(
     each real file is read once, and those that are not read are named. The folder appears whole or not at all.
     """
     _exclude(ctx, "tokenizer", "vocab_size")
-    _exclude(ctx, "validation", "validation_fraction")
-    from pyro_ltm.data import TokenDataset, prepare
+    _exclude(ctx, "validation_sources", "validation_fraction")
+    from pyro_ltm.data import prepare
 
-    from ..output import emit, say, show_next, show_table
+    from ..output import emit
     from ..progress import reporter
-    from ..sources import SAID, remarks
 
+    reading = dataclasses.replace(reading, streaming=streaming)
     with reporter() as report:
-        folder = prepare(
-            sources,
-            out,
-            tokenizer=load_tokenizer(tokenizer, end_of_text),
-            vocab_size=vocab_size,
-            sequence_length=sequence_length,
-            packing=packing,
-            validation_fraction=validation_fraction,
-            validation_sources=validation,
-            reading=dataclasses.replace(reading, streaming=streaming),
-            seed=common.seed or 0,
-            overwrite=overwrite,
-            progress=report.preparing,
-        )
-    keys = ("sources", "validation_sources", "split_rule", "packing", "sequence_length", "vocab_size", "splits")
+        folder = prepare(sources, out, reading=reading, seed=common.seed or 0, progress=report.preparing, **how)
     if common.as_json:
-        no_bytes = {split: why for split in folder.splits if (why := TokenDataset(folder, split).why_no_bytes)}
-        said = {key: folder.meta[key] for key in (*keys, *SAID)}
-        emit({"out": str(out), **said, "no_bytes": no_bytes, "fingerprint": folder.fingerprint})
-        return
+        emit({"out": str(out), **_described(folder)})
+    else:
+        _show(folder, out)
+
+
+def _described(folder: TokenFolder) -> dict[str, Any]:
+    """What was prepared, for JSON."""
+    from pyro_ltm.data import TokenDataset
+
+    from ..sources import SAID
+
+    keys = ("sources", "validation_sources", "split_rule", "packing", "sequence_length", "vocab_size", "splits", *SAID)
+    no_bytes = {split: why for split in folder.splits if (why := TokenDataset(folder, split).why_no_bytes)}
+    return {**{key: folder.meta[key] for key in keys}, "no_bytes": no_bytes, "fingerprint": folder.fingerprint}
+
+
+def _show(folder: TokenFolder, out: Path) -> None:
+    from pyro_ltm.data import TokenDataset
+
+    from ..output import say, show_next, show_table
+    from ..sources import remarks
+
     columns = ("documents", "sequences", "tokens", "bytes")
     rows = [[split, *(f"{counts[key]:,}" for key in columns)] for split, counts in folder.meta["splits"].items()]
-    show_table(
-        f"{folder.vocab_size:,} tokens, sequences of {sequence_length}, {folder.meta['packing']}",
-        ["split", *columns],
-        rows,
-    )
+    title = f"{folder.vocab_size:,} tokens, sequences of {folder.sequence_length}, {folder.meta['packing']}"
+    show_table(title, ["split", *columns], rows)
     say(f"Split: {folder.meta['split_rule']}.")
     for line in remarks(folder.meta):
         say(line)
@@ -125,7 +118,6 @@ def command(
 
 def _exclude(ctx: click.Context, first: str, second: str) -> None:
     """Raises a usage error when both options were given."""
-    given = [ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE for name in (first, second)]
-    if all(given):
-        names = [f"--{name.replace('_', '-')}" for name in (first, second)]
+    if all(ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE for name in (first, second)):
+        names = [param.opts[0] for name in (first, second) for param in ctx.command.params if param.name == name]
         raise click.UsageError(f"{names[0]} and {names[1]} exclude each other: give one of them", ctx)

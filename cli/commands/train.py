@@ -13,16 +13,17 @@ from ..options import (
     FOLDER,
     Common,
     common,
+    config_option,
     examples,
-    load_tokenizer,
+    number,
     preset_option,
     reading_options,
+    settings_option,
     tokenizer_options,
 )
 
 if TYPE_CHECKING:
     from pyro_ltm.config import Config
-    from pyro_ltm.data import Reading
     from pyro_ltm.runs import Run
 
 
@@ -45,13 +46,13 @@ if TYPE_CHECKING:
 )
 @click.option("--out", required=True, type=FOLDER, metavar="RUN", help="Run folder to write.")
 @preset_option
-@click.option("--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings laid over the preset.")
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="One setting, the last word. Repeatable.")
+@config_option
+@settings_option
 @click.option("--steps", metavar="N", type=int, help="Slow steps; the same as --set slow.steps=N.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint; with --steps N, to another end.")
-@click.option("--rewarm", metavar="N", type=click.IntRange(1), help="Steps in which the rate rises again after that.")
+@number("--rewarm", "Steps in which the rate rises again after that.")
 @click.option("--init-from", type=FOLDER, metavar="RUN", help="Begin with another run's weights and tokenizer.")
-@tokenizer_options
+@tokenizer_options()
 @reading_options
 @common(seed=None, seed_help="Seed of all that is random; the same as --set seed=N.")
 def command(
@@ -65,10 +66,8 @@ def command(
     resume: bool,
     rewarm: int | None,
     init_from: Path | None,
-    tokenizer: Path | None,
-    end_of_text: str | None,
-    reading: Reading,
     common: Common,
+    **how: Any,
 ) -> None:
     """Trains a latent-thought language model, or with --set model.thoughts=0 its autoregressive twin.
 
@@ -78,13 +77,8 @@ def command(
     """
     if rewarm and not (resume and steps):
         raise click.UsageError("--rewarm goes with --resume and --steps: it is of a run that is extended")
-    given = (preset, config_file, *settings, steps, common.seed, common.dtype)
-    as_it_was = resume and (out / "config.toml").is_file() and all(one is None for one in given)
-    config = (
-        None
-        if as_it_was
-        else configure(out if resume else None, preset, config_file, settings, steps, common, data, init_from)
-    )
+    base = base_config(preset, data, out if resume else None, init_from)
+    config = configure(base, config_file, settings, common, steps)
 
     from ..runs import check_device
 
@@ -98,7 +92,8 @@ def command(
     from ..progress import reporter
     from ..sources import remarks
 
-    if resume and not all(map(is_token_folder, data)) and (out / "data.json").is_file():
+    is_text = not all(map(is_token_folder, data))
+    if resume and is_text and (out / "data.json").is_file():
         note(f"Going on with the data of {out}; text named with --data is not read again.")
     go_on = ["pyro-ltm", "train", "--resume", "--out", str(out)]
     go_on += [] if device == "cpu" else ["--device", device]
@@ -111,13 +106,12 @@ def command(
                 resume=resume,
                 rewarm=rewarm or 0,
                 init_from=init_from,
-                tokenizer=load_tokenizer(tokenizer, end_of_text),
-                reading=reading,
                 device=device,
                 on_progress=report.training,
                 on_prepare=report.preparing,
                 on_interrupt=lambda: note("Stopping after this step, then saving; Ctrl-C once more to stop at once."),
                 on_resume=lambda step, steps: note(_begins(out, step, steps)),
+                **how,
             )
     except Stopped as stopped:
         plot_run(out)
@@ -128,7 +122,7 @@ def command(
         message = f"interrupted at once; go on from the last checkpoint with: {shlex.join(go_on)}"
         raise Failure(message, INTERRUPTED) from None
     plot_run(out)
-    if not all(map(is_token_folder, data)):
+    if is_text:
         for line in remarks(run.dataset("train").meta):
             note(line)
     _report(run, common.as_json)
@@ -143,44 +137,29 @@ def _begins(out: Path, step: int, steps: int) -> str:
     return f"{out}: goes on from step {step} of {steps}."
 
 
-def configure(
-    out: Path | None,
-    preset_name: str | None,
-    config_file: Path | None,
-    settings: tuple[str, ...],
-    steps: int | None,
-    common: Common,
-    data: Sequence[str] = (),
-    init_from: Path | None = None,
+def base_config(
+    name: str | None, data: Sequence[str], out: Path | None = None, init_from: Path | None = None
 ) -> Config:
-    """The configuration asked for; without a preset, that of the run `init_from`, or that for `data`.
-
-    Resuming the run `out` takes the run's own configuration as the base, so that the library's refusal names what
-    differs and nothing else.
-    """
-    from pyro_ltm.config import apply_settings, load_toml, merge
+    """The preset called `name`, else the configuration that a run begins with where none is given."""
     from pyro_ltm.presets import preset
+    from pyro_ltm.training.launch import starting_config
 
-    if out is not None and not preset_name and (out / "config.toml").is_file():
-        config = load_toml(out / "config.toml", whole=True)
-    elif init_from is not None and not preset_name:
-        from pyro_ltm.runs.run import Run
-        from pyro_ltm.training.origin import Origin
+    if name is None and init_from is None and not (out and (out / "config.toml").is_file()):
+        name = default_preset(data)
+    return preset(name) if name else starting_config(data, out, init_from)
 
-        config = Origin(Run.load(init_from)).config
-    else:
-        config = preset(preset_name or default_preset(data))
-    if config_file:
-        config = load_toml(config_file, config)
-    config = apply_settings(config, settings)
-    flags: dict[str, dict[str, Any] | None] = {
-        "--steps": None if steps is None else {"slow": {"steps": steps}},
-        "--seed": None if common.seed is None else {"seed": common.seed},
-        "--dtype": None if common.dtype is None else {"dtype": common.dtype},
-    }
-    for flag, changes in flags.items():
-        if changes is not None:
-            config = merge(config, changes, where=flag)
+
+def configure(
+    base: Config, config_file: Path | None, settings: Sequence[str], common: Common, steps: int | None = None
+) -> Config:
+    """`base` with what was given laid over it: the file, then settings, then the options of single ones."""
+    from pyro_ltm.config import apply_settings, load_toml, merge
+
+    config = apply_settings(load_toml(config_file, base) if config_file else base, settings)
+    if steps is not None:
+        config = merge(config, {"slow": {"steps": steps}}, where="--steps")
+    for name, value in (("seed", common.seed), ("dtype", common.dtype)):
+        config = config if value is None else merge(config, {name: value}, where=f"--{name}")
     return config
 
 

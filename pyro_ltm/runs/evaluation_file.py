@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pyro_ltm.locks import locked
 from pyro_ltm.reading import read_json
 from pyro_ltm.runs.evaluation_record import check_record
 from pyro_ltm.runs.folder import EVALUATION
-from pyro_ltm.runs.protocols import DISTANCES, PROTOCOLS
+from pyro_ltm.runs.protocols import DISTANCES, PROTOCOLS, Evaluation
 from pyro_ltm.runs.run import Run
 
 PATIENCE = 10.0
@@ -48,6 +48,23 @@ def read_evaluation(run: Run, file: Path | None = None) -> dict[str, Any] | None
             f"{path}: of {whose}; its fingerprint is not that of {run.folder} as it is now: evaluate it again"
         )
     return found if of == run.fingerprint else None  # an older step's figures would stand beside newer thoughts
+
+
+def evaluation_record(
+    run: Run, found: Evaluation, *, data: str, settings: Sequence[str] = (), twin: Run | None = None
+) -> dict[str, Any]:
+    """What `evaluate --json` prints of a run: `found`, and of which run, data and twin it is.
+
+    Args:
+        run: as it was trained. settings: how its posteriors were fitted otherwise.
+    """
+    of = {"run": str(run.folder), "step": run.step, "fingerprint": run.fingerprint, "data": data}
+    result = {**found.to_dict(), **of}
+    if settings:
+        result["settings"] = list(settings)
+    if twin is not None:
+        result |= {"twin_run": str(twin.folder), "twin_step": twin.step, "twin_fingerprint": twin.fingerprint}
+    return result
 
 
 def write_evaluation(run: Run, result: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -30,6 +30,9 @@ from pyro_ltm.scores.estimate import plain
 from pyro_ltm.scores.prefix import quarters
 
 PROTOCOLS = ("bound", "prefix", "reference")
+IGNORED = 0.01
+"""Another sequence's thoughts cost fewer nats a token than this: the decoder ignores them."""
+
 DISTANCES = ("above_floor", "below_twin", "closed")
 """What an evaluation says of its valid figures, by figure."""
 
@@ -66,6 +69,14 @@ class Evaluation:
     below_twin: dict[str, Difference] = field(default_factory=dict)
     closed: dict[str, Share] = field(default_factory=dict)
 
+    @property
+    def ignores_thoughts(self) -> bool:
+        """Whether those of another sequence serve the decoder as well; not known of one sequence alone."""
+        bound = self.bound
+        if bound is None or bound.sequences < 2 or not bound.active_fraction_by_layer:
+            return False
+        return bound.distortion_shuffled - bound.distortion_nats_per_token < IGNORED
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: `bound`, `prefix`, `reference`, `twin` and `floor`, each with `nats_per_token`, where they are."""
         parts = {name: getattr(self, name) for name in ("bound", "prefix", "reference", "twin", "floor")}
@@ -83,6 +94,11 @@ class Evaluation:
             if found := getattr(self, name):
                 result[name] = {figure: plain(gap) for figure, gap in found.items()}
         return result
+
+
+def protocols_of(run: Run) -> tuple[str, ...]:
+    """The protocols by which a run can be scored; the reference's is of thoughts."""
+    return PROTOCOLS if run.config.model.thoughts else ("bound", "prefix")
 
 
 def evaluate_protocols(

@@ -72,7 +72,7 @@ def train(
     saved = load_toml(out / CONFIG, whole=True) if going_on else None
     trained = going_on and (out / TRAINER).exists()
     origin = Origin.find(out, init_from, going_on=going_on, trained=trained)
-    config = config or saved or (origin.config if origin else preset(preset_for(data)))
+    config = config or starting_config(data, out if going_on else None, origin.run.folder if origin else None)
     Parts.check(config)
     is_new = not out.exists()
     with clear_errors(out):
@@ -116,6 +116,15 @@ def train(
     if going_on and on_resume:
         on_resume(trainer.counters.step, trainer.slow.steps)
     return trainer.fit()
+
+
+def starting_config(
+    data: str | Path | Sequence[str] | None, out: Path | None = None, init_from: str | Path | None = None
+) -> Config:
+    """The configuration of a run for which none is given: that of the run `out`, of `init_from`, or the preset's."""
+    if out is not None and (out / CONFIG).is_file():
+        return load_toml(out / CONFIG, whole=True)
+    return Origin(Run.load(init_from)).config if init_from is not None else preset(preset_for(data))
 
 
 def _check_folder(out: Path, resume: bool, data: object) -> bool:
