@@ -101,30 +101,38 @@ def number(
     return click.option(flag, metavar=metavar, type=click.IntRange(least), default=default, help=help, **more)
 
 
-def load_tokenizer(tokenizer: Path | None, end_of_text: str | None) -> Tokenizer | None:
-    """The tokenizer in a file, with the token between documents that is named, or its own; None without a file."""
-    if tokenizer is None:
-        if end_of_text is not None:
-            raise click.UsageError("--end-of-text is of --tokenizer, which is not given", click.get_current_context())
-        return None
-    from pyro_ltm.data import Tokenizer
-    from pyro_ltm.errors import UserError
+@dataclass(frozen=True)
+class TokenizerFile:
+    """The tokenizer.json that was named, if any, and its token between documents."""
 
-    loaded = Tokenizer.load(tokenizer)
-    try:
-        loaded = loaded if end_of_text is None else loaded.ending(end_of_text)
-        loaded.end_of_text  # noqa: B018 - raises UserError when there is none, before any text is read
-    except UserError as error:
-        raise UserError(f"--tokenizer {tokenizer}: {error}") from None
-    return loaded
+    tokenizer: Path | None
+    end_of_text: str | None
+
+    def load(self) -> Tokenizer | None:
+        """The tokenizer in the file, with the token between documents that is named, or its own; None without one."""
+        if self.tokenizer is None:
+            if self.end_of_text is not None:
+                why = "--end-of-text is of --tokenizer, which is not given"
+                raise click.UsageError(why, click.get_current_context())
+            return None
+        from pyro_ltm.data import Tokenizer
+        from pyro_ltm.errors import UserError
+
+        loaded = Tokenizer.load(self.tokenizer)
+        try:
+            loaded = loaded if self.end_of_text is None else loaded.ending(self.end_of_text)
+            loaded.end_of_text  # noqa: B018 - raises UserError when there is none, before any text is read
+        except UserError as error:
+            raise UserError(f"--tokenizer {self.tokenizer}: {error}") from None
+        return loaded
 
 
 def tokenizer_options(help: str = "A tokenizer.json to use instead of training one.", **more: Any) -> Callable[[F], F]:
-    """Adds --tokenizer and --end-of-text, and hands over the tokenizer that they name."""
+    """Adds --tokenizer and --end-of-text, and hands them over as one argument `tokenizer_file`."""
     between = "Its token between documents; default: found by the usual names."
     return gathered(
-        "tokenizer",
-        load_tokenizer,
+        "tokenizer_file",
+        TokenizerFile,
         click.option("--tokenizer", type=FOLDER, help=help, **more),
         click.option("--end-of-text", metavar="NAME", type=Text(), help=between),
     )

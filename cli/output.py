@@ -66,8 +66,10 @@ def show_next(*commands: Sequence[str]) -> None:
 
 def show_files(folder: Path) -> None:
     """Where a run was written, file by file."""
+    from pyro_ltm.runs.description import file_sizes
+
     say(f"Written to {folder}:")
-    for name, size in files(folder).items():
+    for name, size in file_sizes(folder).items():
         say(f"  {name:<22} {size_of(size):>9}  {MEANINGS.get(name.split('/')[0], '')}".rstrip())
 
 
@@ -89,17 +91,6 @@ MEANINGS = {
     "tokenizer.json": "the tokenizer",
     "trainer.safetensors": "all that --resume needs",
 }
-
-
-def files(folder: Path) -> dict[str, int]:
-    """Files below a run folder and their sizes in bytes; hidden ones left out, `data` as one."""
-    sizes: dict[str, int] = {}
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
-            name = "data/" if relative.parts[0] == "data" else relative.as_posix()
-            sizes[name] = sizes.get(name, 0) + path.stat().st_size
-    return sizes
 
 
 def size_of(count: float) -> str:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..options import Common, common, examples, run_argument
-
-if TYPE_CHECKING:
-    from pyro_ltm.inference.parts import Parts
-    from pyro_ltm.runs import Run
 
 
 @click.command(
@@ -25,6 +20,7 @@ if TYPE_CHECKING:
 def command(*, run_folder: Path, common: Common) -> None:
     """Shows a run: its settings, its size, how far it was trained, its figures, its files."""
     from pyro_ltm.runs import Run
+    from pyro_ltm.runs.description import describe
 
     from ..output import emit
 
@@ -33,57 +29,6 @@ def command(*, run_folder: Path, common: Common) -> None:
         emit(result)
     else:
         show(result)
-
-
-def describe(run: Run) -> dict[str, Any]:
-    """All that there is to know of a run, for JSON."""
-    from pyro_ltm.runs.metrics import summarize
-    from pyro_ltm.runs.notes import origin_note
-
-    from ..output import files
-
-    origin = origin_note(run.folder)
-    return {
-        "run": str(run.folder),
-        "step": run.step,
-        "steps": run.config.slow.steps,
-        "config": dataclasses.asdict(run.config),
-        "parameters": parameters(run.parts),
-        **summarize(run.folder),
-        "data": _data(run),
-        "origin": {"run": origin.run, "step": origin.step, "parts": origin.parts} if origin else None,
-        "files": files(run.folder),
-    }
-
-
-def parameters(parts: Parts) -> dict[str, int]:
-    """Learned numbers by part, and in all."""
-    counts = dict.fromkeys([*PARTS.values(), "norms", "guide"], 0)
-    for name, parameter in parts.model.named_parameters():
-        part = next((part for word, part in PARTS.items() if f".{word}." in f".{name}"), "norms")
-        counts[part] += parameter.numel()
-    counts["guide"] = sum(parameter.numel() for parameter in parts.guide.parameters())
-    return {**counts, "total": sum(counts.values())}
-
-
-PARTS = {
-    "tok_embeddings": "embedding",
-    "attention": "self_attention",
-    "cross_attention": "cross_attention",
-    "feed_forward": "feed_forward",
-}
-
-
-def _data(run: Run) -> dict[str, Any] | None:
-    """The data that the run was trained on, and whether they are still there; None when it does not say."""
-    from pyro_ltm.errors import UserError
-
-    try:
-        folder = run.dataset("train").folder
-    except UserError as error:
-        return {"folder": None, "problem": str(error)} if (run.folder / "data.json").exists() else None
-    keys = ("sources", "packing", "sequence_length", "vocab_size", "splits")
-    return {"folder": str(folder.path), **{key: folder.meta[key] for key in keys}}
 
 
 def show(result: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import FOLDER, Common, common, examples, number, reading_options, tokenizer_options
+from ..options import FOLDER, Common, TokenizerFile, common, examples, number, reading_options, tokenizer_options
 
 if TYPE_CHECKING:
     from pyro_ltm.data import Reading, TokenFolder
@@ -56,6 +56,7 @@ def command(
     *,
     sources: tuple[str, ...],
     out: Path,
+    tokenizer_file: TokenizerFile,
     reading: Reading,
     streaming: bool,
     common: Common,
@@ -75,9 +76,9 @@ def command(
     from ..output import emit
     from ..progress import reporter
 
-    reading = dataclasses.replace(reading, streaming=streaming)
+    how |= {"tokenizer": tokenizer_file.load(), "reading": dataclasses.replace(reading, streaming=streaming)}
     with reporter() as report:
-        folder = prepare(sources, out, reading=reading, seed=common.seed or 0, progress=report.preparing, **how)
+        folder = prepare(sources, out, seed=common.seed or 0, progress=report.preparing, **how)
     if common.as_json:
         emit({"out": str(out), **_described(folder)})
     else:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ..options import (
     FOLDER,
     Common,
+    TokenizerFile,
     common,
     config_option,
     examples,
@@ -24,6 +25,7 @@ from ..options import (
 
 if TYPE_CHECKING:
     from pyro_ltm.config import Config
+    from pyro_ltm.data import Reading
     from pyro_ltm.runs import Run
 
 
@@ -66,8 +68,9 @@ def command(
     resume: bool,
     rewarm: int | None,
     init_from: Path | None,
+    tokenizer_file: TokenizerFile,
+    reading: Reading,
     common: Common,
-    **how: Any,
 ) -> None:
     """Trains a latent-thought language model, or with --set model.thoughts=0 its autoregressive twin.
 
@@ -106,12 +109,13 @@ def command(
                 resume=resume,
                 rewarm=rewarm or 0,
                 init_from=init_from,
+                tokenizer=tokenizer_file.load(),
+                reading=reading,
                 device=device,
                 on_progress=report.training,
                 on_prepare=report.preparing,
                 on_interrupt=lambda: note("Stopping after this step, then saving; Ctrl-C once more to stop at once."),
                 on_resume=lambda step, steps: note(_begins(out, step, steps)),
-                **how,
             )
     except Stopped as stopped:
         plot_run(out)
@@ -177,13 +181,14 @@ def default_preset(data: Sequence[str]) -> str:
 
 def _report(run: Run, as_json: bool) -> None:
     """What came of it, where it was written, and what to try next."""
+    from pyro_ltm.runs.description import file_sizes
     from pyro_ltm.runs.metrics import summarize
 
-    from ..output import emit, files, nats, note, say, show_files, show_next
+    from ..output import emit, nats, note, say, show_files, show_next
 
     summary = summarize(run.folder)
     if as_json:
-        emit({"run": str(run.folder), "step": run.step, **summary, "files": files(run.folder)})
+        emit({"run": str(run.folder), "step": run.step, **summary, "files": file_sizes(run.folder)})
         return
     if summary["validation"] is None:
         note("The data have no validation split, so nothing was held out to measure on.")

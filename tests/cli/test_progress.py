@@ -7,9 +7,10 @@ import math
 
 import pytest
 from pyro_ltm_cli import progress as module
-from pyro_ltm_cli.output import emit, files, nats, size_of
+from pyro_ltm_cli.output import emit, nats, size_of
 from rich.console import Console
 
+from pyro_ltm.runs.description import file_sizes
 from pyro_ltm.scores import Bound
 from pyro_ltm.training import Progress
 
@@ -144,4 +145,4 @@ def test_files_of_a_run(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("four")
-    assert files(tmp_path) == {"config.toml": 4, "data/": 8, "plots/c.png": 4}
+    assert file_sizes(tmp_path) == {"config.toml": 4, "data/": 8, "plots/c.png": 4}
