@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 
-import msgspec
 import pyro
 import torch
 
@@ -22,38 +18,17 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.files import write_text
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import DrawFrom, Noise, fold
-from pyro_ltm.reading import Count
-from pyro_ltm.runs.folder import (
-    CONFIG,
-    METRICS,
-    TRAINER,
-    check_tensors,
-    load_weights,
-    read_tensors,
-    weights,
-    write_tensors,
-)
+from pyro_ltm.runs.folder import CONFIG, METRICS
 from pyro_ltm.runs.metrics import MetricsLog
 from pyro_ltm.runs.run import Run, check_fits
 from pyro_ltm.scores import Bound
-from pyro_ltm.training.schedule import changes, extended, flat, learning_rate, phase
+from pyro_ltm.training.checkpoint import Checkpoint, Counters
+from pyro_ltm.training.interruption import Stopped, on_end_signal
+from pyro_ltm.training.schedule import extended, learning_rate, phase
 from pyro_ltm.training.step import StepReport, train_step
 from pyro_ltm.types import Batch
 
 NONFINITE = "nonfinite.json"
-STATE = "optimizer."
-"""What the names of the optimizer's tensors begin with in a checkpoint."""
-
-MEANT = (signal.SIGINT, signal.SIGTERM)
-WARNINGS = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-ENDING = (*MEANT, *(getattr(signal, name) for name in WARNINGS if hasattr(signal, name)))
-"""Signals after which a run saves and ends: a closed terminal and the warnings of batch systems are among them."""
-
-Seconds = Annotated[float, msgspec.Meta(ge=0.0)]
-
-
-class Stopped(KeyboardInterrupt):
-    """Training was interrupted (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1) after it saved; the message says how to go on."""
 
 
 @dataclass
@@ -75,33 +50,6 @@ class Progress:
     validation: Bound | None = None
     figure: str = "bound"
     decoder_warmup_steps: int = 0
-
-
-@dataclass
-class Counters:
-    """What the trainer counts over the whole run, resumed or not."""
-
-    step: Count = 0
-    tokens: Count = 0
-    seconds: Seconds = 0.0
-    skipped: Count = 0
-    skipped_in_a_row: Count = 0
-
-
-@dataclass(kw_only=True)
-class TrainerMeta(Counters):
-    """What a checkpoint says of itself besides the counters.
-
-    Attributes:
-        position: sequences read. data: fingerprint of what was trained on.
-        states: tensors of the optimizer. settings: the configuration, by dotted keys. Both are None in checkpoints of
-            older releases.
-    """
-
-    position: Count
-    data: str
-    states: Count | None = None
-    settings: dict[str, Any] | None = None
 
 
 @dataclass
@@ -143,7 +91,7 @@ class Trainer:
             UserError: too many non-finite losses in a row, or the disk is full; the last good checkpoint stays.
         """
         # Distributions check no arguments here: it costs time, and a value that is not finite is counted, not raised.
-        with pyro.validation_enabled(False), self._interruptible():
+        with pyro.validation_enabled(False), on_end_signal(self._interrupt), closing(self.metrics):
             if self.counters.step == 0:
                 self._begin()
             while self.counters.step < self.slow.steps:
@@ -188,50 +136,25 @@ class Trainer:
             terms = parts.objective.terms(parts.model, parts.guide, batch, state)
         return bool(torch.isfinite(terms.log_likelihood).all())
 
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where the training is saved."""
+        return Checkpoint(self.run, self.optimizer, self.train)
+
     def save(self) -> None:
-        """Writes the whole state in one file, then the weights by themselves for everyone else."""
-        state = {f"{STATE}{name}": value for name, value in _optimizer_tensors(self.optimizer).items()}
-        meta = TrainerMeta(
-            **vars(self.counters),
-            position=self._position(),
-            data=self.train.folder.fingerprint,
-            states=len(state),
-            settings=flat(self.run.config),
-        )
-        write_tensors(self.run.folder / TRAINER, weights(self.run.parts) | state, vars(meta))
-        self.run.save_weights(self.counters.step)
+        """Writes a checkpoint."""
+        self.checkpoint.save(self.counters)
         self._saved = time.perf_counter()
 
     def resume(self) -> None:
         """Goes back to the last checkpoint; a run that never wrote one starts from its first step.
 
         Raises:
-            UserError: the checkpoint is damaged, or was made on other data or by another configuration.
+            UserError: as `Checkpoint.load`.
         """
-        path = self.run.folder / TRAINER
-        if path.exists():
-            tensors, meta = read_tensors(path, TrainerMeta)
-            if meta.data != self.train.folder.fingerprint:
-                raise UserError(f"{self.run.folder}: was not trained on {self.train.folder.path}; give its own data")
-            settings = meta.settings or flat(self.run.config)
-            if changed := changes(self.run.config, settings, meta.step):
-                raise UserError(
-                    f"{self.run.folder}: its checkpoint was made by another configuration than its {CONFIG} is now: "
-                    f"{changed[0]} was {settings.get(changed[0])!r}; put it back as it was"
-                )
-            state = {name: value for name, value in tensors.items() if name.startswith(STATE)}
-            if meta.states not in (None, len(state)):
-                raise UserError(f"{path}: damaged: it has {len(state)} tensors of the optimizer's {meta.states}")
-            load_weights(self.run.parts, {name: tensors[name] for name in tensors.keys() - state.keys()}, path)
-            _load_optimizer_tensors(self.optimizer, state, path)
-            if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
-                raise UserError(f"{path}: damaged: not all that it holds is finite")
-            self.counters = Counters(**{entry.name: getattr(meta, entry.name) for entry in fields(Counters)})
-            if meta.position != self._position():
-                raise UserError(f"{path}: damaged: its data position is not that of step {self.counters.step}")
-            # A kill between the two files of a checkpoint leaves older weights in the other one.
-            self.run.save_weights(self.counters.step)
-        self.metrics.cut(after=self.counters.step if path.exists() else -1)
+        counters = self.checkpoint.load()
+        self.counters = counters or self.counters
+        self.metrics.cut(after=self.counters.step if counters else -1)
 
     def extend(self, steps: int, *, rewarm: int = 0) -> None:
         """Goes on to `steps` slow steps instead of those planned, and keeps a note of it in the run.
@@ -253,12 +176,8 @@ class Trainer:
         self.run, self.slow = replace(self.run, config=config), config.slow
         self.metrics.write("plan", {"step": at, "steps": steps, "steps_before": before, "rewarm": rewarm})
 
-    def _position(self) -> int:
-        """Sequences read since the start of training: where the data order goes on."""
-        return self.counters.step * self.slow.sequences
-
     def _batches(self) -> list[Batch]:
-        first = self._position()
+        first = self.counters.step * self.slow.sequences  # read since the start of training
         starts = range(first, first + self.slow.sequences, self.slow.batch_size)
         return [self.train.batch(self.order.indices(start)).to(self.run.parts.device) for start in starts]
 
@@ -374,29 +293,13 @@ class Trainer:
         """`figure`, or "exact" where nothing is fitted."""
         return figure if self.run.config.model.thoughts else "exact"
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C, or another signal to end, ends the run after the step under way; a second Ctrl-C ends it at once."""
-
-        def interrupt(number: int, frame: Any) -> None:
-            if not self.interrupted:
-                self.interrupted = True
-                self.on_interrupt()
-            elif number == signal.SIGINT:  # of the others several may come: a closed terminal sends two
-                raise KeyboardInterrupt
-
-        # `nohup` has hang-ups ignored: they stay so.
-        numbers = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN or number in MEANT]
-        try:
-            previous = {number: signal.signal(number, interrupt) for number in numbers}
-        except ValueError:  # not the main thread: its owner handles signals
-            previous = {}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            self.metrics.close()
+    def _interrupt(self) -> bool:
+        """Ends the run after the step under way; False where that was asked for before."""
+        if self.interrupted:
+            return False
+        self.interrupted = True
+        self.on_interrupt()
+        return True
 
 
 def slow_optimizer(parts: Parts, slow: SlowConfig) -> torch.optim.AdamW:
@@ -407,33 +310,3 @@ def slow_optimizer(parts: Parts, slow: SlowConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=slow.lr, betas=(slow.beta1, slow.beta2), fused=True)
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state as named tensors, without pickle."""
-    state: dict[int, dict[str, torch.Tensor]] = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
-
-
-def _load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Puts `_optimizer_tensors` back, whose names begin with `STATE`.
-
-    Raises:
-        UserError: a moment is missing, of another shape or type than its parameter, or of none.
-    """
-    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
-    told = {name.removeprefix(STATE).split(".")[0] for name in tensors}
-    known = {str(index): index for index in parameters}
-    wanted: dict[str, torch.Tensor] = {}
-    for index in sorted(known[one] for one in told & known.keys()):
-        moment = parameters[index].detach()
-        wanted[f"{STATE}{index}.step"] = torch.zeros(())
-        wanted |= {f"{STATE}{index}.{name}": moment for name in ("exp_avg", "exp_avg_sq")}
-    check_tensors(wanted, tensors, f"{path}: its optimizer state does not fit the run's configuration")
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in tensors.items():
-        number, entry = name.removeprefix(STATE).split(".")
-        state.setdefault(int(number), {})[entry] = value
-        if entry != "exp_avg" and bool((value < 0).any()):
-            raise UserError(f"{path}: damaged: {name} is below zero")
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -19,8 +19,9 @@ from pyro_ltm.inference.parts import Parts
 from pyro_ltm.profiling import speed as module
 from pyro_ltm.profiling.memory import peak_memory
 from pyro_ltm.profiling.speed import Speed, measure_speed
+from pyro_ltm.training.checkpoint import Counters
 from pyro_ltm.training.step import train_step
-from pyro_ltm.training.trainer import Counters, Trainer, slow_optimizer
+from pyro_ltm.training.trainer import Trainer, slow_optimizer
 from pyro_ltm.types import Batch
 
 # Seconds on the fake clock. Powers of two, and other halves of them: sums and shares are exact, and no two are equal.

@@ -1,0 +1,141 @@
+"""A checkpoint: all that training needs to go on, in one file (RUN/trainer.safetensors)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from pyro_ltm.data import TokenDataset
+from pyro_ltm.errors import UserError
+from pyro_ltm.reading import Count
+from pyro_ltm.runs.folder import CONFIG, TRAINER, check_tensors, load_weights, read_tensors, weights, write_tensors
+from pyro_ltm.runs.run import Run
+from pyro_ltm.training.schedule import changes, flat
+
+STATE = "optimizer."
+"""What the names of the optimizer's tensors begin with."""
+
+
+@dataclass
+class Counters:
+    """What is counted over a whole run, resumed or not."""
+
+    step: Count = 0
+    tokens: Count = 0
+    seconds: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
+    skipped: Count = 0
+    skipped_in_a_row: Count = 0
+
+
+@dataclass(kw_only=True)
+class CheckpointMeta(Counters):
+    """What a checkpoint says of itself besides the counters.
+
+    Attributes:
+        position: sequences read. data: fingerprint of what was trained on.
+        states: tensors of the optimizer. settings: the configuration, by dotted keys. Both are None in checkpoints of
+            older releases.
+    """
+
+    position: Count
+    data: str
+    states: Count | None = None
+    settings: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The file in which the training of a run, with its optimizer, is saved, and from which it goes on.
+
+    Attributes:
+        data: what is trained on.
+    """
+
+    run: Run
+    optimizer: torch.optim.Optimizer
+    data: TokenDataset
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self.run.folder / TRAINER
+
+    def save(self, counters: Counters) -> None:
+        """Writes the whole state in one file, then the weights by themselves for everyone else."""
+        entries: dict[int, dict[str, Tensor]] = self.optimizer.state_dict()["state"]
+        state = {f"{STATE}{index}.{name}": value for index, entry in entries.items() for name, value in entry.items()}
+        meta = CheckpointMeta(
+            **vars(counters),
+            position=self._position(counters),
+            data=self.data.folder.fingerprint,
+            states=len(state),
+            settings=flat(self.run.config),
+        )
+        write_tensors(self.path, weights(self.run.parts) | state, vars(meta))
+        self.run.save_weights(counters.step)
+
+    def load(self) -> Counters | None:
+        """Puts weights and optimizer as they were saved, and gives the counters; None where nothing was saved yet.
+
+        Raises:
+            UserError: the checkpoint is damaged, or was made on other data or by another configuration.
+        """
+        if not self.path.exists():
+            return None
+        tensors, meta = read_tensors(self.path, CheckpointMeta)
+        self._check_meta(meta)
+        state = {name: value for name, value in tensors.items() if name.startswith(STATE)}
+        if meta.states not in (None, len(state)):
+            raise UserError(f"{self.path}: damaged: it has {len(state)} tensors of the optimizer's {meta.states}")
+        load_weights(self.run.parts, {name: tensors[name] for name in tensors.keys() - state.keys()}, self.path)
+        self._load_state(state)
+        if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+            raise UserError(f"{self.path}: damaged: not all that it holds is finite")
+        counters = Counters(**{entry.name: getattr(meta, entry.name) for entry in fields(Counters)})
+        if meta.position != self._position(counters):
+            raise UserError(f"{self.path}: damaged: its data position is not that of step {counters.step}")
+        # A kill between the two files of a checkpoint leaves older weights in the other one.
+        self.run.save_weights(counters.step)
+        return counters
+
+    def _position(self, counters: Counters) -> int:
+        """Sequences read since the start of training."""
+        return counters.step * self.run.config.slow.sequences
+
+    def _check_meta(self, meta: CheckpointMeta) -> None:
+        """Raises UserError when the checkpoint was made on other data, or by another configuration than the run's."""
+        if meta.data != self.data.folder.fingerprint:
+            raise UserError(f"{self.run.folder}: was not trained on {self.data.folder.path}; give its own data")
+        settings = meta.settings or flat(self.run.config)
+        if changed := changes(self.run.config, settings, meta.step):
+            raise UserError(
+                f"{self.run.folder}: its checkpoint was made by another configuration than its {CONFIG} is now: "
+                f"{changed[0]} was {settings.get(changed[0])!r}; put it back as it was"
+            )
+
+    def _load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Puts the optimizer's tensors back.
+
+        Raises:
+            UserError: a moment is missing, of another shape or type than its parameter, or of none.
+        """
+        parameters = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
+        found = {name.removeprefix(STATE).split(".")[0] for name in tensors}
+        wanted: dict[str, Tensor] = {}
+        for index, moment in enumerate(parameters):
+            if str(index) in found:
+                wanted[f"{STATE}{index}.step"] = torch.zeros(())
+                wanted |= {f"{STATE}{index}.{name}": moment for name in ("exp_avg", "exp_avg_sq")}
+        check_tensors(wanted, tensors, f"{self.path}: its optimizer state does not fit the run's configuration")
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            number, entry = name.removeprefix(STATE).split(".")
+            state.setdefault(int(number), {})[entry] = value
+            if entry != "exp_avg" and bool((value < 0).any()):
+                raise UserError(f"{self.path}: damaged: {name} is below zero")
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
