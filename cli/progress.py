@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from abc import abstractmethod
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 from pyro_ltm.errors import visible
 
@@ -18,23 +19,18 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class Reporter(Protocol):
+class Reporter(AbstractContextManager["Reporter"]):
     """Shows how far work has come. Use as a context manager, which takes the bar away at the end."""
 
-    def __enter__(self) -> Reporter:
-        """Begins to show."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Takes the display away."""
-
+    @abstractmethod
     def preparing(self, stage: str, pieces: int, characters: int) -> None:
         """Text read so far, as `prepare` reports it."""
 
+    @abstractmethod
     def training(self, progress: Progress) -> None:
         """A slow step or a validation, as the trainer reports it."""
 
+    @abstractmethod
     def counting(self, what: str, total: int | None, unit: str = "sequences") -> Callable[[int, float], None]:
         """Begins to count units of `total`; call the result with the units done and the nats a token so far, or NaN."""
 
@@ -48,7 +44,7 @@ def reporter() -> Reporter:
     return BarReporter(console) if interactive else LineReporter()
 
 
-class LineReporter:
+class LineReporter(Reporter):
     """Plain lines, at most one every few seconds, for logs and pipes."""
 
     def __init__(self, seconds: float = SECONDS_BETWEEN_LINES):
@@ -57,12 +53,7 @@ class LineReporter:
         self._stage = ""
         self._started: tuple[float, int] | None = None
 
-    def __enter__(self) -> LineReporter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         pass
 
     def preparing(self, stage: str, pieces: int, characters: int) -> None:
@@ -112,7 +103,7 @@ class LineReporter:
         return f"  {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} {until}"
 
 
-class BarReporter:
+class BarReporter(Reporter):
     """A bar that is redrawn in place; lines go above it."""
 
     def __init__(self, console: Any):
@@ -136,9 +127,7 @@ class BarReporter:
         self._bars.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
     def preparing(self, stage: str, pieces: int, characters: int) -> None:

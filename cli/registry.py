@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -34,10 +35,14 @@ def describe(members: Mapping[str, type[Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def show(described: list[dict[str, Any]]) -> None:
-    """The same for people."""
-    from .output import say, stdout_console
+def show(kind: str, members: Mapping[str, type[Any]], as_json: bool, *examples: str) -> None:
+    """Prints what there is to know of members, as JSON under `kind` or for people, with commands that name some."""
+    from .output import emit, say, show_next, stdout_console
 
+    described = describe(members)
+    if as_json:
+        emit({kind: described})
+        return
     width = min(stdout_console().width, 110)
     for entry in described:
         say(f"{entry['usage']}  ({entry['reference']})")
@@ -46,6 +51,8 @@ def show(described: list[dict[str, Any]]) -> None:
         for label, text in lines.items():
             if text:
                 say(textwrap.fill(text, width, initial_indent=f"    {label}", subsequent_indent=" " * 8))
+    say()
+    show_next(*map(shlex.split, examples))
 
 
 def _written(value: Any) -> str:

@@ -20,16 +20,12 @@ def command(*, common: Common) -> None:
     """
     from pyro_ltm.inference import FAMILIES
 
-    from ..output import emit, say, show_next
-    from ..registry import describe, show
+    from ..registry import show
 
-    described = describe(FAMILIES)
-    if common.as_json:
-        emit({"guides": described})
-        return
-    show(described)
-    say()
-    show_next(
-        ["pyro-ltm", "train", "--set", "guide.name=low-rank", "--data", "python-docs", "--out", "runs/mine"],
-        ["pyro-ltm", "compare", "RUN", "--guides", "all", "--objectives", "elbo,map", "--out", "compare"],
+    show(
+        "guides",
+        FAMILIES,
+        common.as_json,
+        "pyro-ltm train --set guide.name=low-rank --data python-docs --out runs/mine",
+        "pyro-ltm compare RUN --guides all --objectives elbo,map --out compare",
     )

@@ -20,16 +20,12 @@ def command(*, common: Common) -> None:
     """
     from pyro_ltm.objectives import OBJECTIVES
 
-    from ..output import emit, say, show_next
-    from ..registry import describe, show
+    from ..registry import show
 
-    described = describe(OBJECTIVES)
-    if common.as_json:
-        emit({"objectives": described})
-        return
-    show(described)
-    say()
-    show_next(
-        ["pyro-ltm", "train", "--set", "objective.name=elbo", "--data", "python-docs", "--out", "runs/mine"],
-        ["pyro-ltm", "compare", "RUN", "--guides", "mean-field", "--objectives", "all", "--out", "compare"],
+    show(
+        "objectives",
+        OBJECTIVES,
+        common.as_json,
+        "pyro-ltm train --set objective.name=elbo --data python-docs --out runs/mine",
+        "pyro-ltm compare RUN --guides mean-field --objectives all --out compare",
     )
