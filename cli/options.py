@@ -112,8 +112,7 @@ class TokenizerFile:
         """The tokenizer in the file, with the token between documents that is named, or its own; None without one."""
         if self.tokenizer is None:
             if self.end_of_text is not None:
-                why = "--end-of-text is of --tokenizer, which is not given"
-                raise click.UsageError(why, click.get_current_context())
+                raise click.UsageError("--end-of-text is of --tokenizer, which is not given")
             return None
         from pyro_ltm.data import Tokenizer
         from pyro_ltm.errors import UserError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import FOLDER, Common, Text, common, examples, fast_steps, reading_options, run_argument
+from ..options import FOLDER, Common, Text, batch_size, common, examples, fast_steps, reading_options, run_argument
 
 if TYPE_CHECKING:
     from pyro_ltm.data import Reading
@@ -31,12 +31,10 @@ if TYPE_CHECKING:
 @click.option(
     "--id-column", metavar="NAME", help="Column or JSON field that names each document; default: id, if there is one."
 )
-@click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, help="Sequences at a time.")
+@batch_size
 @fast_steps
 @common(seed_help="Seed of the noise.")
-@click.pass_context
 def command(
-    ctx: click.Context,
     *,
     run_folder: Path,
     text: str | None,
@@ -44,9 +42,8 @@ def command(
     out: Path,
     reading: Reading,
     id_column: str | None,
-    batch_size: int,
-    fast_steps: int | None,
     common: Common,
+    **how: Any,
 ) -> None:
     """Fits thoughts to texts and writes them to a file that `generate --thoughts` reads.
 
@@ -56,7 +53,7 @@ def command(
     text included; and in its header where they come from, with the id of each document.
     """
     if (text is None) == (source is None):
-        raise click.UsageError("give either --text or --input", ctx)
+        raise click.UsageError("give either --text or --input")
     from pyro_ltm.data.sources import find_source, listed
     from pyro_ltm.thoughts.documents import cut_documents, infer_documents, piece_of_text
 
@@ -72,18 +69,11 @@ def command(
     seed = common.seed or 0
     with reporter() as report:
         count = report.counting("infer", None)
-        inferred = infer_documents(
-            run,
-            pieces,
-            batch_size=batch_size,
-            fast_steps=fast_steps,
-            seed=seed,
-            progress=lambda done: count(done, math.nan),
-        )
+        inferred = infer_documents(run, pieces, seed=seed, progress=lambda done: count(done, math.nan), **how)
     read: dict[str, Any] = listed([found]) if found else {}
     for line in remarks(read):
         note(line)
-    steps = run.parts.steps(fast_steps)
+    steps = run.parts.steps(how["fast_steps"])
     meta = {"run": str(run_folder), "step": run.step, "fast_steps": steps, "seed": seed}
     inferred.save(out, {**meta, "input": source, **read})
     if (named := len(inferred.named)) < len(inferred.documents):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,9 +89,8 @@ def command(
     device = check_device(common.device)
     from pyro_ltm.data.folder import is_token_folder
     from pyro_ltm.reports.training_plots import plot_run
-    from pyro_ltm.training import Stopped, train
+    from pyro_ltm.training import train
 
-    from ..failure import INTERRUPTED, Failure
     from ..output import note
     from ..progress import reporter
     from ..sources import remarks
@@ -98,38 +98,48 @@ def command(
     is_text = not all(map(is_token_folder, data))
     if resume and is_text and (out / "data.json").is_file():
         note(f"Going on with the data of {out}; text named with --data is not read again.")
-    go_on = ["pyro-ltm", "train", "--resume", "--out", str(out)]
-    go_on += [] if device == "cpu" else ["--device", device]
-    try:
-        with reporter() as report:
-            run = train(
-                config,
-                data=data,
-                out=out,
-                resume=resume,
-                rewarm=rewarm or 0,
-                init_from=init_from,
-                tokenizer=tokenizer_file.load(),
-                reading=reading,
-                device=device,
-                on_progress=report.training,
-                on_prepare=report.preparing,
-                on_interrupt=lambda: note("Stopping after this step, then saving; Ctrl-C once more to stop at once."),
-                on_resume=lambda step, steps: note(_begins(out, step, steps)),
-            )
-    except Stopped as stopped:
-        plot_run(out)
-        raise Failure(f"{stopped}; go on with: {shlex.join(go_on)}", INTERRUPTED) from None
-    except KeyboardInterrupt:
-        if not (out / "config.toml").is_file():
-            raise
-        message = f"interrupted at once; go on from the last checkpoint with: {shlex.join(go_on)}"
-        raise Failure(message, INTERRUPTED) from None
+    with _interruptible(out, device), reporter() as report:
+        run = train(
+            config,
+            data=data,
+            out=out,
+            resume=resume,
+            rewarm=rewarm or 0,
+            init_from=init_from,
+            tokenizer=tokenizer_file.load(),
+            reading=reading,
+            device=device,
+            on_progress=report.training,
+            on_prepare=report.preparing,
+            on_interrupt=lambda: note("Stopping after this step, then saving; Ctrl-C once more to stop at once."),
+            on_resume=lambda step, steps: note(_begins(out, step, steps)),
+        )
     plot_run(out)
     if is_text:
         for line in remarks(run.dataset("train").meta):
             note(line)
     _report(run, common.as_json)
+
+
+@contextlib.contextmanager
+def _interruptible(out: Path, device: str) -> Iterator[None]:
+    """Says how to go on, where training was interrupted."""
+    from pyro_ltm.reports.training_plots import plot_run
+    from pyro_ltm.training import Stopped
+
+    from ..failure import INTERRUPTED, Failure
+
+    again = ["pyro-ltm", "train", "--resume", "--out", str(out), *([] if device == "cpu" else ["--device", device])]
+    try:
+        yield
+    except Stopped as stopped:
+        plot_run(out)
+        raise Failure(f"{stopped}; go on with: {shlex.join(again)}", INTERRUPTED) from None
+    except KeyboardInterrupt:
+        if not (out / "config.toml").is_file():
+            raise
+        message = f"interrupted at once; go on from the last checkpoint with: {shlex.join(again)}"
+        raise Failure(message, INTERRUPTED) from None
 
 
 def _begins(out: Path, step: int, steps: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pyro_ltm.data import TokenDataset, World
@@ -101,72 +101,97 @@ def protocols_of(run: Run) -> tuple[str, ...]:
     return PROTOCOLS if run.config.model.thoughts else ("bound", "prefix")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How a run is scored.
+
+    Attributes:
+        protocols: some of `PROTOCOLS`.
+        particles: draws from each posterior. fast_steps: of each fit; None: as many as in training.
+        prefixes, stride: of the protocol `prefix`.
+        annealing: of annealed importance sampling from the prior and from q (`evaluate_annealed`); None: none.
+        sequences: score only so many, from the first; None: all. batch_size: sequences at a time.
+        seed: of the noise.
+    """
+
+    protocols: Sequence[str] = ("bound",)
+    particles: int = 4
+    fast_steps: int | None = None
+    prefixes: Sequence[int] = ()
+    stride: int = 0
+    annealing: Mapping[str, Any] | None = None
+    sequences: int | None = None
+    batch_size: int = 32
+    seed: int = 0
+
+
 def evaluate_protocols(
     run: Run,
     data: TokenDataset,
+    how: Scoring | None = None,
     *,
-    protocols: Sequence[str] = ("bound",),
     twin: Run | None = None,
-    particles: int = 4,
-    fast_steps: int | None = None,
-    prefixes: Sequence[int] = (),
-    stride: int = 0,
-    annealing: Mapping[str, Any] | None = None,
-    sequences: int | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
     counting: Callable[[str], Count] | None = None,
+    **settings: Any,
 ) -> Evaluation:
-    """Scores `run` on `data` under each of `protocols`.
+    """Scores `run` on `data` under each of some protocols.
 
     Args:
+        how: None: `Scoring()`. settings: single ones of it, by name, in place of those of `how`.
         twin: another run, scored on the same tokens where a likelihood is meant (`bound`, `prefix`).
-        prefixes, stride: of the protocol `prefix`.
-        annealing: of annealed importance sampling from the prior and from q (`evaluate_annealed`); None: none.
         counting: gives what is called with the progress of the figure of this name.
 
     Raises:
         UserError: `twin` is not the twin of `run`; a run without thoughts is asked for what only thoughts have; or a
             bound or a predictive figure lies below the text's entropy: an error, and not a result.
     """
-    common: dict[str, Any] = {"sequences": sequences, "batch_size": batch_size, "seed": seed}
-    thoughts = bool(run.config.model.thoughts)
-    if not thoughts and ("reference" in protocols or annealing):
-        what = "the reference knows none such" if "reference" in protocols else "there is nothing to anneal"
-        raise UserError(f"{run.folder}: has no thoughts (it is an autoregressive twin): {what}")
-
-    def options(name: str) -> dict[str, Any]:
-        return common | ({"progress": counting(name)} if counting else {})
-
-    prefixes = prefixes or quarters(int(data.lengths[:sequences].max(initial=0)))
+    how = replace(how or Scoring(), **settings)
+    _check_asked(run, how)
     found: dict[str, Any] = {"no_bytes": data.why_no_bytes}
     if twin is not None:
         found["twin_differs"] = check_twin(run, twin)
-    if World.of(data.folder) is not None:
-        found["no_floor"] = why_no_floor(data)
-        if not found["no_floor"]:
-            given = prefixes if "prefix" in protocols else ()
-            window = run.config.model.receptive_field
-            found["floor"] = evaluate_floor(data, sequences=sequences, window=window, prefixes=given)
-    if "bound" in protocols:
-        fitted: dict[str, Any] = {"particles": particles, "fast_steps": fast_steps}
-        found["bound"] = run.evaluate(data, **fitted, **options("bound"))
-        if annealing:
-            how: dict[str, Any] = {"fast_steps": fast_steps, **annealing}
+    prefixes = how.prefixes or quarters(int(data.lengths[: how.sequences].max(initial=0)))
+    found |= _floor(run, data, how, prefixes if "prefix" in how.protocols else ())
+
+    def score(evaluate: Callable[..., Any], name: str, **options: Any) -> Any:
+        options |= {"progress": counting(name)} if counting else {}
+        return evaluate(data, sequences=how.sequences, batch_size=how.batch_size, seed=how.seed, **options)
+
+    fitted: dict[str, Any] = {"fast_steps": how.fast_steps}
+    cut: dict[str, Any] = {"prefixes": prefixes, "stride": how.stride, "particles": how.particles}
+    if "bound" in how.protocols:
+        found["bound"] = score(run.evaluate, "bound", particles=how.particles, **fitted)
+        if how.annealing:
+            annealing = {**fitted, **how.annealing}
             found["annealed"] = {
-                start: run.evaluate_annealed(data, start=start, **how, **options(f"AIS from {start}"))
-                for start in STARTS
+                start: score(run.evaluate_annealed, f"AIS from {start}", start=start, **annealing) for start in STARTS
             }
-    cut: dict[str, Any] = {"prefixes": prefixes, "stride": stride, "particles": particles}
-    if "prefix" in protocols:
-        found["prefix"] = run.evaluate_prefix(data, **cut, fast_steps=fast_steps, **options("prefix"))
-    if "reference" in protocols:
-        found["reference"] = run.evaluate_reference(data, fast_steps=fast_steps, **options("reference, not a bound"))
+    if "prefix" in how.protocols:
+        found["prefix"] = score(run.evaluate_prefix, "prefix", **cut, **fitted)
+    if "reference" in how.protocols:
+        found["reference"] = score(run.evaluate_reference, "reference, not a bound", **fitted)
     if twin is not None:
-        found["twin"] = twin.evaluate(data, particles=1, **options("twin"))
-        if "prefix" in protocols:
-            found["twin_prefix"] = twin.evaluate_prefix(data, **cut, **options("twin's prefix"))
+        found["twin"] = score(twin.evaluate, "twin", particles=1)
+        if "prefix" in how.protocols:
+            found["twin_prefix"] = score(twin.evaluate_prefix, "twin's prefix", **cut)
     return Evaluation(**found, **distances(found))
+
+
+def _check_asked(run: Run, how: Scoring) -> None:
+    """Raises UserError when a run without thoughts is asked for what only thoughts have."""
+    if not run.config.model.thoughts and ("reference" in how.protocols or how.annealing):
+        what = "the reference knows none such" if "reference" in how.protocols else "there is nothing to anneal"
+        raise UserError(f"{run.folder}: has no thoughts (it is an autoregressive twin): {what}")
+
+
+def _floor(run: Run, data: TokenDataset, how: Scoring, prefixes: Sequence[int]) -> dict[str, Any]:
+    """The entropy of a world's text, or why it has none here."""
+    if World.of(data.folder) is None:
+        return {}
+    if why := why_no_floor(data):
+        return {"no_floor": why}
+    window = run.config.model.receptive_field
+    return {"floor": evaluate_floor(data, sequences=how.sequences, window=window, prefixes=prefixes)}
 
 
 def distances(found: dict[str, Any]) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def test_a_configuration_that_is_not_that_of_the_checkpoint_is_refused(line, oth
 
 def test_a_checkpoint_of_an_older_release_says_nothing_of_its_configuration(run, monkeypatch):
     whole = model(run)
-    monkeypatch.setattr("pyro_ltm.training.trainer.flat", lambda config: None)
+    monkeypatch.setattr("pyro_ltm.training.checkpoint.flat", lambda config: None)
     shutil.rmtree(run)
     ltm.train(configure(), data=run.parent / "tokens", out=run)
     monkeypatch.undo()
