@@ -211,7 +211,7 @@ class _Tally:
         self.fit_seconds += clock.seconds
         self._keep(tokens=batch.mask.sum(-1), steps=posterior.steps_taken)
         self.order.append(Places.of(batch))
-        if self.guide.judged(posterior.state) is None:
+        if self.guide.scored_distribution(posterior.state) is None:
             self._add_point(batch, posterior)
             return
         terms = posterior.with_noise(fold(self.seed, "score")).score(self.model, batch, particles=self.particles)

@@ -1,4 +1,4 @@
-"""A guide's shared parameters (an encoder, a flow) taught under a decoder that holds still."""
+"""A guide's shared parameters (an encoder, a flow) trained under a fixed decoder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from pyro_ltm.comparison.pair_score import Count
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference import fit_posterior, guide_loss
+from pyro_ltm.inference import fit_posterior
 from pyro_ltm.noise import DrawFrom, fold
+from pyro_ltm.objectives import as_objective
 from pyro_ltm.optimizers import FastOptimizer, schedule
+from pyro_ltm.training.step import guide_loss
 from pyro_ltm.types import Batch, evaluating, frozen
 
 CLIP = 1.0
@@ -88,7 +90,7 @@ def train_guide(
 
 
 def _loss(model: nn.Module, guide: Guide, objective: ELBO, batch: Batch, **fitting: Any) -> Tensor:
-    """What the guide learns from, after the fast steps."""
+    """Loss of the guide after the fast steps."""
     posterior = fit_posterior(model, batch, guide=guide, objective=objective, keep_graph=guide.keeps_graph, **fitting)
     with DrawFrom(posterior.noise):
-        return guide_loss(model, batch, posterior, objective)
+        return guide_loss(model, batch, posterior, as_objective(objective))

@@ -98,8 +98,8 @@ class Guide(nn.Module, ABC):
         """
         return state
 
-    def judged(self, state: State) -> TorchDistribution | None:
-        """The density that stands for this posterior when it is scored; None where there is none (a point)."""
+    def scored_distribution(self, state: State) -> TorchDistribution | None:
+        """The density by which this posterior is scored; None where there is none (a point)."""
         return self.distribution(state) if self.has_density else None
 
     def kl_by_thought(self, state: State, prior: Distribution) -> Tensor | None:

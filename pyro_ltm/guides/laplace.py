@@ -82,7 +82,7 @@ class Laplace(Guide):
         covariance = (vectors / values.clamp(min=1.0)[:, None]) @ vectors.mT
         return state | {"scale_tril": scale[:, None] * torch.linalg.cholesky(covariance)}
 
-    def judged(self, state: State) -> dist.TorchDistribution | None:
+    def scored_distribution(self, state: State) -> dist.TorchDistribution | None:
         """The Gaussian, once it has its width."""
         return self.distribution(state) if state.keys() & {"scale_tril", "scale"} else None
 

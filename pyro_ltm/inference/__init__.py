@@ -5,7 +5,6 @@ from pyro_ltm.inference.families import FAMILIES
 from pyro_ltm.inference.fast_loop import FastLoop, fit_posterior, fit_to_score
 from pyro_ltm.inference.fit import Plateau
 from pyro_ltm.inference.generation import Generated, Reconstruction, continuation, generate, infer_thoughts, reconstruct
-from pyro_ltm.inference.learning import guide_loss
 from pyro_ltm.inference.parts import Parts
 from pyro_ltm.inference.posterior import Posterior
 
@@ -22,7 +21,6 @@ __all__ = [
     "fit_posterior",
     "fit_to_score",
     "generate",
-    "guide_loss",
     "infer_thoughts",
     "reconstruct",
 ]

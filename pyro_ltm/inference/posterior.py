@@ -81,7 +81,7 @@ class Posterior:
         Raises:
             UserError: the posterior is a point, and no bound judges a point.
         """
-        q = self.guide.judged(self.state)
+        q = self.guide.scored_distribution(self.state)
         if q is None:
             raise UserError(
                 f"{type(self.guide).__name__} is a point: it has no density, and no bound judges it; "

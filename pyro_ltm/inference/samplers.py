@@ -74,7 +74,7 @@ def _(distribution: Draws, normals: Normals) -> Tensor:
 class ParticleGuide(Guide):
     """Draws that follow log p(x, z), the objective `map`; no family, no density.
 
-    A bound judges them through the Normal that has the draws' mean and variance in each dimension (`judged`).
+    A bound judges them through the Normal that has the draws' mean and variance in each dimension.
     """
 
     has_density: ClassVar[bool] = False
@@ -115,7 +115,7 @@ class ParticleGuide(Guide):
         """One of the chains' last draws."""
         return Draws(state["particles"])
 
-    def judged(self, state: State) -> dist.TorchDistribution | None:
+    def scored_distribution(self, state: State) -> dist.TorchDistribution | None:
         """The Normal with the mean and variance of the draws."""
         return dist.Normal(state["mean"], state["variance"].clamp(min=LEAST_VARIANCE).sqrt()).to_event(2)
 

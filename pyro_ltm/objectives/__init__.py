@@ -1,7 +1,7 @@
 """Variational bounds: one file for each family, one line each in the registry."""
 
 from pyro_ltm.objectives.base import Objective, Terms
-from pyro_ltm.objectives.beta import Annealed, BetaELBO, Cyclical
+from pyro_ltm.objectives.beta import BetaELBO, Cyclical, KLAnnealing
 from pyro_ltm.objectives.chi import Chi
 from pyro_ltm.objectives.elbo import AnalyticELBO, MonteCarloELBO, StickingTheLanding
 from pyro_ltm.objectives.free_bits import FreeBits
@@ -27,7 +27,7 @@ OBJECTIVES: Registry[Objective] = Registry(
         "renyi": Renyi,
         "vr-max": VRMax,
         "beta": BetaELBO,
-        "annealed": Annealed,
+        "annealed": KLAnnealing,
         "cyclical": Cyclical,
         "free-bits": FreeBits,
         "target-rate": TargetRate,
@@ -44,13 +44,13 @@ __all__ = [
     "MMD",
     "OBJECTIVES",
     "AnalyticELBO",
-    "Annealed",
     "BetaELBO",
     "Chi",
     "Cyclical",
     "DReG",
     "FreeBits",
     "Jackknife",
+    "KLAnnealing",
     "MonteCarloELBO",
     "Objective",
     "PyroObjective",

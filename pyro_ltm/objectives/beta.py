@@ -83,7 +83,7 @@ class _Scheduled(_Weighted):
         return standing
 
 
-class Annealed(_Scheduled):
+class KLAnnealing(_Scheduled):
     """The ELBO whose KL counts more and more: its weight rises on a line from 0 to `beta` (arXiv:1511.06349).
 
     Args:

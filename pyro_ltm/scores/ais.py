@@ -89,12 +89,12 @@ def evaluate_annealed(
                     seed=fold(seed, "fit"),
                     **fitting,
                 )
-                judged = guide.judged(posterior.state)
-                if judged is None:
+                scored = guide.scored_distribution(posterior.state)
+                if scored is None:
                     raise UserError(
                         f"{type(guide).__name__} is a point: it has no density to anneal from; use the prior"
                     )
-                q = judged
+                q = scored
             with frozen(model), frozen(guide), model.fused_weights():
                 found = anneal(
                     LogJoint(model, batch),

@@ -244,7 +244,7 @@ def _under_all(z: Tensor, densities: list[Distribution]) -> Tensor:
 
 
 def _density(posterior: Posterior) -> Distribution:
-    q = posterior.guide.judged(posterior.state)
+    q = posterior.guide.scored_distribution(posterior.state)
     assert q is not None  # `Parts.judge` has seen to it
     return q
 

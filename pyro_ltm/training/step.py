@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference import Posterior, fit_posterior, guide_loss
+from pyro_ltm.inference import Posterior, fit_posterior
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import DrawFrom
 from pyro_ltm.objectives import Objective, Terms
@@ -106,7 +106,7 @@ def step_where(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def slow_loss(model: nn.Module, batch: Batch, posterior: Posterior, objective: Objective) -> tuple[Tensor, Terms]:
-    """What decoder and guide learn from, summed over the batch in nats, and the terms that the decoder saw."""
+    """Loss of decoder and guide, summed over the batch in nats, and the terms that the decoder saw."""
     guide = posterior.guide
     if guide.learning == "none" or (objective.has_one_loss and guide.learning != "semi-amortized"):
         terms = objective.terms(model, guide, batch, posterior.state)
@@ -116,3 +116,16 @@ def slow_loss(model: nn.Module, batch: Batch, posterior: Posterior, objective: O
     with frozen(guide):
         terms = objective.terms(model, guide, batch, still)
     return objective.decoder_loss(terms).sum() + guide_loss(model, batch, posterior, objective), terms
+
+
+def guide_loss(model: nn.Module, batch: Batch, posterior: Posterior, objective: Objective) -> Tensor:
+    """Loss of the parameters that all sequences share, summed over the batch in nats, without gradient to the model.
+
+    After the fast steps, where the graph reaches back through them; an encoder that they cut off learns where it starts
+    them (arXiv:1710.06085).
+    """
+    guide, state = posterior.guide, posterior.state
+    if guide.learning == "semi-amortized":
+        state = state | guide.init(batch)
+    with frozen(model):
+        return objective.differentiable_loss(model, guide, batch, state)

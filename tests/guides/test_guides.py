@@ -109,7 +109,7 @@ def test_is_a_program_of_one_site(guide, state):
 
 
 def test_closed_form_kl_is_there_when_claimed_and_right(guide, state):
-    q, prior = guide.judged(state), StandardNormal(N, D)()
+    q, prior = guide.scored_distribution(state), StandardNormal(N, D)()
     if q is None:  # a point, or not fitted yet
         return
     if not guide.has_analytic_kl:

@@ -74,7 +74,7 @@ def test_no_direction_is_wider_than_the_prior():
 def test_is_a_point_until_it_is_finished():
     guide = Laplace(2, 3)
     state = {"loc": torch.randn(4, 2, 3)}
-    assert guide.judged(state) is None
+    assert guide.scored_distribution(state) is None
     assert torch.equal(guide.distribution(state).sample(), state["loc"])
 
 

@@ -21,7 +21,7 @@ from pyro_ltm.guides import FullRank, MeanField, StudentT
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.cuda_graph import KEPT, Recorder
 from pyro_ltm.inference.parts import Parts
-from pyro_ltm.objectives import AnalyticELBO, Annealed, MonteCarloELBO, Renyi
+from pyro_ltm.objectives import AnalyticELBO, KLAnnealing, MonteCarloELBO, Renyi
 from pyro_ltm.optimizers import Adam, Natural
 from pyro_ltm.presets import preset
 from pyro_ltm.scores import evaluate_bound
@@ -125,7 +125,7 @@ def other_weights(model):
         lambda model: {"steps": 4},
         lambda model: {"noise": "antithetic"},
         lambda model: {"optimizer": Adam(lr=0.1)},
-        lambda model: {"objective": Annealed(warmup=0.5).at(0.25)},
+        lambda model: {"objective": KLAnnealing(warmup=0.5).at(0.25)},
         lambda model: {"guide": FullRank(4, 16)},
         lambda model: model.eval() and {},
         lambda model: other_weights(model) or {},
@@ -244,7 +244,7 @@ def test_the_weight_of_the_kl_is_part_of_what_is_asked():
     model, kept = tiny_model(), Again()
     recorder = Recorder(kept)
     for share in (0.1, 0.2, 1.0):
-        objective = Annealed(warmup=0.5).at(share)
+        objective = KLAnnealing(warmup=0.5).at(share)
         for turn in range(3):
             batch = tiny_batch(seed=turn)
             same(fit(model, batch, recorder, objective=objective), fit(model, batch, objective=objective))

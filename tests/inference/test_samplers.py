@@ -156,7 +156,7 @@ def test_no_steps_leave_the_prior():
         fit = run(model, model.data(3), sampler, 0)
         assert fit.history.shape == (0, 3)
         assert torch.equal(fit.state["particles"], sampler.init(model.data(3))["particles"])
-        assert (fit.guide.judged(fit.state).variance == 1).all()
+        assert (fit.guide.scored_distribution(fit.state).variance == 1).all()
 
 
 def test_hmc_leaves_torchs_generator_alone():

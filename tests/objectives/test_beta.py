@@ -7,7 +7,7 @@ import torch
 from helpers.stand_ins import LinearGaussian, NoClosedForm
 
 from pyro_ltm.config import Component
-from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO, Annealed, BetaELBO, Cyclical, MonteCarloELBO
+from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO, BetaELBO, Cyclical, KLAnnealing, MonteCarloELBO
 
 
 def test_weighs_the_exact_kl(place):
@@ -34,9 +34,9 @@ def test_by_name():
 
 
 SCHEDULES = [
-    (Annealed, {"warmup": 0.5}, {0.0: 0, 0.125: 0.25, 0.25: 0.5, 0.5: 1, 0.75: 1, 1.0: 1}),
-    (Annealed, {"warmup": 1.0}, {0.0: 0, 0.3: 0.3, 0.99: 0.99, 1.0: 1}),
-    (Annealed, {"warmup": 0.0}, {0.0: 1, 0.5: 1, 1.0: 1}),
+    (KLAnnealing, {"warmup": 0.5}, {0.0: 0, 0.125: 0.25, 0.25: 0.5, 0.5: 1, 0.75: 1, 1.0: 1}),
+    (KLAnnealing, {"warmup": 1.0}, {0.0: 0, 0.3: 0.3, 0.99: 0.99, 1.0: 1}),
+    (KLAnnealing, {"warmup": 0.0}, {0.0: 1, 0.5: 1, 1.0: 1}),
     (Cyclical, {}, {0.0: 0, 0.0625: 0.5, 0.125: 1, 0.2: 1, 0.25: 0, 0.28125: 0.25, 0.4: 1, 0.75: 0, 0.99: 1, 1.0: 1}),
     (Cyclical, {"cycles": 1, "rise": 1.0}, {0.0: 0, 0.5: 0.5, 0.9: 0.9, 1.0: 1}),
     (Cyclical, {"cycles": 2, "rise": 0.25}, {0.0: 0, 0.0625: 0.5, 0.125: 1, 0.49: 1, 0.5: 0, 0.53125: 0.25, 1.0: 1}),
@@ -58,14 +58,14 @@ def test_schedules(kind, options, numbers, over):
     assert objective.beta == 0.8
 
 
-@pytest.mark.parametrize("kind", [Annealed, Cyclical])
+@pytest.mark.parametrize("kind", [KLAnnealing, Cyclical])
 def test_the_decoder_of_a_schedule_over_the_fit_learns_at_the_full_weight(kind):
     objective = kind(beta=0.8, over="fit")
     assert objective.at(0.1).beta == 0.8
     assert objective.at(1.0).within(0.0).beta == 0
 
 
-@pytest.mark.parametrize("kind", [Annealed, Cyclical])
+@pytest.mark.parametrize("kind", [KLAnnealing, Cyclical])
 def test_a_schedule_stands_for_the_bound_with_its_weight(place, kind):
     here = place()
     standing = kind(particles=2).at(0.05)
