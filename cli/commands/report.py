@@ -151,7 +151,7 @@ def _show(result: Mapping[str, Any], page: Path) -> None:
             both("rate, nats a sequence", found["rate"]),
             both(f"mutual information (at most {found['ceiling']:.2f})", found["mutual_information"]),
             *(both(f"distortion, nats a token, thoughts: {name}", d, 4) for name, d in found["distortion"].items()),
-            *(both(f"probe of {p['label']}, told right", p, 3, "accuracy") for p in result["probes"]),
+            *(both(f"probe of {p['label']}, accuracy", p, 3, "accuracy") for p in result["probes"]),
         ]
         show_table(f"Thoughts of {found['sequences']} texts", ["", ""], rows)
     else:

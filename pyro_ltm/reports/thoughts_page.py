@@ -20,7 +20,7 @@ from pyro_ltm.reports.protocol_plots import draw_evaluation, levels
 from pyro_ltm.reports.thoughts_plots import draw_thoughts, how_measured
 from pyro_ltm.reports.training_plots import training_picture
 from pyro_ltm.runs.run import Run
-from pyro_ltm.scores.dependence import told
+from pyro_ltm.scores.dependence import describe_blocks
 from pyro_ltm.thoughts.diagnostics import RATE, VARIANCES
 from pyro_ltm.thoughts.report import Corpus, ReportOptions, report_figures
 
@@ -36,9 +36,9 @@ MEANINGS = {
     "distortion": "Nats a token that are left when the thoughts are known: the sequence's own, drawn from the prior, "
     "all zero, or another sequence's. If they are alike, the decoder ignores its thoughts.",
     "by layer": "Progressive reconstruction (arXiv:2502.01567): thoughts of so many layers at their posterior mean, "
-    "the others drawn from the prior; tokens told right are the likeliest, given the true ones before.",
-    "probe": "A linear classifier reads a label off the posterior means of texts that it never saw, beside the "
-    "commonest value and beside labels that were shuffled.",
+    "the others drawn from the prior; a predicted token is the likeliest, given the true ones before.",
+    "probe": "A linear classifier reads a label off the posterior means of texts that it never saw; to compare with, "
+    "the share of the commonest value and the accuracy on shuffled labels.",
     "map": "Posterior means on their two principal axes.",
     "interpolation": "Texts written, the likeliest token each time, from thoughts between those of two texts: on a "
     "straight line, and on the sphere, which keeps a length that the prior draws.",
@@ -171,7 +171,7 @@ def _how_scored(evaluation: Mapping[str, Any]) -> str:
     ]
     if (bound := evaluation.get("bound")) and bound["particles"] > 1:
         how.append(f"{bound['effective_sample_size']:.1f} of {bound['particles']} draws count")
-    return f"{'; '.join(how)}. ± is the standard error over {told(own.get('blocks'))}."
+    return f"{'; '.join(how)}. ± is the standard error over {describe_blocks(own.get('blocks'))}."
 
 
 def _distance(gap: Mapping[str, Any] | None) -> str:
@@ -200,12 +200,12 @@ def _numbers(found: Mapping[str, Any]) -> str:
         cost = found["costs"].get(name)
         more = f", {_pm(cost, 4, 'nats_per_token')} above its own" if cost else ""
         rows.append([f"distortion, nats a token, thoughts: {name}", _pm(one, 4) + more])
-    error = f"± is the standard error; that of the rate is over {told(found['rate'].get('blocks'))}."
+    error = f"± is the standard error; that of the rate is over {describe_blocks(found['rate'].get('blocks'))}."
     return table(["figure", ""], rows, words=1) + paragraphs([error])
 
 
 def _probes(probes: Sequence[Mapping[str, Any]]) -> str:
-    columns = ["label", "values", "texts", "told right", "commonest", "shuffled", "remark"]
+    columns = ["label", "values", "texts", "accuracy", "commonest", "shuffled", "remark"]
     rows = [[probe["label"], *_probed(probe)] for probe in probes]
     shown = len(columns) if any(row[-1] for row in rows) else len(columns) - 1
     listed = table(columns[:shown], [row[:shown] for row in rows], words=1) if rows else ""

@@ -87,10 +87,10 @@ def plot_layers(found: Mapping[str, Any]) -> Figure:
     for key, label, color in (("by_layer", "from the first up", 0), ("by_layer_down", "from the last down", 1)):
         style: dict[str, Any] = {"color": COLORS[color], "marker": "o", "markersize": 4, "capsize": 2, "label": label}
         for axes, name in ((nats, "nats_per_token"), (accuracy, "accuracy")):
-            rows = [(row["layers"], row[name], row[f"{name}_stderr"] or 0.0) for row in found[key]]
-            axes.errorbar(*zip(*rows, strict=True), **style)
+            errors = [row[f"{name}_stderr"] or 0.0 for row in found[key]]
+            axes.errorbar([row["layers"] for row in found[key]], [row[name] for row in found[key]], errors, **style)
     nats.set_ylabel("distortion, nats a token")
-    accuracy.set_ylabel("tokens told right, given those before")
+    accuracy.set_ylabel("tokens predicted, given those before")
     for axes in (nats, accuracy):
         axes.set_xlabel("layers whose thoughts are known")
         axes.set_xticks([row["layers"] for row in found["by_layer"]])
@@ -99,7 +99,7 @@ def plot_layers(found: Mapping[str, Any]) -> Figure:
 
 
 def plot_probes(probes: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy of the linear probes beside a guess and shuffled labels."""
+    """Accuracy of the linear probes, with that of a guess and of shuffled labels."""
     figure, (axes,) = panels(max(4.5, 1.1 * len(probes) + 1.5), 3.4)
     places = range(len(probes))
     axes.bar(
@@ -109,7 +109,7 @@ def plot_probes(probes: Sequence[Mapping[str, Any]]) -> Figure:
         axes.scatter(places, [p[key] for p in probes], marker="_", s=500, color=COLORS[color], label=label, zorder=3)
     axes.set_xticks(list(places), [legible(p["label"], 16) for p in probes])
     axes.set_ylim(0, 1.02)
-    axes.set_ylabel("told right from the thoughts")
+    axes.set_ylabel("accuracy of the probe")
     legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
 
@@ -125,7 +125,7 @@ def plot_map(
     for index, (value, group) in enumerate(sorted(groups.items(), key=lambda group: -len(group[1]))):
         color = f"C{index}" if index < SHOWN else "0.75"
         shown = None if index > SHOWN or not labels else "others" if index == SHOWN else legible(value)
-        axes.scatter(*zip(*group, strict=True), s=9, color=color, alpha=0.8, label=shown)
+        axes.scatter([x for x, _ in group], [y for _, y in group], s=9, color=color, alpha=0.8, label=shown)
     for axis, share, which in zip((axes.xaxis, axes.yaxis), shares, ("first", "second"), strict=False):
         axis.set_label_text(f"{which} principal axis ({share:.0%} of the variance)")
     if labels:

@@ -95,13 +95,13 @@ class Blocks:
         return f"{self.units:,} {self.of}, independent as far as can be seen"
 
 
-UNTOLD = "sequences, taken as independent by the release that measured this: too small for packed text"
+NOT_SAID = "sequences, taken as independent by the release that measured this: too small for packed text"
 """What errors are over that do not say."""
 
 
-def told(blocks: Mapping[str, Any] | None) -> str:
+def describe_blocks(blocks: Mapping[str, Any] | None) -> str:
     """Over what errors in JSON were taken, which have `blocks` or are of an earlier release."""
-    return str(Blocks(**blocks)) if blocks else UNTOLD
+    return str(Blocks(**blocks)) if blocks else NOT_SAID
 
 
 def error_of_sum(residual: Tensor, weight: Tensor, places: Places | None) -> tuple[float, Blocks]:

@@ -67,7 +67,7 @@ def linear_probe(features: Tensor, labels: Sequence[str], *, name: str, seed: in
 
 
 def _cross_validated(x: Tensor, y: Tensor, order: Tensor, classes: int, decay: float) -> Tensor:
-    """[S] whether each text was told right by a classifier that had not seen it."""
+    """[S] whether each label was predicted right by a classifier that had not seen its text."""
     right = torch.zeros(len(y), dtype=torch.float64)
     for held_out in order.tensor_split(FOLDS):
         train = torch.ones(len(y), dtype=torch.bool)
@@ -77,8 +77,8 @@ def _cross_validated(x: Tensor, y: Tensor, order: Tensor, classes: int, decay: f
         # The best weights lie where the seen texts do: turned onto their axes the problem is the same, and no wider
         # than there are texts.
         axes = torch.linalg.svd(seen, full_matrices=False).Vh.mT
-        told = _logistic(seen @ axes, y[train], unseen @ axes, classes, decay)
-        right[held_out] = (told == y[held_out]).double()
+        predicted = _logistic(seen @ axes, y[train], unseen @ axes, classes, decay)
+        right[held_out] = (predicted == y[held_out]).double()
     return right
 
 

@@ -123,17 +123,17 @@ def _describe_thoughts(
     run: Run, corpus: Corpus, options: ReportOptions, found: dict[str, Any], progress: Callable[[int], None] | None
 ) -> ThoughtsMap | None:
     """Adds to `found` what the thoughts of a corpus carry; gives their map."""
-    named, fit = options.between_texts, {"fast_steps": options.fast_steps, "seed": options.seed}
-    ends = None if named is None else (named, _means(run, named, **fit))
-    thoughts = Thoughts.fit(run.parts, corpus.batches, **fit, progress=progress)  # type: ignore[arg-type]
+    named, fast_steps, seed = options.between_texts, options.fast_steps, options.seed
+    ends = None if named is None else (named, _means(run, named, fast_steps=fast_steps, seed=seed))
+    thoughts = Thoughts.fit(run.parts, corpus.batches, fast_steps=fast_steps, seed=seed, progress=progress)
     if thoughts.parts is not run.parts:
         found["notes"].append(
-            f"The guide '{run.config.guide.name}' has no density, so nothing judges it: these are the thoughts of "
+            f"The guide '{run.config.guide.name}' has no density to score it by: these are the thoughts of "
             "a mean-field posterior, fitted in its place."
         )
     means = thoughts.means
     found["thoughts"] = diagnose(thoughts, particles=options.particles).to_dict()
-    found["probes"] = _probes(means, corpus.labels, options.seed)
+    found["probes"] = _probes(means, corpus.labels, seed)
     found["reconstructions"] = _reconstructions(run, thoughts)
     found |= _between(run, means, corpus.texts, ends)
     points, shares = principal_components(means)
