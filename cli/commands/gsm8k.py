@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..options import FOLDER, Common, common, examples, fast_steps, fit_settings, run_argument
+
+if TYPE_CHECKING:
+    from pyro_ltm.tasks.gsm8k import Arithmetic
 
 
 @click.command(
@@ -37,25 +41,21 @@ def command(
     run_folder: Path,
     test_file: Path,
     train_file: Path,
-    shots: int,
-    k: int,
     samples: int | None,
     limit: int | None,
-    temperature: float,
-    max_new_tokens: int,
     samples_out: Path | None,
-    fast_steps: int | None,
     settings: tuple[str, ...],
     common: Common,
+    **options: Any,
 ) -> None:
     """Asks a run grade-school problems (fields question and answer) and reads its answers.
 
     Thoughts are fitted on each prompt alone. The answer is the first number after '####', else the last number written.
     """
     from pyro_ltm.files import write_text
-    from pyro_ltm.tasks.gsm8k import evaluate_arithmetic, read_problems
+    from pyro_ltm.tasks.gsm8k import Attempt, evaluate_arithmetic, read_problems
 
-    from ..output import emit, say, show_table
+    from ..output import emit
     from ..progress import reporter
     from ..runs import check_target, open_run
 
@@ -63,34 +63,28 @@ def command(
         check_target(samples_out, test_file, train_file)
     problems, shown = read_problems(test_file)[:limit], read_problems(train_file)
     run = open_run(run_folder, common).with_fast_loop(settings)
-    kept: list[str] = []
+    written: list[str] = []
+    options |= {"samples": samples or 0, "seed": common.seed or 0}
     with reporter() as report:
         count = report.counting("gsm8k", len(problems), "problems")
 
-        def keep(one: object) -> None:
-            kept.append(json.dumps(dataclasses.asdict(one)))  # type: ignore[call-overload]
-            count(len(kept), float("nan"))
+        def note(one: Attempt) -> None:
+            written.append(json.dumps(dataclasses.asdict(one)))
+            count(len(written), float("nan"))
 
-        found = evaluate_arithmetic(
-            run.parts,
-            run.tokenizer,
-            problems,
-            shown,
-            k=k,
-            samples=samples or 0,
-            shots=shots,
-            temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            fast_steps=fast_steps,
-            seed=common.seed or 0,
-            keep=keep,
-        )
+        found = evaluate_arithmetic(run, problems, shown, on_attempt=note, **options)
     if samples_out:
-        write_text(samples_out, "".join(f"{line}\n" for line in kept))
+        write_text(samples_out, "".join(f"{line}\n" for line in written))
     if common.as_json:
         of = {"run": str(run_folder), "step": run.step, "test": str(test_file), "train": str(train_file)}
         emit({**found.to_dict(), **of, "settings": list(settings)})
-        return
+    else:
+        _show(found)
+
+
+def _show(found: Arithmetic) -> None:
+    from ..output import say, show_table
+
     rows = [[f"pass@{n}", f"{v:.3f} ± {found.pass_at_stderr[n]:.3f}"] for n, v in found.pass_at.items()]
     show_table(f"{found.problems} problems, {found.samples} samples each", ["", ""], rows)
     say(f"{found.shots_kept:.1f} of {found.shots} examples fitted the prompt; {found.too_long} problems were too long.")

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference import Parts, generate
-from pyro_ltm.inference.generation import Codec
 from pyro_ltm.model import DecodingOptions
 from pyro_ltm.noise import fold
 from pyro_ltm.reading import LARGEST_JSON, parse_json, read_bytes
+from pyro_ltm.runs.run import Run
 from pyro_ltm.scores.estimate import plain
 
 EXTRACTION = (
@@ -35,9 +34,36 @@ class Problem:
     answer: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class ArithmeticOptions:
+    """How problems are put to a model.
+
+    Attributes:
+        k: samples of which one must be right. samples: for each problem, at least k; 0: k.
+        shots: examples in each prompt.
+        temperature, max_new_tokens, seed: of the writing. fast_steps: of each fit; None: as many as in training.
+
+    Raises:
+        UserError: fewer samples than k.
+    """
+
+    k: int = 5
+    samples: int = 0
+    shots: int = 10
+    temperature: float = 0.7
+    max_new_tokens: int = 256
+    fast_steps: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "samples", self.samples or self.k)
+        if self.samples < self.k:
+            raise UserError(f"samples = {self.samples}: at least k = {self.k}")
+
+
 @dataclass(frozen=True)
 class Attempt:
-    """What was written for one problem: the texts, and which of them are right."""
+    """The texts that were written for one problem, and which of them are right; `shots` is -1 where it was too long."""
 
     question: str
     expected: str
@@ -55,8 +81,7 @@ class Arithmetic:
             unbiased estimator of arXiv:2107.03374; pass_at_stderr: over problems.
         problems, samples, shots: what was asked for; shots_kept: mean number of examples that fitted the prompt.
         too_long: problems that did not fit even without an example; they count as wrong.
-        temperature, max_new_tokens, seed: of the writing. fast_steps: of each fit.
-        extraction: how answers were read.
+        temperature, max_new_tokens, fast_steps, seed: of `ArithmeticOptions`. extraction: how answers were read.
     """
 
     pass_at: dict[str, float]
@@ -124,114 +149,86 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
 def prompt_of(shots: Sequence[Problem], question: str) -> str:
     """Examples with their answers, then the question."""
-    told = "".join(f"Question: {shot.question}\nAnswer: {shot.answer}\n\n" for shot in shots)
-    return f"{told}Question: {question}\nAnswer:"
+    shown = "".join(f"Question: {shot.question}\nAnswer: {shot.answer}\n\n" for shot in shots)
+    return f"{shown}Question: {question}\nAnswer:"
 
 
 def attempt(
-    parts: Parts,
-    codec: Codec,
-    problems: Sequence[Problem],
-    examples: Sequence[Problem],
-    *,
-    shots: int = 10,
-    samples: int = 5,
-    temperature: float = 0.7,
-    max_new_tokens: int = 256,
-    fast_steps: int | None = None,
-    seed: int = 0,
+    run: Run, problems: Sequence[Problem], examples: Sequence[Problem], options: ArithmeticOptions
 ) -> Iterator[Attempt]:
-    """Writes answers to each problem: thoughts fitted on its prompt alone, each sample with a draw of its own.
+    """Writes answers to each problem: thoughts fitted on its prompt only, each sample with a draw of its own.
 
     Examples are drawn anew for each problem. Where the prompt and `max_new_tokens` do not fit the model's length,
-    examples are left out from the front; where the question alone does not fit, nothing is written.
+    examples are left out from the front; where even the question does not fit, nothing is written.
 
     Raises:
         UserError: more examples asked for than there are, or no room to write in.
     """
-    room = parts.model.config.max_length
-    if shots > len(examples):
-        raise UserError(f"shots = {shots}: there are {len(examples)} examples")
-    if not 0 < max_new_tokens < room:
-        raise UserError(f"max_new_tokens = {max_new_tokens}: from 1 to {room - 1}, for this model reads {room} tokens")
-    sampler = DecodingOptions(temperature=temperature)
+    length, new = run.config.model.max_length, options.max_new_tokens
+    if options.shots > len(examples):
+        raise UserError(f"shots = {options.shots}: there are {len(examples)} examples")
+    if not 0 < new < length:
+        raise UserError(f"max_new_tokens = {new}: from 1 to {length - 1}, for this model reads {length} tokens")
     for number, problem in enumerate(problems):
-        chosen = random.Random(f"{seed}:{number}").sample(list(examples), shots)
-        while len(codec.encode(prompt_of(chosen, problem.question))) + max_new_tokens > room and chosen:
+        chosen = random.Random(f"{options.seed}:{number}").sample(list(examples), options.shots)
+
+        def fits(shots: Sequence[Problem], question: str = problem.question) -> bool:
+            return len(run.tokenizer.encode(prompt_of(shots, question))) + new <= length
+
+        while chosen and not fits(chosen):
             chosen.pop(0)
-        prompt = prompt_of(chosen, problem.question)
-        fits = len(codec.encode(prompt)) + max_new_tokens <= room
-        texts: list[str] = []
-        if fits:
-            written = generate(
-                parts,
-                codec,
-                prompt=prompt,
-                num=samples,
-                max_new_tokens=max_new_tokens,
-                sampler=sampler,
-                fast_steps=fast_steps,
-                seed=fold(seed, number),
-            )
-            texts = [one.text for one in written]
+        shots = len(chosen) if fits(chosen) else -1
+        texts = _write(run, prompt_of(chosen, problem.question), options, number) if shots >= 0 else []
         expected = extract_answer(problem.answer)
-        right = [extract_answer(text) == expected for text in texts]
-        yield Attempt(problem.question, problem.answer, len(chosen) if fits else -1, texts, right)
+        yield Attempt(problem.question, problem.answer, shots, texts, [extract_answer(t) == expected for t in texts])
+
+
+def _write(run: Run, prompt: str, options: ArithmeticOptions, number: int) -> list[str]:
+    """The samples for the problem of this number."""
+    written = run.generate(
+        prompt=prompt,
+        num=options.samples,
+        max_new_tokens=options.max_new_tokens,
+        sampler=DecodingOptions(temperature=options.temperature),
+        fast_steps=options.fast_steps,
+        seed=fold(options.seed, number),
+    )
+    return [one.text for one in written]
 
 
 def evaluate_arithmetic(
-    parts: Parts,
-    codec: Codec,
+    run: Run,
     problems: Sequence[Problem],
     examples: Sequence[Problem],
     *,
-    k: int = 5,
-    samples: int = 0,
-    shots: int = 10,
-    temperature: float = 0.7,
-    max_new_tokens: int = 256,
-    fast_steps: int | None = None,
-    seed: int = 0,
-    keep: Callable[[Attempt], None] | None = None,
+    on_attempt: Callable[[Attempt], None] | None = None,
+    **options: Any,
 ) -> Arithmetic:
-    """pass@1 and pass@k of a model (the paper, arXiv:2502.01567, reports pass@5 with 10 examples).
+    """pass@1 and pass@k of a run (the paper, arXiv:2502.01567, reports pass@5 with 10 examples).
 
     Args:
-        samples: for each problem; at least k, which is the default.
-        fast_steps: of each fit; None: the model's own.
-        keep: sees each attempt as it is made.
+        on_attempt: sees each attempt as it is made.
+        options: see `ArithmeticOptions`.
 
     Raises:
         UserError: fewer samples than k; or as `attempt`.
     """
-    samples = samples or k
-    if samples < k:
-        raise UserError(f"samples = {samples}: at least k = {k}")
-    shape: dict[str, Any] = {
-        "shots": shots,
-        "samples": samples,
-        "temperature": temperature,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-    }
-    attempts = []
-    for one in attempt(parts, codec, problems, examples, fast_steps=fast_steps, **shape):
+    how, attempts = ArithmeticOptions(**options), []
+    for one in attempt(run, problems, examples, how):
         attempts.append(one)
-        if keep:
-            keep(one)
-    counts = sorted({1, k})
-    shares = {n: [pass_at_k(samples, sum(one.right), n) for one in attempts] for n in counts}
-    size = len(attempts)
+        if on_attempt:
+            on_attempt(one)
+    shares = {n: [pass_at_k(how.samples, sum(one.right), n) for one in attempts] for n in sorted({1, how.k})}
+    size, fitting = len(attempts), [one.shots for one in attempts if one.shots >= 0]
     mean = {n: sum(values) / size for n, values in shares.items()}
-    fitting = [one.shots for one in attempts if one.shots >= 0]
+    squares = {n: sum((value - mean[n]) ** 2 for value in values) for n, values in shares.items()}
+    asked = ("samples", "shots", "temperature", "max_new_tokens", "seed")
     return Arithmetic(
-        pass_at={str(n): mean[n] for n in counts},
-        pass_at_stderr={
-            str(n): math.sqrt(sum((v - mean[n]) ** 2 for v in shares[n]) / max(1, size - 1) / size) for n in counts
-        },
+        pass_at={str(n): mean[n] for n in shares},
+        pass_at_stderr={str(n): math.sqrt(squares[n] / max(1, size - 1) / size) for n in shares},
         problems=size,
         shots_kept=sum(fitting) / len(fitting) if fitting else 0.0,
         too_long=size - len(fitting),
-        fast_steps=parts.steps(fast_steps),
-        **shape,
+        fast_steps=run.parts.steps(how.fast_steps),
+        **{name: getattr(how, name) for name in asked},
     )

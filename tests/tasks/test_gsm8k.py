@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.tiny import tiny_config, tiny_model
 
-from pyro_ltm.config import FastConfig
+from pyro_ltm.config import Config, FastConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import Parts
 from pyro_ltm.objectives import AnalyticELBO
 from pyro_ltm.optimizers import Adam
+from pyro_ltm.runs import Run
 from pyro_ltm.tasks.gsm8k import (
     Problem,
     evaluate_arithmetic,
@@ -69,8 +71,8 @@ class Letters:
         return "".join(self.letters[i - 1] for i in ids if i)
 
 
-def parrot(answer: str, length: int = 96) -> Parts:
-    """A model whose head always writes the next character of `answer`, whatever it has read."""
+def parrot(answer: str, length: int = 96) -> Run:
+    """A run whose head always writes the next character of `answer`, whatever it has read."""
     codec = Letters()
     config = tiny_config(vocab_size=len(codec.letters) + 1, max_length=length)
     model = tiny_model(config)
@@ -92,12 +94,13 @@ def parrot(answer: str, length: int = 96) -> Parts:
         return torch.zeros(len(tokens), 1)
 
     def logits(hidden):
-        told = torch.full((*hidden.shape[:-1], config.vocab_size), -50.0)
-        told[..., written[model.decoder.spoken.count]] = 50.0
-        return told
+        scores = torch.full((*hidden.shape[:-1], config.vocab_size), -50.0)
+        scores[..., written[model.decoder.spoken.count]] = 50.0
+        return scores
 
     model.decoder.prefill, model.decoder.step, model.decoder.logits = prefill, step, logits
-    return Parts(model, MeanField(4, 16), AnalyticELBO(), Adam(), FastConfig(steps=0))
+    parts = Parts(model, MeanField(4, 16), AnalyticELBO(), Adam(), FastConfig(steps=0))
+    return Run(Path("parrot"), Config(model=config), parts, codec, 0)
 
 
 EXAMPLES = [Problem("1 + 1?".replace("+", "x"), "#### 2"), Problem("2 x 2?", "#### 4"), Problem("3 x 1?", "#### 3")]
@@ -105,17 +108,17 @@ EXAMPLES = [Problem("1 + 1?".replace("+", "x"), "#### 2"), Problem("2 x 2?", "##
 
 @pytest.mark.parametrize(("answer", "score"), [(" #### 42", 1.0), (" #### 41", 0.0)])
 def test_a_model_that_knows_the_answer(answer, score):
-    parts, kept = parrot(answer), []
+    run, seen = parrot(answer), []
     problems = [Problem("6 x 7?", "#### 42"), Problem("x" * 90, "#### 42")]
     found = evaluate_arithmetic(
-        parts, Letters(), problems[:1], EXAMPLES, k=2, samples=3, shots=3, max_new_tokens=12, keep=kept.append
+        run, problems[:1], EXAMPLES, k=2, samples=3, shots=3, max_new_tokens=12, on_attempt=seen.append
     )
     assert found.pass_at == {"1": score, "2": score}
     assert found.too_long == 0
     assert (found.max_new_tokens, found.fast_steps) == (12, 0)
     assert 0 < found.shots_kept < 3, "three examples are longer than this model reads"
-    assert kept[0].texts == [answer] * 3
-    both = evaluate_arithmetic(parts, Letters(), problems, EXAMPLES, k=1, shots=0, max_new_tokens=12)
+    assert seen[0].texts == [answer] * 3
+    both = evaluate_arithmetic(run, problems, EXAMPLES, k=1, shots=0, max_new_tokens=12)
     assert both.too_long == 1
     assert both.pass_at["1"] == score / 2
 
@@ -137,9 +140,9 @@ def test_problems_are_read_and_bad_lines_named(tmp_path):
         read_problems(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_problems(tmp_path / "missing.jsonl")
-    parts = parrot("")
+    run = parrot("")
     for options, says in (({"shots": 9}, "there are 3 examples"), ({"max_new_tokens": 99}, "from 1 to 95")):
         with pytest.raises(UserError, match=says):
-            evaluate_arithmetic(parts, Letters(), EXAMPLES, EXAMPLES, **{"shots": 0, "max_new_tokens": 4, **options})
+            evaluate_arithmetic(run, EXAMPLES, EXAMPLES, **{"shots": 0, "max_new_tokens": 4, **options})
     with pytest.raises(UserError, match="at least k"):
-        evaluate_arithmetic(parts, Letters(), EXAMPLES, EXAMPLES, k=5, samples=2)
+        evaluate_arithmetic(run, EXAMPLES, EXAMPLES, k=5, samples=2)
