@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,10 @@ def command(
     include_path: Path | None,
     num_fewshot: int | None,
     limit: int | None,
-    particles: int,
-    fast_steps: int | None,
     settings: tuple[str, ...],
-    stride: int | None,
-    batch_size: int,
     out: Path | None,
     common: Common,
+    **options: Any,
 ) -> None:
     """Runs the evaluation harness (lm-eval) on a run. Needs the extra: pip install -e '.[harness]' in the clone.
 
@@ -67,7 +64,7 @@ def command(
     from pyro_ltm.errors import UserError
     from pyro_ltm.files import write_text
 
-    from ..output import emit, say
+    from ..output import emit
     from ..progress import reporter
     from ..runs import check_target, open_run
 
@@ -80,21 +77,14 @@ def command(
     from pyro_ltm.integrations.harness import HarnessModel, run_harness
 
     seed = common.seed or 0
+    options["stride"] = options["stride"] or 0
     with reporter() as report:
 
         def counting(name: str, total: int) -> Callable[[int, float], None]:
             count = report.counting(name, total, "requests")
             return lambda done, nats: count(done, math.nan)  # what it would call a bound is none here
 
-        model = HarnessModel(
-            run,
-            particles=particles,
-            fast_steps=fast_steps,
-            stride=stride or 0,
-            batch_size=batch_size,
-            seed=seed,
-            counting=counting,
-        )
+        model = HarnessModel(run, seed=seed, counting=counting, **options)
         found = run_harness(model, names, include_path=include_path, num_fewshot=num_fewshot, limit=limit, seed=seed)
     of = {"run": str(run_folder), "step": run.step, "settings": list(settings)}
     result = {**of, **json.loads(json.dumps(found, default=_plain))}
@@ -102,24 +92,31 @@ def command(
         write_text(out, json.dumps(result, indent=2) + "\n")
     if common.as_json:
         emit(result)
-        return
-    _show(result)
+    else:
+        _show(result)
+
+
+def _show(result: dict[str, Any]) -> None:
+    """The table of figures, what is missing in it and why, and how it was measured."""
+    from ..output import say, show_table
+
+    columns = ["task", "metric", "value", "examples given", "documents"]
+    show_table("Evaluation harness", columns, list(_rows(result)))
     for task, why in result["no_bytes"].items():
         say(f"{task}: no figures by the byte or the word: {why}.")
     config = result["config"]
     say(
         f"{config['fast_steps']} fast steps, {config['particles']} particles, thoughts from the context alone, "
-        f"seed {seed}; lm-eval {result['lm_eval_version']}"
+        f"seed {config['seed']}; lm-eval {result['lm_eval_version']}"
     )
     if config["contexts_cut"]:
         say(f"{config['contexts_cut']} contexts were too long for the model and were cut from the left.")
 
 
-def _show(result: dict[str, Any]) -> None:
+def _rows(result: dict[str, Any]) -> Iterator[list[str]]:
     """A row for each metric of each task."""
-    from ..output import margin, nats, show_table
+    from ..output import margin, nats
 
-    rows = []
     for name, metrics in {**result.get("groups", {}), **result["results"]}.items():
         for key, value in metrics.items():
             metric, _, answers = key.partition(",")
@@ -128,14 +125,10 @@ def _show(result: dict[str, Any]) -> None:
             label = metric if answers == "none" else f"{metric} ({answers})"
             stderr = metrics.get(f"{metric}_stderr,{answers}")
             error = margin(stderr) if isinstance(stderr, int | float) else ""
-            count = result["n-samples"].get(name, {}).get("effective")
-            shots = result["n-shot"].get(name)
-            rows.append(
-                [name, label, nats(float(value)) + error, *("-" if n is None else str(n) for n in (shots, count))]
-            )
-    show_table("Evaluation harness", ["task", "metric", "value", "examples given", "documents"], rows)
+            counts = result["n-shot"].get(name), result["n-samples"].get(name, {}).get("effective")
+            yield [name, label, nats(float(value)) + error, *("-" if n is None else str(n) for n in counts)]
 
 
 def _plain(value: Any) -> Any:
-    """What JSON cannot hold by itself: a number of NumPy's, or else its text."""
+    """For JSON: the value of a number of NumPy's; of anything else its text."""
     return value.item() if hasattr(value, "item") else str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from ..options import FOLDER, Common, common, examples, fast_steps, fit_settings
 
 if TYPE_CHECKING:
     from pyro_ltm.data import Reading
+    from pyro_ltm.tasks.written_texts import Level, Samples, Scorer, Speed
 
 
 @click.command(
@@ -41,20 +43,18 @@ if TYPE_CHECKING:
 def command(
     *,
     run_folder: Path | None,
-    num: int,
-    max_new_tokens: int | None,
-    temperature: float,
     texts_file: Path | None,
+    texts_out: Path | None,
     reference: Path | None,
     reading: Reading,
     scorer: Path | None,
     features: Path | None,
     reference_features: Path | None,
     particles: int,
-    texts_out: Path | None,
     fast_steps: int | None,
     settings: tuple[str, ...],
     common: Common,
+    **writing: Any,
 ) -> None:
     """Scores texts, written by --run or read from --texts.
 
@@ -69,68 +69,102 @@ def command(
         raise click.UsageError("give either --run, which writes texts, or --texts, which holds them")
     if bool(features) != bool(reference_features):
         raise click.UsageError("--features and --reference-features go together")
-    from pyro_ltm.data import read_source
-    from pyro_ltm.data.tokenizer.cutting import whole_documents
-    from pyro_ltm.errors import UserError
-    from pyro_ltm.files import write_text
-    from pyro_ltm.model import DecodingOptions
-    from pyro_ltm.runs import Run
-    from pyro_ltm.tasks.written_texts import read_features, save_texts, score_samples, write_samples
+    from pyro_ltm.tasks.written_texts import read_features, score_samples
 
-    from ..output import emit, say
-    from ..runs import check_target, open_run, open_scorer
-
-    def read(path: Path) -> list[str]:
-        return [document.text for document in whole_documents(read_source(str(path), reading))]
+    from ..output import emit
+    from ..runs import check_target
 
     if texts_out:
         check_target(texts_out, reference)
-    held = read(reference) if reference else None
+    references = _read(reference, reading) if reference else None
     pair = (read_features(features), read_features(reference_features)) if features and reference_features else None
-    judge = open_scorer(scorer, common) if scorer else None
-    of: dict[str, Any] = {"run": run_folder, "texts": texts_file, "reference": reference, "scorer": scorer}
-    if isinstance(judge, Run):
-        judge = judge.with_fast_loop(settings)
-        of |= {"scorer_step": judge.step, "settings": list(settings)}
-    elif settings:
-        raise UserError("--set: is of a run that scores (--scorer RUN), and no run does: no posterior is fitted")
-    seed, speed = common.seed or 0, None
+    opened, scored_by = _open(scorer, common, settings, particles=particles, fast_steps=fast_steps)
     if run_folder:
-        run, sampler = open_run(run_folder, common), DecodingOptions(temperature=temperature)
-        longest = max_new_tokens or run.config.model.max_length
-        texts, speed = write_samples(run, num=num, max_new_tokens=longest, sampler=sampler, seed=seed)
-        if texts_out:
-            write_text(texts_out, save_texts(texts))
-        of |= {"step": run.step, "temperature": temperature, "max_new_tokens": longest}
+        texts, speed, written_by = _write(run_folder, texts_out, common, **writing)
     else:
         assert texts_file is not None
-        texts = read(texts_file)
-    found = score_samples(
-        texts,
-        reference=held,
-        scorer=judge,
-        features=pair,
-        particles=particles,
-        fast_steps=fast_steps,
-        seed=seed,
-        speed=speed,
-    )
+        texts, speed, written_by = _read(texts_file, reading), None, {}
+    seed = common.seed or 0
+    found = score_samples(texts, reference=references, scorer=opened, features=pair, speed=speed, seed=seed)
     if common.as_json:
-        emit({**found.to_dict(), **of})
-        return
-    _show(found)
-    if speed:
+        of = {"run": run_folder, "texts": texts_file, "reference": reference, "scorer": scorer}
+        emit({**found.to_dict(), **of, **scored_by, **written_by})
+    else:
+        _show(found)
+
+
+def _read(path: Path, reading: Reading) -> list[str]:
+    from pyro_ltm.data import read_source
+    from pyro_ltm.data.tokenizer.cutting import whole_documents
+
+    return [document.text for document in whole_documents(read_source(str(path), reading))]
+
+
+def _open(
+    path: Path | None, common: Common, settings: tuple[str, ...], **bound: Any
+) -> tuple[Scorer | None, dict[str, Any]]:
+    """The scoring model, if any, and of a run what to say of it; `bound`: particles and fast steps of a run's bound."""
+    from pyro_ltm.errors import UserError
+    from pyro_ltm.runs import Run
+    from pyro_ltm.tasks.written_texts import RunScorer
+
+    from ..runs import open_scorer
+
+    opened = open_scorer(path, common) if path else None
+    if isinstance(opened, Run):
+        run = opened.with_fast_loop(settings)
+        return RunScorer(run, seed=common.seed or 0, **bound), {"scorer_step": run.step, "settings": list(settings)}
+    if settings:
+        raise UserError("--set: is of a run that scores (--scorer RUN), and no run does: no posterior is fitted")
+    return opened, {}
+
+
+def _write(
+    folder: Path, out: Path | None, common: Common, *, num: int, max_new_tokens: int | None, temperature: float
+) -> tuple[list[str], Speed, dict[str, Any]]:
+    """Texts of a run, also into the file `out`, how fast they were written, and how."""
+    from pyro_ltm.files import write_text
+    from pyro_ltm.model import DecodingOptions
+    from pyro_ltm.tasks.written_texts import save_texts, write_samples
+
+    from ..runs import open_run
+
+    run, sampler = open_run(folder, common), DecodingOptions(temperature=temperature)
+    longest = max_new_tokens or run.config.model.max_length
+    texts, speed = write_samples(run, num=num, max_new_tokens=longest, sampler=sampler, seed=common.seed or 0)
+    if out:
+        write_text(out, save_texts(texts))
+    return texts, speed, {"step": run.step, "temperature": temperature, "max_new_tokens": longest}
+
+
+def _show(found: Samples) -> None:
+    from ..output import say, show_table
+
+    compared = found.reference_metrics is not None
+    rows = _metric_rows(found) + (_level_rows(found, compared) if found.generative else [])
+    show_table("Texts", ["", "these", *(["reference"] if compared else [])], rows)
+    if found.no_bytes:
+        say(f"No bits a byte under the scorer: {found.no_bytes}.")
+    how: Any = found.generative
+    if hasattr(how, "window"):  # a Hugging Face model's
+        first = f"each text after {how.start}" if how.start is not None else "the first token of each text is given"
+        longer = f"; {how.windowed} longer than that, in windows moved by {how.stride}" if how.windowed else ""
+        say(f"Scored: {first}; {how.window} tokens at a time{longer}")
+    if found.mauve:
+        one = found.mauve
+        say(f"MAUVE {one.score:.3f} ± {one.spread:.3f} over {one.seeds} seeds ({found.features})")
+    if speed := found.speed:
         say(
             f"{speed.tokens:,} tokens in {speed.seconds:.2f} s: {speed.tokens_per_second:,.0f} a second, "
             f"{speed.batch_size} texts at a time, {speed.threads} threads, {speed.device}"
         )
 
 
-def _show(found: object) -> None:
-    from ..output import margin, nats, say, show_table
+def _metric_rows(found: Samples) -> list[list[str]]:
+    """Figures of the texts and of the reference, with their errors."""
+    from ..output import margin, nats
 
-    it: Any = found
-    both = [one for one in (it.metrics, it.reference_metrics) if one]
+    both = [one for one in (found.metrics, found.reference_metrics) if one]
 
     def row(name: str, figure: str, n: int | None = None) -> list[str]:
         cells = []
@@ -145,31 +179,23 @@ def _show(found: object) -> None:
     rows.append(row("entropy of words, bits", "entropy_bits"))
     rows += [row(f"distinct-{n}", "distinct", n) for n in range(1, 5)]
     rows += [row(f"repetition of {n} words", "repetition", n) for n in (1, 4)]
-    rows.append(row("self-BLEU", "self_bleu"))
-    if it.generative:
-        scored = [one for one in (it.generative, it.reference_generative) if one]
-        scored += [None] * (len(both) - len(scored))
-        kind = "exact" if it.generative_is_exact else "at most"
-        levels = ["-" if b is None else nats(b.nats_per_token) + margin(b.nats_per_token_stderr) for b in scored]
-        rows.append([f"nats a token under the scorer, {kind}", *levels])
-        perplexities = ["-" if b is None else nats(b.perplexity, 2) for b in scored]
-        rows.append([f"generative perplexity, {kind}", *perplexities])
-        if math.isfinite(it.generative.bits_per_byte):
-            rows.append([f"bits a byte, {kind}", *("-" if b is None else nats(b.bits_per_byte) for b in scored)])
-    show_table("Texts", ["", "these", "reference"][: len(both) + 1], rows)
-    if it.no_bytes:
-        say(f"No bits a byte under the scorer: {it.no_bytes}.")
-    if hasattr(it.generative, "window"):
-        _say_how(it.generative)
-    if it.mauve:
-        say(f"MAUVE {it.mauve.score:.3f} ± {it.mauve.spread:.3f} over {it.mauve.seeds} seeds ({it.features})")
+    return [*rows, row("self-BLEU", "self_bleu")]
 
 
-def _say_how(figure: object) -> None:
-    """How a Hugging Face model read the texts."""
-    from ..output import say
+def _level_rows(found: Samples, compared: bool) -> list[list[str]]:
+    """What the texts and the reference cost under the scoring model."""
+    from ..output import margin, nats
 
-    it: Any = figure
-    first = f"each text after {it.start}" if it.start is not None else "the first token of each text is given"
-    longer = f"; {it.windowed} longer than that, in windows moved by {it.stride}" if it.windowed else ""
-    say(f"Scored: {first}; {it.window} tokens at a time{longer}")
+    scored = [found.generative, found.reference_generative] if compared else [found.generative]
+    kind = "exact" if found.generative_is_exact else "at most"
+
+    def row(name: str, cell: Callable[[Level], str]) -> list[str]:
+        return [f"{name}, {kind}", *("-" if one is None else cell(one) for one in scored)]
+
+    rows = [
+        row("nats a token under the scorer", lambda one: nats(one.nats_per_token) + margin(one.nats_per_token_stderr)),
+        row("generative perplexity", lambda one: nats(one.perplexity, 2)),
+    ]
+    if found.generative and math.isfinite(found.generative.bits_per_byte):
+        rows.append(row("bits a byte", lambda one: nats(one.bits_per_byte)))
+    return rows

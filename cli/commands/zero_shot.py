@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 UNITS = ("nats_per_token", "bits_per_byte", "word_perplexity")
 FIGURES = tuple(name for unit in UNITS for name in (unit, f"{unit}_stderr"))
-BESIDE = ("twin", "floor")
-"""Figures that stand in the table of a task's first."""
+COMPARED = ("twin", "floor")
+"""Figures to compare a task's first with: they stand in its table."""
 GAP = 3
 """Characters between two columns of a table."""
 
@@ -44,7 +44,7 @@ GAP = 3
     default="bound",
     help="bound: an upper bound on nats. prefix: what is predicted from the text so far.",
 )
-@click.option("--twin", "twin_folder", metavar="RUN", type=FOLDER, help="A run to score on the same text, beside it.")
+@click.option("--twin", "twin_folder", metavar="RUN", type=FOLDER, help="A run to score on the same text.")
 @click.option("--particles", metavar="K", type=click.IntRange(1), default=16, help="Draws from each posterior.")
 @fast_steps
 @fit_settings
@@ -60,14 +60,11 @@ def command(
     only: tuple[str, ...],
     protocol: str,
     twin_folder: Path | None,
-    particles: int,
-    fast_steps: int | None,
-    settings: tuple[str, ...],
     stride: int | None,
-    sequences: int | None,
-    batch_size: int,
+    settings: tuple[str, ...],
     out: Path | None,
     common: Common,
+    **options: Any,
 ) -> None:
     """Scores a run on texts that it was not trained on: by the token, by the byte and by the word of the original.
 
@@ -99,22 +96,10 @@ def command(
     differs = check_twin(run, twin) if twin is not None else []
     from pyro_ltm.tasks.zero_shot import score_task
 
-    scores: dict[str, TaskScore] = {}
+    options |= {"protocols": ("bound", "prefix") if protocol == "all" else (protocol,)}
+    options |= {"stride": stride or 0, "seed": common.seed or 0}
     with reporter() as report:
-        for task in tasks:
-            scores[task.name] = score_task(
-                run,
-                task,
-                twin=twin,
-                protocols=("bound", "prefix") if protocol == "all" else (protocol,),
-                particles=particles,
-                fast_steps=fast_steps,
-                stride=stride or 0,
-                sequences=sequences,
-                batch_size=batch_size,
-                seed=common.seed or 0,
-                counting=report.counting,
-            )
+        scores = {task.name: score_task(run, task, twin=twin, counting=report.counting, **options) for task in tasks}
     result: dict[str, Any] = {"run": str(run_folder), "step": run.step, "settings": list(settings)}
     if twin_folder:
         result |= {"twin_run": str(twin_folder), "twin_differs": differs}
@@ -134,25 +119,25 @@ def _show(scores: dict[str, TaskScore]) -> None:
     headings: dict[str, list[tuple[str, str]]] = {}
     for task, score in scores.items():
         for name, meaning in score.meanings.items():
-            heading = next(iter(score.meanings.values())) if name in BESIDE else meaning
+            heading = next(iter(score.meanings.values())) if name in COMPARED else meaning
             headings.setdefault(heading, []).append((task, name))
-    for heading, members in headings.items():
-        show_table(heading[:1].upper() + heading[1:], *_table(scores, members))
+    for heading, figures in headings.items():
+        show_table(heading[:1].upper() + heading[1:], *_table(scores, figures))
     for task, score in scores.items():
         _say_of(task, score)
     first = next(iter(scores.values()))
     say(f"{first.fast_steps} fast steps, {first.particles} particles, fresh noise, seed {first.seed}")
 
 
-def _table(scores: dict[str, TaskScore], members: list[tuple[str, str]]) -> tuple[list[str], list[list[str]]]:
+def _table(scores: dict[str, TaskScore], figures: list[tuple[str, str]]) -> tuple[list[str], list[list[str]]]:
     """The columns and the rows of figures, each a task and its own name in it, under the names of the tasks."""
     from ..output import margin, nats, stdout_console
 
-    twin = ["below the twin"] if any(scores[task].below_twin for task, _ in members) else []
-    exact = any(not scores[task].no_bytes for task, _ in members)
+    twin = ["below the twin"] if any(scores[task].below_twin for task, _ in figures) else []
+    exact = any(not scores[task].no_bytes for task, _ in figures)
     columns = ["", "nats a token", *(["bits a byte", "word perplexity"] if exact else []), *twin]
     rows: list[list[str]] = []
-    for task, name in members:
+    for task, name in figures:
         score, level = scores[task], scores[task].levels[name]
         gap = score.below_twin.get(name)
         rows += [] if any(row[0] == task for row in rows) else [[task, *[""] * (len(columns) - 1)]]
@@ -179,7 +164,7 @@ def _by_text(level: Level) -> list[str]:
 
 
 def _say_of(task: str, score: TaskScore) -> None:
-    """What was counted of a task, and where its figures stand above the floor."""
+    """Prints what was counted of a task, and where its figures stand above the floor."""
     from ..output import margin, nats, say
 
     about = "about " if score.counts_are_estimated else ""
@@ -200,12 +185,12 @@ def _say_of(task: str, score: TaskScore) -> None:
 
 
 def _label(score: TaskScore, name: str) -> str:
-    """What a figure is called in the table."""
+    """The name of a figure in the table."""
     if name == "importance-weighted":
         return f"IWAE, {score.particles} draws"
     if name == "prefix":
         return f"a fit every {score.stride} tokens"
-    return name if name in BESIDE else "ELBO" if score.fitted else "exact"
+    return name if name in COMPARED else "ELBO" if score.fitted else "exact"
 
 
 def _short(value: float, before: str = "") -> str:

@@ -36,7 +36,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
 from pyro_ltm.reading import read_toml
 from pyro_ltm.scores.dependence import Blocks
-from pyro_ltm.scores.estimate import perplexity
+from pyro_ltm.scores.estimate import Figure, perplexity
 
 _CLOSING = re.compile(r" ([,.;:!?%)\]}]|'(?:s|t|m|d|re|ve|ll)\b)")
 _OPENING = re.compile(r"([(\[{$£]) ")
@@ -127,8 +127,8 @@ class Level:
     Attributes:
         nats_per_token: total nats / total tokens. nats_per_token_stderr: its standard error. blocks: over what it was
             taken. The rest is NaN where the tokens do not determine the text.
-        bits_per_byte: total bits / bytes of the original text. bits_per_byte_stderr: its standard error, the bytes held
-            fixed.
+        bits_per_byte: total bits / bytes of the original text. bits_per_byte_stderr: its standard error, for this
+            number of bytes.
         nats_per_word: total nats / words of the original text. word_perplexity: exp of it.
         word_perplexity_stderr: its standard error, linearized.
     """
@@ -143,23 +143,22 @@ class Level:
     word_perplexity_stderr: float
 
     @classmethod
-    def of(
-        cls, nats_per_token: float, stderr: float, blocks: Blocks, *, tokens: int, counts: TextCounts | None
-    ) -> Level:
+    def of(cls, figure: Figure, tokens: int, counts: TextCounts | None) -> Level:
         """The figure of a text of so many tokens; without `counts`, where they do not determine it, by the token."""
-        by_word = bits_by_byte = math.nan
+        by_word = by_byte = math.nan
         if counts:
-            by_word, bits_by_byte = tokens / max(counts.words, 1), tokens / max(counts.bytes, 1) / math.log(2)
-        by_words = perplexity(nats_per_token * by_word)
+            by_word, by_byte = tokens / max(counts.words, 1), tokens / max(counts.bytes, 1) / math.log(2)
+        nats, stderr = figure.nats_per_token, figure.nats_per_token_stderr
+        word_perplexity = perplexity(nats * by_word)
         return cls(
-            nats_per_token=nats_per_token,
+            nats_per_token=nats,
             nats_per_token_stderr=stderr,
-            blocks=blocks,
-            bits_per_byte=nats_per_token * bits_by_byte,
-            bits_per_byte_stderr=stderr * bits_by_byte,
-            nats_per_word=nats_per_token * by_word,
-            word_perplexity=by_words,
-            word_perplexity_stderr=by_words * stderr * by_word,
+            blocks=figure.blocks,
+            bits_per_byte=nats * by_byte,
+            bits_per_byte_stderr=stderr * by_byte,
+            nats_per_word=nats * by_word,
+            word_perplexity=word_perplexity,
+            word_perplexity_stderr=word_perplexity * stderr * by_word,
         )
 
 

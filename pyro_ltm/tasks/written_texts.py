@@ -1,4 +1,4 @@
-"""Written texts, scored: figures of the texts themselves, what a scoring model makes of them, how fast they came."""
+"""Scores of written texts: figures of the texts themselves, their nats under a scoring model, how fast they came."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Scorer(Protocol):
         """What `features` are, in words."""
 
     def score(self, texts: Sequence[str]) -> Level:
-        """What the texts cost under it."""
+        """The nats of the texts under it."""
 
     def why_no_bytes(self, texts: Sequence[str]) -> str:
         """Why there is no figure of the texts by the byte; empty where there is one."""
@@ -82,7 +82,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What is known of a set of texts.
+    """The figures of a set of texts.
 
     Attributes:
         metrics: of the texts; reference_metrics: of the reference texts, where there are some.
@@ -136,28 +136,25 @@ def score_samples(
     texts: Sequence[str],
     *,
     reference: Sequence[str] | None = None,
-    scorer: Run | Scorer | None = None,
+    scorer: Scorer | None = None,
     features: tuple[Tensor, Tensor] | None = None,
-    particles: int = 16,
-    fast_steps: int | None = None,
     seed: int = 0,
     speed: Speed | None = None,
 ) -> Samples:
     """Scores texts.
 
     Args:
-        reference: texts to hold them against.
-        scorer: a run of ours, or another model, that scores both; without `features` its own are MAUVE's, where there
+        reference: texts to compare them with.
+        scorer: a model that scores both, such as a `RunScorer`; without `features` its own are MAUVE's, where there
             are at least 10 texts on either side.
         features: of the texts and of the reference, [n, d] and [m, d].
-        particles, fast_steps: of a run's bound.
+        seed: of MAUVE's buckets.
     """
     found: dict[str, Any] = {"metrics": text_metrics(texts), "speed": speed, "seed": seed}
     if reference is not None:
         found["reference_metrics"] = text_metrics(reference)
-    if isinstance(scorer, Run):
-        found["fast_steps"] = scorer.parts.steps(fast_steps)
-        scorer = RunScorer(scorer, particles=particles, fast_steps=fast_steps, seed=seed)
+    if isinstance(scorer, RunScorer):
+        found["fast_steps"] = scorer.run.parts.steps(scorer.fast_steps)
     if scorer is not None:
         found |= {"generative": scorer.score(texts), "generative_is_exact": scorer.is_exact}
         found["no_bytes"] = scorer.why_no_bytes(texts) or scorer.why_no_bytes(reference or [])
@@ -202,7 +199,7 @@ class RunScorer:
 
     @property
     def feature_name(self) -> str:
-        """What its features are."""
+        """The name of its features."""
         return f"mean last hidden states of {self.run.folder}; not comparable with published figures"
 
     def score(self, texts: Sequence[str]) -> Bound:

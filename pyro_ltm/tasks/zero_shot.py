@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.runs.protocols import Count, evaluate_protocols, valid_figures
+from pyro_ltm.runs.protocols import Count, Evaluation, evaluate_protocols, valid_figures
 from pyro_ltm.runs.run import Run
 from pyro_ltm.scores import Difference
 from pyro_ltm.scores.estimate import plain
@@ -74,23 +74,18 @@ def score_task(
     run: Run,
     task: Task,
     *,
-    twin: Run | None = None,
-    protocols: Sequence[str] = ("bound",),
     particles: int = 16,
-    fast_steps: int | None = None,
-    stride: int = 0,
     sequences: int | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
     counting: Callable[[str, int], Count] | None = None,
+    **scoring: Any,
 ) -> TaskScore:
     """Scores `run`, and its twin on the same tokens, on one task.
 
     Args:
-        protocols: of `bound` and `prefix`.
         particles: draws K, of the importance-weighted bound and of the predictive mixture.
         sequences: at most so many; None: as the task says.
         counting: begins to count the sequences of a figure, of so many, and gives what is called with the progress.
+        scoring: `protocols` of `bound` and `prefix`, `twin` and the rest of `evaluate_protocols`.
 
     Raises:
         UserError: the text cannot be read, its sequences do not fit the model, or a figure lies below the entropy of a
@@ -98,50 +93,32 @@ def score_task(
     """
     with _named(task), tempfile.TemporaryDirectory(prefix="pyro-ltm-") as temporary:
         data, counts = prepare_task(task, run.tokenizer, run.sequence_length, Path(temporary))
-        limits = [limit for limit in (task.sequences, sequences) if limit]
-        total = min([len(data), *limits])
+        total = min([len(data), *(limit for limit in (task.sequences, sequences) if limit)])
 
         def count(name: str) -> Count:
             assert counting is not None
             return counting(f"{task.name}: {name}", total)
 
-        found = evaluate_protocols(
-            run,
-            data,
-            protocols=protocols,
-            twin=twin,
-            particles=particles,
-            fast_steps=fast_steps,
-            stride=stride,
-            sequences=total,
-            batch_size=batch_size,
-            seed=seed,
-            counting=count if counting else None,
-        )
+        scoring |= {"particles": particles, "sequences": total, "counting": count if counting else None}
+        found = evaluate_protocols(run, data, **scoring)
         share = (found.bound or found.prefix).tokens / data.tokens  # type: ignore[union-attr]
         whole = total == len(data)
     scored = TextCounts(counts.documents, round(counts.words * share), round(counts.bytes * share))
-    figures: dict[str, Any] = valid_figures({"bound": found.bound, "prefix": found.prefix})
-    if not run.config.model.thoughts or particles == 1:
-        figures.pop("importance-weighted", None)  # it says nothing that the bound does not
-    if found.twin:
-        figures["twin"] = found.twin
-    if found.floor:
-        figures["floor"] = found.floor
+    return _task_score(run, task, found, scored, sequences=total, counts_are_estimated=not whole)
+
+
+def _task_score(run: Run, task: Task, found: Evaluation, scored: TextCounts, **more: Any) -> TaskScore:
+    """The figures of an evaluation as those of a task, over the words and bytes that were scored."""
     first: Any = found.bound or found.prefix
     exact = not run.config.model.thoughts
+    figures: dict[str, Any] = valid_figures({"bound": found.bound, "prefix": found.prefix})
+    if exact or first.particles == 1:
+        figures.pop("importance-weighted", None)  # it says nothing that the bound does not
+    figures |= {name: one for name, one in (("twin", found.twin), ("floor", found.floor)) if one}
+    counts = None if found.no_bytes else scored
     return TaskScore(
         task=task,
-        levels={
-            name: Level.of(
-                one.nats_per_token,
-                one.nats_per_token_stderr,
-                one.blocks,
-                tokens=first.tokens,
-                counts=None if found.no_bytes else scored,
-            )
-            for name, one in figures.items()
-        },
+        levels={name: Level.of(figure, first.tokens, counts) for name, figure in figures.items()},
         meanings={name: _meaning(name, exact) for name in figures},
         below_twin={name: gap for name, gap in found.below_twin.items() if name in figures},
         above_floor={name: gap for name, gap in found.above_floor.items() if name in figures},
@@ -151,18 +128,17 @@ def score_task(
         tokens=first.tokens,
         words=scored.words,
         bytes=scored.bytes,
-        sequences=total,
-        counts_are_estimated=not whole,
         particles=first.particles,
         fast_steps=first.fast_steps,
         stride=found.prefix.stride if found.prefix else None,
-        seed=seed,
+        seed=first.seed,
+        **more,
     )
 
 
 @contextlib.contextmanager
 def _named(task: Task) -> Iterator[None]:
-    """Says of which task it is what turns out wrong in the block."""
+    """Names the task in an error of the block."""
     try:
         yield
     except UserError as error:
