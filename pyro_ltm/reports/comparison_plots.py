@@ -101,7 +101,9 @@ def plot_rate_distortion(comparison: Comparison) -> Figure:
     figure, (axes,) = panels(9.2, 6.4 if len(guides) + len(objectives) > 16 else 5.2)
     limit = _limits([pair.level for pair in pairs], [])[1]
     shown = [pair for pair in pairs if pair.level <= limit]
-    colours = [{"color": PALETTE[i % 10], "fillstyle": "full" if i < 10 else "none"} for i in range(len(guides))]
+    colours: list[dict[str, Any]] = [
+        {"color": PALETTE[i % 10], "fillstyle": "full" if i < 10 else "none"} for i in range(len(guides))
+    ]
     markers = [MARKERS[i % len(MARKERS)] for i in range(len(objectives))]
     for pair in shown:
         style = {**colours[guides.index(pair.guide)], "marker": markers[objectives.index(pair.objective)]}
@@ -116,12 +118,9 @@ def plot_rate_distortion(comparison: Comparison) -> Figure:
         axes.set_title(f"off the scale, see the table: {len(pairs) - len(shown)}", fontsize=9, loc="right")
     by_guide = [Line2D([], [], linestyle="none", marker="o", **colour) for colour in colours]
     by_objective = [Line2D([], [], linestyle="none", marker=marker, color="0.35") for marker in markers]
-    for title, handles, names, where in (
-        ("guide", by_guide, guides, "outside right upper"),
-        ("objective", by_objective, objectives, "outside right lower"),
-    ):
-        labels = [legible(name) for name in names]
-        figure.legend(handles, labels, title=title, loc=where, frameon=False, fontsize=8)
+    side: dict[str, Any] = {"frameon": False, "fontsize": 8}
+    figure.legend(by_guide, [*map(legible, guides)], title="guide", loc="outside right upper", **side)
+    figure.legend(by_objective, [*map(legible, objectives)], title="objective", loc="outside right lower", **side)
     return figure
 
 
