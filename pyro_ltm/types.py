@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -181,33 +181,40 @@ def check_flags(kind: type, fields: Container[str] = ()) -> None:
             raise TypeError(f"{kind.__name__}.{name}: no such flag{suggest(name, known)}")
 
 
-T = TypeVar("T")
+class Registered(Protocol):
+    """The attributes of every class in a registry: how a reader chooses it, and options that may follow its name."""
+
+    card: ClassVar[Card]
+    arguments: ClassVar[tuple[str, ...]]
+
+
+T = TypeVar("T", bound=Registered)
 
 
 class Registry(Generic[T], Mapping[str, type[T]]):
     """Names to classes, once per axis, used only at the edge (command line, TOML).
 
-    A name may carry arguments: `renyi:0.5:16` stands for the member `renyi` with the first two of the options that its
-    class lists in `arguments`; `low-rank:rank=8` names the option.
+    A name may carry arguments: `renyi:0.5:16` stands for the class `renyi` with the first two of the options that it
+    lists in `arguments`; `low-rank:rank=8` names the option.
     """
 
-    def __init__(self, axis: str, members: Mapping[str, type[T]]):
+    def __init__(self, axis: str, classes: Mapping[str, type[T]]):
         self.axis = axis
-        self._members = dict(members)
+        self._classes = dict(classes)
 
     def __getitem__(self, name: str) -> type[T]:
-        if name not in self._members:
+        if name not in self._classes:
             raise UserError(f"unknown {self.axis} '{name}'{suggest(name, self)}: choose from {', '.join(self)}")
-        return self._members[name]
+        return self._classes[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._members  # Mapping's own asks `[]`, which raises UserError and no KeyError
+        return name in self._classes  # Mapping's own asks `[]`, which raises UserError and no KeyError
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._members)
+        return iter(self._classes)
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._classes)
 
     def parse(self, text: str) -> Component:
         """The component that `text` (`name` or `name:argument:...`) stands for.
@@ -216,9 +223,9 @@ class Registry(Generic[T], Mapping[str, type[T]]):
             UserError: unknown name, too many arguments, or an argument of the wrong type.
         """
         name, *given = text.split(":")
-        member = self[name]
-        places = getattr(member, "arguments", ())
-        parameters = inspect.signature(member).parameters
+        kind = self[name]
+        places = kind.arguments
+        parameters = inspect.signature(kind).parameters
         usage = ":".join([name, *(place.upper() for place in places)])
         options: dict[str, Any] = {}
         for index, argument in enumerate(given):
@@ -231,7 +238,7 @@ class Registry(Generic[T], Mapping[str, type[T]]):
         return Component(name=name, options=options)
 
     def build(self, component: Component, **shared: Any) -> T:
-        """The member that `component` names, with its options; `shared` arguments go only to classes that take them.
+        """An object of the class that `component` names; `shared` arguments go only to classes that take them.
 
         Raises:
             UserError: unknown name, unknown option, or an option of the wrong type or out of its range.
@@ -239,8 +246,8 @@ class Registry(Generic[T], Mapping[str, type[T]]):
         if ":" in component.name:
             parsed = self.parse(component.name)
             component = Component(name=parsed.name, options={**parsed.options, **component.options})
-        member = self[component.name]
-        parameters = inspect.signature(member).parameters
+        kind = self[component.name]
+        parameters = inspect.signature(kind).parameters
         for key, value in component.options.items():
             if key not in parameters or key in shared:
                 known = [name for name in parameters if name not in shared]
@@ -255,7 +262,7 @@ class Registry(Generic[T], Mapping[str, type[T]]):
             key: float(value) if isinstance(parameters[key].default, float) else value
             for key, value in component.options.items()
         }
-        return member(**options, **taken)
+        return kind(**options, **taken)
 
 
 def _read(text: str, wanted: type, name: str) -> Any:

@@ -106,7 +106,7 @@ class HarnessModel(LM):
         self._device = self.run.parts.device
         self._counting = counting or (lambda name, total: lambda done, nats: None)
         self.contexts_cut = 0
-        self.fidelity: dict[str, RoundTrip] = {}
+        self.round_trips: dict[str, RoundTrip] = {}
 
     @property
     def eot_token_id(self) -> int:
@@ -144,7 +144,7 @@ class HarnessModel(LM):
         for request in requests:
             text = request.args[0]
             ids = self.run.tokenizer.encode(text)
-            self.fidelity.setdefault(str(request.task_name), RoundTrip()).add(self.run.tokenizer, text, ids)
+            self.round_trips.setdefault(str(request.task_name), RoundTrip()).add(self.run.tokenizer, text, ids)
             tokens = (self.eot_token_id, *ids)
             key = ("text", str(request.task_name), str(request.doc_id))
             blocks.append(self._windows(tokens, key, given=1, stride=self.stride))
@@ -342,7 +342,7 @@ def run_harness(
         except ValueError as error:  # what the harness says of tasks that it will not run
             raise UserError(f"--tasks {','.join(tasks)}: {one_line(error, 300)}") from error
     kept = {name: value for name, value in results.items() if name in KEPT}
-    no_bytes = {name: why for name, found in model.fidelity.items() if (why := found.why_no_bytes)}
+    no_bytes = {name: why for name, found in model.round_trips.items() if (why := found.why_no_bytes)}
     _leave_out(kept, no_bytes)
     return kept | {"no_bytes": no_bytes, "lm_eval_version": lm_eval.__version__}
 
