@@ -1,4 +1,4 @@
-"""What the commands share in what they take: options that every command has, types of arguments, examples."""
+"""Options that several commands take, types of arguments, examples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOLDER = click.Path(path_type=Path)
 
 @dataclass(frozen=True)
 class Common:
-    """What every command takes. None: the configuration's or the run's own."""
+    """Options of every command. None: the configuration's or the run's own."""
 
     as_json: bool
     seed: int | None
@@ -45,7 +45,7 @@ class Text(click.ParamType):
 
 
 def examples(*lines: str) -> str:
-    """An epilog with one command a line, kept as it is."""
+    """An epilog with one command a line, as it is."""
     return "\b\n" + ("Example:" if len(lines) == 1 else "Examples:") + "".join(f"\n  {line}" for line in lines)
 
 

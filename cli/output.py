@@ -1,4 +1,4 @@
-"""What the commands share in what they print: results on stdout, messages on stderr, nothing taken for markup.
+"""Printing: results on stdout, messages on stderr, nothing taken for markup.
 
 What people read, on a terminal or through a pipe, shows control characters written out (`visible`): texts, paths and
 names come from anywhere. JSON has its own way to write them, and files that a command writes hold them as they are.
@@ -58,7 +58,7 @@ def stdout_console() -> Any:
 
 
 def show_next(*commands: Sequence[str]) -> None:
-    """What to try next."""
+    """Commands to try next."""
     say("Next:")
     for command in commands:
         say(f"  {shlex.join(command)}")

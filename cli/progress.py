@@ -23,7 +23,7 @@ class Reporter(AbstractContextManager["Reporter"]):
     """Shows how far work has come. Use as a context manager, which takes the bar away at the end."""
 
     @abstractmethod
-    def preparing(self, stage: str, pieces: int, characters: int) -> None:
+    def preparing(self, what: str, pieces: int, characters: int) -> None:
         """Text read so far, as `prepare` reports it."""
 
     @abstractmethod
@@ -50,17 +50,17 @@ class LineReporter(Reporter):
     def __init__(self, seconds: float = SECONDS_BETWEEN_LINES):
         self._seconds = seconds
         self._last = 0.0
-        self._stage = ""
+        self._doing = ""
         self._started: tuple[float, int] | None = None
 
     def __exit__(self, *error: object) -> None:
         pass
 
-    def preparing(self, stage: str, pieces: int, characters: int) -> None:
-        """A line where a stage begins, then now and then."""
-        if self._due(stage != self._stage):
-            note(f"{STAGES.get(stage, stage)}: {characters:,} characters")
-        self._stage = stage
+    def preparing(self, what: str, pieces: int, characters: int) -> None:
+        """A line where another kind of work begins, then now and then."""
+        if self._due(what != self._doing):
+            note(f"{PREPARING.get(what, what)}: {characters:,} characters")
+        self._doing = what
 
     def training(self, progress: Progress) -> None:
         """A line for each validation, for the first and the last step, and now and then."""
@@ -130,9 +130,9 @@ class BarReporter(Reporter):
     def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
-    def preparing(self, stage: str, pieces: int, characters: int) -> None:
+    def preparing(self, what: str, pieces: int, characters: int) -> None:
         """The characters read; how many there will be is not known."""
-        self._show(STAGES.get(stage, stage), None, 0, f"{characters:,} characters")
+        self._show(PREPARING.get(what, what), None, 0, f"{characters:,} characters")
 
     def training(self, progress: Progress) -> None:
         """The bar, and a line above it for each validation."""
@@ -161,11 +161,11 @@ class BarReporter(Reporter):
             self._bars.update(self._task, completed=done, figures=text)
 
 
-STAGES = {"tokenizer": "reading text for the tokenizer", "encode": "text to tokens"}
+PREPARING = {"tokenizer": "reading text for the tokenizer", "encode": "text to tokens"}
 
 
 def figures(progress: Progress, *, short: bool = False) -> str:
-    """What a slow step measured, on one line."""
+    """The figures of a slow step, on one line."""
     speed = f"{progress.tokens_per_second:,.0f}"
     if progress.figure == "exact":
         return f"{speed} {'tok/s' if short else 'tokens/s'}  {_exact(progress.bound)}"

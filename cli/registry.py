@@ -1,4 +1,4 @@
-"""What `pyro-ltm guides` and `pyro-ltm objectives` show of a registry's members."""
+"""A registry for people and for JSON: `pyro-ltm guides` and `pyro-ltm objectives`."""
 
 from __future__ import annotations
 

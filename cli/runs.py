@@ -54,7 +54,7 @@ def open_run(folder: Path, common: Common) -> Run:
 
 
 def open_scorer(folder: Path, common: Common) -> Run | Scorer:
-    """What scores texts: the run in `folder`, or the Hugging Face model where that is what lies there."""
+    """A scorer of texts: the run in `folder`, or the Hugging Face model where that is what lies there."""
     if (folder / "config.toml").is_file():
         return open_run(folder, common)
     if not (folder / "config.json").is_file():

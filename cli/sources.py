@@ -1,4 +1,4 @@
-"""What is said of the sources of text: what was read, what was not and why, and what is there twice."""
+"""Remarks on sources of text: what was read, what was not and why, and what is there twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAID = (
     "duplicate_documents",
     "validation_documents_in_training",
 )
-"""What meta.json says of them. A folder that an earlier release prepared has none of it."""
+"""Keys of meta.json about them. A folder that an earlier release prepared has none of it."""
 
 
 def note_skipped(spec: str, reading: Reading, name: str) -> None:

@@ -141,7 +141,7 @@ def command(
 
 
 def _save(run: Run, result: Mapping[str, Any]) -> None:
-    """Keeps the figures beside the run; a run folder that cannot be written is no reason to keep them to ourselves."""
+    """Writes the figures into the run; where its folder cannot be written, they are shown all the same."""
     from pyro_ltm.errors import UserError
     from pyro_ltm.reports.protocol_plots import plot_evaluation
     from pyro_ltm.runs.evaluation_file import write_evaluation

@@ -32,7 +32,7 @@ def command(*, run_folder: Path, common: Common) -> None:
 
 
 def show(result: dict[str, Any]) -> None:
-    """What `describe` found, for people."""
+    """The same for people."""
     from ..output import nats, say, show_files, show_table
 
     step = f"step {result['step']} of {result['steps']}"

@@ -86,7 +86,7 @@ def command(
 
 
 def _described(folder: TokenFolder) -> dict[str, Any]:
-    """What was prepared, for JSON."""
+    """The folder of tokens, for JSON."""
     from pyro_ltm.data import TokenDataset
 
     from ..sources import SAID

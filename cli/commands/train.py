@@ -166,7 +166,7 @@ def base_config(
 def configure(
     base: Config, config_file: Path | None, settings: Sequence[str], common: Common, steps: int | None = None
 ) -> Config:
-    """`base` with what was given laid over it: the file, then settings, then the options of single ones."""
+    """`base` changed by the file, then by settings, then by the options of single ones."""
     from pyro_ltm.config import apply_settings, load_toml, merge
 
     config = apply_settings(load_toml(config_file, base) if config_file else base, settings)
@@ -190,7 +190,7 @@ def default_preset(data: Sequence[str]) -> str:
 
 
 def _report(run: Run, as_json: bool) -> None:
-    """What came of it, where it was written, and what to try next."""
+    """The figures, where the run was written, and what to try next."""
     from pyro_ltm.runs.description import file_sizes
     from pyro_ltm.runs.metrics import summarize
 

@@ -1,4 +1,4 @@
-"""What there is to know of a run, as one dictionary for JSON."""
+"""A run described in one dictionary for JSON."""
 
 from __future__ import annotations
 

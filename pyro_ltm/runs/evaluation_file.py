@@ -79,7 +79,7 @@ class Gap(msgspec.Struct):
 
 
 class Part(msgspec.Struct):
-    """What share of the way from twin to floor a figure has closed."""
+    """The share of the way from twin to floor that a figure has closed."""
 
     share: float
     stderr: Error
@@ -105,7 +105,7 @@ class EvaluationRecord(msgspec.Struct):
 
 
 def read_evaluation(run: Run, file: Path | None = None) -> dict[str, Any] | None:
-    """What `evaluate --json` has found of this run, in `file`; by default in the run itself, None where it has not.
+    """The evaluation of this run in `file`; by default that in the run itself, or None where it has none.
 
     A run at a step is known by its `fingerprint`.
 
@@ -131,13 +131,13 @@ def read_evaluation(run: Run, file: Path | None = None) -> dict[str, Any] | None
         raise UserError(
             f"{path}: of {whose}; its fingerprint is not that of {run.folder} as it is now: evaluate it again"
         )
-    return found if of == run.fingerprint else None  # an older step's figures would stand beside newer thoughts
+    return found if of == run.fingerprint else None  # else older figures would be shown with newer thoughts
 
 
 def evaluation_record(
     run: Run, found: Evaluation, *, data: str, settings: Sequence[str] = (), twin: Run | None = None
 ) -> dict[str, Any]:
-    """What `evaluate --json` prints of a run: `found`, and of which run, data and twin it is.
+    """An evaluation as `evaluate --json` prints it: `found`, and of which run, data and twin it is.
 
     Args:
         run: as it was trained. settings: how its posteriors were fitted otherwise.
@@ -152,9 +152,9 @@ def evaluation_record(
 
 
 def write_evaluation(run: Run, result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Writes what `evaluate` found of the run's own data into RUN/evaluation.json, and gives what the file then holds.
+    """Writes an evaluation of the run's own data into RUN/evaluation.json, and gives what the file then holds.
 
-    What other protocols have found before of the same weights on the same sequences stays in it.
+    Figures of other protocols, of the same weights on the same sequences, stay in it.
 
     Raises:
         UserError: the run folder cannot be written, or another process does not end writing its evaluation.
@@ -183,8 +183,8 @@ def merged(before: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str,
     if "floor" in before and "prefix" in others:
         joined["floor"] = {**joined.get("floor", {}), "by_prefix": before["floor"].get("by_prefix", [])}
     for name in DISTANCES:
-        kept = {figure: gap for figure, gap in before.get(name, {}).items() if _protocol(figure) in others}
-        joined[name] = {**kept, **result.get(name, {})}
+        earlier = {figure: gap for figure, gap in before.get(name, {}).items() if _protocol(figure) in others}
+        joined[name] = {**earlier, **result.get(name, {})}
     return {key: value for key, value in joined.items() if value != {}}
 
 

@@ -31,7 +31,7 @@ M = TypeVar("M")
 
 
 class WeightsMeta(msgspec.Struct):
-    """What the weights say of themselves: the slow steps that they have seen."""
+    """The header of the weights: the slow steps that they have seen."""
 
     step: Count = 0
 
@@ -91,7 +91,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], 
 
 
 def read_tensors(path: Path, kind: type[M]) -> tuple[dict[str, Tensor], M]:
-    """What `write_tensors` wrote, its dictionary as a `kind`.
+    """The tensors that `write_tensors` wrote, and its dictionary as a `kind`.
 
     Raises:
         UserError: the file is missing, damaged, of another release, or something else.

@@ -37,7 +37,7 @@ class TrainRow(msgspec.Struct, tag_field="kind", tag="train"):
 
 
 class ValidationRow(msgspec.Struct, tag_field="kind", tag="validation"):
-    """What is read of a validation; it holds all figures of a `Bound`."""
+    """The figures of a validation that are read again; it holds all figures of a `Bound`."""
 
     step: Count
     nats_per_token: Figure
@@ -85,8 +85,8 @@ class MetricsLog:
         """Drops rows past step `after`, and a last line that a kill left half-written."""
         self.close()
         if self.path.exists():
-            kept = [row for row in read_metrics(self.path) if row["step"] <= after]
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            rows = [row for row in read_metrics(self.path) if row["step"] <= after]
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def close(self) -> None:
         """Closes the file; the next `write` opens it again."""

@@ -1,4 +1,4 @@
-"""A run under the protocols of evaluation, which are never mixed, beside its twin and above the floor."""
+"""A run under the protocols of evaluation, which are never mixed, with its twin and the floor."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ IGNORED = 0.01
 """Another sequence's thoughts cost fewer nats a token than this: the decoder ignores them."""
 
 DISTANCES = ("above_floor", "below_twin", "closed")
-"""What an evaluation says of its valid figures, by figure."""
+"""Distances that an evaluation gives of its valid figures, by figure."""
 
 Count = Callable[[int, float], None]
 """Called with the sequences done and the nats a token so far."""
@@ -42,7 +42,7 @@ Count = Callable[[int, float], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What was asked for, each protocol by itself; None where it was not.
+    """The figures of a run, each protocol by itself; None where it was not asked for.
 
     Attributes:
         bound: an upper bound on the nats a token. annealed: one by annealing, by where it starts.

@@ -7,7 +7,7 @@ from pyro_ltm.runs.notes import origin_note
 from pyro_ltm.runs.run import Run
 
 SCHEDULE = ("steps", "changed_at", "rewarm", "lr", "lr_final", "warmup", "weight_decay", "beta1", "beta2", "clip")
-"""What of `slow` decides what a twin learns from the same sequences; the rest is when to look, and about thoughts."""
+"""Settings of `slow` by which a twin learns from the same sequences; the rest is when to look, and about thoughts."""
 
 
 def check_twin(run: Run, twin: Run) -> list[str]:

@@ -18,12 +18,12 @@ from pyro_ltm.runs.run import Run
 from pyro_ltm.training.schedule import changes, flat
 
 STATE = "optimizer."
-"""What the names of the optimizer's tensors begin with."""
+"""Prefix of the names of the optimizer's tensors."""
 
 
 @dataclass
 class Counters:
-    """What is counted over a whole run, resumed or not."""
+    """Counts over a whole run, resumed or not."""
 
     step: Count = 0
     tokens: Count = 0
@@ -34,7 +34,7 @@ class Counters:
 
 @dataclass(kw_only=True)
 class CheckpointMeta(Counters):
-    """What a checkpoint says of itself besides the counters.
+    """The header of a checkpoint, the counters among it.
 
     Attributes:
         position: sequences read. data: fingerprint of what was trained on.

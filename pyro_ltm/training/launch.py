@@ -28,7 +28,7 @@ from pyro_ltm.training.schedule import PLAN, flat
 from pyro_ltm.training.trainer import Progress, Trainer
 
 WRITTEN = (TOKENIZER, MODEL, TRAINER, METRICS, EVALUATION, "plots/training.png")
-"""What a run has only after its configuration: in a folder without one, these are somebody else's."""
+"""Files that a run has only after its configuration: in a folder without one, these are somebody else's."""
 
 
 @locks_out
@@ -140,14 +140,14 @@ def _check_folder(out: Path, resume: bool, data: object) -> bool:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; --out needs a folder")
     if not exists:
-        _check_nobodys(out)
+        _check_foreign_files(out)
     if not exists and not data:
         what = "no run to resume here" if resume else "nothing to train on"
         raise UserError(f"{out}: {what}; name the text with --data")
     return exists
 
 
-def _check_nobodys(out: Path) -> None:
+def _check_foreign_files(out: Path) -> None:
     """Raises UserError when the folder, which holds no run, has a file that a run would write over."""
     names = [name for name in WRITTEN if os.path.lexists(out / name)]
     if os.path.lexists(out / DATA) and data_note(out) is None:  # a run that was killed as it began leaves such a note
@@ -204,7 +204,7 @@ def _tokens(
 
 
 def _whole_path(source: str) -> str:
-    """A source by which it can be told from others, from whichever folder it is named."""
+    """The name of a source that is the same from whichever folder it is given."""
     return os.path.abspath(source) if os.path.exists(source) else source
 
 

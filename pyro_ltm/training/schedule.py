@@ -10,7 +10,7 @@ from typing import Any
 from pyro_ltm.config import Config, SlowConfig
 
 PLAN = ("slow.steps", "slow.planned", "slow.changed_at", "slow.rewarm")
-"""What `extended` sets."""
+"""Keys that `extended` sets."""
 
 COMPONENTS = ("guide.", "objective.", "optimizer.")
 """Their options that a plan does not name are their class's, so one that is named is a difference."""
@@ -30,7 +30,7 @@ def learning_rate(step: int, slow: SlowConfig) -> float:
 
 
 def phase(step: int, config: Config) -> tuple[bool, float]:
-    """Whether the decoder learns alone in a slow step, and the share done of those with thoughts: a warm-up's clock.
+    """Whether a slow step is without thoughts, and the share done of those with thoughts: the clock of a warm-up.
 
     It goes by the first plan: a run that is extended does not anneal its objective once more.
     """

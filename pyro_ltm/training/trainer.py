@@ -33,7 +33,7 @@ NONFINITE = "nonfinite.json"
 
 @dataclass
 class Progress:
-    """What a progress display gets after each slow step; nats unless the name says otherwise.
+    """A slow step or a validation, for a progress display; nats unless the name says otherwise.
 
     `figure`: what `bound` is: "bound"; "own_noise", when the fit has seen the draw that it was taken on (the
     reference's fixed noise); "joint", -log p(x, z), when the guide is a point or draws; "exact", without thoughts. Only
@@ -61,7 +61,7 @@ class Trainer:
 
     Args:
         run: the run folder and the parts to train.
-        train: sequences to learn from. validation: held-out sequences, or None.
+        train: sequences to learn from. validation: sequences to validate on, or None.
         on_progress: called after each slow step and each validation.
         on_interrupt: called at the first Ctrl-C or other signal to end, while the step under way goes on.
     """
