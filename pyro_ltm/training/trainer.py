@@ -99,10 +99,10 @@ class Trainer:
                 done = self.counters.step == self.slow.steps
                 if done or (self.slow.eval_every and self.counters.step % self.slow.eval_every == 0):
                     self._validate()
-                saved = False
-                if done or self.interrupted or self._save_is_due():
+                ending, saved = self.interrupted, False  # a signal that comes later ends the next step
+                if done or ending or self._save_is_due():
                     saved = self._save_if_healthy(done)
-                if self.interrupted and not done:
+                if ending and not done:
                     kept = "everything is saved" if saved else "its weights have run away, the last good ones are kept"
                     raise Stopped(f"at step {self.counters.step} of {self.slow.steps}; {kept}")
         self.run.parts.model.eval()  # as a run that is loaded

@@ -15,6 +15,7 @@ from pyro_ltm.config import SlowConfig, load_toml
 from pyro_ltm.errors import UserError
 from pyro_ltm.runs.metrics import read_metrics
 from pyro_ltm.runs.run import Run
+from pyro_ltm.training.interruption import Stopped
 from pyro_ltm.training.schedule import extended, learning_rate, phase
 from pyro_ltm.training.trainer import Trainer
 
@@ -191,6 +192,21 @@ def test_saving_by_the_clock_changes_nothing(tokens, trained, tmp_path, monkeypa
     ltm.train(configure("slow.save_every=100", "slow.save_minutes=60.0"), data=tokens, out=tmp_path / "seldom")
     assert saved == [4]
     assert Run.load(tmp_path / "often").fingerprint == Run.load(tmp_path / "seldom").fingerprint
+
+
+def test_a_signal_after_the_look_at_it_ends_the_next_step(tokens, trained, tmp_path, monkeypatch):
+    """Between that look and the end of the step: the run ends when it has saved, and not without."""
+
+    def interrupted_here(self):
+        self.interrupted = self.counters.step == 2
+        return False
+
+    monkeypatch.setattr(Trainer, "_save_is_due", interrupted_here)
+    with pytest.raises(Stopped, match="at step 3 of 4; everything is saved"):
+        ltm.train(configure(), data=tokens, out=tmp_path / "run")
+    monkeypatch.undo()
+    ltm.train(None, data=None, out=tmp_path / "run", resume=True)
+    assert model(tmp_path / "run") == model(trained)
 
 
 def test_a_new_run_begins_with_the_weights_of_another(text, trained, tmp_path):
