@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 SAID = (
     "text_column",
+    "delimiters",
     "files_read",
     "files_skipped",
     "documents_without_text",
