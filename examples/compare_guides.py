@@ -16,7 +16,7 @@ import torch
 
 import pyro_ltm as ltm
 from pyro_ltm.comparison.named import guides_for, objectives_for
-from pyro_ltm.comparison.trainings import compare_run
+from pyro_ltm.comparison.posteriors import compare_run
 from pyro_ltm.guides import Guide
 from pyro_ltm.objectives import Objective
 from pyro_ltm.reports.comparison_page import write_comparison

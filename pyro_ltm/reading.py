@@ -11,6 +11,7 @@ import math
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -86,11 +87,15 @@ def parse_json(content: bytes | str, kind: type[T]) -> T:
     return fitted(value, kind)
 
 
-def fitted(value: Any, kind: type[T]) -> T:
-    """`value`, as JSON or TOML gives it, as a `kind`. Raises UserError, which names the place."""
+def fitted(value: Any, kind: type[T], *, dec_hook: Callable[[type[Any], Any], Any] | None = None) -> T:
+    """`value`, as JSON or TOML gives it, as a `kind`. Raises UserError, which names the place.
+
+    Args:
+        dec_hook: makes what msgspec does not know, such as a tensor, of its type and what stands for it.
+    """
     _check_bounds(value)
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, dec_hook=dec_hook)
     except (ValueError, RecursionError) as error:
         raise _Misfit(_plain_words(str(error))) from None
 

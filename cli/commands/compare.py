@@ -63,7 +63,7 @@ class Numbers(click.ParamType):
 @reading_options
 @click.option("--fast-steps", metavar="N,...", type=Numbers(), help="Fast steps of each fit; default: the run's own.")
 @click.option(
-    "--sequences", metavar="N", type=click.IntRange(1), default=64, help="Judge on so many sequences, from the first."
+    "--sequences", metavar="N", type=click.IntRange(1), default=64, help="Score so many sequences, from the first."
 )
 @click.option("--particles", metavar="K", type=click.IntRange(1, 4096), default=64, help="Draws from each posterior.")
 @click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, help="Sequences at a time.")
@@ -100,8 +100,8 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
         raise click.UsageError("--train takes one number of --fast-steps", ctx)
     if not train and len(given["data"]) > 1:
         raise click.UsageError("RUN takes one --data", ctx)
+    from pyro_ltm.comparison.comparison_file import COMPARISON, check_target
     from pyro_ltm.comparison.named import split_names
-    from pyro_ltm.comparison.result import COMPARISON, check_target
     from pyro_ltm.inference import FAMILIES
     from pyro_ltm.locks import locked
     from pyro_ltm.objectives import OBJECTIVES
@@ -129,7 +129,7 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
     except KeyboardInterrupt:
         if not (out / COMPARISON).is_file():
             raise
-        message = f"interrupted; what is judged is in {out / COMPARISON}, go on with: {shlex.join(again)}"
+        message = f"interrupted; what is scored is in {out / COMPARISON}, go on with: {shlex.join(again)}"
         raise Failure(message, INTERRUPTED) from None
     _show(comparison, page, common.as_json)
 
@@ -144,7 +144,7 @@ def _fit(
     **options: Any,
 ) -> Comparison:
     """Posteriors under the decoder of a run."""
-    from pyro_ltm.comparison.trainings import compare_run
+    from pyro_ltm.comparison.posteriors import compare_run
 
     from ..output import FIXED_NOISE, note
     from ..progress import reporter
@@ -152,15 +152,12 @@ def _fit(
 
     for name in ("preset", "config_file", "steps", "twin"):
         options.pop(name)
-    run = open_run(run_folder, common)
-    config = run.with_fast_loop(settings).config
-    if config.fast.noise == "fixed":
+    run = open_run(run_folder, common).with_fast_loop(settings)
+    if run.config.fast.noise == "fixed":
         note(FIXED_NOISE)
     with reporter() as report, open_data(run, data[0] if data else None, reading, report) as scored:
         about = options.pop("about") | ({"data": data[0]} if data else {})
-        return compare_run(
-            run, scored, config=config, about=about, report=report.counting, seed=common.seed or 0, **options
-        )
+        return compare_run(run, scored, about=about, report=report.counting, seed=common.seed or 0, **options)
 
 
 def _train(

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -43,22 +43,28 @@ def split_names(text: str, registry: Registry[T]) -> list[str]:
 
 @dataclass(frozen=True)
 class NamedGuides:
-    """Guides by name; what there is to say of them; and why those that this decoder is too large for are not there."""
+    """Guides by name, notes on them, and names of guides that could not be built, with the reason."""
 
-    guides: dict[str, Guide]
-    notes: dict[str, str]
-    missing: dict[str, str]
+    guides: dict[str, Guide] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """All names, those of missing guides last."""
+        return [*self.guides, *self.missing]
 
 
 def guides_for(run: Run, names: Sequence[str]) -> NamedGuides:
     """Guides for a run's decoder by the names given.
 
-    A guide with shared parameters starts from the run's own where the run was trained with the same guide.
+    A guide with shared parameters starts from the run's own where the run was trained with the same guide. One that
+    with its default options does not fit the decoder is missing.
 
     Raises:
         UserError: options out of their range.
     """
-    found = NamedGuides({}, {}, {})
+    found = NamedGuides()
     own = _resolved(FAMILIES, run.config.guide)
     for name in names:
         component = FAMILIES.parse(name)
@@ -69,7 +75,7 @@ def guides_for(run: Run, names: Sequence[str]) -> NamedGuides:
         except UserError as error:
             if component.options:
                 raise
-            found.missing[name] = str(error)  # with its defaults it does not fit this decoder
+            found.missing[name] = str(error)
             continue
         if guide.learning != "none" and _resolved(FAMILIES, component) == own:
             guide, found.notes[name] = copy.deepcopy(run.parts.guide), OWN_WEIGHTS
@@ -83,10 +89,7 @@ def objectives_for(names: Iterable[str], *, layers: int) -> dict[str, Objective]
 
 
 def pair_config(config: Config, guide: str, objective: str) -> Config:
-    """`config` with this guide and this objective.
-
-    An objective keeps the warm-up of the KL that `config` has, where it knows any: pairs are to differ in nothing else.
-    """
+    """`config` with this guide and this objective, which keeps the warm-up of the KL where it knows any."""
     chosen = OBJECTIVES.parse(objective)
     warmup = config.objective.options.get("warmup")
     if warmup is not None and "warmup" in inspect.signature(OBJECTIVES[chosen.name]).parameters:

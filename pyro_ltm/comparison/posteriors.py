@@ -8,20 +8,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import os
-import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 from torch import nn
 
-from pyro_ltm.comparison.pair_score import Count, Judgement, judge
-from pyro_ltm.comparison.result import Comparison, Pair, open_comparison, save
-from pyro_ltm.comparison.train_guide import GuideTraining, train_guide
+from pyro_ltm.comparison.loop import Plan, Report, attempt, find_refusals, run_plan
+from pyro_ltm.comparison.named import NamedGuides, guides_for, objectives_for
+from pyro_ltm.comparison.pair_score import score_pair
+from pyro_ltm.comparison.result import Comparison, Key, PairScore
+from pyro_ltm.comparison.train_guide import GuideTraining, is_trainable, train_guide
+from pyro_ltm.data import DataOrder, TokenDataset
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import check_fit
@@ -30,10 +32,8 @@ from pyro_ltm.noise import fold
 from pyro_ltm.objectives import Objective, PyroObjective, as_objective
 from pyro_ltm.optimizers import Adam, FastOptimizer
 from pyro_ltm.runs.folder import fingerprint
+from pyro_ltm.runs.run import Run, dataset_batches
 from pyro_ltm.types import Batch
-
-Report = Callable[[str, int | None], Count]
-"""Begins to count the sequences of a piece of work; what it gives is called with those done and the nats a token."""
 
 
 @locks_out
@@ -41,182 +41,184 @@ def compare_posteriors(
     model: nn.Module,
     batches: Sequence[Batch],
     *,
-    guides: Mapping[str, Guide],
+    guides: Mapping[str, Guide] | NamedGuides,
     objectives: Mapping[str, ELBO],
     optimizer: FastOptimizer | None = None,
     fast_steps: Sequence[int] = (16,),
     particles: int = 64,
     curve_particles: int = 8,
     seed: int = 0,
-    teaching: GuideTraining | None = None,
-    notes: Mapping[str, str] | None = None,
-    missing: Mapping[str, str] | None = None,
+    guide_training: GuideTraining | None = None,
     out: Path | str | None = None,
     about: Mapping[str, Any] | None = None,
     report: Report | None = None,
     **fitting: Any,
 ) -> Comparison:
-    """Fits every guide by every objective under a trained decoder, and judges them all alike.
+    """Fits every guide by every objective under a trained decoder, and scores them all alike.
 
     Args:
         model: a Pyro program with the sites `thoughts` and `tokens`; it is not changed.
         batches: the sequences, on the model's device; each pair sees all of them.
         guides, objectives: by the names to show. Guides are not changed: those with shared parameters are copied.
-        fast_steps: one or several numbers of fast steps, each judged by itself.
+        fast_steps: one or several numbers of fast steps, each scored by itself.
         particles: draws K. curve_particles: draws for each point of the curves.
-        teaching: how guides with shared parameters learn first; None takes them as they are.
-        notes: more to say of a guide, by its name. missing: guides that could not be made, and why.
-        out: a folder in which each pair is kept once it is judged; pairs found there are not judged again.
+        guide_training: how the shared parameters of guides are trained first; None takes them as they are.
+        out: a folder in which each pair is saved once it is scored; pairs found there are not scored again.
         about: for people: what was run. fitting: more for `fit_posterior`, such as its `noise`.
 
     Raises:
         UserError: no pair fits, nothing to score, or `out` holds a comparison with other settings.
     """
-    missing = missing or {}
-    if not batches or not objectives or not fast_steps or not (guides or missing):
+    named = guides if isinstance(guides, NamedGuides) else NamedGuides(dict(guides))
+    if not batches or not objectives or not fast_steps or not named.names:
         raise UserError("nothing to compare: give sequences, guides, objectives and fast steps")
-    optimizer = optimizer or Adam()
-    folder = Path(out) if out is not None else None
-    settings = {
-        "sequences": sum(batch.size for batch in batches),
-        "batch_size": batches[0].size,
-        "model": fingerprint(model),
-        "data": data_fingerprint(batches),
-        "particles": particles,
-        "curve_particles": curve_particles,
-        "seed": seed,
-        "optimizer": describe(optimizer),
-        "fitting": dict(fitting),
-        "device": str(batches[0].inputs.device.type),
-        "dtype": str(getattr(getattr(model, "decoder", None), "compute_dtype", None)),
-        "teaching": {key: getattr(teaching, key) for key in ("steps", "lr", "described")} if teaching else None,
-    }
-    held = {name: as_objective(one).at(1.0) for name, one in objectives.items()}
-    reasons = {(g, o): unfit(guides[g], held[o], optimizer, **fitting) for g in guides for o in held}
-    reasons |= {(g, o): reason for g, reason in missing.items() for o in held}
-    if all(reasons.values()):
-        raise UserError(f"no guide fits an objective: {next(iter(reasons.values()))}")
-    comparison = open_comparison(folder, "posteriors", settings)
-    comparison.add_members("guides", {name: describe(one) for name, one in guides.items()}, folder)
-    comparison.add_members("objectives", {name: describe(one) for name, one in held.items()}, folder)
-    comparison.set_sequences(batches)
-    begin(comparison, about)
-    for (guide_name, objective_name), reason in reasons.items():
-        if reason:
-            comparison.refuse(guide_name, objective_name, reason)
-    save(comparison, folder)
-    wanted = [(*pair, steps) for pair, reason in reasons.items() if not reason for steps in fast_steps]
-    for index, key in enumerate(wanted, 1):
-        if comparison.find(key):
-            continue
-        guide_name, objective_name, steps = key
-        label = f"{guide_name} × {objective_name}, {steps} steps ({index}/{len(wanted)})"
-        pair = _judge_pair(
-            model,
-            batches,
-            key,
-            guides[guide_name],
-            held[objective_name],
-            teaching,
-            (notes or {}).get(guide_name, ""),
-            label=label,
-            report=report,
-            optimizer=optimizer,
-            particles=particles,
-            curve_particles=curve_particles,
-            seed=seed,
-            fitting=fitting,
+    fits = _Fits(
+        model,
+        batches,
+        named,
+        {name: as_objective(one).at(1.0) for name, one in objectives.items()},
+        {"optimizer": optimizer or Adam(), **fitting},
+        {"particles": particles, "curve_particles": curve_particles, "seed": seed},
+        guide_training,
+        report,
+    )
+    return run_plan(fits.plan(fast_steps), batches, fits.score, out=Path(out) if out is not None else None, about=about)
+
+
+@dataclass(frozen=True)
+class _Fits:
+    """Fits of all pairs under one decoder, and their scores."""
+
+    model: nn.Module
+    batches: Sequence[Batch]
+    guides: NamedGuides
+    objectives: Mapping[str, Objective]
+    loop: Mapping[str, Any]
+    draws: Mapping[str, Any]
+    guide_training: GuideTraining | None
+    report: Report | None
+
+    def plan(self, fast_steps: Sequence[int]) -> Plan:
+        """The pairs, and all that their figures depend on."""
+        return Plan(
+            kind="posteriors",
+            settings=self._settings(),
+            definitions={
+                "guides": {name: describe(one) for name, one in self.guides.guides.items()},
+                "objectives": {name: describe(one) for name, one in self.objectives.items()},
+            },
+            refusals=find_refusals(self.guides.names, list(self.objectives), self._refusal),
+            fast_steps=fast_steps,
         )
-        comparison.pairs.append(pair)
-        save(comparison, folder)
-    return comparison
+
+    def _settings(self) -> dict[str, Any]:
+        training, fitting = self.guide_training, dict(self.loop)
+        return {
+            "sequences": sum(batch.size for batch in self.batches),
+            "batch_size": self.batches[0].size,
+            "model": fingerprint(self.model),
+            "data": data_fingerprint(self.batches),
+            **self.draws,
+            "optimizer": describe(fitting.pop("optimizer")),
+            "fitting": fitting,
+            "device": str(self.batches[0].inputs.device.type),
+            "dtype": str(getattr(getattr(self.model, "decoder", None), "compute_dtype", None)),
+            "guide_training": training and {key: getattr(training, key) for key in ("steps", "lr", "described")},
+        }
+
+    def _refusal(self, guide: str, objective: str) -> str:
+        """Why a pair cannot be fitted; empty where it can."""
+        if guide in self.guides.missing:
+            return self.guides.missing[guide]
+        family, bound, loop = self.guides.guides[guide], self.objectives[objective], self.loop
+        if reason := bound.refusal(family):
+            return reason
+        try:
+            tolerance = float(loop.get("tolerance", 0.0))
+            check_fit(family, bound, loop["optimizer"], loop.get("noise", "fresh"), tolerance=tolerance)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    def score(self, key: Key, place: str) -> PairScore:
+        """The score of a pair; `place` is its place among the others, such as `2/6`."""
+        label = f"{key[0]} × {key[1]}, {key[2]} steps ({place})"
+        return attempt(partial(self._score, key, label), key).with_note(self.guides.notes.get(key[0], ""))
+
+    def _score(self, key: Key, label: str) -> PairScore:
+        """Trains a copy of the guide where it has something to learn, then fits and scores."""
+        guide, seconds = self.guides.guides[key[0]], None
+        pair = {"objective": self.objectives[key[1]], "fast_steps": key[2], **self.loop}
+        if is_trainable(guide):
+            guide = copy.deepcopy(guide)
+            if self.guide_training and self.guide_training.steps:
+                progress = self.report(f"train the guide of {label}", None) if self.report else None
+                seed = fold(self.draws["seed"], "teach")
+                seconds = train_guide(self.model, guide, self.guide_training, seed=seed, progress=progress, **pair)
+        progress = self.report(label, sum(batch.size for batch in self.batches)) if self.report else None
+        found = score_pair(self.model, self.batches, guide=guide, progress=progress, **self.draws, **pair)
+        return dataclasses.replace(found, guide_training_seconds=seconds)
 
 
-def _judge_pair(
-    model: nn.Module,
-    batches: Sequence[Batch],
-    key: tuple[str, str, int],
-    guide: Guide,
-    objective: ELBO,
-    teaching: GuideTraining | None,
-    note: str,
+def compare_run(
+    run: Run,
+    data: TokenDataset | None = None,
     *,
-    label: str,
-    report: Report | None,
-    optimizer: FastOptimizer,
-    particles: int,
-    curve_particles: int,
-    seed: int,
-    fitting: Mapping[str, Any],
-) -> Pair:
-    """Teaches a copy of the guide where it has something to learn, then judges it."""
-    seconds = None
-    shared: dict[str, Any] = {"guide": guide, "objective": objective, "optimizer": optimizer, "fast_steps": key[2]}
+    guides: Sequence[str] | Mapping[str, Guide],
+    objectives: Sequence[str] | Mapping[str, ELBO],
+    fast_steps: Sequence[int] | None = None,
+    sequences: int | None = 64,
+    batch_size: int = 32,
+    guide_steps: int = 200,
+    about: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Comparison:
+    """Fits posteriors under a run's decoder by every pair, in the run's own fast loop, and scores them.
 
-    def work() -> Judgement:
-        nonlocal seconds
-        if any(parameter.requires_grad for parameter in guide.parameters()):
-            shared["guide"] = copy.deepcopy(guide)
-            if teaching and teaching.steps:
-                count = report(f"teach {label}", None) if report else None
-                taught = fold(seed, "teach")
-                seconds = train_guide(model, teaching=teaching, seed=taught, count=count, **shared, **fitting)
-        count = report(label, sum(batch.size for batch in batches)) if report else None
-        draws: dict[str, Any] = {"particles": particles, "curve_particles": curve_particles, "seed": seed}
-        return judge(model, batches, count=count, **draws, **shared, **fitting)
+    Args:
+        data: what to score; None: the run's own validation split.
+        guides, objectives: names, such as `low-rank:8`, or objects by the names to show.
+        fast_steps: None: as many as the run was trained with.
+        sequences: how many of the data's sequences, from the first; None: all.
+        guide_steps: slow steps, on the run's training split, by which shared parameters of a guide learn before.
+        options: `particles`, `seed`, `out` and more, as in `compare_posteriors`.
 
-    figures = attempt(work, fast_steps=key[2])
-    figures = dataclasses.replace(figures, note="; ".join(text for text in (note, figures.note) if text))
-    return Pair(guide=key[0], objective=key[1], figures=figures, guide_training_seconds=seconds)
-
-
-def attempt(work: Callable[[], Judgement], *, fast_steps: int) -> Judgement:
-    """What `work` finds; a pair that ends in an error has no figures, and does not end the comparison."""
-    try:
-        return work()
-    except (UserError, torch.linalg.LinAlgError) as error:
-        return Judgement(fast_steps=fast_steps, note=f"failed: {' '.join(str(error).split())}")
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or _is_out_of_memory(error):
-            return Judgement(fast_steps=fast_steps, note="failed: out of memory")
-        raise
-
-
-def unfit(guide: Guide, objective: Objective, optimizer: FastOptimizer, **fitting: Any) -> str:
-    """Why a pair cannot be fitted; empty where it can."""
-    if reason := objective.refusal(guide):
-        return reason
-    try:
-        tolerance = float(fitting.get("tolerance", 0.0))
-        check_fit(guide, objective, optimizer, fitting.get("noise", "fresh"), tolerance=tolerance)
-    except UserError as error:
-        return str(error)
-    return ""
+    Raises:
+        UserError: the run has no thoughts, an unknown name, no pair fits, or the data do not fit the model.
+    """
+    if not run.config.model.thoughts:
+        raise UserError(f"{run.folder}: this model has no thoughts (it is an autoregressive twin): nothing to fit")
+    named = NamedGuides(dict(guides)) if isinstance(guides, Mapping) else guides_for(run, guides)
+    if not isinstance(objectives, Mapping):
+        objectives = objectives_for(objectives, layers=run.config.model.layers)
+    data, parts = run.scored(data, judge=False)
+    learns = guide_steps and any(map(is_trainable, named.guides.values()))
+    place = f"{data.folder.path} ({data.split})"
+    return compare_posteriors(
+        parts.model,
+        list(dataset_batches(data, batch_size, parts.device, limit=sequences)),
+        guides=named,
+        objectives=objectives,
+        optimizer=parts.optimizer,
+        fast_steps=list(dict.fromkeys(fast_steps or [parts.fast.steps])),
+        guide_training=_guide_training(run, guide_steps) if learns else None,
+        about={"run": str(run.folder), "step": run.step, "scored": place, **(about or {})},
+        noise=parts.fast.noise,
+        tolerance=parts.fast.tolerance,
+        patience=parts.fast.patience,
+        **options,
+    )
 
 
-def begin(comparison: Comparison, about: Mapping[str, Any] | None) -> None:
-    """Notes what is run now, and on what machine."""
-    comparison.about |= dict(about or {})
-    machine = environment()
-    if machine not in comparison.made_on:
-        comparison.made_on.append(machine)
+def _guide_training(run: Run, steps: int) -> GuideTraining:
+    """Batches of the run's training split in an order of their own, at the run's learning rate."""
+    data, slow = run.dataset("train"), run.config.slow
+    order = DataOrder(len(data), slow.batch_size, run.config.seed)
 
+    def batch(step: int) -> Batch:
+        return data.batch(order.indices(step * slow.batch_size)).to(run.parts.device)
 
-def environment() -> dict[str, Any]:
-    """Versions, machine and threads: what times depend on."""
-    from pyro_ltm import __version__
-
-    return {
-        "pyro_ltm": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pyro": pyro.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
+    return GuideTraining(batch, steps, slow.lr, data.folder.fingerprint)
 
 
 def describe(thing: Any) -> str:
@@ -242,18 +244,4 @@ def data_fingerprint(batches: Sequence[Batch]) -> str:
     return digest.hexdigest()
 
 
-def _processor() -> str:
-    """The name of the CPU."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor()
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-__all__ = ["Comparison", "GuideTraining", "compare_posteriors"]
+__all__ = ["compare_posteriors", "compare_run"]

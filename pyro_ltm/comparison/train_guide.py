@@ -1,4 +1,4 @@
-"""A guide's shared parameters (an encoder, a flow) trained under a fixed decoder."""
+"""Training of a guide's shared parameters (an encoder, a flow) under a decoder that does not move."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from pyro_ltm.comparison.pair_score import Count
+from pyro_ltm.comparison.pair_score import Progress
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.noise import DrawFrom, fold
 from pyro_ltm.objectives import as_objective
-from pyro_ltm.optimizers import FastOptimizer, schedule
+from pyro_ltm.optimizers import schedule
 from pyro_ltm.training.step import guide_loss
 from pyro_ltm.types import Batch, evaluating, frozen
 
@@ -28,7 +28,7 @@ CLIP = 1.0
 
 @dataclass(frozen=True)
 class GuideTraining:
-    """How guides with shared parameters learn before they are judged.
+    """How guides with shared parameters are trained before they are scored.
 
     Args:
         batch: the sequences of a slow step, by its number. steps: slow steps. lr: first learning rate of Adam.
@@ -41,16 +41,20 @@ class GuideTraining:
     described: str = ""
 
 
+def is_trainable(guide: Guide) -> bool:
+    """Whether any of its shared parameters asks for a gradient."""
+    return any(parameter.requires_grad for parameter in guide.parameters())
+
+
 def train_guide(
     model: nn.Module,
     guide: Guide,
-    objective: ELBO,
-    teaching: GuideTraining,
+    training: GuideTraining,
     *,
-    optimizer: FastOptimizer | None = None,
+    objective: ELBO,
     fast_steps: int = 16,
     seed: int = 0,
-    count: Count | None = None,
+    progress: Progress | None = None,
     **fitting: Any,
 ) -> float:
     """Moves the guide's shared parameters by slow steps on the objective itself; gives the seconds that it took.
@@ -58,39 +62,30 @@ def train_guide(
     As `training.train_step` moves them, but the decoder is neither moved nor given a gradient.
     """
     parameters = [parameter for parameter in guide.parameters() if parameter.requires_grad]
-    slow = torch.optim.Adam(parameters, lr=teaching.lr)
-    with evaluating(model):
-        began, seen = time.perf_counter(), 0
-        with pyro.validation_enabled(False), frozen(model), torch.enable_grad():
-            for step in range(teaching.steps):
-                for group in slow.param_groups:
-                    group["lr"] = teaching.lr * schedule("cosine", step, teaching.steps, 0.1)
-                batch = teaching.batch(step)
-                loss = _loss(
-                    model,
-                    guide,
-                    objective,
-                    batch,
-                    optimizer=optimizer,
-                    steps=fast_steps,
-                    seed=fold(seed, "teach", step),
-                    **fitting,
-                )
-                slow.zero_grad(set_to_none=True)
-                if loss.requires_grad:
-                    (loss / batch.tokens()).backward()
-                    norm = nn.utils.clip_grad_norm_(parameters, CLIP)
-                    if bool(torch.isfinite(norm)):
-                        slow.step()
-                seen += batch.size
-                if count:
-                    count(seen, math.nan)  # what the objective is worth is not for it to say
-        slow.zero_grad(set_to_none=True)
+    slow = torch.optim.Adam(parameters, lr=training.lr)
+    fitting |= {"steps": fast_steps}
+    began, seen = time.perf_counter(), 0
+    with evaluating(model), pyro.validation_enabled(False), frozen(model), torch.enable_grad():
+        for step in range(training.steps):
+            for group in slow.param_groups:
+                group["lr"] = training.lr * schedule("cosine", step, training.steps, 0.1)
+            batch = training.batch(step)
+            loss = _loss(model, guide, objective, batch, seed=fold(seed, "teach", step), **fitting)
+            slow.zero_grad(set_to_none=True)
+            if loss.requires_grad:
+                (loss / batch.tokens()).backward()
+                norm = nn.utils.clip_grad_norm_(parameters, CLIP)
+                if bool(torch.isfinite(norm)):
+                    slow.step()
+            seen += batch.size
+            if progress:
+                progress(seen, math.nan)  # what the objective is worth is not for it to say
+    slow.zero_grad(set_to_none=True)
     return time.perf_counter() - began
 
 
 def _loss(model: nn.Module, guide: Guide, objective: ELBO, batch: Batch, **fitting: Any) -> Tensor:
-    """Loss of the guide after the fast steps."""
+    """The loss of the guide's shared parameters, after the fast steps."""
     posterior = fit_posterior(model, batch, guide=guide, objective=objective, keep_graph=guide.keeps_graph, **fitting)
     with DrawFrom(posterior.noise):
         return guide_loss(model, batch, posterior, as_objective(objective))

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pyro_ltm.comparison.result import PROTOCOL, Comparison, save
+from pyro_ltm.comparison.comparison_file import save
+from pyro_ltm.comparison.result import PROTOCOL, Comparison
 from pyro_ltm.files import clear_errors, write_text
 from pyro_ltm.locks import locked
 from pyro_ltm.reports.comparison_plots import plot_curves, plot_map, plot_rate_distortion
@@ -106,8 +107,8 @@ def _facts(comparison: Comparison) -> dict[str, str]:
         name = "machine" if len(comparison.made_on) == 1 else f"machine {index + 1} (times are not of one machine)"
         facts[name] = ", ".join(f"{key} {value}" for key, value in machine.items() if value is not None)
     facts |= {key.replace("_", " "): _plain(value) for key, value in comparison.settings.items() if value is not None}
-    for axis, members in comparison.members.items():
-        facts[axis] = "; ".join(f"{name}: {meaning}" for name, meaning in members.items())
+    for axis, definitions in comparison.definitions.items():
+        facts[axis] = "; ".join(f"{name}: {definition}" for name, definition in definitions.items())
     return facts
 
 

@@ -15,8 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
-from pyro_ltm.comparison.pair_score import Checkpoint, arrival
-from pyro_ltm.comparison.result import Comparison, Key, Pair, Refused
+from pyro_ltm.comparison.result import Comparison, Key, PairScore, Refused, arrival
 from pyro_ltm.reports.plots import legible, panels
 
 PALETTE = [colormaps["tab10"](index) for index in range(10)]
@@ -29,7 +28,7 @@ GREY, FAILED = "#d9d9d9", "#f4c7c3"
 class Line:
     """A bound on its way: points (x, nats a token), and the point at which it came within 1% of its best."""
 
-    pair: Pair
+    pair: PairScore
     points: list[tuple[float, float]]
     arrived: tuple[float, float] | None
 
@@ -51,13 +50,13 @@ def plot_curves(comparison: Comparison, axis: str) -> Figure:
     size = (3.0 * columns + 0.4, 2.5 * rows + 0.9) if apart else (7.5, 4.4)
     figure, axes = panels(*size, rows, columns, sharey=True, sharex=True)
     low, high = _limits(*([line.points[index][1] for line in lines] for index in (-1, 0)))
-    longest = max((line.pair.figures.fast_steps for line in lines), default=0)
+    longest = max((line.pair.fast_steps for line in lines), default=0)
     for group, place in zip(groups, axes, strict=False):
         for line in group:
             index = names.index(getattr(line.pair, colours))
-            _draw_line(place, line, index, main=line.pair.figures.fast_steps == longest)
+            _draw_line(place, line, index, main=line.pair.fast_steps == longest)
         _name_those_off(place, [getattr(line.pair, colours) for line in group if line.points[-1][1] > high])
-        if comparison.twin and comparison.twin.figures.elbo:
+        if comparison.twin and comparison.twin.elbo:
             place.axhline(comparison.twin.level, color="0.4", linestyle=":", linewidth=1)
         if apart:
             place.set_title(legible(group[0].pair.guide), fontsize=10)
@@ -96,7 +95,7 @@ def _name_those_off(axes: Axes, names: Sequence[str]) -> None:
 
 def plot_rate_distortion(comparison: Comparison) -> Figure:
     """What thoughts carry against what they leave unexplained: a colour for each guide, a marker for each objective."""
-    pairs = [pair for pair in comparison.pairs if pair.figures.elbo]
+    pairs = [pair for pair in comparison.pairs if pair.elbo]
     guides, objectives = _names(comparison, pairs)
     figure, (axes,) = panels(9.2, 6.4 if len(guides) + len(objectives) > 16 else 5.2)
     limit = _limits([pair.level for pair in pairs], [])[1]
@@ -107,9 +106,9 @@ def plot_rate_distortion(comparison: Comparison) -> Figure:
     markers = [MARKERS[i % len(MARKERS)] for i in range(len(objectives))]
     for pair in shown:
         style = {**colours[guides.index(pair.guide)], "marker": markers[objectives.index(pair.objective)]}
-        place = pair.figures.rate or 0.0, pair.figures.distortion or 0.0
+        place = pair.rate or 0.0, pair.distortion or 0.0
         axes.plot(*place, linestyle="none", markersize=7, alpha=0.85, **style)
-    if comparison.twin and comparison.twin.figures.elbo:
+    if comparison.twin and comparison.twin.elbo:
         axes.plot(0, comparison.twin.level, marker="x", color="black", markersize=8, linestyle="none")
     _equal_bounds(axes, comparison)
     axes.set_xlabel("rate: KL, nats a sequence")
@@ -169,7 +168,7 @@ def _levels(comparison: Comparison, equal_seconds: bool) -> dict[Key, float]:
 
 
 def _cell(
-    axes: Axes, place: tuple[int, int], pair: Pair | None, value: float | None, limits: tuple[float, float]
+    axes: Axes, place: tuple[int, int], pair: PairScore | None, value: float | None, limits: tuple[float, float]
 ) -> None:
     """One cell of the map, at column and row: its colour, its number; a frame around the best."""
     (column, row), (low, high) = place, limits
@@ -177,7 +176,7 @@ def _cell(
     colour: Any = colormaps["viridis_r"](0.05 + 0.85 * share)
     text, ink = "" if value is None else f"{value:.3f}" if value < 100 else f"{value:.4g}", "black"
     if value is None:
-        failed = pair is not None and pair.figures.note.startswith(("failed", "ran away"))
+        failed = pair is not None and pair.note.startswith(("failed", "ran away"))
         colour, text = (FAILED, "failed") if failed else (GREY, "") if pair is None else ("white", "–")
     elif share > 0.5:
         ink = "white"
@@ -190,28 +189,24 @@ def _cell(
     axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=ink, weight=weight, zorder=4)
 
 
-def _names(comparison: Comparison, pairs: Sequence[Pair | Refused]) -> tuple[list[str], list[str]]:
+def _names(comparison: Comparison, pairs: Sequence[PairScore | Refused]) -> tuple[list[str], list[str]]:
     """Guides and objectives of these pairs, in the order in which they were asked for."""
 
     def of(axis: str, names: Sequence[str]) -> list[str]:
-        return [name for name in dict.fromkeys([*comparison.members[axis], *names]) if name in names]
+        return [name for name in dict.fromkeys([*comparison.definitions[axis], *names]) if name in names]
 
     return of("guides", [pair.guide for pair in pairs]), of("objectives", [pair.objective for pair in pairs])
 
 
-def _line(pair: Pair, axis: str) -> Line | None:
+def _line(pair: PairScore, axis: str) -> Line | None:
     """The pair's bound along its fit, or along its training where a decoder was trained; None where it has none."""
     if pair.training is not None:
-        key = "step" if axis == "steps" else "seconds"
-        rows = [row for row in pair.training["validation"] if row["nats_per_token"] is not None]
-        points = [(float(row[key]), float(row["nats_per_token"])) for row in rows]
-        curve = [Checkpoint(index, 0.0, level) for index, (_, level) in enumerate(points)]
-        best = arrival(curve)
-        return Line(pair, points, points[best.steps] if best else None) if points else None
-    known = [point for point in pair.figures.curve if point.nats_per_token is not None]
-    points = [(float(one.steps if axis == "steps" else one.ms), float(one.nats_per_token or 0)) for one in known]
-    best = arrival(known)
-    return Line(pair, points, points[known.index(best)] if best else None) if points else None
+        rows = [(row.step, row.seconds, row.nats_per_token) for row in pair.training.validation]
+    else:
+        rows = [(one.steps, one.ms, one.nats_per_token) for one in pair.curve]
+    known = [(float(steps if axis == "steps" else time), level) for steps, time, level in rows if level is not None]
+    best = arrival([level for _, level in known])
+    return Line(pair, known, None if best is None else known[best]) if known else None
 
 
 def _scale(axes: Axes, comparison: Comparison, axis: str, lines: Sequence[Line]) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pyro_ltm.comparison.pair_score import Estimate
-from pyro_ltm.comparison.result import Comparison, Pair
+from pyro_ltm.comparison.result import Comparison, Estimate, PairScore
 from pyro_ltm.reports.figures import number, plus_minus
 
 Table = tuple[list[str], list[list[str]]]
@@ -16,54 +15,54 @@ Table = tuple[list[str], list[list[str]]]
 def short_table(comparison: Comparison, *, wide: bool = True) -> Table:
     """What fits a terminal of 100 columns, or of 80; the fast steps have a column where pairs differ in them."""
     trains = comparison.kind == "training"
-    columns: dict[str, Callable[[Pair], str]] = {"guide": lambda p: p.guide, "objective": lambda p: p.objective}
+    columns: dict[str, Callable[[PairScore], str]] = {"guide": lambda p: p.guide, "objective": lambda p: p.objective}
     if len(comparison.fast_steps) > 1:
-        columns["steps"] = lambda p: str(p.figures.fast_steps)
-    columns["at most"] = lambda p: pm(p.figures.elbo)
+        columns["steps"] = lambda p: str(p.fast_steps)
+    columns["at most"] = lambda p: pm(p.elbo)
     if trains:
         equal = comparison.equal_seconds()
         columns["= time"] = lambda p: number(equal.get(p.key, {}).get("nats_per_token"))
     if wide or not trains:
-        columns["IWAE"] = lambda p: number(p.figures.iwae.nats_per_token if p.figures.iwae else None)
-        columns["ESS"] = lambda p: number(p.figures.ess, 1)
-    columns["rate"] = lambda p: number(p.figures.rate, 2)
+        columns["IWAE"] = lambda p: number(p.iwae.nats_per_token if p.iwae else None)
+        columns["ESS"] = lambda p: number(p.ess, 1)
+    columns["rate"] = lambda p: number(p.rate, 2)
     if wide and not trains:
-        columns["distort."] = lambda p: number(p.figures.distortion)
+        columns["distort."] = lambda p: number(p.distortion)
     if trains:
-        columns["trained"] = lambda p: number(p.training["seconds"] if p.training else None, 0, " s")
+        columns["trained"] = lambda p: number(p.training.seconds if p.training else None, 0, " s")
     columns["to 1%"] = arrival_text
     if wide:
-        columns["memory"] = lambda p: megabytes(p.figures.peak_memory_bytes)
+        columns["memory"] = lambda p: megabytes(p.peak_memory_bytes)
     return list(columns), [[cell(pair) for cell in columns.values()] for pair in _all(comparison)]
 
 
 def full_table(comparison: Comparison) -> Table:
     """Every figure of every pair."""
-    columns: dict[str, Callable[[Pair], str]] = {
+    columns: dict[str, Callable[[PairScore], str]] = {
         "guide": lambda p: p.guide,
         "objective": lambda p: p.objective,
-        "fast steps": lambda p: str(p.figures.fast_steps),
-        "at most, nats/token": lambda p: pm(p.figures.elbo, 4),
+        "fast steps": lambda p: str(p.fast_steps),
+        "at most, nats/token": lambda p: pm(p.elbo, 4),
         "behind the best": lambda p: pm(comparison.difference_to_best(p), 4),
-        f"IWAE-{comparison.settings.get('particles', 'K')}": lambda p: pm(p.figures.iwae, 4),
-        "ESS": lambda p: number(p.figures.ess, 1),
-        "rate, nats/seq.": lambda p: number(p.figures.rate, 2),
-        "distortion, nats/token": lambda p: number(p.figures.distortion, 4),
-        "steps to 1%": lambda p: number(p.figures.steps_to_1pct, 0),
-        "ms/seq. to 1%": lambda p: number(p.figures.ms_per_sequence_to_1pct, 1),
-        "ms/fast step": lambda p: number(p.figures.ms_per_fast_step, 1),
-        "peak memory": lambda p: megabytes(p.figures.peak_memory_bytes),
+        f"IWAE-{comparison.settings.get('particles', 'K')}": lambda p: pm(p.iwae, 4),
+        "ESS": lambda p: number(p.ess, 1),
+        "rate, nats/seq.": lambda p: number(p.rate, 2),
+        "distortion, nats/token": lambda p: number(p.distortion, 4),
+        "steps to 1%": lambda p: number(p.steps_to_1pct, 0),
+        "ms/seq. to 1%": lambda p: number(p.ms_per_sequence_to_1pct, 1),
+        "ms/fast step": lambda p: number(p.ms_per_fast_step, 1),
+        "peak memory": lambda p: megabytes(p.peak_memory_bytes),
     }
     if any(pair.guide_training_seconds is not None for pair in comparison.pairs):
         columns["guide training, s"] = lambda p: number(p.guide_training_seconds, 1)
     if comparison.kind == "training":
         equal = comparison.equal_seconds()
-        columns["training, s"] = lambda p: number(p.training["seconds"] if p.training else None, 1)
+        columns["training, s"] = lambda p: number(p.training.seconds if p.training else None, 1)
         columns["at equal seconds"] = lambda p: number(equal.get(p.key, {}).get("nats_per_token"), 4)
         columns["... at step"] = lambda p: number(equal.get(p.key, {}).get("step"), 0)
         columns["slow steps to 1%"] = lambda p: number(training_arrival(p, "step"), 0)
         columns["training s to 1%"] = lambda p: number(training_arrival(p, "seconds"), 1)
-    columns["remark"] = lambda p: p.figures.note
+    columns["remark"] = lambda p: p.note
     return list(columns), [[cell(pair) for cell in columns.values()] for pair in _all(comparison)]
 
 
@@ -73,9 +72,9 @@ def findings(comparison: Comparison) -> list[str]:
     if best is None:
         lines.append("No pair has a bound.")
     else:
-        lines.append(f"Lowest bound: {name_of(best, comparison)}, at most {pm(best.figures.elbo, 4)} nats a token.")
-        if best.figures.elbo and best.figures.elbo.blocks:
-            lines.append(f"± of this bound is the standard error over {best.figures.elbo.blocks}.")
+        lines.append(f"Lowest bound: {name_of(best, comparison)}, at most {pm(best.elbo, 4)} nats a token.")
+        if best.elbo and best.elbo.blocks:
+            lines.append(f"± of this bound is the standard error over {best.elbo.blocks}.")
         tied = comparison.tied_with_best()
         if tied:
             shown = "; ".join(name_of(pair, comparison) for pair in tied[:MOST_NAMED])
@@ -90,8 +89,8 @@ def findings(comparison: Comparison) -> list[str]:
                 f"At equal seconds ({seconds:.1f} s of training): {key[0]} with {key[1]}, {level:.4f} nats a token at "
                 f"step {equal[key]['step']}."
             )
-    if comparison.twin and comparison.twin.figures.elbo:
-        lines.append(f"The twin without thoughts: {pm(comparison.twin.figures.elbo, 4)} nats a token, exactly.")
+    if comparison.twin and comparison.twin.elbo:
+        lines.append(f"The twin without thoughts: {pm(comparison.twin.elbo, 4)} nats a token, exactly.")
     return lines
 
 
@@ -103,8 +102,8 @@ def notes(comparison: Comparison) -> list[str]:
     """Remarks on single pairs, and reasons why pairs do not fit, alike ones together."""
     said: dict[str, list[str]] = {}
     for pair in _all(comparison):
-        if pair.figures.note:
-            said.setdefault(pair.figures.note, []).append(
+        if pair.note:
+            said.setdefault(pair.note, []).append(
                 "twin" if pair is comparison.twin else f"{pair.guide} with {pair.objective}"
             )
     for one in comparison.refused:
@@ -112,25 +111,25 @@ def notes(comparison: Comparison) -> list[str]:
     return [f"{'; '.join(dict.fromkeys(names))}: {text}" for text, names in said.items()]
 
 
-def _all(comparison: Comparison) -> list[Pair]:
+def _all(comparison: Comparison) -> list[PairScore]:
     """Its pairs, the lowest bound first, and its twin."""
     return [*comparison.ranked(), *([comparison.twin] if comparison.twin else [])]
 
 
-def name_of(pair: Pair, comparison: Comparison) -> str:
+def name_of(pair: PairScore, comparison: Comparison) -> str:
     """The pair in words; its fast steps where pairs differ in them."""
-    steps = f", {pair.figures.fast_steps} steps" if len(comparison.fast_steps) > 1 else ""
+    steps = f", {pair.fast_steps} steps" if len(comparison.fast_steps) > 1 else ""
     return f"{pair.guide} with {pair.objective}{steps}" if pair is not comparison.twin else "twin"
 
 
-def training_arrival(pair: Pair, key: str) -> Any:
+def training_arrival(pair: PairScore, key: str) -> Any:
     """The slow `step`, or the `seconds`, at which validation came within 1% of its best."""
-    return pair.training["arrival"][key] if pair.training and pair.training.get("arrival") else None
+    return getattr(pair.training.arrival, key) if pair.training and pair.training.arrival else None
 
 
-def arrival_text(pair: Pair) -> str:
+def arrival_text(pair: PairScore) -> str:
     """Fast steps and milliseconds a sequence to come within 1% of the pair's best."""
-    steps, ms = pair.figures.steps_to_1pct, pair.figures.ms_per_sequence_to_1pct
+    steps, ms = pair.steps_to_1pct, pair.ms_per_sequence_to_1pct
     return "-" if steps is None or ms is None else f"{steps} / {number(ms, 0 if ms >= 10 else 1)} ms"
 
 

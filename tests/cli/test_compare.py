@@ -21,7 +21,7 @@ PATIENCE = 100.0
 """Seconds until something that should have happened counts as failed."""
 
 AXES = {"guides": FAMILIES, "objectives": OBJECTIVES}
-JUDGED = ["--sequences", 6, "--particles", 3, "--batch-size", 4]
+SCORED = ["--sequences", 6, "--particles", 3, "--batch-size", 4]
 PAIRS = ["--guides", "mean-field,delta", "--objectives", "analytic-elbo,map"]
 
 
@@ -45,7 +45,7 @@ def test_lists(axis, ask, invoke):
 def compared(invoke, trained, tmp_path_factory):
     """A comparison under `trained`, and what the command printed; do not write to it."""
     out = tmp_path_factory.mktemp("compared") / "c"
-    result = invoke("compare", trained, *PAIRS, "--fast-steps", "2,4", *JUDGED, "--out", out)
+    result = invoke("compare", trained, *PAIRS, "--fast-steps", "2,4", *SCORED, "--out", out)
     assert result.exit_code == 0, result.stderr
     return out, result
 
@@ -69,8 +69,8 @@ def test_for_people(compared):
 def test_for_programs(compared, ask, trained):
     out, _ = compared
     before = json.loads((out / "compare.json").read_text())
-    answer = ask("compare", trained, *PAIRS, "--fast-steps", "2,4", *JUDGED, "--out", out)
-    assert answer["pairs"] == before["pairs"], "all of it was judged already"
+    answer = ask("compare", trained, *PAIRS, "--fast-steps", "2,4", *SCORED, "--out", out)
+    assert answer["pairs"] == before["pairs"], "all of it was scored already"
     assert [row["guide"] for row in answer["pairs"]] == ["mean-field", "mean-field", "delta", "delta"]
     first = answer["pairs"][0]
     assert first["fast_steps"] == 2
@@ -101,7 +101,7 @@ def test_the_figure_is_that_of_evaluate(compared, ask, trained):
 
 def test_more_pairs_are_added(compared, ask, trained, tmp_path):
     out = shutil.copytree(compared[0], tmp_path / "c")
-    command = ["compare", trained, "--guides", "mean-field", "--fast-steps", "2", *JUDGED, "--out", out]
+    command = ["compare", trained, "--guides", "mean-field", "--fast-steps", "2", *SCORED, "--out", out]
     answer = ask(*command, "--objectives", "analytic-elbo,elbo")
     assert len(answer["pairs"]) == 5
     assert answer["pairs"][-1]["objective"] == "elbo"
@@ -110,7 +110,7 @@ def test_more_pairs_are_added(compared, ask, trained, tmp_path):
 def test_other_text_and_another_fast_loop(ask, trained, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("kalo mi ter son\n" * 20)
-    command = ["compare", trained, "--guides", "mean-field", "--objectives", "elbo", "--data", other, *JUDGED]
+    command = ["compare", trained, "--guides", "mean-field", "--objectives", "elbo", "--data", other, *SCORED]
     answer = ask(*command, "--out", tmp_path / "c", "--set", "fast.steps=3", "--set", "optimizer.lr=0.1", "--seed", 5)
     assert answer["about"]["data"] == str(other)
     assert answer["pairs"][0]["fast_steps"] == 3
@@ -139,7 +139,7 @@ def pairs_in(out):
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGINT"])
 def test_interrupted_it_goes_on(number, compared, invoke, spawn, trained, tmp_path):
     out = tmp_path / "a folder" / "c"
-    command = ["compare", trained, *PAIRS, "--fast-steps", "2,4", *JUDGED, "--out", out]
+    command = ["compare", trained, *PAIRS, "--fast-steps", "2,4", *SCORED, "--out", out]
     process = spawn(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + PATIENCE
     while not pairs_in(out):
@@ -153,7 +153,7 @@ def test_interrupted_it_goes_on(number, compared, invoke, spawn, trained, tmp_pa
         assert process.returncode == 130, err
         assert "Traceback" not in err
         line = err.splitlines()[-1]
-        assert line.startswith("Stopped: interrupted; what is judged is in ")
+        assert line.startswith("Stopped: interrupted; what is scored is in ")
         called, *command = shlex.split(line.partition("go on with: ")[2])
         assert called == "pyro-ltm"
     assert not (out / "compare.html").exists()
@@ -171,7 +171,7 @@ def training(settings, trained):
     """`training(out)`: the arguments of a comparison of two trained decoders and the twin."""
     changed = settings(**{"slow.steps": 8, "slow.save_every": 2})
     return lambda out: [
-        *("compare", "--train", "--data", trained / "data", *changed, *PAIRS, *JUDGED),
+        *("compare", "--train", "--data", trained / "data", *changed, *PAIRS, *SCORED),
         *("--twin", "--fast-steps", 1, "--out", out),
     ]
 
@@ -187,7 +187,7 @@ def trained_pairs(invoke, training, tmp_path_factory):
 
 def test_training(trained_pairs, ask, invoke, training):
     out, result = trained_pairs
-    for expected in ("= time", "trained", "twin", "At equal seconds", "judged by a mean-field fit"):
+    for expected in ("= time", "trained", "twin", "At equal seconds", "scored by a mean-field fit"):
         assert expected in result.stdout
     assert "Training: delta × map (2/2)" in result.stderr
     answer = ask(*training(out))

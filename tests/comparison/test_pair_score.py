@@ -1,4 +1,4 @@
-"""One pair judged, held against models whose posterior and evidence are known."""
+"""The score of one pair, against models whose posterior and evidence are known."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from helpers.judged import Exact, WithPrior, pieces
 from helpers.stand_ins import LinearGaussian
 from torch.distributions import kl_divergence
 
-from pyro_ltm.comparison import pair_score as judging
-from pyro_ltm.comparison.pair_score import Checkpoint, arrival, judge, places
+from pyro_ltm.comparison import pair_score as module
+from pyro_ltm.comparison.pair_score import curve_steps, score_pair
+from pyro_ltm.comparison.result import arrival
 from pyro_ltm.guides import Delta, MeanField
 from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.samplers import HMC, SVGD
@@ -34,7 +35,7 @@ def test_at_the_exact_posterior():
     """Every log weight is the log evidence: both bounds are the evidence, and every draw counts."""
     model = LinearGaussian()
     batch = model.data(6)
-    found = judge(model, [batch], guide=Exact(model), objective=MonteCarloELBO(), fast_steps=0, particles=16)
+    found = score_pair(model, [batch], guide=Exact(model), objective=MonteCarloELBO(), fast_steps=0, particles=16)
     evidence = float(-model.log_evidence(batch).sum() / batch.mask.sum())
     assert found.elbo.nats_per_token == pytest.approx(evidence, abs=ROUNDOFF)
     assert found.iwae.nats_per_token == pytest.approx(evidence, abs=ROUNDOFF)
@@ -53,7 +54,7 @@ def test_rate_and_distortion_are_those_of_closed_forms(exact):
     batch = model.data(6)
     guide = Exact(model) if exact else MeanField(2, 2)
     draws = 1500
-    found = judge(model, [batch], guide=guide, objective=AnalyticELBO(), fast_steps=0, particles=draws)
+    found = score_pair(model, [batch], guide=guide, objective=AnalyticELBO(), fast_steps=0, particles=draws)
     q = guide.distribution(guide.init(batch))
     rate = kl_divergence(q, model.prior().expand((6,)))
     assert found.rate == pytest.approx(float(rate.mean()), abs=ROUNDOFF)
@@ -79,7 +80,7 @@ def test_sample_size_and_importance_weights_by_hand():
     model = LinearGaussian()
     batch = model.data(5)
     options = {"guide": MeanField(2, 2), "objective": MonteCarloELBO()}
-    found = judge(model, pieces(batch, 3, 2), **options, fast_steps=3, particles=7, seed=11)
+    found = score_pair(model, pieces(batch, 3, 2), **options, fast_steps=3, particles=7, seed=11)
     posterior = fit_posterior(model, batch, **options, steps=3, seed=fold(11, "fit"))
     weight = posterior.with_noise(fold(11, "score")).score(model, batch, particles=7).log_weight
     shares = weight.softmax(0)
@@ -107,17 +108,16 @@ def _draws(posterior):
     ],
 )
 def test_arrival_within_one_percent(levels, expected):
-    curve = [Checkpoint(index, 10.0 * index, level) for index, level in enumerate(levels)]
-    assert arrival(curve) == curve[expected]
+    assert arrival(levels) == expected
 
 
 def test_arrival_where_there_is_no_bound():
     assert arrival([]) is None
-    assert arrival([Checkpoint(0, 0.0, None)]) is None
+    assert arrival([None]) is None
 
 
-def test_places_of_the_curve():
-    assert [places(steps) for steps in (0, 1, 2, 5, 16)] == [
+def test_steps_of_the_curve():
+    assert [curve_steps(steps) for steps in (0, 1, 2, 5, 16)] == [
         [0],
         [0, 1],
         [0, 1, 2],
@@ -132,7 +132,7 @@ def test_the_curve_is_the_honest_bound_of_each_state_on_its_way():
     batch = model.data(6)
     adam = Adam(lr=0.2, schedule="constant")
     options = {"guide": MeanField(2, 2), "objective": MonteCarloELBO(), "optimizer": adam}
-    found = judge(model, pieces(batch, 4, 2), **options, fast_steps=6, curve_particles=5, seed=3)
+    found = score_pair(model, pieces(batch, 4, 2), **options, fast_steps=6, curve_particles=5, seed=3)
     assert [point.steps for point in found.curve] == [0, 1, 2, 4, 6]
     for point in found.curve:
         posterior = fit_posterior(model, batch, **options, steps=point.steps, seed=fold(3, "fit"))
@@ -156,9 +156,9 @@ def test_only_the_fit_is_on_the_clock(monkeypatch):
             return super().step(*args, **options)
 
     model = Slow()
-    monkeypatch.setattr(judging.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
     options = {"guide": MeanField(2, 2), "objective": MonteCarloELBO(), "optimizer": Ticking()}
-    found = judge(model, pieces(model.data(6), 4, 2), **options, fast_steps=8, particles=9)
+    found = score_pair(model, pieces(model.data(6), 4, 2), **options, fast_steps=8, particles=9)
     assert now[0] > 900
     assert [(point.steps, point.ms) for point in found.curve] == [
         (steps, pytest.approx(1000 * 2 * steps / 6)) for steps in (0, 1, 2, 4, 8)
@@ -177,25 +177,27 @@ def test_what_finishes_a_fit_is_on_the_clock_of_each_point(monkeypatch):
             type(self).now += 5
             return state
 
-    monkeypatch.setattr(judging.time, "perf_counter", lambda: Ending.now)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: Ending.now)
     model = LinearGaussian()
-    found = judge(model, [model.data(5)], guide=Ending(2, 2), objective=MonteCarloELBO(), fast_steps=2, particles=2)
+    found = score_pair(
+        model, [model.data(5)], guide=Ending(2, 2), objective=MonteCarloELBO(), fast_steps=2, particles=2
+    )
     assert [point.ms for point in found.curve] == [pytest.approx(1000)] * 3
 
 
 def test_a_sampler_that_tells_only_of_its_end():
     model = WithPrior()
-    found = judge(model, [model.data(2)], guide=HMC(2, 2, leapfrogs=3), objective=MAP(), fast_steps=4, particles=4)
+    found = score_pair(model, [model.data(2)], guide=HMC(2, 2, leapfrogs=3), objective=MAP(), fast_steps=4, particles=4)
     assert [point.steps for point in found.curve] == [0, 4]
     assert found.ms_per_fast_step > 0
     assert found.elbo is not None
-    assert "judged by the Normal with their mean and variance" in found.note
+    assert "scored by the Normal with their mean and variance" in found.note
 
 
 def test_batches_that_stop_early_stay_where_they_were():
     model = LinearGaussian()
     options = {"guide": MeanField(2, 2), "objective": MonteCarloELBO(particles=50), "fast_steps": 64}
-    found = judge(model, pieces(model.data(4), 2, 2), **options, particles=2, tolerance=1e6, patience=2)
+    found = score_pair(model, pieces(model.data(4), 2, 2), **options, particles=2, tolerance=1e6, patience=2)
     assert found.steps_taken == 4
     assert [point.steps for point in found.curve] == [0, 1, 2, 4, 8, 16, 32, 64]
     assert len({point.nats_per_token for point in found.curve[3:]}) == 1
@@ -204,7 +206,7 @@ def test_batches_that_stop_early_stay_where_they_were():
 def test_a_point_has_no_bound_but_a_joint_density():
     model = LinearGaussian()
     batch = model.data(5)
-    found = judge(model, [batch], guide=Delta(2, 2), objective=MAP(), optimizer=Adam(lr=0.3), fast_steps=200)
+    found = score_pair(model, [batch], guide=Delta(2, 2), objective=MAP(), optimizer=Adam(lr=0.3), fast_steps=200)
     assert (found.elbo, found.iwae, found.ess, found.rate, found.steps_to_1pct) == (None,) * 5
     assert found.curve == found.nats_by_sequence == []
     assert "no density" in found.note
@@ -219,10 +221,10 @@ def test_figures_depend_neither_on_batches_nor_on_the_global_seed():
     batch = model.data(5)
     options = {"guide": SVGD(2, 2, particles=3), "objective": MAP(), "fast_steps": 3, "particles": 3}
     torch.manual_seed(1)
-    one = judge(model, [batch], **options)
+    one = score_pair(model, [batch], **options)
     torch.manual_seed(2)
     before = torch.random.get_rng_state()
-    two = judge(model, pieces(batch, 2, 3), **options)
+    two = score_pair(model, pieces(batch, 2, 3), **options)
     assert torch.equal(before, torch.random.get_rng_state())
     assert one.nats_by_sequence == pytest.approx(two.nats_by_sequence, abs=1e-9)
 
@@ -263,7 +265,7 @@ def test_more_particles_need_more_memory():
     model = LinearGaussian(length=64)
     batch, guide = model.data(64), MeanField(2, 2)
     needs = [
-        judge(model, [batch], guide=guide, objective=MonteCarloELBO(particles=k), fast_steps=1, particles=1)
+        score_pair(model, [batch], guide=guide, objective=MonteCarloELBO(particles=k), fast_steps=1, particles=1)
         for k in (1, 16)
     ]
     assert needs[1].peak_memory_bytes > 4 * needs[0].peak_memory_bytes > 0

@@ -13,9 +13,10 @@ from helpers.judged import Exact, Linear, Wild
 from helpers.stand_ins import LinearGaussian
 from pyro.infer import Trace_ELBO
 
-from pyro_ltm.comparison.pair_score import Estimate, Judgement
+from pyro_ltm.comparison.comparison_file import COLUMNS, at, open_comparison, save
+from pyro_ltm.comparison.named import NamedGuides
 from pyro_ltm.comparison.posteriors import compare_posteriors, describe
-from pyro_ltm.comparison.result import COLUMNS, Comparison, Pair, at, open_comparison, save
+from pyro_ltm.comparison.result import Comparison, Estimate, PairScore
 from pyro_ltm.comparison.train_guide import GuideTraining
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Delta, MeanField
@@ -40,7 +41,7 @@ def test_paired_differences_by_hand():
     found = compare(model, [batch], guides={"mf": MeanField(2, 2), "exact": Exact(model)}, fast_steps=(0,))
     assert found.best.guide == "exact"
     other = found.find(("mf", "elbo", 0))
-    ours, best = other.figures.nats_by_sequence, found.best.figures.nats_by_sequence
+    ours, best = other.nats_by_sequence, found.best.nats_by_sequence
     differences = [x - y for x, y in zip(ours, best, strict=True)]
     behind, mean = found.difference_to_best(other), sum(differences) / 48
     assert behind.nats_per_token == pytest.approx(mean, rel=1e-9)
@@ -52,8 +53,7 @@ def test_paired_differences_by_hand():
 
 def made_up(guide, level, scatter=()):
     nats = [10 * (level + each) for each in scatter]
-    figures = Judgement(fast_steps=1, elbo=Estimate(level, 0.1), nats_by_sequence=nats)
-    return Pair(guide=guide, objective="o", figures=figures)
+    return PairScore(guide=guide, objective="o", fast_steps=1, elbo=Estimate(level, 0.1), nats_by_sequence=nats)
 
 
 def test_ties_go_by_the_difference_and_not_by_the_bounds_own_error():
@@ -94,8 +94,8 @@ def test_a_posterior_that_ran_away_is_a_line_and_not_the_end():
     model = LinearGaussian()
     found = compare(model, [model.data(4)], guides={"wild": Wild(2, 2), "mf": MeanField(2, 2)})
     wild, tame = found.find(("wild", "elbo", 4)), found.find(("mf", "elbo", 4))
-    assert wild.figures.elbo is None
-    assert wild.figures.note == "ran away: no finite bound for 4 of 4 sequences"
+    assert wild.elbo is None
+    assert wild.note == "ran away: no finite bound for 4 of 4 sequences"
     assert found.best == tame
     assert found.ranked() == [tame, wild]
     json.dumps(found.to_dict(), allow_nan=False)
@@ -117,25 +117,25 @@ def test_a_pair_that_fails_is_a_line_and_not_the_end():
     model = LinearGaussian()
     guides = {"greedy": Greedy(2, 2), "singular": Singular(2, 2)}
     found = compare(model, [model.data(2)], guides=guides)
-    assert [pair.figures.note for pair in found.pairs] == ["failed: out of memory", "failed: not positive definite"]
+    assert [pair.note for pair in found.pairs] == ["failed: out of memory", "failed: not positive definite"]
     with pytest.raises(RuntimeError, match="a fault of ours"):
         compare(model, [model.data(2)], guides={"faulty": Faulty(2, 2)})
 
 
-def test_shared_parameters_are_taught_and_the_decoder_holds_still():
+def test_shared_parameters_are_trained_and_the_decoder_does_not_move():
     """The best linear encoder is the exact posterior."""
     model = LinearGaussian()
     batch, guide = model.data(8), Linear(model)
     before = [parameter.clone() for parameter in model.parameters()]
-    teaching = GuideTraining(lambda step: model.data(64), steps=250, lr=0.05)
+    training = GuideTraining(lambda step: model.data(64), steps=250, lr=0.05)
     options = {"guides": {"linear": guide}, "fast_steps": (0,), "particles": 200}
-    taught = compare(model, [batch], teaching=teaching, **options).pairs[0]
+    trained = compare(model, [batch], guide_training=training, **options).pairs[0]
     raw = compare(model, [batch], **options).pairs[0]
     evidence = float(-model.log_evidence(batch).sum() / 64)
     assert raw.level > evidence + 0.1
-    assert taught.level == pytest.approx(evidence, abs=0.01)
-    assert taught.figures.ess > 150
-    assert taught.guide_training_seconds > 0
+    assert trained.level == pytest.approx(evidence, abs=0.01)
+    assert trained.ess > 150
+    assert trained.guide_training_seconds > 0
     assert raw.guide_training_seconds is None
     assert all(torch.equal(was, now) for was, now in zip(before, model.parameters(), strict=True))
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
@@ -152,8 +152,8 @@ def test_a_guide_and_an_objective_of_ones_own():
     objectives = {"cold": Cold(), "pyro's": Trace_ELBO()}
     found = compare(model, [model.data(3)], guides={"mine": Exact(model)}, objectives=objectives, fast_steps=(0, 2))
     assert [pair.key for pair in found.pairs] == [("mine", o, n) for o in objectives for n in (0, 2)]
-    assert all(pair.figures.elbo is not None for pair in found.pairs)
-    assert found.members["objectives"]["cold"] == "Cold(particles=1, beta=1.0, warmup=0.0)"
+    assert all(pair.elbo is not None for pair in found.pairs)
+    assert found.definitions["objectives"]["cold"] == "Cold(particles=1, beta=1.0, warmup=0.0)"
 
 
 def test_pairs_that_do_not_fit_are_kept_with_their_reason():
@@ -165,7 +165,8 @@ def test_pairs_that_do_not_fit_are_kept_with_their_reason():
     assert all("Delta has no density" in one.reason or "shrink" in one.reason for one in found.refused)
     natural = compare(model, [model.data(3)], guides=guides | {"e": Exact(model)}, optimizer=Natural())
     assert "no natural gradient" in next(one.reason for one in natural.refused if one.guide == "e")
-    missing = compare(model, [model.data(3)], missing={"huge": "too large"})
+    named = NamedGuides({"mf": MeanField(2, 2)}, missing={"huge": "too large"})
+    missing = compare(model, [model.data(3)], guides=named)
     assert (missing.refused[0].guide, missing.refused[0].reason) == ("huge", "too large")
 
 
@@ -178,13 +179,13 @@ def test_nothing_to_compare():
 
 
 def test_it_goes_on_where_it_was_interrupted(tmp_path):
-    """What was judged is not judged again, and the rest comes out as if nothing had happened."""
+    """Pairs that were scored are not scored again, and the rest comes out as if nothing had happened."""
 
     class Stubborn(MonteCarloELBO):
-        stops = True
+        _stops = True
 
         def value(self, terms):
-            if type(self).stops:
+            if type(self)._stops:
                 raise KeyboardInterrupt
             return super().value(terms)
 
@@ -194,16 +195,14 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path):
         compare(model, [batch], objectives=objectives, out=tmp_path / "c")
     left = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert [row["objective"] for row in left["pairs"]] == ["elbo"]
-    Stubborn.stops = False
-    judged = []
-    report = {"report": lambda label, total: judged.append(label) or (lambda done, nats: None)}
+    Stubborn._stops = False
+    labels = []
+    report = {"report": lambda label, total: labels.append(label) or (lambda done, nats: None)}
     found = compare(model, [batch], objectives=objectives, out=tmp_path / "c", **report)
-    assert judged == ["mf × stubborn, 4 steps (2/2)"]
+    assert labels == ["mf × stubborn, 4 steps (2/2)"]
     assert found.to_dict()["pairs"][0] == left["pairs"][0], "its very times are kept"
     whole = compare(model, [batch], objectives=objectives)
-    assert [pair.figures.nats_by_sequence for pair in found.pairs] == [
-        pair.figures.nats_by_sequence for pair in whole.pairs
-    ]
+    assert [pair.nats_by_sequence for pair in found.pairs] == [pair.nats_by_sequence for pair in whole.pairs]
     more = compare(model, [batch], objectives=objectives, fast_steps=(4, 2), out=tmp_path / "c")
     assert len(more.pairs) == 4
 
@@ -269,6 +268,17 @@ def test_json_comes_back_and_csv_says_the_same(tmp_path):
             assert row[name] == ("" if value is None else str(value)), name
 
 
+def test_the_keys_of_earlier_releases_are_read():
+    model = LinearGaussian()
+    found = compare(model, [model.data(3)]).to_dict()
+    older = {("members" if key == "definitions" else key): value for key, value in found.items()}
+    older["settings"] = {("teaching" if key == "guide_training" else key): v for key, v in found["settings"].items()}
+    assert Comparison.from_dict(older).to_dict() == found
+    for key in ("settings", "pairs"):
+        with pytest.raises(UserError, match=f"^{key} is missing"):
+            Comparison.from_dict({name: value for name, value in older.items() if name != key})
+
+
 def test_descriptions_tell_members_apart():
     assert describe(MeanField(2, 2)) != describe(MeanField(2, 2, init_loc=0.5))
     assert describe(MonteCarloELBO()) != describe(MonteCarloELBO(particles=2))
@@ -281,14 +291,16 @@ def test_descriptions_tell_members_apart():
 
 
 def test_a_guide_that_learns_may_join_later(tmp_path):
-    """GuideTraining is a setting of those pairs alone that have something to learn."""
-    first = open_comparison(tmp_path, "posteriors", {"seed": 0, "teaching": None})
+    """Training of guides is a setting of those pairs alone that have something to learn."""
+    first = open_comparison(tmp_path, "posteriors", {"seed": 0, "guide_training": None})
     save(first, tmp_path)
-    joined = open_comparison(tmp_path, "posteriors", {"seed": 0, "teaching": {"steps": 20}})
-    assert joined.settings["teaching"] == {"steps": 20}
+    joined = open_comparison(tmp_path, "posteriors", {"seed": 0, "guide_training": {"steps": 20}})
+    assert joined.settings["guide_training"] == {"steps": 20}
     save(joined, tmp_path)
-    assert open_comparison(tmp_path, "posteriors", {"seed": 0, "teaching": None}).settings["teaching"] == {"steps": 20}
-    with pytest.raises(UserError, match="teaching"):
-        open_comparison(tmp_path, "posteriors", {"seed": 0, "teaching": {"steps": 30}})
+    assert open_comparison(tmp_path, "posteriors", {"seed": 0, "guide_training": None}).settings["guide_training"] == {
+        "steps": 20
+    }
+    with pytest.raises(UserError, match="guide_training"):
+        open_comparison(tmp_path, "posteriors", {"seed": 0, "guide_training": {"steps": 30}})
     with pytest.raises(UserError, match="seed"):
-        open_comparison(tmp_path, "posteriors", {"seed": 1, "teaching": None})
+        open_comparison(tmp_path, "posteriors", {"seed": 1, "guide_training": None})

@@ -9,9 +9,9 @@ import torch
 
 import pyro_ltm as ltm
 from pyro_ltm.comparison.named import OWN_WEIGHTS, guides_for, pair_config, split_names, unfit_config
-from pyro_ltm.comparison.pair_score import Judgement
-from pyro_ltm.comparison.result import Comparison, Pair
-from pyro_ltm.comparison.trainings import JUDGED_OTHERWISE, compare_run, compare_training, training_figures
+from pyro_ltm.comparison.posteriors import compare_run
+from pyro_ltm.comparison.result import Comparison, DecoderTraining, PairScore, Validation
+from pyro_ltm.comparison.trainings import MEAN_FIELD_INSTEAD, compare_training, decoder_training
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import FAMILIES
@@ -24,7 +24,7 @@ TINY = [
     *("data.vocab_size=280", "data.sequence_length=16", "fast.steps=2", "slow.steps=8", "slow.batch_size=3"),
     *("slow.eval_every=0", "slow.eval_sequences=4", "slow.save_every=2", "slow.warmup=0", "slow.lr=0.01"),
 ]
-JUDGED = {"sequences": 5, "particles": 3, "batch_size": 4}
+SCORED = {"sequences": 5, "particles": 3, "batch_size": 4}
 
 
 def configure(*settings):
@@ -49,7 +49,7 @@ PAIRS = {"guides": ["mean-field", "delta"], "objectives": ["elbo", "map"]}
 @pytest.fixture(scope="module")
 def undisturbed(tokens, tmp_path_factory):
     out = tmp_path_factory.mktemp("compared") / "c"
-    return out, compare_training(configure(), data=tokens, out=out, twin=True, **PAIRS, **JUDGED)
+    return out, compare_training(configure(), data=tokens, out=out, twin=True, **PAIRS, **SCORED)
 
 
 @pytest.fixture(scope="module")
@@ -74,48 +74,45 @@ def test_every_decoder_reads_the_same_tokens(undisturbed):
     assert [pair.key for pair in found.pairs] == [("mean-field", "elbo", 2), ("delta", "map", 2)]
     assert {(one.guide, one.objective) for one in found.refused} == {("mean-field", "map"), ("delta", "elbo")}
     for pair in [*found.pairs, found.twin]:
-        assert pair.training["steps"] == 8
-        assert pair.training["tokens"] == found.twin.training["tokens"] > 7 * 3 * 16
-        assert len(pair.training["validation"]) == 9  # before the first step, and eight times
-        assert pair.figures.elbo is not None
-        assert len(pair.figures.nats_by_sequence) == 5
+        assert pair.training.steps == 8
+        assert pair.training.tokens == found.twin.training.tokens > 7 * 3 * 16
+        assert len(pair.training.validation) == 9  # before the first step, and eight times
+        assert pair.elbo is not None
+        assert len(pair.nats_by_sequence) == 5
     configs = [Run.load(folder).config for folder in sorted((out / "runs").iterdir())]
     assert len(configs) == 3
     assert len({(config.seed, config.slow, config.fast.noise, config.dtype) for config in configs}) == 1
-    start = [pair.training["validation"][0]["nats_per_token"] for pair in found.pairs]
+    start = [pair.training.validation[0].nats_per_token for pair in found.pairs]
     assert start[0] != pytest.approx(start[1], rel=1e-12)  # each by its own loop (that of a point is mean-field's)
     weights = [Run.load(out / "runs" / name).parts.model for name in ("delta--map", "mean-field--elbo")]
     assert not torch.equal(*(model.decoder.tok_embeddings.weight for model in weights))
 
 
-def test_decoders_are_judged_by_the_protocol_of_evaluate(undisturbed):
+def test_decoders_are_scored_by_the_protocol_of_evaluate(undisturbed):
     """The same sequences, the same fit, other draws: within the draws' error of what `evaluate` says."""
     out, found = undisturbed
     for pair in found.pairs:
         trained = Run.load(out / "runs" / f"{pair.guide}--{pair.objective}")
         bound = trained.evaluate(sequences=5, particles=200)
-        assert pair.figures.elbo.nats_per_token == pytest.approx(bound.nats_per_token, abs=0.05)
-        assert pair.figures.distortion == pytest.approx(bound.distortion_nats_per_token, abs=0.05)
-    point = found.find(("delta", "map", 2)).figures
-    assert point.note == JUDGED_OTHERWISE
+        assert pair.elbo.nats_per_token == pytest.approx(bound.nats_per_token, abs=0.05)
+        assert pair.distortion == pytest.approx(bound.distortion_nats_per_token, abs=0.05)
+    point = found.find(("delta", "map", 2))
+    assert point.note == MEAN_FIELD_INSTEAD
     assert point.rate is not None
 
 
 def test_the_twin_is_a_reference_and_no_pair(undisturbed):
     _, found = undisturbed
     assert found.twin not in found.pairs
-    assert found.twin.figures.rate == 0
-    assert found.twin.figures.ess == pytest.approx(3)
+    assert found.twin.rate == 0
+    assert found.twin.ess == pytest.approx(3)
     assert found.to_dict()["twin"]["guide"] == "twin"
 
 
 def made_up(name, seconds, levels):
-    rows = [
-        {"step": 10 * i, "tokens": 100 * i, "seconds": seconds * i, "nats_per_token": level, "stderr": 0.1}
-        for i, level in enumerate(levels)
-    ]
-    training = {"steps": 10 * (len(rows) - 1), "tokens": 0, "seconds": rows[-1]["seconds"], "validation": rows}
-    return Pair(guide=name, objective="o", figures=Judgement(fast_steps=1), training=training)
+    rows = [Validation(10 * i, 100 * i, seconds * i, level, 0.1) for i, level in enumerate(levels)]
+    training = DecoderTraining(steps=rows[-1].step, tokens=0, seconds=rows[-1].seconds, skipped=0, validation=rows)
+    return PairScore(guide=name, objective="o", fast_steps=1, training=training)
 
 
 def test_equal_seconds_on_made_up_rows():
@@ -146,11 +143,11 @@ def test_figures_of_training_are_read_from_the_metrics(tmp_path):
         if level:
             log.write("validation", {"step": step, "nats_per_token": level, "nats_per_token_stderr": 0.2})
     log.close()
-    found = training_figures(tmp_path)
-    assert (found["steps"], found["tokens"], found["seconds"], found["skipped"]) == (4, 40, 2.0, 1)
-    rows = [(row["step"], row["seconds"], row["tokens"], row["nats_per_token"]) for row in found["validation"]]
+    found = decoder_training(tmp_path)
+    assert (found.steps, found.tokens, found.seconds, found.skipped) == (4, 40, 2.0, 1)
+    rows = [(row.step, row.seconds, row.tokens, row.nats_per_token) for row in found.validation]
     assert rows == [(0, 0.0, 0, 8.0), (2, 1.0, 20, 4.0), (4, 2.0, 40, 3.99)]
-    assert found["arrival"] == found["validation"][1]
+    assert found.arrival == found.validation[1]
 
 
 class Stop(KeyboardInterrupt):
@@ -168,7 +165,7 @@ def test_it_goes_on_where_it_stopped(undisturbed, tokens, tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        compare_training(configure(), data=tokens, out=tmp_path / "c", on_progress=stop, **PAIRS, **JUDGED)
+        compare_training(configure(), data=tokens, out=tmp_path / "c", on_progress=stop, **PAIRS, **SCORED)
     left = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert [row["guide"] for row in left["pairs"]] == ["mean-field"]
     steps = len(read_metrics(tmp_path / "c" / "runs" / "delta--map" / "metrics.jsonl"))
@@ -176,7 +173,7 @@ def test_it_goes_on_where_it_stopped(undisturbed, tokens, tmp_path):
     seen.clear()
     labels = []
     options = {"on_progress": lambda progress: seen.append(progress.step), "on_pair": labels.append}
-    found = compare_training(configure(), data=tokens, out=tmp_path / "c", **options, **PAIRS, **JUDGED)
+    found = compare_training(configure(), data=tokens, out=tmp_path / "c", **options, **PAIRS, **SCORED)
     assert labels == ["delta × map (2/2)"]
     assert min(seen) == 5  # the last checkpoint was at step 4
     assert figures(found) == figures(whole)
@@ -189,7 +186,7 @@ def test_it_goes_on_where_it_stopped(undisturbed, tokens, tmp_path):
 
 def test_text_is_prepared_once_for_all(text, tmp_path):
     out = tmp_path / "c"
-    options = {"guides": ["mean-field"], "objectives": ["elbo"], **JUDGED}
+    options = {"guides": ["mean-field"], "objectives": ["elbo"], **SCORED}
     compare_training(configure("slow.steps=1"), data=str(text), out=out, **options)
     assert (out / "data" / "meta.json").is_file()
     assert not (out / "runs" / "mean-field--elbo" / "data").exists()
@@ -204,7 +201,7 @@ def test_tokens_of_another_text_are_not_taken_for_those_of_the_named_one(text, t
     other = tmp_path / "other.txt"
     other.write_text(text.read_text())
     with pytest.raises(UserError, match=r"holds the tokens of .*birds\.txt, and not of .*other\.txt"):
-        compare_training(configure(), data=str(other), out=tmp_path / "c", **PAIRS, **JUDGED)
+        compare_training(configure(), data=str(other), out=tmp_path / "c", **PAIRS, **SCORED)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +215,7 @@ def test_tokens_of_another_text_are_not_taken_for_those_of_the_named_one(text, t
 def test_it_does_not_mix_what_was_trained_differently(settings, options, says, undisturbed, tokens):
     out, _ = undisturbed
     with pytest.raises(UserError, match=says):
-        compare_training(configure(*settings), data=tokens, out=out, **PAIRS, **JUDGED | options)
+        compare_training(configure(*settings), data=tokens, out=out, **PAIRS, **SCORED | options)
 
 
 def test_bad_input_leaves_nothing(tokens, text, tmp_path):
@@ -226,7 +223,7 @@ def test_bad_input_leaves_nothing(tokens, text, tmp_path):
 
     def refused(match, config=None, **options):
         with pytest.raises(UserError, match=match):
-            compare_training(config or configure(), **{"data": tokens, "out": out, **PAIRS, **JUDGED, **options})
+            compare_training(config or configure(), **{"data": tokens, "out": out, **PAIRS, **SCORED, **options})
         assert not out.exists()
 
     refused("no guide fits an objective", guides=["delta"], objectives=["elbo"])
@@ -240,12 +237,12 @@ def test_bad_input_leaves_nothing(tokens, text, tmp_path):
 
 def test_weights_that_run_away_are_a_line_and_not_the_end(tokens, tmp_path):
     wild = configure("slow.lr=1e30", "slow.clip=0.0", "slow.max_nonfinite=2")
-    options = {"guides": ["mean-field"], "objectives": ["elbo"], **JUDGED}
+    options = {"guides": ["mean-field"], "objectives": ["elbo"], **SCORED}
     found = compare_training(wild, data=tokens, out=tmp_path / "c", **options)
     (pair,) = found.pairs
-    assert pair.figures.elbo is None
-    assert pair.figures.note.startswith("failed: ")
-    assert "finite" in pair.figures.note
+    assert pair.elbo is None
+    assert pair.note.startswith("failed: ")
+    assert "finite" in pair.note
 
 
 def test_pairs_share_the_warm_up():
@@ -273,29 +270,29 @@ def test_names():
 
 
 def test_a_run_is_compared_by_names_or_objects(run, tmp_path):
-    named = compare_run(run, guides=["mean-field"], objectives=["analytic-elbo"], **JUDGED)
+    named = compare_run(run, guides=["mean-field"], objectives=["analytic-elbo"], **SCORED)
     objects = {"guides": {"mf": MeanField(2, 16)}, "objectives": {"mine": AnalyticELBO()}}
-    mine = compare_run(run, **objects, out=tmp_path / "c", fast_steps=[2, 3], **JUDGED)
-    assert mine.pairs[0].figures.nats_by_sequence == named.pairs[0].figures.nats_by_sequence
+    mine = compare_run(run, **objects, out=tmp_path / "c", fast_steps=[2, 3], **SCORED)
+    assert mine.pairs[0].nats_by_sequence == named.pairs[0].nats_by_sequence
     assert mine.fast_steps == [2, 3]
     assert mine.about["run"] == str(run.folder)
     bound = run.evaluate(sequences=5, particles=3)  # the run's own objective is `elbo`
-    own = compare_run(run, guides=["mean-field"], objectives=["elbo"], **JUDGED).pairs[0]
-    assert own.figures.elbo.nats_per_token == pytest.approx(bound.nats_per_token, rel=1e-6)
-    assert own.figures.elbo.stderr == pytest.approx(bound.nats_per_token_stderr, rel=1e-6)
-    assert own.figures.iwae.nats_per_token == pytest.approx(bound.iwae_nats_per_token, rel=1e-6)
+    own = compare_run(run, guides=["mean-field"], objectives=["elbo"], **SCORED).pairs[0]
+    assert own.elbo.nats_per_token == pytest.approx(bound.nats_per_token, rel=1e-6)
+    assert own.elbo.stderr == pytest.approx(bound.nats_per_token_stderr, rel=1e-6)
+    assert own.iwae.nats_per_token == pytest.approx(bound.iwae_nats_per_token, rel=1e-6)
 
 
 LEARNED = [name for name, kind in FAMILIES.items() if kind.learning != "none"]
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_guides_that_learn_are_taught_on_the_training_split(name, run):
+def test_guides_that_learn_are_trained_on_the_training_split(name, run):
     before = {key: value.clone() for key, value in run.parts.model.state_dict().items()}
-    options = {"guides": [name], "objectives": ["elbo"], **JUDGED}
+    options = {"guides": [name], "objectives": ["elbo"], **SCORED}
     found = compare_run(run, guide_steps=3, **options)
     assert found.pairs[0].guide_training_seconds > 0
-    assert found.pairs[0].figures.elbo is not None
+    assert found.pairs[0].elbo is not None
     assert compare_run(run, guide_steps=0, **options).pairs[0].guide_training_seconds is None
     assert all(torch.equal(value, run.parts.model.state_dict()[key]) for key, value in before.items())
     assert all(parameter.grad is None for parameter in run.parts.model.parameters())
@@ -310,8 +307,8 @@ def test_the_runs_own_guide_starts_from_its_own_weights(tokens, tmp_path):
     own = run.parts.guide.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in named.guides[LEARNED[0]].state_dict().items())
     assert named.guides[LEARNED[0]] is not run.parts.guide
-    found = compare_run(run, guides=[LEARNED[0]], objectives=["elbo"], guide_steps=0, **JUDGED)
-    assert OWN_WEIGHTS in found.pairs[0].figures.note
+    found = compare_run(run, guides=[LEARNED[0]], objectives=["elbo"], guide_steps=0, **SCORED)
+    assert OWN_WEIGHTS in found.pairs[0].note
 
 
 def test_a_guide_that_the_decoder_is_too_large_for_is_refused_and_not_fatal(run, monkeypatch):
@@ -320,10 +317,10 @@ def test_a_guide_that_the_decoder_is_too_large_for_is_refused_and_not_fatal(run,
             raise UserError(f"guide: size = {size}: at most 8")
 
     monkeypatch.setitem(FAMILIES._members, "huge", Huge)
-    found = compare_run(run, guides=["huge", "mean-field"], objectives=["elbo"], **JUDGED)
+    found = compare_run(run, guides=["huge", "mean-field"], objectives=["elbo"], **SCORED)
     assert [(one.guide, one.reason) for one in found.refused] == [("huge", "guide: size = 9: at most 8")]
     with pytest.raises(UserError, match="at most 8"):
-        compare_run(run, guides=["huge:size=10"], objectives=["elbo"], **JUDGED)
+        compare_run(run, guides=["huge:size=10"], objectives=["elbo"], **SCORED)
     config = pair_config(configure(), "huge", "elbo")
     assert unfit_config(config) == "guide: size = 9: at most 8"
 

@@ -30,9 +30,16 @@ import torch
 from helpers import fuzz
 
 import pyro_ltm as ltm
-from pyro_ltm.comparison.pair_score import Checkpoint, Estimate, Judgement
-from pyro_ltm.comparison.result import Comparison, Pair, check_target, save
-from pyro_ltm.comparison.trainings import training_figures
+from pyro_ltm.comparison.comparison_file import check_target, save
+from pyro_ltm.comparison.result import (
+    Checkpoint,
+    Comparison,
+    DecoderTraining,
+    Estimate,
+    PairScore,
+    Validation,
+)
+from pyro_ltm.comparison.trainings import decoder_training
 from pyro_ltm.config import load_toml
 from pyro_ltm.data import TokenDataset, Tokenizer, read_source, unigram_nats
 from pyro_ltm.errors import UserError
@@ -125,7 +132,7 @@ def resume(world: World) -> None:
 
 def read_rows(world: World) -> None:
     rows = read_metrics(world.folder / "run" / "metrics.jsonl")
-    training_figures(world.folder / "run")
+    decoder_training(world.folder / "run")
     if world.seldom(json.dumps(rows).encode()) and rows:
         to_png(draw_training(rows))
 
@@ -308,10 +315,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def comparison() -> Comparison:
     """Two pairs with all figures, one without a bound, one refused."""
-    row = {"step": 1, "tokens": 9, "seconds": 1.5, "nats_per_token": 2.5, "stderr": 0.1}
-    training = {"steps": 2, "tokens": 18, "seconds": 3.0, "skipped": 0, "arrival": row, "validation": [row, row]}
+    row = Validation(step=1, tokens=9, seconds=1.5, nats_per_token=2.5, stderr=0.1)
+    training = DecoderTraining(steps=2, tokens=18, seconds=3.0, skipped=0, arrival=row, validation=[row, row])
 
-    def pair(guide: str, level: float | None) -> Pair:
+    def pair(guide: str, level: float | None) -> PairScore:
         figures: dict[str, Any] = {"note": "ran away"}
         if level is not None:
             measured = (
@@ -327,12 +334,12 @@ def comparison() -> Comparison:
             figures |= {"elbo": Estimate(level, 0.1), "iwae": Estimate(level, None), "steps_to_1pct": 2}
             figures |= {"peak_memory_bytes": 10**6, "nats_by_sequence": [9 * level, 9 * level]}
             figures["curve"] = [Checkpoint(0, 0.0, 9.0), Checkpoint(1, 0.5, level), Checkpoint(2, 1.0, level)]
-        judged = Judgement(fast_steps=2, **figures)
-        return Pair(guide=guide, objective="elbo", figures=judged, guide_training_seconds=1.0, training=training)
+        figures |= {"guide_training_seconds": 1.0, "training": training}
+        return PairScore(guide=guide, objective="elbo", fast_steps=2, **figures)
 
     found = Comparison("training", {"particles": 4, "data": "x"}, about={"command": "compare"}, token_counts=[9, 9])
     found.made_on = [{"system": "Linux", "threads": 1}]
-    found.members = {"guides": {"mf": "mean-field"}, "objectives": {"elbo": "analytic-elbo"}}
+    found.definitions = {"guides": {"mf": "mean-field"}, "objectives": {"elbo": "analytic-elbo"}}
     found.pairs, found.twin = [pair("mf", 2.5), pair("delta", 2.7), pair("hmc", None)], pair("twin", 2.9)
     found.refuse("delta", "iwae", "has no density")
     return found

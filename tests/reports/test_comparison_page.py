@@ -11,8 +11,8 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from pyro_ltm.comparison.pair_score import Checkpoint, Estimate, Judgement, places
-from pyro_ltm.comparison.result import Comparison, Pair
+from pyro_ltm.comparison.pair_score import curve_steps
+from pyro_ltm.comparison.result import Checkpoint, Comparison, DecoderTraining, Estimate, PairScore, Validation
 from pyro_ltm.reports.comparison_page import draw, render, write_comparison
 from pyro_ltm.reports.comparison_plots import plot_curves, plot_map, plot_rate_distortion
 from pyro_ltm.reports.comparison_table import findings, full_table, notes, short_table
@@ -26,11 +26,13 @@ def pair(guide, objective, level, *, steps=16, training=None, note=""):
     """A pair with made-up figures; without a bound where `level` is None."""
     draws = random.Random(repr((guide, objective, steps)))
     if level is None:
-        return Pair(guide=guide, objective=objective, figures=Judgement(fast_steps=steps, note=note), training=training)
+        return PairScore(guide=guide, objective=objective, fast_steps=steps, note=note, training=training)
     nats = [TOKENS * (level + 0.1 * draws.gauss(0, 1)) for _ in range(SEQUENCES)]
     level, rate = sum(nats) / SEQUENCES / TOKENS, draws.uniform(0.1, 9)
-    curve = [Checkpoint(s, 0.2 + draws.uniform(1, 2) * s, level + math.exp(-s / 3)) for s in places(steps)]
-    figures = Judgement(
+    curve = [Checkpoint(s, 0.2 + draws.uniform(1, 2) * s, level + math.exp(-s / 3)) for s in curve_steps(steps)]
+    return PairScore(
+        guide=guide,
+        objective=objective,
         fast_steps=steps,
         steps_taken=steps,
         elbo=Estimate(level, 0.02),
@@ -47,17 +49,15 @@ def pair(guide, objective, level, *, steps=16, training=None, note=""):
         curve=curve,
         nats_by_sequence=nats,
         note=note,
+        training=training,
     )
-    return Pair(guide=guide, objective=objective, figures=figures, training=training)
 
 
 def trained(seconds, levels):
-    rows = [
-        {"step": 10 * i, "tokens": 160 * i, "seconds": seconds * i, "nats_per_token": level, "stderr": 0.1}
-        for i, level in enumerate(levels)
-    ]
+    rows = [Validation(10 * i, 160 * i, seconds * i, level, 0.1) for i, level in enumerate(levels)]
     last = rows[-1]
-    return {"steps": 10 * (len(rows) - 1), **last, "skipped": 0, "arrival": last, "validation": rows}
+    totals = {"steps": last.step, "tokens": last.tokens, "seconds": last.seconds, "skipped": 0}
+    return DecoderTraining(**totals, arrival=last, validation=rows)
 
 
 def made_up(guides, objectives, *, steps=(16,), kind="posteriors"):
@@ -202,7 +202,7 @@ def test_the_map_has_a_number_for_every_bound_and_grey_for_every_refusal():
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert len(texts) == 49
     assert texts.count("") == len(found.refused) == 7
-    bounds = [one for one in found.pairs if one.figures.elbo]
+    bounds = [one for one in found.pairs if one.elbo]
     assert sorted(text for text in texts if text not in ("", "–")) == sorted(f"{one.level:.3f}" for one in bounds)
     assert texts.count("–") == len(found.pairs) - len(bounds)
 
@@ -230,11 +230,11 @@ def test_the_terminals_table_fits():
 
 def test_findings_name_the_best_and_those_that_tie_with_it():
     found = made_up(["a"], ["x"])
-    nats = found.pairs[0].figures.nats_by_sequence
+    nats = found.pairs[0].nats_by_sequence
     blurred = [value + (1 if index % 2 else -0.8) for index, value in enumerate(nats)]
     for name, values in (("b", blurred), ("c", [value + 1 for value in nats])):
-        figures = Judgement(fast_steps=16, elbo=Estimate(sum(values) / 128, 0.1), nats_by_sequence=values)
-        found.pairs.append(Pair(guide=name, objective="x", figures=figures))
+        figures = {"elbo": Estimate(sum(values) / 128, 0.1), "nats_by_sequence": values}
+        found.pairs.append(PairScore(guide=name, objective="x", fast_steps=16, **figures))
     lines = findings(found)
     assert lines[0].startswith(f"Lowest bound: a with x, at most {found.best.level:.4f} ± 0.0200")
     assert lines[1] == "Less than two standard errors of the difference behind it: b with x."

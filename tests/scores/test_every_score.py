@@ -12,7 +12,7 @@ import torch
 from helpers.tiny import D, N, T, telling_model, tiny_model
 from pyro.infer import Trace_ELBO, TraceTailAdaptive_ELBO
 
-from pyro_ltm.comparison.pair_score import judge
+from pyro_ltm.comparison.pair_score import score_pair
 from pyro_ltm.comparison.train_guide import GuideTraining, train_guide
 from pyro_ltm.config import FastConfig
 from pyro_ltm.errors import UserError
@@ -57,7 +57,7 @@ def reference(model, batch, objective):
 
 
 def judged(model, batch, objective):
-    found = judge(model, [batch], **FITTING, objective=objective, fast_steps=2, particles=2)
+    found = score_pair(model, [batch], **FITTING, objective=objective, fast_steps=2, particles=2)
     return torch.tensor(found.nats_by_sequence)
 
 
@@ -127,7 +127,7 @@ class Breaks:
 def taught(model, batches, objective):
     batches = iter(batches)
     guide = Amortized(N, D, vocab_size=30, max_length=T)
-    train_guide(model, guide, objective, GuideTraining(batch=lambda step: next(batches), steps=3))
+    train_guide(model, guide, GuideTraining(batch=lambda step: next(batches), steps=3), objective=objective)
 
 
 ENTRIES = {
@@ -164,7 +164,7 @@ def test_comparison_and_diagnosis_leave_the_mode_too(telling):
         raise Broke
 
     with pytest.raises(Broke):
-        judge(model, [batch], **FITTING, objective=AnalyticELBO(), fast_steps=1, particles=1, count=count)
+        score_pair(model, [batch], **FITTING, objective=AnalyticELBO(), fast_steps=1, particles=1, progress=count)
     assert all(part.training for part in model.modules())
     diagnose(Thoughts.fit(parts(model, AnalyticELBO()), [batch]), particles=1)
     assert all(part.training for part in model.modules())
