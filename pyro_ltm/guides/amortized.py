@@ -5,57 +5,37 @@ from __future__ import annotations
 from abc import ABC
 from typing import ClassVar
 
-import pyro.distributions as dist
-from torch import Tensor
-from torch.distributions import Distribution
-
-from pyro_ltm.guides.base import Guide, Learning
+from pyro_ltm.guides.base import Learning
 from pyro_ltm.guides.encoder import Encoder
-from pyro_ltm.guides.mean_field import independent_normals, normal_kl_by_thought, normal_natural_gradient
+from pyro_ltm.guides.mean_field import IndependentNormals
 from pyro_ltm.types import Batch, Card, State
 
 
-class _Encoded(Guide, ABC):
+class _Encoded(IndependentNormals, ABC):
     """Independent Normals whose first means and variances an encoder reads off the sequence."""
 
-    has_analytic_kl: ClassVar[bool] = True
-    has_kl_by_thought: bool = True
-    has_natural_gradient: ClassVar[bool] = True
-
     def __init__(
-        self, thoughts: int, dim: int, vocab_size: int, max_length: int, width: int, encoder_layers: int, heads: int
+        self,
+        thoughts: int,
+        dim: int,
+        vocab_size: int,
+        max_length: int,
+        width: int = 128,
+        encoder_layers: int = 2,
+        heads: int = 4,
     ):
         super().__init__(thoughts, dim)
-        self.encoder = Encoder(
-            thoughts,
-            dim,
-            vocab_size=vocab_size,
-            max_length=max_length,
-            width=width,
-            layers=encoder_layers,
-            heads=heads,
-        )
+        sizes = {"vocab_size": vocab_size, "max_length": max_length, "width": width, "heads": heads}
+        self.encoder = Encoder(thoughts, dim, **sizes, layers=encoder_layers)
 
     def init(self, batch: Batch) -> State:
-        """`loc` and `log_variance`, each [B, N, D], as the encoder says."""
+        """`loc` and `log_variance`, each [B, N, D], as the encoder proposes them."""
         state: State = self.encoder(batch)
         return state
 
-    def distribution(self, state: State) -> dist.TorchDistribution:
-        """Normal(loc, exp(log_variance / 2)) over [N, D]."""
-        return independent_normals(state)
-
-    def kl_by_thought(self, state: State, prior: Distribution) -> Tensor | None:
-        """KL of each thought vector to N(0, I) in nats, [B, N]."""
-        return normal_kl_by_thought(state, prior)
-
-    def natural_gradient(self, state: State, gradients: State) -> State:
-        """As of `MeanField`."""
-        return normal_natural_gradient(state, gradients)
-
 
 class Amortized(_Encoded):
-    """What the encoder says, with no fast steps: a variational autoencoder, the paper's collapsing baseline.
+    """The encoder's proposal without fast steps: a variational autoencoder, the paper's collapsing baseline.
 
     The encoder learns in the slow steps, together with the decoder. Kingma and Welling, arXiv:1312.6114.
 
@@ -71,18 +51,6 @@ class Amortized(_Encoded):
         reference="arXiv:1312.6114",
     )
     learning: Learning = "amortized"
-
-    def __init__(
-        self,
-        thoughts: int,
-        dim: int,
-        vocab_size: int,
-        max_length: int,
-        width: int = 128,
-        encoder_layers: int = 2,
-        heads: int = 4,
-    ):
-        super().__init__(thoughts, dim, vocab_size, max_length, width, encoder_layers, heads)
 
 
 class SemiAmortized(_Encoded):

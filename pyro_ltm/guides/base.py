@@ -1,4 +1,4 @@
-"""What a guide is: a family of posteriors over one sequence's thoughts."""
+"""Base class of guides: families of posteriors over one sequence's thoughts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_ltm.errors import UserError
 from pyro_ltm.types import Batch, Card, State, check_flags
 
 LogJoint = Callable[[Tensor], Tensor]
 """log p(x, z) in nats, [..., B], of thoughts z [..., B, N, D]."""
+
+MOST_NUMBERS = 1 << 22
+"""Local parameters of one sequence: 16 MiB in float32, of which the fast loop has a few copies for each sequence."""
 
 Learning = Literal["none", "shared", "amortized", "semi-amortized", "unrolled"]
 """The parameters that all sequences share, and how the slow steps move them.
@@ -42,7 +46,7 @@ class Guide(nn.Module, ABC):
         has_analytic_kl: KL(q || p) has a closed form registered with torch for a prior p of independent Normals; for
             the model's own it is looked for.
         has_kl_by_thought: `kl_by_thought` gives that KL for each thought vector by itself.
-        has_density: False for a point or a set of draws: no bound judges it, and only objectives that need no density
+        has_density: False for a point or a set of draws: no bound scores it, and only objectives that need no density
             fit it.
         follows_joint: what fits it is log p(x, z) itself (the objective `map`), and no other.
         has_natural_gradient: `natural_gradient` is there.
@@ -91,7 +95,7 @@ class Guide(nn.Module, ABC):
         return thoughts
 
     def finish(self, state: State, log_joint: LogJoint, width: Tensor) -> State:
-        """What is done once after the last fast step; most families have nothing left to do.
+        """The state after what is done once, behind the last fast step; most families have nothing left to do.
 
         Args:
             width: standard deviation of each number under the prior, [N, D].
@@ -112,3 +116,11 @@ class Guide(nn.Module, ABC):
     def natural_gradient(self, state: State, gradients: State) -> State:
         """The inverse Fisher information of q times `gradients`, for the parameters in `state` that are q's."""
         raise NotImplementedError(f"{type(self).__name__} has no natural gradient")
+
+
+def check_size(family: str, numbers: int, instead: str) -> None:
+    """Raises UserError when a sequence's posterior would have more than `MOST_NUMBERS` local parameters."""
+    if numbers > MOST_NUMBERS:
+        raise UserError(
+            f"guide: {family} keeps {numbers:,} numbers for each sequence, at most {MOST_NUMBERS:,} go: {instead}"
+        )

@@ -15,7 +15,7 @@ from pyro_ltm.types import Batch, Card, State
 
 
 class Delta(Guide):
-    """One point for each sequence (maximum a posteriori). It has no width, its KL is infinite, and no bound judges it.
+    """One point for each sequence (maximum a posteriori). It has no width, its KL is infinite, and no bound scores it.
 
     Args:
         thoughts: thought vectors N. dim: width D of each.
@@ -25,7 +25,7 @@ class Delta(Guide):
     card: ClassVar[Card] = Card(
         summary="one point: the mode of log p(x, z)",
         cost="N D numbers a sequence; no noise",
-        when="a quick code for a text; it says nothing of its certainty, and no bound judges it",
+        when="a quick code for a text; it says nothing of its certainty, and no bound scores it",
         reference="maximum a posteriori",
     )
     has_density: ClassVar[bool] = False

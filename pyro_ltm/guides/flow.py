@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.guides.base import Guide, Learning
-from pyro_ltm.guides.size import check_size
+from pyro_ltm.guides.base import Guide, Learning, check_size
 from pyro_ltm.noise import Normals, rsample_from
 from pyro_ltm.types import Batch, Card, State
 from pyro_ltm.weights import Weights
@@ -75,18 +74,18 @@ class Coupling(nn.Module):
     yet both have a gradient for it.
 
     Args:
-        kept: numbers read. moved: numbers to be moved. context: length of the context. hidden: width.
+        given: numbers read. moved: numbers to be moved. context: length of the context. hidden: width.
     """
 
-    def __init__(self, kept: int, moved: int, *, context: int, hidden: int):
+    def __init__(self, given: int, moved: int, *, context: int, hidden: int):
         super().__init__()
-        self.read = nn.Linear(kept, hidden)
+        self.read = nn.Linear(given, hidden)
         self.gate = nn.Linear(context, hidden, bias=False)
         self.write = nn.Linear(hidden, 2 * moved, bias=False)
 
-    def forward(self, kept: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift and log scale [..., moved], from `kept` [..., kept] and `context` [B, C]."""
-        written: Tensor = self.write(torch.tanh(self.read(kept)) * self.gate(context))
+    def forward(self, given: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and log scale [..., moved], from `given` [..., given] and `context` [B, C]."""
+        written: Tensor = self.write(torch.tanh(self.read(given)) * self.gate(context))
         shift, strength = written.chunk(2, dim=-1)
         return shift, STRONGEST * torch.tanh(strength / STRONGEST)
 
@@ -111,7 +110,7 @@ class Flowed(dist.TorchDistribution):
 
     @property
     def base_dist(self) -> dist.TorchDistribution:
-        """What is bent: standard normals over N D numbers."""
+        """Standard normals over N D numbers, which the couplings bend."""
         blank = torch.zeros_like(self.loc).flatten(-2)
         return dist.Normal(blank, torch.ones_like(blank), validate_args=False).to_event(1)
 

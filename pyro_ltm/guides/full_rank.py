@@ -11,9 +11,8 @@ from torch.distributions import Distribution
 
 from pyro_ltm.divergence import normal_of
 from pyro_ltm.errors import UserError
-from pyro_ltm.guides.base import Guide
+from pyro_ltm.guides.base import Guide, check_size
 from pyro_ltm.guides.gaussian import OverThoughts, from_relative, times, to_relative, triangle
-from pyro_ltm.guides.size import check_size
 from pyro_ltm.types import Batch, Card, State
 
 BLOCKS = ("thought", "all")

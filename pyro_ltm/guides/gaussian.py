@@ -1,4 +1,4 @@
-"""What the Gaussian families share: a Gaussian over thoughts [N, D], its KL to the prior, and Cholesky factors."""
+"""Common to the Gaussian families: a Gaussian over thoughts [N, D], its KL to the prior, and Cholesky factors."""
 
 from __future__ import annotations
 
@@ -107,9 +107,9 @@ def times(matrix: Tensor, vectors: Tensor) -> Tensor:
 def entry_scale(size: int) -> float:
     """2 sqrt(size): a state holds this many times the entries of a matrix with so many in a row.
 
-    All the entries of a row add the noise of a fast step to a draw; held so, a step of some length turns the matrix by
-    half that length, as it does the diagonal by way of a log variance. Without it their noise widens q faster than
-    their signal narrows it.
+    All the entries of a row add the noise of a fast step to a draw. With this scale a step of some length turns the
+    matrix by half that length, as it does the diagonal by way of a log variance; without it their noise widens q faster
+    than their signal narrows it.
     """
     return 2 * math.sqrt(size)
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ltm.guides.base import Guide
+from pyro_ltm.guides.base import Guide, check_size
 from pyro_ltm.guides.gaussian import OverThoughts, from_relative, to_relative, triangle
-from pyro_ltm.guides.size import check_size
 from pyro_ltm.noise import Normals, rsample_from
 from pyro_ltm.types import Batch, Card, State
 

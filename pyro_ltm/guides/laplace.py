@@ -16,7 +16,7 @@ from pyro_ltm.guides.gaussian import OverThoughts
 from pyro_ltm.types import Batch, Card, State
 
 MOST = 1024
-"""Latent dimensions N * D of a full covariance: its square is kept for each sequence."""
+"""Latent dimensions N * D of a full covariance: each sequence has the square of that."""
 
 
 class Laplace(Guide):

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.guides.base import Guide
+from pyro_ltm.guides.base import Guide, check_size
 from pyro_ltm.guides.gaussian import OverThoughts, entry_scale, times
-from pyro_ltm.guides.size import check_size
 from pyro_ltm.types import Batch, Card, State
 
 

@@ -8,9 +8,8 @@ import pyro.distributions as dist
 import torch
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.guides.base import Guide
+from pyro_ltm.guides.base import Guide, check_size
 from pyro_ltm.guides.gaussian import OverThoughts, entry_scale
-from pyro_ltm.guides.size import check_size
 from pyro_ltm.noise import Noise, fold
 from pyro_ltm.types import Batch, Card, State
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from typing import ClassVar
 
 import pyro.distributions as dist
@@ -16,7 +17,33 @@ from pyro_ltm.noise import Noise, fold
 from pyro_ltm.types import Batch, Card, State
 
 
-class MeanField(Guide):
+class IndependentNormals(Guide, ABC):
+    """Base of families of Normal(loc, exp(log_variance / 2)), each latent dimension by itself."""
+
+    has_analytic_kl: ClassVar[bool] = True
+    has_kl_by_thought: bool = True
+    has_natural_gradient: ClassVar[bool] = True
+
+    def distribution(self, state: State) -> dist.TorchDistribution:
+        """Normal(loc, exp(log_variance / 2)) over [N, D]."""
+        # Unchecked: one sequence that has run away must not stop the others.
+        return dist.Normal(state["loc"], (state["log_variance"] / 2).exp(), validate_args=False).to_event(2)
+
+    def kl_by_thought(self, state: State, prior: Distribution) -> Tensor | None:
+        """See `Guide`; None where the prior is not of independent Normals."""
+        normal = normal_of(prior)
+        if normal is None:
+            return None
+        loc, scale = normal
+        relative = state["log_variance"] - 2 * scale.log()
+        return 0.5 * (((state["loc"] - loc) / scale).square() + relative.exp() - 1 - relative).sum(-1)
+
+    def natural_gradient(self, state: State, gradients: State) -> State:
+        """The Fisher information is 1 / variance for a mean and 1/2 for a log variance."""
+        return {"loc": state["log_variance"].exp() * gradients["loc"], "log_variance": 2 * gradients["log_variance"]}
+
+
+class MeanField(IndependentNormals):
     """Independent Normals, the paper's family (arXiv:2502.01567): the default, and the cheapest that has a width.
 
     Starts at the prior. Starting it narrow (the reference has `init_log_variance = -5`, `init_noise = 0.1`) leaves
@@ -36,9 +63,6 @@ class MeanField(Guide):
         when="the default",
         reference="arXiv:2502.01567",
     )
-    has_analytic_kl: ClassVar[bool] = True
-    has_kl_by_thought: bool = True
-    has_natural_gradient: ClassVar[bool] = True
     is_recorded: ClassVar[bool] = True
 
     def __init__(
@@ -71,36 +95,3 @@ class MeanField(Guide):
             loc = loc + self.init_loc * noise.normal(shape, event_dims=2)
             log_variance = log_variance + self.init_noise * noise.normal(shape, event_dims=2)
         return {"loc": loc, "log_variance": log_variance}
-
-    def distribution(self, state: State) -> dist.TorchDistribution:
-        """Normal(loc, exp(log_variance / 2)) over [N, D]."""
-        return independent_normals(state)
-
-    def kl_by_thought(self, state: State, prior: Distribution) -> Tensor | None:
-        """See `normal_kl_by_thought`."""
-        return normal_kl_by_thought(state, prior)
-
-    def natural_gradient(self, state: State, gradients: State) -> State:
-        """See `normal_natural_gradient`."""
-        return normal_natural_gradient(state, gradients)
-
-
-def independent_normals(state: State) -> dist.TorchDistribution:
-    """Normal(loc, exp(log_variance / 2)) over [N, D]."""
-    # Unchecked: one sequence that has run away must not stop the others.
-    return dist.Normal(state["loc"], (state["log_variance"] / 2).exp(), validate_args=False).to_event(2)
-
-
-def normal_kl_by_thought(state: State, prior: Distribution) -> Tensor | None:
-    """KL in nats of each thought vector of independent Normals to a prior of the same kind, [..., B, N]; else None."""
-    normal = normal_of(prior)
-    if normal is None:
-        return None
-    loc, scale = normal
-    relative = state["log_variance"] - 2 * scale.log()
-    return 0.5 * (((state["loc"] - loc) / scale).square() + relative.exp() - 1 - relative).sum(-1)
-
-
-def normal_natural_gradient(state: State, gradients: State) -> State:
-    """The Fisher information of a Normal is 1 / variance for its mean and 1/2 for its log variance."""
-    return {"loc": state["log_variance"].exp() * gradients["loc"], "log_variance": 2 * gradients["log_variance"]}

@@ -12,8 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.guides.base import Guide
-from pyro_ltm.guides.size import check_size
+from pyro_ltm.guides.base import Guide, check_size
 from pyro_ltm.noise import Noise, Normals, fold, rsample_from
 from pyro_ltm.types import Batch, Card, State
 

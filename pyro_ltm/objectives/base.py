@@ -1,11 +1,11 @@
-"""What an objective is: a bound on the evidence, made of the parts that a model and a guide give."""
+"""Base class of objectives: bounds on the evidence, made of the terms that a model and a guide give."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -143,7 +143,7 @@ class Objective(ELBO):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return type(self).__name__
 
     @abstractmethod
@@ -155,7 +155,7 @@ class Objective(ELBO):
         return -self.value(terms)
 
     decoder_loss = guide_loss
-    """[B] in nats, what the decoder descends; of one that has its own `guide_loss`, still minus the value."""
+    """[B] in nats, what the decoder descends; minus the value, also where `guide_loss` is another."""
 
     @property
     def has_one_loss(self) -> bool:
@@ -282,3 +282,12 @@ class Objective(ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError("objectives take all particles from one vectorized trace (see `terms`)")
+
+
+class MultiSample(Objective, ABC):
+    """Base of objectives that compare the weights of several draws: 8 where nothing is said."""
+
+    arguments: ClassVar[tuple[str, ...]] = ("particles",)
+
+    def __init__(self, particles: int = 8, beta: float = 1.0, warmup: float = 0.0):
+        super().__init__(particles, beta, warmup)

@@ -19,7 +19,7 @@ class Chi(Objective):
     tails: where q is narrower than the posterior its variance can be infinite, and in many dimensions one draw takes
     all the weight (arXiv:2010.09541).
 
-    So the gradient to q is the doubly reparameterized one: with log q held still and v = w^n / sum w^n, it is
+    So the gradient to q is the doubly reparameterized one: with log q's parameters stopped and v = w^n / sum w^n, it is
     (1 - n) sum_k v_k dlog w_k/dz dz/dphi. It is zero where q is the posterior, and with few draws it tends to (n - 1)
     times that of `stl`, where the plain one lowers an estimate that has no lower end. The decoder, whom a lower upper
     bound tells nothing, learns by the ELBO. Dieng et al., arXiv:1611.00328; the gradient is by the identity of

@@ -8,17 +8,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pyro_ltm.objectives.base import Objective, Terms, raise_draws
+from pyro_ltm.objectives.base import MultiSample, Terms, raise_draws
 from pyro_ltm.types import Card
 
 
-class _Weighted(Objective, ABC):
+class _Weighted(MultiSample, ABC):
     """The log of the mean weight."""
-
-    arguments: ClassVar[tuple[str, ...]] = ("particles",)
-
-    def __init__(self, particles: int = 8, beta: float = 1.0, warmup: float = 0.0):
-        super().__init__(particles, beta, warmup)
 
     def value(self, terms: Terms) -> Tensor:
         """[B] log of the mean weight."""
@@ -42,9 +37,9 @@ class IWAE(_Weighted):
 class DReG(_Weighted):
     """The importance-weighted bound with the doubly reparameterized gradient to q; the decoder's stays IWAE's.
 
-    With log q held still and v = w / sum w, the gradient through draw k counts v_k^2 instead of v_k. That has the same
-    mean as IWAE's gradient, no noise where q is the posterior, and a signal that grows with K. With a weight beta of
-    the KL the factor v_k becomes 1 - beta + beta v_k, by the same identity. Tucker et al., arXiv:1810.04152.
+    With log q's parameters stopped and v = w / sum w, the gradient through draw k counts v_k^2 instead of v_k. That has
+    the same mean as IWAE's gradient, no noise where q is the posterior, and a signal that grows with K. With a weight
+    beta of the KL the factor v_k becomes 1 - beta + beta v_k, by the same identity. Tucker et al., arXiv:1810.04152.
     """
 
     card: ClassVar[Card] = Card(

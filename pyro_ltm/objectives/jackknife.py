@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyro_ltm.objectives.base import Objective, Terms
+from pyro_ltm.objectives.base import MultiSample, Terms
 from pyro_ltm.objectives.importance import DReG
 from pyro_ltm.types import Card
 
 
-class Jackknife(Objective):
+class Jackknife(MultiSample):
     """K L_K - (K - 1) mean_k L_(K-1) without draw k, where L_K is the importance-weighted bound of K draws.
 
     L_K falls short of the evidence by O(1/K), this by O(1/K^2): the jackknife of order 1. It is an estimate and NO
@@ -22,7 +22,7 @@ class Jackknife(Objective):
     many draws, and the decoder learns by the jackknife. Nowozin, ICLR 2018.
 
     Args:
-        particles: draws K, at least 2. K^2 numbers a sequence are held for the K means of the others.
+        particles: draws K, at least 2. The K means of the others take K^2 numbers a sequence.
         beta, warmup: as everywhere.
 
     Raises:
@@ -35,11 +35,7 @@ class Jackknife(Objective):
         when="a decoder that is to learn from less biased weights; q is fitted by dreg",
         reference="Nowozin 2018",
     )
-    arguments: ClassVar[tuple[str, ...]] = ("particles",)
     fewest_particles: ClassVar[int] = 2
-
-    def __init__(self, particles: int = 8, beta: float = 1.0, warmup: float = 0.0):
-        super().__init__(particles, beta, warmup)
 
     def guide_loss(self, terms: Terms) -> Tensor:
         """[B] that of `DReG`."""

@@ -13,7 +13,7 @@ from pyro_ltm.types import Card
 class MAP(Objective):
     """log p(x | z) + log p(z) at a point: maximum a posteriori. No bound on the evidence.
 
-    What samplers follow, and what `delta` and `laplace` climb. A family with a width has no maximum under it.
+    Samplers follow it; `delta` and `laplace` climb it. A family with a width has no maximum under it.
     """
 
     card: ClassVar[Card] = Card(

@@ -18,7 +18,7 @@ class MMD(Objective):
 
     The maximum mean discrepancy compares the aggregate of the posteriors with the prior, so that a single posterior may
     be as narrow as it likes. It is taken for each thought vector [D] and summed over thoughts, with the kernel
-    exp(-|x - y|^2 / 2D). What the kernel expects under N(0, I) has a closed form, so no draws of the prior are needed;
+    exp(-|x - y|^2 / 2D). The kernel's expectation under N(0, I) has a closed form, so no draws of the prior are needed;
     a prior of other independent Normals is moved and scaled to that, with the draws. The estimate is a U-statistic over
     pairs of different sequences (two draws of one sequence are no two draws of the aggregate), without bias for the
     corpus that the batch is drawn from; it may be below zero, and a batch of one has no pairs and pays nothing. A
@@ -35,7 +35,7 @@ class MMD(Objective):
     """
 
     card: ClassVar[Card] = Card(
-        summary="all sequences' thoughts together held to the prior (InfoVAE); no bound",
+        summary="all sequences' thoughts together drawn to the prior (InfoVAE); no bound",
         cost="one decoder pass a particle; batches of many sequences",
         when="codes that tell as much as they can; samples from the prior that still make sense",
         reference="arXiv:1706.02262",

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pyro_ltm.objectives.base import Objective, Terms, require
+from pyro_ltm.objectives.base import MultiSample, Objective, Terms, require
 from pyro_ltm.types import Card
 
 
@@ -43,7 +43,7 @@ class Renyi(Objective):
         return ((power * log_weight).logsumexp(0) - math.log(self.num_particles)) / power
 
 
-class VRMax(Objective):
+class VRMax(MultiSample):
     """max_k log w_k: the Rényi bound of order minus infinity, which learns from the best draw alone.
 
     No bound: with enough draws it exceeds the evidence, unless q is the posterior. Li and Turner, arXiv:1602.02311.
@@ -55,10 +55,6 @@ class VRMax(Objective):
         when="comparisons; iwae does as well and is a bound",
         reference="arXiv:1602.02311",
     )
-    arguments: ClassVar[tuple[str, ...]] = ("particles",)
-
-    def __init__(self, particles: int = 8, beta: float = 1.0, warmup: float = 0.0):
-        super().__init__(particles, beta, warmup)
 
     def value(self, terms: Terms) -> Tensor:
         """[B] the largest log weight."""

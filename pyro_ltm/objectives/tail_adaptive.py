@@ -6,16 +6,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pyro_ltm.objectives.base import Objective, Terms, raise_draws
+from pyro_ltm.objectives.base import MultiSample, Terms, raise_draws
 from pyro_ltm.types import Card
 
 
-class TailAdaptive(Objective):
+class TailAdaptive(MultiSample):
     """The ELBO's value; for q, draw k counts 1 / (number of draws that weigh at least as much): by rank, not weight.
 
     So the best draws lead, as under a divergence that covers the posterior, but no single weight can run away with the
-    gradient. To q the gradient is that of sum_k gamma_k log w_k with log q and the gamma_k held still; to the decoder
-    it is the ELBO's. Wang, Liu and Liu, arXiv:1810.11943, with their exponent of -1.
+    gradient. To q it is that of sum_k gamma_k log w_k with log q's parameters and the gamma_k stopped; to the decoder,
+    that of the ELBO. Wang, Liu and Liu, arXiv:1810.11943, with their exponent of -1.
     """
 
     card: ClassVar[Card] = Card(
@@ -24,11 +24,7 @@ class TailAdaptive(Objective):
         when="heavy tails, where chi and renyi are at the mercy of one weight",
         reference="arXiv:1810.11943",
     )
-    arguments: ClassVar[tuple[str, ...]] = ("particles",)
     fewest_particles: ClassVar[int] = 2
-
-    def __init__(self, particles: int = 8, beta: float = 1.0, warmup: float = 0.0):
-        super().__init__(particles, beta, warmup)
 
     def value(self, terms: Terms) -> Tensor:
         """[B] mean over particles."""

@@ -25,12 +25,12 @@ class TargetRate(Objective):
     who hold the distortion and not the rate; Alemi et al., arXiv:1711.00464, for the rate.
 
     Args:
-        nats: KL of each sequence to be held.
+        nats: the KL that each sequence is to have.
         particles: draws K.
     """
 
     card: ClassVar[Card] = Card(
-        summary="least distortion at a given KL a sequence, held by a multiplier",
+        summary="least distortion at a given KL a sequence, by a multiplier",
         cost="one decoder pass a particle; needs some tens of fast steps to settle",
         when="the KL a sequence is given: rate-distortion curves, thoughts that would collapse",
         reference="arXiv:1810.00597",

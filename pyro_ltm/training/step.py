@@ -20,7 +20,7 @@ from pyro_ltm.types import Batch, frozen
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a slow step saw, in nats; all scalars, still on the device.
+    """Figures of a slow step, in nats; all scalars, still on the device.
 
     Attributes:
         bound: nats a token at the weight 1 of the KL, whatever was optimized; on the noise after the fit.
@@ -67,7 +67,7 @@ def train_step(
             (loss / tokens).backward()
             distortion += loss.detach()
             continue
-        # Fast: q(z) of each sequence, the decoder held still.
+        # Fast: q(z) of each sequence, the decoder frozen.
         posterior = fit_posterior(
             model,
             batch,
@@ -112,9 +112,9 @@ def slow_loss(model: nn.Module, batch: Batch, posterior: Posterior, objective: O
         terms = objective.terms(model, guide, batch, posterior.state)
         return objective.decoder_loss(terms).sum(), terms
     # Each learns by its own loss, on draws of its own: neither sees the other's gradient.
-    still = {name: value.detach() for name, value in posterior.state.items()}
+    fitted = {name: value.detach() for name, value in posterior.state.items()}
     with frozen(guide):
-        terms = objective.terms(model, guide, batch, still)
+        terms = objective.terms(model, guide, batch, fitted)
     return objective.decoder_loss(terms).sum() + guide_loss(model, batch, posterior, objective), terms
 
 
