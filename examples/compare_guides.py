@@ -41,7 +41,7 @@ class Thermodynamic(Objective):
 
     fewest_particles = 2
 
-    def bound(self, terms):
+    def value(self, terms):
         weight = self.log_weight(terms)  # [K, B]
         steps = torch.linspace(0, 1, 6, dtype=weight.dtype)[:-1, None, None]  # the left ends: a lower bound
         return (torch.softmax(steps * weight, dim=1) * weight).sum(1).mean(0)

@@ -741,7 +741,7 @@ class Capacity(Objective):
         super().__init__(particles)
         self.nats, self.gamma = nats, gamma
 
-    def bound(self, terms):
+    def value(self, terms):
         return -terms.distortion - self.gamma * (terms.rate - self.nats).abs()
 
 
