@@ -98,7 +98,7 @@ def _weighted_rows(found: Evaluation, bound: Bound, columns: int) -> list[list[s
 
 
 def _show_prefix(found: Evaluation, prefix: Prefix) -> None:
-    """Predictive figures beside the twin's on the same tokens."""
+    """Predictive figures, with the twin's on the same tokens."""
     twin = found.twin_prefix
     floor = ["above the floor", *(["of the way"] if twin else [])] if found.floor else []
     columns = ["nats a token", "this run", *(["twin", "below the twin"] if twin else []), *floor]

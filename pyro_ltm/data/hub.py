@@ -34,7 +34,7 @@ def open_hub(spec: str, reading: Reading) -> Callable[[], Iterator[Document]]:
     import datasets  # here, because it takes a second
 
     try:
-        with _quiet("huggingface_hub", "datasets"):  # a line of log for every retry, before the one that we raise
+        with quiet_loggers("huggingface_hub", "datasets"):  # they log a line for every retry
             rows: Any = datasets.load_dataset(name, config, split=reading.split, streaming=reading.streaming)
         columns = list(rows.column_names or [])
     except Exception as error:  # the library raises dozens of classes, from three packages
@@ -65,7 +65,7 @@ def check_hub(spec: str, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet(*names: str) -> Iterator[None]:
+def quiet_loggers(*names: str) -> Iterator[None]:
     """Keeps loggers from printing warnings and errors in the block."""
     levels = {name: logging.getLogger(name).level for name in names}
     try:

@@ -110,13 +110,13 @@ class CausalLM:
 
     @property
     def feature_name(self) -> str:
-        """What its features are."""
+        """The name of its features."""
         return (
             f"last hidden state of each text's last token under {self.folder}; published figures are of GPT-2 large's"
         )
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of each text alone, nothing put before or after it. Raises UserError for what the model lacks."""
+        """The tokens of each text, nothing put before or after it. Raises UserError for what the model lacks."""
         encoded = [one.ids for one in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
         last = max(map(max, filter(None, [*encoded, [self.start or 0]])))
         known = self.model.get_input_embeddings().weight.shape[0]
@@ -201,7 +201,7 @@ class CausalLM:
 
 
 def _pieces(tokens: list[int], reader: CausalLM) -> Iterator[tuple[list[int], int]]:
-    """What the model reads at once, and how many tokens at its end are scored there; the first of all never is."""
+    """Windows, and how many tokens at the end of each are scored in it; the first token of all never is."""
     done = 1
     while done < len(tokens):
         end = min(reader.window if done == 1 else done + reader.stride, len(tokens))
@@ -309,7 +309,7 @@ def _check_causal(folder: Path, model: Any) -> None:
     ids = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 0]], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     if float((logits[0] - logits[1]).abs().max()) > 1e-3 * float(logits.abs().max()):
-        raise UserError(f"{folder}: {type(model).__name__} is not causal: it looks at later tokens")
+        raise UserError(f"{folder}: {type(model).__name__} is not causal: it reads later tokens")
 
 
 @contextlib.contextmanager

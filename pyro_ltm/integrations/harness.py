@@ -18,18 +18,14 @@ Importing this module registers the model as `pyro-ltm`.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pyro_ltm.config import suggest
 from pyro_ltm.data.tokenizer.round_trip import RoundTrip
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.inference import continuation
@@ -47,6 +43,8 @@ except ImportError as error:
         f"the evaluation harness is not installed ({error.name} is missing): pip install -e '.[harness]' in the clone"
     ) from None
 
+from pyro_ltm.integrations.harness_tasks import leave_out, load_tasks, quiet
+
 Count = Callable[[int, float], None]
 """Called with the requests done and the nats a token so far (NaN where there are none)."""
 
@@ -54,25 +52,49 @@ MAX_NEW_TOKENS = 256
 """New tokens where a task names no number: the harness's own default."""
 
 TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""What tasks call that number, the first that is there."""
+"""Names of that number in tasks; the first that is there counts."""
 
 COMMON = ("do_sample", "temperature", "until", *TOKENS)
 """The rest of what a task may ask of generation, but for top_k and top_p."""
+
+RESULTS = (
+    *("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples", "config"),
+    "task_hashes",
+)
+"""Those of the harness's results that say something of the model and the tasks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarnessOptions:
+    """How a run answers the harness.
+
+    Attributes:
+        particles: draws K of the mixture under which continuations are scored.
+        fast_steps: of each fit; None: the run's own.
+        stride: tokens in a block of `loglikelihood_rolling`; 0: an eighth of the model's length.
+        batch_size: sequences at a time; None, "auto": 16.
+        max_batch_size: without effect; the harness hands it to every model.
+        seed: of all noise.
+    """
+
+    particles: int = 16
+    fast_steps: int | None = None
+    stride: int = 0
+    batch_size: int | str | None = None
+    max_batch_size: int | None = None
+    seed: int = 0
 
 
 @register_model("pyro-ltm")
 class HarnessModel(LM):
     """A run as the harness sees a model.
 
-    Figures do not depend on batch size and order, but for rounding: noise is keyed by task, document and `seed`.
+    Figures do not depend on batch size and order, but for rounding: noise is keyed by task, document and seed.
 
     Args:
         run: a run, or its folder.
-        particles: draws K of the mixture under which continuations are scored.
-        fast_steps: of each fit; None: the run's own.
-        stride: tokens in a block of `loglikelihood_rolling`; 0: an eighth of the model's length.
-        max_batch_size: without effect; the harness hands it to every model.
         counting: begins to count a kind of request, of so many, and gives what is called with the progress.
+        options: see `HarnessOptions`.
 
     Raises:
         UserError: the folder is no run, or a number is out of range.
@@ -82,27 +104,23 @@ class HarnessModel(LM):
         self,
         run: Run | Path | str,
         *,
-        particles: int = 16,
-        fast_steps: int | None = None,
-        stride: int = 0,
-        batch_size: int | str | None = None,
-        max_batch_size: int | None = None,
-        seed: int = 0,
         device: str | None = None,
         dtype: str | None = None,
         counting: Callable[[str, int], Count] | None = None,
+        **options: Any,
     ):
         super().__init__()
         self.run = run if isinstance(run, Run) else Run.load(run, device=device or "cpu", dtype=dtype)
         self.max_length = self.run.config.model.max_length
-        self.stride = int(stride) or max(1, self.max_length // 8)
-        size = 16 if batch_size in (None, "auto") else int(batch_size)
-        if min(int(particles), size) < 1 or not 0 < self.stride <= self.max_length:
+        how = HarnessOptions(**options)
+        self.stride = int(how.stride) or max(1, self.max_length // 8)
+        size = 16 if how.batch_size in (None, "auto") else int(how.batch_size)
+        if min(int(how.particles), size) < 1 or not 0 < self.stride <= self.max_length:
             raise UserError(
-                f"particles = {particles}, batch_size = {batch_size}, stride = {stride}: at least 1, and a stride of "
-                f"at most the model's {self.max_length} tokens"
+                f"particles = {how.particles}, batch_size = {how.batch_size}, stride = {how.stride}: at least 1, and a "
+                f"stride of at most the model's {self.max_length} tokens"
             )
-        self._predictor = Predictor(self.run.parts, int(particles), fast_steps, size, int(seed))
+        self._predictor = Predictor(self.run.parts, int(how.particles), how.fast_steps, size, int(how.seed))
         self._device = self.run.parts.device
         self._counting = counting or (lambda name, total: lambda done, nats: None)
         self.contexts_cut = 0
@@ -114,7 +132,7 @@ class HarnessModel(LM):
         return self.run.tokenizer.end_of_text
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness notes beside its results."""
+        """For the harness, which notes it with its results."""
         model, predictor = self.run.parts.model, self._predictor
         return {
             "run": str(self.run.folder),
@@ -151,30 +169,28 @@ class HarnessModel(LM):
         return [nats for nats, _ in self._score("loglikelihood_rolling", requests, blocks)]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """What the model writes after each prompt, up to the first of the strings in `until`.
+        """The texts that the model writes after each prompt, up to the first of the strings in `until`.
 
         Where a prompt and its new tokens do not fit the model, the prompt is cut from the left, but to no less than
         half of the model's length; beyond that there are fewer new tokens.
         """
         asked: list[_Prompt] = []
-        copies: dict[Any, int] = {}
+        copies: Counter[Any] = Counter()
         for request in requests:
             prompt, options = request.args
             key = ("write", str(request.task_name), str(request.doc_id), prompt)
             # The harness repeats a request for several samples: each has noise of its own.
-            copies[key] = copies.get(key, 0) + 1
+            copies[key] += 1
             asked.append(self._prompt(prompt, dict(options or {}), fold(*key, copies[key])))
         count = self._counting("generate_until", len(asked))
         written: dict[int, str] = {}
-        alike: dict[Any, list[int]] = {}
+        alike: dict[Any, dict[Context, int]] = {}
         for place, one in enumerate(asked):
-            alike.setdefault((len(one.context.tokens), one.new, one.sampler), []).append(place)
-        for (_, new, sampler), places in alike.items():
-            at = {asked[place].context: place for place in places}
-            for contexts in self._predictor.batches(list(at)):
-                some = [at[context] for context in contexts]
-                texts = self._write([asked[place] for place in some], new, sampler)
-                for place, text in zip(some, texts, strict=True):
+            alike.setdefault((len(one.context.tokens), one.new, one.decoding), {})[one.context] = place
+        for places in alike.values():
+            for contexts in self._predictor.batches(list(places)):
+                some = [places[context] for context in contexts]
+                for place, text in zip(some, self._write([asked[place] for place in some]), strict=True):
                     written[place] = text
                     self.cache_hook.add_partial("generate_until", requests[place].args, text)
                 count(len(written), float("nan"))
@@ -218,7 +234,7 @@ class HarnessModel(LM):
         return before, encode(continuation)
 
     def _prompt(self, prompt: str, options: dict[str, Any], name: int) -> _Prompt:
-        """What a request asks for. Raises UserError for options that we do not know."""
+        """A request, understood. Raises UserError for options that we do not know."""
         until = options.get("until") or []
         asked = next((int(options[key]) for key in TOKENS if options.get(key) is not None), MAX_NEW_TOKENS)
         temperature = float(options.get("temperature") or 0.0)
@@ -233,15 +249,15 @@ class HarnessModel(LM):
         chosen = {key: options.get(key, default) for key, default in known.items()} if temperature else {}
         tokens = (self.eot_token_id, *self.run.tokenizer.encode(prompt))
         new = min(asked, max(self.max_length + 1 - len(tokens), self.max_length // 2))
-        kept = tokens[-(self.max_length + 1 - new) :]
-        self.contexts_cut += len(kept) < len(tokens)
-        sampler = DecodingOptions(temperature=temperature, **chosen)
-        return _Prompt(Context(kept, name), new, sampler, [until] if isinstance(until, str) else list(until))
+        cut = tokens[-(self.max_length + 1 - new) :]
+        self.contexts_cut += len(cut) < len(tokens)
+        decoding = DecodingOptions(temperature=temperature, **chosen)
+        return _Prompt(Context(cut, name), new, decoding, [until] if isinstance(until, str) else list(until))
 
-    def _write(self, prompts: Sequence[_Prompt], new: int, sampler: DecodingOptions) -> list[str]:
-        """Texts after prompts of one length."""
+    def _write(self, prompts: Sequence[_Prompt]) -> list[str]:
+        """Texts after prompts of one length, which get as many tokens, drawn in the same way."""
         contexts = [prompt.context for prompt in prompts]
-        device, seed, length = self.run.parts.device, self._predictor.seed, len(contexts[0].tokens)
+        device, seed, length = self._device, self._predictor.seed, len(contexts[0].tokens)
         end = self.eot_token_id
 
         def text(prompt: _Prompt, row: list[int]) -> str:
@@ -250,40 +266,37 @@ class HarnessModel(LM):
 
         def finished(tokens: torch.Tensor) -> torch.Tensor:
             rows = zip(prompts, tokens.tolist(), strict=True)
-            return torch.tensor(
-                [end in row or prompt.cut(text(prompt, row)) is not None for prompt, row in rows], device=device
-            )
+            return torch.tensor([end in row or prompt.ends(text(prompt, row)) for prompt, row in rows], device=device)
 
         written = sample_tokens(
             self.run.parts.model.decoder,
             self._predictor.thoughts(contexts, 1)[0],
             torch.tensor([context.tokens for context in contexts], device=device),
-            new,
-            sampler=sampler,
+            prompts[0].new,
+            sampler=prompts[0].decoding,
             end=end,
             generator=[torch.Generator(device).manual_seed(fold(seed, "tokens", one.name)) for one in contexts],
             stop=finished,
         )
-        texts = [text(prompt, row[length:]) for prompt, row in zip(prompts, written.tolist(), strict=True)]
-        return [
-            whole if (short := prompt.cut(whole)) is None else short
-            for whole, prompt in zip(texts, prompts, strict=True)
-        ]
+        return [prompt.cut(text(prompt, row[length:])) for prompt, row in zip(prompts, written.tolist(), strict=True)]
 
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A prompt, the new tokens that it may get, how they are drawn, and what ends them."""
+    """A prompt, the new tokens that it may get, how they are drawn, and the strings that end them."""
 
     context: Context
     new: int
-    sampler: DecodingOptions
+    decoding: DecodingOptions
     until: list[str] = field(default_factory=list)
 
-    def cut(self, text: str) -> str | None:
-        """`text` up to the first string that ends it; None where there is none yet."""
-        places = [text.find(stop) for stop in self.until if stop and stop in text]
-        return text[: min(places)] if places else None
+    def ends(self, text: str) -> bool:
+        """Whether one of the strings is in it."""
+        return self.cut(text) != text
+
+    def cut(self, text: str) -> str:
+        """`text` up to the first string that ends it."""
+        return text[: min((text.find(stop) for stop in self.until if stop and stop in text), default=len(text))]
 
 
 def run_harness(
@@ -307,28 +320,17 @@ def run_harness(
         seed: of the choice of examples, and of resamples.
 
     Returns:
-        What `simple_evaluate` gives, without samples and without a description of this machine.
+        The results of `simple_evaluate` that `RESULTS` names, `no_bytes` by task, and `lm_eval_version`.
 
     Raises:
         UserError: a task is not known or cannot be loaded.
     """
-    from lm_eval import simple_evaluate
-
-    if include_path is not None and not include_path.is_dir():
-        raise UserError(f"--include-path {include_path}: no such folder; expected one with task files (.yaml)")
-    if missing := [task for task in tasks if Path(task).suffix in YAML and not Path(task).is_file()]:
-        raise UserError(f"--tasks {missing[0]}: no such file")
-    with _quiet():
-        manager = _manager(tasks, include_path)
-        names = _known(tasks, manager)
+    with quiet():
+        loaded, manager = load_tasks(tasks, include_path)
         try:
-            loaded = [manager.load([name]) for name in names]
-        except Exception as error:  # whatever a task's file, its code, its data or the network come up with
-            raise UserError(f"--tasks {','.join(tasks)}: cannot be loaded: {one_line(error, 300)}") from None
-        try:
-            results = simple_evaluate(
+            results = lm_eval.simple_evaluate(
                 model=model,
-                tasks=[*_whole(loaded)],
+                tasks=loaded,
                 task_manager=manager,
                 num_fewshot=num_fewshot,
                 limit=limit,
@@ -341,100 +343,10 @@ def run_harness(
             )
         except ValueError as error:  # what the harness says of tasks that it will not run
             raise UserError(f"--tasks {','.join(tasks)}: {one_line(error, 300)}") from error
-    kept = {name: value for name, value in results.items() if name in KEPT}
+    figures = {name: value for name, value in results.items() if name in RESULTS}
     no_bytes = {name: why for name, found in model.round_trips.items() if (why := found.why_no_bytes)}
-    _leave_out(kept, no_bytes)
-    return kept | {"no_bytes": no_bytes, "lm_eval_version": lm_eval.__version__}
-
-
-YAML = (".yaml", ".yml")
-
-KEPT = (
-    *("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples", "config"),
-    "task_hashes",
-)
-"""What of the harness's results says something of the model and the tasks."""
-
-
-BY_TEXT = ("word_perplexity", "byte_perplexity", "bits_per_byte")
-"""Metrics of a text by its words and bytes."""
-
-
-def _leave_out(results: dict[str, Any], tasks: Collection[str]) -> None:
-    """Makes None of the figures by the word and the byte of these tasks, and of groups that hold one of them."""
-    below = results.get("group_subtasks") or {}
-
-    def reaches(name: str) -> bool:
-        return name in tasks or any(map(reaches, below.get(name, ())))
-
-    for table in ("results", "groups"):
-        for name, metrics in (results.get(table) or {}).items():
-            for key in metrics if reaches(name) else ():
-                if key.partition(",")[0].removesuffix("_stderr") in BY_TEXT:
-                    metrics[key] = None
-
-
-def _manager(tasks: Sequence[str], include_path: Path | None) -> Any:
-    """What finds tasks: only in `include_path` where that will do, for the harness's own take seconds to list."""
-    from lm_eval.tasks import TaskManager
-
-    own = TaskManager(include_path=include_path, include_defaults=False)
-    enough = all(task in own.all_subtasks or Path(task).suffix in YAML for task in tasks)
-    return own if enough else TaskManager(include_path=include_path)
-
-
-def _known(tasks: Sequence[str], manager: Any) -> list[str]:
-    """The names that `tasks` stand for."""
-    names: list[str] = []
-    for task in tasks:
-        found = [task] if Path(task).suffix in YAML else list(manager.match_tasks([task]))
-        if not found:
-            raise UserError(
-                f"--tasks {task}: no such task{suggest(task, manager.all_tasks)}: 'lm-eval ls tasks' lists the "
-                "harness's own, and --include-path adds a folder of yours"
-            )
-        names += found
-    return list(dict.fromkeys(names))
-
-
-def _whole(loaded: Sequence[Any]) -> Iterator[Any]:
-    """The groups and tasks that were asked for, each once, loaded: their data are not read a second time."""
-    for found in loaded:
-        groups = found.get("groups") or {}
-        inner = {child for group in groups.values() for child in group.child_names}
-        below = {task.task_name for group in groups.values() for task in group.get_all_tasks()}
-        yield from (group for name, group in groups.items() if name not in inner)
-        yield from (task for name, task in found["tasks"].items() if name not in below)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the harness from stdout and from the log, and from starting processes; afterwards all is as before."""
-    from lm_eval import evaluator
-
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    processes = os.environ.get("DISABLE_MULTIPROC")
-    # They call other programs to describe the machine; those write to the terminal, and nothing of it is kept.
-    silent = {"add_env_info": lambda results: None, "get_git_commit_hash": lambda: None}
-    spoken = {name: getattr(evaluator, name) for name in silent if hasattr(evaluator, name)}
-    try:
-        for name in spoken:
-            setattr(evaluator, name, silent[name])
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        os.environ["DISABLE_MULTIPROC"] = "1"
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        for name, function in spoken.items():
-            setattr(evaluator, name, function)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if processes is None:
-            os.environ.pop("DISABLE_MULTIPROC", None)
-        else:
-            os.environ["DISABLE_MULTIPROC"] = processes
+    leave_out(figures, no_bytes)
+    return figures | {"no_bytes": no_bytes, "lm_eval_version": lm_eval.__version__}
 
 
 __all__ = ["HarnessModel", "run_harness"]

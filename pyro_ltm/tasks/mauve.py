@@ -100,7 +100,7 @@ def reduced(x: Tensor, explained: float = 0.9) -> Tensor:
 def k_means(x: Tensor, buckets: int, *, seed: int = 0, restarts: int = 5, steps: int = 100) -> Tensor:
     """The bucket [n] of each point of [n, d]: Lloyd's algorithm from k-means++ starts, the best of several."""
     generator = torch.Generator().manual_seed(seed)
-    best, kept = math.inf, torch.zeros(len(x), dtype=torch.int64)
+    best, nearest = math.inf, torch.zeros(len(x), dtype=torch.int64)
     for _ in range(restarts):
         centers = _start(x, buckets, generator)
         for _ in range(steps):
@@ -114,8 +114,8 @@ def k_means(x: Tensor, buckets: int, *, seed: int = 0, restarts: int = 5, steps:
         distance, labels = torch.cdist(x, centers).min(1)
         total = float(distance.square().sum())
         if total < best:
-            best, kept = total, labels
-    return kept
+            best, nearest = total, labels
+    return nearest
 
 
 def _start(x: Tensor, buckets: int, generator: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ from helpers.tokenizer_kinds import kinds
 from pyro_ltm.config import Config, ModelConfig
 from pyro_ltm.data import prepare
 from pyro_ltm.inference import Parts
-from pyro_ltm.integrations.harness import _leave_out
+from pyro_ltm.integrations.harness_tasks import leave_out
 from pyro_ltm.runs import Run
 
 TEXTS = [f"Hello World, {word} Text" for word in ("some", "more", "this", "indeed")]
@@ -110,7 +110,7 @@ def test_groups_of_the_harness_lose_what_their_tasks_lose():
         }
 
     found = tables()
-    _leave_out(found, ["a"])
+    leave_out(found, ["a"])
     nothing = {"bits_per_byte,none": None, "bits_per_byte_stderr,none": None}
     assert found["results"] == {"a": nothing, "g": nothing, "b": tables()["results"]["b"]}
     assert found["groups"] == {"g": {"bits_per_byte,none": None, "acc,none": 0.5}, "h": tables()["groups"]["h"]}
