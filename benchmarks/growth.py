@@ -18,7 +18,7 @@ import torch
 from benchmarks.interleave import interleaved, summary
 from benchmarks.roofline import fast_step_products
 from pyro_ltm.config import Config, ModelConfig
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference import build
 from pyro_ltm.profiling.memory import peak_memory
 from pyro_ltm.types import Batch
 
@@ -55,10 +55,11 @@ def _model(point: dict[str, int]) -> ModelConfig:
 
 def _work(point: dict[str, int]) -> Any:
     """The fit at a point."""
-    parts = Parts.build(Config(model=_model(point)))
+    model, loop = build(Config(model=_model(point)))
+    loop = loop.with_steps(point["fast_steps"])
     tokens = torch.randint(point["vocabulary"], (point["sequences"], point["length"] + 1))
     batch = Batch.from_tokens(tokens)
-    return lambda: parts.fit(batch, steps=point["fast_steps"])
+    return lambda: loop.fit_to_score(model, batch)
 
 
 def measure_axis(axis: str, rounds: int) -> dict[str, Any]:

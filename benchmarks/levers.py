@@ -18,7 +18,8 @@ import pyro
 
 from benchmarks.levers_training import Training, configure, judge, learning, level, remembering, together, warmed
 from pyro_ltm.data import TokenDataset
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference import build
+from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.scores import Bound
 
 ROWS: dict[str, list[str]] = {
@@ -44,20 +45,20 @@ EPOCHS = 3
 """Passes over the text in which starts are remembered, unless more slow steps are asked for."""
 
 
-def ready(row: str, data: TokenDataset, steps: int, seed: int) -> tuple[Parts, Training, float]:
-    """A row's parts, their training before its first step, and the seconds that went once into what it needs."""
+def ready(row: str, data: TokenDataset, steps: int, seed: int) -> tuple[LatentThoughtModel, Training, float]:
+    """A row's model, its training before its first step, and the seconds that went once into what it needs."""
     config = configure(data, steps, seed, ROWS[row])
-    parts, learner = Parts.build(config), remembering if row == REMEMBERED else learning
-    once = warmed(parts, config, data, learner)
-    return parts, Training(config, data, learner(parts, config)), once
+    ours, learner = build(config), remembering if row == REMEMBERED else learning
+    once = warmed(ours, config, data, learner)
+    return ours[0], Training(config, data, learner(ours, config)), once
 
 
 @pyro.validation_enabled(False)  # as in training
 def default(data: TokenDataset, validation: TokenDataset, steps: int, seed: int) -> tuple[dict[str, Any], Bound]:
     """The row that all others are set against, and its bound."""
-    parts, training, once = ready("default", data, steps, seed)
+    model, training, once = ready("default", data, steps, seed)
     together(training)
-    bound = judge(parts, validation)
+    bound = judge(model, validation)
     found = {"row": "default", "settings": [], "seed": seed, "steps": steps, "seconds": training.seconds, "once": once}
     return found | level(bound), bound
 
@@ -69,11 +70,11 @@ def measure(
     """One lever's row; `its` is the default's bound after as many steps, with the same seed."""
 
     def beside(own: int) -> dict[str, Any]:
-        parts, training, once = ready(row, data, own, seed)
+        model, training, once = ready(row, data, own, seed)
         _, rival, _ = ready("default", data, steps, seed)  # its bound is known, its seconds are today's
         together(training, rival)
         seconds = {"steps": own, "seconds": training.seconds, "default_seconds": rival.seconds, "once": once}
-        return seconds | level(judge(parts, validation), its)
+        return seconds | level(judge(model, validation), its)
 
     found = beside(steps)
     again = max(1, round(steps * found["default_seconds"] / found["seconds"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,8 @@ import torch
 
 from pyro_ltm.config import Config, apply_settings
 from pyro_ltm.data import DataOrder, TokenDataset
-from pyro_ltm.inference import fit_posterior
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference import FastLoop, build
+from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import DrawFrom, fold
 from pyro_ltm.optimizers import Adam
 from pyro_ltm.presets import preset
@@ -27,6 +28,9 @@ from pyro_ltm.types import Batch, State
 
 SEQUENCES, FAST_STEPS = 64, 64
 """With which all are judged."""
+Ours = tuple[LatentThoughtModel, FastLoop]
+"""A model of ours, and the loop that fits its posteriors."""
+
 Learn = Callable[[Batch, int], None]
 """One slow step on a batch, and the number of that step."""
 
@@ -36,20 +40,13 @@ def configure(data: TokenDataset, steps: int, seed: int, changes: list[str]) -> 
     return apply_settings(preset("nano"), [*fixed, *changes])
 
 
-def judge(parts: Parts, validation: TokenDataset) -> Bound:
+def judge(model: LatentThoughtModel, validation: TokenDataset) -> Bound:
     """The bound, the same for every row: a long mean-field fit under this row's decoder."""
-    judge = Parts.build(configure(validation, 1, 0, []))
-    judge.model.load_state_dict(parts.model.state_dict())
-    return evaluate_bound(
-        judge.model,
-        dataset_batches(validation, 64, "cpu", limit=SEQUENCES),
-        guide=judge.guide,
-        objective=judge.objective.at(1.0),
-        optimizer=Adam(lr=0.1),
-        fast_steps=FAST_STEPS,
-        particles=4,
-        seed=1,
-    )
+    judge, loop = build(configure(validation, 1, 0, []))
+    judge.load_state_dict(model.state_dict())
+    loop = dataclasses.replace(loop, optimizer=Adam(lr=0.1), steps=FAST_STEPS, stopping=None)
+    batches = dataset_batches(validation, 64, "cpu", limit=SEQUENCES)
+    return evaluate_bound(judge, batches, loop, particles=4, seed=1)
 
 
 def level(found: Bound, default: Bound | None = None) -> dict[str, Any]:
@@ -92,11 +89,11 @@ def together(*trainings: Training) -> None:
         last.step()
 
 
-def warmed(parts: Parts, config: Config, data: TokenDataset, learner: Callable[[Parts, Config], Learn]) -> float:
-    """Seconds that go once into the first steps, such as compiling; the parts are afterwards as they were."""
-    modules = (parts.model, parts.guide)
+def warmed(ours: Ours, config: Config, data: TokenDataset, learner: Callable[[Ours, Config], Learn]) -> float:
+    """Seconds that go once into the first steps, such as compiling; the weights are afterwards as they were."""
+    modules = (ours[0], ours[1].guide)
     kept = copy.deepcopy([module.state_dict() for module in modules])
-    batch, learn = data.batch(range(config.slow.batch_size)), learner(parts, config)
+    batch, learn = data.batch(range(config.slow.batch_size)), learner(ours, config)
     seconds = []
     for _ in range(2):
         began = time.perf_counter()
@@ -108,65 +105,54 @@ def warmed(parts: Parts, config: Config, data: TokenDataset, learner: Callable[[
     return max(0.0, seconds[0] - seconds[1])
 
 
-def learning(parts: Parts, config: Config) -> Learn:
+def learning(ours: Ours, config: Config) -> Learn:
     """As `Trainer` does it."""
-    optimizer = slow_optimizer(parts, config.slow)
+    model, loop = ours
+    optimizer = slow_optimizer(model, loop.guide, config.slow)
 
     def learn(batch: Batch, step: int) -> None:
         decoder_only, share = phase(step, config)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.slow)
         train_step(
-            parts.model,
+            model,
             [batch],
-            guide=parts.guide,
-            objective=parts.objective.at(share),
-            fast_optimizer=parts.optimizer,
-            fast_steps=parts.fast.steps,
-            slow_optimizer=optimizer,
+            dataclasses.replace(loop, objective=loop.objective.at(share)),
+            optimizer,
             clip=config.slow.clip,
             seed=fold(config.seed, "train", step),
             decoder_only=decoder_only,
-            **parts.fitting,
         )
 
     return learn
 
 
-def remembering(parts: Parts, config: Config) -> Learn:
+def remembering(ours: Ours, config: Config) -> Learn:
     """As `learning`, but a sequence's fit starts where its last one ended; all states are kept in memory."""
-    slow, optimizer = config.slow, slow_optimizer(parts, config.slow)
+    (model, loop), slow = ours, config.slow
+    optimizer = slow_optimizer(model, loop.guide, slow)
     kept: dict[int, State] = {}
 
     def learn(batch: Batch, step: int) -> None:
         _, share = phase(step, config)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, slow)
-        objective = parts.objective.at(share)
-        posterior = fit_posterior(
-            parts.model,
-            batch,
-            guide=parts.guide,
-            objective=objective,
-            optimizer=parts.optimizer,
-            steps=parts.fast.steps,
-            seed=fold(config.seed, "train", step),
-            start=_remembered(parts, batch, kept),
-        )
+        fast = dataclasses.replace(loop, objective=loop.objective.at(share))
+        start = _remembered(fast.guide.init(batch), batch, kept)
+        posterior = fast.fit(model, batch, seed=fold(config.seed, "train", step), start=start)
         for row, number in enumerate(batch.ids.tolist()):
             kept[number] = {name: value[row] for name, value in posterior.state.items()}
         optimizer.zero_grad(set_to_none=True)
         with DrawFrom(posterior.noise):
-            loss, _ = slow_loss(parts.model, batch, posterior, objective)
+            loss, _ = slow_loss(model, batch, posterior, fast.objective)
         (loss / batch.tokens()).backward()
-        norm = torch.nn.utils.clip_grad_norm_(parts.model.parameters(), slow.clip)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), slow.clip)
         step_where(norm.isfinite(), optimizer)
 
     return learn
 
 
-def _remembered(parts: Parts, batch: Batch, kept: dict[int, State]) -> State:
-    start = parts.guide.init(batch)
+def _remembered(start: State, batch: Batch, kept: dict[int, State]) -> State:
     rows = [kept.get(number, {}) for number in batch.ids.tolist()]
     return {
         name: torch.stack([old.get(name, new) for old, new in zip(rows, value, strict=True)])

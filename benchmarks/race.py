@@ -26,7 +26,8 @@ from examples import algorithm_1
 from examples.algorithm_1 import FastLoop
 from pyro_ltm.config import Config
 from pyro_ltm.data import TokenDataset
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference import build
+from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.scores import Bound
 from pyro_ltm.training.schedule import learning_rate
 from pyro_ltm.types import Batch
@@ -40,17 +41,17 @@ def run(folder: Path, steps: int, seed: int) -> dict[str, Any]:
     """Seconds of training until ours are at the bound that plain ends at, all with the same slow optimizer."""
     data, validation = TokenDataset(folder), TokenDataset(folder, "validation")
     config = configure(data, steps, seed, [])
-    theirs = Parts.build(config)
+    theirs, _ = build(config)
     plain = Plain(plain_shape(config.model))
-    plain.load_state_dict(theirs.model.decoder.state_dict())
+    plain.load_state_dict(theirs.decoder.state_dict())
     every = max(1, steps // 12)
     training = Training(config, data, _plain_learning(plain, config))
     runners = {"plain": _curve(training, every, lambda: _judged_plain(theirs, plain, validation))}
     for row in RACERS:
         own = configure(data, steps, seed, ROWS[row])
-        parts = Parts.build(own)
-        training = Training(own, data, learning(parts, own))
-        runners[row] = _curve(training, every, functools.partial(judge, parts, validation))
+        ours = build(own)
+        training = Training(own, data, learning(ours, own))
+        runners[row] = _curve(training, every, functools.partial(judge, ours[0], validation))
     # In turn, a stretch of steps each: the machine is the same for all.
     points = zip(*runners.values(), strict=True)
     curves = dict(zip(runners, map(list, zip(*points, strict=True)), strict=True))
@@ -108,6 +109,6 @@ def _plain_learning(plain: Plain, config: Config) -> Learn:
     return learn
 
 
-def _judged_plain(theirs: Parts, plain: Plain, validation: TokenDataset) -> Bound:
-    theirs.model.decoder.load_state_dict(copy.deepcopy(plain.state_dict()))
+def _judged_plain(theirs: LatentThoughtModel, plain: Plain, validation: TokenDataset) -> Bound:
+    theirs.decoder.load_state_dict(copy.deepcopy(plain.state_dict()))
     return judge(theirs, validation)

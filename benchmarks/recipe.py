@@ -10,6 +10,7 @@ whole KL and K = 4 draws, by its own fast loop and by a longer one (64 steps at 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -21,7 +22,7 @@ import torch
 from benchmarks.results import explained, pm
 from pyro_ltm.config import apply_settings
 from pyro_ltm.data import TokenDataset, unigram_nats
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference import build
 from pyro_ltm.optimizers import Adam
 from pyro_ltm.presets import preset
 from pyro_ltm.runs import Run
@@ -91,8 +92,8 @@ def measure(row: str, seed: int, data: Path, steps: int, sequences: int) -> dict
     settings = [f"model.vocab_size={train.vocab_size}", f"seed={seed}", f"slow.steps={steps}", "slow.eval_every=0"]
     config = apply_settings(preset("nano"), settings + ROWS[row])
     with tempfile.TemporaryDirectory() as folder:
-        parts = Parts.build(config)
-        run = Run.create(Path(folder), config, parts, train.tokenizer)
+        model, loop = build(config)
+        run = Run.create(Path(folder), config, model, loop, train.tokenizer)
         trainer = Trainer(run, train, None)
         started = time.perf_counter()
         trainer.fit()
@@ -100,12 +101,9 @@ def measure(row: str, seed: int, data: Path, steps: int, sequences: int) -> dict
 
     def judge(optimizer: Any, fast_steps: int) -> Bound:
         return evaluate_bound(
-            parts.model,
+            model,
             dataset_batches(validation, 32, "cpu", limit=sequences),
-            guide=parts.guide,
-            objective=parts.objective.at(1.0),
-            optimizer=optimizer,
-            fast_steps=parts.steps(fast_steps),
+            dataclasses.replace(loop, optimizer=optimizer).with_steps(fast_steps),
             particles=4,
             seed=1,
             count_bytes=validation.count_bytes,
@@ -119,7 +117,7 @@ def measure(row: str, seed: int, data: Path, steps: int, sequences: int) -> dict
         "seconds": round(seconds, 1),
         "threads": torch.get_num_threads(),
         "unigram": unigram_nats(train, validation),
-        "own": judge(parts.optimizer, parts.fast.steps).to_dict(),
+        "own": judge(loop.optimizer, loop.steps).to_dict(),
         "long": judge(Adam(lr=0.1), 64).to_dict(),
     }
 

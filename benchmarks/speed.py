@@ -7,9 +7,10 @@ All figures of a preset come from runs in turn in one process (`interleave`); ra
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -20,9 +21,10 @@ from benchmarks.roofline import Roofline, fast_step_products, measure
 from benchmarks.tensor import tensor_fit
 from examples import algorithm_1
 from examples.algorithm_1 import FastLoop
+from pyro_ltm import inference
 from pyro_ltm.config import ModelConfig, apply_settings
-from pyro_ltm.inference import fit_posterior
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference import build
+from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.model.precision import DTYPES, resolve_dtype
 from pyro_ltm.model.sampling import sample_tokens
 from pyro_ltm.presets import preset
@@ -43,10 +45,17 @@ def plain_shape(model: ModelConfig) -> Shape:
     return Shape(**{name: getattr(model, name) for name in (*names, *more)}, theta=model.rope_theta, eps=model.norm_eps)
 
 
+class Ours(NamedTuple):
+    """A model of ours, and the loop that fits its posteriors."""
+
+    model: LatentThoughtModel
+    loop: inference.FastLoop
+
+
 class Yard:
     """One preset's model (ours in each precision, and compiled; plain), and a batch of random tokens.
 
-    `parts` are ours as a user has them: in the precision that the preset settles on, on this device, or in `dtype` and
+    `ours` is as a user has it: in the precision that the preset settles on, on this device, or in `dtype` and
     then in no other. Plain is in single precision, unless `half` asks for autocast.
     """
 
@@ -67,52 +76,33 @@ class Yard:
         chosen = apply_settings(preset(name), [f"model.vocab_size={vocabulary}", *asked, *settings])
         self.config = resolve_dtype(chosen, device)
         self.precisions = {one: self._built(f"dtype={one}") for one in ([dtype] if dtype else DTYPES)}
-        self.parts = self.precisions[self.config.dtype]
+        self.ours = self.precisions[self.config.dtype]
         self.compiled = self._built("compile=true")
         self.plain = Plain(plain_shape(self.config.model), half).to(device)
         self.plain.turns = self.plain.turns.to(device)
-        self.plain.load_state_dict(self.parts.model.decoder.state_dict())
+        self.plain.load_state_dict(self.ours.model.decoder.state_dict())
         length = self.config.model.max_length
         self.batch = Batch.from_tokens(torch.randint(vocabulary, (size, length + 1))).to(device)
-        self.optimizer = slow_optimizer(self.parts, self.config.slow)
+        self.optimizer = slow_optimizer(self.ours.model, self.ours.loop.guide, self.config.slow)
         self.plain_optimizer = torch.optim.AdamW(self.plain.parameters(), lr=4e-4, betas=(0.9, 0.95), weight_decay=0.1)
 
-    def _built(self, setting: str) -> Parts:
-        return Parts.build(apply_settings(self.config, [setting]), device=self.device)
+    def _built(self, setting: str) -> Ours:
+        model, loop = build(apply_settings(self.config, [setting]), device=self.device)
+        return Ours(model, loop.for_scores())
 
-    def fit(self, steps: int, *, parts: Parts | None = None, subsample: int = 1) -> None:
-        parts = parts or self.parts
-        fit_posterior(
-            parts.model,
-            self.batch,
-            guide=parts.guide,
-            objective=parts.objective.at(1.0),
-            optimizer=parts.optimizer,
-            steps=steps,
-            subsample=subsample,
-            recorder=parts.recorder,
-        )
+    def fit(self, steps: int, *, ours: Ours | None = None, subsample: int = 1) -> None:
+        model, loop = ours or self.ours
+        dataclasses.replace(loop, steps=steps, subsample=subsample).fit(model, self.batch)
 
     def plain_fit(self, steps: int) -> None:
         FastLoop(steps=steps).fit(self.plain, self.batch.inputs, self.batch.targets)
 
     def step(self, steps: int, subsample: int = 1) -> None:
-        self.learn(self.parts, self.optimizer, steps, subsample)
+        self.learn(self.ours, self.optimizer, steps, subsample)
 
-    def learn(self, parts: Parts, optimizer: torch.optim.Optimizer, steps: int, subsample: int = 1) -> None:
-        train_step(
-            parts.model,
-            [self.batch],
-            guide=parts.guide,
-            objective=parts.objective.at(1.0),
-            fast_optimizer=parts.optimizer,
-            fast_steps=steps,
-            slow_optimizer=optimizer,
-            clip=1.0,
-            seed=0,
-            subsample=subsample,
-            recorder=parts.recorder,
-        )
+    def learn(self, ours: Ours, optimizer: torch.optim.Optimizer, steps: int, subsample: int = 1) -> None:
+        loop = dataclasses.replace(ours.loop, steps=steps, subsample=subsample)
+        train_step(ours.model, [self.batch], loop, optimizer, clip=1.0, seed=0)
 
     def plain_step(self, steps: int) -> None:
         fast = FastLoop(steps=steps)
@@ -121,18 +111,18 @@ class Yard:
 
 def fast_steps(yard: Yard, rounds: int, steps: int) -> dict[str, Any]:
     """One fast step: plain, ours, on a quarter of the tokens, in the other precision, without Pyro; their rooflines."""
-    decoder = yard.parts.model.decoder
+    decoder = yard.ours.model.decoder
     others = [dtype for dtype in yard.precisions if dtype != yard.config.dtype]
     works = {
         "plain": lambda: yard.plain_fit(steps),
         "ours": lambda: yard.fit(steps),
         "tensor": lambda: tensor_fit(decoder, yard.batch, steps),
         "quarter": lambda: yard.fit(steps, subsample=QUARTER),
-        "compiled": lambda: yard.fit(steps, parts=yard.compiled),
+        "compiled": lambda: yard.fit(steps, ours=yard.compiled),
     }
     for other in others:
         for name, every in ((other, 1), (f"{other}, quarter", QUARTER)):
-            works[name] = functools.partial(yard.fit, steps, parts=yard.precisions[other], subsample=every)
+            works[name] = functools.partial(yard.fit, steps, ours=yard.precisions[other], subsample=every)
     compared = list(works)
     model, (size, length) = yard.config.model, yard.batch.inputs.shape
     # Whose roofline: the precision, and of how many stretches a step scores one.
@@ -186,9 +176,9 @@ def training_steps(yard: Yard, rounds: int, steps: int) -> dict[str, Any]:
         "ours, 2 fast steps": _peak(yard, yard.optimizer, lambda: yard.step(2)),
         "ours, 8 fast steps": _peak(yard, yard.optimizer, lambda: yard.step(8)),
     }
-    yard.parts.model.decoder.recompute = True
+    yard.ours.model.decoder.recompute = True
     peaks["recompute"] = _peak(yard, yard.optimizer, lambda: yard.step(2))
-    yard.parts.model.decoder.recompute = False
+    yard.ours.model.decoder.recompute = False
     return {
         "fast_steps": steps,
         "seconds": {name: summary(values) for name, values in seconds.items()},
@@ -218,7 +208,7 @@ def generation(yard: Yard, size: int = 8, new: int = 512, lengths: int = 8) -> d
     middles = [int(new * (index + 0.5) / lengths) + 1 for index in range(lengths)]
     text = torch.randint(model.vocab_size, (size, new + 1), device=yard.device)
     works: dict[str, Callable[[], Any]] = {
-        "ours": lambda: sample_tokens(yard.parts.model.decoder, thoughts, prompt, new)
+        "ours": lambda: sample_tokens(yard.ours.model.decoder, thoughts, prompt, new)
     }
     for length in middles:
         works[str(length)] = lambda length=length: _plain_token(yard.plain, thoughts, text[:, :length])

@@ -39,11 +39,11 @@ def run(
     """Fast steps and training steps of a preset; `square` is the side of the product that measures the peak."""
     size = preset(name).slow.batch_size
     yard = Yard(name, size, vocabulary, device=device, half=True, settings=["dtype=bfloat16"])
-    ours, plain, compiled = yard.parts, yard.plain, copy.deepcopy(yard.plain)
+    ours, plain, compiled = yard.ours, yard.plain, copy.deepcopy(yard.plain)
     compiled.compile()
-    for parts in (ours, yard.compiled):
-        parts.model.train()
-    bare = dataclasses.replace(ours, recorder=None)
+    for one in (ours, yard.compiled):
+        one.model.train()
+    bare = ours._replace(loop=dataclasses.replace(ours.loop, recorder=None))
     training_steps, length = yard.config.fast.steps, yard.config.model.max_length
     steps = min(training_steps, FAST_STEPS)
     fast, inputs, targets = FastLoop(steps=steps), yard.batch.inputs, yard.batch.targets
@@ -53,17 +53,17 @@ def run(
         loop = FastLoop(steps=training_steps)
         return lambda: algorithm_1.train_step(model, optimizer, inputs, targets, loop)
 
-    def learning(parts: Any) -> Any:
-        optimizer = slow_optimizer(parts, yard.config.slow)
-        return lambda: yard.learn(parts, optimizer, training_steps)
+    def learning(one: Any) -> Any:
+        optimizer = slow_optimizer(one.model, one.loop.guide, yard.config.slow)
+        return lambda: yard.learn(one, optimizer, training_steps)
 
     fits = {
         "plain": lambda: fast.fit(plain, inputs, targets),
         "plain, compiled": lambda: fast.fit(compiled, inputs, targets),
-        "ours": lambda: yard.fit(steps, parts=ours),
-        "ours, compiled": lambda: yard.fit(steps, parts=yard.compiled),
-        "ours, not recorded": lambda: yard.fit(steps, parts=bare),
-        "quarter": lambda: yard.fit(steps, parts=ours, subsample=QUARTER),
+        "ours": lambda: yard.fit(steps, ours=ours),
+        "ours, compiled": lambda: yard.fit(steps, ours=yard.compiled),
+        "ours, not recorded": lambda: yard.fit(steps, ours=bare),
+        "quarter": lambda: yard.fit(steps, ours=ours, subsample=QUARTER),
     }
     trainings = {
         "plain": plainly(plain),
@@ -102,9 +102,9 @@ def run(
         }
     found["peak_bytes"] = {}
     models = {"plain": plain, "ours": ours.model, "ours, compiled": yard.compiled.model}
-    for parts in (ours, yard.compiled):
-        if parts.recorder:
-            parts.recorder.forget()
+    for one in (ours, yard.compiled):
+        if one.loop.recorder:
+            one.loop.recorder.forget()
     for work, model in models.items():
         model.zero_grad(set_to_none=True)  # so that they are made while we watch, and recordings, too
         found["peak_bytes"][work] = peak_memory(partial(_twice, trainings[work]), device, reserved=True)

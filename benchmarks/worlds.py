@@ -11,6 +11,7 @@ Appends one JSON line a row to OUT/worlds.jsonl; a row that is there already is 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -21,7 +22,7 @@ import torch
 
 from pyro_ltm.config import apply_settings
 from pyro_ltm.data import TokenDataset
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference import build
 from pyro_ltm.optimizers import Adam
 from pyro_ltm.presets import preset
 from pyro_ltm.runs import Run
@@ -57,9 +58,9 @@ def measure(row: str, data: Path, seed: int, documents: int) -> dict[str, Any]:
     train, validation = TokenDataset(data), TokenDataset(data, "validation")
     fixed = [f"model.vocab_size={train.vocab_size}", f"slow.steps={steps}", "slow.eval_every=0", f"seed={seed}"]
     config = apply_settings(preset("nano"), [*fixed, "model.window=8", *changes])
-    parts = Parts.build(config)
+    model, loop = build(config)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run.create(Path(folder), config, parts, train.tokenizer)
+        run = Run.create(Path(folder), config, model, loop, train.tokenizer)
         began = time.perf_counter()
         Trainer(run, train, None).fit()
         seconds = time.perf_counter() - began
@@ -67,12 +68,9 @@ def measure(row: str, data: Path, seed: int, documents: int) -> dict[str, Any]:
 
     def judge(optimizer: Any, fast_steps: int) -> dict[str, float]:
         found = evaluate_bound(
-            parts.model,
+            model,
             dataset_batches(validation, 50, "cpu", limit=documents),
-            guide=parts.guide,
-            objective=parts.objective.at(1.0),
-            optimizer=optimizer,
-            fast_steps=parts.steps(fast_steps),
+            dataclasses.replace(loop, optimizer=optimizer).with_steps(fast_steps),
             particles=16,
             seed=1,
         )
@@ -91,7 +89,7 @@ def measure(row: str, data: Path, seed: int, documents: int) -> dict[str, Any]:
         "settings": changes,
         "seconds": round(seconds),
         "floor": round(float(floor.sequence_nats.mean()), 2),
-        "own": judge(parts.optimizer, parts.fast.steps),
+        "own": judge(loop.optimizer, loop.steps),
         "long": judge(Adam(lr=0.1), 64),
     }
 

@@ -172,7 +172,7 @@ def train(name, steps, *settings):
 
 
 run, seconds = train("main", 250)
-model = run.parts.model.requires_grad_(False)  # from here on it is held still
+model = run.model.requires_grad_(False)  # from here on it is held still
 batch = model.precompute(held_out.batch(range(share_of(24, 6))))
 print(f"{sum(p.numel() for p in model.parameters())} parameters, {run.step} slow steps, {seconds:.0f} s")
 print(pyro.poutine.trace(model).get_trace(batch).format_shapes())
@@ -587,7 +587,7 @@ trained, spent = {}, {}
 for name, (steps, settings) in WAYS.items():
     made, spent[name] = train(name.replace(" ", "-"), steps, *settings)
     # q is fitted by the objective of the training; the score has the whole KL and fresh noise all the same.
-    amortized = made.parts.guide.learning == "amortized"
+    amortized = made.loop.guide.learning == "amortized"
     trained[name] = made.evaluate(particles=8, sequences=share_of(64, 6), fast_steps=None if amortized else 32)
 
 

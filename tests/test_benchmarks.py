@@ -31,7 +31,7 @@ from pyro_ltm.data import TokenDataset, prepare
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import fit_posterior
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference.build import build, check_config
 from pyro_ltm.model import Decoder
 from pyro_ltm.noise import DrawFrom, Noise, fold
 from pyro_ltm.objectives import AnalyticELBO
@@ -221,11 +221,11 @@ def test_the_plans_of_the_protocols_are_runs_that_can_be_made(corpus):
     plan = CORPORA[corpus]
     options = train.make_context("train", ["--out", "run", *plan["train"]]).params
     config = apply_settings(preset(options["preset"]), [*options["settings"], "model.vocab_size=1024", "compile=false"])
-    Parts.check(config)
+    check_config(config)
     judge = evaluate.make_context("evaluate", ["run", *plan["evaluate"]]).params
     loop = [one for one in judge["settings"] if one.partition(".")[0] in ("optimizer", "fast")]
     assert list(judge["settings"]) == loop
-    Parts.check(apply_settings(config, loop))
+    check_config(apply_settings(config, loop))
 
 
 @pytest.mark.parametrize(
@@ -381,11 +381,11 @@ def test_levers_at_equal_time(few_words, little_work):
     # What goes once into the first steps leaves no trace: the default is what the trainer makes of the same settings.
     data = TokenDataset(few_words)
     config = levers_training.configure(data, 2, 0, [])
-    parts, training, _ = levers.ready("default", data, 2, 0)
+    model, training, _ = levers.ready("default", data, 2, 0)
     together(training)
-    theirs = Parts.build(config)
-    Trainer(Run.create(few_words.parent / "run", config, theirs, data.tokenizer), data, None).fit()
-    torch.testing.assert_close(parts.model.state_dict(), theirs.model.state_dict(), atol=0, rtol=0)
+    theirs = build(config)
+    Trainer(Run.create(few_words.parent / "run", config, *theirs, data.tokenizer), data, None).fit()
+    torch.testing.assert_close(model.state_dict(), theirs[0].state_dict(), atol=0, rtol=0)
 
 
 def test_a_run_that_is_cut_short_keeps_its_rows(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 
 from examples import algorithm_1
 from pyro_ltm.config import apply_settings, load_toml
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference.build import check_config
 from pyro_ltm.presets import PRESETS, preset
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -77,7 +77,7 @@ def test_guides_are_compared_under_a_run_that_is_trained_first(tmp_path):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_fit(name):
-    Parts.check(apply_settings(preset(name), ["model.vocab_size=300"]))
+    check_config(apply_settings(preset(name), ["model.vocab_size=300"]))
 
 
 CONFIGURATIONS = sorted(path for path in EXAMPLES.glob("*.toml") if path.name != "tasks.toml")  # texts, not settings
@@ -85,4 +85,4 @@ CONFIGURATIONS = sorted(path for path in EXAMPLES.glob("*.toml") if path.name !=
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
 def test_configurations_are_read_and_fit(path):
-    Parts.check(load_toml(path, preset("nano")))
+    check_config(load_toml(path, preset("nano")))

@@ -73,7 +73,7 @@ def command(
     read: dict[str, Any] = listed([found]) if found else {}
     for line in remarks(read):
         note(line)
-    steps = run.parts.steps(how["fast_steps"])
+    steps = run.loop.with_steps(how["fast_steps"]).steps
     meta = {"run": str(run_folder), "step": run.step, "fast_steps": steps, "seed": seed}
     inferred.save(out, {**meta, "input": source, **read})
     if (named := len(inferred.named)) < len(inferred.documents):

@@ -26,7 +26,7 @@ def command(*, run_folder: Path, text: str, fast_steps: int | None, common: Comm
     run = open_run(run_folder, common)
     result = run.reconstruct(text, fast_steps=fast_steps, seed=common.seed or 0)
     if common.as_json:
-        steps = run.parts.steps(fast_steps)
+        steps = run.loop.with_steps(fast_steps).steps
         emit({**dataclasses.asdict(result), "fast_steps": steps, "seed": common.seed or 0, "run": str(run_folder)})
         return
     say("Text:")

@@ -14,7 +14,7 @@ from pyro_ltm.config import Component, Config
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import FAMILIES
-from pyro_ltm.inference.parts import Parts, build_guide
+from pyro_ltm.inference.build import build_guide, check_config
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import OBJECTIVES, Objective
 from pyro_ltm.runs.run import Run
@@ -71,14 +71,14 @@ def guides_for(run: Run, names: Sequence[str]) -> NamedGuides:
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(fold(run.config.seed, "weights"))
-                guide = build_guide(component, run.config.model, seed=run.config.seed).to(run.parts.device)
+                guide = build_guide(component, run.config.model, seed=run.config.seed).to(run.device)
         except UserError as error:
             if component.options:
                 raise
             found.missing[name] = str(error)
             continue
         if guide.learning != "none" and _resolved(FAMILIES, component) == own:
-            guide, found.notes[name] = copy.deepcopy(run.parts.guide), OWN_WEIGHTS
+            guide, found.notes[name] = copy.deepcopy(run.loop.guide), OWN_WEIGHTS
         found.guides[name] = guide
     return found
 
@@ -105,7 +105,7 @@ def unfit_config(config: Config) -> str:
             guide = build_guide(config.guide, config.model, seed=config.seed)
         if reason := objective.refusal(guide):
             return reason
-        Parts.check(config)
+        check_config(config)
     except UserError as error:
         if config.guide.options and "guide:" in str(error):
             raise  # options out of their range

@@ -18,17 +18,14 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyro_ltm.comparison.result import Checkpoint, PairScore, arrival, estimate, finite
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference import Posterior, fit_posterior
+from pyro_ltm.inference import FastLoop, Posterior
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.inference.samplers import ParticleGuide
 from pyro_ltm.noise import fold
-from pyro_ltm.objectives import as_objective
-from pyro_ltm.optimizers import FastOptimizer
 from pyro_ltm.profiling.memory import peak_memory
 from pyro_ltm.scores.dependence import Places
 from pyro_ltm.scores.estimate import mean_error
@@ -45,40 +42,34 @@ Progress = Callable[[int, float], None]
 def score_pair(
     model: nn.Module,
     batches: Sequence[Batch],
+    loop: FastLoop,
     *,
-    guide: Guide,
-    objective: ELBO,
-    optimizer: FastOptimizer | None = None,
-    fast_steps: int = 16,
     particles: int = 64,
     curve_particles: int = 8,
     seed: int = 0,
     progress: Progress | None = None,
-    **fitting: Any,
 ) -> PairScore:
     """Fits q to every sequence and scores it.
 
     Args:
         particles: draws K for the figures. curve_particles: for each point of the curve.
-        fitting: more for `fit_posterior`, such as its `noise`.
 
     Raises:
-        UserError: guide, objective, optimizer and noise do not fit one another.
+        UserError: model and guide do not fit one another.
     """
-    fitting |= {"guide": guide, "objective": objective, "optimizer": optimizer, "seed": fold(seed, "fit")}
-    totals = _Totals(model, guide, fast_steps, particles, curve_particles, seed)
-    if as_objective(objective).couples_batch:
+    loop, seed_of_fit = loop.for_scores(), fold(seed, "fit")
+    totals = _Totals(model, loop.guide, loop.steps, particles, curve_particles, seed)
+    if loop.objective.couples_batch:
         batches = [one for batch in batches for one in batch.apart()]
-    first = batches[0]
-    device = first.inputs.device
+    device = batches[0].device
     with evaluating(model), pyro.validation_enabled(False), _own_generator(device, seed):
-        start = partial(fit_posterior, model, first, steps=min(1, fast_steps), **fitting)
+        start = partial(loop.with_steps(min(1, loop.steps)).fit, model, batches[0], seed=seed_of_fit)
         # What a guide does at its end (a Hessian) is too long for the profiler's record, which held 15 GB of it.
-        memory = peak_memory(start, device) if type(guide).finish is Guide.finish else None
+        memory = peak_memory(start, device) if type(loop.guide).finish is Guide.finish else None
         start()  # what a first fit sets up is no part of its time
         for batch in batches:
             clock = _Clock(device, totals.curve_steps)
-            posterior = fit_posterior(model, batch, steps=fast_steps, watch=clock, **fitting)
+            posterior = loop.fit(model, batch, seed=seed_of_fit, watch=clock)
             clock.stop()
             totals.add(batch, posterior, clock)
             if progress:
@@ -92,7 +83,7 @@ def curve_steps(steps: int) -> list[int]:
 
 
 class _Clock:
-    """Seconds of a fit and of nothing else, and the states along its way: the `watch` of `fit_posterior`."""
+    """Seconds of a fit and of nothing else, and the states along its way: the `watch` of `FastLoop.fit`."""
 
     def __init__(self, device: torch.device, wanted: Sequence[int]):
         self.device, self.wanted = device, set(wanted)
@@ -189,7 +180,7 @@ class _Totals:
             return math.nan, math.nan
         state, seconds = clock.states[step]
         began = time.perf_counter()
-        with frozen(self.model), frozen(self.guide):  # as `fit_posterior` ends a fit
+        with frozen(self.model), frozen(self.guide):  # as a fit ends
             log_joint = LogJoint(self.model, batch)
             state = self.guide.finish(state, log_joint, log_joint.width())
         seconds += time.perf_counter() - began  # without its end a fit of so many steps would be no posterior

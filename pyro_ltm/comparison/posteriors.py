@@ -26,7 +26,7 @@ from pyro_ltm.comparison.train_guide import GuideTraining, is_trainable, train_g
 from pyro_ltm.data import DataOrder, TokenDataset
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference import check_fit
+from pyro_ltm.inference import FastLoop, Plateau
 from pyro_ltm.locks import locks_out
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import Objective, PyroObjective, as_objective
@@ -64,7 +64,7 @@ def compare_posteriors(
         particles: draws K. curve_particles: draws for each point of the curves.
         guide_training: how the shared parameters of guides are trained first; None takes them as they are.
         out: a folder in which each pair is saved once it is scored; pairs found there are not scored again.
-        about: for people: what was run. fitting: more for `fit_posterior`, such as its `noise`.
+        about: for people: what was run. fitting: `noise`, `tolerance` and `patience` of every fit.
 
     Raises:
         UserError: no pair fits, nothing to score, or `out` holds a comparison with other settings.
@@ -93,7 +93,7 @@ class _Fits:
     batches: Sequence[Batch]
     guides: NamedGuides
     objectives: Mapping[str, Objective]
-    loop: Mapping[str, Any]
+    shared: Mapping[str, Any]
     draws: Mapping[str, Any]
     guide_training: GuideTraining | None
     report: Report | None
@@ -112,7 +112,7 @@ class _Fits:
         )
 
     def _settings(self) -> dict[str, Any]:
-        training, fitting = self.guide_training, dict(self.loop)
+        training, fitting = self.guide_training, dict(self.shared)
         return {
             "sequences": sum(batch.size for batch in self.batches),
             "batch_size": self.batches[0].size,
@@ -130,15 +130,20 @@ class _Fits:
         """Why a pair cannot be fitted; empty where it can."""
         if guide in self.guides.missing:
             return self.guides.missing[guide]
-        family, bound, loop = self.guides.guides[guide], self.objectives[objective], self.loop
-        if reason := bound.refusal(family):
+        family = self.guides.guides[guide]
+        if reason := self.objectives[objective].refusal(family):
             return reason
         try:
-            tolerance = float(loop.get("tolerance", 0.0))
-            check_fit(family, bound, loop["optimizer"], loop.get("noise", "fresh"), tolerance=tolerance)
+            self._loop(family, objective)
         except UserError as error:
             return str(error)
         return ""
+
+    def _loop(self, guide: Guide, objective: str, steps: int = 0) -> FastLoop:
+        """The fast loop of a pair. Raises UserError where it cannot be fitted."""
+        shared = dict(self.shared)
+        stopping = Plateau.of(shared.pop("tolerance", 0.0), shared.pop("patience", 4))
+        return FastLoop(guide, self.objectives[objective], steps=steps, stopping=stopping, **shared)
 
     def score(self, key: Key, place: str) -> PairScore:
         """The score of a pair; `place` is its place among the others, such as `2/6`."""
@@ -147,16 +152,15 @@ class _Fits:
 
     def _score(self, key: Key, label: str) -> PairScore:
         """Trains a copy of the guide where it has something to learn, then fits and scores."""
-        guide, seconds = self.guides.guides[key[0]], None
-        pair = {"objective": self.objectives[key[1]], "fast_steps": key[2], **self.loop}
-        if is_trainable(guide):
-            guide = copy.deepcopy(guide)
+        loop, seconds = self._loop(self.guides.guides[key[0]], *key[1:]), None
+        if is_trainable(loop.guide):
+            loop = dataclasses.replace(loop, guide=copy.deepcopy(loop.guide))
             if self.guide_training and self.guide_training.steps:
                 progress = self.report(f"train the guide of {label}", None) if self.report else None
                 seed = fold(self.draws["seed"], "teach")
-                seconds = train_guide(self.model, guide, self.guide_training, seed=seed, progress=progress, **pair)
+                seconds = train_guide(self.model, loop, self.guide_training, seed=seed, progress=progress)
         progress = self.report(label, sum(batch.size for batch in self.batches)) if self.report else None
-        found = score_pair(self.model, self.batches, guide=guide, progress=progress, **self.draws, **pair)
+        found = score_pair(self.model, self.batches, loop, progress=progress, **self.draws)
         return dataclasses.replace(found, guide_training_seconds=seconds)
 
 
@@ -191,21 +195,21 @@ def compare_run(
     named = NamedGuides(dict(guides)) if isinstance(guides, Mapping) else guides_for(run, guides)
     if not isinstance(objectives, Mapping):
         objectives = objectives_for(objectives, layers=run.config.model.layers)
-    data, parts = run.scored(data, judge=False)
+    data, loop = run.scored(data), run.loop
     learns = guide_steps and any(map(is_trainable, named.guides.values()))
     place = f"{data.folder.path} ({data.split})"
     return compare_posteriors(
-        parts.model,
-        list(dataset_batches(data, batch_size, parts.device, limit=sequences)),
+        run.model,
+        list(dataset_batches(data, batch_size, run.device, limit=sequences)),
         guides=named,
         objectives=objectives,
-        optimizer=parts.optimizer,
-        fast_steps=list(dict.fromkeys(fast_steps or [parts.fast.steps])),
+        optimizer=loop.optimizer,
+        fast_steps=list(dict.fromkeys(fast_steps or [loop.steps])),
         guide_training=_guide_training(run, guide_steps) if learns else None,
         about={"run": str(run.folder), "step": run.step, "scored": place, **(about or {})},
-        noise=parts.fast.noise,
-        tolerance=parts.fast.tolerance,
-        patience=parts.fast.patience,
+        noise=loop.noise,
+        tolerance=run.config.fast.tolerance,
+        patience=run.config.fast.patience,
         **options,
     )
 
@@ -216,7 +220,7 @@ def _guide_training(run: Run, steps: int) -> GuideTraining:
     order = DataOrder(len(data), slow.batch_size, run.config.seed)
 
     def batch(step: int) -> Batch:
-        return data.batch(order.indices(step * slow.batch_size)).to(run.parts.device)
+        return data.batch(order.indices(step * slow.batch_size)).to(run.device)
 
     return GuideTraining(batch, steps, slow.lr, data.folder.fingerprint)
 

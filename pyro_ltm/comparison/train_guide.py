@@ -6,18 +6,15 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyro_ltm.comparison.pair_score import Progress
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference import fit_posterior
+from pyro_ltm.inference import FastLoop
 from pyro_ltm.noise import DrawFrom, fold
-from pyro_ltm.objectives import as_objective
 from pyro_ltm.optimizers import schedule
 from pyro_ltm.training.step import guide_loss
 from pyro_ltm.types import Batch, evaluating, frozen
@@ -48,29 +45,25 @@ def is_trainable(guide: Guide) -> bool:
 
 def train_guide(
     model: nn.Module,
-    guide: Guide,
+    loop: FastLoop,
     training: GuideTraining,
     *,
-    objective: ELBO,
-    fast_steps: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
-    **fitting: Any,
 ) -> float:
-    """Moves the guide's shared parameters by slow steps on the objective itself; gives the seconds that it took.
+    """Moves the shared parameters of the loop's guide by slow steps on its objective; gives the seconds that it took.
 
     As `training.train_step` moves them, but the decoder is neither moved nor given a gradient.
     """
-    parameters = [parameter for parameter in guide.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in loop.guide.parameters() if parameter.requires_grad]
     slow = torch.optim.Adam(parameters, lr=training.lr)
-    fitting |= {"steps": fast_steps}
     began, seen = time.perf_counter(), 0
     with evaluating(model), pyro.validation_enabled(False), frozen(model), torch.enable_grad():
         for step in range(training.steps):
             for group in slow.param_groups:
                 group["lr"] = training.lr * schedule("cosine", step, training.steps, 0.1)
             batch = training.batch(step)
-            loss = _loss(model, guide, objective, batch, seed=fold(seed, "teach", step), **fitting)
+            loss = _loss(model, loop, batch, fold(seed, "teach", step))
             slow.zero_grad(set_to_none=True)
             if loss.requires_grad:
                 (loss / batch.tokens()).backward()
@@ -84,8 +77,8 @@ def train_guide(
     return time.perf_counter() - began
 
 
-def _loss(model: nn.Module, guide: Guide, objective: ELBO, batch: Batch, **fitting: Any) -> Tensor:
+def _loss(model: nn.Module, loop: FastLoop, batch: Batch, seed: int) -> Tensor:
     """The loss of the guide's shared parameters, after the fast steps."""
-    posterior = fit_posterior(model, batch, guide=guide, objective=objective, keep_graph=guide.keeps_graph, **fitting)
+    posterior = loop.fit(model, batch, seed=seed, keep_graph=loop.guide.keeps_graph)
     with DrawFrom(posterior.noise):
-        return guide_loss(model, batch, posterior, as_objective(objective))
+        return guide_loss(model, batch, posterior, loop.objective)

@@ -140,26 +140,16 @@ class _Trainings:
 
     def _score(self, run: Run, key: Key, label: str) -> PairScore:
         """A trained decoder's figures: by its own fast loop, where that has a bound."""
-        parts = run.parts.judge()
+        loop = run.loop.with_density()
         progress = self.report(f"score {label}", sum(batch.size for batch in self.batches)) if self.report else None
 
         def work() -> PairScore:
+            batches = [batch.to(run.device) for batch in self.batches]
             return score_pair(
-                parts.model,
-                [batch.to(parts.device) for batch in self.batches],
-                guide=parts.guide,
-                objective=parts.objective.at(1.0),
-                optimizer=parts.optimizer,
-                fast_steps=parts.fast.steps,
-                particles=self.particles,
-                seed=run.config.seed,
-                progress=progress,
-                noise=parts.fast.noise,
-                tolerance=parts.fast.tolerance,
-                patience=parts.fast.patience,
+                run.model, batches, loop, particles=self.particles, seed=run.config.seed, progress=progress
             )
 
-        found = attempt(work, key).with_note("" if parts is run.parts else MEAN_FIELD_INSTEAD)
+        found = attempt(work, key).with_note("" if loop is run.loop else MEAN_FIELD_INSTEAD)
         return dataclasses.replace(found, training=decoder_training(run.folder))
 
 

@@ -99,7 +99,7 @@ class FastLoop:
         with _without_gradient(keep_graph, self.guide):
             state = self._first(model, batch, start)
         fit = partial(self._run, model, seed=seed, keep_graph=keep_graph, watch=watch)
-        key, varies = None, keep_graph or watch or self.stopping or self.subsample > 1 or not self.moves
+        key, varies = None, keep_graph or watch or self.stopping or self.subsample > 1 or not self.steps_taken
         if self.recorder and not varies:
             key = cache_key(batch, model, self.guide, self.objective, self.optimizer, self.steps, self.noise)
         if self.recorder and key:
@@ -109,9 +109,9 @@ class FastLoop:
         return Posterior(self.guide, state, batch.ids, noise, history)
 
     @property
-    def moves(self) -> bool:
-        """Whether any fast step is taken."""
-        return self.steps > 0 and self.guide.learning != "amortized"
+    def steps_taken(self) -> int:
+        """Fast steps that a fit takes at most: none where the guide's first state is final."""
+        return 0 if self.guide.learning == "amortized" else self.steps
 
     def _first(self, model: nn.Module, batch: Batch, start: State | None) -> State:
         """The local parameters before the first step, the objective's own among them."""
@@ -131,7 +131,7 @@ class FastLoop:
         watch: Watch | None,
     ) -> tuple[State, Tensor]:
         """The last state and the history: all of a fit that can be recorded."""
-        guide, steps = self.guide, self.steps if self.moves else 0
+        guide, steps = self.guide, self.steps_taken
         # Weights are fused for many passes: a twin, or an encoder alone, makes none.
         many = steps > 0 or isinstance(guide, ParticleGuide)
         fused = getattr(model, "fused_weights", nullcontext) if many and not keep_graph else nullcontext
@@ -248,4 +248,6 @@ def fit_to_score(
 def _loop(
     *, optimizer: FastOptimizer | None = None, tolerance: float = 0.0, patience: int = 4, **loop: Any
 ) -> FastLoop:
-    return FastLoop(optimizer=optimizer or Adam(), stopping=Plateau(tolerance, patience) if tolerance else None, **loop)
+    if tolerance:
+        loop["stopping"] = Plateau(tolerance, patience)
+    return FastLoop(optimizer=optimizer or Adam(), **loop)

@@ -153,6 +153,11 @@ class Plateau:
         if not (self.tolerance > 0 and self.patience >= 1):
             raise UserError(f"tolerance = {self.tolerance}, patience = {self.patience}: above 0, and at least 1 step")
 
+    @classmethod
+    def of(cls, tolerance: float, patience: int) -> Plateau | None:
+        """The plateau of these settings; None where the tolerance is 0, and all sequences take all steps."""
+        return cls(tolerance, patience) if tolerance else None
+
     def around(self, fast: GradientSteps) -> UntilPlateau:
         """Those steps, of each sequence until it reaches its plateau."""
         return UntilPlateau(fast, self.tolerance, self.patience)

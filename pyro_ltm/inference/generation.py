@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference.fast_loop import FastLoop
 from pyro_ltm.inference.posterior import Posterior
-from pyro_ltm.model import DecodingOptions, sample_tokens
+from pyro_ltm.model import DecodingOptions, LatentThoughtModel, sample_tokens
 from pyro_ltm.noise import Noise, fold
 from pyro_ltm.types import Batch
 
@@ -82,10 +82,10 @@ class Reconstruction:
     kl_nats: float
 
 
-def encode_for(parts: Parts, codec: Codec, text: str) -> list[int]:
+def encode_for(model: LatentThoughtModel, codec: Codec, text: str) -> list[int]:
     """End-of-text and the tokens of `text`: what a model reads. Raises UserError when it is empty or too long."""
     tokens = [codec.end_of_text, *codec.encode(text)]
-    longest = parts.model.config.max_length
+    longest = model.config.max_length
     if len(tokens) < 2:
         raise UserError("the text is empty: give at least one character")
     if len(tokens) > longest:
@@ -94,22 +94,23 @@ def encode_for(parts: Parts, codec: Codec, text: str) -> list[int]:
 
 
 def infer_thoughts(
-    parts: Parts, codec: Codec, texts: Sequence[str], *, fast_steps: int | None = None, seed: int = 0
+    model: LatentThoughtModel, loop: FastLoop, codec: Codec, texts: Sequence[str], *, seed: int = 0
 ) -> tuple[Batch, Posterior]:
     """Fits q(z) to each text.
 
     Raises:
         UserError: the model has no thoughts, or a text is empty or too long.
     """
-    if not parts.model.config.thoughts:
+    if not model.config.thoughts:
         raise UserError("this model has no thoughts (it is an autoregressive twin): nothing to infer")
-    sequences = [encode_for(parts, codec, text) for text in texts]
-    batch = Batch.from_lists(sequences, pad=codec.end_of_text).to(parts.device)
-    return batch, parts.fit(batch, steps=fast_steps, seed=fold(seed, "fit"))
+    sequences = [encode_for(model, codec, text) for text in texts]
+    batch = Batch.from_lists(sequences, pad=codec.end_of_text).to(model.device)
+    return batch, loop.fit_to_score(model, batch, seed=fold(seed, "fit"))
 
 
 def generate(
-    parts: Parts,
+    model: LatentThoughtModel,
+    loop: FastLoop,
     codec: Codec,
     *,
     prompt: str = "",
@@ -117,7 +118,6 @@ def generate(
     max_new_tokens: int | None = None,
     thoughts: Tensor | None = None,
     sampler: DecodingOptions | None = None,
-    fast_steps: int | None = None,
     seed: int = 0,
 ) -> list[Generated]:
     """Writes `num` texts.
@@ -131,24 +131,24 @@ def generate(
     Raises:
         UserError: prompt too long, more new tokens than fit, or thoughts of another shape.
     """
-    tokens = encode_for(parts, codec, prompt) if prompt else [codec.end_of_text]
-    room = parts.model.config.max_length + 1 - len(tokens)
+    tokens = encode_for(model, codec, prompt) if prompt else [codec.end_of_text]
+    room = model.config.max_length + 1 - len(tokens)
     count = num
     if thoughts is not None:
-        z = _check_thoughts(parts, thoughts).repeat_interleave(num, 0)
+        z = _check_thoughts(model, thoughts).repeat_interleave(num, 0)
         count = len(z)
-    elif prompt and parts.model.config.thoughts:
-        _, posterior = infer_thoughts(parts, codec, [prompt], fast_steps=fast_steps, seed=seed)
+    elif prompt and model.config.thoughts:
+        _, posterior = infer_thoughts(model, loop, codec, [prompt], seed=seed)
         z = posterior.with_noise(fold(seed, "draw")).sample(num)[:, 0]
     else:
-        shape = torch.Size([num, parts.model.config.thoughts, parts.model.config.dim])
-        z = Noise(torch.arange(num), seed=fold(seed, "prior")).normal(shape, event_dims=2).to(parts.device)
+        shape = torch.Size([num, model.config.thoughts, model.config.dim])
+        z = Noise(torch.arange(num), seed=fold(seed, "prior")).normal(shape, event_dims=2).to(model.device)
     # One for each text, so that a text is the same however many are written beside it.
-    generators = [torch.Generator(parts.device).manual_seed(fold(seed, "tokens", text)) for text in range(count)]
+    generators = [torch.Generator(model.device).manual_seed(fold(seed, "tokens", text)) for text in range(count)]
     written = sample_tokens(
-        parts.model.decoder,
+        model.decoder,
         z,
-        torch.tensor([tokens] * count, device=parts.device),
+        torch.tensor([tokens] * count, device=model.device),
         room if max_new_tokens is None else max_new_tokens,
         sampler=sampler,
         end=codec.end_of_text,
@@ -157,25 +157,23 @@ def generate(
     return [_generated(codec, prompt, tokens, row[len(tokens) :]) for row in written.tolist()]
 
 
-def reconstruct(
-    parts: Parts, codec: Codec, text: str, *, fast_steps: int | None = None, seed: int = 0
-) -> Reconstruction:
+def reconstruct(model: LatentThoughtModel, loop: FastLoop, codec: Codec, text: str, *, seed: int = 0) -> Reconstruction:
     """Fits thoughts to `text`, then writes it again from the thoughts alone, the likeliest token each time.
 
     Raises:
         UserError: the model has no thoughts, or the text is empty or too long.
     """
-    batch, fitted = infer_thoughts(parts, codec, [text], fast_steps=fast_steps, seed=seed)
+    batch, fitted = infer_thoughts(model, loop, codec, [text], seed=seed)
     z = fitted.with_noise(fold(seed, "draw")).sample()[0]
     targets = batch.targets
     assert targets is not None
     with torch.no_grad():
         written = sample_tokens(
-            parts.model.decoder, z, batch.inputs[:, :1], batch.length, sampler=DecodingOptions(temperature=0)
+            model.decoder, z, batch.inputs[:, :1], batch.length, sampler=DecodingOptions(temperature=0)
         )[:, 1:]
-        hidden = parts.model.decoder(parts.model.decoder.context(batch.inputs), z)
-        likeliest = parts.model.decoder.logits(hidden).argmax(-1)
-        terms = parts.score(batch, fitted, seed=seed)
+        hidden = model.decoder(model.decoder.context(batch.inputs), z)
+        likeliest = model.decoder.logits(hidden).argmax(-1)
+        terms = fitted.with_noise(fold(seed, "score")).score(model, batch)
         return Reconstruction(
             original=text,
             text=continuation(codec, [codec.end_of_text], written[0].tolist()),
@@ -187,13 +185,13 @@ def reconstruct(
         )
 
 
-def _check_thoughts(parts: Parts, thoughts: Tensor) -> Tensor:
-    wanted = (parts.model.config.thoughts, parts.model.config.dim)
+def _check_thoughts(model: LatentThoughtModel, thoughts: Tensor) -> Tensor:
+    wanted = (model.config.thoughts, model.config.dim)
     if thoughts.dim() != 3 or tuple(thoughts.shape[1:]) != wanted:
         raise UserError(
             f"thoughts of shape {list(thoughts.shape)}: this model needs [sequences, {wanted[0]}, {wanted[1]}]"
         )
-    return thoughts.to(parts.device, torch.float32)
+    return thoughts.to(model.device, torch.float32)
 
 
 def _generated(codec: Codec, prompt: str, tokens: list[int], new: list[int]) -> Generated:

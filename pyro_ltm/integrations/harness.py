@@ -120,8 +120,9 @@ class HarnessModel(LM):
                 f"particles = {how.particles}, batch_size = {how.batch_size}, stride = {how.stride}: at least 1, and a "
                 f"stride of at most the model's {self.max_length} tokens"
             )
-        self._predictor = Predictor(self.run.parts, int(how.particles), how.fast_steps, size, int(how.seed))
-        self._device = self.run.parts.device
+        loop = self.run.loop.with_steps(how.fast_steps)
+        self._predictor = Predictor(self.run.model, loop, int(how.particles), size, int(how.seed))
+        self._device = self.run.device
         self._counting = counting or (lambda name, total: lambda done, nats: None)
         self.contexts_cut = 0
         self.round_trips: dict[str, RoundTrip] = {}
@@ -133,13 +134,13 @@ class HarnessModel(LM):
 
     def get_model_info(self) -> dict[str, Any]:
         """For the harness, which notes it with its results."""
-        model, predictor = self.run.parts.model, self._predictor
+        model, predictor = self.run.model, self._predictor
         return {
             "run": str(self.run.folder),
             "step": self.run.step,
             "model_num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             "particles": predictor.particles if model.config.thoughts else 1,
-            "fast_steps": self.run.parts.steps(predictor.fast_steps),
+            "fast_steps": predictor.loop.steps,
             "stride": self.stride,
             "contexts_cut": self.contexts_cut,
             "seed": predictor.seed,
@@ -269,7 +270,7 @@ class HarnessModel(LM):
             return torch.tensor([end in row or prompt.ends(text(prompt, row)) for prompt, row in rows], device=device)
 
         written = sample_tokens(
-            self.run.parts.model.decoder,
+            self.run.model.decoder,
             self._predictor.thoughts(contexts, 1)[0],
             torch.tensor([context.tokens for context in contexts], device=device),
             prompts[0].new,

@@ -35,6 +35,11 @@ class LatentThoughtModel(nn.Module):
         self.prior = StandardNormal(config.thoughts, config.dim)
         self.decoder = Decoder(config, compute_dtype)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.decoder.tok_embeddings.weight.device
+
     def forward(self, batch: Batch, state: State | None = None) -> Tensor:
         """The program; returns the tokens [..., B, T]. `state` belongs to the guide and is not looked at."""
         weights = Weights(self.decoder)  # outside of the plate: a weight that is drawn is one for all sequences

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ from torch import Tensor
 from pyro_ltm.config import Config, SlowConfig, merge
 from pyro_ltm.data import TokenDataset
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference.build import build, check_config
 from pyro_ltm.noise import fold
 from pyro_ltm.profiling.memory import peak_memory
 from pyro_ltm.scores import evaluate_bound
@@ -132,20 +133,19 @@ def measure_speed(
     Raises:
         UserError: whatever training would refuse; or fewer sequences than a batch.
     """
-    Parts.check(config)
-    parts = Parts.build(config, device=device)
+    check_config(config)
+    model, loop = build(config, device=device)
     slow, seed = config.slow, config.seed
     if data is not None and len(data) < slow.batch_size:
         raise UserError(f"{data.folder.path}: {len(data)} sequences; a batch has {slow.batch_size}")
-    optimizer = slow_optimizer(parts, slow)
-    objective = parts.objective.at(1.0)
-    fast_steps = _fast_steps(parts)
-    overlaps = parts.device.type == "cuda"
-    counted = fast_steps if overlaps else min(fast_steps, -(-FAST // parts.fast.subsample) * parts.fast.subsample)
-    options = parts.fitting | {"tolerance": 0.0}  # sequences that stop early would make some steps cheaper than others
-    if parts.fast.tolerance:
-        options["recorder"] = None  # as in the run
-    judge = parts.judge()
+    optimizer = slow_optimizer(model, loop.guide, slow)
+    overlaps = model.device.type == "cuda"
+    # Sequences that stop early would make some steps cheaper than others; such a run is not recorded either.
+    recorder = None if loop.stopping else loop.recorder
+    loop = dataclasses.replace(loop, objective=loop.objective.at(1.0), stopping=None, recorder=recorder)
+    checker = loop.with_density()
+    fast_steps = loop.steps_taken
+    counted = fast_steps if overlaps else min(fast_steps, -(-FAST // loop.subsample) * loop.subsample)
     validations, validated = _validations(slow, data)
 
     def read(number: int) -> Batch:
@@ -160,40 +160,25 @@ def measure_speed(
 
     def learn(batch: Batch, fast_steps: int, number: int = 0, decoder_only: bool = False, count: int = 1) -> None:
         train_step(
-            parts.model,
+            model,
             [batch] * count,
-            guide=parts.guide,
-            objective=objective,
-            fast_optimizer=parts.optimizer,
-            fast_steps=fast_steps,
-            slow_optimizer=optimizer,
+            loop.with_steps(fast_steps),
+            optimizer,
             clip=slow.clip,
             seed=fold(seed, number),
             decoder_only=decoder_only,
-            **options,
         )
 
     def validate(batch: Batch, fast_steps: int) -> None:
-        evaluate_bound(
-            judge.model,
-            [batch],
-            guide=judge.guide,
-            objective=judge.objective.at(1.0),
-            optimizer=judge.optimizer,
-            fast_steps=fast_steps,
-            particles=1,
-            **judge.fitting | {"tolerance": 0.0, "subsample": 1, "recorder": options["recorder"]},
-        )
+        evaluate_bound(model, [batch], checker.with_steps(fast_steps), particles=1)
 
     batch = read(0)
     decoder_warmup_steps = config.decoder_warmup_steps
-    checking_steps = _fast_steps(judge)
+    checking_steps = checker.steps_taken
     checked = checking_steps if overlaps else min(checking_steps, FAST)
     reading, fast, slowly, warming, checking, tokens = [], [], [], [], [], []
     with pyro.validation_enabled(False):  # as in training
-        for _ in range(
-            2 if options["recorder"] else 1
-        ):  # what is done once, compiling or recording, is not a step's cost
+        for _ in range(2 if recorder else 1):  # what is done once, compiling or recording, is not a step's cost
             learn(batch, counted)
             if decoder_warmup_steps:
                 learn(batch, 0, decoder_only=True)
@@ -213,16 +198,15 @@ def measure_speed(
             tokens.append(int(batch.tokens()))
             on_round(number + 1)
         optimizer.zero_grad(set_to_none=True)  # what the profiler has not seen made, it cannot see freed
-        kept = fast_steps if parts.guide.keeps_graph else min(counted, 2)  # an unrolled step keeps all fast steps
+        kept = fast_steps if loop.guide.keeps_graph else min(counted, 2)  # an unrolled step keeps all fast steps
         count = min(slow.accumulate, 2)  # from the second micro-batch on, gradients are held beside what it keeps
-        recorder = options["recorder"]
         if recorder:  # to be recorded anew, whole, in the second step: its memory is a step's
             recorder.forget()
             kept = fast_steps
         steps = 2 if recorder else 1
         step = partial(learn, batch, kept, count=count)
         peak = peak_memory(lambda: [step() for _ in range(steps)], device, reserved=bool(recorder))
-    held = [tensor for module in (parts.model, parts.guide) for tensor in (*module.parameters(), *module.buffers())]
+    held = [tensor for module in (model, loop.guide) for tensor in (*module.parameters(), *module.buffers())]
     return Speed(
         sequences=slow.batch_size,
         tokens=round(statistics.mean(tokens)),
@@ -249,11 +233,6 @@ def with_vocabulary(config: Config) -> Config:
     if config.model.vocab_size:
         return config
     return merge(config, {"model": {"vocab_size": config.data.vocab_size}})
-
-
-def _fast_steps(parts: Parts) -> int:
-    """Fast steps that each sequence is given."""
-    return 0 if parts.guide.learning == "amortized" else parts.fast.steps
 
 
 def _validations(slow: SlowConfig, data: TokenDataset | None) -> tuple[int, int]:

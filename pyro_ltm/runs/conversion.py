@@ -8,7 +8,7 @@ from pathlib import Path
 from pyro_ltm.data import Tokenizer
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import new_folder
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference.build import build
 from pyro_ltm.locks import locked
 from pyro_ltm.model.reference import read_reference
 from pyro_ltm.presets import preset
@@ -28,21 +28,21 @@ def convert_reference(
         UserError: `out` exists, the checkpoint cannot be read, or the tokenizer has more tokens than it knows.
     """
     _check_new(out)
-    model, weights = read_reference(checkpoint)
-    if tokenizer.vocab_size > model.vocab_size:
+    shape, weights = read_reference(checkpoint)
+    if tokenizer.vocab_size > shape.vocab_size:
         raise UserError(
-            f"--tokenizer: has {tokenizer.vocab_size} tokens, the checkpoint {model.vocab_size}: "
+            f"--tokenizer: has {tokenizer.vocab_size} tokens, the checkpoint {shape.vocab_size}: "
             "give the tokenizer that it was trained with"
         )
     base = preset("medium")
-    data = dataclasses.replace(base.data, vocab_size=max(model.vocab_size, 257), sequence_length=model.max_length)
-    config = dataclasses.replace(base, model=model, data=data, seed=seed, dtype=dtype)
-    parts = Parts.build(config, device=device)
-    parts.model.decoder.load_state_dict(weights)
+    data = dataclasses.replace(base.data, vocab_size=max(shape.vocab_size, 257), sequence_length=shape.max_length)
+    config = dataclasses.replace(base, model=shape, data=data, seed=seed, dtype=dtype)
+    model, loop = build(config, device=device)
+    model.decoder.load_state_dict(weights)
     with locked(out):
         _check_new(out)  # another may have made it meanwhile
         with new_folder(out) as folder:
-            Run.create(folder, config, parts, tokenizer)
+            Run.create(folder, config, model, loop, tokenizer)
     return Run.load(out)
 
 

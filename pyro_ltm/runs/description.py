@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference.parts import Parts
 from pyro_ltm.runs.metrics import summarize
 from pyro_ltm.runs.notes import DATA, origin_note
 from pyro_ltm.runs.run import Run
@@ -28,7 +27,7 @@ def describe(run: Run) -> dict[str, Any]:
         "step": run.step,
         "steps": run.config.slow.steps,
         "config": dataclasses.asdict(run.config),
-        "parameters": count_parameters(run.parts),
+        "parameters": count_parameters(run),
         **summarize(run.folder),
         "data": _data(run),
         "origin": {"run": origin.run, "step": origin.step, "parts": origin.parts} if origin else None,
@@ -36,13 +35,13 @@ def describe(run: Run) -> dict[str, Any]:
     }
 
 
-def count_parameters(parts: Parts) -> dict[str, int]:
+def count_parameters(run: Run) -> dict[str, int]:
     """Learned numbers by part, and in all."""
     counts = dict.fromkeys([*PARTS.values(), "norms", "guide"], 0)
-    for name, parameter in parts.model.named_parameters():
+    for name, parameter in run.model.named_parameters():
         part = next((part for word, part in PARTS.items() if f".{word}." in f".{name}"), "norms")
         counts[part] += parameter.numel()
-    counts["guide"] = sum(parameter.numel() for parameter in parts.guide.parameters())
+    counts["guide"] = sum(parameter.numel() for parameter in run.loop.guide.parameters())
     return {**counts, "total": sum(counts.values())}
 
 

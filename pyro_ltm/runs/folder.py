@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import write_atomically
-from pyro_ltm.inference.parts import Parts
 from pyro_ltm.reading import Count, parse_json, read_safetensors
 
 CONFIG, MODEL, TOKENIZER, TRAINER, METRICS, EVALUATION = (
@@ -45,26 +44,20 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def weights(parts: Parts) -> dict[str, Tensor]:
-    """All learned tensors, under `model.` and `guide.`."""
-    tensors = {f"model.{name}": value for name, value in parts.model.state_dict().items()}
-    return tensors | {f"guide.{name}": value for name, value in parts.guide.state_dict().items()}
+def trainable(model: nn.Module, guide: nn.Module) -> nn.ModuleDict:
+    """All that a run learns as one module, whose tensors are named `model.` and `guide.`."""
+    return nn.ModuleDict({"model": model, "guide": guide})
 
 
-def load_weights(parts: Parts, tensors: dict[str, Tensor], path: Path) -> None:
-    """Puts `weights` back. Raises UserError naming `path` as `check_weights` does."""
-    check_weights(parts, tensors, path)
-    modules: dict[str, nn.Module] = {"model": parts.model, "guide": parts.guide}
-    for prefix, module in modules.items():
-        own = {
-            name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")
-        }
-        module.load_state_dict(own)
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Puts tensors in place. Raises UserError naming `path` as `check_weights` does."""
+    check_weights(module, tensors, path)
+    module.load_state_dict(tensors)
 
 
-def check_weights(parts: Parts, tensors: dict[str, Tensor], path: Path) -> None:
-    """Raises UserError naming `path` when `tensors` are not the `weights` of such parts by name, shape and type."""
-    check_tensors(weights(parts), tensors, f"{path}: its weights do not fit the run's {CONFIG}")
+def check_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Raises UserError naming `path` when `tensors` are not those of `module` by name, shape and type."""
+    check_tensors(module.state_dict(), tensors, f"{path}: its weights do not fit the run's {CONFIG}")
 
 
 def check_tensors(wanted: dict[str, Tensor], found: dict[str, Tensor], problem: str) -> None:

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pyro_ltm.config import Config, apply_settings, dump_toml, load_toml
 from pyro_ltm.data import TokenDataset, Tokenizer
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors, write_text
-from pyro_ltm.inference import Generated, Posterior, Reconstruction, generate, infer_thoughts, reconstruct
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference import FastLoop, Generated, Posterior, Reconstruction, generate, infer_thoughts, reconstruct
+from pyro_ltm.inference.build import build, build_loop
 from pyro_ltm.locks import locked
+from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.model.precision import resolve_dtype
 from pyro_ltm.runs.data import open_data
 from pyro_ltm.runs.folder import (
@@ -29,7 +31,7 @@ from pyro_ltm.runs.folder import (
     fingerprint,
     load_weights,
     read_tensors,
-    weights,
+    trainable,
     write_tensors,
 )
 from pyro_ltm.runs.notes import data_note
@@ -48,7 +50,7 @@ from pyro_ltm.types import Batch
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model with its tokenizer and the parts that fit its posteriors.
+    """A trained model with its tokenizer and the fast loop that fits its posteriors.
 
     Attributes:
         folder: where it lies. step: slow steps that the weights have seen.
@@ -56,7 +58,8 @@ class Run:
 
     folder: Path
     config: Config
-    parts: Parts
+    model: LatentThoughtModel
+    loop: FastLoop
     tokenizer: Tokenizer
     step: int
 
@@ -81,32 +84,52 @@ class Run:
             )
         tensors, meta = read_tensors(folder / MODEL, WeightsMeta)
         with torch.device("meta"):  # a configuration of another shape is refused before it takes memory
-            check_weights(Parts.build(replace(config, compile=False), device="meta"), tensors, folder / MODEL)
+            model, loop = build(replace(config, compile=False), device="meta")
+            check_weights(trainable(model, loop.guide), tensors, folder / MODEL)
         # Compiling pays over many steps of one shape, which are training's.
-        parts = Parts.build(replace(config, compile=False), device=device)
-        load_weights(parts, tensors, folder / MODEL)
+        model, loop = build(replace(config, compile=False), device=device)
+        load_weights(trainable(model, loop.guide), tensors, folder / MODEL)
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
             raise UserError(f"{folder / MODEL}: its weights are not finite; train again with a lower slow.lr")
-        parts.model.eval()
-        return cls(folder, config, parts, tokenizer, meta.step)
+        model.eval()
+        return cls(folder, config, model, loop, tokenizer, meta.step)
 
     @classmethod
-    def create(cls, folder: Path, config: Config, parts: Parts, tokenizer: Tokenizer, *, step: int = 0) -> Run:
+    def create(
+        cls,
+        folder: Path,
+        config: Config,
+        model: LatentThoughtModel,
+        loop: FastLoop,
+        tokenizer: Tokenizer,
+        *,
+        step: int = 0,
+    ) -> Run:
         """Writes a run folder that `load` reads: configuration, tokenizer, weights."""
-        if config.dtype == "auto":  # settled once for all, as these parts are, so that the run gives its figures again
-            config = replace(config, dtype=str(parts.model.decoder.compute_dtype).removeprefix("torch."))
+        if config.dtype == "auto":  # settled once for all, as this model is, so that the run gives its figures again
+            config = replace(config, dtype=str(model.decoder.compute_dtype).removeprefix("torch."))
         with locked(folder):
             with clear_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / CONFIG, dump_toml(config))
             tokenizer.save(folder / TOKENIZER)
-            run = cls(folder, config, parts, tokenizer, step)
+            run = cls(folder, config, model, loop, tokenizer, step)
             run.save_weights(step)
         return run
 
     def save_weights(self, step: int) -> None:
         """Writes the weights as they stand at slow step `step`."""
-        write_tensors(self.folder / MODEL, weights(self.parts), {"step": step})
+        write_tensors(self.folder / MODEL, self.trainable.state_dict(), {"step": step})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def trainable(self) -> nn.ModuleDict:
+        """All that the run learns (see `folder.trainable`)."""
+        return trainable(self.model, self.loop.guide)
 
     @property
     def fingerprint(self) -> str:
@@ -119,7 +142,7 @@ class Run:
         settings["slow"]["alone"] = settings["slow"].pop("decoder_warmup")  # as release 0.1.0 called it
         for key in ("planned", "changed_at", "rewarm"):  # only of a run that was extended
             settings["slow"] = {name: value for name, value in settings["slow"].items() if name != key or value}
-        digests = [fingerprint(module) for module in (self.parts.model, self.parts.guide)]
+        digests = [fingerprint(module) for module in (self.model, self.loop.guide)]
         told = "\n".join([json.dumps(settings, sort_keys=True), *digests])
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
@@ -163,15 +186,15 @@ class Run:
         Raises:
             UserError: the data do not fit the model.
         """
-        data, parts = self.scored(data)
+        data = self.scored(data)
         return evaluate_bound(
-            parts.model,
-            dataset_batches(data, batch_size, parts.device, limit=sequences),
+            self.model,
+            dataset_batches(data, batch_size, self.device, limit=sequences),
+            self.loop.with_density().with_steps(fast_steps),
             particles=particles,
             count_bytes=data.count_bytes if data.bytes_are_exact else None,
             seed=seed,
             progress=progress,
-            **_fitting(parts, fast_steps),
         )
 
     def evaluate_prefix(
@@ -184,11 +207,11 @@ class Run:
         **options: Any,
     ) -> Prefix:
         """What the model predicts of texts whose beginnings it has read: see the function of this name."""
-        data, parts = self.scored(data, judge=False)
+        data = self.scored(data)
         longest = int(data.lengths[:sequences].max(initial=0))  # documents may leave the end of every sequence empty
-        batches = dataset_batches(data, batch_size, parts.device, limit=sequences)
+        batches = dataset_batches(data, batch_size, self.device, limit=sequences)
         read = (batch.beginning(longest) for batch in batches)
-        return evaluate_prefix(parts.model, read, **_fitting(parts, fast_steps), **options)
+        return evaluate_prefix(self.model, read, self.loop.with_steps(fast_steps), **options)
 
     def evaluate_annealed(
         self,
@@ -200,9 +223,9 @@ class Run:
         **options: Any,
     ) -> AnnealedBound:
         """A bound by annealed importance sampling: see the function of this name."""
-        data, parts = self.scored(data)
-        batches = dataset_batches(data, batch_size, parts.device, limit=sequences)
-        return evaluate_annealed(parts.model, batches, **_fitting(parts, fast_steps), **options)
+        data = self.scored(data)
+        batches = dataset_batches(data, batch_size, self.device, limit=sequences)
+        return evaluate_annealed(self.model, batches, self.loop.with_density().with_steps(fast_steps), **options)
 
     def evaluate_reference(
         self,
@@ -214,9 +237,9 @@ class Run:
         **options: Any,
     ) -> Reference:
         """The reference implementation's figure, which is no bound: see the function of this name."""
-        data, parts = self.scored(data)
-        batches = dataset_batches(data, batch_size, parts.device, limit=sequences)
-        return evaluate_reference(parts.model, batches, fast_steps=parts.steps(fast_steps), **options)
+        data = self.scored(data)
+        batches = dataset_batches(data, batch_size, self.device, limit=sequences)
+        return evaluate_reference(self.model, batches, fast_steps=self.loop.with_steps(fast_steps).steps, **options)
 
     def with_fast_loop(self, settings: Sequence[str]) -> Run:
         """The same weights, whose posteriors are fitted as `settings` say (`key=value`, as in `apply_settings`).
@@ -229,10 +252,15 @@ class Run:
         config = apply_settings(self.config, settings)
         if replace(self.config, fast=config.fast, optimizer=config.optimizer) != config:
             raise UserError("--set: under a trained decoder only the fast loop can change: fast.* and optimizer.*")
-        return replace(self, config=config, parts=self.parts.with_fast_loop(config))
+        if not config.model.thoughts:
+            return replace(self, config=config)
+        loop = self.loop
+        return replace(
+            self, config=config, loop=build_loop(config, loop.guide, loop.objective, self.device, loop.recorder)
+        )
 
-    def scored(self, data: TokenDataset | None, *, judge: bool = True) -> tuple[TokenDataset, Parts]:
-        """The data to score, checked, and what scores them. Raises UserError when they do not fit the model."""
+    def scored(self, data: TokenDataset | None) -> TokenDataset:
+        """The data to score; None: the run's own. Raises UserError when they do not fit the model."""
         data = self.dataset() if data is None else data
         check_fits(self.config, data)
         if data.meta["tokenizer"] != self.tokenizer.fingerprint:
@@ -240,33 +268,19 @@ class Run:
                 f"{data.folder.path}: made by another tokenizer than the run's: prepare the data with "
                 f"--tokenizer {self.folder / TOKENIZER}"
             )
-        return data, self.parts.judge() if judge else self.parts
+        return data
 
-    def infer(self, texts: Sequence[str], **options: Any) -> tuple[Batch, Posterior]:
-        """q(z) of each text: `infer_thoughts` with this run's parts."""
-        return infer_thoughts(self.parts, self.tokenizer, texts, **options)
+    def infer(self, texts: Sequence[str], *, fast_steps: int | None = None, seed: int = 0) -> tuple[Batch, Posterior]:
+        """q(z) of each text: see `infer_thoughts`."""
+        return infer_thoughts(self.model, self.loop.with_steps(fast_steps), self.tokenizer, texts, seed=seed)
 
-    def generate(self, **options: Any) -> list[Generated]:
-        """Texts: `generate` with this run's parts."""
-        return generate(self.parts, self.tokenizer, **options)
+    def generate(self, *, fast_steps: int | None = None, **options: Any) -> list[Generated]:
+        """Texts: see the function of this name."""
+        return generate(self.model, self.loop.with_steps(fast_steps), self.tokenizer, **options)
 
-    def reconstruct(self, text: str, **options: Any) -> Reconstruction:
-        """A text from its own thoughts: `reconstruct` with this run's parts."""
-        return reconstruct(self.parts, self.tokenizer, text, **options)
-
-
-def _fitting(parts: Parts, fast_steps: int | None) -> dict[str, Any]:
-    """How `parts` fit a posterior: on the bound itself and not its annealed form."""
-    return {
-        "guide": parts.guide,
-        "objective": parts.objective.at(1.0),
-        "optimizer": parts.optimizer,
-        "fast_steps": parts.steps(fast_steps),
-        "noise": parts.fast.noise,
-        "tolerance": parts.fast.tolerance,
-        "patience": parts.fast.patience,
-        "recorder": parts.recorder,
-    }
+    def reconstruct(self, text: str, *, fast_steps: int | None = None, seed: int = 0) -> Reconstruction:
+        """A text from its own thoughts: see the function of this name."""
+        return reconstruct(self.model, self.loop.with_steps(fast_steps), self.tokenizer, text, seed=seed)
 
 
 def dataset_batches(
@@ -287,7 +301,7 @@ def text_batches(run: Run, texts: Sequence[str], batch_size: int = 32) -> list[B
     for start in range(0, len(encoded), batch_size):
         batch = Batch.from_lists(encoded[start : start + batch_size], pad=end)
         # Noise is keyed by a text's place among all, so that batches change nothing.
-        batches.append(replace(batch, ids=start + batch.ids).to(run.parts.device))
+        batches.append(replace(batch, ids=start + batch.ids).to(run.device))
     return batches
 
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.infer import ELBO
+from pyro.distributions import TorchDistribution
+from torch import Tensor
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.guides import Guide
-from pyro_ltm.inference import fit_to_score
+from pyro_ltm.inference import FastLoop
 from pyro_ltm.inference.ais import anneal
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import Noise, fold
-from pyro_ltm.optimizers import FastOptimizer
-from pyro_ltm.scores.dependence import Places
-from pyro_ltm.scores.estimate import Figure
+from pyro_ltm.scores.estimate import Count, Figure, Tally
 from pyro_ltm.scores.importance import effective_sample_size, importance_nats
 from pyro_ltm.types import Batch, evaluating, frozen
 
@@ -48,19 +46,15 @@ class AnnealedBound(Figure):
 def evaluate_annealed(
     model: LatentThoughtModel,
     batches: Iterable[Batch],
+    loop: FastLoop,
     *,
     start: str,
-    guide: Guide,
-    objective: ELBO,
-    optimizer: FastOptimizer | None = None,
-    fast_steps: int = 16,
     temperatures: int = 32,
     chains: int = 4,
     leapfrogs: int = 4,
     schedule: str = "sigmoid",
     seed: int = 0,
-    progress: Callable[[int, float], None] | None = None,
-    **fitting: Any,
+    progress: Count | None = None,
 ) -> AnnealedBound:
     """Anneals from the prior, or from q fitted to each sequence, to its posterior (see `anneal`).
 
@@ -73,63 +67,41 @@ def evaluate_annealed(
     """
     if start not in STARTS:
         raise UserError(f"start = {start!r}: choose from {', '.join(STARTS)}")
+    how: dict[str, Any] = {"chains": chains, "leapfrogs": leapfrogs, "schedule": schedule}
+    tally, acceptance, sizes = Tally(progress), [], []
     with evaluating(model):
-        weights, tokens, places, acceptance = [], [], [], []
         for read in batches:
             batch = model.precompute(read)
-            q = model.prior().expand(torch.Size([batch.size]))
-            if start == "q":
-                posterior = fit_to_score(
-                    model,
-                    batch,
-                    guide=guide,
-                    objective=objective,
-                    optimizer=optimizer,
-                    steps=fast_steps,
-                    seed=fold(seed, "fit"),
-                    **fitting,
-                )
-                scored = guide.scored_distribution(posterior.state)
-                if scored is None:
-                    raise UserError(
-                        f"{type(guide).__name__} is a point: it has no density to anneal from; use the prior"
-                    )
-                q = scored
-            with frozen(model), frozen(guide), model.fused_weights():
-                found = anneal(
-                    LogJoint(model, batch),
-                    q,
-                    noise=Noise(batch.ids, device=batch.device, seed=fold(seed, "anneal", start)),
-                    tuning=Noise(batch.ids, device=batch.device, seed=fold(seed, "tune", start)),
-                    steps=temperatures,
-                    chains=chains,
-                    leapfrogs=leapfrogs,
-                    schedule=schedule,
-                )
-            weights.append(found.log_weight.cpu())
+            q = _start(model, batch, loop, start, seed)
+            noise, tuning = (
+                Noise(batch.ids, device=batch.device, seed=fold(seed, name, start)) for name in ("anneal", "tune")
+            )
+            with frozen(model), frozen(loop.guide), model.fused_weights():
+                found = anneal(LogJoint(model, batch), q, noise=noise, tuning=tuning, steps=temperatures, **how)
             acceptance.append(found.acceptance.mean(0).double().cpu())
-            tokens.append(batch.mask.sum(-1).cpu())
-            places.append(Places.of(batch))
-            if progress:
-                nats = importance_nats(torch.cat(weights, 1), chains)
-                progress(len(nats), float(nats.sum() / torch.cat(tokens).sum()))
-    if not weights:
-        raise UserError("nothing to score: no sequences")
-    log_weight = torch.cat(weights, 1)
-    nats = importance_nats(log_weight, chains)
-    if not math.isfinite(float(nats.sum())):
-        raise UserError("the annealed bound is not finite: the model's weights have run away")
-    bound: AnnealedBound = AnnealedBound.of(
-        nats,
-        torch.cat(tokens),
-        Places.joined(places),
+            sizes.append(effective_sample_size(found.log_weight.cpu()))
+            tally.add(batch, importance_nats(found.log_weight.cpu(), chains))
+    return tally.figure(
+        AnnealedBound,
+        "annealed bound",
         start=start,
         temperatures=temperatures,
-        schedule=schedule,
-        chains=chains,
-        leapfrogs=leapfrogs,
-        acceptance=float(torch.cat(acceptance).mean()),
-        effective_sample_size=float(effective_sample_size(log_weight).mean()),
+        acceptance=_mean(acceptance),
+        effective_sample_size=_mean(sizes),
         seed=seed,
+        **how,
     )
-    return bound
+
+
+def _start(model: LatentThoughtModel, batch: Batch, loop: FastLoop, start: str, seed: int) -> TorchDistribution:
+    """What the chains of a batch are drawn from: the prior, or q fitted to each sequence."""
+    if start == "prior":
+        return model.prior().expand(torch.Size([batch.size]))
+    q = loop.guide.scored_distribution(loop.fit_to_score(model, batch, seed=fold(seed, "fit")).state)
+    if q is None:
+        raise UserError(f"{type(loop.guide).__name__} is a point: it has no density to anneal from; use the prior")
+    return q
+
+
+def _mean(values: list[Tensor]) -> float:
+    return float(torch.cat(values).mean()) if values else math.nan

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference import FastLoop
+from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import Noise, draw, fold
 from pyro_ltm.types import Batch
 
@@ -57,15 +58,14 @@ class Predictor:
     What comes out does not depend on the batch size or on the order of the pieces, but for rounding.
 
     Args:
-        parts: model, guide and objective. An objective that compares sequences gets one at a time.
+        loop: fits q. An objective that compares sequences gets one at a time.
         particles: draws K of the mixture; the twin needs none.
-        fast_steps: of each fit; None: the run's own.
         batch_size: sequences at a time.
     """
 
-    parts: Parts
+    model: LatentThoughtModel
+    loop: FastLoop
     particles: int = 16
-    fast_steps: int | None = None
     batch_size: int = 16
     seed: int = 0
 
@@ -96,7 +96,7 @@ class Predictor:
     @torch.no_grad()
     def thoughts(self, contexts: Sequence[Context], particles: int | None = None) -> Tensor:
         """Fresh draws [K, B, N, D] from each context's posterior; K = 1 where there are no thoughts."""
-        model, device = self.parts.model, self.parts.device
+        model, device = self.model, self.model.device
         thoughtful = bool(model.config.thoughts)
         count = (particles or self.particles) if thoughtful else 1
         prior = model.prior()
@@ -109,7 +109,7 @@ class Predictor:
             batch = Batch.from_lists([contexts[row].tokens for row in read], pad=0)
             names = torch.tensor([contexts[row].name for row in read])
             batch = Batch(inputs=batch.inputs, targets=batch.targets, mask=batch.mask, ids=names).to(device)
-            posterior = self.parts.fit(batch, steps=self.fast_steps, seed=fold(self.seed, "fit"))
+            posterior = self.loop.fit_to_score(model, batch, seed=fold(self.seed, "fit"))
             sampled = posterior.with_noise(fold(self.seed, "score")).sample(count)
             for column, row in enumerate(read):
                 drawn[row] = sampled[:, column : column + 1]
@@ -126,10 +126,10 @@ class Predictor:
 
     def _score(self, pieces: Sequence[Piece], thoughts: Tensor) -> list[Scored]:
         """Scores under thoughts [K, B, N, D]."""
-        decoder = self.parts.model.decoder
+        decoder = self.model.decoder
         whole = [(*piece.context.tokens, *piece.continuation) for piece in pieces]
         batch = Batch.from_lists([tokens if len(tokens) > 1 else (*tokens, 0) for tokens in whole], pad=0)
-        context = decoder.context(batch.inputs.to(self.parts.device))
+        context = decoder.context(batch.inputs.to(self.model.device))
         # The hidden state before a token predicts it.
         spans = [(len(piece.context.tokens) - 1, len(tokens) - 1) for piece, tokens in zip(pieces, whole, strict=True)]
         hidden: list[list[Tensor]] = [[] for _ in pieces]
@@ -141,7 +141,7 @@ class Predictor:
 
     def _mixture(self, hidden: Tensor, continuation: Tokens) -> Scored:
         """The score of one continuation of C tokens from the K particles' hidden states [K, C, D] before them."""
-        decoder, vocab = self.parts.model.decoder, self.parts.model.config.vocab_size
+        decoder, vocab = self.model.decoder, self.model.config.vocab_size
         log_likelihood = torch.zeros(len(hidden), dtype=torch.float64, device=hidden.device)  # of each particle, so far
         greedy = True
         at = torch.tensor(continuation, dtype=torch.int64, device=hidden.device)

@@ -13,17 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.guides import Guide
-from pyro_ltm.inference import Posterior, fit_to_score
+from pyro_ltm.inference import FastLoop, Posterior
 from pyro_ltm.model import LatentThoughtModel, TokenSequence
 from pyro_ltm.noise import Noise, draw, fold
-from pyro_ltm.optimizers import FastOptimizer
 from pyro_ltm.scores.dependence import Blocks, Places
-from pyro_ltm.scores.estimate import mean_error, perplexity, plain, ratio_error
+from pyro_ltm.scores.estimate import Count, Tally, mean_error, perplexity, plain, ratio_error
 from pyro_ltm.scores.importance import CurvePoint, doublings, effective_sample_size, importance_nats
 from pyro_ltm.types import Batch, evaluating
 
@@ -97,16 +94,12 @@ class Bound:
 def evaluate_bound(
     model: LatentThoughtModel,
     batches: Iterable[Batch],
+    loop: FastLoop,
     *,
-    guide: Guide,
-    objective: ELBO,
-    optimizer: FastOptimizer | None = None,
-    fast_steps: int = 16,
     particles: int = 4,
     count_bytes: Callable[[Batch], int] | None = None,
     seed: int = 0,
-    progress: Callable[[int, float], None] | None = None,
-    **fitting: Any,
+    progress: Count | None = None,
 ) -> Bound:
     """Fits q to every sequence and scores it on fresh noise.
 
@@ -114,49 +107,32 @@ def evaluate_bound(
 
     Args:
         batches: the corpus; sequences already on the model's device.
-        objective: what the fast loop raises; the score is the same whatever it is.
+        loop: fits q; the score is the same whatever it raises, and has noise of its own.
         particles: draws K from q for the distortion.
         count_bytes: UTF-8 bytes of text that a batch's targets stand for, for bits per byte; None: they are not known.
-        progress: called after each batch with the sequences done and the nats a token so far.
-        fitting: more for `fit_posterior`, such as its `noise`; the score always has noise of its own.
+        progress: called after each batch.
     """
     with evaluating(model):
-        tally = _Tally(model, particles, type(guide).__name__)
+        sums = _Sums(model, particles, progress)
         for read in batches:
             batch = model.precompute(read)
-            posterior = fit_to_score(
-                model,
-                batch,
-                guide=guide,
-                objective=objective,
-                optimizer=optimizer,
-                steps=fast_steps,
-                seed=fold(seed, "fit"),
-                **fitting,
-            )
-            tally.add(batch, posterior, fold(seed, "score"))
+            sums.add(batch, loop.fit_to_score(model, batch, seed=fold(seed, "fit")), fold(seed, "score"))
             if count_bytes is not None:
-                tally.bytes += count_bytes(read)
-            if progress:
-                progress(tally.sequences, tally.total_nats / tally.total_tokens)
-    return tally.result(fast_steps=fast_steps, seed=seed)
+                sums.bytes += count_bytes(read)
+        return sums.result(loop, seed)
 
 
-class _Tally:
+class _Sums:
     """Sums over the corpus; per sequence only what the standard error needs."""
 
-    def __init__(self, model: LatentThoughtModel, particles: int, guide: str):
+    def __init__(self, model: LatentThoughtModel, particles: int, progress: Count | None):
         self.model = model
-        self.guide = guide
         self.particles = particles
-        self.nats: list[Tensor] = []
-        self.tokens: list[Tensor] = []
-        self.places: list[Places] = []
+        self.tally = Tally(progress)
         self.ess: list[Tensor] = []
         self.rates: list[Tensor] = []
         self.iwae: dict[int, list[Tensor]] = {count: [] for count in doublings(particles)}
         self.sums: dict[str, float] = {}
-        self.sequences, self.total_nats, self.total_tokens = 0, 0.0, 0
         self.first: Batch | None = None
         self.last: Tensor | None = None
         self.bytes = 0
@@ -172,12 +148,6 @@ class _Tally:
         nats = distortion + rate
         if not bool(torch.isfinite(nats).all()):
             raise UserError("the bound is not finite: the model's weights, or its posterior's, have run away")
-        self.nats.append(nats.cpu())
-        self.tokens.append(batch.mask.sum(-1).cpu())
-        self.places.append(Places.of(batch))
-        self.sequences += batch.size
-        self.total_nats += float(nats.sum())
-        self.total_tokens += int(self.tokens[-1].sum())
         self.ess.append(effective_sample_size(log_weight).cpu())
         self.rates.append(rate.cpu())
         for count, kept in self.iwae.items():
@@ -192,6 +162,7 @@ class _Tally:
         self._sum(from_prior=-self._log_likelihood(batch, from_prior))
         self._sum(zeroed=-self._log_likelihood(batch, torch.zeros_like(z)))
         self._shuffle(batch, z)
+        self.tally.add(batch, nats)
 
     def _shuffle(self, batch: Batch, z: Tensor) -> None:
         """Scores each sequence with the thoughts of the one before; the corpus's first waits for its last."""
@@ -204,15 +175,14 @@ class _Tally:
         if scored.size:
             self._sum(shuffled=-self._log_likelihood(scored, others))
 
-    def result(self, *, fast_steps: int, seed: int) -> Bound:
+    def result(self, loop: FastLoop, seed: int) -> Bound:
         """The figures of the whole corpus."""
-        if self.first is None or self.last is None:
-            raise UserError("nothing to score: no sequences")
-        nats, tokens = torch.cat(self.nats), torch.cat(self.tokens).double()
+        nats, tokens, places = self.tally.whole()
+        assert self.first is not None
+        assert self.last is not None
         total, sequences = float(tokens.sum()), len(nats)
         alone = sequences == 1
         self._sum(shuffled=torch.tensor(math.nan) if alone else -self._log_likelihood(self.first, self.last))
-        places = Places.joined(self.places)
         mean, error = float(nats.sum()) / total, ratio_error(nats, tokens, places)
         bits = total / math.log(2) / self.bytes if self.bytes else math.nan  # a byte, for each nat a token
         iwae = {count: torch.cat(kept) for count, kept in self.iwae.items()}
@@ -243,11 +213,11 @@ class _Tally:
             distortion_zeroed=self.sums["zeroed"] / total,
             distortion_shuffled=self.sums["shuffled"] / total,
             active_fraction_by_layer=[float(layer.mean()) for layer in layers],
-            guide=self.guide,
+            guide=type(loop.guide).__name__,
             tokens=int(total),
             sequences=sequences,
             particles=self.particles,
-            fast_steps=fast_steps,
+            fast_steps=loop.steps,
             seed=seed,
             sequence_nats=nats,
             sequence_iwae_nats=iwae[self.particles],

@@ -7,18 +7,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from pyro_ltm.errors import UserError
 from pyro_ltm.scores.dependence import Blocks, Places, error_of_sum
+from pyro_ltm.types import Batch
+
+Count = Callable[[int, float], None]
+"""Called with the sequences done and the nats a token so far."""
 
 
 def perplexity(nats: float) -> float:
     """exp(nats); infinite where no floating-point number holds it."""
     return math.inf if nats > 709.0 else math.exp(nats)
+
+
+F = TypeVar("F", bound="Figure")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +51,7 @@ class Figure:
     places: Places | None = field(repr=False, compare=False)
 
     @classmethod
-    def of(cls, nats: Tensor, tokens: Tensor, places: Places | None = None, **more: Any) -> Any:
+    def of(cls: type[F], nats: Tensor, tokens: Tensor, places: Places | None = None, **more: Any) -> F:
         """The figure of sequences whose nats and tokens are [S]; without `places` they are independent texts."""
         nats, tokens = nats.double().cpu(), tokens.double().cpu()
         total, error = float(tokens.sum()), ratio_error(nats, tokens, places)
@@ -56,6 +65,42 @@ class Figure:
             places=places,
             **more,
         )
+
+
+@dataclass
+class Tally:
+    """Nats, tokens and places of the sequences scored so far.
+
+    Args:
+        progress: called after each batch.
+    """
+
+    progress: Count | None = None
+    _nats: list[Tensor] = field(default_factory=list)
+    _tokens: list[Tensor] = field(default_factory=list)
+    _places: list[Places] = field(default_factory=list)
+
+    def add(self, batch: Batch, nats: Tensor) -> None:
+        """Takes in the nats [B] of a batch."""
+        self._nats.append(nats.double().cpu())
+        self._tokens.append(batch.mask.sum(-1).cpu())
+        self._places.append(Places.of(batch))
+        if self.progress:
+            done = torch.cat(self._nats)
+            self.progress(len(done), float(done.sum() / torch.cat(self._tokens).sum()))
+
+    def whole(self) -> tuple[Tensor, Tensor, Places]:
+        """Of all sequences: nats and tokens, float64 [S], and places. Raises UserError where there are none."""
+        if not self._nats:
+            raise UserError("nothing to score: no sequences")
+        return torch.cat(self._nats), torch.cat(self._tokens).double(), Places.joined(self._places)
+
+    def figure(self, kind: type[F], name: str, **more: Any) -> F:
+        """The figure of all sequences. Raises UserError where there are none, or where it is not finite."""
+        nats, tokens, places = self.whole()
+        if not math.isfinite(float(nats.sum())):
+            raise UserError(f"the {name} is not finite: the model's weights, or its posterior's, have run away")
+        return kind.of(nats, tokens, places, **more)
 
 
 @dataclass(frozen=True)

@@ -11,22 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.guides import Guide
-from pyro_ltm.inference import fit_to_score
+from pyro_ltm.inference import FastLoop
 from pyro_ltm.model import LatentThoughtModel, TokenSequence
 from pyro_ltm.noise import Noise, draw, fold
-from pyro_ltm.optimizers import FastOptimizer
-from pyro_ltm.scores.dependence import Places
-from pyro_ltm.scores.estimate import Figure
+from pyro_ltm.scores.estimate import Count, Figure, Tally
 from pyro_ltm.types import Batch, evaluating
 
 
@@ -59,17 +54,13 @@ class Prefix(Figure):
 def evaluate_prefix(
     model: LatentThoughtModel,
     batches: Iterable[Batch],
+    loop: FastLoop,
     *,
-    guide: Guide,
-    objective: ELBO,
-    optimizer: FastOptimizer | None = None,
-    fast_steps: int = 16,
     particles: int = 16,
     prefixes: Sequence[int] = (),
     stride: int = 0,
     seed: int = 0,
-    progress: Callable[[int, float], None] | None = None,
-    **fitting: Any,
+    progress: Count | None = None,
 ) -> Prefix:
     """Fits q to the beginnings of every sequence and scores what comes after.
 
@@ -77,55 +68,39 @@ def evaluate_prefix(
         particles: draws K of the mixture.
         prefixes: several m; none: a quarter, a half and three quarters of the sequences' length.
         stride: tokens between two fits of the sequential form; 0: an eighth of the length.
-        progress: called after each batch with the sequences done and the nats a token so far.
-        fitting: more for `fit_posterior`.
+        progress: called after each batch.
 
     Raises:
         UserError: a prefix that leaves nothing to score, or no sequences.
     """
+    reader, tally = _Reader(model, loop, particles, seed), Tally(progress)
+    after: dict[int, list[tuple[Tensor, Tensor]]] = {}
     with evaluating(model):
-        fitting |= {"objective": objective, "optimizer": optimizer}
-        reader = _Reader(model, guide, particles, fast_steps, seed, fitting)
-        sequential: list[Tensor] = []
-        tokens: list[Tensor] = []
-        parts: list[Places] = []
-        after: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for read in batches:
             batch = model.precompute(read)
-            if not tokens:
+            if not after:
                 stride = stride or max(1, batch.length // 8)
                 prefixes = prefixes or quarters(batch.length)
                 _check(prefixes, stride, batch.length)
-            blocks = range(0, batch.length, stride)
-            sequential.append(sum((reader.nats(batch, at, at + stride) for at in blocks), torch.zeros(batch.size)))
-            tokens.append(batch.mask.sum(-1).cpu())
-            parts.append(Places.of(batch))
             for prefix in prefixes:
                 pair = reader.nats(batch, prefix, batch.length), batch.mask[:, prefix:].sum(-1).cpu()
                 after.setdefault(prefix, []).append(pair)
-            if progress:
-                done = torch.cat(sequential)
-                progress(len(done), float(done.sum()) / float(torch.cat(tokens).sum()))
-    if not tokens:
-        raise UserError("nothing to score: no sequences")
-    places = Places.joined(parts)
-    found: Prefix = Prefix.of(
-        torch.cat(sequential),
-        torch.cat(tokens),
-        places,
+            blocks = range(0, batch.length, stride)
+            tally.add(batch, sum((reader.nats(batch, at, at + stride) for at in blocks), torch.zeros(batch.size)))
+    sequences, _, places = tally.whole()
+    return tally.figure(
+        Prefix,
+        "predictive figure",
         stride=stride,
         by_prefix=[
             AfterPrefix.of(torch.cat([n for n, _ in pairs]), torch.cat([t for _, t in pairs]), places, prefix=prefix)
             for prefix, pairs in after.items()
         ],
         particles=particles,
-        fast_steps=fast_steps,
+        fast_steps=loop.steps,
         seed=seed,
-        sequences=sum(map(len, tokens)),
+        sequences=len(sequences),
     )
-    if not math.isfinite(found.nats_per_token):
-        raise UserError("the predictive figure is not finite: the model's weights, or its posterior's, have run away")
-    return found
 
 
 def quarters(length: int) -> list[int]:
@@ -138,11 +113,9 @@ class _Reader:
     """Reads beginnings, and scores what comes after."""
 
     model: LatentThoughtModel
-    guide: Guide
+    loop: FastLoop
     particles: int
-    fast_steps: int
     seed: int
-    fitting: dict[str, Any]
 
     def nats(self, batch: Batch, start: int, end: int) -> Tensor:
         """[B] -log p(tokens from `start` to `end` | those before), float64 on the CPU."""
@@ -150,15 +123,8 @@ class _Reader:
         if not self.model.config.thoughts:
             return -self._log_likelihood(batch.beginning(end), self._prior(batch, 1, noise)[0], start)
         if start:
-            posterior = fit_to_score(
-                self.model,
-                batch.beginning(start),
-                guide=self.guide,
-                steps=self.fast_steps,
-                seed=fold(self.seed, "fit", start),
-                **self.fitting,
-            )
-            q = self.guide.distribution(posterior.state)
+            posterior = self.loop.fit_to_score(self.model, batch.beginning(start), seed=fold(self.seed, "fit", start))
+            q = posterior.distribution
             thoughts = draw(q.expand(torch.Size([self.particles, batch.size])), noise)
         else:
             thoughts = self._prior(batch, self.particles, noise)

@@ -6,22 +6,19 @@ scores q on the same draw. The posterior learns the noise: what it reports can l
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import fit_posterior
+from pyro_ltm.inference import FastLoop
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import AnalyticELBO
 from pyro_ltm.optimizers import Adam
-from pyro_ltm.scores.dependence import Places
-from pyro_ltm.scores.estimate import Figure, perplexity
+from pyro_ltm.scores.estimate import Count, Figure, Tally, perplexity
 from pyro_ltm.types import Batch, evaluating
 
 LABEL = "NOT a bound: scored on the noise that the posterior was fitted to"
@@ -57,7 +54,7 @@ def evaluate_reference(
     *,
     fast_steps: int = 16,
     seed: int = 0,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Count | None = None,
 ) -> Reference:
     """Fits and scores as the reference implementation does, whatever guide and fast loop the run has.
 
@@ -66,41 +63,22 @@ def evaluate_reference(
     Two things differ: means and log variances start, and noise is drawn, from streams of their own for each sequence;
     and what is padding is not scored, of which the reference has none.
     """
+    guide = MeanField(model.config.thoughts, model.config.dim, seed=fold(seed, "start"), **Reference.guide)
+    loop = FastLoop(guide, AnalyticELBO(), Reference.optimizer, steps=fast_steps, noise="fixed")
+    tally = Tally(progress)
     with evaluating(model):
-        guide = MeanField(model.config.thoughts, model.config.dim, seed=fold(seed, "start"), **Reference.guide)
-        nats, tokens, places = [], [], []
         for read in batches:
             batch = model.precompute(read)
-            posterior = fit_posterior(
-                model,
-                batch,
-                guide=guide,
-                objective=AnalyticELBO(),
-                optimizer=Reference.optimizer,
-                steps=fast_steps,
-                noise="fixed",
-                seed=fold(seed, "fit"),
-            )
-            terms = posterior.score(model, batch)  # on the noise of the fit: the fault that this protocol shows
-            nats.append((terms.distortion + terms.rate).double().cpu())
-            tokens.append(batch.mask.sum(-1).cpu())
-            places.append(Places.of(batch))
-            if progress:
-                progress(sum(map(len, nats)), float(torch.cat(nats).sum() / torch.cat(tokens).sum()))
-    if not nats:
-        raise UserError("nothing to score: no sequences")
-    whole, counts = torch.cat(nats), torch.cat(tokens).double()
-    level = float(whole.sum() / counts.sum())
-    if not math.isfinite(level):
-        raise UserError("the reference's figure is not finite: the model's weights, or its posterior's, have run away")
-    found: Reference = Reference.of(
-        whole,
-        counts,
-        Places.joined(places),
-        perplexity=perplexity(level),
-        published_perplexity=float((whole / counts).exp().mean()),
+            # Scored on the noise of the fit: the fault that this protocol shows.
+            terms = loop.fit(model, batch, seed=fold(seed, "fit")).score(model, batch)
+            tally.add(batch, terms.distortion + terms.rate)
+    nats, tokens, _ = tally.whole()
+    return tally.figure(
+        Reference,
+        "reference's figure",
+        perplexity=perplexity(float(nats.sum() / tokens.sum())),
+        published_perplexity=float((nats / tokens).exp().mean()),
         fast_steps=fast_steps,
         seed=seed,
-        sequences=len(whole),
+        sequences=len(nats),
     )
-    return found

@@ -229,6 +229,6 @@ def evaluate_arithmetic(
         problems=size,
         shots_kept=sum(fitting) / len(fitting) if fitting else 0.0,
         too_long=size - len(fitting),
-        fast_steps=run.parts.steps(how.fast_steps),
+        fast_steps=run.loop.with_steps(how.fast_steps).steps,
         **{name: getattr(how, name) for name in asked},
     )

@@ -124,11 +124,11 @@ def write_samples(
     run.generate(num=1, max_new_tokens=1, seed=seed)
     began = time.perf_counter()
     written = run.generate(num=num, max_new_tokens=max_new_tokens, sampler=sampler, seed=seed)
-    if run.parts.device.type == "cuda":
-        torch.cuda.synchronize(run.parts.device)
+    if run.device.type == "cuda":
+        torch.cuda.synchronize(run.device)
     seconds = time.perf_counter() - began
     tokens = sum(one.tokens for one in written)
-    speed = Speed(tokens, seconds, tokens / seconds, num, torch.get_num_threads(), str(run.parts.device))
+    speed = Speed(tokens, seconds, tokens / seconds, num, torch.get_num_threads(), str(run.device))
     return [one.text for one in written], speed
 
 
@@ -154,7 +154,7 @@ def score_samples(
     if reference is not None:
         found["reference_metrics"] = text_metrics(reference)
     if isinstance(scorer, RunScorer):
-        found["fast_steps"] = scorer.run.parts.steps(scorer.fast_steps)
+        found["fast_steps"] = scorer.run.loop.with_steps(scorer.fast_steps).steps
     if scorer is not None:
         found |= {"generative": scorer.score(texts), "generative_is_exact": scorer.is_exact}
         found["no_bytes"] = scorer.why_no_bytes(texts) or scorer.why_no_bytes(reference or [])
@@ -204,18 +204,13 @@ class RunScorer:
 
     def score(self, texts: Sequence[str]) -> Bound:
         """The bound of the texts, each from its beginning to its end."""
-        parts = self.run.parts.judge()
         return evaluate_bound(
-            parts.model,
+            self.run.model,
             text_batches(self.run, texts),
-            guide=parts.guide,
-            objective=parts.objective.at(1.0),
-            optimizer=parts.optimizer,
-            fast_steps=parts.steps(self.fast_steps),
+            self.run.loop.with_density().with_steps(self.fast_steps),
             particles=1 if self.is_exact else self.particles,
             count_bytes=None if self.why_no_bytes(texts) else functools.partial(count_bytes, self.run.tokenizer),
             seed=self.seed,
-            **{**parts.fitting, "subsample": 1},
         )
 
     def why_no_bytes(self, texts: Sequence[str]) -> str:
@@ -231,7 +226,7 @@ class RunScorer:
 @torch.no_grad()
 def hidden_features(run: Run, texts: Sequence[str]) -> Tensor:
     """[n, D] the mean over a text's tokens of the last hidden state, with thoughts all zero (the prior's mean)."""
-    decoder, config = run.parts.model.decoder, run.config.model
+    decoder, config = run.model.decoder, run.config.model
     rows = []
     for batch in text_batches(run, texts):
         z = torch.zeros(batch.size, config.thoughts, config.dim, device=batch.inputs.device)

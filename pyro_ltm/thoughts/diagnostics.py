@@ -15,7 +15,8 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from pyro_ltm.divergence import analytic_kl
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference import Parts, Posterior
+from pyro_ltm.inference import FastLoop, Posterior
+from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import Noise, draw, fold
 from pyro_ltm.scores.dependence import Blocks, Places
 from pyro_ltm.scores.estimate import Difference, difference, mean_error, plain, ratio_error
@@ -117,45 +118,45 @@ class Thoughts:
     """The posteriors of a corpus, fitted once.
 
     Attributes:
-        parts: what fitted them. batches: the sequences, with their contexts. posteriors: of each batch.
-        seed: of the fits, and of all that is drawn from them later. fast_steps: of each fit.
+        loop: what fitted them. batches: the sequences, with their contexts. posteriors: of each batch.
+        seed: of the fits, and of all that is drawn from them later.
     """
 
-    parts: Parts
+    model: LatentThoughtModel
+    loop: FastLoop
     batches: list[Batch]
     posteriors: list[Posterior]
     seed: int
-    fast_steps: int
 
     @classmethod
     def fit(
         cls,
-        parts: Parts,
+        model: LatentThoughtModel,
         batches: Iterable[Batch],
+        loop: FastLoop,
         *,
-        fast_steps: int | None = None,
         seed: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> Thoughts:
-        """Fits q to every sequence; a guide without a density is judged by a mean-field fit (`Parts.judge`).
+        """Fits q to every sequence; a guide without a density is judged by a mean-field fit (`FastLoop.with_density`).
 
         Raises:
             UserError: the model has no thoughts, or there are no sequences.
         """
-        if not parts.model.config.thoughts:
+        if not model.config.thoughts:
             raise UserError("this model has no thoughts (it is an autoregressive twin): nothing to look at")
-        parts = parts.judge()
+        loop = loop.with_density()
         kept, posteriors, done = [], [], 0
         for read in batches:
-            batch = parts.model.precompute(read)
+            batch = model.precompute(read)
             kept.append(batch)
-            posteriors.append(parts.fit(batch, steps=fast_steps, seed=fold(seed, "fit")))
+            posteriors.append(loop.fit_to_score(model, batch, seed=fold(seed, "fit")))
             done += batch.size
             if progress:
                 progress(done)
         if not kept:
             raise UserError("nothing to look at: no sequences")
-        return cls(parts, kept, posteriors, seed, parts.steps(fast_steps))
+        return cls(model, loop, kept, posteriors, seed)
 
     @cached_property
     def means(self) -> Tensor:
@@ -178,7 +179,7 @@ class Thoughts:
 
     def from_prior(self, particle: int = 0) -> list[Tensor]:
         """A draw [B, N, D] from the prior for each batch."""
-        prior = self.parts.model.prior()
+        prior = self.model.prior()
         return [
             draw(
                 prior.expand(torch.Size([batch.size])),
@@ -195,7 +196,7 @@ def diagnose(thoughts: Thoughts, *, particles: int = 4) -> Diagnostics:
     Args:
         particles: draws from each posterior, and from the prior, over which a figure is averaged.
     """
-    parts, layers = thoughts.parts, thoughts.parts.model.config.layers
+    layers = thoughts.model.config.layers
     rate = torch.cat([_rate(posterior, thoughts, particles) for posterior in thoughts.posteriors])
     by_thought = _rate_by_thought(thoughts)
     by_layer = None if by_thought is None else by_thought.unflatten(1, (layers, -1)).sum(-1)
@@ -217,9 +218,9 @@ def diagnose(thoughts: Thoughts, *, particles: int = 4) -> Diagnostics:
         sequences=len(tokens),
         tokens=int(tokens.sum()),
         particles=particles,
-        fast_steps=thoughts.fast_steps,
+        fast_steps=thoughts.loop.steps,
         seed=thoughts.seed,
-        guide=type(parts.guide).__name__,
+        guide=type(thoughts.loop.guide).__name__,
     )
 
 
@@ -245,14 +246,14 @@ def _under_all(z: Tensor, densities: list[Distribution]) -> Tensor:
 
 def _density(posterior: Posterior) -> Distribution:
     q = posterior.guide.scored_distribution(posterior.state)
-    assert q is not None  # `Parts.judge` has seen to it
+    assert q is not None  # `Thoughts.fit` has seen to it
     return q
 
 
 def _rate(posterior: Posterior, thoughts: Thoughts, particles: int) -> Tensor:
     """[B] KL(q || prior), exact where it can be."""
     q: Any = _density(posterior)
-    prior = thoughts.parts.model.prior().expand(q.batch_shape)
+    prior = thoughts.model.prior().expand(q.batch_shape)
     kl = analytic_kl(q, prior) if posterior.guide.has_analytic_kl else None
     if kl is not None:
         return kl.double().cpu()
@@ -262,9 +263,9 @@ def _rate(posterior: Posterior, thoughts: Thoughts, particles: int) -> Tensor:
 
 def _rate_by_thought(thoughts: Thoughts) -> Tensor | None:
     """[S, N]; None where family or prior have no such parts."""
-    if not thoughts.parts.guide.has_kl_by_thought:
+    if not thoughts.loop.guide.has_kl_by_thought:
         return None
-    prior = thoughts.parts.model.prior()
+    prior = thoughts.model.prior()
     each = [posterior.guide.kl_by_thought(posterior.state, prior) for posterior in thoughts.posteriors]
     known = [one.double().cpu() for one in each if one is not None]
     return torch.cat(known) if len(known) == len(each) else None
@@ -274,7 +275,7 @@ def _active(thoughts: Thoughts) -> dict[str, list[float] | None]:
     """Share of dimensions in use, by layer, under each count."""
 
     def by_layer(used: Tensor) -> list[float]:
-        return [float(layer.double().mean()) for layer in used.chunk(thoughts.parts.model.config.layers)]
+        return [float(layer.double().mean()) for layer in used.chunk(thoughts.model.config.layers)]
 
     variance = thoughts.means.double().var(0, correction=0)
     found: dict[str, list[float] | None] = {f"variance > {level}": by_layer(variance > level) for level in VARIANCES}
@@ -284,7 +285,7 @@ def _active(thoughts: Thoughts) -> dict[str, list[float] | None]:
 
 def _rate_by_dimension(thoughts: Thoughts) -> Tensor | None:
     """[N, D] mean KL of each latent dimension; None where q or the prior ties dimensions together."""
-    prior: Any = thoughts.parts.model.prior()
+    prior: Any = thoughts.model.prior()
     total = torch.zeros(prior.event_shape, dtype=torch.float64)
     for posterior in thoughts.posteriors:
         q: Any = _density(posterior)
@@ -314,7 +315,7 @@ def _distortions(thoughts: Thoughts, particles: int) -> dict[str, Tensor]:
 
 def _progressive(thoughts: Thoughts, *, down: bool) -> list[Layer]:
     """Reconstruction with 0, 1, ... all layers' thoughts at their posterior means, the others' from the prior."""
-    config, counts = thoughts.parts.model.config, thoughts.counts
+    config, counts = thoughts.model.config, thoughts.counts
     each = config.thoughts // config.layers
     means = thoughts.means.split([batch.size for batch in thoughts.batches])
     found = []
@@ -332,7 +333,7 @@ def _progressive(thoughts: Thoughts, *, down: bool) -> list[Layer]:
 
 def _read(thoughts: Thoughts, z: list[Tensor]) -> tuple[Tensor, Tensor]:
     """-log p(x | z) and the tokens that are the likeliest given those before, both [S], with thoughts `z` by batch."""
-    decoder = thoughts.parts.model.decoder
+    decoder = thoughts.model.decoder
     nats, right = [], []
     for batch, each in zip(thoughts.batches, z, strict=True):
         targets = batch.targets

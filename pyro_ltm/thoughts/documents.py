@@ -91,7 +91,7 @@ class DocumentThoughts:
 
 def piece_of_text(run: Run, text: str) -> Piece:
     """One text that the model can read whole. Raises UserError when it is empty or too long."""
-    return Piece(encode_for(run.parts, run.tokenizer, text), 0, Document(text, "--text"))
+    return Piece(encode_for(run.model, run.tokenizer, text), 0, Document(text, "--text"))
 
 
 def cut_documents(run: Run, documents: Iterable[Document], spec: str = "") -> Iterator[Piece]:
@@ -154,9 +154,9 @@ def _fit(run: Run, group: list[Piece], first: int, fast_steps: int | None, seed:
     """The tensors of a file, of the sequences that begin with number `first` of the input."""
     batch = Batch.from_lists([one.tokens for one in group], pad=run.tokenizer.end_of_text)
     # A sequence's noise is keyed by its place in the input, so that batches change nothing.
-    batch = dataclasses.replace(batch, ids=torch.arange(first, first + len(group))).to(run.parts.device)
-    posterior = run.parts.fit(batch, steps=fast_steps, seed=fold(seed, "fit"))
-    terms = run.parts.score(batch, posterior, particles=DRAWS, seed=seed)
+    batch = dataclasses.replace(batch, ids=torch.arange(first, first + len(group))).to(run.device)
+    posterior = run.loop.with_steps(fast_steps).fit_to_score(run.model, batch, seed=fold(seed, "fit"))
+    terms = posterior.with_noise(fold(seed, "score")).score(run.model, batch, particles=DRAWS)
     return {
         "thoughts": posterior.mean(),
         "bound_nats": -(terms.distortion + terms.rate),

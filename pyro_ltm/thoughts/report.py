@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ltm.data import TokenDataset, World
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference import continuation, infer_thoughts
+from pyro_ltm.inference import FastLoop, continuation, infer_thoughts
 from pyro_ltm.model import DecodingOptions, sample_tokens
 from pyro_ltm.noise import fold
 from pyro_ltm.runs.run import Run, dataset_batches, text_batches
@@ -49,8 +49,8 @@ class Corpus:
         Raises:
             UserError: the data are not there, or do not fit the model.
         """
-        data, _ = run.scored(data)
-        batches = list(dataset_batches(data, batch_size, run.parts.device, limit=sequences))
+        data = run.scored(data)
+        batches = list(dataset_batches(data, batch_size, run.device, limit=sequences))
         texts = [_decoded(run, batch, row) for batch in batches for row in range(batch.size)]
         world = World.of(data.folder)
         factors = world.factors_of(data.folder, texts) if world else {}
@@ -123,10 +123,10 @@ def _describe_thoughts(
     run: Run, corpus: Corpus, options: ReportOptions, found: dict[str, Any], progress: Callable[[int], None] | None
 ) -> ThoughtsMap | None:
     """Adds to `found` what the thoughts of a corpus carry; gives their map."""
-    named, fast_steps, seed = options.between_texts, options.fast_steps, options.seed
-    ends = None if named is None else (named, _means(run, named, fast_steps=fast_steps, seed=seed))
-    thoughts = Thoughts.fit(run.parts, corpus.batches, fast_steps=fast_steps, seed=seed, progress=progress)
-    if thoughts.parts is not run.parts:
+    named, loop, seed = options.between_texts, run.loop.with_steps(options.fast_steps), options.seed
+    ends = None if named is None else (named, _means(run, loop, named, seed))
+    thoughts = Thoughts.fit(run.model, corpus.batches, loop, seed=seed, progress=progress)
+    if thoughts.loop is not loop:
         found["notes"].append(
             f"The guide '{run.config.guide.name}' has no density to score it by: these are the thoughts of "
             "a mean-field posterior, fitted in its place."
@@ -165,7 +165,7 @@ def _reconstructions(run: Run, thoughts: Thoughts) -> list[dict[str, Any]]:
     """The first texts and what is written from a draw of their thoughts, the likeliest token each time."""
     batch, z = thoughts.batches[0], thoughts.draws("reconstruction")[0][:SHOWN]
     assert batch.targets is not None
-    written = sample_tokens(run.parts.model.decoder, z, batch.inputs[: len(z), :1], batch.length, sampler=LIKELIEST)
+    written = sample_tokens(run.model.decoder, z, batch.inputs[: len(z), :1], batch.length, sampler=LIKELIEST)
     found = []
     for row, tokens in enumerate(written[:, 1:]):
         counts = batch.mask[row]
@@ -182,9 +182,9 @@ def _reconstructions(run: Run, thoughts: Thoughts) -> list[dict[str, Any]]:
     return found
 
 
-def _means(run: Run, texts: Sequence[str], *, fast_steps: int | None, seed: int) -> Tensor:
+def _means(run: Run, loop: FastLoop, texts: Sequence[str], seed: int) -> Tensor:
     """The posterior means [S, N, D] of texts."""
-    _, posterior = infer_thoughts(run.parts.judge(), run.tokenizer, texts, fast_steps=fast_steps, seed=seed)
+    _, posterior = infer_thoughts(run.model, loop.with_density(), run.tokenizer, texts, seed=seed)
     return posterior.with_noise(fold(seed, "mean")).mean().cpu()
 
 
@@ -200,7 +200,7 @@ def _between(
     found: dict[str, Any] = {"interpolation": None, "arithmetic": None}
 
     def write(thoughts: Tensor) -> list[str]:
-        written = run.generate(thoughts=thoughts.to(run.parts.device), max_new_tokens=_length(run), sampler=LIKELIEST)
+        written = run.generate(thoughts=thoughts.to(run.device), max_new_tokens=_length(run), sampler=LIKELIEST)
         return [one.text for one in written]
 
     if len(z) > 1:

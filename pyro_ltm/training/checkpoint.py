@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_ltm.data import TokenDataset
 from pyro_ltm.errors import UserError
 from pyro_ltm.reading import Count
-from pyro_ltm.runs.folder import CONFIG, TRAINER, check_tensors, load_weights, read_tensors, weights, write_tensors
+from pyro_ltm.runs.folder import CONFIG, TRAINER, check_tensors, load_weights, read_tensors, write_tensors
 from pyro_ltm.runs.run import Run
 from pyro_ltm.training.schedule import changes, flat
 
@@ -76,7 +76,7 @@ class Checkpoint:
             states=len(state),
             settings=flat(self.run.config),
         )
-        write_tensors(self.path, weights(self.run.parts) | state, vars(meta))
+        write_tensors(self.path, self.run.trainable.state_dict() | state, vars(meta))
         self.run.save_weights(counters.step)
 
     def load(self) -> Counters | None:
@@ -92,7 +92,7 @@ class Checkpoint:
         state = {name: value for name, value in tensors.items() if name.startswith(STATE)}
         if meta.states not in (None, len(state)):
             raise UserError(f"{self.path}: damaged: it has {len(state)} tensors of the optimizer's {meta.states}")
-        load_weights(self.run.parts, {name: tensors[name] for name in tensors.keys() - state.keys()}, self.path)
+        load_weights(self.run.trainable, {name: tensors[name] for name in tensors.keys() - state.keys()}, self.path)
         self._load_state(state)
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
             raise UserError(f"{self.path}: damaged: not all that it holds is finite")

@@ -15,12 +15,22 @@ from pyro_ltm.data.presets import preset_for
 from pyro_ltm.data.sources import sources_of
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference.build import build, check_config
 from pyro_ltm.locks import locks_out
 from pyro_ltm.model.precision import resolve_dtype
 from pyro_ltm.presets import preset
 from pyro_ltm.runs.data import open_data, own_data
-from pyro_ltm.runs.folder import CONFIG, EVALUATION, METRICS, MODEL, TOKENIZER, TRAINER, WeightsMeta, read_tensors
+from pyro_ltm.runs.folder import (
+    CONFIG,
+    EVALUATION,
+    METRICS,
+    MODEL,
+    TOKENIZER,
+    TRAINER,
+    WeightsMeta,
+    read_tensors,
+    trainable,
+)
 from pyro_ltm.runs.notes import DATA, ORIGIN, data_note, note_data, origin_note
 from pyro_ltm.runs.run import Run, check_fits
 from pyro_ltm.training.origin import Origin, note_origin
@@ -73,7 +83,7 @@ def train(
     trained = going_on and (out / TRAINER).exists()
     origin = Origin.find(out, init_from, going_on=going_on, trained=trained)
     config = config or starting_config(data, out if going_on else None, origin.run.folder if origin else None)
-    Parts.check(config)
+    check_config(config)
     is_new = not out.exists()
     with clear_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -91,20 +101,20 @@ def train(
         if rewarm and steps == config.slow.steps:
             raise UserError("--rewarm is of a run that is extended: give --resume and more --steps than it has")
         check_fits(config, training)
-        parts = Parts.build(config, device=device)
+        model, loop = build(config, device=device)
         if origin is not None:
-            origin.give(parts, config)
+            origin.give(trainable(model, loop.guide), config)
     except BaseException:
         if is_new:
             with contextlib.suppress(OSError):  # it holds something after all
                 out.rmdir()
         raise
     if trained:
-        run = Run(out, config, parts, training.tokenizer, 0)
+        run = Run(out, config, model, loop, training.tokenizer, 0)
     else:
         note_data(out, training)
         note_origin(out, origin)
-        run = Run.create(out, config, parts, training.tokenizer)
+        run = Run.create(out, config, model, loop, training.tokenizer)
     validation = TokenDataset(folder, "validation") if "validation" in training.folder.splits else None
     trainer = Trainer(run, training, validation, on_progress or (lambda progress: None), on_interrupt or (lambda: None))
     if going_on:

@@ -6,11 +6,12 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from pyro_ltm.config import Config
 from pyro_ltm.data import TokenDataset, Tokenizer
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference.parts import Parts
-from pyro_ltm.runs.folder import MODEL, load_weights, weights
+from pyro_ltm.runs.folder import MODEL, load_weights
 from pyro_ltm.runs.notes import ORIGIN, OriginNote, origin_note, relative, write_note
 from pyro_ltm.runs.run import Run
 from pyro_ltm.training.schedule import flat
@@ -81,13 +82,13 @@ class Origin:
                 )
         return config
 
-    def give(self, parts: Parts, config: Config) -> None:
-        """Puts the weights into `parts`; those of the guide where it is the same."""
+    def give(self, modules: nn.ModuleDict, config: Config) -> None:
+        """Puts the weights into what a new run learns (`trainable`); those of the guide where it is the same."""
         if config.guide == self.run.config.guide:
             self.parts = ("model", "guide")
-        own = weights(parts)
-        taken = {name: value for name, value in weights(self.run.parts).items() if name.startswith(self.parts)}
-        load_weights(parts, {**own, **taken}, self.run.folder / MODEL)
+        own, given = modules.state_dict(), self.run.trainable.state_dict()
+        taken = {name: value for name, value in given.items() if name.startswith(self.parts)}
+        load_weights(modules, {**own, **taken}, self.run.folder / MODEL)
 
 
 def note_origin(out: Path, origin: Origin | None) -> None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_ltm.guides import Guide
-from pyro_ltm.inference import Posterior, fit_posterior
+from pyro_ltm.inference import FastLoop, Posterior
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import DrawFrom
 from pyro_ltm.objectives import Objective, Terms
-from pyro_ltm.optimizers import FastOptimizer
 from pyro_ltm.types import Batch, frozen
 
 
@@ -39,23 +36,19 @@ class StepReport:
 def train_step(
     model: LatentThoughtModel,
     batches: Sequence[Batch],
-    *,
-    guide: Guide,
-    objective: Objective,
-    fast_optimizer: FastOptimizer,
-    fast_steps: int,
+    loop: FastLoop,
     slow_optimizer: torch.optim.Optimizer,
+    *,
     clip: float,
     seed: int,
     decoder_only: bool = False,
-    **fitting: Any,
 ) -> StepReport:
     """Fast steps on each sequence's posterior, then one slow step of the decoder over all micro-batches.
 
     With `decoder_only`, the decoder learns as its twin does: there is nothing to fit, and its loss is exact.
 
     The loss is a sum over tokens divided by the tokens of all micro-batches together, so that accumulation changes
-    nothing. A gradient that is not finite is thrown away. `fitting` is more for `fit_posterior`, such as its `noise`.
+    nothing. A gradient that is not finite is thrown away.
     """
     device = batches[0].inputs.device
     distortion, rate = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -68,20 +61,10 @@ def train_step(
             distortion += loss.detach()
             continue
         # Fast: q(z) of each sequence, the decoder frozen.
-        posterior = fit_posterior(
-            model,
-            batch,
-            guide=guide,
-            objective=objective,
-            optimizer=fast_optimizer,
-            steps=fast_steps,
-            seed=seed,
-            keep_graph=guide.keeps_graph,
-            **fitting,
-        )
+        posterior = loop.fit(model, batch, seed=seed, keep_graph=loop.guide.keeps_graph)
         # Slow: thoughts drawn from q, the decoder moved to write these tokens from them.
         with DrawFrom(posterior.noise):
-            loss, terms = slow_loss(model, batch, posterior, objective)
+            loss, terms = slow_loss(model, batch, posterior, loop.objective)
         (loss / tokens).backward()
         distortion += terms.distortion.detach().sum()
         rate += terms.rate.detach().sum()

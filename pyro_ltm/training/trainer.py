@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 
 import pyro
 import torch
+from torch import nn
 
 from pyro_ltm.config import SlowConfig, dump_toml
 from pyro_ltm.data import DataOrder, TokenDataset, unigram_nats
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import write_text
-from pyro_ltm.inference.parts import Parts
 from pyro_ltm.noise import DrawFrom, Noise, fold
 from pyro_ltm.runs.folder import CONFIG, METRICS
 from pyro_ltm.runs.metrics import MetricsLog
@@ -54,13 +54,13 @@ class Progress:
 
 @dataclass
 class Trainer:
-    """Trains the parts of a run on token sequences.
+    """Trains model and guide of a run on token sequences.
 
     All randomness is keyed by (seed, step, sequence), so a run killed at any moment and resumed ends with the same
     weights, bit for bit on one CPU, as one left alone.
 
     Args:
-        run: the run folder and the parts to train.
+        run: the run folder, and what to train.
         train: sequences to learn from. validation: sequences to validate on, or None.
         on_progress: called after each slow step and each validation.
         on_interrupt: called at the first Ctrl-C or other signal to end, while the step under way goes on.
@@ -76,7 +76,7 @@ class Trainer:
     def __post_init__(self) -> None:
         check_fits(self.run.config, self.train)
         self.slow = self.run.config.slow
-        self.optimizer = slow_optimizer(self.run.parts, self.slow)
+        self.optimizer = slow_optimizer(self.run.model, self.run.loop.guide, self.slow)
         self.order = DataOrder(len(self.train), self.slow.batch_size, self.run.config.seed)
         self.metrics = MetricsLog(self.run.folder / METRICS)
         self.interrupted = False
@@ -105,8 +105,8 @@ class Trainer:
                 if ending and not done:
                     kept = "everything is saved" if saved else "its weights have run away, the last good ones are kept"
                     raise Stopped(f"at step {self.counters.step} of {self.slow.steps}; {kept}")
-        self.run.parts.model.eval()  # as a run that is loaded
-        return Run(self.run.folder, self.run.config, self.run.parts, self.run.tokenizer, self.counters.step)
+        self.run.model.eval()  # as a run that is loaded
+        return replace(self.run, step=self.counters.step)
 
     def _save_is_due(self) -> bool:
         minutes = self.slow.save_minutes
@@ -128,12 +128,12 @@ class Trainer:
     @torch.no_grad()
     def _healthy(self) -> bool:
         """Whether the weights as they are now give a finite bound on the sequences seen last, at the guide's start."""
-        parts, batch = self.run.parts, self._last
+        model, loop, batch = self.run.model, self.run.loop, self._last
         if batch is None:
             return True
-        state = parts.guide.init(batch)
+        state = loop.guide.init(batch)
         with DrawFrom(Noise(batch.ids, device=batch.device, seed=0)):
-            terms = parts.objective.terms(parts.model, parts.guide, batch, state)
+            terms = loop.objective.terms(model, loop.guide, batch, state)
         return bool(torch.isfinite(terms.log_likelihood).all())
 
     @property
@@ -179,10 +179,10 @@ class Trainer:
     def _batches(self) -> list[Batch]:
         first = self.counters.step * self.slow.sequences  # read since the start of training
         starts = range(first, first + self.slow.sequences, self.slow.batch_size)
-        return [self.train.batch(self.order.indices(start)).to(self.run.parts.device) for start in starts]
+        return [self.train.batch(self.order.indices(start)).to(self.run.device) for start in starts]
 
     def _step(self) -> None:
-        parts, counters = self.run.parts, self.counters
+        model, counters = self.run.model, self.counters
         started = time.perf_counter()
         lr = learning_rate(counters.step, self.slow)
         for group in self.optimizer.param_groups:
@@ -190,17 +190,13 @@ class Trainer:
         batches = self._batches()
         self._last = batches[-1]
         decoder_only, share = phase(counters.step, self.run.config)
-        objective = parts.objective.at(share)
-        parts.model.train()
+        loop = replace(self.run.loop, objective=self.run.loop.objective.at(share))
+        model.train()
         report = train_step(
-            parts.model,
+            model,
             batches,
-            guide=parts.guide,
-            objective=objective,
-            fast_optimizer=parts.optimizer,
-            fast_steps=parts.fast.steps,
-            **parts.fitting,
-            slow_optimizer=self.optimizer,
+            loop,
+            self.optimizer,
             clip=self.slow.clip,
             seed=fold(self.run.config.seed, "train", counters.step),
             decoder_only=decoder_only,
@@ -209,7 +205,7 @@ class Trainer:
         self._count(report, batches)
         seconds = time.perf_counter() - started
         counters.seconds += seconds
-        figure = "joint" if not parts.guide.has_density else "own_noise" if parts.fast.noise == "fixed" else "bound"
+        figure = "joint" if not loop.guide.has_density else "own_noise" if loop.noise == "fixed" else "bound"
         if decoder_only:
             figure = "bound"  # exact
         row = {
@@ -217,10 +213,10 @@ class Trainer:
             "tokens": counters.tokens,
             "seconds": round(counters.seconds, 3),
             "lr": lr,
-            "beta": None if decoder_only else objective.beta,
+            "beta": None if decoder_only else loop.objective.beta,
             f"{figure}_nats_per_token": float(report.bound),
             "distortion_nats_per_token": float(report.distortion),
-            "kl_nats_per_sequence": float(report.rate) if parts.guide.has_density and not decoder_only else None,
+            "kl_nats_per_sequence": float(report.rate) if loop.guide.has_density and not decoder_only else None,
             "grad_norm": float(report.grad_norm),
             "skipped": counters.skipped,
         }
@@ -302,9 +298,9 @@ class Trainer:
         return True
 
 
-def slow_optimizer(parts: Parts, slow: SlowConfig) -> torch.optim.AdamW:
+def slow_optimizer(model: nn.Module, guide: nn.Module, slow: SlowConfig) -> torch.optim.AdamW:
     """AdamW over decoder and guide; matrices decay, vectors do not."""
-    parameters = [p for module in (parts.model, parts.guide) for p in module.parameters()]
+    parameters = [p for module in (model, guide) for p in module.parameters()]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": slow.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},

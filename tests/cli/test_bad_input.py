@@ -340,7 +340,7 @@ def test_checkpoints_that_cannot_be_converted(refuse, trained, tmp_path):
 def test_a_tokenizer_too_large_for_the_checkpoint(refuse, ask, trained, text, tmp_path):
     run = Run.load(trained)
     shape = {"dim": 16, "n_layers": 1, "n_heads": 2, "vocab_size": 300, "max_seq_len": 32, "max_z_len": 2}
-    weights = dict(run.parts.model.decoder.state_dict())
+    weights = dict(run.model.decoder.state_dict())
     torch.save({"model": weights, "model_args": {**shape, "window_size": 32}}, tmp_path / "ckpt.pt")
     ask("prepare", text, "--out", tmp_path / "big", "--vocab-size", 310)
     options = ["--tokenizer", tmp_path / "big" / "tokenizer.json", "--out", tmp_path / "run"]
@@ -392,7 +392,7 @@ class TestNoSpace:
     def test_convert_leaves_nothing(self, cramped, tmp_path, trained):
         run = Run.load(trained)
         shape = {"dim": 16, "n_layers": 1, "n_heads": 2, "vocab_size": 300, "max_seq_len": 32, "max_z_len": 2}
-        weights = dict(run.parts.model.decoder.state_dict())
+        weights = dict(run.model.decoder.state_dict())
         torch.save({"model": weights, "model_args": {**shape, "window_size": 32}}, tmp_path / "ckpt.pt")
         options = ["--tokenizer", trained / "tokenizer.json", "--out", tmp_path / "run"]
         cramped(20_000, "convert", tmp_path / "ckpt.pt", *options)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from pyro_ltm.config import load_toml
 from pyro_ltm.errors import visible
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference.build import check_config
 from pyro_ltm.presets import PRESETS, preset
 from pyro_ltm.runs import Run
 
@@ -236,7 +236,7 @@ def test_long_text_has_its_own_default_and_goes_on_with_it(invoke, tmp_path):
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_the_references_recipe_goes_with_every_preset(name):
     config = load_toml(ROOT / "examples" / "reference.toml", preset(name))
-    Parts.check(config)
+    check_config(config)
     assert (config.fast.subsample, config.slow.decoder_warmup, config.fast.noise) == (1, 0.0, "fixed")
 
 
@@ -291,7 +291,7 @@ def test_reconstruct(ask, invoke, trained):
 def test_info(ask, invoke, trained):
     result = ask("info", trained)
     run = Run.load(trained)
-    counted = sum(parameter.numel() for parameter in run.parts.model.parameters())
+    counted = sum(parameter.numel() for parameter in run.model.parameters())
     assert result["parameters"]["total"] == counted == sum(result["parameters"].values()) / 2
     assert (result["step"], result["steps"], result["tokens"]) == (4, 4, 512)
     assert result["config"]["model"]["dim"] == 16
@@ -332,7 +332,7 @@ def reference_checkpoint(path, run):
         "max_z_len": model.thoughts,
         "window_size": model.window,
     }
-    weights = {f"_orig_mod.{name}": value for name, value in run.parts.model.decoder.state_dict().items()}
+    weights = {f"_orig_mod.{name}": value for name, value in run.model.decoder.state_dict().items()}
     torch.save({"model": weights, "model_args": shape}, path)
 
 
@@ -343,7 +343,7 @@ def test_convert_makes_a_run_that_everything_else_reads(ask, trained, tmp_path):
     assert result["parameters"] == ask("info", trained)["parameters"]
     assert result["data"] is None
     converted = Run.load(out)
-    for name, value in run.parts.model.decoder.state_dict().items():
-        assert torch.equal(converted.parts.model.decoder.state_dict()[name], value)
+    for name, value in run.model.decoder.state_dict().items():
+        assert torch.equal(converted.model.decoder.state_dict()[name], value)
     assert ask("evaluate", out, "--data", trained / "data", "--sequences", 2)["bound"]["sequences"] == 2
     assert [path.name for path in out.parent.iterdir()] == ["run"]

@@ -12,7 +12,7 @@ from helpers.tokenizer_kinds import kinds
 
 from pyro_ltm.config import Config, ModelConfig
 from pyro_ltm.data import prepare
-from pyro_ltm.inference import Parts
+from pyro_ltm.inference.build import build
 from pyro_ltm.integrations.harness_tasks import leave_out
 from pyro_ltm.runs import Run
 
@@ -27,7 +27,7 @@ def make(folder, kind: str, *, thoughts: int = 2) -> Run:
     model = tiny_config(vocab_size=tokenizer.vocab_size, max_length=16, thoughts=thoughts, layers=1)
     assert isinstance(model, ModelConfig)
     config = Config(model=model)
-    return Run.create(folder, config, Parts.build(config), tokenizer)
+    return Run.create(folder, config, *build(config), tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import math
 import pytest
 
 from pyro_ltm.data import World
-from pyro_ltm.inference import Parts
+from pyro_ltm.inference.build import build
 from pyro_ltm.runs import Run
 from pyro_ltm.tasks.zero_shot import score_task
 
@@ -110,7 +110,7 @@ def untaught(trained, tmp_path_factory):
         known.config, model=model, data=dataclasses.replace(known.config.data, sequence_length=160)
     )
     for name, one in (("ltm", config), ("twin", dataclasses.replace(config, model=model.twin))):
-        Run.create(folder / name, one, Parts.build(one), known.tokenizer)
+        Run.create(folder / name, one, *build(one), known.tokenizer)
     return folder / "ltm", folder / "twin"
 
 

@@ -14,7 +14,7 @@ from pyro_ltm.comparison import pair_score as module
 from pyro_ltm.comparison.pair_score import curve_steps, score_pair
 from pyro_ltm.comparison.result import arrival
 from pyro_ltm.guides import Delta, MeanField
-from pyro_ltm.inference import fit_posterior
+from pyro_ltm.inference import FastLoop, Plateau, fit_posterior
 from pyro_ltm.inference.samplers import HMC, SVGD
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import MAP, AnalyticELBO, MonteCarloELBO
@@ -35,7 +35,7 @@ def test_at_the_exact_posterior():
     """Every log weight is the log evidence: both bounds are the evidence, and every draw counts."""
     model = LinearGaussian()
     batch = model.data(6)
-    found = score_pair(model, [batch], guide=Exact(model), objective=MonteCarloELBO(), fast_steps=0, particles=16)
+    found = score_pair(model, [batch], FastLoop(Exact(model), MonteCarloELBO(), steps=0), particles=16)
     evidence = float(-model.log_evidence(batch).sum() / batch.mask.sum())
     assert found.elbo.nats_per_token == pytest.approx(evidence, abs=ROUNDOFF)
     assert found.iwae.nats_per_token == pytest.approx(evidence, abs=ROUNDOFF)
@@ -54,7 +54,7 @@ def test_rate_and_distortion_are_those_of_closed_forms(exact):
     batch = model.data(6)
     guide = Exact(model) if exact else MeanField(2, 2)
     draws = 1500
-    found = score_pair(model, [batch], guide=guide, objective=AnalyticELBO(), fast_steps=0, particles=draws)
+    found = score_pair(model, [batch], FastLoop(guide, AnalyticELBO(), steps=0), particles=draws)
     q = guide.distribution(guide.init(batch))
     rate = kl_divergence(q, model.prior().expand((6,)))
     assert found.rate == pytest.approx(float(rate.mean()), abs=ROUNDOFF)
@@ -80,7 +80,7 @@ def test_sample_size_and_importance_weights_by_hand():
     model = LinearGaussian()
     batch = model.data(5)
     options = {"guide": MeanField(2, 2), "objective": MonteCarloELBO()}
-    found = score_pair(model, pieces(batch, 3, 2), **options, fast_steps=3, particles=7, seed=11)
+    found = score_pair(model, pieces(batch, 3, 2), FastLoop(**options, steps=3), particles=7, seed=11)
     posterior = fit_posterior(model, batch, **options, steps=3, seed=fold(11, "fit"))
     weight = posterior.with_noise(fold(11, "score")).score(model, batch, particles=7).log_weight
     shares = weight.softmax(0)
@@ -132,7 +132,7 @@ def test_the_curve_is_the_honest_bound_of_each_state_on_its_way():
     batch = model.data(6)
     adam = Adam(lr=0.2, schedule="constant")
     options = {"guide": MeanField(2, 2), "objective": MonteCarloELBO(), "optimizer": adam}
-    found = score_pair(model, pieces(batch, 4, 2), **options, fast_steps=6, curve_particles=5, seed=3)
+    found = score_pair(model, pieces(batch, 4, 2), FastLoop(**options, steps=6), curve_particles=5, seed=3)
     assert [point.steps for point in found.curve] == [0, 1, 2, 4, 6]
     for point in found.curve:
         posterior = fit_posterior(model, batch, **options, steps=point.steps, seed=fold(3, "fit"))
@@ -158,7 +158,7 @@ def test_only_the_fit_is_on_the_clock(monkeypatch):
     model = Slow()
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
     options = {"guide": MeanField(2, 2), "objective": MonteCarloELBO(), "optimizer": Ticking()}
-    found = score_pair(model, pieces(model.data(6), 4, 2), **options, fast_steps=8, particles=9)
+    found = score_pair(model, pieces(model.data(6), 4, 2), FastLoop(**options, steps=8), particles=9)
     assert now[0] > 900
     assert [(point.steps, point.ms) for point in found.curve] == [
         (steps, pytest.approx(1000 * 2 * steps / 6)) for steps in (0, 1, 2, 4, 8)
@@ -179,15 +179,13 @@ def test_what_finishes_a_fit_is_on_the_clock_of_each_point(monkeypatch):
 
     monkeypatch.setattr(module.time, "perf_counter", lambda: Ending.now)
     model = LinearGaussian()
-    found = score_pair(
-        model, [model.data(5)], guide=Ending(2, 2), objective=MonteCarloELBO(), fast_steps=2, particles=2
-    )
+    found = score_pair(model, [model.data(5)], FastLoop(Ending(2, 2), MonteCarloELBO(), steps=2), particles=2)
     assert [point.ms for point in found.curve] == [pytest.approx(1000)] * 3
 
 
 def test_a_sampler_that_tells_only_of_its_end():
     model = WithPrior()
-    found = score_pair(model, [model.data(2)], guide=HMC(2, 2, leapfrogs=3), objective=MAP(), fast_steps=4, particles=4)
+    found = score_pair(model, [model.data(2)], FastLoop(HMC(2, 2, leapfrogs=3), MAP(), steps=4), particles=4)
     assert [point.steps for point in found.curve] == [0, 4]
     assert found.ms_per_fast_step > 0
     assert found.elbo is not None
@@ -196,8 +194,8 @@ def test_a_sampler_that_tells_only_of_its_end():
 
 def test_batches_that_stop_early_stay_where_they_were():
     model = LinearGaussian()
-    options = {"guide": MeanField(2, 2), "objective": MonteCarloELBO(particles=50), "fast_steps": 64}
-    found = score_pair(model, pieces(model.data(4), 2, 2), **options, particles=2, tolerance=1e6, patience=2)
+    loop = FastLoop(MeanField(2, 2), MonteCarloELBO(particles=50), steps=64, stopping=Plateau(1e6, patience=2))
+    found = score_pair(model, pieces(model.data(4), 2, 2), loop, particles=2)
     assert found.steps_taken == 4
     assert [point.steps for point in found.curve] == [0, 1, 2, 4, 8, 16, 32, 64]
     assert len({point.nats_per_token for point in found.curve[3:]}) == 1
@@ -206,7 +204,7 @@ def test_batches_that_stop_early_stay_where_they_were():
 def test_a_point_has_no_bound_but_a_joint_density():
     model = LinearGaussian()
     batch = model.data(5)
-    found = score_pair(model, [batch], guide=Delta(2, 2), objective=MAP(), optimizer=Adam(lr=0.3), fast_steps=200)
+    found = score_pair(model, [batch], FastLoop(Delta(2, 2), MAP(), Adam(lr=0.3), steps=200))
     assert (found.elbo, found.iwae, found.ess, found.rate, found.steps_to_1pct) == (None,) * 5
     assert found.curve == found.nats_by_sequence == []
     assert "no density" in found.note
@@ -219,12 +217,12 @@ def test_a_point_has_no_bound_but_a_joint_density():
 def test_figures_depend_neither_on_batches_nor_on_the_global_seed():
     model = LinearGaussian()
     batch = model.data(5)
-    options = {"guide": SVGD(2, 2, particles=3), "objective": MAP(), "fast_steps": 3, "particles": 3}
+    loop = FastLoop(SVGD(2, 2, particles=3), MAP(), steps=3)
     torch.manual_seed(1)
-    one = score_pair(model, [batch], **options)
+    one = score_pair(model, [batch], loop, particles=3)
     torch.manual_seed(2)
     before = torch.random.get_rng_state()
-    two = score_pair(model, pieces(batch, 2, 3), **options)
+    two = score_pair(model, pieces(batch, 2, 3), loop, particles=3)
     assert torch.equal(before, torch.random.get_rng_state())
     assert one.nats_by_sequence == pytest.approx(two.nats_by_sequence, abs=1e-9)
 
@@ -265,7 +263,6 @@ def test_more_particles_need_more_memory():
     model = LinearGaussian(length=64)
     batch, guide = model.data(64), MeanField(2, 2)
     needs = [
-        score_pair(model, [batch], guide=guide, objective=MonteCarloELBO(particles=k), fast_steps=1, particles=1)
-        for k in (1, 16)
+        score_pair(model, [batch], FastLoop(guide, MonteCarloELBO(particles=k), steps=1), particles=1) for k in (1, 16)
     ]
     assert needs[1].peak_memory_bytes > 4 * needs[0].peak_memory_bytes > 0

@@ -84,7 +84,7 @@ def test_every_decoder_reads_the_same_tokens(undisturbed):
     assert len({(config.seed, config.slow, config.fast.noise, config.dtype) for config in configs}) == 1
     start = [pair.training.validation[0].nats_per_token for pair in found.pairs]
     assert start[0] != pytest.approx(start[1], rel=1e-12)  # each by its own loop (that of a point is mean-field's)
-    weights = [Run.load(out / "runs" / name).parts.model for name in ("delta--map", "mean-field--elbo")]
+    weights = [Run.load(out / "runs" / name).model for name in ("delta--map", "mean-field--elbo")]
     assert not torch.equal(*(model.decoder.tok_embeddings.weight for model in weights))
 
 
@@ -288,14 +288,14 @@ LEARNED = [name for name, kind in FAMILIES.items() if kind.learning != "none"]
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_guides_that_learn_are_trained_on_the_training_split(name, run):
-    before = {key: value.clone() for key, value in run.parts.model.state_dict().items()}
+    before = {key: value.clone() for key, value in run.model.state_dict().items()}
     options = {"guides": [name], "objectives": ["elbo"], **SCORED}
     found = compare_run(run, guide_steps=3, **options)
     assert found.pairs[0].guide_training_seconds > 0
     assert found.pairs[0].elbo is not None
     assert compare_run(run, guide_steps=0, **options).pairs[0].guide_training_seconds is None
-    assert all(torch.equal(value, run.parts.model.state_dict()[key]) for key, value in before.items())
-    assert all(parameter.grad is None for parameter in run.parts.model.parameters())
+    assert all(torch.equal(value, run.model.state_dict()[key]) for key, value in before.items())
+    assert all(parameter.grad is None for parameter in run.model.parameters())
 
 
 @pytest.mark.skipif(not LEARNED, reason="no guide learns")
@@ -304,9 +304,9 @@ def test_the_runs_own_guide_starts_from_its_own_weights(tokens, tmp_path):
     run = ltm.train(config, data=tokens, out=tmp_path / "run")
     named = guides_for(run, [LEARNED[0], "mean-field"])
     assert named.notes == {LEARNED[0]: OWN_WEIGHTS}
-    own = run.parts.guide.state_dict()
+    own = run.loop.guide.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in named.guides[LEARNED[0]].state_dict().items())
-    assert named.guides[LEARNED[0]] is not run.parts.guide
+    assert named.guides[LEARNED[0]] is not run.loop.guide
     found = compare_run(run, guides=[LEARNED[0]], objectives=["elbo"], guide_steps=0, **SCORED)
     assert OWN_WEIGHTS in found.pairs[0].note
 

@@ -43,7 +43,7 @@ from pyro_ltm.comparison.trainings import decoder_training
 from pyro_ltm.config import load_toml
 from pyro_ltm.data import TokenDataset, Tokenizer, read_source, unigram_nats
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference.build import check_config
 from pyro_ltm.locks import _refusal, _signature
 from pyro_ltm.model.reference import read_reference
 from pyro_ltm.reports.comparison_page import draw, render
@@ -114,7 +114,7 @@ class Kind:
 
 
 def read_config(world: World) -> None:
-    Parts.check(load_toml(world.folder / "run" / "config.toml", whole=True))
+    check_config(load_toml(world.folder / "run" / "config.toml", whole=True))
 
 
 def read_partial_config(world: World) -> None:
@@ -123,7 +123,7 @@ def read_partial_config(world: World) -> None:
 
 def resume(world: World) -> None:
     run, folder = world.run, world.folder / "resumed"
-    trainer = Trainer(Run(folder, run.config, run.parts, run.tokenizer, 0), world.data, None)
+    trainer = Trainer(Run(folder, run.config, run.model, run.loop, run.tokenizer, 0), world.data, None)
     try:
         trainer.resume()
     finally:
@@ -291,7 +291,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "max_z_len": 2,
         "window_size": 4,
     }
-    weights = dict(run.parts.model.decoder.state_dict())
+    weights = dict(run.model.decoder.state_dict())
     torch.save({"model": weights, "model_args": shape}, folder / "a.pt")
     (folder / "held").mkdir()
     (folder / "held" / "lock").write_bytes(_signature())

@@ -122,7 +122,7 @@ def test_no_network_makes_a_density_overflow():
 
 
 def test_sizes_and_devices_without_memory():
-    """`Parts.check` builds everything on the device `meta`."""
+    """`check_config` builds everything on the device `meta`."""
     with torch.device("meta"):
         guide = Flow(24, 512)
     assert all(parameter.is_meta for parameter in guide.parameters())

@@ -11,8 +11,8 @@ from helpers.tiny import D, L, N, T, V, telling_model, tiny_batch, tiny_config, 
 from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Amortized, MeanField, SemiAmortized
-from pyro_ltm.inference import fit_posterior
-from pyro_ltm.inference.parts import build_guide
+from pyro_ltm.inference import FastLoop, fit_posterior
+from pyro_ltm.inference.build import build_guide
 from pyro_ltm.noise import DrawFrom, Noise
 from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO, MonteCarloELBO
 from pyro_ltm.optimizers import SGD, Adam
@@ -148,18 +148,9 @@ def test_a_slow_step_teaches_decoder_and_guide(name):
     guide = build_guide(Component(name=name), tiny_config()).double()
     before = {key: value.clone() for key, value in guide.state_dict().items()}
     optimizer = torch.optim.Adam([*model.parameters(), *guide.parameters()], lr=1e-3)
+    loop = FastLoop(guide, AnalyticELBO() if guide.has_analytic_kl else MonteCarloELBO(), steps=2)
     for step in range(3):
-        report = train_step(
-            model,
-            [batch],
-            guide=guide,
-            objective=AnalyticELBO() if guide.has_analytic_kl else MonteCarloELBO(),
-            fast_optimizer=Adam(),
-            fast_steps=2,
-            slow_optimizer=optimizer,
-            clip=1.0,
-            seed=step,
-        )
+        report = train_step(model, [batch], loop, optimizer, clip=1.0, seed=step)
     assert bool(report.finite)
     moved = [key for key, value in guide.state_dict().items() if not torch.equal(value, before[key])]
     assert moved

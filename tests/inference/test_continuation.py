@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyro_ltm.config import Config
-from pyro_ltm.inference import Parts, continuation, generate, generation
+from pyro_ltm.inference import build, continuation, generate, generation
 from pyro_ltm.inference.generation import INCOMPLETE
 
 token = st.integers(0, 10**6)
@@ -70,12 +70,12 @@ def test_generated_texts_go_on_from_their_prompts(prompt: str, monkeypatch) -> N
     """All tokens that were written, decoded together; alone they would lack the space between prompt and text."""
     codec = kinds()["llama"]
     word = codec.encode("Hello more")[len(codec.encode("Hello")) :]
-    parts = Parts.build(Config(model=tiny_config(vocab_size=codec.vocab_size, max_length=24)))
+    model, loop = build(Config(model=tiny_config(vocab_size=codec.vocab_size, max_length=24)))
 
     def write(decoder, thoughts, tokens, count, **options):
         return torch.cat([tokens, torch.tensor([[*word, codec.end_of_text]] * len(tokens))], 1)
 
     monkeypatch.setattr(generation, "sample_tokens", write)
-    found = generate(parts, codec, prompt=prompt, num=2, seed=1)
+    found = generate(model, loop, codec, prompt=prompt, num=2, seed=1)
     assert [one.text for one in found] == [" more" if prompt else "more"] * 2
     assert all(one.ended and one.tokens == len(word) for one in found)

@@ -20,8 +20,8 @@ from helpers.tiny import L, T, V, telling_model, tiny_config
 
 from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference import FAMILIES, fit_posterior
-from pyro_ltm.inference.parts import build_guide
+from pyro_ltm.inference import FAMILIES, FastLoop, fit_posterior
+from pyro_ltm.inference.build import build_guide
 from pyro_ltm.inference.samplers import ParticleGuide
 from pyro_ltm.noise import KINDS, DrawFrom, Noise
 from pyro_ltm.objectives import IWAE, OBJECTIVES
@@ -90,17 +90,7 @@ def prepare(guide, objective, model, batch):
         return
     optimizer = torch.optim.Adam(guide.parameters(), lr=1e-2)
     for step in range(40):
-        train_step(
-            model,
-            [batch],
-            guide=guide,
-            objective=objective,
-            fast_optimizer=Adam(),
-            fast_steps=0,
-            slow_optimizer=optimizer,
-            clip=0.0,
-            seed=step,
-        )
+        train_step(model, [batch], FastLoop(guide, objective, steps=0), optimizer, clip=0.0, seed=step)
 
 
 @pytest.mark.parametrize(("guide_name", "objective_name"), covered(PAIRS, always=REFUSED))

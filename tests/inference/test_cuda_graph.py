@@ -18,9 +18,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_ltm.config import apply_settings
 from pyro_ltm.guides import FullRank, MeanField, StudentT
-from pyro_ltm.inference import fit_posterior
+from pyro_ltm.inference import FastLoop, build, fit_posterior
 from pyro_ltm.inference.cuda_graph import KEPT, Recorder
-from pyro_ltm.inference.parts import Parts
 from pyro_ltm.objectives import AnalyticELBO, KLAnnealing, MonteCarloELBO, Renyi
 from pyro_ltm.optimizers import Adam, Natural
 from pyro_ltm.presets import preset
@@ -231,9 +230,9 @@ def test_a_recorder_moves_no_figure():
     """Through an evaluation, whose last batch is smaller."""
     model, kept = tiny_model(), Again()
     batches = [tiny_batch(3 - turn // 4, seed=turn) for turn in range(6)]
-    choices = {"guide": GUIDE, "objective": AnalyticELBO(), "fast_steps": 3, "particles": 2}
     with_it, without = (
-        evaluate_bound(model, batches, recorder=recorder, **choices) for recorder in (Recorder(kept), None)
+        evaluate_bound(model, batches, FastLoop(GUIDE, AnalyticELBO(), steps=3, recorder=recorder), particles=2)
+        for recorder in (Recorder(kept), None)
     )
     assert with_it.nats_per_token == pytest.approx(without.nats_per_token, rel=1e-6)
     assert kept.recorded == 2
@@ -300,9 +299,9 @@ def test_training_and_validation_in_turn_are_recorded_both():
     assert (kept.recorded, kept.replayed) == (2, 4)
 
 
-def test_parts_record_on_a_gpu_alone():
+def test_loops_record_on_a_gpu_alone():
     config = apply_settings(preset("nano"), ["model.vocab_size=300"])
-    assert Parts.build(config).recorder is None
+    assert build(config)[1].recorder is None
 
 
 @needs_a_gpu

@@ -9,8 +9,8 @@ from pyro.infer import MCMC, NUTS
 
 from pyro_ltm.config import Component
 from pyro_ltm.inference import FAMILIES, fit_posterior
+from pyro_ltm.inference.build import build_guide
 from pyro_ltm.inference.log_joint import LogJoint
-from pyro_ltm.inference.parts import build_guide
 from pyro_ltm.inference.samplers import HMC, MALA
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.objectives import MAP, MonteCarloELBO

@@ -16,7 +16,7 @@ from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import GUIDES, MeanField
 from pyro_ltm.inference import fit_posterior
-from pyro_ltm.inference.parts import build_guide
+from pyro_ltm.inference.build import build_guide
 from pyro_ltm.model import TokenSequence
 from pyro_ltm.noise import DrawFrom, Noise
 from pyro_ltm.objectives import AnalyticELBO, MonteCarloELBO

@@ -8,14 +8,12 @@ import torch
 from helpers.tiny import D, L, N, T, V, telling_model, tiny_batch, tiny_model
 from torch import nn
 
-from pyro_ltm.config import Component, FastConfig
+from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import GUIDES, Laplace, MeanField
-from pyro_ltm.inference import fit_posterior
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference import FastLoop, fit_posterior
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import MAP, MMD, AnalyticELBO, BetaELBO, FreeBits, MonteCarloELBO
-from pyro_ltm.optimizers import Adam
 from pyro_ltm.scores import evaluate_bound
 from pyro_ltm.thoughts.diagnostics import Thoughts, diagnose
 
@@ -127,7 +125,7 @@ def test_what_needs_no_closed_form_works_under_a_mixture(prior):
     for objective in (MonteCarloELBO(), BetaELBO(beta=1.0), FreeBits(nats=0.0)):
         posterior = fit_posterior(model, batch, guide=guide, objective=objective, steps=2)
         assert posterior.score(model, batch, particles=4).kl is None
-    found = evaluate_bound(model, [batch], guide=guide, objective=MonteCarloELBO(), fast_steps=2, particles=256)
+    found = evaluate_bound(model, [batch], FastLoop(guide, MonteCarloELBO(), steps=2), particles=256)
     fitted = fit_posterior(
         model, batch, guide=guide, objective=MonteCarloELBO(), steps=2, seed=fold(0, "fit")
     ).distribution
@@ -177,7 +175,7 @@ def test_mmd_is_of_the_draws_seen_from_the_prior(prior):
 def test_diagnostics_charge_the_models_own_prior(prior):
     model = model_under(prior)
     guide, objective = MeanField(N, D), MonteCarloELBO()
-    thoughts = Thoughts.fit(Parts(model, guide, objective, Adam(), FastConfig(steps=2)), [tiny_batch(B)])
+    thoughts = Thoughts.fit(model, [tiny_batch(B)], FastLoop(guide, objective, steps=2))
     found = diagnose(thoughts, particles=64)
     q = thoughts.posteriors[0].distribution
     exact, _ = by_draws(q, prior)

@@ -9,7 +9,7 @@ from pyro.infer import RenyiELBO, TraceGraph_ELBO
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Amortized, MeanField
-from pyro_ltm.inference import fit_posterior
+from pyro_ltm.inference import FastLoop, fit_posterior
 from pyro_ltm.inference.samplers import SAMPLERS
 from pyro_ltm.objectives import MAP, AnalyticELBO
 from pyro_ltm.scores import evaluate_bound
@@ -24,7 +24,7 @@ def test_a_model_in_double_precision_is_fitted_and_scored_in_it():
     assert {value.dtype for value in double.state.values()} == {torch.float64}
     # The same noise would be the same fit, but noise is drawn in the precision of q.
     assert (double.history[0] - single.history[0]).abs().max() < 60
-    assert evaluate_bound(model, [batch], **fitting, fast_steps=2).nats_per_token > 0
+    assert evaluate_bound(model, [batch], FastLoop(**fitting, steps=2)).nats_per_token > 0
     still = {"noise": "fixed", "objective": AnalyticELBO()}
     assert fit_posterior(model, batch, guide=MeanField(N, D), **still, steps=2).history.dtype == torch.float64
 

@@ -13,7 +13,7 @@ from helpers.tiny import D, enlarge
 from pyro_ltm.config import Config, DataConfig, FastConfig, ModelConfig
 from pyro_ltm.data import Tokenizer
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference.build import build
 from pyro_ltm.integrations.harness import HarnessModel, run_harness
 from pyro_ltm.noise import fold
 from pyro_ltm.runs import Run
@@ -37,9 +37,9 @@ def make_run(folder, thoughts):
         data=DataConfig(sequence_length=LENGTH, vocab_size=280),
         fast=FastConfig(steps=3),
     )
-    parts = Parts.build(config)
-    enlarge(parts.model.decoder, seed=0)
-    return Run.create(folder, config, parts, tokenizer)
+    model, loop = build(config)
+    enlarge(model.decoder, seed=0)
+    return Run.create(folder, config, model, loop, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def direct(run, context, continuation):
     total, greedy = 0.0, True
     with torch.no_grad():
         for token in run.tokenizer.encode(continuation):
-            decoder = run.parts.model.decoder
+            decoder = run.model.decoder
             hidden = decoder(decoder.context(torch.tensor([tokens])), torch.zeros(1, 0, D))
             log_probs = decoder.logits(hidden[0, -1]).double().log_softmax(-1)
             total, greedy = total + float(log_probs[token]), greedy and int(log_probs.argmax()) == token
@@ -110,7 +110,7 @@ def direct(run, context, continuation):
 def written(run, prompt, count):
     """The twin's most likely continuation, without a cache."""
     tokens = [run.tokenizer.end_of_text, *run.tokenizer.encode(prompt)]
-    start, decoder = len(tokens), run.parts.model.decoder
+    start, decoder = len(tokens), run.model.decoder
     with torch.no_grad():
         for _ in range(count):
             hidden = decoder(decoder.context(torch.tensor([tokens])), torch.zeros(1, 0, D))
@@ -149,7 +149,7 @@ def test_a_run_with_thoughts_takes_them_from_the_context_alone(ltm, tmp_path):
     model = HarnessModel(ltm, particles=6, seed=3)
     found = run_harness(model, [str(tmp_path / "local-choices.yaml")], limit=3)
     end, encode = ltm.tokenizer.end_of_text, ltm.tokenizer.encode
-    scores = Predictor(ltm.parts, particles=6, seed=3)
+    scores = Predictor(ltm.model, ltm.loop, particles=6, seed=3)
     right = []
     for place, row in enumerate(rows[:3]):
         name = fold("continuation", "local-choices", str(place), 0)
@@ -159,7 +159,7 @@ def test_a_run_with_thoughts_takes_them_from_the_context_alone(ltm, tmp_path):
         for option in row["options"]:
             tokens = torch.tensor([[*context.tokens, *encode(f" {option}")]]).expand(6, -1)
             with torch.no_grad():
-                decoder = ltm.parts.model.decoder
+                decoder = ltm.model.decoder
                 logits = decoder.logits(decoder(decoder.context(tokens[:, :-1]), z)).double().log_softmax(-1)
             each = logits.gather(-1, tokens[:, 1:, None])[:, len(context.tokens) - 1 :, 0].sum(-1)
             nats.append(float(each.logsumexp(0)) - math.log(6))
@@ -232,7 +232,7 @@ def test_a_long_context_is_cut_from_the_left_and_counted(twin):
     after = len(twin.tokenizer.encode(continuation))
     assert len(tokens) > LENGTH + 1
     kept = tuple(tokens[-LENGTH - 1 :])
-    expected = Predictor(twin.parts).score([Piece(Context(kept[:-after], 0), kept[-after:])])[0]
+    expected = Predictor(twin.model, twin.loop).score([Piece(Context(kept[:-after], 0), kept[-after:])])[0]
     found = model.loglikelihood([Request(context, continuation), Request(LINES[0][:5], continuation)])
     assert found[0][0] == pytest.approx(expected.log_likelihood, abs=1e-5)
     assert model.get_model_info()["contexts_cut"] == 1
@@ -246,7 +246,9 @@ def test_rolling_covers_texts_longer_than_the_model(twin, ltm, stride):
     for start in range(1, len(tokens), stride):
         end = min(start + stride, len(tokens))
         context = tokens[max(0, end - LENGTH - 1) : start]
-        total += Predictor(twin.parts).score([Piece(Context(context, 0), tokens[start:end])])[0].log_likelihood
+        total += (
+            Predictor(twin.model, twin.loop).score([Piece(Context(context, 0), tokens[start:end])])[0].log_likelihood
+        )
     assert HarnessModel(twin, stride=stride).loglikelihood_rolling([Request(text)]) == [pytest.approx(total, abs=1e-3)]
     assert HarnessModel(twin).loglikelihood_rolling([Request("")]) == [0.0]
     mine = HarnessModel(ltm, stride=stride, particles=4).loglikelihood_rolling([Request(text)])[0]
@@ -287,7 +289,7 @@ def test_a_prompt_gives_way_to_what_is_to_be_written(twin):
     model = HarnessModel(twin)
     prompt = " ".join(LINES)
     tokens = [twin.tokenizer.end_of_text, *twin.tokenizer.encode(prompt)]
-    decoder, text = twin.parts.model.decoder, []
+    decoder, text = twin.model.decoder, []
     kept = tokens[-(LENGTH + 1 - LENGTH // 2) :]
     with torch.no_grad():
         for _ in range(LENGTH // 2):

@@ -14,10 +14,9 @@ import pyro_ltm as ltm
 from pyro_ltm.config import Config, apply_settings
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import fit_posterior
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference import FastLoop, fit_posterior
+from pyro_ltm.inference.build import build, check_config
 from pyro_ltm.objectives import AnalyticELBO
-from pyro_ltm.optimizers import Adam
 from pyro_ltm.training import train_step
 
 # torch's own: its compiler looks at the gradient of a tensor that is no leaf, and imports old parts of torch.
@@ -34,20 +33,16 @@ def _forget_compiled_code():
     torch.compiler.reset()
 
 
-def step(model, batch, steps=3, **options):
+def step(model, batch, steps=3, **loop):
     """One training step; the decoder's gradients and the report."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     report = train_step(
         model,
         [batch],
-        guide=MeanField(4, 16),
-        objective=AnalyticELBO(),
-        fast_optimizer=Adam(),
-        fast_steps=steps,
-        slow_optimizer=optimizer,
+        FastLoop(MeanField(4, 16), AnalyticELBO(), steps=steps, **loop),
+        optimizer,
         clip=0.0,
         seed=0,
-        **options,
     )
     return report, {name: p.grad.clone() for name, p in model.named_parameters()}
 
@@ -120,7 +115,7 @@ def test_a_whole_run_takes_one_graph_for_each_way_to_learn(tmp_path, monkeypatch
 
 def test_weights_keep_their_names():
     config = apply_settings(Config(model=tiny_config()), ["compile=true"])
-    assert Parts.build(config).model.state_dict().keys() == tiny_model().state_dict().keys()
+    assert build(config)[0].state_dict().keys() == tiny_model().state_dict().keys()
 
 
 @pytest.mark.parametrize(
@@ -129,4 +124,4 @@ def test_weights_keep_their_names():
 def test_is_refused_where_gradients_of_gradients_are_taken(settings):
     config = apply_settings(Config(model=tiny_config()), ["compile=true", *settings])
     with pytest.raises(UserError, match=r"compile = true: .* gradients of gradients"):
-        Parts.check(config)
+        check_config(config)

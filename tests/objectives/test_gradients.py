@@ -15,7 +15,7 @@ import torch
 from helpers.stand_ins import LinearGaussian
 
 from pyro_ltm.guides import Amortized, Delta, Flow, FullRank, MeanField, Mixture, SemiAmortized
-from pyro_ltm.inference import fit_posterior
+from pyro_ltm.inference import FastLoop, fit_posterior
 from pyro_ltm.noise import Noise, draw
 from pyro_ltm.objectives import OBJECTIVES
 from pyro_ltm.optimizers import SGD
@@ -188,22 +188,14 @@ def test_the_fast_step_descends_this_gradient(guide_name, name):
 
 
 @pytest.mark.parametrize(("guide_name", "name"), fitting(SLOW))
-def test_the_slow_step_descends_these_gradients(guide_name, name):
+def test_the_slow_step_descends_these_gradients(guide_name, name, monkeypatch):
     model, guide, batch, state = place(guide_name)
     objective, amortized = OBJECTIVES[name](), isinstance(guide, Amortized | SemiAmortized)
     weights = [*guide.parameters(), *model.parameters()]
-    train_step(
-        model,
-        [batch],
-        guide=guide,
-        objective=objective,
-        fast_optimizer=SGD(),
-        fast_steps=0,
-        slow_optimizer=torch.optim.SGD(weights, lr=0.0),
-        clip=0.0,
-        seed=SEED,
-        **({} if amortized else {"start": state}),
-    )
+    if not amortized:
+        monkeypatch.setattr(guide, "init", lambda batch: state)
+    loop = FastLoop(guide, objective, SGD(), steps=0)
+    train_step(model, [batch], loop, torch.optim.SGD(weights, lr=0.0), clip=0.0, seed=SEED)
     to_q, to_model = ESTIMATORS[name]
     noise = Noise(batch.ids, seed=SEED)
 

@@ -13,7 +13,7 @@ from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import GUIDES, Delta, MeanField
 from pyro_ltm.inference import fit_posterior
-from pyro_ltm.inference.parts import build_guide
+from pyro_ltm.inference.build import build_guide
 from pyro_ltm.objectives import MAP, AnalyticELBO
 from pyro_ltm.optimizers import LBFGS, OPTIMIZERS, SGD, Adam, Natural, schedule
 

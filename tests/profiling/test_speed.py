@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -15,10 +16,11 @@ from pyro_ltm.config import Config, apply_settings
 from pyro_ltm.data import TokenDataset, prepare
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference.build import build
 from pyro_ltm.profiling import speed as module
 from pyro_ltm.profiling.memory import peak_memory
 from pyro_ltm.profiling.speed import Speed, measure_speed
+from pyro_ltm.runs.run import Run
 from pyro_ltm.training.checkpoint import Counters
 from pyro_ltm.training.step import train_step
 from pyro_ltm.training.trainer import Trainer, slow_optimizer
@@ -41,13 +43,13 @@ def clock(monkeypatch):
     monkeypatch.setattr(TokenDataset, "batch", lambda *a: clock.passes(READ, read(*a)))
     monkeypatch.setattr(Batch, "to", lambda *a: clock.passes(MOVE, move(*a)))
 
-    def train(*_, fast_steps, decoder_only, **__):
-        clock.passes(DECODER_WARMUP if decoder_only else fast_steps * FAST + SLOW)
+    def train(model, batches, loop, *_, decoder_only, **__):
+        clock.passes(DECODER_WARMUP if decoder_only else loop.steps * FAST + SLOW)
 
     monkeypatch.setattr(module, "peak_memory", lambda *_, **__: None)  # which takes a while
     monkeypatch.setattr(module, "train_step", train)
     monkeypatch.setattr(
-        module, "evaluate_bound", lambda *_, fast_steps, **__: clock.passes(fast_steps * CHECK_FAST + CHECK)
+        module, "evaluate_bound", lambda model, batches, loop, **_: clock.passes(loop.steps * CHECK_FAST + CHECK)
     )
     return clock
 
@@ -158,7 +160,7 @@ def test_validations_are_as_many_as_training_makes(monkeypatch, every):
     trainer = object.__new__(Trainer)
     trainer.counters, trainer.interrupted = Counters(), False
     trainer.slow = config(**{"slow.steps": 5, "slow.eval_every": every}).slow
-    trainer.run, trainer.metrics = MagicMock(), MagicMock()
+    trainer.run, trainer.metrics = Run(Path(), Config(), MagicMock(), MagicMock(), MagicMock(), 0), MagicMock()
     trainer.train = trainer.validation = None
 
     def step():
@@ -180,23 +182,23 @@ def test_the_twin_takes_no_fast_steps():
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The options of every step that is taken; validations are not."""
+    """The loop of every step that is taken; validations are not."""
     monkeypatch.setattr(module, "evaluate_bound", lambda *_, **__: None)
-    options, real = [], module.train_step
-    monkeypatch.setattr(module, "train_step", lambda *a, **k: (options.append(k), real(*a, **k))[1])
-    return options
+    loops, real = [], module.train_step
+    monkeypatch.setattr(module, "train_step", lambda *a, **k: (loops.append(a[2]), real(*a, **k))[1])
+    return loops
 
 
 def test_leaves_nothing_out_of_a_step_and_stops_none_early(seen):
     measure_speed(config(**{"slow.batch_size": 2, "fast.subsample": 3, "fast.noise": "antithetic"}), rounds=1)
-    assert {(k["subsample"], k["noise"], k["tolerance"]) for k in seen} == {(3, "antithetic", 0.0)}
-    assert {k["fast_steps"] for k in seen} == {0, 2, 6}, "whole rounds of three stretches, of which some cost less"
+    assert {(loop.subsample, loop.noise, loop.stopping) for loop in seen} == {(3, "antithetic", None)}
+    assert {loop.steps for loop in seen} == {0, 2, 6}, "whole rounds of three stretches, of which some cost less"
 
 
 def test_an_encoder_takes_no_fast_steps(seen):
     found = measure_speed(config(**{"slow.batch_size": 2, "guide.name": "amortized"}), rounds=1)
     assert (found.fast_steps, found.fast_seconds) == (0, 0.0)
-    assert {k["fast_steps"] for k in seen} == {0}
+    assert {loop.steps for loop in seen} == {0}
 
 
 POINT = {"guide.name": "delta", "objective.name": "map"}
@@ -205,20 +207,20 @@ POINT = {"guide.name": "delta", "objective.name": "map"}
 @pytest.mark.parametrize("changes", [{"fast.subsample": 3}, {"fast.tolerance": 0.1}, POINT])
 def test_a_validation_fits_all_tokens_and_stops_no_sequence_early(monkeypatch, changes):
     """As validations do, but for the early end, which no price for a fast step can know."""
-    options, real = [], module.evaluate_bound
-    monkeypatch.setattr(module, "evaluate_bound", lambda *a, **k: (options.append(k), real(*a, **k))[1])
+    loops, real = [], module.evaluate_bound
+    monkeypatch.setattr(module, "evaluate_bound", lambda *a, **k: (loops.append(a[2]), real(*a, **k))[1])
     monkeypatch.setattr(module, "peak_memory", lambda *_, **__: None)
     measure_speed(config(**{"slow.batch_size": 2, **changes}), rounds=1)
-    assert {(k["subsample"], k["tolerance"], k["particles"]) for k in options} == {(1, 0.0, 1)}
-    assert {k["fast_steps"] for k in options} == {0, module.FAST}
-    assert {type(k["guide"]) for k in options} == {MeanField}, "no point, which is no posterior to judge by"
+    assert {(loop.for_scores().subsample, loop.stopping) for loop in loops} == {(1, None)}
+    assert {loop.steps for loop in loops} == {0, module.FAST}
+    assert {type(loop.guide) for loop in loops} == {MeanField}, "no point, which is no posterior to judge by"
 
 
 def test_memory_is_counted_byte_by_byte(monkeypatch):
     """Steps that hold a known amount for each of their micro-batches, and of these two where there are more."""
     size = 1 << 20
 
-    def train(model, batches, *, slow_optimizer, **_):
+    def train(model, batches, loop, slow_optimizer, **_):
         held = [torch.empty(size, dtype=torch.uint8) for _ in batches]
         slow_optimizer.state.setdefault(model, {"mean": torch.zeros(25), "count": torch.zeros(())})
         return held
@@ -240,25 +242,21 @@ def test_memory_is_that_of_training():
         setup = apply_settings(Config(model=shape), settings)
 
         def training(setup=setup):
-            parts = Parts.build(setup)
-            optimizer = slow_optimizer(parts, setup.slow)
+            model, loop = build(setup)
+            optimizer = slow_optimizer(model, loop.guide, setup.slow)
             for _ in range(2):  # the optimizer's state is there from the second step on
                 train_step(
-                    parts.model,
+                    model,
                     [tiny_batch(2, 16, seed=number) for number in range(setup.slow.accumulate)],
-                    guide=parts.guide,
-                    objective=parts.objective,
-                    fast_optimizer=parts.optimizer,
-                    fast_steps=1,
-                    slow_optimizer=optimizer,
+                    loop,
+                    optimizer,
                     clip=1.0,
                     seed=0,
-                    **parts.fitting,
                 )
 
         found[accumulate] = measure_speed(setup, rounds=1)
         assert found[accumulate].total_bytes == pytest.approx(peak_memory(training), rel=0.05)
-    model = Parts.build(setup).model
+    model = build(setup)[0]
     parameters = sum(parameter.nbytes for parameter in model.parameters())
     tables = sum(table.nbytes for table in model.buffers())
     one, more = found[1], found[3]
@@ -271,7 +269,7 @@ def test_memory_is_that_of_training():
 def test_memory_of_an_unrolled_step_is_that_of_all_its_fast_steps(seen):
     changes = {"slow.batch_size": 2, "guide.name": "semi-amortized", "guide.unrolled": "true", "fast.steps": 7}
     measure_speed(config(**changes), rounds=1)
-    assert seen[-1]["fast_steps"] == 7
+    assert seen[-1].steps == 7
 
 
 def test_refuses_fewer_sequences_than_a_batch(tmp_path):

@@ -91,7 +91,7 @@ def test_a_document_is_cut_to_what_the_model_reads_and_its_thoughts_are_kept(run
 
 def test_a_description_counts_every_parameter_once(run):
     found = describe(run)
-    modules = (run.parts.model, run.parts.guide)
+    modules = (run.model, run.loop.guide)
     assert found["parameters"]["total"] == sum(p.numel() for module in modules for p in module.parameters())
     assert found["files"]["model.safetensors"] == (FOLDER / "model.safetensors").stat().st_size
     assert (found["step"], found["steps"], found["origin"]) == (6, 6, None)

@@ -62,7 +62,7 @@ def test_weights_without_a_trainers_state_are_not_thrown_away(run):
 
 def test_converted_weights_are_not_thrown_away(run, tokens, tmp_path):
     source = Run.load(run)
-    Run.create(tmp_path / "converted", source.config, source.parts, source.tokenizer)
+    Run.create(tmp_path / "converted", source.config, source.model, source.loop, source.tokenizer)
     before = model(tmp_path / "converted")
     with pytest.raises(UserError, match="has weights but no trainer"):
         ltm.train(None, data=tokens, out=tmp_path / "converted", resume=True)
@@ -183,7 +183,7 @@ def test_a_configuration_that_was_cut_short_is_damage(run):
 def test_weights_that_are_not_finite_are_refused(run):
     source = Run.load(run)
     with torch.no_grad():
-        source.parts.model.decoder.norm.weight[0] = float("nan")
+        source.model.decoder.norm.weight[0] = float("nan")
     source.save_weights(4)
     with pytest.raises(UserError, match="not finite"):
         Run.load(run)

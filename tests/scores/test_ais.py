@@ -7,6 +7,7 @@ import contextlib
 import pytest
 import torch
 from helpers.judged import Exact, WithPrior, pieces
+from helpers.loops import take_loop
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Delta, MeanField
@@ -24,7 +25,7 @@ class Known(WithPrior):
     def precompute(self, batch):
         return batch
 
-    def held(self):
+    def fused_weights(self):
         return contextlib.nullcontext()
 
 
@@ -35,7 +36,8 @@ def _double_precision():
 
 
 def evaluate(model, batches, **options):
-    return evaluate_annealed(model, batches, **{"guide": Exact(model), "objective": AnalyticELBO()} | options)
+    options = {"guide": Exact(model), "objective": AnalyticELBO()} | options
+    return evaluate_annealed(model, batches, take_loop(options), **options)
 
 
 def test_from_the_posterior_itself_it_is_the_evidence():
@@ -44,7 +46,7 @@ def test_from_the_posterior_itself_it_is_the_evidence():
     batch = model.data(5)
     exact = -model.log_evidence(batch)
     for sizes in ([5], [2, 3]):
-        found = evaluate(model, pieces(batch, *sizes), start="q", fast_steps=0, temperatures=3, chains=2, leapfrogs=2)
+        found = evaluate(model, pieces(batch, *sizes), start="q", steps=0, temperatures=3, chains=2, leapfrogs=2)
         assert torch.allclose(found.sequence_nats, exact, atol=1e-9)
         assert found.nats_per_token == pytest.approx(exact.sum().item() / batch.mask.sum().item(), abs=1e-10)
         assert found.effective_sample_size == pytest.approx(2)
@@ -56,7 +58,7 @@ def test_an_upper_bound_that_tightens(start):
     model = Known()
     batch = model.data(COPIES, copies=True)
     exact = -model.log_evidence(batch)[0].item()
-    fitted = {"guide": MeanField(2, 2), "optimizer": Adam(lr=0.1), "fast_steps": 3}  # q is far from the posterior yet
+    fitted = {"guide": MeanField(2, 2), "optimizer": Adam(lr=0.1), "steps": 3}  # q is far from the posterior yet
     gaps = []
     for temperatures in (2, 8, 64):
         found = evaluate(model, [batch], start=start, **fitted, temperatures=temperatures, chains=1, seed=3)
@@ -85,7 +87,7 @@ def test_fast_steps_bring_q_nearer():
     model = Known()
     batch = model.data(COPIES, copies=True)
     fitted = {"guide": MeanField(2, 2), "optimizer": Adam(lr=0.1), "temperatures": 1, "chains": 1}
-    none, many = (evaluate(model, [batch], start="q", fast_steps=steps, **fitted) for steps in (0, 100))
+    none, many = (evaluate(model, [batch], start="q", steps=steps, **fitted) for steps in (0, 100))
     assert many.nats_per_token < none.nats_per_token - 0.1
     assert 0 < many.acceptance <= 1
 
@@ -118,4 +120,4 @@ def test_what_cannot_be_annealed_is_refused():
     with pytest.raises(UserError, match="no sequences"):
         evaluate(model, [], start="prior")
     with pytest.raises(UserError, match="is a point"):
-        evaluate(model, [batch], start="q", guide=Delta(2, 2), objective=MAP(), fast_steps=0)
+        evaluate(model, [batch], start="q", guide=Delta(2, 2), objective=MAP(), steps=0)

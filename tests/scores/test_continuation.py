@@ -10,11 +10,9 @@ import pytest
 import torch
 from helpers.tiny import D, N, T, V, telling_model, tiny_config, tiny_model, tiny_tokens
 
-from pyro_ltm.config import FastConfig
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference import FastLoop
 from pyro_ltm.objectives import MMD, AnalyticELBO
-from pyro_ltm.optimizers import Adam
 from pyro_ltm.scores import continuation as predictive
 from pyro_ltm.scores.continuation import Context, Piece, Predictor, windows
 
@@ -27,10 +25,9 @@ def _double_precision():
 def predictor(model=None, *, objective=None, **options):
     model = model or tiny_model()
     guide = MeanField(model.config.thoughts, D)
-    parts = Parts(
-        model, guide, objective or AnalyticELBO(), Adam(), FastConfig(steps=4 if model.config.thoughts else 0)
-    )
-    return Predictor(parts, **({"particles": 5, "batch_size": 4} | options))
+    steps = options.pop("steps", 4 if model.config.thoughts else 0)
+    loop = FastLoop(guide, objective or AnalyticELBO(), steps=steps)
+    return Predictor(model, loop, **({"particles": 5, "batch_size": 4} | options))
 
 
 def some_pieces(count=7, *, vocab=V, name=0):
@@ -69,7 +66,7 @@ def test_scores_are_those_of_the_mixture(thoughts, monkeypatch):
     for piece, found in zip(pieces, scores.score(pieces), strict=True):
         z = scores.thoughts([piece.context])[:, 0]
         assert z.shape == (5 if thoughts else 1, thoughts, D)
-        log_likelihood, likeliest = by_hand(scores.parts.model, piece, z)
+        log_likelihood, likeliest = by_hand(scores.model, piece, z)
         assert found.log_likelihood == pytest.approx(log_likelihood, abs=1e-9)
         assert found.is_greedy == (likeliest == piece.continuation)
 
@@ -107,7 +104,7 @@ def test_before_any_text_thoughts_come_from_the_prior_and_later_from_a_fit():
     assert many.shape == (4000, 1, N, D)
     assert float(many.mean().abs()) < 4 / many.numel() ** 0.5
     assert float(many.var() - 1) == pytest.approx(0, abs=4 * (2 / many.numel()) ** 0.5)
-    few, fits = predictor(model, fast_steps=1), predictor(model, fast_steps=6)
+    few, fits = predictor(model, steps=1), predictor(model, steps=6)
     assert torch.equal(few.thoughts([start]), fits.thoughts([start]))
     assert not torch.allclose(few.thoughts([more]), fits.thoughts([more]), atol=1e-3)
 
@@ -121,7 +118,7 @@ def test_reading_helps_a_model_whose_thoughts_matter():
     def nats(**options):
         return torch.tensor([-one.log_likelihood for one in predictor(model, particles=32, **options).score(pieces)])
 
-    gain = nats(fast_steps=0) - nats(fast_steps=24)  # no steps: q is where it starts, at the prior
+    gain = nats(steps=0) - nats(steps=24)  # no steps: q is where it starts, at the prior
     assert float(gain.mean()) > 2 * float(gain.std()) / len(gain) ** 0.5
 
 
@@ -182,14 +179,14 @@ def test_windows_of_the_twin_sum_to_its_likelihood():
     scores = predictor(tiny_model(tiny_config(thoughts=0)))
     tokens = tuple(tiny_tokens(1)[0].tolist())
     blocks = windows(tokens, lambda start: start, given=1, length=T, stride=5)
-    whole = by_hand(scores.parts.model, Piece(Context(tokens[:1], 0), tokens[1:]), torch.zeros(1, 0, D))[0]
+    whole = by_hand(scores.model, Piece(Context(tokens[:1], 0), tokens[1:]), torch.zeros(1, 0, D))[0]
     assert sum(one.log_likelihood for one in scores.score(blocks)) == pytest.approx(whole, abs=1e-9)
 
 
 def test_leaves_no_trace_in_the_model():
     scores = predictor()
-    before = {name: value.clone() for name, value in scores.parts.model.state_dict().items()}
+    before = {name: value.clone() for name, value in scores.model.state_dict().items()}
     scores.score(some_pieces())
-    assert all(torch.equal(value, before[name]) for name, value in scores.parts.model.state_dict().items())
-    assert all(parameter.grad is None for parameter in scores.parts.model.parameters())
-    assert dataclasses.replace(scores, seed=1).parts is scores.parts
+    assert all(torch.equal(value, before[name]) for name, value in scores.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in scores.model.parameters())
+    assert dataclasses.replace(scores, seed=1).loop is scores.loop

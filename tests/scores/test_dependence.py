@@ -9,6 +9,7 @@ import torch
 from helpers.tiny import D, N, telling_model
 
 from pyro_ltm.guides import MeanField
+from pyro_ltm.inference import FastLoop
 from pyro_ltm.objectives import AnalyticELBO
 from pyro_ltm.scores import Figure, difference, evaluate_bound, share
 from pyro_ltm.scores.dependence import Blocks, Places, block_length, block_variance
@@ -276,9 +277,9 @@ def test_a_bound_has_the_errors_of_its_documents_whatever_its_batches():
     model, batch = telling_model(12)
     document = torch.arange(12) // 6
     batch = type(batch)(**{**vars(batch), "documents": document})
-    how = {"guide": MeanField(N, D), "objective": AnalyticELBO(), "fast_steps": 2, "particles": 2}
+    loop = FastLoop(MeanField(N, D), AnalyticELBO(), steps=2)
     found = [
-        evaluate_bound(model, [batch.select(rows) for rows in order], **how)
+        evaluate_bound(model, [batch.select(rows) for rows in order], loop, particles=2)
         for order in (torch.arange(12).split(12), torch.arange(12).split(5), torch.arange(12).flip(0).split(4))
     ]
     residual = found[0].sequence_nats - found[0].sequence_tokens * found[0].nats_per_token

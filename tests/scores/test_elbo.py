@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.loops import take_loop
 from helpers.stand_ins import NoClosedForm
 from helpers.tiny import D, N, T, V, telling_model, tiny_batch, tiny_config, tiny_model
 from torch.distributions import kl_divergence
@@ -41,13 +42,13 @@ def pieces(batch, size):
 
 
 def evaluate(model, batches, **options):
-    options = {"guide": MeanField(model.config.thoughts, D), "objective": AnalyticELBO(), "fast_steps": 5} | options
-    return evaluate_bound(model, batches, **options)
+    options = {"guide": MeanField(model.config.thoughts, D), "objective": AnalyticELBO(), "steps": 5} | options
+    return evaluate_bound(model, batches, take_loop(options), **options)
 
 
 def test_the_twin_costs_its_cross_entropy():
     model, batch = tiny_model(tiny_config(thoughts=0)), uneven(tiny_batch(6), [12, 12, 3, 7, 1, 12])
-    found = evaluate(model, pieces(batch, 4), fast_steps=0)
+    found = evaluate(model, pieces(batch, 4), steps=0)
     logits = model.decoder.logits(model.decoder(model.decoder.context(batch.inputs), torch.zeros(6, 0, D))).detach()
     each = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none").view(6, T) * batch.mask
     nats, tokens = each.sum(-1), batch.mask.sum(-1).double()
@@ -72,8 +73,8 @@ def test_a_decoder_that_cannot_see_its_thoughts():
         for layer in model.decoder.layers:
             layer.cross_attention.wo.weight.zero_()
     far = MeanField(N, D, init_loc=1.0, init_log_variance=-2.0)
-    start = evaluate(model, [batch], guide=far, fast_steps=0)
-    found = evaluate(model, [batch], guide=far, fast_steps=300, optimizer=Adam(lr=0.1, lr_final=0.0))
+    start = evaluate(model, [batch], guide=far, steps=0)
+    found = evaluate(model, [batch], guide=far, steps=300, optimizer=Adam(lr=0.1, lr_final=0.0))
     exact = found.distortion_nats_per_token
     # Sums over sequences and four particles in one order or another: a few roundings of 2^-53 each.
     for other in (found.distortion_zeroed, found.distortion_from_prior, found.distortion_shuffled):
@@ -153,13 +154,13 @@ def test_figures_do_not_depend_on_the_batches(guide):
 
 def test_thoughts_that_matter_show():
     model, batch = telling_model(8)
-    found = evaluate(model, [batch], fast_steps=60, particles=8)
+    found = evaluate(model, [batch], steps=60, particles=8)
     assert found.distortion_nats_per_token < found.distortion_from_prior
     assert found.distortion_nats_per_token < found.distortion_zeroed
     assert found.distortion_nats_per_token < found.distortion_shuffled
     # Jensen: the importance-weighted bound is the better one (the exact KL in the ELBO moves it within its noise).
     assert found.iwae_nats_per_token < found.nats_per_token + found.nats_per_token_stderr
-    assert found.nats_per_token < evaluate(model, [batch], fast_steps=0, particles=8).nats_per_token
+    assert found.nats_per_token < evaluate(model, [batch], steps=0, particles=8).nats_per_token
     one = evaluate(model, [batch], particles=1, guide=NoClosedForm(N, D), objective=MonteCarloELBO())
     assert one.iwae_nats_per_token == pytest.approx(one.nats_per_token, abs=ROUNDOFF)
 
@@ -178,10 +179,10 @@ def test_what_was_fitted_on_one_draw_is_scored_on_others():
     own_nats = own.distortion + own.rate
     by_hand = -TokenSequence(model.decoder, z, batch).log_prob(batch.targets).detach()
     torch.testing.assert_close(own.distortion, by_hand, atol=1e-9, rtol=0)  # the stream repeats the fit's draw
-    found = evaluate(model, [batch], **options, fast_steps=steps, noise="fixed", seed=seed, particles=32)
+    found = evaluate(model, [batch], **options, steps=steps, noise="fixed", seed=seed, particles=32)
     flattery = found.nats_per_token - float(own_nats.sum() / batch.tokens())
     assert flattery > 4 * found.nats_per_token_stderr
-    fresh = evaluate(model, [batch], **options, fast_steps=steps, seed=seed, particles=32)
+    fresh = evaluate(model, [batch], **options, steps=steps, seed=seed, particles=32)
     assert fresh.nats_per_token < found.nats_per_token
 
 
@@ -206,7 +207,7 @@ def test_perplexity_is_of_totals_and_not_a_mean_over_sequences():
 
 def test_plain_dictionary():
     model, batch = tiny_model(), tiny_batch(1)
-    figures = evaluate(model, [batch], fast_steps=2, particles=3, seed=7).to_dict()
+    figures = evaluate(model, [batch], steps=2, particles=3, seed=7).to_dict()
     assert list(figures) == [
         "nats_per_token",
         "nats_per_token_stderr",

@@ -14,11 +14,9 @@ from pyro.infer import Trace_ELBO, TraceTailAdaptive_ELBO
 
 from pyro_ltm.comparison.pair_score import score_pair
 from pyro_ltm.comparison.train_guide import GuideTraining, train_guide
-from pyro_ltm.config import FastConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Amortized, MeanField
-from pyro_ltm.inference import fit_to_score
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference import FastLoop
 from pyro_ltm.objectives import MMD, OBJECTIVES, AnalyticELBO, as_objective
 from pyro_ltm.optimizers import Adam
 from pyro_ltm.scores import (
@@ -31,25 +29,25 @@ from pyro_ltm.scores.continuation import Context, Predictor
 from pyro_ltm.thoughts.diagnostics import Thoughts, diagnose
 
 COUPLING = [name for name, kind in OBJECTIVES.items() if kind.couples_batch]
-FITTING = {"guide": MeanField(N, D), "optimizer": Adam(lr=0.5)}
+OPTIMIZER = Adam(lr=0.5)
 
 
-def parts(model, objective):
-    return Parts(model, MeanField(N, D), objective, Adam(), FastConfig(steps=2))
+def loop(objective, steps=2):
+    return FastLoop(MeanField(N, D), objective, OPTIMIZER, steps=steps)
 
 
 def bound(model, batch, objective):
-    return evaluate_bound(model, [batch], **FITTING, objective=objective, fast_steps=2).sequence_nats
+    return evaluate_bound(model, [batch], loop(objective)).sequence_nats
 
 
 def prefix(model, batch, objective):
-    found = evaluate_prefix(model, [batch], **FITTING, objective=objective, fast_steps=2, particles=2, stride=6)
+    found = evaluate_prefix(model, [batch], loop(objective), particles=2, stride=6)
     return found.sequence_nats
 
 
 def annealed(model, batch, objective):
-    how = {"fast_steps": 2, "temperatures": 2, "chains": 2, "leapfrogs": 1, "start": "q"}
-    return evaluate_annealed(model, [batch], **FITTING, objective=objective, **how).sequence_nats
+    how = {"temperatures": 2, "chains": 2, "leapfrogs": 1, "start": "q"}
+    return evaluate_annealed(model, [batch], loop(objective), **how).sequence_nats
 
 
 def reference(model, batch, objective):
@@ -57,22 +55,22 @@ def reference(model, batch, objective):
 
 
 def judged(model, batch, objective):
-    found = score_pair(model, [batch], **FITTING, objective=objective, fast_steps=2, particles=2)
+    found = score_pair(model, [batch], loop(objective), particles=2)
     return torch.tensor(found.nats_by_sequence)
 
 
 def diagnosed(model, batch, objective):
-    return Thoughts.fit(parts(model, objective), [batch]).means
+    return Thoughts.fit(model, [batch], loop(objective)).means
 
 
 def predicted(model, batch, objective):
     contexts = [Context(tuple(row.tolist()), name) for name, row in zip(batch.ids.tolist(), batch.inputs, strict=True)]
-    predictor = Predictor(parts(model, objective), particles=2, fast_steps=2, seed=0)
+    predictor = Predictor(model, loop(objective), particles=2, seed=0)
     return predictor.thoughts(contexts).transpose(0, 1)
 
 
 def inferred(model, batch, objective):
-    return parts(model, objective).fit(batch).mean()
+    return loop(objective).fit_to_score(model, batch).mean()
 
 
 SCORES = {each.__name__: each for each in (bound, prefix, annealed, reference, judged, diagnosed, predicted, inferred)}
@@ -98,10 +96,9 @@ def test_neighbours_change_no_score(score, name, telling):
 
 def test_what_is_fitted_apart_is_put_together_again(telling):
     model, batch = telling
-    fitting = {"guide": MeanField(N, D), "steps": 3}
     for objective in (MMD(), AnalyticELBO()):
-        whole = fit_to_score(model, batch, **fitting, objective=objective)
-        alone = fit_to_score(model, batch.select(torch.tensor([2])), **fitting, objective=objective)
+        whole = loop(objective, steps=3).fit_to_score(model, batch)
+        alone = loop(objective, steps=3).fit_to_score(model, batch.select(torch.tensor([2])))
         torch.testing.assert_close(whole.state["loc"][2:3], alone.state["loc"], rtol=1e-3, atol=1e-3)
         assert whole.history.shape == (3, 4)
         assert whole.sample().shape == (1, 4, N, D)
@@ -127,20 +124,18 @@ class Breaks:
 def taught(model, batches, objective):
     batches = iter(batches)
     guide = Amortized(N, D, vocab_size=30, max_length=T)
-    train_guide(model, guide, GuideTraining(batch=lambda step: next(batches), steps=3), objective=objective)
+    train_guide(model, FastLoop(guide, objective), GuideTraining(batch=lambda step: next(batches), steps=3))
 
 
 ENTRIES = {
-    "bound": lambda model, batches, objective: evaluate_bound(model, batches, **FITTING, objective=objective),
-    "prefix": lambda model, batches, objective: evaluate_prefix(
-        model, batches, **FITTING, objective=objective, particles=1, fast_steps=1, stride=6
-    ),
+    "bound": lambda model, batches, objective: evaluate_bound(model, batches, loop(objective)),
+    "prefix": lambda model, batches, objective: evaluate_prefix(model, batches, loop(objective), particles=1, stride=6),
     "annealed": lambda model, batches, objective: evaluate_annealed(
-        model, batches, **FITTING, objective=objective, start="q", temperatures=2, chains=1, leapfrogs=1
+        model, batches, loop(objective), start="q", temperatures=2, chains=1, leapfrogs=1
     ),
     "reference": lambda model, batches, objective: evaluate_reference(model, batches, fast_steps=1),
     "teach": taught,
-    "diagnostics": lambda model, batches, objective: Thoughts.fit(parts(model, objective), batches),
+    "diagnostics": lambda model, batches, objective: Thoughts.fit(model, batches, loop(objective)),
 }
 
 
@@ -164,9 +159,9 @@ def test_comparison_and_diagnosis_leave_the_mode_too(telling):
         raise Broke
 
     with pytest.raises(Broke):
-        score_pair(model, [batch], **FITTING, objective=AnalyticELBO(), fast_steps=1, particles=1, progress=count)
+        score_pair(model, [batch], loop(AnalyticELBO()), particles=1, progress=count)
     assert all(part.training for part in model.modules())
-    diagnose(Thoughts.fit(parts(model, AnalyticELBO()), [batch]), particles=1)
+    diagnose(Thoughts.fit(model, [batch], loop(AnalyticELBO())), particles=1)
     assert all(part.training for part in model.modules())
 
 
@@ -176,9 +171,7 @@ AWAY = ["bound", "prefix", "annealed", "diagnosed", "predicted", "inferred"]
 @pytest.mark.parametrize("score", AWAY)
 def test_a_fit_that_has_run_away_is_said_in_a_line(score, telling, monkeypatch):
     """And in nothing else: no warning comes before it."""
-    wild = Adam(lr=1e6)
-    monkeypatch.setitem(FITTING, "optimizer", wild)
-    monkeypatch.setattr(sys.modules[__name__], "Adam", lambda: wild)
+    monkeypatch.setattr(sys.modules[__name__], "OPTIMIZER", Adam(lr=1e6))
     with pytest.raises(UserError, match=r"run away: 4 of 4 posteriors.*lower its rate \(optimizer\.lr\)"):
         SCORES[score](*telling, AnalyticELBO())
 
@@ -186,9 +179,9 @@ def test_a_fit_that_has_run_away_is_said_in_a_line(score, telling, monkeypatch):
 def test_no_sequences_and_weights_that_no_fit_can_use_are_said_in_a_line(telling):
     model, batch = telling
     with pytest.raises(UserError, match="nothing to score: no sequences"):
-        evaluate_bound(model, [], **FITTING, objective=AnalyticELBO())
+        evaluate_bound(model, [], loop(AnalyticELBO()))
     with pytest.raises(UserError, match="bfloat16: the fast loop needs them in float32 or float64"):
-        fit_to_score(copy.deepcopy(model).bfloat16(), batch, **FITTING, objective=AnalyticELBO())
+        loop(AnalyticELBO()).fit_to_score(copy.deepcopy(model).bfloat16(), batch)
     broken = copy.deepcopy(model)
     broken.decoder.norm.weight.data.fill_(math.nan)
     with pyro.validation_enabled(False), pytest.raises(UserError, match="the reference's figure is not finite"):

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from pyro_ltm.config import Component, FastConfig, ModelConfig, apply_settings
-from pyro_ltm.inference.parts import Parts
-from pyro_ltm.objectives import AnalyticELBO
+from pyro_ltm.inference.build import build
 from pyro_ltm.presets import preset
 from pyro_ltm.scores import evaluate_bound
 from pyro_ltm.training import train_step
@@ -44,35 +43,14 @@ def test_no_bound_falls_below_the_entropy(fixed):
         "objective": Component(name="analytic-elbo"),
         "fast": FastConfig(steps=8, noise="fixed" if fixed else "fresh"),
     }
-    parts = Parts.build(type(config)(**{**vars(config), **changes}))
-    optimizer = slow_optimizer(parts, SHARP)
+    model, loop = build(type(config)(**{**vars(config), **changes}))
+    optimizer = slow_optimizer(model, loop.guide, SHARP)
     for step in range(150):
-        report = train_step(
-            parts.model,
-            [topics(32, seed=step)],
-            guide=parts.guide,
-            objective=parts.objective,
-            fast_optimizer=parts.optimizer,
-            fast_steps=parts.fast.steps,
-            noise=parts.fast.noise,
-            slow_optimizer=optimizer,
-            clip=1.0,
-            seed=step,
-        )
+        report = train_step(model, [topics(32, seed=step)], loop, optimizer, clip=1.0, seed=step)
     assert bool(report.finite)
     held_out = topics(256, seed=10**6)
     for steps, seed in ((8, 0), (64, 1)):
-        found = evaluate_bound(
-            parts.model,
-            [held_out],
-            guide=parts.guide,
-            objective=AnalyticELBO(),
-            optimizer=parts.optimizer,
-            fast_steps=steps,
-            noise=parts.fast.noise,
-            particles=8,
-            seed=seed,
-        )
+        found = evaluate_bound(model, [held_out], loop.with_steps(steps), particles=8, seed=seed)
         assert found.nats_per_token > ENTROPY - 3 * found.nats_per_token_stderr
         # The importance-weighted figure is a bound as well; its draws are shared, so its error is of the same size.
         assert found.iwae_nats_per_token > ENTROPY - 3 * found.nats_per_token_stderr

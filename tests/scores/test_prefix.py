@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.loops import take_loop
 from helpers.tiny import D, N, T, telling_model, tiny_batch, tiny_config, tiny_model
 
 from pyro_ltm.errors import UserError
@@ -25,8 +26,9 @@ def _double_precision():
 
 
 def evaluate(model, batches, **options):
-    options = {"guide": MeanField(model.config.thoughts, D), "objective": AnalyticELBO(), "fast_steps": 3} | options
-    return evaluate_prefix(model, batches, **({"particles": 4, "prefixes": [3, 8], "stride": 4} | options))
+    options = {"guide": MeanField(model.config.thoughts, D), "objective": AnalyticELBO(), "steps": 3} | options
+    loop = take_loop(options)
+    return evaluate_prefix(model, batches, loop, **({"particles": 4, "prefixes": [3, 8], "stride": 4} | options))
 
 
 def pieces(batch, size):
@@ -36,7 +38,7 @@ def pieces(batch, size):
 def test_the_twin_costs_its_own_conditionals():
     model, batch = tiny_model(tiny_config(thoughts=0)), tiny_batch(5)
     batch = dataclasses.replace(batch, mask=torch.arange(T) < torch.tensor([12, 5, 9, 12, 1])[:, None])
-    found = evaluate(model, pieces(batch, 2), fast_steps=0)
+    found = evaluate(model, pieces(batch, 2), steps=0)
     logits = model.decoder.logits(model.decoder(model.decoder.context(batch.inputs), torch.zeros(5, 0, D))).detach()
     each = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none").view(5, T) * batch.mask
     assert torch.allclose(found.sequence_nats, each.sum(-1).detach(), atol=1e-9)
@@ -93,7 +95,7 @@ def test_under_the_prior_it_is_the_exact_predictive():
     """With one block q is the prior: many draws come to the exact mixture, to the error of as many coins."""
     batch = tiny_batch(4, vocab=2)
     particles = 5_000
-    found = evaluate(coin_model(), [batch], stride=T, particles=particles, fast_steps=0, prefixes=[T - 1])
+    found = evaluate(coin_model(), [batch], stride=T, particles=particles, steps=0, prefixes=[T - 1])
     exact = exact_predictive(batch, 0)
     # Half the draws have the better coin: the share's relative error is 1 / sqrt(K).
     assert torch.allclose(found.sequence_nats, exact, atol=4 / math.sqrt(particles))
@@ -118,7 +120,7 @@ def total_over_next_tokens():
     before = torch.cat([batch.inputs[:, :1], batch.targets[:, :4]], 1)
     tokens = torch.cat([before.expand(30, -1), torch.arange(30)[:, None]], 1)
     whole = Batch.from_tokens(tokens, ids=torch.zeros(30, dtype=torch.long))  # the same noise for every word
-    found = evaluate(model, [whole], prefixes=[4], stride=4, fast_steps=20)
+    found = evaluate(model, [whole], prefixes=[4], stride=4, steps=20)
     return float((-found.by_prefix[0].sequence_nats).exp().sum())
 
 
@@ -156,9 +158,9 @@ def test_nothing_of_the_rest_leaks_into_the_fit(guide, objective):
 
 def test_reading_more_predicts_better_and_batches_do_not_matter():
     model, batch = telling_model(6)
-    whole, parts = (evaluate(model, pieces(batch, size), fast_steps=16, particles=8) for size in (6, 4))
+    whole, parts = (evaluate(model, pieces(batch, size), steps=16, particles=8) for size in (6, 4))
     assert torch.allclose(whole.sequence_nats, parts.sequence_nats, atol=1e-8)
-    blind = evaluate(model, [batch], fast_steps=16, particles=8, stride=T)
+    blind = evaluate(model, [batch], steps=16, particles=8, stride=T)
     assert whole.nats_per_token < blind.nats_per_token
     assert evaluate(model, [batch], seed=1).nats_per_token != evaluate(model, [batch]).nats_per_token
 

@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.covering import covered
+from helpers.loops import take_loop
 from helpers.world_program import world_program
 
 from pyro_ltm.config import Component, Config, FastConfig, ModelConfig, SlowConfig, load_toml
 from pyro_ltm.data import TokenDataset, Tokenizer, World, prepare
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference import FAMILIES, Parts, Posterior
+from pyro_ltm.inference import FAMILIES, FastLoop, Posterior
+from pyro_ltm.inference.build import build, build_guide
 from pyro_ltm.inference.log_joint import LogJoint
-from pyro_ltm.inference.parts import build_guide
+from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.objectives import OBJECTIVES, Terms
 from pyro_ltm.optimizers import Adam
 from pyro_ltm.runs.protocols import distances
@@ -60,33 +62,22 @@ def reference_config(shape: ModelConfig, slow: SlowConfig, *, steps: int) -> Con
     return dataclasses.replace(config, fast=dataclasses.replace(config.fast, steps=steps))
 
 
-def train(parts: Parts, slow: SlowConfig, batch: Callable[[int], Batch]) -> None:
-    """Slow steps of `parts` on `batch(step)`."""
-    optimizer = slow_optimizer(parts, slow)
+def train(model: LatentThoughtModel, loop: FastLoop, slow: SlowConfig, batch: Callable[[int], Batch]) -> None:
+    """Slow steps on `batch(step)`."""
+    optimizer = slow_optimizer(model, loop.guide, slow)
     for step in range(slow.steps):
-        train_step(
-            parts.model,
-            [batch(step)],
-            guide=parts.guide,
-            objective=parts.objective,
-            fast_optimizer=parts.optimizer,
-            fast_steps=parts.fast.steps,
-            noise=parts.fast.noise,
-            slow_optimizer=optimizer,
-            clip=1.0,
-            seed=step,
-        )
+        train_step(model, [batch(step)], loop, optimizer, clip=1.0, seed=step)
 
 
 @functools.cache
-def trained(folder, noise: str) -> Parts:
+def trained(folder, noise: str) -> LatentThoughtModel:
     """A decoder trained on fresh noise, or as the reference trains it."""
     data = TokenDataset(folder)
     shape, slow = dataclasses.replace(SHAPE, vocab_size=data.vocab_size), SlowConfig(steps=100, lr=1e-2)
     fresh = Config(model=shape, objective=Component(name="analytic-elbo"), fast=FastConfig(steps=8), slow=slow)
-    parts = Parts.build(reference_config(shape, slow, steps=8) if noise == "fixed" else fresh)
-    train(parts, slow, lambda step: data.batch(torch.arange(step * 16, step * 16 + 16) % len(data)))
-    return parts
+    model, loop = build(reference_config(shape, slow, steps=8) if noise == "fixed" else fresh)
+    train(model, loop, slow, lambda step: data.batch(torch.arange(step * 16, step * 16 + 16) % len(data)))
+    return model
 
 
 PAIRS = [
@@ -101,8 +92,8 @@ LATE = SLOW | {"langevin", "mala"}
 """Families that need more fast steps than a short test takes before their KL exceeds what they lack to the floor."""
 BEST = {guide: objective for best in ("map", "analytic-elbo", "stl") for guide, objective in PAIRS if objective == best}
 """The objective under which each family comes nearest to the floor."""
-QUICK = {"fast_steps": 8, "optimizer": Adam(lr=0.7), "particles": 8}
-CONVERGED = {"fast_steps": 100, "optimizer": Adam(lr=0.1), "particles": 64}
+QUICK = {"steps": 8, "optimizer": Adam(lr=0.7), "particles": 8}
+CONVERGED = {"steps": 100, "optimizer": Adam(lr=0.1), "particles": 64}
 
 
 @functools.cache
@@ -122,10 +113,11 @@ def evaluate(model, batches, guide: str, objective: str, **options) -> Bound:
     fitted = OBJECTIVES.build(Component(name=objective), layers=config.layers).at(0.5)
     if "amortized" in family.learning:
         slow = torch.optim.Adam(family.parameters(), lr=1e-2)
-        more = {"guide": family, "objective": fitted, "fast_optimizer": Adam(), "slow_optimizer": slow}
-        for step in range(options["fast_steps"]):
-            train_step(model, batches, **more, fast_steps=0, clip=0.0, seed=step)
-    return evaluate_bound(model, batches, guide=family, objective=fitted, seed=1, **options)
+        learning = FastLoop(family, fitted, steps=0)
+        for step in range(options["steps"]):
+            train_step(model, batches, learning, slow, clip=0.0, seed=step)
+    options |= {"guide": family, "objective": fitted}
+    return evaluate_bound(model, batches, take_loop(options), seed=1, **options)
 
 
 def fits_on_fixed_noise(guide: str) -> bool:
@@ -211,7 +203,7 @@ def test_no_bound_of_a_trained_decoder_lies_below_the_floor(world, guide, object
     data, count = TokenDataset(world, "validation"), 48
     batches, floor = [data.batch(range(count))], evaluate_floor(data, sequences=count, window=1)
     for noise in ("fresh", "fixed"):
-        found = evaluate(trained(world.path, noise).model, batches, guide, objective, fast_steps=6, particles=8)
+        found = evaluate(trained(world.path, noise), batches, guide, objective, steps=6, particles=8)
         for name, figure in figures(found).items():
             check_floor(f"{guide}, {objective}, {name}", figure, floor)
 
@@ -224,33 +216,33 @@ def test_the_reference_falls_below_the_floor(tmp_path):
     data, validation = TokenDataset(folder), TokenDataset(folder, "validation")
     shape = dataclasses.replace(SHAPE, vocab_size=data.vocab_size, dim=32, thoughts=4, max_length=24, window=8)
     slow = SlowConfig(steps=80, lr=1e-2, warmup=20)
-    parts = Parts.build(reference_config(shape, slow, steps=16))
-    train(parts, slow, lambda step: data.batch(torch.arange(step * 16, step * 16 + 16)))
+    model, loop = build(reference_config(shape, slow, steps=16))
+    train(model, loop, slow, lambda step: data.batch(torch.arange(step * 16, step * 16 + 16)))
     held_out = list(dataset_batches(validation, count, "cpu"))
     floor = evaluate_floor(validation, window=shape.receptive_field)
-    found = evaluate_reference(parts.model, held_out, fast_steps=64)
+    found = evaluate_reference(model, held_out, fast_steps=64)
     below = difference(floor.sequence_nats, found.sequence_nats, floor.sequence_tokens, floor.places)
     assert below.nats_per_token > 5 * below.stderr
     with pytest.raises(UserError, match=r"below the text's own entropy.*no bound can"):
         check_floor("reference", found, floor)
     assert not found.is_bound
     assert "NOT a bound" in found.label
-    fitting = {"guide": parts.guide, "objective": parts.objective, "optimizer": parts.optimizer, "fast_steps": 64}
-    honest = evaluate_bound(parts.model, held_out, **fitting, particles=8, seed=1)
+    loop = dataclasses.replace(loop, noise="fresh", steps=64)
+    honest = evaluate_bound(model, held_out, loop, particles=8, seed=1)
     assert check_floor("bound", honest, floor).nats_per_token > 0.1, "the noise that q had learnt is not there"
-    predictive = evaluate_prefix(parts.model, held_out, **fitting, particles=8, stride=12, prefixes=[12])
+    predictive = evaluate_prefix(model, held_out, loop, particles=8, stride=12, prefixes=[12])
     assert check_floor("prefix", predictive, floor).nats_per_token > 0
 
 
 def test_the_references_perplexity_is_a_mean_over_sequences(world):
     data = TokenDataset(world, "validation")
-    parts = Parts.build(Config(model=dataclasses.replace(SHAPE, vocab_size=data.vocab_size)))
-    found = evaluate_reference(parts.model, dataset_batches(data, 5, "cpu", limit=10), fast_steps=4)
+    model, _ = build(Config(model=dataclasses.replace(SHAPE, vocab_size=data.vocab_size)))
+    found = evaluate_reference(model, dataset_batches(data, 5, "cpu", limit=10), fast_steps=4)
     each = (found.sequence_nats / found.sequence_tokens).exp()
     assert found.published_perplexity != pytest.approx(found.perplexity)
     assert found.published_perplexity == pytest.approx(each.mean().item())
     assert found.perplexity == pytest.approx(float((found.sequence_nats.sum() / found.sequence_tokens.sum()).exp()))
-    whole = evaluate_reference(parts.model, dataset_batches(data, 10, "cpu", limit=10), fast_steps=4)
+    whole = evaluate_reference(model, dataset_batches(data, 10, "cpu", limit=10), fast_steps=4)
     assert torch.allclose(whole.sequence_nats, found.sequence_nats, atol=1e-2)
 
 

@@ -14,7 +14,7 @@ from helpers.tiny import telling_model
 from pyro_ltm.config import Config, load_toml
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import fit_posterior
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference.build import build
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import AnalyticELBO
 from pyro_ltm.scores import evaluate_reference
@@ -76,17 +76,8 @@ def test_the_figure_is_that_of_torchs_adamw(case, steps):
 def test_the_shipped_settings_fit_the_same(case):
     model, batch, start, noise = case
     config = load_toml(TOML, Config(model=model.config))
-    parts = Parts.build(config)
-    parts.guide.seed = fold(0, "start")
-    posterior = fit_posterior(
-        model,
-        batch,
-        guide=parts.guide,
-        objective=parts.objective,
-        optimizer=parts.optimizer,
-        steps=config.fast.steps,
-        noise=config.fast.noise,
-        seed=fold(0, "fit"),
-    )
+    _, loop = build(config)
+    loop.guide.seed = fold(0, "start")
+    posterior = loop.fit(model, batch, seed=fold(0, "fit"))
     theirs = fitted(model, batch, start, noise, config.fast.steps)
     torch.testing.assert_close([posterior.state["loc"], posterior.state["log_variance"]], theirs, rtol=1e-7, atol=1e-8)

@@ -10,12 +10,11 @@ import pytest
 import torch
 from helpers.tiny import tiny_config, tiny_model
 
-from pyro_ltm.config import Config, FastConfig
+from pyro_ltm.config import Config
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import Parts
+from pyro_ltm.inference import FastLoop
 from pyro_ltm.objectives import AnalyticELBO
-from pyro_ltm.optimizers import Adam
 from pyro_ltm.runs import Run
 from pyro_ltm.tasks.gsm8k import (
     Problem,
@@ -99,8 +98,8 @@ def parrot(answer: str, length: int = 96) -> Run:
         return scores
 
     model.decoder.prefill, model.decoder.step, model.decoder.logits = prefill, step, logits
-    parts = Parts(model, MeanField(4, 16), AnalyticELBO(), Adam(), FastConfig(steps=0))
-    return Run(Path("parrot"), Config(model=config), parts, codec, 0)
+    loop = FastLoop(MeanField(4, 16), AnalyticELBO(), steps=0)
+    return Run(Path("parrot"), Config(model=config), model, loop, codec, 0)
 
 
 EXAMPLES = [Problem("1 + 1?".replace("+", "x"), "#### 2"), Problem("2 x 2?", "#### 4"), Problem("3 x 1?", "#### 3")]

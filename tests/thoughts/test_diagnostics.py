@@ -8,15 +8,14 @@ import pytest
 import torch
 from helpers.tiny import D, L, N, T, telling_model, tiny_batch, tiny_config, tiny_model
 
-from pyro_ltm.config import Component, FastConfig
+from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import LowRank, MeanField
-from pyro_ltm.inference import FAMILIES, Parts, Posterior
-from pyro_ltm.inference.parts import build_guide
+from pyro_ltm.inference import FAMILIES, FastLoop, Posterior
+from pyro_ltm.inference.build import build_guide
 from pyro_ltm.model import TokenSequence
 from pyro_ltm.noise import Noise
 from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO
-from pyro_ltm.optimizers import Adam
 from pyro_ltm.thoughts.diagnostics import Thoughts, diagnose, mutual_information
 
 
@@ -25,8 +24,8 @@ def _double_precision():
     torch.set_default_dtype(torch.float64)
 
 
-def parts_of(model, guide=None, objective=None) -> Parts:
-    return Parts(model, guide or MeanField(N, D), objective or AnalyticELBO(), Adam(), FastConfig(steps=6))
+def loop_of(guide=None, objective=None, steps=6) -> FastLoop:
+    return FastLoop(guide or MeanField(N, D), objective or AnalyticELBO(), steps=steps)
 
 
 def thoughts_with(model, batch, loc, log_variance, seed=0) -> Thoughts:
@@ -34,12 +33,12 @@ def thoughts_with(model, batch, loc, log_variance, seed=0) -> Thoughts:
     guide = MeanField(N, D)
     state = {"loc": loc, "log_variance": log_variance}
     posterior = Posterior(guide, state, batch.ids, Noise(batch.ids, seed=1), torch.zeros(0, batch.size))
-    return Thoughts(parts_of(model, guide), [model.precompute(batch)], [posterior], seed, fast_steps=0)
+    return Thoughts(model, loop_of(guide, steps=0), [model.precompute(batch)], [posterior], seed)
 
 
 def test_rates_and_their_parts():
     model, batch = telling_model(5)
-    thoughts = Thoughts.fit(parts_of(model), [batch.select(torch.arange(3)), batch.select(torch.arange(3, 5))])
+    thoughts = Thoughts.fit(model, [batch.select(torch.arange(3)), batch.select(torch.arange(3, 5))], loop_of())
     found = diagnose(thoughts)
     kl = torch.distributions.kl_divergence
     prior = model.prior()
@@ -54,7 +53,7 @@ def test_rates_and_their_parts():
 
 def test_families_without_parts_say_so():
     model, batch = telling_model(3)
-    found = diagnose(Thoughts.fit(parts_of(model, LowRank(N, D)), [batch]))
+    found = diagnose(Thoughts.fit(model, [batch], loop_of(LowRank(N, D))))
     assert found.rate_by_thought is None
     assert found.rate_by_layer is None
     assert found.active["KL > 0.01 nats"] is None
@@ -67,7 +66,7 @@ def test_every_family_is_looked_at(name):
     model, batch = telling_model(3)
     guide = build_guide(Component(name=name), tiny_config()).double()
     objective = next(kind() for kind in OBJECTIVES.values() if not kind().refusal(guide))
-    found = diagnose(Thoughts.fit(parts_of(model, guide, objective), [batch], fast_steps=2), particles=2)
+    found = diagnose(Thoughts.fit(model, [batch], loop_of(guide, objective, 2)), particles=2)
     assert found.guide == (type(guide).__name__ if guide.has_density else "MeanField")
     assert (found.sequences, found.tokens, found.particles, found.fast_steps) == (3, 3 * T, 2, 2)
     figures = [found.rate, found.mutual_information, found.marginal_kl, *found.distortion.values()]
@@ -78,10 +77,10 @@ def test_every_family_is_looked_at(name):
 @pytest.mark.parametrize("guide", [MeanField(N, D), LowRank(N, D)], ids=["mean-field", "low-rank"])
 def test_batches_change_nothing(guide):
     model, batch = telling_model(5)
-    parts = parts_of(model, guide)
-    whole = diagnose(Thoughts.fit(parts, [batch], seed=3), particles=2).to_dict()
+    loop = loop_of(guide)
+    whole = diagnose(Thoughts.fit(model, [batch], loop, seed=3), particles=2).to_dict()
     halves = [batch.select(torch.arange(3)), batch.select(torch.arange(3, 5))]
-    apart = diagnose(Thoughts.fit(parts, halves, seed=3), particles=2).to_dict()
+    apart = diagnose(Thoughts.fit(model, halves, loop, seed=3), particles=2).to_dict()
 
     def flat(value):
         if isinstance(value, dict):
@@ -140,7 +139,7 @@ def test_mutual_information_is_the_log_of_a_mixture():
     guide, generator = LowRank(N, D), torch.Generator().manual_seed(0)
     state = {name: torch.randn(value.shape, generator=generator) for name, value in guide.init(batch).items()}
     posterior = Posterior(guide, state, batch.ids, Noise(batch.ids, seed=1), torch.zeros(0, batch.size))
-    thoughts = Thoughts(parts_of(model, guide), [model.precompute(batch)], [posterior], 0, fast_steps=0)
+    thoughts = Thoughts(model, loop_of(guide, steps=0), [model.precompute(batch)], [posterior], 0)
     gaussian = posterior.distribution.base_dist
     each = torch.distributions.MultivariateNormal(gaussian.mean, gaussian.covariance_matrix)
     mixture = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(torch.ones(5)), each)
@@ -195,6 +194,6 @@ def test_progressive_reconstruction():
 def test_a_twin_has_no_thoughts():
     model = tiny_model(tiny_config(thoughts=0))
     with pytest.raises(UserError, match="no thoughts"):
-        Thoughts.fit(parts_of(model), [tiny_batch(2)])
+        Thoughts.fit(model, [tiny_batch(2)], loop_of())
     with pytest.raises(UserError, match="no sequences"):
-        Thoughts.fit(parts_of(tiny_model()), [])
+        Thoughts.fit(tiny_model(), [], loop_of())

@@ -63,8 +63,8 @@ def test_trains_resumes_and_is_judged(guide, objective, tokens, tmp_path):
     loaded = ltm.Run.load(whole.folder)
     bound = loaded.evaluate(particles=2, sequences=3)
     assert math.isfinite(bound.nats_per_token)
-    judged = loaded.parts.guide.has_density
-    assert bound.guide == (type(loaded.parts.guide).__name__ if judged else "MeanField")
+    judged = loaded.loop.guide.has_density
+    assert bound.guide == (type(loaded.loop.guide).__name__ if judged else "MeanField")
     rows = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if row["kind"] == "train"]
     assert all(("bound_nats_per_token" in row) == judged for row in steps), "what is no bound is not called one"

@@ -20,12 +20,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from pyro_ltm.config import SlowConfig
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import fit_posterior
+from pyro_ltm.inference import FastLoop, fit_posterior
 from pyro_ltm.inference.cuda_graph import Recorder
 from pyro_ltm.model import LatentThoughtModel, attention
 from pyro_ltm.model.kernels import head
 from pyro_ltm.objectives import AnalyticELBO
-from pyro_ltm.optimizers import Adam
 from pyro_ltm.training import train_step
 from pyro_ltm.training.step import step_where
 
@@ -34,18 +33,15 @@ def adamw(model):
     return torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1, fused=True)
 
 
-def step(model, batch, **options):
+def step(model, batch, decoder_only=False, **loop):
     return train_step(
         model,
         [batch],
-        guide=MeanField(4, 16),
-        objective=AnalyticELBO(),
-        fast_optimizer=Adam(),
-        fast_steps=2,
-        slow_optimizer=adamw(model),
+        FastLoop(MeanField(4, 16), AnalyticELBO(), steps=2, **loop),
+        adamw(model),
         clip=SlowConfig().clip,
         seed=0,
-        **options,
+        decoder_only=decoder_only,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 
 import pyro_ltm as ltm
 from pyro_ltm.data import Tokenizer
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference.build import build
 from pyro_ltm.model import precision
 from pyro_ltm.model.precision import resolve_dtype
 from pyro_ltm.runs import Run
@@ -36,7 +36,7 @@ def test_takes_half_precision_where_it_is_clearly_faster(processor, half, dtype)
     processor(half)
     config = ltm.apply_settings(ltm.preset("nano"), [*TINY, "model.vocab_size=300"])
     assert resolve_dtype(config, "cpu").dtype == dtype
-    assert Parts.build(config).model.decoder.compute_dtype == getattr(torch, dtype)
+    assert build(config)[0].decoder.compute_dtype == getattr(torch, dtype)
 
 
 def test_a_precision_that_is_named_is_not_measured(monkeypatch):
@@ -66,7 +66,6 @@ def test_a_run_keeps_what_was_settled(processor, tmp_path):
 
 def test_a_run_made_of_parts_records_what_they_settled_on(tmp_path):
     config = ltm.apply_settings(ltm.preset("nano"), [*TINY, "model.vocab_size=300", "dtype=bfloat16"])
-    parts = Parts.build(config)
     tokenizer = Tokenizer.train(["a few words"], 280, at_most=True)
-    Run.create(tmp_path / "run", replace(config, dtype="auto"), parts, tokenizer)
+    Run.create(tmp_path / "run", replace(config, dtype="auto"), *build(config), tokenizer)
     assert Run.load(tmp_path / "run").config.dtype == "bfloat16"

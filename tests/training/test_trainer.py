@@ -14,8 +14,7 @@ import pyro_ltm as ltm
 from pyro_ltm.config import SlowConfig
 from pyro_ltm.data import DataOrder, TokenDataset
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference import fit_posterior
-from pyro_ltm.inference.parts import Parts
+from pyro_ltm.inference.build import build
 from pyro_ltm.noise import DrawFrom
 from pyro_ltm.runs.metrics import MetricsLog, read_metrics
 from pyro_ltm.training import Stopped, Trainer, train_step
@@ -52,24 +51,17 @@ def assert_same_weights(one, other):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def step_arguments(parts, **changes):
-    shared = {
-        "guide": parts.guide,
-        "objective": parts.objective,
-        "fast_optimizer": parts.optimizer,
-        "fast_steps": 2,
-        "noise": "fresh",
-        "slow_optimizer": slow_optimizer(parts, SlowConfig()),
-        "clip": 0.0,
-        "seed": 5,
-    }
-    return shared | changes
+def slow_step(parts, batches, **changes):
+    """`train_step` with two fast steps; `parts` are a model and its loop."""
+    model, loop = parts
+    slow = changes.pop("slow_optimizer", None) or slow_optimizer(model, loop.guide, SlowConfig())
+    return train_step(model, batches, loop, slow, **{"clip": 0.0, "seed": 5} | changes)
 
 
 @pytest.fixture
 def parts():
-    config = configure("model.vocab_size=40", "objective.warmup=0.0")
-    return Parts.build(config)
+    model, loop = build(configure("model.vocab_size=40", "objective.warmup=0.0"))
+    return model, loop.with_steps(2)
 
 
 def random_batch(size, seed=0):
@@ -79,14 +71,13 @@ def random_batch(size, seed=0):
 def test_a_step_is_algorithm_1(parts):
     """The slow gradient is that of -bound / tokens at thoughts drawn after the fit, and of nothing else."""
     batch = random_batch(3)
-    posterior = fit_posterior(
-        parts.model, batch, guide=parts.guide, objective=parts.objective, optimizer=parts.optimizer, steps=2, seed=5
-    )
+    model, loop = parts
+    posterior = loop.fit(model, batch, seed=5)
     with DrawFrom(posterior.noise):
-        loss = parts.objective.differentiable_loss(parts.model, parts.guide, batch, posterior.state) / batch.tokens()
-    expected = torch.autograd.grad(loss, list(parts.model.parameters()))
-    report = train_step(parts.model, [batch], **step_arguments(parts))
-    for parameter, gradient in zip(parts.model.parameters(), expected, strict=True):
+        loss = loop.objective.differentiable_loss(model, loop.guide, batch, posterior.state) / batch.tokens()
+    expected = torch.autograd.grad(loss, list(parts[0].parameters()))
+    report = slow_step(parts, [batch])
+    for parameter, gradient in zip(parts[0].parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-8)  # the order of a few float32 sums
     torch.testing.assert_close(report.bound, loss.detach())
     assert torch.allclose(report.bound * report.tokens, report.distortion * report.tokens + report.rate * 3)
@@ -94,38 +85,38 @@ def test_a_step_is_algorithm_1(parts):
 
 def test_accumulation_changes_nothing(parts):
     """Micro-batches of unlike sizes and masks give the gradient of the whole batch."""
-    parts.model.double()
+    parts[0].double()
     torch.set_default_dtype(torch.float64)
     batch = random_batch(5)
     batch.mask[3, 4:] = False
-    train_step(parts.model, [batch], **step_arguments(parts, slow_optimizer=still(parts)))
-    whole = [parameter.grad.clone() for parameter in parts.model.parameters()]
+    slow_step(parts, [batch], slow_optimizer=still(parts))
+    whole = [parameter.grad.clone() for parameter in parts[0].parameters()]
     pieces = [batch.select(torch.arange(0, 2)), batch.select(torch.arange(2, 5))]
-    train_step(parts.model, pieces, **step_arguments(parts, slow_optimizer=still(parts)))
-    for parameter, gradient in zip(parts.model.parameters(), whole, strict=True):
+    slow_step(parts, pieces, slow_optimizer=still(parts))
+    for parameter, gradient in zip(parts[0].parameters(), whole, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-14)  # double precision, sums reordered
 
 
 def still(parts):
     """An optimizer that does not move, so that two steps see the same weights."""
-    return torch.optim.SGD(parts.model.parameters(), lr=0.0)
+    return torch.optim.SGD(parts[0].parameters(), lr=0.0)
 
 
 def test_clipping_scales_the_step(parts):
-    free = train_step(parts.model, [random_batch(3)], **step_arguments(parts, slow_optimizer=still(parts)))
+    free = slow_step(parts, [random_batch(3)], slow_optimizer=still(parts))
     norm = float(free.grad_norm)
-    train_step(parts.model, [random_batch(3)], **step_arguments(parts, slow_optimizer=still(parts), clip=norm / 4))
-    clipped = torch.stack([p.grad.norm() for p in parts.model.parameters()]).norm()
+    slow_step(parts, [random_batch(3)], slow_optimizer=still(parts), clip=norm / 4)
+    clipped = torch.stack([p.grad.norm() for p in parts[0].parameters()]).norm()
     assert float(clipped) == pytest.approx(norm / 4, rel=1e-4)  # torch divides by the norm plus 1e-6
 
 
 def test_vectors_do_not_decay(parts):
-    groups = slow_optimizer(parts, SlowConfig(weight_decay=0.3)).param_groups
+    groups = slow_optimizer(parts[0], parts[1].guide, SlowConfig(weight_decay=0.3)).param_groups
     assert {p.dim() for p in groups[0]["params"]} == {2}
     assert {p.dim() for p in groups[1]["params"]} == {1}
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
     counted = sum(len(group["params"]) for group in groups)
-    assert counted == len(list(parts.model.parameters()))
+    assert counted == len(list(parts[0].parameters()))
 
 
 def test_learning_rate_warms_up_and_falls_along_a_cosine():
@@ -207,12 +198,12 @@ def test_what_is_not_finite_is_skipped_and_then_stops_the_run(tokens, tmp_path, 
 
     original = module.train_step
 
-    def poisoned(model, batches, **options):
+    def poisoned(model, batches, loop, *others, **options):
         if poisoned.calls in (3, *range(5, 20)):
-            original_loss = options["objective"].value
-            options["objective"].value = lambda terms: original_loss(terms) * float("nan")
+            original_loss = loop.objective.value
+            loop.objective.value = lambda terms: original_loss(terms) * float("nan")
         poisoned.calls += 1
-        return original(model, batches, **options)
+        return original(model, batches, loop, *others, **options)
 
     poisoned.calls = 0
     monkeypatch.setattr(module, "train_step", poisoned)
@@ -225,7 +216,7 @@ def test_what_is_not_finite_is_skipped_and_then_stops_the_run(tokens, tmp_path, 
     assert len(report["sequence_ids"][0]) == 3
     run = ltm.Run.load(tmp_path / "run")
     assert run.step == 2, "not 4 and not 6, which were saved while steps were being skipped"
-    assert all(torch.isfinite(p).all() for p in run.parts.model.parameters())
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
 
 
 def test_the_run_folder_is_whole(tokens, tmp_path):
@@ -296,9 +287,8 @@ def test_a_decoder_that_learns_alone_learns_what_its_twin_learns(tokens, tmp_pat
         "twin": ["model.thoughts=0"],
     }.items():
         config = configure(*settings, "model.vocab_size=280", "slow.eval_every=0")
-        parts = Parts.build(config)
-        run[name] = ltm.Run.create(tmp_path / name, config, parts, data.tokenizer)
-    ours, theirs = (run[name].parts.model for name in ("ltm", "twin"))
+        run[name] = ltm.Run.create(tmp_path / name, config, *build(config), data.tokenizer)
+    ours, theirs = (run[name].model for name in ("ltm", "twin"))
     theirs.decoder.load_state_dict(ours.decoder.state_dict(), strict=False)
     crossing = {name: value.clone() for name, value in ours.decoder.state_dict().items() if "cross_attention" in name}
     trainers = [Trainer(run[name], data, None) for name in ("ltm", "twin")]

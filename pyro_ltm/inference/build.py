@@ -1,0 +1,74 @@
+"""From a configuration to a model and the fast loop that fits its posteriors."""
+
+from __future__ import annotations
+
+import torch
+
+from pyro_ltm.config import Component, Config, ModelConfig
+from pyro_ltm.errors import UserError
+from pyro_ltm.guides import Guide
+from pyro_ltm.inference.cuda_graph import Recorder
+from pyro_ltm.inference.families import FAMILIES
+from pyro_ltm.inference.fast_loop import FastLoop
+from pyro_ltm.inference.fit import Plateau
+from pyro_ltm.model import LatentThoughtModel
+from pyro_ltm.model.precision import DTYPES, resolve_dtype
+from pyro_ltm.noise import fold
+from pyro_ltm.objectives import OBJECTIVES, Objective
+from pyro_ltm.optimizers import OPTIMIZERS
+
+
+def build(config: Config, *, device: torch.device | str = "cpu") -> tuple[LatentThoughtModel, FastLoop]:
+    """A new model with the weights that `config.seed` gives, and its fast loop.
+
+    Raises:
+        UserError: an unknown name or option, or what does not fit together.
+    """
+    config = resolve_dtype(config, device)
+    # Without thoughts there is nothing to fit, and one guide is as good as another.
+    is_twin = not config.model.thoughts
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fold(config.seed, "weights"))
+        model = LatentThoughtModel(config.model, DTYPES[config.dtype]).to(device)
+        component = Component(name="mean-field") if is_twin else config.guide
+        guide = build_guide(component, config.model, seed=config.seed).to(device)
+    objective = Component(name="analytic-elbo") if is_twin else config.objective
+    loop = build_loop(config, guide, OBJECTIVES.build(objective, layers=config.model.layers), model.device)
+    model.decoder.recompute = config.slow.recompute
+    if config.compile:
+        if guide.needs_double_backward:
+            raise UserError(
+                f"compile = true: {type(guide).__name__} takes gradients of gradients, which a compiled decoder "
+                "does not have: leave it at false"
+            )
+        model.decoder.compile()
+    return model, FastLoop(guide, loop.objective, steps=0) if is_twin else loop
+
+
+def build_loop(
+    config: Config, guide: Guide, objective: Objective, device: torch.device, recorder: Recorder | None = None
+) -> FastLoop:
+    """The fast loop of `config` with this guide and this objective; with `recorder`, or a new one, if it records."""
+    fast, records = config.fast, config.fast.record and device.type == "cuda"
+    return FastLoop(
+        guide,
+        objective,
+        OPTIMIZERS.build(config.optimizer),
+        steps=fast.steps,
+        noise=fast.noise,
+        stopping=Plateau.of(fast.tolerance, fast.patience),
+        subsample=fast.subsample,
+        recorder=(recorder or Recorder()) if records else None,
+    )
+
+
+def check_config(config: Config) -> None:
+    """Raises UserError for whatever `build` would refuse; costs no memory, whatever the size of the model."""
+    with torch.device("meta"):
+        build(config, device="meta")
+
+
+def build_guide(component: Component, model: ModelConfig, *, seed: int = 0) -> Guide:
+    """The posterior family that `component` names, for a decoder of this shape."""
+    shape = {"thoughts": model.thoughts, "dim": model.dim, "layers": model.layers}
+    return FAMILIES.build(component, **shape, vocab_size=model.vocab_size, max_length=model.max_length, seed=seed)
