@@ -144,7 +144,7 @@ def _figure(figure: Figure | Bound) -> str:
 
 
 def _way(found: Evaluation, name: str) -> str:
-    """What share of the distance from twin to floor a figure has closed, in percent."""
+    """Percent of the distance from twin to floor that a figure has closed."""
     closed = found.closed.get(name)
     return f"{100 * closed.share:.1f}{margin(100 * closed.stderr, 1)}%" if closed else ""
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..options import FOLDER, Common, common, examples, fast_steps, fit_settings, run_argument
+
+if TYPE_CHECKING:
+    from ..progress import Reporter
 
 
 @click.command(
@@ -79,12 +83,7 @@ def command(
     seed = common.seed or 0
     options["stride"] = options["stride"] or 0
     with reporter() as report:
-
-        def counting(name: str, total: int) -> Callable[[int, float], None]:
-            count = report.counting(name, total, "requests")
-            return lambda done, nats: count(done, math.nan)  # what it would call a bound is none here
-
-        model = HarnessModel(run, seed=seed, counting=counting, **options)
+        model = HarnessModel(run, seed=seed, counting=functools.partial(_counting, report), **options)
         found = run_harness(model, names, include_path=include_path, num_fewshot=num_fewshot, limit=limit, seed=seed)
     of = {"run": str(run_folder), "step": run.step, "settings": list(settings)}
     result = {**of, **json.loads(json.dumps(found, default=_plain))}
@@ -94,6 +93,11 @@ def command(
         emit(result)
     else:
         _show(result)
+
+
+def _counting(report: Reporter, name: str, total: int) -> Callable[[int, float], None]:
+    count = report.counting(name, total, "requests")
+    return lambda done, nats: count(done, math.nan)  # what it would call a bound is none here
 
 
 def _show(result: dict[str, Any]) -> None:

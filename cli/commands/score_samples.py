@@ -12,6 +12,8 @@ import click
 from ..options import FOLDER, Common, common, examples, fast_steps, fit_settings, reading_options
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pyro_ltm.data import Reading
     from pyro_ltm.tasks.written_texts import Level, Samples, Scorer, Speed
 
@@ -67,17 +69,15 @@ def command(
     """
     if bool(run_folder) == bool(texts_file):
         raise click.UsageError("give either --run, which writes texts, or --texts, which holds them")
-    if bool(features) != bool(reference_features):
-        raise click.UsageError("--features and --reference-features go together")
-    from pyro_ltm.tasks.written_texts import read_features, score_samples
+    from pyro_ltm.tasks.written_texts import score_samples
 
     from ..output import emit
     from ..runs import check_target
 
     if texts_out:
         check_target(texts_out, reference)
+    pair = _features(features, reference_features)
     references = _read(reference, reading) if reference else None
-    pair = (read_features(features), read_features(reference_features)) if features and reference_features else None
     opened, scored_by = _open(scorer, common, settings, particles=particles, fast_steps=fast_steps)
     if run_folder:
         texts, speed, written_by = _write(run_folder, texts_out, common, **writing)
@@ -91,6 +91,14 @@ def command(
         emit({**found.to_dict(), **of, **scored_by, **written_by})
     else:
         _show(found)
+
+
+def _features(ours: Path | None, theirs: Path | None) -> tuple[Tensor, Tensor] | None:
+    if bool(ours) != bool(theirs):
+        raise click.UsageError("--features and --reference-features go together", click.get_current_context())
+    from pyro_ltm.tasks.written_texts import read_features
+
+    return (read_features(ours), read_features(theirs)) if ours and theirs else None
 
 
 def _read(path: Path, reading: Reading) -> list[str]:
@@ -183,7 +191,7 @@ def _metric_rows(found: Samples) -> list[list[str]]:
 
 
 def _level_rows(found: Samples, compared: bool) -> list[list[str]]:
-    """What the texts and the reference cost under the scoring model."""
+    """Nats, perplexity and bits of the texts and the reference under the scoring model."""
     from ..output import margin, nats
 
     scored = [found.generative, found.reference_generative] if compared else [found.generative]

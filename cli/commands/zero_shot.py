@@ -14,7 +14,7 @@ import click
 from ..options import FOLDER, Common, common, examples, fast_steps, fit_settings, run_argument
 
 if TYPE_CHECKING:
-    from pyro_ltm.tasks.text_tasks import Level
+    from pyro_ltm.tasks.text_tasks import Level, Task
     from pyro_ltm.tasks.zero_shot import TaskScore
 
 UNITS = ("nats_per_token", "bits_per_byte", "word_perplexity")
@@ -74,23 +74,13 @@ def command(
     Under the text of a world (source = "worlds", packing = "document") stands its entropy, the floor: no bound can be
     lower, and one that is ends in an error.
     """
-    from pyro_ltm.errors import UserError
-
-    if out and out.suffix not in (".json", ".csv"):
-        raise UserError(f"--out {out}: expected a file that ends in .json or .csv")
     from pyro_ltm.files import write_text
-    from pyro_ltm.tasks.text_tasks import load_tasks
 
     from ..output import emit
     from ..progress import reporter
-    from ..runs import check_target, check_twin, open_run
-    from ..sources import note_skipped
+    from ..runs import check_twin, open_run
 
-    if out:
-        check_target(out)
-    tasks = load_tasks(tasks_file, only)
-    for task in tasks:
-        note_skipped(task.source, task.reading, task.name)
+    tasks = _tasks(tasks_file, only, out)
     run = open_run(run_folder, common).with_fast_loop(settings)
     twin = open_run(twin_folder, common) if twin_folder else None
     differs = check_twin(run, twin) if twin is not None else []
@@ -101,8 +91,7 @@ def command(
     with reporter() as report:
         scores = {task.name: score_task(run, task, twin=twin, counting=report.counting, **options) for task in tasks}
     result: dict[str, Any] = {"run": str(run_folder), "step": run.step, "settings": list(settings)}
-    if twin_folder:
-        result |= {"twin_run": str(twin_folder), "twin_differs": differs}
+    result |= {"twin_run": str(twin_folder), "twin_differs": differs} if twin_folder else {}
     result["tasks"] = {name: score.to_dict() for name, score in scores.items()}
     if out:
         write_text(out, _csv(result) if out.suffix == ".csv" else json.dumps(result, indent=2) + "\n")
@@ -110,6 +99,24 @@ def command(
         emit(result)
     else:
         _show(scores)
+
+
+def _tasks(file: Path, only: tuple[str, ...], out: Path | None) -> list[Task]:
+    """The tasks to score, once it is known that `out` can be written; notes which of their files are not read."""
+    from pyro_ltm.errors import UserError
+    from pyro_ltm.tasks.text_tasks import load_tasks
+
+    from ..runs import check_target
+    from ..sources import note_skipped
+
+    if out and out.suffix not in (".json", ".csv"):
+        raise UserError(f"--out {out}: expected a file that ends in .json or .csv")
+    if out:
+        check_target(out)
+    tasks = load_tasks(file, only)
+    for task in tasks:
+        note_skipped(task.source, task.reading, task.name)
+    return tasks
 
 
 def _show(scores: dict[str, TaskScore]) -> None:

@@ -110,7 +110,7 @@ class CausalLM:
 
     @property
     def feature_name(self) -> str:
-        """The name of its features."""
+        """The name of `features`, for people."""
         return (
             f"last hidden state of each text's last token under {self.folder}; published figures are of GPT-2 large's"
         )

@@ -310,7 +310,7 @@ def run_harness(
     bootstrap_iters: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Runs tasks of the harness on `model`; what it prints and logs is kept from the terminal.
+    """Runs tasks of the harness on `model`; nothing that it prints or logs reaches the terminal.
 
     Args:
         tasks: names of tasks, groups or tags, patterns of these, or YAML files.

@@ -94,7 +94,7 @@ def _name_those_off(axes: Axes, names: Sequence[str]) -> None:
 
 
 def plot_rate_distortion(comparison: Comparison) -> Figure:
-    """What thoughts carry against what they leave unexplained: a colour for each guide, a marker for each objective."""
+    """Rate against distortion: a colour for each guide, a marker for each objective."""
     pairs = [pair for pair in comparison.pairs if pair.elbo]
     guides, objectives = _names(comparison, pairs)
     figure, (axes,) = panels(9.2, 6.4 if len(guides) + len(objectives) > 16 else 5.2)

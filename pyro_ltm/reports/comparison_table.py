@@ -13,7 +13,7 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def short_table(comparison: Comparison, *, wide: bool = True) -> Table:
-    """What fits a terminal of 100 columns, or of 80; the fast steps have a column where pairs differ in them."""
+    """For a terminal of 100 columns, or of 80; the fast steps have a column where pairs differ in them."""
     trains = comparison.kind == "training"
     columns: dict[str, Callable[[PairScore], str]] = {"guide": lambda p: p.guide, "objective": lambda p: p.objective}
     if len(comparison.fast_steps) > 1:

@@ -1,4 +1,4 @@
-"""What all pictures share: panels, colours, text that a font can show, and PNG files."""
+"""Common to all pictures: panels, colours, text that a font can show, and PNG files."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TextCounts:
-    """What figures are divided by: the original text's documents, words and UTF-8 bytes."""
+    """The original text's documents, words and UTF-8 bytes, by which figures are divided."""
 
     documents: int = 0
     words: int = 0

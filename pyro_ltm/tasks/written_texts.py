@@ -68,7 +68,7 @@ class Scorer(Protocol):
 
     @property
     def feature_name(self) -> str:
-        """What `features` are, in words."""
+        """The name of `features`, for people."""
 
     def score(self, texts: Sequence[str]) -> Level:
         """The nats of the texts under it."""
@@ -199,7 +199,7 @@ class RunScorer:
 
     @property
     def feature_name(self) -> str:
-        """The name of its features."""
+        """The name of `features`, for people."""
         return f"mean last hidden states of {self.run.folder}; not comparable with published figures"
 
     def score(self, texts: Sequence[str]) -> Bound:

@@ -1,1 +1,1 @@
-"""What thoughts carry: rates and mutual information, probes."""
+"""Thoughts: how much they carry, what can be read off them, the figures of a report."""

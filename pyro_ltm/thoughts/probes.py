@@ -1,4 +1,4 @@
-"""What can be read off the thoughts: linear probes of labels, a map in two dimensions, what lies between."""
+"""Linear probes of labels, a map of thoughts in two dimensions, and the way between two of them."""
 
 from __future__ import annotations
 
