@@ -39,7 +39,8 @@ class Reading:
             has no columns: with a column named, it is refused.
         id_column: column or field that names each document. None: `id`, where there is one.
         delimiter: the character between fields. None: found in a .csv, a tab in a .tsv.
-        skip_empty: take a null for an empty text, which is counted and left out, instead of refusing it.
+        skip_empty: take a null, or a record without the column, for an empty text, which is counted and left out,
+            instead of refusing it.
         record_limit: bytes of the longest record, and of the longest line of plain text without a space.
         split: of a Hugging Face data set.
         streaming: fetch a Hugging Face data set as it is read, instead of downloading it first.

@@ -16,15 +16,13 @@ from typing import Any
 from pyro_ltm.config import Config, suggest
 from pyro_ltm.data.corpora import is_corpus
 from pyro_ltm.data.documents import Document, Reading
-from pyro_ltm.data.duplicates import Digests
 from pyro_ltm.data.folder import FORMAT, META, PACKINGS, TOKENIZER, VERSION, TokenFolder, is_prepared, sha256, strangers
-from pyro_ltm.data.packing import SplitWriter
+from pyro_ltm.data.packing import Digests, SplitWriter
 from pyro_ltm.data.readers.separated import delimiter_of, is_separated
 from pyro_ltm.data.sources import Source, check_delimiter, find_sources, listed
 from pyro_ltm.data.splits import SplitRule, all_in, plan_split
 from pyro_ltm.data.tokenizer import Tokenizer
 from pyro_ltm.data.tokenizer.cutting import encodable_pieces
-from pyro_ltm.data.tokenizer.round_trip import RoundTrip
 from pyro_ltm.data.worlds import is_world
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.files import new_folder
@@ -254,45 +252,13 @@ def _texts(pieces: Iterator[Document], report: Progress) -> Iterator[str]:
             report("tokenizer", count, characters)
 
 
-class _Split:
-    """One split while it is written: its tokens, and what is counted of its text."""
-
-    def __init__(self, tokenizer: Tokenizer, writer: SplitWriter):
-        self.tokenizer, self.writer = tokenizer, writer
-        self.round_trip, self.digests, self.text_bytes = RoundTrip(), Digests(), 0
-
-    def add(self, document: Document, ids: list[int]) -> None:
-        """Writes a document's tokens, or more of the last document's. Raises UserError for an end-of-text in them."""
-        if self.tokenizer.end_of_text in ids:
-            what = "a text may become the token that ends documents, as this one does"
-            raise UserError(f"{document.origin}: {what}; --end-of-text names another token of the tokenizer")
-        self.writer.add(ids, continues=document.continues)
-        self.round_trip.add(self.tokenizer, document.text, ids, continues=document.continues)
-        self.digests.add(document.text, continues=document.continues)
-        self.text_bytes += len(document.text.encode("utf-8"))
-
-    def counts(self) -> dict[str, int]:
-        """Its entry in meta.json."""
-        return {
-            "documents": self.writer.documents,
-            "tokens": self.writer.tokens,
-            "sequences": self.writer.sequences,
-            "bytes": self.writer.bytes,
-            "text_bytes": self.text_bytes,
-            "changed_documents": self.round_trip.changed,
-            "unknown_tokens": self.round_trip.unknown,
-        }
-
-
 def _write_splits(
     text: _Text, folder: Path, tokenizer: Tokenizer, length: int, packing: str, report: Progress
 ) -> dict[str, Any]:
     """Encodes and writes every split; returns the entries of meta.json that count what each holds."""
     with contextlib.ExitStack() as files:
         splits = {
-            name: _Split(
-                tokenizer, files.enter_context(SplitWriter(folder, name, tokenizer, length=length, packing=packing))
-            )
+            name: files.enter_context(SplitWriter(folder, name, tokenizer, length=length, packing=packing))
             for name in text.splits
         }
         done = characters = 0
@@ -304,17 +270,17 @@ def _write_splits(
             characters += sum(len(document.text) for _, document in group)
             report("encode", done, characters)
     for name, split in splits.items():
-        if split.writer.text_tokens < 2:
+        if split.text_tokens < 2:
             raise UserError(
-                f"the {name} split has {split.writer.text_tokens} tokens of text, at least 2 are needed: "
+                f"the {name} split has {split.text_tokens} tokens of text, at least 2 are needed: "
                 f"add text{' or change validation_fraction' if len(splits) > 1 else ''}"
             )
-    train, validation = splits["train"].digests, splits["validation"].digests if "validation" in splits else Digests()
+    digests = {name: split.digests for name, split in splits.items()}
     return {
         "splits": {name: split.counts() for name, split in splits.items()},
         "documents_without_text": text.without_text,
-        "duplicate_documents": {name: split.digests.duplicates() for name, split in splits.items()},
-        "validation_documents_in_training": validation.also_in(train),
+        "duplicate_documents": {name: found.duplicates() for name, found in digests.items()},
+        "validation_documents_in_training": digests.get("validation", Digests()).also_in(digests["train"]),
     }
 
 

@@ -151,11 +151,12 @@ def test_every_token_but_the_first_is_a_target_once(documents: list[list[int]], 
     stream = [0, *(token for document in documents for token in [*document, 0])]
     with tempfile.TemporaryDirectory() as name:
         for packing in ("contiguous", "document"):
-            tokenizer = SimpleNamespace(end_of_text=0, token_bytes=np.arange(10), first_token_bytes=np.arange(10))
+            sizes = {"token_bytes": np.arange(10), "first_token_bytes": np.arange(10)}
+            tokenizer = SimpleNamespace(end_of_text=0, unknown=None, gives_back=lambda text, ids: True, **sizes)
             with SplitWriter(Path(name), "train", tokenizer, length=length, packing=packing) as writer:
                 for document in documents:
-                    writer.add(document[:3], continues=False)
-                    writer.add(document[3:], continues=True)
+                    writer.add(Document("text", "here"), document[:3])
+                    writer.add(Document("text", "here", continues=True), document[3:])
             assert np.fromfile(Path(name) / "train.bin", dtype="<u2").tolist() == stream
             assert (writer.tokens, writer.documents, writer.bytes) == (len(stream) - 1, len(documents), sum(stream))
             assert writer.text_tokens == sum(map(len, documents))
