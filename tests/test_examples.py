@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from pyro_ltm_cli.main import cli
 
 from examples import algorithm_1
 from pyro_ltm.config import apply_settings, load_toml
@@ -18,18 +23,42 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 pytestmark = pytest.mark.xdist_group("examples")  # one process runs the demo for all
 
 
-def run(name, folder, *arguments):
+SMALL = ["model.dim=32", "model.layers=1", "model.heads=2", "fast.steps=2"]
+SMALL = [word for change in (*SMALL, "slow.batch_size=4", "slow.eval_sequences=8") for word in ("--set", change)]
+
+
+def run(name, folder, *arguments, short=False):
+    """What an example says: as a process, or in its short form in this one, and a smaller model with it."""
+    if short:
+        return run_here(name, folder, *arguments)
     command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """The demo's folder, and what it said."""
-    folder = tmp_path_factory.mktemp("demo")
-    return folder / "demo", run("demo.py", folder, "--out", "demo", "--steps", "2")
+def run_here(name, folder, *arguments):
+    def call(command, **options):
+        words = command[command.index("pyro_ltm_cli.main") + 1 :]
+        words += {"train": SMALL, "evaluate": ["--sequences", "8"]}.get(words[0], [])
+        done = CliRunner(catch_exceptions=False).invoke(cli, words)
+        assert done.exit_code == 0, done.output
+        return subprocess.CompletedProcess(command, done.exit_code, done.stdout)
+
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.chdir(folder)
+        patch.setattr(subprocess, "run", call)
+        patch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return said.getvalue()
+
+
+@pytest.fixture(scope="module", params=["short", pytest.param("to the letter", marks=pytest.mark.long)])
+def demo(request, tmp_path_factory):
+    """The demo's folder, what it said, and whether it is the short one."""
+    folder, short = tmp_path_factory.mktemp("demo"), request.param == "short"
+    return folder / "demo", run("demo.py", folder, "--out", "demo", "--steps", "2", short=short), short
 
 
 def test_none_is_forgotten():
@@ -49,9 +78,9 @@ def test_algorithm_1_trains(capsys):
 
 
 def test_the_demo_runs(demo):
-    folder, said = demo
+    folder, said, short = demo
     summary = json.loads((folder / "demo.json").read_text())
-    assert summary["bound"]["sequences"] == summary["twin"]["sequences"] == 128
+    assert summary["bound"]["sequences"] == summary["twin"]["sequences"] == (8 if short else 128)
     assert (folder / "ltm/plots/bounds.png").read_bytes().startswith(b"\x89PNG")
     assert "Next:" in said
 
@@ -65,7 +94,7 @@ def check_comparison(folder, said):
 
 
 def test_guides_are_compared_under_a_run(demo, tmp_path):
-    said = run("compare_guides.py", tmp_path, str(demo[0] / "ltm"), "--out", "compared")
+    said = run("compare_guides.py", tmp_path, str(demo[0] / "ltm"), "--out", "compared", short=demo[2])
     check_comparison(tmp_path / "compared", said)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import click.testing
 import pytest
+from helpers.processes import Forked
 from pyro_ltm_cli.main import cli
 
 TINY = {
@@ -86,17 +87,20 @@ def ask(invoke: Invoke) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def spawn() -> Callable[..., subprocess.Popen[str]]:
-    """Starts the command line as a real process, warnings as errors but for those named in `ignore`."""
+    """Starts the command line from nothing, warnings as errors: where how Python begins or ends is what is tested."""
 
-    def start(
-        *arguments: object, prefix: tuple[str, ...] = (), ignore: tuple[str, ...] = (), **options: Any
-    ) -> subprocess.Popen[str]:
-        filters = [part for each in ("error", *(f"ignore::{name}" for name in ignore)) for part in ("-W", each)]
-        command = [*prefix, sys.executable, *filters, "-m", "pyro_ltm_cli.main", *map(str, arguments)]
+    def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+        command = [sys.executable, "-W", "error", "-m", "pyro_ltm_cli.main", *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, **{**pipes, **options})
 
     return start
+
+
+@pytest.fixture(scope="session")
+def fork() -> type[Forked]:
+    """Starts the command line as a process of its own, without the seconds that its imports take."""
+    return Forked
 
 
 @pytest.fixture(scope="session")

@@ -347,18 +347,12 @@ def test_a_tokenizer_too_large_for_the_checkpoint(refuse, ask, trained, text, tm
     refuse("convert", tmp_path / "ckpt.pt", *options, says=("has 310 tokens, the checkpoint 300",))
 
 
-LIMIT = (
-    "import os, resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); os.execv(sys.argv[2], sys.argv[2:])"
-)
-
-
 @pytest.fixture
-def cramped(spawn, refused):
+def cramped(fork, refused):
     """Calls a command as a process none of whose files may be larger than `size` bytes, as on a full disk."""
 
     def call(size, *arguments):
-        process = spawn(*arguments, prefix=(sys.executable, "-c", LIMIT, str(size)))
+        process = fork(*arguments, file_size=size)
         out, err = process.communicate(timeout=120)
         return refused(process.returncode, out, err, "no space left")
 

@@ -7,7 +7,6 @@ import json
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -137,15 +136,15 @@ def pairs_in(out):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGINT"])
-def test_interrupted_it_goes_on(number, compared, invoke, spawn, trained, tmp_path):
+def test_interrupted_it_goes_on(number, compared, invoke, fork, trained, tmp_path):
     out = tmp_path / "a folder" / "c"
     command = ["compare", trained, *PAIRS, "--fast-steps", "2,4", *SCORED, "--out", out]
-    process = spawn(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = fork(*command)
     deadline = time.monotonic() + PATIENCE
     while not pairs_in(out):
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.002)
+        time.sleep(0.005)
     process.send_signal(getattr(signal, number))
     _, err = process.communicate(timeout=PATIENCE)
     kept = json.loads((out / "compare.json").read_text())["pairs"]
@@ -201,14 +200,14 @@ def test_training(trained_pairs, ask, invoke, training):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-def test_killed_while_it_trains_it_goes_on(trained_pairs, training, invoke, spawn, tmp_path):
+def test_killed_while_it_trains_it_goes_on(trained_pairs, training, invoke, fork, tmp_path):
     out = tmp_path / "c"
-    process = spawn(*training(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = fork(*training(out))
     metrics = out / "runs" / "delta--map" / "metrics.jsonl"
     deadline = time.monotonic() + PATIENCE
     while process.poll() is None and not (metrics.exists() and metrics.read_bytes().count(b"\n") > 8):
         assert time.monotonic() < deadline
-        time.sleep(0.002)
+        time.sleep(0.005)
     process.kill()
     process.communicate(timeout=PATIENCE)
     assert pairs_in(out) == 1

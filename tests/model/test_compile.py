@@ -8,7 +8,6 @@ import shutil
 import pytest
 import torch
 from helpers.tiny import tiny_batch, tiny_config, tiny_model
-from torch._dynamo.testing import CompileCounterWithBackend
 
 import pyro_ltm as ltm
 from pyro_ltm.config import Config, apply_settings
@@ -24,6 +23,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
 ]
+
+
+def counting(backend):
+    """A backend that counts what is compiled; its import takes seconds, which every process of the tests would wait."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    return CompileCounterWithBackend(backend)
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +77,7 @@ def test_values_and_gradients_agree_with_generated_code():
 
 
 def test_compiles_once_for_fast_and_once_for_slow_steps():
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = counting("aot_eager")
     model = tiny_model()
     model.decoder.compile(backend=counter, fullgraph=True)
     for seed in range(4):
@@ -83,7 +89,7 @@ def test_compiles_once_for_fast_and_once_for_slow_steps():
 
 
 def test_steps_on_a_stretch_take_no_graph_of_their_own():
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = counting("aot_eager")
     batch, plain, fast = tiny_batch(), tiny_model(), tiny_model()
     fast.decoder.compile(backend=counter, fullgraph=True)
     (report, grads), (compiled_report, compiled_grads) = (step(model, batch, subsample=3) for model in (plain, fast))
@@ -94,7 +100,7 @@ def test_steps_on_a_stretch_take_no_graph_of_their_own():
 
 def test_a_whole_run_takes_one_graph_for_each_way_to_learn(tmp_path, monkeypatch):
     """Alone, fast, slow. None for validation, here of 3, 3 and 2 sequences, nor for a checkpoint's check of health."""
-    counter = CompileCounterWithBackend("eager")
+    counter = counting("eager")
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter, fullgraph=True))
     text = tmp_path / "birds.txt"
     text.write_text("".join(f"The {i % 7}th bird sang {i % 11} songs to the {i % 5} trees.\n" for i in range(400)))
