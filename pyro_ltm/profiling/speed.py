@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
 
 from pyro_ltm.config import Config, SlowConfig, merge
 from pyro_ltm.data import TokenDataset
 from pyro_ltm.errors import UserError
+from pyro_ltm.inference import FastLoop
 from pyro_ltm.inference.build import build, check_config
 from pyro_ltm.noise import fold
 from pyro_ltm.profiling.memory import peak_memory
@@ -134,98 +134,152 @@ def measure_speed(
         UserError: whatever training would refuse; or fewer sequences than a batch.
     """
     check_config(config)
-    model, loop = build(config, device=device)
-    slow, seed = config.slow, config.seed
-    if data is not None and len(data) < slow.batch_size:
-        raise UserError(f"{data.folder.path}: {len(data)} sequences; a batch has {slow.batch_size}")
-    optimizer = slow_optimizer(model, loop.guide, slow)
-    overlaps = model.device.type == "cuda"
-    # Sequences that stop early would make some steps cheaper than others; such a run is not recorded either.
-    recorder = None if loop.stopping else loop.recorder
-    loop = dataclasses.replace(loop, objective=loop.objective.at(1.0), stopping=None, recorder=recorder)
-    checker = loop.with_density()
-    fast_steps = loop.steps_taken
-    counted = fast_steps if overlaps else min(fast_steps, -(-FAST // loop.subsample) * loop.subsample)
-    validations, validated = _validations(slow, data)
+    bench = _Bench(config, data, device)
+    found = []
+    with pyro.validation_enabled(False):  # as in training
+        bench.warm_up()
+        for number in range(rounds):
+            found.append(bench.time_round(number))
+            on_round(number + 1)
+        peak = bench.peak_bytes(bench.read(rounds - 1))
+    return bench.speed(found, peak)
 
-    def read(number: int) -> Batch:
+
+@dataclass(frozen=True)
+class _Round:
+    """Seconds of the parts of a training run, timed once, and the tokens of the micro-batch: see `Speed`."""
+
+    data: float
+    slow: float
+    fast: float
+    decoder_warmup: float | None
+    validation: float
+    tokens: int
+
+
+class _Bench:
+    """The parts of a training run, to be timed one by one."""
+
+    def __init__(self, config: Config, data: TokenDataset | None, device: str):
+        self.config, self.data, self.device = config, data, device
+        self.batch_size = config.slow.batch_size
+        if data is not None and len(data) < self.batch_size:
+            raise UserError(f"{data.folder.path}: {len(data)} sequences; a batch has {self.batch_size}")
+        self.model, loop = build(config, device=device)
+        # Sequences that stop early would make some steps cheaper than others; such a run is not recorded either.
+        recorder = None if loop.stopping else loop.recorder
+        self.loop = dataclasses.replace(loop, objective=loop.objective.at(1.0), stopping=None, recorder=recorder)
+        self.scoring_loop = self.loop.with_density().for_scores()
+        self.optimizer = slow_optimizer(self.model, loop.guide, config.slow)
+        self.validations, self.validation_sequences = _validations(config.slow, data)
+
+    def read(self, number: int) -> Batch:
+        """A micro-batch on the device: of the data, or of random tokens."""
+        size, data = self.batch_size, self.data
         if data is None:
-            generator = torch.Generator().manual_seed(fold(seed, "bench", number))
-            shape = (slow.batch_size, config.model.max_length + 1)
-            batch = Batch.from_tokens(torch.randint(config.model.vocab_size, shape, generator=generator))
+            generator = torch.Generator().manual_seed(fold(self.config.seed, "bench", number))
+            shape = (size, self.config.model.max_length + 1)
+            batch = Batch.from_tokens(torch.randint(self.config.model.vocab_size, shape, generator=generator))
         else:
-            first = number * slow.batch_size
-            batch = data.batch([index % len(data) for index in range(first, first + slow.batch_size)])
-        return batch.to(device)
+            batch = data.batch([index % len(data) for index in range(number * size, (number + 1) * size)])
+        return batch.to(self.device)
 
-    def learn(batch: Batch, fast_steps: int, number: int = 0, decoder_only: bool = False, count: int = 1) -> None:
+    def train(self, batches: list[Batch], number: int, *, fast_steps: int, decoder_only: bool = False) -> None:
+        """A training step on these micro-batches."""
         train_step(
-            model,
-            [batch] * count,
-            loop.with_steps(fast_steps),
-            optimizer,
-            clip=slow.clip,
-            seed=fold(seed, number),
+            self.model,
+            batches,
+            self.loop.with_steps(fast_steps),
+            self.optimizer,
+            clip=self.config.slow.clip,
+            seed=fold(self.config.seed, number),
             decoder_only=decoder_only,
         )
 
-    def validate(batch: Batch, fast_steps: int) -> None:
-        evaluate_bound(model, [batch], checker.with_steps(fast_steps), particles=1)
+    def validate(self, batch: Batch, *, fast_steps: int) -> None:
+        """A validation of one micro-batch."""
+        evaluate_bound(self.model, [batch], self.scoring_loop.with_steps(fast_steps), particles=1)
 
-    batch = read(0)
-    decoder_warmup_steps = config.decoder_warmup_steps
-    checking_steps = checker.steps_taken
-    checked = checking_steps if overlaps else min(checking_steps, FAST)
-    reading, fast, slowly, warming, checking, tokens = [], [], [], [], [], []
-    with pyro.validation_enabled(False):  # as in training
-        for _ in range(2 if recorder else 1):  # what is done once, compiling or recording, is not a step's cost
-            learn(batch, counted)
-            if decoder_warmup_steps:
-                learn(batch, 0, decoder_only=True)
-            if validations:
-                validate(batch, checked)
-        for number in range(rounds):
-            seconds, batch = _timed(partial(read, number), device)
-            reading.append(seconds)
-            without, each = _priced(partial(learn, batch, number=number), counted, device)
-            slowly.append(without)
-            fast.append(each)
-            if decoder_warmup_steps:
-                warming.append(_timed(partial(learn, batch, 0, number, decoder_only=True), device)[0])
-            if validations:
-                without, each = _priced(partial(validate, batch), checked, device)
-                checking.append(validated / slow.batch_size * (without + checking_steps * each))
-            tokens.append(int(batch.tokens()))
-            on_round(number + 1)
-        optimizer.zero_grad(set_to_none=True)  # what the profiler has not seen made, it cannot see freed
-        kept = fast_steps if loop.guide.keeps_graph else min(counted, 2)  # an unrolled step keeps all fast steps
-        count = min(slow.accumulate, 2)  # from the second micro-batch on, gradients are held beside what it keeps
+    def warm_up(self) -> None:
+        """Whatever is done once, such as compiling or recording: it is not a step's cost."""
+        batch = self.read(0)
+        for _ in range(2 if self.loop.recorder else 1):
+            self.train([batch], 0, fast_steps=self._timed_steps(self.loop))
+            if self.config.decoder_warmup_steps:
+                self.train([batch], 0, fast_steps=0, decoder_only=True)
+            if self.validations:
+                self.validate(batch, fast_steps=self._timed_steps(self.scoring_loop))
+
+    def time_round(self, number: int) -> _Round:
+        """Times every part once, on the micro-batch of this number."""
+        data, batch = _timed(partial(self.read, number), self.device)
+        train = partial(self.train, [batch], number)
+        slow, fast = self._price(train, self.loop)
+        warmup = None
+        if self.config.decoder_warmup_steps:
+            warmup, _ = _timed(partial(train, fast_steps=0, decoder_only=True), self.device)
+        validation = 0.0
+        if self.validations:
+            rest, each = self._price(partial(self.validate, batch), self.scoring_loop)
+            batches = self.validation_sequences / self.batch_size
+            validation = batches * (rest + self.scoring_loop.steps_taken * each)
+        return _Round(data, slow, fast, warmup, validation, int(batch.tokens()))
+
+    def _timed_steps(self, loop: FastLoop) -> int:
+        """Fast steps that are timed together."""
+        if self.model.device.type == "cuda":
+            return loop.steps_taken
+        return min(loop.steps_taken, -(-FAST // loop.subsample) * loop.subsample)
+
+    def _price(self, work: Callable[..., Any], loop: FastLoop) -> tuple[float, float]:
+        """Seconds of `work` without fast steps, and of each fast step that it is given then."""
+        rest, _ = _timed(partial(work, fast_steps=0), self.device)
+        steps = self._timed_steps(loop)
+        if not steps:
+            return rest, 0.0
+        whole, _ = _timed(partial(work, fast_steps=steps), self.device)
+        return rest, max(whole - rest, 0.0) / steps
+
+    def peak_bytes(self, batch: Batch) -> int | None:
+        """Memory that a training step holds at its peak, beyond weights and the optimizer's state."""
+        self.optimizer.zero_grad(set_to_none=True)  # what the profiler has not seen made, it cannot see freed
+        recorder, repeats = self.loop.recorder, 1
+        # An unrolled step keeps all its fast steps; the others need no more than two to show their peak.
+        fast_steps = (
+            self.loop.steps_taken if recorder or self.loop.guide.keeps_graph else min(self._timed_steps(self.loop), 2)
+        )
         if recorder:  # to be recorded anew, whole, in the second step: its memory is a step's
             recorder.forget()
-            kept = fast_steps
-        steps = 2 if recorder else 1
-        step = partial(learn, batch, kept, count=count)
-        peak = peak_memory(lambda: [step() for _ in range(steps)], device, reserved=bool(recorder))
-    held = [tensor for module in (model, loop.guide) for tensor in (*module.parameters(), *module.buffers())]
-    return Speed(
-        sequences=slow.batch_size,
-        tokens=round(statistics.mean(tokens)),
-        fast_seconds=statistics.median(fast),
-        slow_seconds=statistics.median(slowly),
-        data_seconds=statistics.median(reading),
-        fast_steps=fast_steps,
-        accumulate=slow.accumulate,
-        rounds=rounds,
-        steps=slow.steps,
-        decoder_warmup_steps=decoder_warmup_steps,
-        decoder_warmup_seconds=statistics.median(warming) if warming else None,
-        validations=validations,
-        validation_seconds=statistics.median(checking) if checking else 0.0,
-        weights_bytes=_bytes(held),
-        optimizer_bytes=_bytes(tensor for entry in optimizer.state.values() for tensor in entry.values()),
-        peak_bytes=peak,
-        corpus_tokens=None if data is None else data.tokens,
-    )
+            repeats = 2
+        count = min(self.config.slow.accumulate, 2)  # from the second micro-batch on, gradients lie beside the graph
+        step = partial(self.train, [batch] * count, 0, fast_steps=fast_steps)
+        return peak_memory(lambda: [step() for _ in range(repeats)], self.device, reserved=repeats > 1)
+
+    def speed(self, rounds: list[_Round], peak_bytes: int | None) -> Speed:
+        """Medians of the rounds, with all that a run's cost follows from."""
+        slow, warmup = self.config.slow, [one.decoder_warmup for one in rounds if one.decoder_warmup is not None]
+        modules = (self.model, self.loop.guide)
+        weights = [one for module in modules for one in (*module.parameters(), *module.buffers())]
+        states = self.optimizer.state.values()
+        return Speed(
+            sequences=self.batch_size,
+            tokens=round(statistics.mean(one.tokens for one in rounds)),
+            fast_seconds=statistics.median(one.fast for one in rounds),
+            slow_seconds=statistics.median(one.slow for one in rounds),
+            data_seconds=statistics.median(one.data for one in rounds),
+            fast_steps=self.loop.steps_taken,
+            accumulate=slow.accumulate,
+            rounds=len(rounds),
+            steps=slow.steps,
+            decoder_warmup_steps=self.config.decoder_warmup_steps,
+            decoder_warmup_seconds=statistics.median(warmup) if warmup else None,
+            validations=self.validations,
+            validation_seconds=statistics.median(one.validation for one in rounds),
+            weights_bytes=sum(tensor.nbytes for tensor in weights),
+            optimizer_bytes=sum(tensor.nbytes for state in states for tensor in state.values()),
+            peak_bytes=peak_bytes,
+            corpus_tokens=None if self.data is None else self.data.tokens,
+        )
 
 
 def with_vocabulary(config: Config) -> Config:
@@ -244,19 +298,6 @@ def _validations(slow: SlowConfig, data: TokenDataset | None) -> tuple[int, int]
         sequences = min(sequences, len(TokenDataset(data.folder, "validation")))
     # One before the first step, and one after the last, whatever the number between them.
     return 1 + (-(-slow.steps // slow.eval_every) if slow.eval_every else 1), sequences
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
-
-
-def _priced(work: Callable[[int], Any], fast_steps: int, device: str) -> tuple[float, float]:
-    """Seconds of `work` without fast steps, and of each of the `fast_steps` that it is given then."""
-    without, _ = _timed(partial(work, 0), device)
-    if not fast_steps:
-        return without, 0.0
-    whole, _ = _timed(partial(work, fast_steps), device)
-    return without, max(whole - without, 0.0) / fast_steps
 
 
 def _timed(work: Callable[[], Any], device: str) -> tuple[float, Any]:
