@@ -57,19 +57,19 @@ def score_pair(
     Raises:
         UserError: model and guide do not fit one another.
     """
-    loop, seed_of_fit = loop.for_scores(), fold(seed, "fit")
-    totals = _Totals(model, loop.guide, loop.steps, particles, curve_particles, seed)
+    loop = dataclasses.replace(loop.for_scores(), recorder=None)  # each step is watched
+    totals = _Totals(model, loop, particles, curve_particles, seed)
     if loop.objective.couples_batch:
         batches = [one for batch in batches for one in batch.apart()]
     device = batches[0].device
     with evaluating(model), pyro.validation_enabled(False), _own_generator(device, seed):
-        start = partial(loop.with_steps(min(1, loop.steps)).fit, model, batches[0], seed=seed_of_fit)
+        start = partial(loop.with_steps(min(1, loop.steps)).fit, model, batches[0], seed=fold(seed, "fit"))
         # What a guide does at its end (a Hessian) is too long for the profiler's record, which held 15 GB of it.
         memory = peak_memory(start, device) if type(loop.guide).finish is Guide.finish else None
         start()  # what a first fit sets up is no part of its time
         for batch in batches:
             clock = _Clock(device, totals.curve_steps)
-            posterior = loop.fit(model, batch, seed=seed_of_fit, watch=clock)
+            posterior = loop.fit(model, batch, seed=fold(seed, "fit"), watch=clock)
             clock.stop()
             totals.add(batch, posterior, clock)
             if progress:
@@ -119,8 +119,7 @@ class _Totals:
     """Figures of the sequences that are scored so far."""
 
     model: nn.Module
-    guide: Guide
-    fast_steps: int
+    loop: FastLoop
     particles: int
     curve_particles: int
     seed: int
@@ -133,7 +132,7 @@ class _Totals:
     @property
     def curve_steps(self) -> list[int]:
         """Where the curve has its points."""
-        return curve_steps(0 if self.guide.learning == "amortized" else self.fast_steps)
+        return curve_steps(self.loop.steps_taken)
 
     def add(self, batch: Batch, posterior: Posterior, clock: _Clock) -> None:
         """Scores a batch and the states along its way."""
@@ -143,7 +142,7 @@ class _Totals:
         self.fit_seconds += clock.seconds
         self.places.append(Places.of(batch))
         self._append(tokens=batch.mask.sum(-1), steps=posterior.steps_taken)
-        if self.guide.scored_distribution(posterior.state) is None:
+        if self.loop.guide.scored_distribution(posterior.state) is None:
             self._append(**self._figures_of_point(batch, posterior))
         else:
             self._append(**self._figures(batch, posterior))
@@ -180,9 +179,9 @@ class _Totals:
             return math.nan, math.nan
         state, seconds = clock.states[step]
         began = time.perf_counter()
-        with frozen(self.model), frozen(self.guide):  # as a fit ends
+        with frozen(self.model), frozen(self.loop.guide):  # as a fit ends
             log_joint = LogJoint(self.model, batch)
-            state = self.guide.finish(state, log_joint, log_joint.width())
+            state = self.loop.guide.finish(state, log_joint, log_joint.width())
         seconds += time.perf_counter() - began  # without its end a fit of so many steps would be no posterior
         return self._nats(batch, dataclasses.replace(posterior, state=state)), seconds
 
@@ -209,7 +208,7 @@ class _Totals:
         """The figures of all batches."""
         tokens = self._column("tokens").double()
         cost = PairScore(
-            fast_steps=self.fast_steps,
+            fast_steps=self.loop.steps,
             steps_taken=float(self._column("steps").double().mean()),
             ms_per_fast_step=1000 * statistics.median(self.step_seconds) if self.step_seconds else None,
             ms_per_sequence=1000 * self.fit_seconds / self.sequences,
@@ -221,7 +220,7 @@ class _Totals:
             "log_joint": finite(self._column("log_joint").mean()),
         }
         if "rate" not in self.columns:
-            figures["note"] = f"{type(self.guide).__name__} has no density: no bound scores it"
+            figures["note"] = f"{type(self.loop.guide).__name__} has no density: no bound scores it"
         elif bad := int((~(distortion + self._column("rate")).isfinite()).sum()):
             figures = {"note": f"ran away: no finite bound for {bad} of {self.sequences} sequences"}
         else:
@@ -243,7 +242,7 @@ class _Totals:
             "ms_per_sequence_to_1pct": None if index is None else curve[index].ms,
             "curve": curve,
             "nats_by_sequence": nats.tolist(),
-            "note": DRAWS if isinstance(self.guide, ParticleGuide) else "",
+            "note": DRAWS if isinstance(self.loop.guide, ParticleGuide) else "",
         }
 
     def _whole_curve(self, tokens: float) -> list[Checkpoint]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_ltm.comparison.pair_score import Progress
 from pyro_ltm.guides import Guide
@@ -63,7 +63,9 @@ def train_guide(
             for group in slow.param_groups:
                 group["lr"] = training.lr * schedule("cosine", step, training.steps, 0.1)
             batch = training.batch(step)
-            loss = _loss(model, loop, batch, fold(seed, "teach", step))
+            posterior = loop.fit(model, batch, seed=fold(seed, "teach", step), keep_graph=loop.guide.keeps_graph)
+            with DrawFrom(posterior.noise):
+                loss = guide_loss(model, batch, posterior, loop.objective)
             slow.zero_grad(set_to_none=True)
             if loss.requires_grad:
                 (loss / batch.tokens()).backward()
@@ -75,10 +77,3 @@ def train_guide(
                 progress(seen, math.nan)  # what the objective is worth is not for it to say
     slow.zero_grad(set_to_none=True)
     return time.perf_counter() - began
-
-
-def _loss(model: nn.Module, loop: FastLoop, batch: Batch, seed: int) -> Tensor:
-    """The loss of the guide's shared parameters, after the fast steps."""
-    posterior = loop.fit(model, batch, seed=seed, keep_graph=loop.guide.keeps_graph)
-    with DrawFrom(posterior.noise):
-        return guide_loss(model, batch, posterior, loop.objective)

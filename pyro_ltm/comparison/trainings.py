@@ -143,13 +143,10 @@ class _Trainings:
         loop = run.loop.with_density()
         progress = self.report(f"score {label}", sum(batch.size for batch in self.batches)) if self.report else None
 
-        def work() -> PairScore:
-            batches = [batch.to(run.device) for batch in self.batches]
-            return score_pair(
-                run.model, batches, loop, particles=self.particles, seed=run.config.seed, progress=progress
-            )
-
-        found = attempt(work, key).with_note("" if loop is run.loop else MEAN_FIELD_INSTEAD)
+        batches = [batch.to(run.device) for batch in self.batches]
+        draws = {"particles": self.particles, "seed": run.config.seed}
+        found = attempt(partial(score_pair, run.model, batches, loop, progress=progress, **draws), key)
+        found = found.with_note("" if loop is run.loop else MEAN_FIELD_INSTEAD)
         return dataclasses.replace(found, training=decoder_training(run.folder))
 
 

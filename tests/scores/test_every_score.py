@@ -54,7 +54,7 @@ def reference(model, batch, objective):
     return evaluate_reference(model, [batch], fast_steps=2).sequence_nats
 
 
-def judged(model, batch, objective):
+def compared(model, batch, objective):
     found = score_pair(model, [batch], loop(objective), particles=2)
     return torch.tensor(found.nats_by_sequence)
 
@@ -73,7 +73,9 @@ def inferred(model, batch, objective):
     return loop(objective).fit_to_score(model, batch).mean()
 
 
-SCORES = {each.__name__: each for each in (bound, prefix, annealed, reference, judged, diagnosed, predicted, inferred)}
+SCORES = {
+    each.__name__: each for each in (bound, prefix, annealed, reference, compared, diagnosed, predicted, inferred)
+}
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,7 @@ class Breaks:
         raise Broke
 
 
-def taught(model, batches, objective):
+def train(model, batches, objective):
     batches = iter(batches)
     guide = Amortized(N, D, vocab_size=30, max_length=T)
     train_guide(model, FastLoop(guide, objective), GuideTraining(batch=lambda step: next(batches), steps=3))
@@ -134,7 +136,7 @@ ENTRIES = {
         model, batches, loop(objective), start="q", temperatures=2, chains=1, leapfrogs=1
     ),
     "reference": lambda model, batches, objective: evaluate_reference(model, batches, fast_steps=1),
-    "teach": taught,
+    "train_guide": train,
     "diagnostics": lambda model, batches, objective: Thoughts.fit(model, batches, loop(objective)),
 }
 
