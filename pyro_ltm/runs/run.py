@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -46,6 +46,8 @@ from pyro_ltm.scores import (
     evaluate_reference,
 )
 from pyro_ltm.types import Batch
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Run:
         step: int = 0,
     ) -> Run:
         """Writes a run folder that `load` reads: configuration, tokenizer, weights."""
-        if config.dtype == "auto":  # settled once for all, as this model is, so that the run gives its figures again
+        if config.dtype == "auto":  # decided once for all, as for this model, so that the run gives its figures again
             config = replace(config, dtype=str(model.decoder.compute_dtype).removeprefix("torch."))
         with locked(folder):
             with clear_errors(folder):
@@ -143,8 +145,8 @@ class Run:
         for key in ("planned", "changed_at", "rewarm"):  # only of a run that was extended
             settings["slow"] = {name: value for name, value in settings["slow"].items() if name != key or value}
         digests = [fingerprint(module) for module in (self.model, self.loop.guide)]
-        told = "\n".join([json.dumps(settings, sort_keys=True), *digests])
-        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+        text = "\n".join([json.dumps(settings, sort_keys=True), *digests])
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @property
     def data_fingerprint(self) -> str | None:
@@ -164,82 +166,58 @@ class Run:
         except UserError:
             return min(self.config.data.sequence_length, self.config.model.max_length)
 
-    def evaluate(
-        self,
-        data: TokenDataset | None = None,
-        *,
-        particles: int = 4,
-        fast_steps: int | None = None,
-        sequences: int | None = None,
-        batch_size: int = 32,
-        seed: int = 0,
-        progress: Callable[[int, float], None] | None = None,
-    ) -> Bound:
+    def evaluate(self, data: TokenDataset | None = None, *, particles: int = 4, **how: Any) -> Bound:
         """The honest bound on `data` (by default the run's own validation split): see `evaluate_bound`.
 
-        A guide without a density (a point, draws) cannot be judged: then a mean-field posterior is fitted in its place.
+        A guide without a density (a point, draws) has none: then a mean-field posterior is fitted in its place.
 
         Args:
-            fast_steps: of each fit; None: as many as the run was trained with.
-            sequences: how many of the data's sequences, from the first; None: all.
+            how: `fast_steps` of each fit, by default as many as the run was trained with; how many of the data's
+                `sequences`, from the first, by default all; `batch_size`, `seed`, `progress`.
 
         Raises:
             UserError: the data do not fit the model.
         """
         data = self.scored(data)
-        return evaluate_bound(
-            self.model,
-            dataset_batches(data, batch_size, self.device, limit=sequences),
-            self.loop.with_density().with_steps(fast_steps),
-            particles=particles,
-            count_bytes=data.count_bytes if data.bytes_are_exact else None,
-            seed=seed,
-            progress=progress,
-        )
+        count_bytes = data.count_bytes if data.bytes_are_exact else None
+        loop = self.loop.with_density()
+        return self._score(evaluate_bound, data, loop, particles=particles, count_bytes=count_bytes, **how)
 
-    def evaluate_prefix(
+    def evaluate_prefix(self, data: TokenDataset | None = None, **how: Any) -> Prefix:
+        """The predictive score of texts whose beginnings were read: see the function of this name, and `evaluate`."""
+        data = self.scored(data)
+        # Documents may leave the end of every sequence empty.
+        longest = int(data.lengths[: how.get("sequences")].max(initial=0))
+        return self._score(evaluate_prefix, data, self.loop, length=longest, **how)
+
+    def evaluate_annealed(self, data: TokenDataset | None = None, **how: Any) -> AnnealedBound:
+        """A bound by annealed importance sampling: see the function of this name, and `evaluate`."""
+        return self._score(evaluate_annealed, self.scored(data), self.loop.with_density(), **how)
+
+    def evaluate_reference(self, data: TokenDataset | None = None, **how: Any) -> Reference:
+        """The reference implementation's figure, which is no bound: see the function of this name, and `evaluate`."""
+
+        def score(model: LatentThoughtModel, batches: Iterable[Batch], loop: FastLoop, **options: Any) -> Reference:
+            return evaluate_reference(model, batches, fast_steps=loop.steps, **options)
+
+        return self._score(score, self.scored(data), self.loop, **how)
+
+    def _score(
         self,
-        data: TokenDataset | None = None,
+        score: Callable[..., S],
+        data: TokenDataset,
+        loop: FastLoop,
         *,
         fast_steps: int | None = None,
         sequences: int | None = None,
         batch_size: int = 32,
+        length: int | None = None,
         **options: Any,
-    ) -> Prefix:
-        """What the model predicts of texts whose beginnings it has read: see the function of this name."""
-        data = self.scored(data)
-        longest = int(data.lengths[:sequences].max(initial=0))  # documents may leave the end of every sequence empty
+    ) -> S:
+        """A score of the first `sequences` of `data`, cut to `length` tokens."""
         batches = dataset_batches(data, batch_size, self.device, limit=sequences)
-        read = (batch.beginning(longest) for batch in batches)
-        return evaluate_prefix(self.model, read, self.loop.with_steps(fast_steps), **options)
-
-    def evaluate_annealed(
-        self,
-        data: TokenDataset | None = None,
-        *,
-        fast_steps: int | None = None,
-        sequences: int | None = None,
-        batch_size: int = 32,
-        **options: Any,
-    ) -> AnnealedBound:
-        """A bound by annealed importance sampling: see the function of this name."""
-        data = self.scored(data)
-        batches = dataset_batches(data, batch_size, self.device, limit=sequences)
-        return evaluate_annealed(self.model, batches, self.loop.with_density().with_steps(fast_steps), **options)
-
-    def evaluate_reference(
-        self,
-        data: TokenDataset | None = None,
-        *,
-        fast_steps: int | None = None,
-        sequences: int | None = None,
-        batch_size: int = 32,
-        **options: Any,
-    ) -> Reference:
-        """The reference implementation's figure, which is no bound: see the function of this name."""
-        data = self.scored(data)
-        batches = dataset_batches(data, batch_size, self.device, limit=sequences)
-        return evaluate_reference(self.model, batches, fast_steps=self.loop.with_steps(fast_steps).steps, **options)
+        read = batches if length is None else (batch.beginning(length) for batch in batches)
+        return score(self.model, read, loop.with_steps(fast_steps), **options)
 
     def with_fast_loop(self, settings: Sequence[str]) -> Run:
         """The same weights, whose posteriors are fitted as `settings` say (`key=value`, as in `apply_settings`).

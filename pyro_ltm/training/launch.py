@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pyro_ltm.config import Config, load_toml
 from pyro_ltm.data import Preparation, Reading, TokenDataset, Tokenizer, prepare
@@ -41,6 +43,22 @@ WRITTEN = (TOKENIZER, MODEL, TRAINER, METRICS, EVALUATION, "plots/training.png")
 """Files that a run has only after its configuration: in a folder without one, these are somebody else's."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """Whom a training tells how far it is.
+
+    Attributes:
+        on_prepare: as `progress` in `prepare`.
+        on_resume: called with the step from which a run goes on, and its steps.
+        on_progress, on_interrupt: as in `Trainer`.
+    """
+
+    on_prepare: Callable[[str, int, int], None] = lambda what, pieces, characters: None
+    on_resume: Callable[[int, int], None] = lambda step, steps: None
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    on_interrupt: Callable[[], None] = lambda: None
+
+
 @locks_out
 def train(
     config: Config | None,
@@ -53,10 +71,7 @@ def train(
     tokenizer: str | Path | Tokenizer | None = None,
     reading: Reading | None = None,
     device: str = "cpu",
-    on_progress: Callable[[Progress], None] | None = None,
-    on_prepare: Callable[[str, int, int], None] | None = None,
-    on_interrupt: Callable[[], None] | None = None,
-    on_resume: Callable[[int, int], None] | None = None,
+    **callbacks: Any,
 ) -> Run:
     """Trains a model and leaves a run folder that `Run.load` reads.
 
@@ -69,62 +84,44 @@ def train(
         rewarm: slow steps in which the learning rate rises again where the run is extended.
         init_from: a run whose weights the new one begins with, and whose tokenizer it keeps. See `Origin`.
         tokenizer, reading: as in `prepare`, where the run prepares its own data.
-        on_progress, on_interrupt: as in `Trainer`. on_prepare: as `progress` in `prepare`. on_resume: called with the
-            step from which a run goes on, and its steps.
+        callbacks: see `Callbacks`.
 
     Raises:
         UserError: bad input; `out` holds a run already and `resume` is False; another process writes it; resuming with
             another configuration; or the weights of `init_from` do not fit.
         Stopped: interrupted after saving.
     """
-    out = Path(out)
+    out, watch = Path(out), Callbacks(**callbacks)
     going_on = _check_folder(out, resume, data)
-    saved = load_toml(out / CONFIG, whole=True) if going_on else None
     trained = going_on and (out / TRAINER).exists()
     origin = Origin.find(out, init_from, going_on=going_on, trained=trained)
     config = config or starting_config(data, out if going_on else None, origin.run.folder if origin else None)
     check_config(config)
-    is_new = not out.exists()
-    with clear_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    try:
-        folder = _tokens(config, data, out, going_on, origin, tokenizer, reading, on_prepare)
-        training = TokenDataset(folder)
-        config = as_the_data_are(origin.fitting(config, training) if origin else config, training)
-        if saved is not None and config.dtype == "auto":
-            config = dataclasses.replace(config, dtype=saved.dtype)
-        config = resolve_dtype(config, device)
-        steps = config.slow.steps
-        if saved is not None:
-            _check_same(config, saved, out)
-            config = saved
+    with _run_folder(out):
+        text = {"tokenizer": tokenizer, "reading": reading, "progress": watch.on_prepare}
+        training = TokenDataset(_tokens(config, data, out, going_on, origin, text))
+        config, steps = _plan(config, out, training, origin, device, going_on=going_on)
         if rewarm and steps == config.slow.steps:
             raise UserError("--rewarm is of a run that is extended: give --resume and more --steps than it has")
-        check_fits(config, training)
         model, loop = build(config, device=device)
         if origin is not None:
             origin.give(trainable(model, loop.guide), config)
-    except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):  # it holds something after all
-                out.rmdir()
-        raise
     if trained:
         run = Run(out, config, model, loop, training.tokenizer, 0)
     else:
         note_data(out, training)
         note_origin(out, origin)
         run = Run.create(out, config, model, loop, training.tokenizer)
-    validation = TokenDataset(folder, "validation") if "validation" in training.folder.splits else None
-    trainer = Trainer(run, training, validation, on_progress or (lambda progress: None), on_interrupt or (lambda: None))
+    validation = TokenDataset(training.folder, "validation") if "validation" in training.folder.splits else None
+    trainer = Trainer(run, training, validation, watch.on_progress, watch.on_interrupt)
     if going_on:
         trainer.resume()
     if origin is not None:
         trainer.save()
     if steps != config.slow.steps:
         trainer.extend(steps, rewarm=rewarm)
-    if going_on and on_resume:
-        on_resume(trainer.counters.step, trainer.slow.steps)
+    if going_on:
+        watch.on_resume(trainer.counters.step, trainer.slow.steps)
     return trainer.fit()
 
 
@@ -170,18 +167,55 @@ def _check_foreign_files(out: Path) -> None:
         )
 
 
+@contextlib.contextmanager
+def _run_folder(out: Path) -> Iterator[None]:
+    """Makes the folder; where what follows fails, one that was made here and is empty goes again."""
+    is_new = not out.exists()
+    with clear_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds something after all
+                out.rmdir()
+        raise
+
+
+def _plan(
+    config: Config, out: Path, training: TokenDataset, origin: Origin | None, device: str, *, going_on: bool
+) -> tuple[Config, int]:
+    """The configuration to train by, as the data and the device are, and the steps asked for.
+
+    Raises:
+        UserError: data or origin do not fit it, or the run in `out` was configured otherwise, but for its steps.
+    """
+    config = as_the_data_are(origin.fitting(config, training) if origin else config, training)
+    saved = load_toml(out / CONFIG, whole=True) if going_on else None
+    if saved is not None and config.dtype == "auto":
+        config = dataclasses.replace(config, dtype=saved.dtype)
+    config, steps = resolve_dtype(config, device), config.slow.steps
+    if saved is not None:
+        _check_same(config, saved, out)
+        config = saved
+    check_fits(config, training)
+    return config, steps
+
+
 def _tokens(
     config: Config,
     data: str | Path | Sequence[str] | None,
     out: Path,
     going_on: bool,
     origin: Origin | None,
-    tokenizer: str | Path | Tokenizer | None,
-    reading: Reading | None,
-    on_prepare: Callable[[str, int, int], None] | None,
+    text: dict[str, Any],
 ) -> Path:
-    """The folder of tokens to train on: the one named, the run's own, or one prepared now inside the run folder."""
-    sources = sources_of(data)
+    """The folder of tokens to train on: the one named, the run's own, or one prepared now inside the run folder.
+
+    Args:
+        text: how it is prepared: `tokenizer`, `reading` and `progress`.
+    """
+    sources, tokenizer, reading = sources_of(data), text["tokenizer"], text["reading"]
     ready = len(sources) == 1 and is_token_folder(sources[0])
     recorded = going_on and (out / DATA).exists()
     if (ready or recorded) and (tokenizer or reading not in (None, Reading())):
@@ -205,10 +239,8 @@ def _tokens(
             sources,
             place,
             Preparation.of(config),
-            tokenizer=origin.tokenizer(tokenizer) if origin else tokenizer,
-            reading=reading,
             overwrite=True,  # what a run that was killed while it began left behind
-            progress=on_prepare,
+            **{**text, "tokenizer": origin.tokenizer(tokenizer) if origin else tokenizer},
         )
     return prepared.path
 

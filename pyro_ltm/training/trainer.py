@@ -17,6 +17,7 @@ from pyro_ltm.config import SlowConfig, dump_toml
 from pyro_ltm.data import DataOrder, TokenDataset, unigram_nats
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import write_text
+from pyro_ltm.inference import FastLoop
 from pyro_ltm.noise import DrawFrom, Noise, fold
 from pyro_ltm.runs.folder import CONFIG, METRICS
 from pyro_ltm.runs.metrics import MetricsLog
@@ -182,58 +183,53 @@ class Trainer:
         return [self.train.batch(self.order.indices(start)).to(self.run.device) for start in starts]
 
     def _step(self) -> None:
-        model, counters = self.run.model, self.counters
+        counters, seed = self.counters, self.run.config.seed
         started = time.perf_counter()
-        lr = learning_rate(counters.step, self.slow)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = learning_rate(counters.step, self.slow)
         batches = self._batches()
         self._last = batches[-1]
         decoder_only, share = phase(counters.step, self.run.config)
         loop = replace(self.run.loop, objective=self.run.loop.objective.at(share))
-        model.train()
+        self.run.model.train()
         report = train_step(
-            model,
+            self.run.model,
             batches,
             loop,
             self.optimizer,
             clip=self.slow.clip,
-            seed=fold(self.run.config.seed, "train", counters.step),
+            seed=fold(seed, "train", counters.step),
             decoder_only=decoder_only,
         )
         counters.step += 1
         self._count(report, batches)
         seconds = time.perf_counter() - started
         counters.seconds += seconds
-        figure = "joint" if not loop.guide.has_density else "own_noise" if loop.noise == "fixed" else "bound"
+        self._report(report, loop, seconds, decoder_only=decoder_only)
+
+    def _report(self, report: StepReport, loop: FastLoop, seconds: float, *, decoder_only: bool) -> None:
+        """Writes the figures of a step, and shows them."""
+        counters, has_density = self.counters, loop.guide.has_density
+        bound, distortion, rate = float(report.bound), float(report.distortion), float(report.rate)
+        figure = "joint" if not has_density else "own_noise" if loop.noise == "fixed" else "bound"
         if decoder_only:
             figure = "bound"  # exact
         row = {
             "step": counters.step,
             "tokens": counters.tokens,
             "seconds": round(counters.seconds, 3),
-            "lr": lr,
+            "lr": self.optimizer.param_groups[0]["lr"],
             "beta": None if decoder_only else loop.objective.beta,
-            f"{figure}_nats_per_token": float(report.bound),
-            "distortion_nats_per_token": float(report.distortion),
-            "kl_nats_per_sequence": float(report.rate) if loop.guide.has_density and not decoder_only else None,
+            f"{figure}_nats_per_token": bound,
+            "distortion_nats_per_token": distortion,
+            "kl_nats_per_sequence": rate if has_density and not decoder_only else None,
             "grad_norm": float(report.grad_norm),
             "skipped": counters.skipped,
         }
         self.metrics.write("train", row)
-        speed = int(report.tokens) / seconds
-        self.on_progress(
-            Progress(
-                counters.step,
-                self.slow.steps,
-                speed,
-                float(report.bound),
-                float(report.distortion),
-                float(report.rate),
-                figure="exact" if decoder_only else self._shown(figure),
-                decoder_warmup_steps=self.run.config.decoder_warmup_steps,
-            )
-        )
+        shown = "exact" if decoder_only else self._shown(figure)
+        first, speed = self.run.config.decoder_warmup_steps, int(report.tokens) / seconds
+        self.on_progress(Progress(counters.step, self.slow.steps, speed, bound, distortion, rate, None, shown, first))
 
     def _count(self, report: StepReport, batches: list[Batch]) -> None:
         """Counts tokens, and steps skipped because they were not finite; stops the run when there are too many."""
