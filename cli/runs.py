@@ -119,10 +119,6 @@ def check_thoughts_target(path: Path) -> None:
     """Raises UserError when no file of thoughts can be written at `path`, before the fits that it is to hold."""
     from pyro_ltm.runs.thoughts_file import SUFFIXES
 
-    if path.is_dir():
-        raise UserError(f"--out {path}: is a folder; name a file, such as {path / 'thoughts.safetensors'}")
-    if not path.parent.is_dir():
-        raise UserError(f"--out {path}: there is no folder {path.parent}; make it first")
+    check_target(path)
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {path}: expected a name that ends in {' or '.join(SUFFIXES)}")
-    check_target(path)
