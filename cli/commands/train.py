@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from ..options import (
     common,
     config_option,
     examples,
+    gathered,
     number,
     preset_option,
     reading_options,
@@ -28,6 +30,16 @@ if TYPE_CHECKING:
     from pyro_ltm.config import Config
     from pyro_ltm.data import Reading
     from pyro_ltm.runs import Run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train, as far as options say it."""
+
+    preset: str | None
+    config_file: Path | None
+    settings: tuple[str, ...]
+    steps: int | None
 
 
 @click.command(
@@ -48,10 +60,14 @@ if TYPE_CHECKING:
     help="A folder that `prepare` wrote, or text to prepare inside the run folder. Repeatable.",
 )
 @click.option("--out", required=True, type=FOLDER, metavar="RUN", help="Run folder to write.")
-@preset_option
-@config_option
-@settings_option
-@click.option("--steps", metavar="N", type=int, help="Slow steps; the same as --set slow.steps=N.")
+@gathered(
+    "plan",
+    Plan,
+    preset_option,
+    config_option,
+    settings_option,
+    click.option("--steps", metavar="N", type=int, help="Slow steps; the same as --set slow.steps=N."),
+)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint; with --steps N, to another end.")
 @number("--rewarm", "Steps in which the rate rises again after that.")
 @click.option("--init-from", type=FOLDER, metavar="RUN", help="Begin with another run's weights and tokenizer.")
@@ -62,10 +78,7 @@ def command(
     *,
     data: tuple[str, ...],
     out: Path,
-    preset: str | None,
-    config_file: Path | None,
-    settings: tuple[str, ...],
-    steps: int | None,
+    plan: Plan,
     resume: bool,
     rewarm: int | None,
     init_from: Path | None,
@@ -79,10 +92,10 @@ def command(
     they were. A run that was stopped or killed goes on with --resume and ends as if nothing had happened. Ctrl-C, a
     closed terminal (SIGHUP), SIGTERM and SIGUSR1 save after the step under way.
     """
-    if rewarm and not (resume and steps):
+    if rewarm and not (resume and plan.steps):
         raise click.UsageError("--rewarm goes with --resume and --steps: it is of a run that is extended")
-    base = base_config(preset, data, out if resume else None, init_from)
-    config = configure(base, config_file, settings, common, steps)
+    base = base_config(plan.preset, data, out if resume else None, init_from)
+    config = configure(base, plan.config_file, plan.settings, common, plan.steps)
 
     from ..runs import check_device
 
