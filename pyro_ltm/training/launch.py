@@ -149,6 +149,8 @@ def _check_folder(out: Path, resume: bool, data: object) -> bool:
     if not exists:
         _check_foreign_files(out)
     if not exists and not data:
+        if resume and data_note(out):
+            raise UserError(f"{out}: was stopped before its {CONFIG} was written; give the whole command once more")
         what = "no run to resume here" if resume else "nothing to train on"
         raise UserError(f"{out}: {what}; name the text with --data")
     return exists

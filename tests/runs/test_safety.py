@@ -125,6 +125,8 @@ def test_tokens_of_a_run_that_was_killed_as_it_began_are_its_own(moment, text, t
         with pytest.raises(KeyboardInterrupt):
             ltm.train(configure(), data=str(text), out=tmp_path / "run")
     assert (tmp_path / "run/data/meta.json").exists()
+    with pytest.raises(UserError, match=r"before its config\.toml was written; give the whole command"):
+        ltm.train(None, data=None, out=tmp_path / "run", resume=True)
     ltm.train(configure(), data=str(text), out=tmp_path / "run")
     assert model(tmp_path / "run") == model(trained)
 
