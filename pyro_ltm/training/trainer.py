@@ -104,8 +104,8 @@ class Trainer:
                 if done or ending or self._save_is_due():
                     saved = self._save_if_healthy(done)
                 if ending and not done:
-                    kept = "everything is saved" if saved else "its weights have run away, the last good ones are kept"
-                    raise Stopped(f"at step {self.counters.step} of {self.slow.steps}; {kept}")
+                    what = "everything is saved" if saved else "its weights have run away, the last good ones are kept"
+                    raise Stopped(f"at step {self.counters.step} of {self.slow.steps}; {what}")
         self.run.model.eval()  # as a run that is loaded
         return replace(self.run, step=self.counters.step)
 
