@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyro_ltm.data import Reading
-    from pyro_ltm.tasks.written_texts import Level, Samples, Scorer, Speed
+    from pyro_ltm.tasks.written_texts import Samples, Scorer, Speed
 
 
 @click.command(
@@ -133,7 +133,7 @@ def _write(
     """Texts of a run, also into the file `out`, how fast they were written, and how."""
     from pyro_ltm.files import write_text
     from pyro_ltm.model import DecodingOptions
-    from pyro_ltm.tasks.written_texts import save_texts, write_samples
+    from pyro_ltm.tasks.written_texts import write_samples
 
     from ..runs import open_run
 
@@ -141,19 +141,18 @@ def _write(
     longest = max_new_tokens or run.config.model.max_length
     texts, speed = write_samples(run, num=num, max_new_tokens=longest, sampler=sampler, seed=common.seed or 0)
     if out:
-        write_text(out, save_texts(texts))
+        write_text(out, "".join(json.dumps({"text": text}) + "\n" for text in texts))
     return texts, speed, {"step": run.step, "temperature": temperature, "max_new_tokens": longest}
 
 
 def _show(found: Samples) -> None:
     from ..output import say, show_table
 
-    compared = found.reference_metrics is not None
-    rows = _metric_rows(found) + (_level_rows(found, compared) if found.generative else [])
-    show_table("Texts", ["", "these", *(["reference"] if compared else [])], rows)
+    columns = ["", "these", *(["reference"] if found.reference_metrics else [])]
+    show_table("Texts", columns, _metric_rows(found) + (_level_rows(found) if found.generative else []))
     if found.no_bytes:
         say(f"No bits a byte under the scorer: {found.no_bytes}.")
-    how: Any = found.generative
+    how = found.generative
     if hasattr(how, "window"):  # a Hugging Face model's
         first = f"each text after {how.start}" if how.start is not None else "the first token of each text is given"
         longer = f"; {how.windowed} longer than that, in windows moved by {how.stride}" if how.windowed else ""
@@ -183,27 +182,27 @@ def _metric_rows(found: Samples) -> list[list[str]]:
             cells.append(nats(level, 3) + ("" if error is None else margin(error, 3)))
         return [name, *cells]
 
-    rows = [["texts", *(f"{one.texts:,}" for one in both)], ["words", *(f"{one.words:,}" for one in both)]]
-    rows.append(row("entropy of words, bits", "entropy_bits"))
-    rows += [row(f"distinct-{n}", "distinct", n) for n in range(1, 5)]
-    rows += [row(f"repetition of {n} words", "repetition", n) for n in (1, 4)]
-    return [*rows, row("self-BLEU", "self_bleu")]
+    return [
+        ["texts", *(f"{one.texts:,}" for one in both)],
+        ["words", *(f"{one.words:,}" for one in both)],
+        row("entropy of words, bits", "entropy_bits"),
+        *(row(f"distinct-{n}", "distinct", n) for n in range(1, 5)),
+        *(row(f"repetition of {n} words", "repetition", n) for n in (1, 4)),
+        row("self-BLEU", "self_bleu"),
+    ]
 
 
-def _level_rows(found: Samples, compared: bool) -> list[list[str]]:
+def _level_rows(found: Samples) -> list[list[str]]:
     """Nats, perplexity and bits of the texts and the reference under the scoring model."""
     from ..output import margin, nats
 
-    scored = [found.generative, found.reference_generative] if compared else [found.generative]
+    scored = [found.generative, *([found.reference_generative] if found.reference_metrics else [])]
     kind = "exact" if found.generative_is_exact else "at most"
-
-    def row(name: str, cell: Callable[[Level], str]) -> list[str]:
-        return [f"{name}, {kind}", *("-" if one is None else cell(one) for one in scored)]
-
+    levels = [nats(one.nats_per_token) + margin(one.nats_per_token_stderr) for one in scored]
     rows = [
-        row("nats a token under the scorer", lambda one: nats(one.nats_per_token) + margin(one.nats_per_token_stderr)),
-        row("generative perplexity", lambda one: nats(one.perplexity, 2)),
+        ["nats a token under the scorer", *levels],
+        ["generative perplexity", *(nats(one.perplexity, 2) for one in scored)],
     ]
-    if found.generative and math.isfinite(found.generative.bits_per_byte):
-        rows.append(row("bits a byte", lambda one: nats(one.bits_per_byte)))
-    return rows
+    if math.isfinite(found.generative.bits_per_byte):
+        rows.append(["bits a byte", *(nats(one.bits_per_byte) for one in scored)])
+    return [[f"{name}, {kind}", *cells] for name, *cells in rows]

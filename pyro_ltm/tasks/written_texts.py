@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,26 +38,6 @@ class Speed:
     device: str
 
 
-class Level(Protocol):
-    """A dataclass that says, among other things, what texts cost under a model: nats, but for bits per byte."""
-
-    @property
-    def nats_per_token(self) -> float:
-        """Total nats / total tokens."""
-
-    @property
-    def nats_per_token_stderr(self) -> float:
-        """Its standard error over texts; NaN for one text."""
-
-    @property
-    def perplexity(self) -> float:
-        """exp(nats_per_token)."""
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Total bits / UTF-8 bytes of what was scored; NaN where that is not known."""
-
-
 class Scorer(Protocol):
     """A model that scores texts, such as `pyro_ltm.integrations.causal_lm.CausalLM`."""
 
@@ -70,8 +49,8 @@ class Scorer(Protocol):
     def feature_name(self) -> str:
         """The name of `features`, for people."""
 
-    def score(self, texts: Sequence[str]) -> Level:
-        """The nats of the texts under it."""
+    def score(self, texts: Sequence[str]) -> Any:
+        """The nats of the texts under it: a `Figure` with `perplexity` and `bits_per_byte`, NaN where not known."""
 
     def why_no_bytes(self, texts: Sequence[str]) -> str:
         """Why there is no figure of the texts by the byte; empty where there is one."""
@@ -96,8 +75,8 @@ class Samples:
 
     metrics: TextMetrics
     reference_metrics: TextMetrics | None = None
-    generative: Level | None = None
-    reference_generative: Level | None = None
+    generative: Any = None
+    reference_generative: Any = None
     generative_is_exact: bool | None = None
     no_bytes: str = ""
     mauve: Mauve | None = None
@@ -178,11 +157,6 @@ def read_features(path: Path) -> Tensor:
     return torch.from_numpy(array.astype(np.float64))
 
 
-def save_texts(texts: Sequence[str]) -> str:
-    """The texts as JSON lines with the field `text`."""
-    return "".join(json.dumps({"text": text}) + "\n" for text in texts)
-
-
 @dataclass(frozen=True)
 class RunScorer:
     """A run of ours as a scorer. particles, fast_steps, seed: of its bound."""
@@ -218,19 +192,14 @@ class RunScorer:
         tokenizer = self.run.tokenizer
         return RoundTrip.of(tokenizer, texts, tokenizer.encode_batch(texts)).why_no_bytes
 
+    @torch.no_grad()
     def features(self, texts: Sequence[str]) -> Tensor:
-        """[n, D]: see `hidden_features`."""
-        return hidden_features(self.run, texts)
-
-
-@torch.no_grad()
-def hidden_features(run: Run, texts: Sequence[str]) -> Tensor:
-    """[n, D] the mean over a text's tokens of the last hidden state, with thoughts all zero (the prior's mean)."""
-    decoder, config = run.model.decoder, run.config.model
-    rows = []
-    for batch in text_batches(run, texts):
-        z = torch.zeros(batch.size, config.thoughts, config.dim, device=batch.inputs.device)
-        hidden = decoder(decoder.context(batch.inputs), z)
-        weight = batch.mask[..., None].to(hidden)
-        rows.append((hidden * weight).sum(1) / weight.sum(1).clamp(min=1))
-    return torch.cat(rows).double().cpu()
+        """[n, D] the mean over a text's tokens of the last hidden state, with thoughts all zero (the prior's mean)."""
+        decoder, config = self.run.model.decoder, self.run.config.model
+        rows = []
+        for batch in text_batches(self.run, texts):
+            z = torch.zeros(batch.size, config.thoughts, config.dim, device=batch.inputs.device)
+            hidden = decoder(decoder.context(batch.inputs), z)
+            weight = batch.mask[..., None].to(hidden)
+            rows.append((hidden * weight).sum(1) / weight.sum(1).clamp(min=1))
+        return torch.cat(rows).double().cpu()

@@ -1,4 +1,4 @@
-"""What thoughts carry, and where: rates, active units, mutual information, distortion with whose thoughts, by layer."""
+"""Figures of thoughts: rates, active units, mutual information, distortion with whose thoughts, by layer."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Thoughts:
     """The posteriors of a corpus, fitted once.
 
     Attributes:
-        loop: what fitted them. batches: the sequences, with their contexts. posteriors: of each batch.
+        loop: by which they were fitted. batches: the sequences, with their contexts. posteriors: of each batch.
         seed: of the fits, and of all that is drawn from them later.
     """
 
@@ -138,7 +138,7 @@ class Thoughts:
         seed: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> Thoughts:
-        """Fits q to every sequence; a guide without a density is judged by a mean-field fit (`FastLoop.with_density`).
+        """Fits q to every sequence; in place of a guide without a density, a mean-field one (`FastLoop.with_density`).
 
         Raises:
             UserError: the model has no thoughts, or there are no sequences.
@@ -146,17 +146,15 @@ class Thoughts:
         if not model.config.thoughts:
             raise UserError("this model has no thoughts (it is an autoregressive twin): nothing to look at")
         loop = loop.with_density()
-        kept, posteriors, done = [], [], 0
-        for read in batches:
-            batch = model.precompute(read)
-            kept.append(batch)
+        fitted, posteriors = [], []
+        for batch in map(model.precompute, batches):
+            fitted.append(batch)
             posteriors.append(loop.fit_to_score(model, batch, seed=fold(seed, "fit")))
-            done += batch.size
             if progress:
-                progress(done)
-        if not kept:
+                progress(sum(one.size for one in fitted))
+        if not fitted:
             raise UserError("nothing to look at: no sequences")
-        return cls(model, loop, kept, posteriors, seed)
+        return cls(model, loop, fitted, posteriors, seed)
 
     @cached_property
     def means(self) -> Tensor:
@@ -179,14 +177,13 @@ class Thoughts:
 
     def from_prior(self, particle: int = 0) -> list[Tensor]:
         """A draw [B, N, D] from the prior for each batch."""
-        prior = self.model.prior()
-        return [
-            draw(
-                prior.expand(torch.Size([batch.size])),
-                Noise(batch.ids, device=batch.device, seed=fold(self.seed, "prior", particle)),
-            )
-            for batch in self.batches
-        ]
+        prior, seed = self.model.prior(), fold(self.seed, "prior", particle)
+
+        def drawn(batch: Batch) -> Tensor:
+            noise = Noise(batch.ids, device=batch.device, seed=seed)
+            return draw(prior.expand(torch.Size([batch.size])), noise)
+
+        return [drawn(batch) for batch in self.batches]
 
 
 @torch.no_grad()
@@ -324,10 +321,8 @@ def _progressive(thoughts: Thoughts, *, down: bool) -> list[Layer]:
         mixed = thoughts.from_prior()
         for z, mean in zip(mixed, means, strict=True):
             z[:, known] = mean[:, known].to(z)
-        nats, right = _read(thoughts, mixed)
-        level, accuracy = (float(one.sum() / counts.sum()) for one in (nats, right))
-        errors = [ratio_error(one, counts, thoughts.places).stderr for one in (nats, right)]
-        found.append(Layer(layers, level, errors[0], accuracy, errors[1]))
+        nats, right = (Mean.of_tokens(one, counts, thoughts.places) for one in _read(thoughts, mixed))
+        found.append(Layer(layers, nats.mean, nats.stderr, right.mean, right.stderr))
     return found
 
 
