@@ -48,7 +48,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch
 
 import pyro_ltm as ltm
-from pyro_ltm import fit_posterior
+from pyro_ltm import FastLoop
 from pyro_ltm.guides import Delta, FullRank, Guide, MeanField, Mixture
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.noise import rsample_from
@@ -218,7 +218,7 @@ except graphviz.ExecutableNotFound:
 # whether the richer families reach a better bound than `mean-field` here.
 
 # %%
-look = fit_posterior(model, batch, guide=MeanField(1, 32), objective=AnalyticELBO(particles=4), steps=24)
+look = FastLoop(MeanField(1, 32), AnalyticELBO(particles=4), steps=24).fit(model, batch)
 rates = look.score(model, batch).rate
 index = int(rates.argmax())
 one = batch.select(torch.tensor([index]))
@@ -236,7 +236,7 @@ for name, (guide, objective) in guides.items():
     def watch(step, state, guide=guide, path=path):
         path.append(guide.distribution(state).mean.detach()[0].flatten())
 
-    fitted[name] = fit_posterior(model, one, guide=guide, objective=objective, steps=32, watch=watch)
+    fitted[name] = FastLoop(guide, objective, steps=32).fit(model, one, watch=watch)
 paths = {name: torch.stack(path) for name, path in paths.items()}
 
 q = fitted["mean-field"].distribution
@@ -349,7 +349,7 @@ MARKS = dict(zip(FITS, "osD^v*", strict=True))
 def measure(objective, guide=None, steps=24, **fitting):
     """What a fit of all 24 texts is worth on fresh noise: means over texts, and standard errors."""
     guide = guide or MeanField(1, 32)
-    posterior = fit_posterior(model, batch, guide=guide, objective=objective, steps=steps, **fitting)
+    posterior = FastLoop(guide, objective, steps=steps, **fitting).fit(model, batch)
     terms = posterior.with_noise(3).score(model, batch, particles=16)
     result = {"rate": terms.rate, "distortion": terms.distortion, "elbo": -terms.distortion - terms.rate}
     figures = {name: float(value.mean()) for name, value in result.items()}
@@ -507,15 +507,13 @@ SETTINGS = {
     ),
     "library": (MeanField(1, 32), Adam()),
 }
-careful = fit_posterior(model, many, guide=MeanField(1, 32), objective=AnalyticELBO(particles=4), steps=32)
+careful = FastLoop(MeanField(1, 32), AnalyticELBO(particles=4), steps=32).fit(model, many)
 terms = careful.with_noise(4).score(model, many, particles=256)
 log_evidence = terms.log_weight.logsumexp(0) - math.log(256)  # in expectation not above log p(x)
 rows, gaps, above = [], {}, {}
 for name, (guide, optimizer) in SETTINGS.items():
     for noise in ("fresh", "antithetic", "fixed"):
-        posterior = fit_posterior(
-            model, many, guide=guide, objective=AnalyticELBO(), optimizer=optimizer, steps=16, noise=noise
-        )
+        posterior = FastLoop(guide, AnalyticELBO(), optimizer, steps=16, noise=noise).fit(model, many)
         scored = posterior.score(model, many), posterior.with_noise(5).score(model, many, particles=32)
         own, fresh = (-terms.distortion - terms.rate for terms in scored)
         gaps[name, noise], above[name, noise] = own - fresh, int((own > log_evidence).sum())

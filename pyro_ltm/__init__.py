@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pyro_ltm.config import Config, apply_settings, load_toml
     from pyro_ltm.data import TokenDataset, Tokenizer, prepare
     from pyro_ltm.errors import UserError
-    from pyro_ltm.inference import fit_posterior
+    from pyro_ltm.inference import FastLoop
     from pyro_ltm.model import DecodingOptions, LatentThoughtModel
     from pyro_ltm.presets import preset
     from pyro_ltm.runs import Run
@@ -33,6 +33,7 @@ _HOME = {
     "Batch": "types",
     "Bound": "scores",
     "Config": "config",
+    "FastLoop": "inference",
     "LatentThoughtModel": "model",
     "Run": "runs",
     "DecodingOptions": "model",
@@ -41,7 +42,6 @@ _HOME = {
     "UserError": "errors",
     "apply_settings": "config",
     "evaluate_bound": "scores",
-    "fit_posterior": "inference",
     "load_toml": "config",
     "prepare": "data",
     "preset": "presets",
@@ -53,6 +53,7 @@ __all__ = [
     "Bound",
     "Config",
     "DecodingOptions",
+    "FastLoop",
     "LatentThoughtModel",
     "Run",
     "TokenDataset",
@@ -60,7 +61,6 @@ __all__ = [
     "UserError",
     "apply_settings",
     "evaluate_bound",
-    "fit_posterior",
     "load_toml",
     "prepare",
     "preset",

@@ -11,6 +11,7 @@ from collections import Counter
 
 import pytest
 import torch
+from helpers.loops import fit_posterior
 from helpers.tiny import telling_model, tiny_batch, tiny_config, tiny_model
 from pyro_ltm_cli.commands.evaluate import command as evaluate
 from pyro_ltm_cli.commands.train import command as train
@@ -30,7 +31,6 @@ from pyro_ltm.config import Component, Config, FastConfig, SlowConfig, apply_set
 from pyro_ltm.data import TokenDataset, prepare
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.build import build, check_config
 from pyro_ltm.model import Decoder
 from pyro_ltm.noise import DrawFrom, Noise, fold

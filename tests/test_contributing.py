@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pyro.distributions as dist
 import torch
+from helpers.loops import fit_posterior
 from helpers.tiny import D, N, telling_model
 
 from pyro_ltm.guides import Guide
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.objectives import Objective
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.loops import fit_posterior
 from helpers.plain import plain_logits
 from helpers.tiny import D, N, tiny_batch, tiny_config, tiny_model
 from pyro import poutine
@@ -19,7 +20,6 @@ from torch.func import functional_call
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Flow, MeanField
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.objectives import AnalyticELBO
 from pyro_ltm.weights import Weights
 

@@ -3,7 +3,7 @@
 from pyro_ltm.inference.build import build
 from pyro_ltm.inference.compatibility import check_fit
 from pyro_ltm.inference.families import FAMILIES
-from pyro_ltm.inference.fast_loop import FastLoop, fit_posterior, fit_to_score
+from pyro_ltm.inference.fast_loop import FastLoop
 from pyro_ltm.inference.fit import Plateau
 from pyro_ltm.inference.generation import Generated, Reconstruction, continuation, generate, infer_thoughts, reconstruct
 from pyro_ltm.inference.posterior import Posterior
@@ -18,8 +18,6 @@ __all__ = [
     "build",
     "check_fit",
     "continuation",
-    "fit_posterior",
-    "fit_to_score",
     "generate",
     "infer_thoughts",
     "reconstruct",

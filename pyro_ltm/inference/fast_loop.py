@@ -222,32 +222,3 @@ def _sound(posterior: Posterior) -> Posterior:
             "lower its rate (optimizer.lr); if that is the run's own, train again with a lower slow.lr"
         )
     return posterior
-
-
-def fit_posterior(
-    model: nn.Module,
-    batch: Batch,
-    *,
-    seed: int = 0,
-    start: State | None = None,
-    keep_graph: bool = False,
-    watch: Watch | None = None,
-    **loop: Any,
-) -> Posterior:
-    """`FastLoop(**loop).fit`."""
-    return _loop(**loop).fit(model, batch, seed=seed, start=start, keep_graph=keep_graph, watch=watch)
-
-
-def fit_to_score(
-    model: nn.Module, batch: Batch, *, seed: int = 0, watch: Watch | None = None, **loop: Any
-) -> Posterior:
-    """`FastLoop(**loop).fit_to_score`."""
-    return _loop(**loop).fit_to_score(model, batch, seed=seed)
-
-
-def _loop(
-    *, optimizer: FastOptimizer | None = None, tolerance: float = 0.0, patience: int = 4, **loop: Any
-) -> FastLoop:
-    if tolerance:
-        loop["stopping"] = Plateau(tolerance, patience)
-    return FastLoop(optimizer=optimizer or Adam(), **loop)

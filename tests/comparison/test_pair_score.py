@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from helpers.judged import Exact, WithPrior, pieces
+from helpers.loops import fit_posterior
 from helpers.stand_ins import LinearGaussian
 from torch.distributions import kl_divergence
 
@@ -14,7 +15,7 @@ from pyro_ltm.comparison import pair_score as module
 from pyro_ltm.comparison.pair_score import curve_steps, score_pair
 from pyro_ltm.comparison.result import arrival
 from pyro_ltm.guides import Delta, MeanField
-from pyro_ltm.inference import FastLoop, Plateau, fit_posterior
+from pyro_ltm.inference import FastLoop, Plateau
 from pyro_ltm.inference.samplers import HMC, SVGD
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import MAP, AnalyticELBO, MonteCarloELBO

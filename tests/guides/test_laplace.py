@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.loops import fit_posterior
 from helpers.stand_ins import LinearGaussian
 from helpers.tiny import D, N, telling_model
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Laplace
 from pyro_ltm.guides.laplace import hessian
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.objectives import MAP
 from pyro_ltm.optimizers import LBFGS

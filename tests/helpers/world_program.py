@@ -43,7 +43,7 @@ class FactorMixture(nn.Module):
         """Nats of B T targets, for `hidden` [B, 1]: the document's, and T - 1 zeros."""
         return F.pad(hidden, (0, len(targets) // len(hidden) - 1)).flatten()
 
-    def held(self) -> nullcontext[None]:
+    def fused_weights(self) -> nullcontext[None]:
         """There are no weights to lay out."""
         return nullcontext()
 

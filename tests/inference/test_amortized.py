@@ -6,12 +6,13 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.loops import fit_posterior
 from helpers.tiny import D, L, N, T, V, telling_model, tiny_batch, tiny_config, tiny_model
 
 from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Amortized, MeanField, SemiAmortized
-from pyro_ltm.inference import FastLoop, fit_posterior
+from pyro_ltm.inference import FastLoop
 from pyro_ltm.inference.build import build_guide
 from pyro_ltm.noise import DrawFrom, Noise
 from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO, MonteCarloELBO

@@ -15,12 +15,13 @@ from collections import Counter
 import pytest
 import torch
 from helpers.covering import covered
+from helpers.loops import fit_posterior
 from helpers.stand_ins import NoClosedForm
 from helpers.tiny import L, T, V, telling_model, tiny_config
 
 from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference import FAMILIES, FastLoop, fit_posterior
+from pyro_ltm.inference import FAMILIES, FastLoop
 from pyro_ltm.inference.build import build_guide
 from pyro_ltm.inference.samplers import ParticleGuide
 from pyro_ltm.noise import KINDS, DrawFrom, Noise

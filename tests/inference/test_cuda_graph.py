@@ -13,12 +13,13 @@ import pyro
 import pytest
 import torch
 from helpers.devices import needs_a_gpu
+from helpers.loops import fit_posterior
 from helpers.tiny import tiny_batch, tiny_config, tiny_model
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_ltm.config import apply_settings
 from pyro_ltm.guides import FullRank, MeanField, StudentT
-from pyro_ltm.inference import FastLoop, build, fit_posterior
+from pyro_ltm.inference import FastLoop, build
 from pyro_ltm.inference.cuda_graph import KEPT, Recorder
 from pyro_ltm.objectives import AnalyticELBO, KLAnnealing, MonteCarloELBO, Renyi
 from pyro_ltm.optimizers import Adam, Natural

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 from helpers.linear_gaussian import CorrelatedGaussian, dense_normal, narrowed, random_covariance
+from helpers.loops import fit_posterior
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from pyro_ltm.config import Component
 from pyro_ltm.guides import GUIDES
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.objectives import AnalyticELBO, MonteCarloELBO
 from pyro_ltm.optimizers import Adam
 

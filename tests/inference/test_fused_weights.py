@@ -7,10 +7,10 @@ import contextlib
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.loops import fit_posterior
 from helpers.tiny import enlarge, tiny_batch, tiny_config
 
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.model.sampling import sample_tokens
 from pyro_ltm.objectives import AnalyticELBO

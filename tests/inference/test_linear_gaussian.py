@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.loops import fit_posterior
 from helpers.stand_ins import LinearGaussian
 from torch.distributions import kl_divergence
 
 from pyro_ltm.guides import GUIDES, MeanField
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.objectives import OBJECTIVES, AnalyticELBO, MonteCarloELBO
 from pyro_ltm.optimizers import Adam
 

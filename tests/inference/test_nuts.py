@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.loops import fit_posterior
 from helpers.tiny import enlarge, tiny_batch, tiny_config
 from pyro.infer import MCMC, NUTS
 
 from pyro_ltm.config import Component
-from pyro_ltm.inference import FAMILIES, fit_posterior
+from pyro_ltm.inference import FAMILIES
 from pyro_ltm.inference.build import build_guide
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.inference.samplers import HMC, MALA

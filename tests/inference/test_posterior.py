@@ -9,13 +9,13 @@ import pyro
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.loops import fit_posterior
 from helpers.tiny import D, N, T, telling_model, tiny_batch, tiny_config, tiny_model
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import GUIDES, MeanField
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.build import build_guide
 from pyro_ltm.model import TokenSequence
 from pyro_ltm.noise import DrawFrom, Noise

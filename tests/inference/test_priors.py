@@ -5,13 +5,14 @@ from __future__ import annotations
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers.loops import fit_posterior
 from helpers.tiny import D, L, N, T, V, telling_model, tiny_batch, tiny_model
 from torch import nn
 
 from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import GUIDES, Laplace, MeanField
-from pyro_ltm.inference import FastLoop, fit_posterior
+from pyro_ltm.inference import FastLoop
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import MAP, MMD, AnalyticELBO, BetaELBO, FreeBits, MonteCarloELBO
 from pyro_ltm.scores import evaluate_bound

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pyro
 import pytest
 import torch
+from helpers.loops import fit_posterior
 from helpers.stand_ins import LinearGaussian
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Delta
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.samplers import HMC, MALA, SVGD, Draws, Langevin, _stein
 from pyro_ltm.noise import Noise, draw
 from pyro_ltm.objectives import MAP

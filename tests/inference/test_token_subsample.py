@@ -8,11 +8,11 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from helpers.loops import fit_posterior
 from helpers.tiny import tiny_batch, tiny_config, tiny_model
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.families import FAMILIES
 from pyro_ltm.inference.token_subsample import subsampled
 from pyro_ltm.model import attention

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.loops import fit_posterior
 from helpers.tiny import D, N, T, V, telling_model
 from pyro.infer import RenyiELBO, TraceGraph_ELBO
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Amortized, MeanField
-from pyro_ltm.inference import FastLoop, fit_posterior
+from pyro_ltm.inference import FastLoop
 from pyro_ltm.inference.samplers import SAMPLERS
 from pyro_ltm.objectives import MAP, AnalyticELBO
 from pyro_ltm.scores import evaluate_bound

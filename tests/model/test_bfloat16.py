@@ -13,10 +13,10 @@ from contextlib import ExitStack
 import pytest
 import torch
 from helpers.devices import as_on_a_gpu
+from helpers.loops import fit_posterior
 from helpers.tiny import enlarge, telling_model, tiny_batch, tiny_config
 
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.model import LatentThoughtModel, TokenSequence
 from pyro_ltm.objectives import AnalyticELBO
 from pyro_ltm.types import frozen

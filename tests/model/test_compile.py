@@ -7,13 +7,14 @@ import shutil
 
 import pytest
 import torch
+from helpers.loops import fit_posterior
 from helpers.tiny import tiny_batch, tiny_config, tiny_model
 
 import pyro_ltm as ltm
 from pyro_ltm.config import Config, apply_settings
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import FastLoop, fit_posterior
+from pyro_ltm.inference import FastLoop
 from pyro_ltm.inference.build import build, check_config
 from pyro_ltm.objectives import AnalyticELBO
 from pyro_ltm.training import train_step

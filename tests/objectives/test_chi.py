@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.closed_forms import log_power_integral
+from helpers.loops import fit_posterior
 
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.objectives import Chi, MonteCarloELBO
 from pyro_ltm.optimizers import Adam
 

@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.loops import fit_posterior
 from helpers.stand_ins import LinearGaussian
 
 from pyro_ltm.guides import Amortized, Delta, Flow, FullRank, MeanField, Mixture, SemiAmortized
-from pyro_ltm.inference import FastLoop, fit_posterior
+from pyro_ltm.inference import FastLoop
 from pyro_ltm.noise import Noise, draw
 from pyro_ltm.objectives import OBJECTIVES
 from pyro_ltm.optimizers import SGD

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.loops import fit_posterior
 from helpers.stand_ins import LinearGaussian
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Delta, MeanField
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.objectives import MMD, AnalyticELBO
 from pyro_ltm.objectives.mmd import discrepancy
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.loops import fit_posterior
 from helpers.stand_ins import LinearGaussian, NoClosedForm
 
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.objectives import TargetRate, Terms
 from pyro_ltm.optimizers import Adam
 

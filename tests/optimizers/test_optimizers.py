@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
+from helpers.loops import fit_posterior
 from helpers.stand_ins import LinearGaussian
 from helpers.tiny import telling_model, tiny_config
 
 from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import GUIDES, Delta, MeanField
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.build import build_guide
 from pyro_ltm.objectives import MAP, AnalyticELBO
 from pyro_ltm.optimizers import LBFGS, OPTIMIZERS, SGD, Adam, Natural, schedule

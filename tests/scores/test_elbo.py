@@ -9,13 +9,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.loops import take_loop
+from helpers.loops import fit_posterior, take_loop
 from helpers.stand_ins import NoClosedForm
 from helpers.tiny import D, N, T, V, telling_model, tiny_batch, tiny_config, tiny_model
 from torch.distributions import kl_divergence
 
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.model import TokenSequence
 from pyro_ltm.noise import DrawFrom, Noise, fold
 from pyro_ltm.objectives import AnalyticELBO, MonteCarloELBO

@@ -68,7 +68,7 @@ class Switch(torch.nn.Module):
     def logits(self, hidden):
         return hidden
 
-    def held(self):
+    def fused_weights(self):
         return contextlib.nullcontext()
 
     def token_log_probs(self, hidden, tokens):

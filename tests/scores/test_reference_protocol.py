@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.loops import fit_posterior
 from helpers.plain import plain_logits
 from helpers.tiny import telling_model
 
 from pyro_ltm.config import Config, load_toml
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import fit_posterior
 from pyro_ltm.inference.build import build
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import AnalyticELBO

@@ -15,12 +15,13 @@ import pyro
 import pytest
 import torch
 from helpers.devices import as_on_a_gpu, needs_a_gpu
+from helpers.loops import fit_posterior
 from helpers.tiny import tiny_batch, tiny_config
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from pyro_ltm.config import SlowConfig
 from pyro_ltm.guides import MeanField
-from pyro_ltm.inference import FastLoop, fit_posterior
+from pyro_ltm.inference import FastLoop
 from pyro_ltm.inference.cuda_graph import Recorder
 from pyro_ltm.model import LatentThoughtModel, attention
 from pyro_ltm.model.kernels import head
