@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -73,6 +74,25 @@ def new_folder(out: Path) -> Iterator[Path]:
             _sync(out.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def made_folder(out: Path) -> Iterator[None]:
+    """Makes the folder where it is missing; one that it made goes again where the block fails and leaves it empty.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    is_new = not out.exists()
+    with clear_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):
+                out.rmdir()
+        raise
 
 
 def half_replaced(out: Path) -> list[Path]:

@@ -95,7 +95,7 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
     ctx = click.get_current_context()
     if (run_folder is None) != train:
         raise click.UsageError("give either RUN or --train", ctx)
-    _refuse_strangers(ctx, ("preset", "config_file", "steps", "twin") if not train else ("guide_steps",), train)
+    _refuse_foreign_options(ctx, ("preset", "config_file", "steps", "twin") if not train else ("guide_steps",), train)
     if train and len(given["fast_steps"] or []) > 1:
         raise click.UsageError("--train takes one number of --fast-steps", ctx)
     if not train and len(given["data"]) > 1:
@@ -173,25 +173,18 @@ def _train(
 ) -> Comparison:
     """A decoder under each pair."""
     from pyro_ltm.comparison.trainings import compare_training
-    from pyro_ltm.config import apply_settings, load_toml, merge
+    from pyro_ltm.config import merge
     from pyro_ltm.presets import preset as named
 
     from ..output import FIXED_NOISE, note
     from ..progress import reporter
     from ..runs import check_device
+    from .train import configure
 
     options.pop("guide_steps")
-    config = named(preset or "nano")
-    config = apply_settings(load_toml(config_file, config) if config_file else config, settings)
-    flags: dict[str, dict[str, Any] | None] = {
-        "--steps": None if steps is None else {"slow": {"steps": steps}},
-        "--fast-steps": None if not fast_steps else {"fast": {"steps": fast_steps[0]}},
-        "--seed": None if common.seed is None else {"seed": common.seed},
-        "--dtype": None if common.dtype is None else {"dtype": common.dtype},
-    }
-    for flag, changes in flags.items():
-        if changes is not None:
-            config = merge(config, changes, where=flag)
+    config = configure(named(preset or "nano"), config_file, settings, common, steps)
+    if fast_steps:
+        config = merge(config, {"fast": {"steps": fast_steps[0]}}, where="--fast-steps")
     if config.fast.noise == "fixed":
         note(FIXED_NOISE)
     with reporter() as report:
@@ -229,7 +222,7 @@ def _show(comparison: Comparison, page: Path, as_json: bool) -> None:
     if len(remarks) > MOST_NOTES:
         say(f"  and {len(remarks) - MOST_NOTES} more remarks on the page")
     say()
-    say(f"Open {page} in a browser; compare.json, compare.csv and plots lie beside it.")
+    say(f"Open {page} in a browser; compare.json, compare.csv and plots lie in the same folder.")
 
 
 def _show_table(title: str, comparison: Comparison) -> None:
@@ -258,7 +251,7 @@ def _show_table(title: str, comparison: Comparison) -> None:
     console.print()
 
 
-def _refuse_strangers(ctx: click.Context, names: tuple[str, ...], train: bool) -> None:
+def _refuse_foreign_options(ctx: click.Context, names: tuple[str, ...], train: bool) -> None:
     """Raises a usage error for an option that means nothing here."""
     for param in ctx.command.params:
         if param.name in names and ctx.get_parameter_source(param.name) is click.core.ParameterSource.COMMANDLINE:

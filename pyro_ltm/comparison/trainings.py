@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from pyro_ltm.data import Preparation, Reading, TokenDataset, prepare
 from pyro_ltm.data.folder import TokenFolder, is_token_folder
 from pyro_ltm.data.sources import sources_of
 from pyro_ltm.errors import UserError
-from pyro_ltm.files import clear_errors
+from pyro_ltm.files import made_folder
 from pyro_ltm.locks import locks_out
 from pyro_ltm.runs.folder import METRICS
 from pyro_ltm.runs.metrics import read_metrics
@@ -76,33 +76,15 @@ def compare_training(
     if not config.model.thoughts:
         raise UserError("model.thoughts = 0: guides and objectives need thoughts; the twin beside them is --twin")
     config = _with_validations(config)
-    configs = {
-        (guide, objective): pair_config(config, guide, objective) for guide in guides for objective in objectives
-    }
+    configs = {pair: pair_config(config, *pair) for pair in itertools.product(guides, objectives)}
     refusals = find_refusals(guides, objectives, lambda *pair: unfit_config(configs[pair]))
     folder = _open_tokens(config, sources_of(data), out, reading, watching.pop("on_prepare", None))
     validation = _open_validation(config, folder)
     batches = list(dataset_batches(validation, batch_size, "cpu", limit=sequences))
-    plan = Plan(
-        kind="training",
-        settings={
-            **_shared(config),
-            "data": validation.folder.fingerprint,
-            "sequences": sum(batch.size for batch in batches),
-            "particles": particles,
-            "batch_size": batch_size,
-            "device": device.partition(":")[0],
-        },
-        definitions={
-            "guides": {guide: _written(one.guide) for (guide, _), one in configs.items()},
-            "objectives": {objective: _written(one.objective) for (_, objective), one in configs.items()},
-        },
-        refusals=refusals,
-        fast_steps=[config.fast.steps],
-    )
     start = partial(train, data=folder, resume=True, device=device, **watching)
     trainings = _Trainings(config, configs, out / "runs", start, batches, particles, report, on_pair)
-    about = {"data": str(folder), **(about or {})}
+    settings = {"data": validation.folder.fingerprint, "batch_size": batch_size, "device": device.partition(":")[0]}
+    plan, about = trainings.plan(refusals, settings), {"data": str(folder), **(about or {})}
     return run_plan(plan, batches, trainings.score, out=out, about=about, twin=trainings.score_twin if twin else None)
 
 
@@ -118,6 +100,20 @@ class _Trainings:
     particles: int
     report: Report | None
     on_pair: Callable[[str], None]
+
+    def plan(self, refusals: Mapping[tuple[str, str], str], settings: Mapping[str, Any]) -> Plan:
+        """The pairs, and all that their figures depend on: what pairs share, and `settings`."""
+        sequences = sum(batch.size for batch in self.batches)
+        return Plan(
+            kind="training",
+            settings={**_shared(self.config), "sequences": sequences, "particles": self.particles, **settings},
+            definitions={
+                "guides": {guide: _written(one.guide) for (guide, _), one in self.configs.items()},
+                "objectives": {objective: _written(one.objective) for (_, objective), one in self.configs.items()},
+            },
+            refusals=refusals,
+            fast_steps=[self.config.fast.steps],
+        )
 
     def score(self, key: Key, place: str) -> PairScore:
         """Trains a pair's decoder and scores it; `place` is the pair's place among the others, such as `2/6`."""
@@ -200,16 +196,8 @@ def _open_tokens(config: Config, sources: list[str], out: Path, reading: Reading
                 "folder with --data, or choose another --out"
             )
         return folder
-    is_new = not out.exists()
-    with clear_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    try:
+    with made_folder(out):
         prepare(sources, folder, Preparation.of(config), reading=reading, progress=on_prepare)
-    except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):  # it holds something after all
-                out.rmdir()
-        raise
     return folder
 
 

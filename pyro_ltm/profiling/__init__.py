@@ -1,1 +1,1 @@
-"""What training costs: seconds, memory."""
+"""Costs of training: seconds, memory."""

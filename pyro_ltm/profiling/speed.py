@@ -1,4 +1,4 @@
-"""What training costs on this machine: seconds, tokens a second, memory, and how they split between fast and slow."""
+"""Costs of training on this machine: seconds, tokens a second, memory, and how they split between fast and slow."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Speed:
         data_seconds: reading and moving a micro-batch.
         validations: of the run, the one before its first step included. validation_seconds: one, of all its sequences.
         weights_bytes: decoder and guide, with the tables that they keep. optimizer_bytes: the slow optimizer's state.
-        peak_bytes: held at most in a training step beyond those two; None where it cannot be counted.
+        peak_bytes: at most in a training step beyond those two; None where it cannot be counted.
         corpus_tokens: targets in the data, None without data.
     """
 
@@ -71,7 +71,7 @@ class Speed:
 
     @property
     def run_seconds(self) -> float:
-        """All of the run but its saves: validations and slow steps, those of the decoder alone at their own price."""
+        """All of the run but its saves: validations and slow steps, those without thoughts at their own price."""
         steps = (
             self.decoder_warmup_steps * self.decoder_warmup_step_seconds
             + (self.steps - self.decoder_warmup_steps) * self.step_seconds

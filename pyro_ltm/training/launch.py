@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from pyro_ltm.data.folder import is_token_folder
 from pyro_ltm.data.presets import preset_for
 from pyro_ltm.data.sources import sources_of
 from pyro_ltm.errors import UserError
-from pyro_ltm.files import clear_errors
+from pyro_ltm.files import made_folder
 from pyro_ltm.inference.build import build, check_config
 from pyro_ltm.locks import locks_out
 from pyro_ltm.model.precision import resolve_dtype
@@ -97,7 +96,7 @@ def train(
     origin = Origin.find(out, init_from, going_on=going_on, trained=trained)
     config = config or starting_config(data, out if going_on else None, origin.run.folder if origin else None)
     check_config(config)
-    with _run_folder(out):
+    with made_folder(out):
         text = {"tokenizer": tokenizer, "reading": reading, "progress": watch.on_prepare}
         training = TokenDataset(_tokens(config, data, out, going_on, origin, text))
         config, steps = _plan(config, out, training, origin, device, going_on=going_on)
@@ -167,21 +166,6 @@ def _check_foreign_files(out: Path) -> None:
         raise UserError(
             f"{out}: has a {names[0]} but no {CONFIG}, so that is no run's and left alone; choose another folder"
         )
-
-
-@contextlib.contextmanager
-def _run_folder(out: Path) -> Iterator[None]:
-    """Makes the folder; where what follows fails, one that was made here and is empty goes again."""
-    is_new = not out.exists()
-    with clear_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        if is_new:
-            with contextlib.suppress(OSError):  # it holds something after all
-                out.rmdir()
-        raise
 
 
 def _plan(

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers.judged import Exact, WithPrior, pieces
+from helpers.exact_guides import Exact, WithPrior, pieces
 from helpers.loops import fit_posterior
 from helpers.stand_ins import LinearGaussian
 from torch.distributions import kl_divergence

@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from helpers.judged import Exact, Linear, Wild
+from helpers.exact_guides import Exact, Linear, Wild
 from helpers.stand_ins import LinearGaussian
 from pyro.infer import Trace_ELBO
 

@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 import torch
-from helpers.judged import Exact, WithPrior, pieces
+from helpers.exact_guides import Exact, WithPrior, pieces
 from helpers.loops import take_loop
 
 from pyro_ltm.errors import UserError
