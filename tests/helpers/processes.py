@@ -11,10 +11,9 @@ import threading
 import warnings
 from multiprocessing.connection import Connection
 
-LOADED = [
-    *("pyro_ltm", "pyro_ltm.comparison", "pyro_ltm.training", "pyro_ltm.reports", "datasets", "matplotlib.figure"),
-    *("pyro_ltm_cli.main", *(f"pyro_ltm_cli.commands.{name}" for name in ("compare", "prepare", "train"))),
-]
+LOADED = ["datasets", "matplotlib.figure", "pyro_ltm", "pyro_ltm.comparison", "pyro_ltm.reports", "pyro_ltm.training"]
+LOADED += ["pyro_ltm_cli.commands.compare", "pyro_ltm_cli.commands.prepare", "pyro_ltm_cli.commands.train"]
+LOADED += ["pyro_ltm_cli.main", "torch._dynamo"]  # which torch imports to make an optimizer
 if sys.platform != "win32":
     FORKS = multiprocessing.get_context("forkserver")
     FORKS.set_forkserver_preload(LOADED)

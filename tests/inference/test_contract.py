@@ -33,7 +33,7 @@ from pyro_ltm.types import State
 AXES = {"guide": FAMILIES, "objective": OBJECTIVES, "optimizer": OPTIMIZERS}
 EXTRA = {"stand-in without a closed-form KL": NoClosedForm}
 STEPS = 40
-DRAWS = 600
+DRAWS = 1200
 PAIRS = [*itertools.product([*FAMILIES, *EXTRA], OBJECTIVES)]
 
 # What a fit must raise, where it is not the objective's own value: that of `target-rate` holds a constraint, the
@@ -90,7 +90,7 @@ def prepare(guide, objective, model, batch):
     if guide.learning != "amortized":
         return
     optimizer = torch.optim.Adam(guide.parameters(), lr=1e-2)
-    for step in range(40):
+    for step in range(80):
         train_step(model, [batch], FastLoop(guide, objective, steps=0), optimizer, clip=0.0, seed=step)
 
 

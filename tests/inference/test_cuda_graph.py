@@ -91,7 +91,7 @@ CHOICES = [
 
 @pytest.mark.parametrize("options", CHOICES, ids=lambda options: "-".join(options))
 def test_a_replay_is_the_loop_itself(options):
-    model, noted = tiny_model(), Noted()
+    model, noted = tiny_model(tiny_config(layers=1)), Noted()
     recorder = Recorder(noted)
     for turn in range(4):
         batch = tiny_batch(seed=turn)
@@ -172,7 +172,7 @@ class Weighted(AnalyticELBO):
 
 @pytest.mark.parametrize("changed", [stretched, moved_prior, recomputed], ids=["stretch", "buffer", "setting"])
 def test_what_else_a_fit_reads_is_not_replayed_as_it_was(changed):
-    model, kept = tiny_model(), Noted()
+    model, kept = tiny_model(tiny_config(layers=1)), Noted()
     recorder = Recorder(kept)
     for _ in range(2):
         fit(model, tiny_batch(), recorder)
