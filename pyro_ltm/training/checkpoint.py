@@ -15,7 +15,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.reading import Count
 from pyro_ltm.runs.folder import CONFIG, TRAINER, check_tensors, load_weights, read_tensors, write_tensors
 from pyro_ltm.runs.run import Run
-from pyro_ltm.training.schedule import changes, flat
+from pyro_ltm.training.schedule import changes, flat, renamed
 
 STATE = "optimizer."
 """Prefix of the names of the optimizer's tensors."""
@@ -111,7 +111,7 @@ class Checkpoint:
         """Raises UserError when the checkpoint was made on other data, or by another configuration than the run's."""
         if meta.data != self.data.folder.fingerprint:
             raise UserError(f"{self.run.folder}: was not trained on {self.data.folder.path}; give its own data")
-        settings = meta.settings or flat(self.run.config)
+        settings = renamed(meta.settings or {}) or flat(self.run.config)
         if changed := changes(self.run.config, settings, meta.step):
             raise UserError(
                 f"{self.run.folder}: its checkpoint was made by another configuration than its {CONFIG} is now: "

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pyro_ltm.config import Config, SlowConfig
+from pyro_ltm.config import RENAMED, Config, SlowConfig
 
 PLAN = ("slow.steps", "slow.planned", "slow.changed_at", "slow.rewarm")
 """Keys that `extended` sets."""
@@ -55,6 +55,16 @@ def flat(config: Config) -> dict[str, Any]:
         else:
             found[key] = value
     return found
+
+
+def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat configuration of an earlier release, by the names that its keys have now."""
+
+    def now(key: str) -> str:
+        section, dot, name = key.rpartition(".")
+        return f"{section}{dot}{RENAMED.get(key, name)}"
+
+    return {now(key): value for key, value in settings.items()}
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -10,8 +10,10 @@ import click.testing
 import pytest
 from pyro_ltm_cli.main import cli
 
+from pyro_ltm.errors import UserError
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.metrics import read_metrics
+from pyro_ltm.training import train
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 FLOAT32 = 1e-5
@@ -58,6 +60,13 @@ def test_it_goes_on_to_more_steps(ask, release):
     assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 9))
     # The share of steps without thoughts is that of the first plan: the new steps have a KL.
     assert all(row["kl_nats_per_sequence"] is not None for row in rows[-3:-1])
+
+
+def test_its_checkpoint_knows_a_setting_by_the_name_that_it_had(release):
+    path = release / "run/config.toml"
+    path.write_text(path.read_text().replace("alone = 0.4", "alone = 0.2"))
+    with pytest.raises(UserError, match=r"slow\.decoder_warmup was 0\.4; put it back"):
+        train(None, data=None, out=release / "run", resume=True)
 
 
 def test_it_writes_text_from_its_thoughts(ask, release):
