@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..options import FOLDER, Common, common, examples, preset_option
+from ..options import FOLDER, Common, common, config_option, examples, number, preset_option, settings_option
 
 if TYPE_CHECKING:
     from pyro_ltm.config import Config
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     ),
 )
 @preset_option
-@click.option("--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings laid over the preset.")
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="One setting, the last word. Repeatable.")
+@config_option
+@settings_option
 @click.option("--data", type=FOLDER, metavar="DIR", help="A folder that `prepare` wrote, to know what an epoch takes.")
-@click.option("--rounds", metavar="N", type=click.IntRange(1), default=3, help="Each time is the median of so many.")
+@number("--rounds", "Each time is the median of so many.", default=3)
 @common(seed=None, seed_help="Seed of weights and tokens; the same as --set seed=N.")
 def command(
     *,

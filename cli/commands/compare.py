@@ -10,7 +10,17 @@ import click
 
 from pyro_ltm.errors import visible
 
-from ..options import FOLDER, Common, common, examples, reading_options
+from ..options import (
+    FOLDER,
+    Common,
+    batch_size,
+    common,
+    config_option,
+    examples,
+    number,
+    reading_options,
+    settings_option,
+)
 
 if TYPE_CHECKING:
     from pyro_ltm.comparison.result import Comparison
@@ -62,24 +72,18 @@ class Numbers(click.ParamType):
 )
 @reading_options
 @click.option("--fast-steps", metavar="N,...", type=Numbers(), help="Fast steps of each fit; default: the run's own.")
-@click.option(
-    "--sequences", metavar="N", type=click.IntRange(1), default=64, help="Score so many sequences, from the first."
-)
+@number("--sequences", "Score so many sequences, from the first.", default=64)
 @click.option("--particles", metavar="K", type=click.IntRange(1, 4096), default=64, help="Draws from each posterior.")
-@click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, help="Sequences at a time.")
-@click.option(
-    "--guide-steps",
-    metavar="N",
-    type=click.IntRange(0),
-    default=200,
-    help="With RUN: slow steps by which shared parameters of a guide learn before.",
+@batch_size
+@number(
+    "--guide-steps", "With RUN: slow steps by which shared parameters of a guide learn before.", least=0, default=200
 )
 @click.option("--train", is_flag=True, help="Train a decoder under each pair instead of taking that of a run.")
 @click.option(
     "--preset", metavar="NAME", help="With --train: nano (the default), nano-long, nano-worlds, small, medium or large."
 )
-@click.option("--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings laid over the preset.")
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="One setting, the last word. Repeatable.")
+@config_option
+@settings_option
 @click.option("--steps", metavar="N", type=int, help="With --train: slow steps of each decoder.")
 @click.option("--twin", is_flag=True, help="With --train: train the autoregressive twin as well.")
 @common(seed=None, seed_help="Seed of the noise; with --train, of all that is random. Default: 0.")

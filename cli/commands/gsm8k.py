@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import FOLDER, Common, common, examples, fast_steps, fit_settings, run_argument
+from ..options import FOLDER, Common, common, examples, fast_steps, fit_settings, number, run_argument
 
 if TYPE_CHECKING:
     from pyro_ltm.tasks.gsm8k import Arithmetic
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 @run_argument
 @click.option("--test", "test_file", type=FOLDER, required=True, metavar="FILE", help="Problems, .jsonl.")
 @click.option("--train", "train_file", type=FOLDER, required=True, metavar="FILE", help="Examples, .jsonl.")
-@click.option("--shots", metavar="N", type=click.IntRange(0), default=10, help="Examples in the prompt.")
-@click.option("--k", metavar="K", type=click.IntRange(1), default=5, help="Samples of which one must be right.")
-@click.option("--samples", metavar="N", type=click.IntRange(1), help="Samples for each problem; default: K.")
-@click.option("--limit", metavar="N", type=click.IntRange(1), help="Only the first N problems.")
+@number("--shots", "Examples in the prompt.", least=0, default=10)
+@number("--k", "Samples of which one must be right.", default=5, metavar="K")
+@number("--samples", "Samples for each problem; default: K.")
+@number("--limit", "Only the first N problems.")
 @click.option("--temperature", metavar="X", type=click.FloatRange(0), default=0.7, help="0: the likeliest token.")
-@click.option("--max-new-tokens", metavar="N", type=click.IntRange(1), default=256, help="Length of an answer.")
+@number("--max-new-tokens", "Length of an answer.", default=256)
 @click.option("--samples-out", type=FOLDER, metavar="FILE", help="Where to keep all that was written, .jsonl.")
 @fast_steps
 @fit_settings

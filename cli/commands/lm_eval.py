@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import FOLDER, Common, common, examples, fast_steps, fit_settings, run_argument
+from ..options import FOLDER, Common, common, examples, fast_steps, fit_settings, number, run_argument
 
 if TYPE_CHECKING:
     from ..progress import Reporter
@@ -30,20 +30,13 @@ if TYPE_CHECKING:
 @run_argument
 @click.option("--tasks", required=True, metavar="NAME,...", help="Tasks, groups, tags or patterns; or YAML files.")
 @click.option("--include-path", metavar="DIR", type=FOLDER, help="A folder with more task files.")
-@click.option(
-    "--num-fewshot", metavar="N", type=click.IntRange(0), help="Examples before each question; default: the task's own."
-)
-@click.option("--limit", metavar="N", type=click.IntRange(1), help="Only so many documents of each task.")
-@click.option("--particles", metavar="K", type=click.IntRange(1), default=16, help="Draws from each posterior.")
+@number("--num-fewshot", "Examples before each question; default: the task's own.", least=0)
+@number("--limit", "Only so many documents of each task.")
+@number("--particles", "Draws from each posterior.", default=16, metavar="K")
 @fast_steps
 @fit_settings
-@click.option(
-    "--stride",
-    metavar="N",
-    type=click.IntRange(1),
-    help="Tokens between two fits of a whole text; default: an eighth of the model's length.",
-)
-@click.option("--batch-size", metavar="N", type=click.IntRange(1), default=16, help="Sequences at a time.")
+@number("--stride", "Tokens between two fits of a whole text; default: an eighth of the model's length.")
+@number("--batch-size", "Sequences at a time.", default=16)
 @click.option("--out", metavar="FILE", type=FOLDER, help="Also write the results there, as JSON.")
 @common(seed_help="Seed of the noise and of the choice of examples.")
 def command(

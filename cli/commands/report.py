@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import FOLDER, Common, Text, common, examples, fast_steps, fit_settings, reading_options, run_argument
+from ..options import (
+    FOLDER,
+    Common,
+    Text,
+    batch_size,
+    common,
+    examples,
+    fast_steps,
+    fit_settings,
+    number,
+    reading_options,
+    run_argument,
+)
 
 if TYPE_CHECKING:
     from pyro_ltm.data import Reading
@@ -54,9 +66,9 @@ if TYPE_CHECKING:
     type=FOLDER,
     help="Likelihoods to show: what `evaluate --json` printed; default: RUN/evaluation.json, where there is one.",
 )
-@click.option("--particles", metavar="K", type=click.IntRange(1), default=4, help="Draws from each posterior.")
-@click.option("--sequences", metavar="N", type=click.IntRange(2), default=256, help="Texts to look at, from the first.")
-@click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, help="Sequences at a time.")
+@number("--particles", "Draws from each posterior.", default=4, metavar="K")
+@number("--sequences", "Texts to look at, from the first.", least=2, default=256)
+@batch_size
 @click.option("--out", type=FOLDER, metavar="DIR", help="Folder to write; default: RUN/report.")
 @common(seed_help="Seed of the noise and of the probes' folds.")
 def command(

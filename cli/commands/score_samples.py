@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import FOLDER, Common, common, examples, fast_steps, fit_settings, reading_options
+from ..options import FOLDER, Common, common, examples, fast_steps, fit_settings, number, reading_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     ),
 )
 @click.option("--run", "run_folder", type=FOLDER, metavar="RUN", help="A run that writes the texts, from the prior.")
-@click.option("--num", metavar="N", type=click.IntRange(1), default=64, help="Texts for --run to write.")
-@click.option("--max-new-tokens", metavar="N", type=click.IntRange(1), help="Length of each; default: the model's.")
+@number("--num", "Texts for --run to write.", default=64)
+@number("--max-new-tokens", "Length of each; default: the model's.")
 @click.option("--temperature", metavar="X", type=click.FloatRange(0), default=1.0, help="0: the likeliest token.")
 @click.option("--texts", "texts_file", type=FOLDER, metavar="FILE", help="Texts to score instead (.jsonl, .csv, ...).")
 @click.option("--reference", type=FOLDER, metavar="FILE", help="Texts of people to hold them against.")
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--scorer", type=FOLDER, metavar="PATH", help="A run, or a Hugging Face model's folder, to score under.")
 @click.option("--features", type=FOLDER, metavar="FILE.npy", help="Features of the texts, [n, d], for MAUVE.")
 @click.option("--reference-features", type=FOLDER, metavar="FILE.npy", help="Features of the reference, [m, d].")
-@click.option("--particles", metavar="K", type=click.IntRange(1), default=16, help="Draws of the scorer's bound.")
+@number("--particles", "Draws of the scorer's bound.", default=16, metavar="K")
 @click.option("--texts-out", type=FOLDER, metavar="FILE", help="Where to keep what --run wrote, .jsonl.")
 @fast_steps
 @fit_settings

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import FOLDER, Common, common, examples, fast_steps, fit_settings, run_argument
+from ..options import FOLDER, Common, batch_size, common, examples, fast_steps, fit_settings, number, run_argument
 
 if TYPE_CHECKING:
     from pyro_ltm.tasks.text_tasks import Level, Task
@@ -45,12 +45,12 @@ GAP = 3
     help="bound: an upper bound on nats. prefix: what is predicted from the text so far.",
 )
 @click.option("--twin", "twin_folder", metavar="RUN", type=FOLDER, help="A run to score on the same text.")
-@click.option("--particles", metavar="K", type=click.IntRange(1), default=16, help="Draws from each posterior.")
+@number("--particles", "Draws from each posterior.", default=16, metavar="K")
 @fast_steps
 @fit_settings
-@click.option("--stride", metavar="N", type=click.IntRange(1), help="Tokens between two fits of the protocol prefix.")
-@click.option("--sequences", metavar="N", type=click.IntRange(1), help="Score at most so many of each task.")
-@click.option("--batch-size", metavar="N", type=click.IntRange(1), default=32, help="Sequences at a time.")
+@number("--stride", "Tokens between two fits of the protocol prefix.")
+@number("--sequences", "Score at most so many of each task.")
+@batch_size
 @click.option("--out", metavar="FILE", type=FOLDER, help="Also write the figures there: a .json or a .csv file.")
 @common(seed_help="Seed of the noise.")
 def command(
