@@ -64,7 +64,7 @@ def kept_files() -> tuple[Path, ...]:
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0")
         paths = [ROOT / name for name in listed if name]
     else:
-        generated = re.compile(r"(^|/)(\.[^/]+|runs|build|dist|__pycache__|[^/]+\.egg-info)/")
+        generated = re.compile(r"(^|/)(\.[^/]+|build|dist|__pycache__|[^/]+\.egg-info)/|^runs/")
         paths = [path for path in ROOT.rglob("*") if not generated.search(path.relative_to(ROOT).as_posix())]
     return tuple(sorted(path for path in paths if path.is_file()))
 
