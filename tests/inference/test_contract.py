@@ -68,7 +68,7 @@ def test_every_member_that_fits_anything_is_in_a_short_test():
 def values(kind, objective, model, guide, batch, state: State) -> torch.Tensor:
     """[R, B] replicates, on fresh noise, of what a fit under `objective` is to raise."""
     many, each = copy.copy(objective), objective.num_particles
-    many.num_particles = DRAWS
+    draws = many.num_particles = DRAWS if each == 1 else 4 * DRAWS  # of which each value takes several
     with torch.no_grad(), DrawFrom(Noise(batch.ids, seed=1000)):
         terms = many.terms(model, guide, batch, state)
     if kind == "elbo":
@@ -79,7 +79,7 @@ def values(kind, objective, model, guide, batch, state: State) -> torch.Tensor:
         rates = torch.stack([some.mean(0) for some in (terms.log_guide - terms.log_prior).chunk(8)])
         return -(rates - objective.nats).abs()
     rows, raised = [], IWAE(particles=each) if kind == "iwae" else objective
-    for some in torch.arange(DRAWS).split(each)[: DRAWS // each]:
+    for some in torch.arange(draws).split(each)[: draws // each]:
         cut = {name: getattr(terms, name)[some] for name in ("log_likelihood", "log_prior", "log_guide", "thoughts")}
         rows.append(raised.value(dataclasses.replace(terms, **cut)))
     return torch.stack(rows)
