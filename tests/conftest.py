@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 # Read when torch, matplotlib, tokenizers and datasets are imported, and inherited by the programs that tests start.
 os.environ.update(
@@ -38,6 +39,11 @@ def _known_state() -> Iterator[None]:
     dtype = torch.get_default_dtype()
     yield
     torch.set_default_dtype(dtype)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First the files that lie in no folder: single tests of a minute (types, notebook, README), to end with none."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
 
 
 def pytest_unconfigure() -> None:

@@ -1,7 +1,7 @@
 """What README.md and docs/commands.md tell a newcomer to type works: commands and Python, in order, in an empty folder.
 
-The short form takes a few steps where they take some hundred, and most of its commands share this process, since
-to import torch takes longer than most of them; the long one runs it to the letter.
+The short form takes a few steps of a smaller model where they take some hundred, and shares this process, since to
+import torch takes longer than most of its commands; the long one runs it to the letter.
 """
 
 from __future__ import annotations
@@ -19,10 +19,14 @@ from pyro_ltm_cli.main import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "commands.md")
-SHORT = ["--set", "slow.steps=3", "--set", "slow.eval_sequences=8", "--set", "slow.batch_size=4"]
+SMALL = [
+    *("model.dim=32", "model.layers=1", "model.heads=2", "fast.steps=2"),
+    *("slow.steps=3", "slow.eval_sequences=8", "slow.batch_size=4"),
+]
+SHORT = [word for change in SMALL for word in ("--set", change)]
 
-OWN = ("report", "bench")
-"""Commands that have a process of their own in the short form, too. Most of the others have one in examples/demo.py."""
+OWN = ("report",)
+"""Has a process of its own in the short form, too."""
 
 
 def blocks(language: str) -> list[str]:
@@ -46,6 +50,8 @@ def test_commands(tmp_path, monkeypatch, short):
         assert program == "pyro-ltm"
         if short and arguments[0] == "train":
             arguments += SHORT
+        if short and arguments[0] == "bench":
+            arguments += ["--rounds", "1", *SHORT]
         if short and "--sequences" in arguments:
             arguments[arguments.index("--sequences") + 1] = "8"
         if short and arguments[0] not in OWN:
@@ -58,12 +64,14 @@ def test_commands(tmp_path, monkeypatch, short):
 
 
 @pytest.mark.parametrize("short", [True, pytest.param(False, marks=pytest.mark.long)])
-def test_python(tmp_path, short):
+def test_python(tmp_path, monkeypatch, capsys, short):
     code = "\n".join(blocks("python"))
+    assert '"slow.steps=200"' in code
     if short:
-        assert "slow.steps=200" in code
-        code = code.replace('"slow.steps=200"', '"slow.steps=3", "slow.batch_size=4", "slow.eval_sequences=8"')
-        code = code.replace("sequences=64", "sequences=8")
-    output = run(tmp_path, sys.executable, "-W", "error", "-c", code).stdout
+        monkeypatch.chdir(tmp_path)
+        exec(code.replace('["slow.steps=200"]', repr(SMALL)).replace("sequences=64", "sequences=8"), {})
+        output = capsys.readouterr().out
+    else:
+        output = run(tmp_path, sys.executable, "-W", "error", "-c", code).stdout
     assert "nats a token" in output
     assert "thoughts" in output
