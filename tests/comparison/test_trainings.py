@@ -316,7 +316,7 @@ def test_a_guide_that_the_decoder_is_too_large_for_is_refused_and_not_fatal(run,
         def __init__(self, thoughts, dim, size: int = 9):
             raise UserError(f"guide: size = {size}: at most 8")
 
-    monkeypatch.setitem(FAMILIES._members, "huge", Huge)
+    monkeypatch.setitem(FAMILIES._classes, "huge", Huge)
     found = compare_run(run, guides=["huge", "mean-field"], objectives=["elbo"], **SCORED)
     assert [(one.guide, one.reason) for one in found.refused] == [("huge", "guide: size = 9: at most 8")]
     with pytest.raises(UserError, match="at most 8"):
