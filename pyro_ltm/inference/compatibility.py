@@ -37,6 +37,15 @@ def check_fit(
     if isinstance(guide, ParticleGuide) and noise != "fresh":
         raise UserError(f"noise = {noise!r}: chains of {type(guide).__name__} need new noise each step: use 'fresh'")
     _check_fixed_noise(guide, objective, noise)
+    _check_optimizer(guide, objective, optimizer, noise)
+    if tolerance:
+        _check_stopping(guide, objective, optimizer, tolerance)
+    if subsample > 1:
+        _check_subsample(guide, objective, optimizer, noise, tolerance, subsample)
+
+
+def _check_optimizer(guide: Guide, objective: Objective, optimizer: FastOptimizer, noise: str) -> None:
+    """The optimizer has the gradients that it wants, and one loss for all steps where it needs that."""
     kind = type(optimizer).__name__
     if optimizer.wants_natural_gradient and not guide.has_natural_gradient:
         fitting = [name for name, family in FAMILIES.items() if family.has_natural_gradient]
@@ -45,25 +54,27 @@ def check_fit(
         )
     if optimizer.needs_fixed_loss and objective.moves_within_fit:
         raise UserError(f"{kind} needs a loss that does not change from step to step; {objective.name} does")
-    still = noise == "fixed" or not guide.has_density
-    if optimizer.needs_fixed_loss and not still:
+    if optimizer.needs_fixed_loss and noise != "fixed" and guide.has_density:
         fitting = [name for name, other in OPTIMIZERS.items() if not other.needs_fixed_loss]
         raise UserError(
             f"{kind} needs a loss that does not change from step to step: noise = 'fixed', or a guide without noise "
             f"(delta, laplace), or {_either('optimizer', fitting)}"
         )
-    if tolerance and optimizer.needs_fixed_loss:
+
+
+def _check_stopping(guide: Guide, objective: Objective, optimizer: FastOptimizer, tolerance: float) -> None:
+    """Each sequence has a bound by itself, which means the same in all steps."""
+    if optimizer.needs_fixed_loss:
         raise UserError(
-            f"tolerance = {tolerance}: {kind} goes back from steps that failed; leave it at 0, or use 'adam'"
+            f"tolerance = {tolerance}: {type(optimizer).__name__} goes back from steps that failed; leave it at 0, or "
+            "use 'adam'"
         )
     by_itself = objective.is_per_sequence and not objective.couples_batch and not isinstance(guide, ParticleGuide)
-    if tolerance and (objective.moves_within_fit or not by_itself):
+    if objective.moves_within_fit or not by_itself:
         raise UserError(
             f"tolerance = {tolerance}: {objective.name} with {type(guide).__name__} gives no bound for each "
             "sequence by itself that stays the same over the fast steps, so none can stop: leave it at 0"
         )
-    if subsample > 1:
-        _check_subsample(guide, objective, optimizer, noise, tolerance, subsample)
 
 
 def _check_fixed_noise(guide: Guide, objective: Objective, noise: str) -> None:

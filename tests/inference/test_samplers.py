@@ -10,7 +10,8 @@ from helpers.stand_ins import LinearGaussian
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Delta
-from pyro_ltm.inference.samplers import HMC, MALA, SVGD, Draws, Langevin, _stein
+from pyro_ltm.inference.samplers import HMC, MALA, SVGD, Draws, Langevin
+from pyro_ltm.inference.samplers.svgd import _stein
 from pyro_ltm.noise import Noise, draw
 from pyro_ltm.objectives import MAP
 from pyro_ltm.optimizers import Adam
