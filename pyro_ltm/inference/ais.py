@@ -24,7 +24,7 @@ SCHEDULES = ("sigmoid", "linear")
 
 
 @dataclass(frozen=True)
-class Annealed:
+class AISResult:
     """What the chains give.
 
     Shapes:
@@ -54,7 +54,7 @@ def anneal(
     chains: int = 4,
     leapfrogs: int = 4,
     schedule: str = "sigmoid",
-) -> Annealed:
+) -> AISResult:
     """Annealed importance sampling along q0(z)^(1 - b) p(x, z)^b, from q0 = `start` at b = 0 to the posterior at b = 1.
 
     Each step raises b, adds what that changes to the weights, then moves the chains by one Hamiltonian transition that
@@ -92,7 +92,7 @@ def _run(
     leapfrogs: int,
     *,
     tune: bool,
-) -> Annealed:
+) -> AISResult:
     """One pass over the temperatures `ladder`; `sizes` [steps, B] are read, or with `tune` written."""
     with torch.no_grad():
         z = draw(start.expand(torch.Size([chains, *start.batch_shape])), noise)
@@ -113,7 +113,7 @@ def _run(
         if tune:
             sizes[step] = size
             size = (size * torch.exp(taken.to(size) - BEST_ACCEPTANCE)).clamp(1e-4, 2.0)
-    return Annealed(weight, torch.stack(acceptance))
+    return AISResult(weight, torch.stack(acceptance))
 
 
 @dataclass(frozen=True)
