@@ -155,12 +155,12 @@ def measure(
     name: str,
     data: str,
     out: Path,
-    seeds: list[int],
+    seed: int,
     protocol: str,
     before: dict[str, Any] | None = None,
     particles: int | None = None,
 ) -> dict[str, Any]:
-    """All figures of one corpus, or those of one protocol beside what was found `before`.
+    """All figures of one corpus with one seed, or those of one protocol, merged with what was found `before`.
 
     `particles`: draws, in place of as many as the corpus has.
     """
@@ -171,14 +171,13 @@ def measure(
     if not Path(tokens).exists():
         run("prepare", *plan["prepare"], "--out", tokens)
     rows = {row["seed"]: row for row in (before or {"rows": []})["rows"]}
-    for seed in seeds:
-        ltm, twin = (str(out / name / f"{kind}-{seed}") for kind in ("ltm", "twin"))
-        for folder, extra in ((twin, ["--set", "model.thoughts=0"]), (ltm, [])):
-            train = ("train", "--data", tokens, "--out", folder, *plan["train"], *extra)
-            run(*train, "--seed", str(seed), "--resume")
-        found = run("evaluate", ltm, "--twin", twin, *judging(plan, protocol), *JUDGED)
-        rows[seed] = {"seed": seed, **(merged(rows[seed], found) if seed in rows else found)}
-    ordered = [rows[seed] for seed in sorted(rows)]
+    ltm, twin = (str(out / name / f"{kind}-{seed}") for kind in ("ltm", "twin"))
+    for folder, extra in ((twin, ["--set", "model.thoughts=0"]), (ltm, [])):
+        train = ("train", "--data", tokens, "--out", folder, *plan["train"], *extra)
+        run(*train, "--seed", str(seed), "--resume")
+    found = run("evaluate", ltm, "--twin", twin, *judging(plan, protocol), *JUDGED)
+    rows[seed] = {"seed": seed, **(merged(rows[seed], found) if seed in rows else found)}
+    ordered = [rows[one] for one in sorted(rows)]
     return {"machine": machine(), "threads": os.environ.get("OMP_NUM_THREADS"), "rows": ordered}
 
 
@@ -203,11 +202,11 @@ def main() -> None:
     file = options.out / "protocols.json"
     known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for name in [options.only] if options.only else CORPORA:
-        seeds = [int(seed) for seed in options.seeds.split(",")]
-        data = str(options.shared / "data")
-        before, particles = known.get(name), options.particles
-        known[name] = measure(name, data, options.out, seeds, options.protocol, before, particles)
-        file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        for seed in map(int, options.seeds.split(",")):
+            data, before = str(options.shared / "data"), known.get(name)
+            known[name] = measure(name, data, options.out, seed, options.protocol, before, options.particles)
+            # After each seed: whoever stops here has hours of work in this file.
+            file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         print(results.markdown(known[name]))
 
 

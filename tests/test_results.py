@@ -86,6 +86,19 @@ def test_new_figures_take_the_place_of_the_old_by_one_command(tmp_path, monkeypa
         pages.filled("<!-- a -->\n", {"a": "1\n"})
 
 
+def test_what_was_measured_of_a_seed_outlives_the_next_one(tmp_path, monkeypatch):
+    def killed_at_seed_1(name, data, out, seed, *_):
+        if seed == 1:
+            raise KeyboardInterrupt
+        return {"rows": [{"seed": seed}]}
+
+    monkeypatch.setattr(protocols, "measure", killed_at_seed_1)
+    monkeypatch.setattr("sys.argv", ["protocols", "--out", str(tmp_path), "--only", "worlds", "--seeds", "0,1"])
+    with pytest.raises(KeyboardInterrupt):
+        protocols.main()
+    assert json.loads((tmp_path / "protocols.json").read_text()) == {"worlds": {"rows": [{"seed": 0}]}}
+
+
 def test_short_tables_are_short(found):
     for name, tables in (("results", made("protocols")), ("speed", made("speed"))):
         for key, text in tables.items():
