@@ -8,11 +8,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from pyro_ltm.data import Tokenizer, read_source
 from pyro_ltm.errors import UserError
 from pyro_ltm.scores.dependence import Blocks
-from pyro_ltm.scores.estimate import perplexity
+from pyro_ltm.scores.estimate import Figure, perplexity
 from pyro_ltm.tasks.text_tasks import DETOKENISERS, Level, Task, TextCounts, load_tasks, prepare_task
 
 SHARED = Path(os.environ.get("PYRO_LTM_SHARED", Path(__file__).parents[3] / "shared")) / "data"
@@ -170,8 +171,14 @@ def test_detokenisers(name, text, plain):
     assert DETOKENISERS[name](text) == plain
 
 
+def figure(nats, tokens):
+    """Nats a token with an error of 0.1."""
+    each = torch.tensor([tokens], dtype=torch.float64)
+    return Figure(nats, 0.1, Blocks(8, 1, "sequences", 8), tokens, nats * each, each, None)
+
+
 def test_levels_by_hand():
-    level = Level.of(2.0, 0.1, Blocks(8, 1, "sequences", 8), tokens=300, counts=TextCounts(1, 150, 1000))
+    level = Level.of(figure(2.0, 300), tokens=300, counts=TextCounts(1, 150, 1000))
     assert level.nats_per_word == 4.0
     assert level.word_perplexity == pytest.approx(math.exp(4))
     assert level.word_perplexity_stderr == pytest.approx(math.exp(4) * 0.2)
@@ -188,5 +195,5 @@ def test_wikitext_has_the_tokens_that_are_printed_of_it(tmp_path, tokenizer):
 @pytest.mark.parametrize(("nats", "expected"), [(0.0, 1.0), (math.log(30), 30.0), (705.0, 1.5e306), (1e4, math.inf)])
 def test_a_perplexity_is_exact_or_infinite_and_never_cut(nats, expected):
     assert perplexity(nats) == pytest.approx(expected, rel=0.01)
-    level = Level.of(nats, 0.1, Blocks(8, 1, "sequences", 8), tokens=9, counts=TextCounts(1, 9, 9))
+    level = Level.of(figure(nats, 9), tokens=9, counts=TextCounts(1, 9, 9))
     assert level.word_perplexity == perplexity(nats)
