@@ -173,8 +173,15 @@ def test_detokenisers(name, text, plain):
 
 def figure(nats, tokens):
     """Nats a token with an error of 0.1."""
-    each = torch.tensor([tokens], dtype=torch.float64)
-    return Figure(nats, 0.1, Blocks(8, 1, "sequences", 8), tokens, nats * each, each, None)
+    return Figure(
+        nats_per_token=nats,
+        nats_per_token_stderr=0.1,
+        blocks=Blocks(8, 1, "sequences", 8),
+        tokens=tokens,
+        sequence_nats=torch.tensor([nats * tokens]),
+        sequence_tokens=torch.tensor([tokens]),
+        places=None,
+    )
 
 
 def test_levels_by_hand():
