@@ -182,7 +182,7 @@ preset_option = click.option(
     help="nano, nano-long, nano-worlds, small, medium or large.",
 )
 config_option = click.option(
-    "--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings laid over the preset."
+    "--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings that replace the preset's."
 )
 settings_option = click.option(
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="One setting, the last word. Repeatable."

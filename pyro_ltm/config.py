@@ -112,7 +112,7 @@ class DataConfig:
 class Component:
     """A member of a registry by name, with the keyword arguments of its class.
 
-    In TOML a table: `[guide]`, `name = "mean-field"`, and any option of that class beside it.
+    In TOML a table: `[guide]`, `name = "mean-field"`, and any option of that class.
     """
 
     name: str
@@ -224,7 +224,7 @@ RENAMED = {"slow.alone": "decoder_warmup"}
 
 
 def load_toml(path: Path | str, base: Config | None = None, *, whole: bool = False) -> Config:
-    """The configuration in a TOML file, laid over `base` (default: `Config()`).
+    """The configuration in a TOML file, merged into `base` (default: `Config()`).
 
     Args:
         whole: the file must name every key, as `dump_toml` does: one that was cut short is not taken for another run.
@@ -245,7 +245,7 @@ def load_toml(path: Path | str, base: Config | None = None, *, whole: bool = Fal
 
 
 def merge(config: Config, changes: Mapping[str, Any], *, where: str = "") -> Config:
-    """`config` with nested `changes` laid over it. Raises UserError naming `where` for a bad key or value."""
+    """`config` with nested `changes` merged into it. Raises UserError naming `where` for a bad key or value."""
     prefix = f"{where}: " if where else ""
     try:
         return typing.cast(Config, _merge(config, changes, ()))
@@ -314,7 +314,7 @@ def _is_section(value: Any) -> bool:
 
 
 def _merge(config: Any, changes: Any, path: tuple[str, ...]) -> Any:
-    """`config` with `changes` laid over it; `path` says where in the tree it stands."""
+    """`config` with `changes` merged into it; `path` says where in the tree it stands."""
     if not isinstance(changes, Mapping):
         raise UserError(
             f"{'.'.join(path)} is a table: set one of its keys, such as {'.'.join(path)}.{_keys(config)[0]}"

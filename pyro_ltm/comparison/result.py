@@ -264,7 +264,7 @@ class Comparison:
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Comparison:
-        """What `to_dict` gave. Raises UserError, naming the place, for anything else."""
+        """Comparison from the output of `to_dict`. Raises UserError, naming the place, for anything else."""
         found = {RENAMED.get(key, key): value for key, value in found.items()}
         _require(found, cls, optional="places")
         comparison = fitted(found, cls, dec_hook=_tensor)

@@ -1,4 +1,4 @@
-"""Files that do not hold the text that their names promise, told by how they begin."""
+"""Files that do not hold the text that their names promise, recognised by their first bytes."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ SCHEDULES = ("sigmoid", "linear")
 
 @dataclass(frozen=True)
 class AISResult:
-    """What the chains give.
+    """Results of the chains.
 
     Shapes:
         log_weight: [C, B] whose exponentials are, in expectation, p(x) of each sequence, whatever the chains did.
@@ -176,5 +176,5 @@ class _Path:
         def chosen(new: Tensor, old: Tensor) -> Tensor:
             return torch.where(taken[..., None, None] if new.dim() > 2 else taken, new, old)
 
-        kept = {name: chosen(getattr(there, name), getattr(here, name)) for name in _Place.__dataclass_fields__}
-        return _Place(**kept), ratio
+        fields = {name: chosen(getattr(there, name), getattr(here, name)) for name in _Place.__dataclass_fields__}
+        return _Place(**fields), ratio

@@ -1,4 +1,4 @@
-"""What fits what: guide, objective, fast optimizer and noise, checked once, with an error that lists what does fit."""
+"""Checks that guide, objective, fast optimizer and noise fit one another, with an error that lists what does fit."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ Capture = Callable[[Callable[[], tuple[State, Tensor]]], tuple[tuple[State, Tens
 Asked = tuple[torch.Size, int, torch.dtype]
 """A draw of noise: its shape, how many of its dimensions are the event's, and its type."""
 
-KEPT = 4
-"""Recordings that are kept, those used last, and kinds of fits remembered: of training, and of validation, whose last
+CAPACITY = 4
+"""Most recordings in memory, those used last, and most kinds of fits remembered: of training, and of validation, whose last
 batch has another size."""
 
 
@@ -56,9 +56,9 @@ def cuda_graph() -> Capture:
 def cache_key(
     batch: Batch, model: nn.Module, guide: Guide, objective: Objective, optimizer: Any, *more: Any
 ) -> Hashable:
-    """What tells a fit from others of the same shapes that ask for something else; None where that cannot be told.
+    """Cache key of a recorded fit; None if it cannot be recorded.
 
-    Weights are told by where they lie, and may change there.
+    Weights are known by their addresses, and may change in place.
     """
     checks = torch.distributions.Distribution._validate_args  # by values
     fused = any(getattr(module, "_fused_users", 0) for module in model.modules())  # by a caller, who may drop them
@@ -159,7 +159,7 @@ class _Recording:
 
     @torch.no_grad()
     def replay(self, batch: Batch, start: State, noise: Noise) -> tuple[State, Tensor]:
-        """What the fit makes of these. Nobody waits: all is asked for in order, on one stream."""
+        """Results of the fit for these inputs. All work is queued in order on one stream, without a wait."""
         assert batch.targets is not None
         for place, value in zip(self._tokens, (batch.inputs, batch.targets, batch.mask), strict=True):
             place.copy_(value)
@@ -196,9 +196,9 @@ class _Laid(Noise):
         return recorded
 
 
-def _shorten(kept: dict[Hashable, Any]) -> None:
-    for oldest in list(kept)[:-KEPT]:
-        del kept[oldest]
+def _shorten(recorded: dict[Hashable, Any]) -> None:
+    for oldest in list(recorded)[:-CAPACITY]:
+        del recorded[oldest]
 
 
 def _shapes(tensors: Mapping[str, Tensor | None]) -> Hashable:

@@ -25,7 +25,7 @@ Watch = Callable[[int, State], None]
 
 
 class Carried(Protocol):
-    """What goes from one fast step to the next; `state` are the local parameters of the whole batch."""
+    """Passed from one fast step to the next; `state` are the local parameters of the whole batch."""
 
     @property
     def state(self) -> State:
@@ -40,7 +40,7 @@ class FastSteps(Generic[C]):
 
     @abstractmethod
     def init(self, batch: Batch, state: State, noise: Noise) -> C:
-        """What the first step takes."""
+        """Input of the first step."""
 
     @abstractmethod
     def step(self, carried: C, step: int) -> tuple[Tensor, C]:
@@ -131,7 +131,7 @@ class GradientSteps(FastSteps[Carry]):
         return values, dataclasses.replace(carried, state=state, memory=memory, losses=losses)
 
     def _leaf(self, value: Tensor) -> Tensor:
-        """What the gradient of this step is taken for; with the graph kept, still a part of it."""
+        """Leaf for this step's gradient; with `keep_graph`, still a part of the graph."""
         return value if self.keep_graph and value.requires_grad else value.detach().requires_grad_()
 
 

@@ -21,11 +21,11 @@ from pyro_ltm.noise import Noise, fold
 from pyro_ltm.types import Batch
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-"""What decoders put for bytes that are no character."""
+"""Character that decoders write for bytes that are none."""
 
 
 class Codec(Protocol):
-    """What text needs of a tokenizer."""
+    """The part of a tokenizer that generation uses."""
 
     @property
     def end_of_text(self) -> int:
@@ -44,8 +44,8 @@ def continuation(codec: Codec, before: Sequence[int], new: Sequence[int]) -> str
     Decoded alone they may read otherwise: tokenizers that put a space before each word drop the first one, and a
     character may have bytes on both sides. Such a character belongs to what is new.
     """
-    told = [token for token in before if token != codec.end_of_text]
-    start, whole = codec.decode(told), codec.decode([*told, *new])
+    shown = [token for token in before if token != codec.end_of_text]
+    start, whole = codec.decode(shown), codec.decode([*shown, *new])
     if not whole.startswith(start) and not start.endswith(INCOMPLETE):
         return codec.decode(new)  # bytes of no character, which some decoders let spoil those before them
     while not whole.startswith(start):
@@ -196,5 +196,5 @@ def _check_thoughts(model: LatentThoughtModel, thoughts: Tensor) -> Tensor:
 
 def _generated(codec: Codec, prompt: str, tokens: list[int], new: list[int]) -> Generated:
     ended = codec.end_of_text in new
-    kept = new[: new.index(codec.end_of_text)] if ended else new
-    return Generated(prompt=prompt, text=continuation(codec, tokens, kept), tokens=len(kept), ended=ended)
+    written = new[: new.index(codec.end_of_text)] if ended else new
+    return Generated(prompt=prompt, text=continuation(codec, tokens, written), tokens=len(written), ended=ended)

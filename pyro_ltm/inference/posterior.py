@@ -1,4 +1,4 @@
-"""What a fast loop leaves: the posteriors of a batch, to draw from and to score."""
+"""The posteriors of a batch that a fast loop has fitted, to draw from and to score."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyro_ltm.objectives import Terms
 from pyro_ltm.types import Batch, State
 
 CHUNK = 64
-"""Draws of a posterior that are kept at a time when it is scored.
+"""Draws of a posterior in memory at a time when it is scored.
 
 Part of what a seed means: pieces of another size can give other draws, where one draw is not a multiple of 16 normals.
 """

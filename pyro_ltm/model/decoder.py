@@ -338,6 +338,6 @@ def _ring(x: Tensor, window: int) -> Tensor:
     """The last W of P keys or values [B, H, P, d], each in slot (its position mod W)."""
     length = x.shape[2]
     ring = x.new_zeros(*x.shape[:2], window, x.shape[3])
-    kept = torch.arange(max(0, length - window), length, device=x.device)
-    ring[:, :, kept % window] = x[:, :, kept]
+    last = torch.arange(max(0, length - window), length, device=x.device)
+    ring[:, :, last % window] = x[:, :, last]
     return ring

@@ -42,9 +42,9 @@ class DecodingOptions:
 
     def log_probs(self, logits: Tensor) -> Tensor:
         """Log-probabilities [..., V] of what is drawn from; tokens left out have -inf. Needs temperature > 0."""
-        return self._kept(logits).log_softmax(-1)
+        return self._filtered(logits).log_softmax(-1)
 
-    def _kept(self, logits: Tensor) -> Tensor:
+    def _filtered(self, logits: Tensor) -> Tensor:
         """Logits [..., V] of what is drawn from, the largest 0; tokens left out have -inf."""
         # The largest becomes 0 first, so that no temperature, however small, overflows.
         logits = logits - logits.amax(-1, keepdim=True)
@@ -66,7 +66,7 @@ class DecodingOptions:
             return logits.argmax(-1)
         # One uniform number a row, where `multinomial` draws one for each token of the vocabulary. It finds a block of
         # tokens, then a token in it, so that no sum of the whole row has to be written down.
-        probabilities = self._kept(logits).exp_()
+        probabilities = self._filtered(logits).exp_()
         blocks = F.pad(probabilities, (0, -probabilities.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
         block, rest = _below(blocks.sum(-1).double(), _uniform(len(logits), generator, logits.device))
         within, _ = _below(blocks[torch.arange(len(blocks), device=blocks.device), block].double(), rest)

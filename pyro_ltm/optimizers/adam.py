@@ -57,7 +57,7 @@ class Adam(Scheduled):
     ) -> tuple[State, State]:
         """One update at the learning rate of this step."""
         lr = self.rate(step, steps)
-        moved, kept = {}, {}
+        moved, remembered = {}, {}
         for name, value in state.items():
             mean = torch.lerp(memory[f"mean.{name}"], grads[name], 1 - self.beta1)
             square = memory[f"square.{name}"] * self.beta2 + (1 - self.beta2) * grads[name] ** 2
@@ -65,5 +65,5 @@ class Adam(Scheduled):
             unbiased = (square / (1 - self.beta2 ** (step + 1)) + TINY).sqrt() + self.eps
             decayed = value * (1 - lr * self.weight_decay)
             moved[name] = decayed - (lr / (1 - self.beta1 ** (step + 1))) * mean / unbiased
-            kept[f"mean.{name}"], kept[f"square.{name}"] = mean, square
-        return moved, kept
+            remembered[f"mean.{name}"], remembered[f"square.{name}"] = mean, square
+        return moved, remembered

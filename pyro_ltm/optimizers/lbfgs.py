@@ -71,9 +71,16 @@ class LBFGS(FastOptimizer):
         length = direction.norm(dim=-1, keepdim=True)
         direction = direction * (radius[:, None] / length.clamp(min=TINY)).clamp(max=1.0)
         loss = torch.where(better, losses, memory["loss"])
-        kept = {"point": point, "gradient": gradient, "loss": loss, "radius": radius, "moves": moves, "turns": turns}
+        after = {
+            "point": point,
+            "gradient": gradient,
+            "loss": loss,
+            "radius": radius,
+            "moves": moves,
+            "turns": turns,
+        }
         # The last step is not measured any more, so it is not taken.
-        return _unflatten(point if step == steps - 1 else point + direction, state), kept
+        return _unflatten(point if step == steps - 1 else point + direction, state), after
 
 
 def _flatten(state: State) -> Tensor:
@@ -87,9 +94,9 @@ def _unflatten(flat: Tensor, like: State) -> State:
     return {name: part.view_as(value) for (name, value), part in parts}
 
 
-def _push(kept: Tensor, new: Tensor) -> Tensor:
+def _push(rows: Tensor, new: Tensor) -> Tensor:
     """The last rows [B, M, P] with `new` [B, P] at the end."""
-    return torch.cat([kept[:, 1:], new[:, None]], dim=1)
+    return torch.cat([rows[:, 1:], new[:, None]], dim=1)
 
 
 def _two_loops(gradient: Tensor, moves: Tensor, turns: Tensor) -> Tensor:

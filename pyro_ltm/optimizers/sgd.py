@@ -34,12 +34,12 @@ class Momentum(Scheduled):
     ) -> tuple[State, State]:
         """One update at the learning rate of this step."""
         lr = self.rate(step, steps)
-        moved, kept = {}, {}
+        moved, remembered = {}, {}
         for name, value in state.items():
             velocity = self.momentum * memory[f"velocity.{name}"] + grads[name]
             ahead = grads[name] + self.momentum * velocity if self.nesterov else velocity
-            moved[name], kept[f"velocity.{name}"] = value - lr * ahead, velocity
-        return moved, kept
+            moved[name], remembered[f"velocity.{name}"] = value - lr * ahead, velocity
+        return moved, remembered
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,7 +94,7 @@ def evaluate_annealed(
 
 
 def _start(model: LatentThoughtModel, batch: Batch, loop: FastLoop, start: str, seed: int) -> TorchDistribution:
-    """What the chains of a batch are drawn from: the prior, or q fitted to each sequence."""
+    """Distribution from which a batch's chains start: the prior, or q fitted to each sequence."""
     if start == "prior":
         return model.prior().expand(torch.Size([batch.size]))
     q = loop.guide.scored_distribution(loop.fit_to_score(model, batch, seed=fold(seed, "fit")).state)

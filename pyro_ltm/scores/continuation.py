@@ -1,4 +1,4 @@
-"""What a model says of a text after another: log p(continuation | context), thoughts taken from the context alone.
+"""Scores of a text after another: log p(continuation | context), thoughts fitted to the context only.
 
 q is fitted to each context, and its continuation is scored under the mixture over K fresh draws from q,
 log mean_k p(continuation | context, z_k): a distribution over continuations, whatever q is. Before any text there is
@@ -29,7 +29,7 @@ LOGITS = 1 << 24
 
 @dataclass(frozen=True, order=True)
 class Context:
-    """What is read: at least one token, the first of which is given. Its noise is keyed by `name`."""
+    """A text to read: at least one token, the first of which is given. Its noise is keyed by `name`."""
 
     tokens: Tokens
     name: int

@@ -96,7 +96,7 @@ class Blocks:
 
 
 NOT_SAID = "sequences, taken as independent by the release that measured this: too small for packed text"
-"""What errors are over that do not say."""
+"""Description of errors whose blocks are not known."""
 
 
 def describe_blocks(blocks: Mapping[str, Any] | None) -> str:

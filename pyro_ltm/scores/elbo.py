@@ -150,8 +150,8 @@ class _Sums:
             raise UserError("the bound is not finite: the model's weights, or its posterior's, have run away")
         self.ess.append(effective_sample_size(log_weight).cpu())
         self.rates.append(rate.cpu())
-        for count, kept in self.iwae.items():
-            kept.append(importance_nats(log_weight, count).cpu())
+        for count, values in self.iwae.items():
+            values.append(importance_nats(log_weight, count).cpu())
         self._sum(distortion=distortion)
         means = fresh.mean()
         self.mean += means.double().sum(0).cpu()
@@ -185,7 +185,7 @@ class _Sums:
         self._sum(shuffled=torch.tensor(math.nan) if alone else -self._log_likelihood(self.first, self.last))
         mean, error = float(nats.sum()) / total, ratio_error(nats, tokens, places)
         bits = total / math.log(2) / self.bytes if self.bytes else math.nan  # a byte, for each nat a token
-        iwae = {count: torch.cat(kept) for count, kept in self.iwae.items()}
+        iwae = {count: torch.cat(values) for count, values in self.iwae.items()}
         curve = [
             CurvePoint(count, float(one.sum()) / total, ratio_error(one, tokens, places).stderr)
             for count, one in iwae.items()

@@ -132,7 +132,7 @@ def difference(higher: Tensor, lower: Tensor, tokens: Tensor, places: Places | N
 
 @dataclass(frozen=True)
 class Share:
-    """What share one distance has of another, with its standard error."""
+    """Share that one distance has of another, with its standard error."""
 
     share: float
     stderr: float

@@ -34,7 +34,7 @@ class AfterPrefix(Figure):
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix(Figure):
-    """What a model predicts. The figure itself is the sequential one: all tokens, each from those before it.
+    """Predictions of a model. The figure itself is the sequential one: all tokens, each from those before it.
 
     Attributes:
         stride: tokens between two fits.

@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_ltm.config import apply_settings
 from pyro_ltm.guides import FullRank, MeanField, StudentT
 from pyro_ltm.inference import FastLoop, build
-from pyro_ltm.inference.cuda_graph import KEPT, Recorder
+from pyro_ltm.inference.cuda_graph import CAPACITY, Recorder
 from pyro_ltm.objectives import AnalyticELBO, KLAnnealing, MonteCarloELBO, Renyi
 from pyro_ltm.optimizers import Adam, Natural
 from pyro_ltm.presets import preset
@@ -280,12 +280,12 @@ def test_what_cannot_be_recorded_is_run_as_it_is_and_said_once():
 def test_no_more_recordings_are_kept_than_are_used():
     model, kept = tiny_model(), Again()
     recorder = Recorder(kept)
-    for size in range(1, KEPT + 3):
+    for size in range(1, CAPACITY + 3):
         for _ in range(2):
             fit(model, tiny_batch(size), recorder)
-    assert len(recorder._recordings) == KEPT
-    fit(model, tiny_batch(KEPT + 2), recorder)
-    assert kept.recorded == KEPT + 2
+    assert len(recorder._recordings) == CAPACITY
+    fit(model, tiny_batch(CAPACITY + 2), recorder)
+    assert kept.recorded == CAPACITY + 2
 
 
 def test_training_and_validation_in_turn_are_recorded_both():

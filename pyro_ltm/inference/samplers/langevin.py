@@ -21,7 +21,7 @@ class _Moments:
     """Mean and variance of the later draws of a run, at any time of it.
 
     Draws count from the last power of two but one: at step 2^k the second half of the run, at most three quarters of it
-    in between. So a run that is judged on its way is judged as if it ended there.
+    in between. So a run that is scored on its way is scored as if it ended there.
     """
 
     def __init__(self) -> None:

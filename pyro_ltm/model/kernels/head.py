@@ -118,7 +118,7 @@ class FrozenWeight:
         self.rows = _in_step(matrix) if _pads(matrix) else matrix
         self.matrix = self.rows[: len(matrix)]
         self._many = many
-        self._kept = threading.local()  # two threads must not write over one another's logits
+        self._latest = threading.local()  # two threads must not write over one another's logits
         self._order: Tensor | None = None
         if many and matrix.dtype == torch.bfloat16 and matrix.device.type == "cpu" and packs_half():
             self._order = torch.ops.mkldnn._reorder_linear_weight(matrix.t().contiguous(), PACKED_ROWS)
@@ -139,11 +139,11 @@ class FrozenWeight:
 
     def scratch(self, hidden: Tensor, dtype: torch.dtype) -> _Scratch:
         """Memory for the chunks of `hidden` [R, D]; that of the last call where it fits."""
-        kept: _Scratch | None = self._kept.__dict__.get("scratch")
-        if kept is not None and kept.fits(hidden):
-            return kept
+        latest: _Scratch | None = self._latest.__dict__.get("scratch")
+        if latest is not None and latest.fits(hidden):
+            return latest
         scratch = _Scratch(hidden, self, dtype)
-        self._kept.scratch = scratch if self._many else None
+        self._latest.scratch = scratch if self._many else None
         return scratch
 
 
