@@ -33,7 +33,7 @@ Asked = tuple[torch.Size, int, torch.dtype]
 """A draw of noise: its shape, how many of its dimensions are the event's, and its type."""
 
 CAPACITY = 4
-"""Most recordings in memory, those used last, and most kinds of fits remembered: of training, and of validation, whose last
+"""Most recordings in memory, those used last, and most kinds of fits known: of training, and of validation, whose last
 batch has another size."""
 
 
