@@ -22,7 +22,7 @@ from torch import Tensor, nn
 def negative_elbo(
     decoder: nn.Module, inputs: Tensor, targets: Tensor, loc: Tensor, log_variance: Tensor, noise: Tensor
 ) -> Tensor:
-    """Distortion of one draw z = loc + sd * noise, and KL(q || N(0, I)), in nats; a bound on noise that no fit has seen."""
+    """Distortion of one draw z = loc + sd * noise, and KL(q || N(0, I)), in nats: a bound on noise new to the fit."""
     thoughts = loc + torch.exp(0.5 * log_variance) * noise
     logits = decoder(inputs, thoughts)
     logits = logits.float() if logits.dtype == torch.bfloat16 else logits
