@@ -154,9 +154,20 @@ class SlowConfig:
     batch_size: int = option(32, "sequences in one micro-batch", low=1, high=1 << 20)
     accumulate: int = option(1, "micro-batches in one slow step", low=1, high=1 << 20)
     lr: float = option(4e-4, "peak learning rate of AdamW", low=0.0)
-    lr_final: float = option(0.1, "last learning rate as a share of the peak (cosine)", low=0.0, high=1.0)
+    lr_final: float = option(0.1, "last learning rate as a share of the peak", low=0.0, high=1.0)
     warmup: int = option(100, "steps of linear warm-up", low=0)
-    weight_decay: float = option(0.1, "decay on matrices; vectors have none", low=0.0)
+    schedule: str = option(
+        "cosine",
+        "how the rate falls to lr_final: half a cosine; linear; wsd: it stays at its peak, and falls at the end",
+        choices=("cosine", "linear", "wsd"),
+        added=True,
+    )
+    decay: float = option(
+        0.2, "wsd: share of the steps, the last, in which the rate falls; 0: none", low=0.0, high=1.0, added=True
+    )
+    weight_decay: float = option(
+        0.1, "matrices lose this share of themselves times the learning rate in each step; vectors nothing", low=0.0
+    )
     beta1: float = option(0.9, "AdamW: decay of the mean", low=0.0, high=1.0)
     beta2: float = option(0.95, "AdamW: decay of the square", low=0.0, high=1.0)
     clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", low=0.0)
@@ -173,6 +184,7 @@ class SlowConfig:
     planned: int = option(0, "steps of the first plan, where --resume has changed it", low=0, added=True)
     changed_at: int = option(0, "slow step at which it has", low=0, added=True)
     rewarm: int = option(0, "steps in which the learning rate rises again from there", low=0, added=True)
+    decay_steps: int = option(0, "wsd: steps of the decay that --decay began there; 0: by decay", low=0, added=True)
     max_nonfinite: int = option(5, "non-finite losses in a row before the run stops", low=1)
 
     @property

@@ -42,6 +42,29 @@ class Plan:
     steps: int | None
 
 
+@dataclass(frozen=True)
+class Start:
+    """What training begins with or goes on from, as far as options say it."""
+
+    resume: bool
+    rewarm: int | None
+    decay: int | None
+    branch_from: Path | None
+    init_from: Path | None
+
+    def check(self, plan: Plan) -> None:
+        """Raises UsageError for an option without the one that it goes with."""
+        goes_on = self.resume or self.branch_from is not None
+        if self.rewarm and not (goes_on and plan.steps):
+            raise click.UsageError("--rewarm goes with --resume and --steps: it is of a run that is extended")
+        if self.decay and not (goes_on and plan.steps is None):
+            raise click.UsageError("--decay goes with --resume or --branch-from, without --steps: the run ends with it")
+
+    def configured(self, out: Path) -> Path | None:
+        """The run that goes on, and with it its configuration; None for a new one."""
+        return self.branch_from or (out if self.resume else None)
+
+
 @click.command(
     short_help="Train a model, or go on with --resume.",
     epilog=examples(
@@ -50,6 +73,8 @@ class Plan:
         "pyro-ltm train --data data/mine --out runs/twin --preset small --set model.thoughts=0",
         "pyro-ltm train --resume --out runs/mine",
         "pyro-ltm train --resume --out runs/mine --steps 4000 --rewarm 100",
+        "pyro-ltm train --data data/mine --out runs/stable --set slow.schedule=wsd --set slow.decay=0 --steps 9000",
+        "pyro-ltm train --branch-from runs/stable --decay 900 --out runs/decayed",
         "pyro-ltm train --data letters.txt --init-from runs/mine --out runs/letters --steps 500",
     ),
 )
@@ -68,9 +93,20 @@ class Plan:
     settings_option,
     click.option("--steps", metavar="N", type=int, help="Slow steps; the same as --set slow.steps=N."),
 )
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint; with --steps N, to another end.")
-@number("--rewarm", "Steps in which the rate rises again after that.")
-@click.option("--init-from", type=FOLDER, metavar="RUN", help="Begin with another run's weights and tokenizer.")
+@gathered(
+    "start",
+    Start,
+    click.option("--resume", is_flag=True, help="Go on from the last checkpoint; with --steps N, to another end."),
+    click.option(
+        "--branch-from",
+        type=FOLDER,
+        metavar="RUN",
+        help="Go on so from another run's checkpoint, and leave that run as it is.",
+    ),
+    number("--rewarm", "Steps in which the rate rises again where the end is another."),
+    number("--decay", "Of slow.schedule=wsd: decay from that checkpoint on, in N steps, and end."),
+    click.option("--init-from", type=FOLDER, metavar="RUN", help="Begin with another run's weights and tokenizer."),
+)
 @tokenizer_options()
 @reading_options
 @common(seed=None, seed_help="Seed of all that is random; the same as --set seed=N.")
@@ -79,9 +115,7 @@ def command(
     data: tuple[str, ...],
     out: Path,
     plan: Plan,
-    resume: bool,
-    rewarm: int | None,
-    init_from: Path | None,
+    start: Start,
     tokenizer_file: TokenizerFile,
     reading: Reading,
     common: Common,
@@ -92,9 +126,8 @@ def command(
     they were. A run that was stopped or killed goes on with --resume and ends as if nothing had happened. Ctrl-C, a
     closed terminal (SIGHUP), SIGTERM and SIGUSR1 save after the step under way.
     """
-    if rewarm and not (resume and plan.steps):
-        raise click.UsageError("--rewarm goes with --resume and --steps: it is of a run that is extended")
-    base = base_config(plan.preset, data, out if resume else None, init_from)
+    start.check(plan)
+    base = base_config(plan.preset, data, start.configured(out), start.init_from)
     config = configure(base, plan.config_file, plan.settings, common, plan.steps)
 
     from ..runs import check_device
@@ -109,16 +142,18 @@ def command(
     from ..sources import remarks
 
     is_text = not all(map(is_token_folder, data))
-    if resume and is_text and (out / "data.json").is_file():
+    if start.resume and is_text and (out / "data.json").is_file():
         note(f"Going on with the data of {out}; text named with --data is not read again.")
     with _interruptible(out, device), reporter() as report:
         run = train(
             config,
             data=data,
             out=out,
-            resume=resume,
-            rewarm=rewarm or 0,
-            init_from=init_from,
+            resume=start.resume,
+            rewarm=start.rewarm or 0,
+            decay=start.decay or 0,
+            branch_from=start.branch_from,
+            init_from=start.init_from,
             tokenizer=tokenizer_file.load(),
             reading=reading,
             device=device,

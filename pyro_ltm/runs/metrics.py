@@ -55,12 +55,18 @@ class StartRow(msgspec.Struct, tag_field="kind", tag="start"):
 
 
 class PlanRow(msgspec.Struct, tag_field="kind", tag="plan"):
-    """At `step` the number of slow steps was changed: see `Trainer.extend`."""
+    """At `step` the number of slow steps was changed (see `Trainer.extend`), or the run branched from another.
+
+    Attributes:
+        decay: steps of the decay that began there; 0: none did. branch_of: that other run, as seen from this one.
+    """
 
     step: Count
     steps: Count
     steps_before: Count
     rewarm: Count = 0
+    decay: Count = 0
+    branch_of: str | None = None
 
 
 Row: Any = TrainRow | ValidationRow | StartRow | PlanRow

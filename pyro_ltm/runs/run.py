@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from pyro_ltm.config import Config, apply_settings, dump_toml, load_toml
+from pyro_ltm.config import Config, SlowConfig, apply_settings, dump_toml, load_toml
 from pyro_ltm.data import TokenDataset, Tokenizer
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors, write_text
@@ -48,6 +48,9 @@ from pyro_ltm.scores import (
 from pyro_ltm.types import Batch
 
 S = TypeVar("S")
+
+LATER = ("planned", "changed_at", "rewarm", "decay_steps", "schedule", "decay")
+"""Settings of `slow` that came after the first fingerprints: at their defaults, they are no part of one."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,9 @@ class Run:
         settings = asdict(replace(self.config, dtype="auto"))
         del settings["fast"]["record"], settings["slow"]["save_minutes"]
         settings["slow"]["alone"] = settings["slow"].pop("decoder_warmup")  # as release 0.1.0 called it
-        for key in ("planned", "changed_at", "rewarm"):  # only of a run that was extended
-            settings["slow"] = {name: value for name, value in settings["slow"].items() if name != key or value}
+        for entry in fields(SlowConfig):
+            if entry.name in LATER and settings["slow"][entry.name] == entry.default:
+                del settings["slow"][entry.name]
         digests = [fingerprint(module) for module in (self.model, self.loop.guide)]
         text = "\n".join([json.dumps(settings, sort_keys=True), *digests])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

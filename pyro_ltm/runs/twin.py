@@ -6,7 +6,10 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.runs.notes import origin_note
 from pyro_ltm.runs.run import Run
 
-SCHEDULE = ("steps", "changed_at", "rewarm", "lr", "lr_final", "warmup", "weight_decay", "beta1", "beta2", "clip")
+SCHEDULE = (
+    *("steps", "changed_at", "rewarm", "decay_steps", "lr", "lr_final", "warmup", "schedule", "decay"),
+    *("weight_decay", "beta1", "beta2", "clip"),
+)
 """Settings of `slow` by which a twin learns from the same sequences; the rest is when to look, and about thoughts."""
 
 

@@ -34,8 +34,9 @@ from pyro_ltm.runs.folder import (
 )
 from pyro_ltm.runs.notes import DATA, ORIGIN, data_note, note_data, origin_note
 from pyro_ltm.runs.run import Run, check_fits
+from pyro_ltm.training.branch import branch, check_branch
 from pyro_ltm.training.origin import Origin, note_origin
-from pyro_ltm.training.schedule import PLAN, flat
+from pyro_ltm.training.schedule import check_same
 from pyro_ltm.training.trainer import Progress, Trainer
 
 WRITTEN = (TOKENIZER, MODEL, TRAINER, METRICS, EVALUATION, "plots/training.png")
@@ -66,6 +67,8 @@ def train(
     out: str | Path,
     resume: bool = False,
     rewarm: int = 0,
+    decay: int = 0,
+    branch_from: str | Path | None = None,
     init_from: str | Path | None = None,
     tokenizer: str | Path | Tokenizer | None = None,
     reading: Reading | None = None,
@@ -81,6 +84,10 @@ def train(
         resume: go on from the last checkpoint; a run that was killed before its first one starts again. A `config` with
             other `slow.steps` than the run's extends it (see `Trainer.extend`); nothing else may differ.
         rewarm: slow steps in which the learning rate rises again where the run is extended.
+        decay: slow steps in which the rate of a run of `slow.schedule` wsd falls from where it is resumed, or branches;
+            they are its last.
+        branch_from: a run from whose last checkpoint, optimizer and all, the new one goes on as if it were resumed.
+            That run stays as it is. See `branch`.
         init_from: a run whose weights the new one begins with, and whose tokenizer it keeps. See `Origin`.
         tokenizer, reading: as in `prepare`, where the run prepares its own data.
         callbacks: see `Callbacks`.
@@ -91,6 +98,14 @@ def train(
         Stopped: interrupted after saving.
     """
     out, watch = Path(out), Callbacks(**callbacks)
+    if decay and (rewarm or not (resume or branch_from)):
+        raise UserError("--decay goes with --resume or --branch-from, and without --rewarm: it begins at the peak")
+    if branch_from is not None:
+        if data or init_from or resume:
+            raise UserError("--branch-from names what to go on with: leave --data, --init-from and --resume out")
+        steps = _branch_steps(config, Path(branch_from), out, device)
+        config = branch(Path(branch_from), out, steps=steps, rewarm=rewarm, decay=decay)
+        resume, rewarm, decay = True, 0, 0
     going_on = _check_folder(out, resume, data)
     trained = going_on and (out / TRAINER).exists()
     origin = Origin.find(out, init_from, going_on=going_on, trained=trained)
@@ -117,8 +132,8 @@ def train(
         trainer.resume()
     if origin is not None:
         trainer.save()
-    if steps != config.slow.steps:
-        trainer.extend(steps, rewarm=rewarm)
+    if decay or steps != config.slow.steps:
+        trainer.extend(steps, rewarm=rewarm, decay=decay)
     if going_on:
         watch.on_resume(trainer.counters.step, trainer.slow.steps)
     return trainer.fit()
@@ -182,10 +197,17 @@ def _plan(
         config = dataclasses.replace(config, dtype=saved.dtype)
     config, steps = resolve_dtype(config, device), config.slow.steps
     if saved is not None:
-        _check_same(config, saved, out)
+        check_same(config, saved, out)
         config = saved
     check_fits(config, training)
     return config, steps
+
+
+def _branch_steps(config: Config | None, trunk: Path, out: Path, device: str) -> int:
+    """The steps asked for of a branch of the run `trunk`. Raises UserError when `config` says anything else of it."""
+    check_branch(trunk, out)
+    config = config or starting_config(None, trunk)
+    return _plan(config, trunk, open_data(trunk, "train"), None, device, going_on=True)[1]
 
 
 def _tokens(
@@ -241,15 +263,3 @@ def as_the_data_are(config: Config, data: TokenDataset) -> Config:
     model = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or data.vocab_size)
     prepared = dataclasses.replace(config.data, sequence_length=data.sequence_length, packing=str(data.meta["packing"]))
     return dataclasses.replace(config, model=model, data=prepared)
-
-
-def _check_same(config: Config, saved: Config, out: Path) -> None:
-    """Raises UserError naming in what, but for the steps, a run is to go on otherwise than it was configured."""
-    ours, theirs = flat(config), flat(saved)
-    for key in PLAN:  # what one who names no more than other steps does not know
-        ours[key] = ours[key] if ours[key] and key != "slow.steps" else theirs[key]
-    if keys := [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]:
-        changes = ", ".join(f"{key} = {theirs.get(key)!r} became {ours.get(key)!r}" for key in keys)
-        raise UserError(
-            f"{out}: cannot resume with another configuration ({changes}); leave it out, or start a new run"
-        )

@@ -52,7 +52,7 @@ class Origin:
     @property
     def config(self) -> Config:
         """The settings of the run, as a new one is planned by."""
-        slow = dataclasses.replace(self.run.config.slow, planned=0, changed_at=0, rewarm=0)
+        slow = dataclasses.replace(self.run.config.slow, planned=0, changed_at=0, rewarm=0, decay_steps=0)
         return dataclasses.replace(self.run.config, slow=slow)
 
     def tokenizer(self, given: str | Path | Tokenizer | None) -> Tokenizer:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pyro_ltm.config import RENAMED, Config, SlowConfig
+from pyro_ltm.errors import UserError
+from pyro_ltm.optimizers import schedule
 
-PLAN = ("slow.steps", "slow.planned", "slow.changed_at", "slow.rewarm")
+PLAN = ("slow.steps", "slow.planned", "slow.changed_at", "slow.rewarm", "slow.decay_steps")
 """Keys that `extended` sets."""
 
 COMPONENTS = ("guide.", "objective.", "optimizer.")
@@ -17,16 +20,31 @@ COMPONENTS = ("guide.", "objective.", "optimizer.")
 
 
 def learning_rate(step: int, slow: SlowConfig) -> float:
-    """Linear warm-up, then half a cosine down to `lr_final` of the peak at the last step.
+    """The learning rate of slow step `step`, from 0: linear warm-up, then from the peak down to `lr_final` of it.
 
-    Where the number of steps was changed, the cosine is that of the new number from there on, and rises to it in
-    `rewarm` steps.
+    It would reach that at step `slow.steps`, the first that is not taken. A cosine and a line fall from the end of the
+    warm-up on (a line to 0: arXiv:2502.15938). Warm-up, stable, decay (`wsd`, arXiv:2404.06395) stays at the peak until
+    `decay_begin`, and falls by 1 - sqrt(share of the decay done), of which arXiv:2405.18392 found that it serves better
+    than a line.
+
+    Where the number of steps was changed, the schedule is that of the new number from there on, and the rate rises to
+    it in `rewarm` steps.
     """
     if step < slow.warmup:
         return slow.lr * (step + 1) / slow.warmup
-    share = (step - slow.warmup) / max(1, slow.steps - slow.warmup)
     again = (step - slow.changed_at + 1) / slow.rewarm if slow.rewarm else 1.0
-    return slow.lr * (slow.lr_final + (1 - slow.lr_final) * 0.5 * (1 + math.cos(math.pi * share))) * min(1.0, again)
+    begin = decay_begin(slow) if slow.schedule == "wsd" else slow.warmup
+    done, steps = max(0, step - begin), slow.steps - begin
+    if slow.schedule == "wsd":
+        left = slow.lr_final + (1 - slow.lr_final) * (1 - math.sqrt(done / max(1, steps)))
+    else:
+        left = schedule(slow.schedule, done, steps, slow.lr_final)
+    return slow.lr * left * min(1.0, again)
+
+
+def decay_begin(slow: SlowConfig) -> int:
+    """The slow step, from 0, at which the decay of `wsd` begins; `slow.steps` where it has none."""
+    return max(slow.warmup, slow.steps - (slow.decay_steps or round(slow.decay * slow.steps)))
 
 
 def phase(step: int, config: Config) -> tuple[bool, float]:
@@ -38,11 +56,54 @@ def phase(step: int, config: Config) -> tuple[bool, float]:
     return step < first, min(1.0, max(0, step - first) / max(1, (slow.planned or slow.steps) - first))
 
 
-def extended(config: Config, *, steps: int, at: int, rewarm: int = 0) -> Config:
-    """`config` with another number of slow steps from step `at` on."""
+def extended(config: Config, *, steps: int, at: int, rewarm: int = 0, decay: int = 0) -> Config:
+    """`config` with another number of slow steps from step `at` on, of which the last `decay` are those of `wsd`."""
     planned = config.slow.planned or config.slow.steps
-    slow = dataclasses.replace(config.slow, steps=steps, planned=planned, changed_at=at, rewarm=rewarm)
+    slow = dataclasses.replace(
+        config.slow, steps=steps, planned=planned, changed_at=at, rewarm=rewarm, decay_steps=decay
+    )
     return dataclasses.replace(config, slow=slow)
+
+
+def replanned(config: Config, folder: Path, *, at: int, steps: int, rewarm: int = 0, decay: int = 0) -> Config:
+    """The configuration of the run in `folder`, `at` steps done, that goes on to `steps` steps, or decays in `decay`.
+
+    A decay that was begun in as many steps goes on as it is.
+
+    Raises:
+        UserError: so many steps are done already, or no decay can begin there.
+    """
+    slow = config.slow
+    if decay and slow.decay_steps == decay:
+        return config
+    if decay:
+        _check_decay(slow, folder, at)
+        return extended(config, steps=at + decay, at=at, decay=decay)
+    if steps <= at:
+        raise UserError(f"{folder}: has done {at} slow steps already; give more than that with --steps")
+    if at == 0:  # nothing is done yet by the first plan
+        return dataclasses.replace(config, slow=dataclasses.replace(slow, steps=steps))
+    return extended(config, steps=steps, at=at, rewarm=rewarm)
+
+
+def _check_decay(slow: SlowConfig, folder: Path, at: int) -> None:
+    """Raises UserError where the rate is not at its peak when `at` steps are done."""
+    if slow.schedule != "wsd":
+        raise UserError(f"{folder}: --decay is of slow.schedule = wsd, and this run's is {slow.schedule}")
+    if at == 0 or at < max(slow.warmup, slow.changed_at + slow.rewarm):
+        raise UserError(f"{folder}: at step {at} its rate rises still; --decay begins once it is at its peak")
+    if at > (begin := decay_begin(slow)):
+        raise UserError(
+            f"{folder}: at step {at} its rate falls since step {begin}: go on without --decay, or branch from a run "
+            "that is at its peak"
+        )
+
+
+def plan_row(at: int, before: Config, after: Config) -> dict[str, Any]:
+    """What `metrics.jsonl` notes of a change of plan at step `at` (see `PlanRow`)."""
+    now = after.slow
+    row = {"step": at, "steps": now.steps, "steps_before": before.slow.steps}
+    return {**row, "rewarm": now.rewarm, "decay": now.decay_steps}
 
 
 def flat(config: Config) -> dict[str, Any]:
@@ -86,3 +147,15 @@ def changes(config: Config, settings: Mapping[str, Any], step: int) -> list[str]
     if slow.changed_at == step and slow.planned == planned:
         changed = [key for key in changed if key not in PLAN]
     return changed
+
+
+def check_same(config: Config, saved: Config, folder: Path) -> None:
+    """Raises UserError naming in what, but for the steps, the run in `folder` is to go on otherwise than configured."""
+    ours, theirs = flat(config), flat(saved)
+    for key in PLAN:  # what one who names no more than other steps does not know
+        ours[key] = ours[key] if ours[key] and key != "slow.steps" else theirs[key]
+    if keys := [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]:
+        changes = ", ".join(f"{key} = {theirs.get(key)!r} became {ours.get(key)!r}" for key in keys)
+        raise UserError(
+            f"{folder}: cannot resume with another configuration ({changes}); leave it out, or start a new run"
+        )

@@ -25,7 +25,7 @@ from pyro_ltm.runs.run import Run, check_fits
 from pyro_ltm.scores import Bound
 from pyro_ltm.training.checkpoint import Checkpoint, Counters
 from pyro_ltm.training.interruption import Stopped, on_end_signal
-from pyro_ltm.training.schedule import extended, learning_rate, phase
+from pyro_ltm.training.schedule import learning_rate, phase, plan_row, replanned
 from pyro_ltm.training.step import StepReport, train_step
 from pyro_ltm.types import Batch
 
@@ -157,25 +157,22 @@ class Trainer:
         self.counters = counters or self.counters
         self.metrics.cut(after=self.counters.step if counters else -1)
 
-    def extend(self, steps: int, *, rewarm: int = 0) -> None:
+    def extend(self, steps: int, *, rewarm: int = 0, decay: int = 0) -> None:
         """Goes on to `steps` slow steps instead of those planned, and keeps a note of it in the run.
 
         From here on the learning rate is that of a plan of `steps` steps, to which it rises in `rewarm` steps; warm-ups
-        of the objective and steps without thoughts stay as they were planned.
+        of the objective and steps without thoughts stay as they were planned. With `decay`, the decay of a run of
+        `slow.schedule` wsd begins here, and the run ends after so many steps.
 
         Raises:
-            UserError: so many steps are done already.
+            UserError: so many steps are done already, or no decay can begin here.
         """
-        at, before = self.counters.step, self.slow.steps
-        if steps <= at:
-            raise UserError(f"{self.run.folder}: has done {at} slow steps already; give more than that with --steps")
-        if at:
-            config = extended(self.run.config, steps=steps, at=at, rewarm=rewarm)
-        else:  # nothing is done yet by the first plan
-            config = replace(self.run.config, slow=replace(self.slow, steps=steps))
-        write_text(self.run.folder / CONFIG, dump_toml(config))
-        self.run, self.slow = replace(self.run, config=config), config.slow
-        self.metrics.write("plan", {"step": at, "steps": steps, "steps_before": before, "rewarm": rewarm})
+        folder, at, before = self.run.folder, self.counters.step, self.run.config
+        config = replanned(before, folder, at=at, steps=steps, rewarm=rewarm, decay=decay)
+        if config != before:
+            write_text(folder / CONFIG, dump_toml(config))
+            self.run, self.slow = replace(self.run, config=config), config.slow
+            self.metrics.write("plan", plan_row(at, before, config))
 
     def _batches(self) -> list[Batch]:
         first = self.counters.step * self.slow.sequences  # read since the start of training

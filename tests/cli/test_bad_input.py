@@ -192,6 +192,8 @@ def test_training_where_a_run_is(refuse, own_run, text, settings):
         *options, "--resume", "--steps", 3, says=("has done 4 slow steps already; give more than that",), quiet=False
     )
     refuse(*options, "--resume", "--rewarm", 3, says=("--rewarm goes with --resume and --steps",))
+    refuse(*options, "--decay", 3, says=("--decay goes with --resume or --branch-from",))
+    refuse(*options, "--resume", "--steps", 9, "--decay", 3, says=("--decay goes with --resume or --branch-from",))
     refuse(*options, "--resume", "--seed", 9, says=(differ, "seed = 0 became 9)"))
     refuse(*options, "--resume", "--set", "optimizer.lr=0.1", says=(differ, "optimizer.lr = 0.3 became 0.1)"))
     refuse(*options, "--resume", "--preset", "small", says=(differ, "model.dim = 16 became 512"))

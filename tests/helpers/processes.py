@@ -102,3 +102,24 @@ def _call(
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     sys.argv = ["pyro-ltm", *words]
     pyro_ltm_cli.main.main()
+
+
+def train_until_killed(step: int, **options: object) -> None:
+    """`pyro_ltm.train` in a process of its own, which dies by SIGKILL as soon as it has done `step` slow steps."""
+    process = FORKS.Process(target=_train, args=(step, options))
+    process.start()
+    process.join(100)
+    assert process.exitcode == -signal.SIGKILL, process.exitcode
+
+
+def _train(last: int, options: dict[str, object]) -> None:
+    import torch
+
+    from pyro_ltm.training import Progress, train
+
+    def die(progress: Progress) -> None:
+        if progress.step == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(1)
+    train(**options, on_progress=die)  # type: ignore[arg-type]

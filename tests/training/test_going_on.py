@@ -88,7 +88,7 @@ def test_a_finished_run_goes_on_to_more_steps(run):
     more(run, 7, rewarm=2)
     after = read_metrics(run / "metrics.jsonl")
     assert after[: len(before)] == before
-    assert after[len(before)] == {"kind": "plan", "step": 4, "steps": 7, "steps_before": 4, "rewarm": 2}
+    assert after[len(before)] == {"kind": "plan", "step": 4, "steps": 7, "steps_before": 4, "rewarm": 2, "decay": 0}
     assert [row["step"] for row in after[len(before) :]] == [4, 5, 6, 7, 7]
     loaded = Run.load(run)
     assert loaded.step == 7

@@ -1,0 +1,66 @@
+"""A run that goes on from the checkpoint of another, which stays as it is: several decays of one stable run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from pyro_ltm.config import Config, dump_toml, load_toml
+from pyro_ltm.errors import UserError
+from pyro_ltm.files import new_folder
+from pyro_ltm.runs.data import open_data
+from pyro_ltm.runs.folder import CONFIG, METRICS, MODEL, TOKENIZER, TRAINER, read_tensors
+from pyro_ltm.runs.metrics import MetricsLog
+from pyro_ltm.runs.notes import ORIGIN, note_data, origin_note, relative, write_note
+from pyro_ltm.training.checkpoint import CheckpointMeta
+from pyro_ltm.training.schedule import plan_row, replanned
+
+
+def check_branch(trunk: Path, out: Path) -> None:
+    """Raises UserError when `trunk` has no checkpoint, or something is at `out` already."""
+    if not (trunk / CONFIG).is_file() or not (trunk / TRAINER).is_file():
+        raise UserError(f"{trunk}: has no {CONFIG} with a {TRAINER} to branch from; give a run that train wrote")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out}: is there already; a branch needs a new folder, and goes on with --resume")
+
+
+def branch(trunk: Path, out: Path, *, steps: int, rewarm: int = 0, decay: int = 0) -> Config:
+    """Makes the new folder `out`: the run `trunk` at its last checkpoint, by another plan. Resuming it trains it.
+
+    The trunk may be in training meanwhile. Its data are not copied.
+
+    Args:
+        steps, rewarm, decay: as in `Trainer.extend`.
+
+    Returns:
+        The configuration of the new run.
+
+    Raises:
+        UserError: the data of `trunk` are gone, or the plan does not fit (see `replanned`).
+    """
+    saved, data = load_toml(trunk / CONFIG, whole=True), open_data(trunk, "train")
+    with new_folder(out) as folder:
+        for name in (TOKENIZER, MODEL, TRAINER):
+            shutil.copyfile(trunk / name, folder / name)
+        at = read_tensors(folder / TRAINER, CheckpointMeta)[1].step  # of the copy: the trunk may save meanwhile
+        plan = saved
+        if decay or rewarm or steps != saved.slow.steps:
+            plan = replanned(saved, trunk, at=at, steps=steps, rewarm=rewarm, decay=decay)
+        (folder / CONFIG).write_text(dump_toml(plan), encoding="utf-8")
+        note_data(folder, data)
+        if (origin := origin_note(trunk)) is not None:
+            write_note(folder / ORIGIN, msgspec.structs.replace(origin, run=relative(trunk / origin.run, folder)))
+        _copy_metrics(trunk, folder, at, {**plan_row(at, saved, plan), "branch_of": relative(trunk, folder)})
+    return plan
+
+
+def _copy_metrics(trunk: Path, folder: Path, at: int, row: dict[str, object]) -> None:
+    """The trunk's rows up to step `at`, and one that says that the run branched there."""
+    if (trunk / METRICS).is_file():
+        shutil.copyfile(trunk / METRICS, folder / METRICS)
+    metrics = MetricsLog(folder / METRICS)
+    metrics.cut(after=at)
+    metrics.write("plan", row)
+    metrics.close()
