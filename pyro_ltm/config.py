@@ -119,6 +119,10 @@ class Component:
     options: Mapping[str, Scalar] = field(default_factory=dict)
 
 
+ADAMW = Component(name="adamw")
+"""The only slow optimizer of releases before they had names."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FastConfig:
     """The fast loop: how each sequence's posterior is fitted."""
@@ -153,7 +157,7 @@ class SlowConfig:
     steps: int = option(1000, "slow steps (updates of the decoder)", low=1)
     batch_size: int = option(32, "sequences in one micro-batch", low=1, high=1 << 20)
     accumulate: int = option(1, "micro-batches in one slow step", low=1, high=1 << 20)
-    lr: float = option(4e-4, "peak learning rate of AdamW", low=0.0)
+    lr: float = option(4e-4, "peak learning rate of the slow optimizer", low=0.0)
     lr_final: float = option(0.1, "last learning rate as a share of the peak", low=0.0, high=1.0)
     warmup: int = option(100, "steps of linear warm-up", low=0)
     schedule: str = option(
@@ -211,6 +215,8 @@ class Config:
     optimizer: Component = field(default_factory=lambda: Component(name="adam", options={"eps": 0.01}))
     fast: FastConfig = field(default_factory=FastConfig)
     slow: SlowConfig = field(default_factory=SlowConfig)
+    # Runs of earlier versions do not name it.
+    slow_optimizer: Component = field(default_factory=lambda: ADAMW, metadata={"added": True})
     seed: int = option(0, "seed of everything random", low=0)
     dtype: str = option(
         "float32",
@@ -301,7 +307,7 @@ def suggest(word: str, known: typing.Iterable[str]) -> str:
 def check_ranges(config: Any, section: str) -> None:
     """Raises UserError when a field of the dataclass `config` has the wrong type or lies out of its range."""
     for entry in dataclasses.fields(config):
-        if entry.metadata:
+        if "doc" in entry.metadata:
             _check_range(f"{section}.{entry.name}".lstrip("."), getattr(config, entry.name), entry)
 
 

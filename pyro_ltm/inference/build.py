@@ -16,6 +16,7 @@ from pyro_ltm.model.precision import DTYPES, resolve_dtype
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import OBJECTIVES, Objective
 from pyro_ltm.optimizers import OPTIMIZERS
+from pyro_ltm.optimizers.slow import SLOW_OPTIMIZERS
 
 
 def build(config: Config, *, device: torch.device | str = "cpu") -> tuple[LatentThoughtModel, FastLoop]:
@@ -63,7 +64,8 @@ def build_loop(
 
 
 def check_config(config: Config) -> None:
-    """Raises UserError for whatever `build` would refuse; costs no memory, whatever the size of the model."""
+    """Raises UserError for whatever `build` or training would refuse; costs no memory, whatever the model's size."""
+    SLOW_OPTIMIZERS.build(config.slow_optimizer)
     with torch.device("meta"):
         build(config, device="meta")
 

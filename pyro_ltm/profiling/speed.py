@@ -170,7 +170,7 @@ class _Bench:
         recorder = None if loop.stopping else loop.recorder
         self.loop = dataclasses.replace(loop, objective=loop.objective.at(1.0), stopping=None, recorder=recorder)
         self.scoring_loop = self.loop.with_density().for_scores()
-        self.optimizer = slow_optimizer(self.model, loop.guide, config.slow)
+        self.optimizer = slow_optimizer(self.model, loop.guide, config.slow, config.slow_optimizer)
         self.validations, self.validation_sequences = _validations(config.slow, data)
 
     def read(self, number: int) -> Batch:

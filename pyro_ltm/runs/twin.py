@@ -51,4 +51,9 @@ def training_differences(run: Run, twin: Run) -> list[str]:
         one, other = getattr(twin.config.slow, name), getattr(run.config.slow, name)
         if one != other:
             lines.append(f"its slow.{name} is {one}, this run's {other}")
+    optimizers = (twin.config.slow_optimizer, run.config.slow_optimizer)
+    used, ours_used = ({"name": one.name, **one.options} for one in optimizers)
+    for name in {**used, **ours_used}:
+        if used.get(name) != ours_used.get(name):
+            lines.append(f"its slow_optimizer.{name} is {used.get(name)}, this run's {ours_used.get(name)}")
     return lines

@@ -13,8 +13,17 @@ from torch import Tensor
 from pyro_ltm.data import TokenDataset
 from pyro_ltm.errors import UserError
 from pyro_ltm.reading import Count
-from pyro_ltm.runs.folder import CONFIG, TRAINER, check_tensors, load_weights, read_tensors, write_tensors
+from pyro_ltm.runs.folder import (
+    CONFIG,
+    TRAINER,
+    check_tensors,
+    check_weights,
+    load_weights,
+    read_tensors,
+    write_tensors,
+)
 from pyro_ltm.runs.run import Run
+from pyro_ltm.training.optimizer_state import Number, OptimizerState, rehearse
 from pyro_ltm.training.schedule import changes, flat, renamed
 
 STATE = "optimizer."
@@ -38,13 +47,14 @@ class CheckpointMeta(Counters):
 
     Attributes:
         position: sequences read. data: fingerprint of what was trained on.
-        states: tensors of the optimizer. settings: the configuration, by dotted keys. Both are None in checkpoints of
-            older releases.
+        states: tensors of the optimizer. numbers: what it counts outside of tensors. settings: the configuration, by
+            dotted keys. They are None in checkpoints of older releases.
     """
 
     position: Count
     data: str
     states: Count | None = None
+    numbers: dict[str, int | float] | None = None
     settings: dict[str, Any] | None = None
 
 
@@ -67,16 +77,16 @@ class Checkpoint:
 
     def save(self, counters: Counters) -> None:
         """Writes the whole state in one file, then the weights by themselves for everyone else."""
-        entries: dict[int, dict[str, Tensor]] = self.optimizer.state_dict()["state"]
-        state = {f"{STATE}{index}.{name}": value for index, entry in entries.items() for name, value in entry.items()}
+        state = OptimizerState.of(self.optimizer)
         meta = CheckpointMeta(
             **vars(counters),
             position=self._position(counters),
             data=self.data.folder.fingerprint,
-            states=len(state),
+            states=len(state.tensors),
+            numbers=state.numbers,
             settings=flat(self.run.config),
         )
-        write_tensors(self.path, self.run.trainable.state_dict() | state, vars(meta))
+        write_tensors(self.path, self.run.trainable.state_dict() | _prefixed(state.tensors), vars(meta))
         self.run.save_weights(counters.step)
 
     def load(self) -> Counters | None:
@@ -89,11 +99,13 @@ class Checkpoint:
             return None
         tensors, meta = read_tensors(self.path, CheckpointMeta)
         self._check_meta(meta)
-        state = {name: value for name, value in tensors.items() if name.startswith(STATE)}
+        state = {name.removeprefix(STATE): value for name, value in tensors.items() if name.startswith(STATE)}
         if meta.states not in (None, len(state)):
             raise UserError(f"{self.path}: damaged: it has {len(state)} tensors of the optimizer's {meta.states}")
-        load_weights(self.run.trainable, {name: tensors[name] for name in tensors.keys() - state.keys()}, self.path)
-        self._load_state(state)
+        weights = {name: value for name, value in tensors.items() if not name.startswith(STATE)}
+        check_weights(self.run.trainable, weights, self.path)
+        self._load_state(state, meta.numbers or {})
+        load_weights(self.run.trainable, weights, self.path)
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
             raise UserError(f"{self.path}: damaged: not all that it holds is finite")
         counters = Counters(**{entry.name: getattr(meta, entry.name) for entry in fields(Counters)})
@@ -118,24 +130,23 @@ class Checkpoint:
                 f"{changed[0]} was {settings.get(changed[0])!r}; put it back as it was"
             )
 
-    def _load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Puts the optimizer's tensors back.
+    def _load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Number]) -> None:
+        """Puts the optimizer's state back; weights are to be loaded after it.
 
         Raises:
-            UserError: a moment is missing, of another shape or type than its parameter, or of none.
+            UserError: a part of it is missing, of another shape or type than the optimizer's, or of none.
         """
-        parameters = [p.detach() for group in self.optimizer.param_groups for p in group["params"]]
-        found = {name.removeprefix(STATE).split(".")[0] for name in tensors}
-        wanted: dict[str, Tensor] = {}
-        for index, moment in enumerate(parameters):
-            if str(index) in found:
-                wanted[f"{STATE}{index}.step"] = torch.zeros(())
-                wanted |= {f"{STATE}{index}.{name}": moment for name in ("exp_avg", "exp_avg_sq")}
-        check_tensors(wanted, tensors, f"{self.path}: its optimizer state does not fit the run's configuration")
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            number, entry = name.removeprefix(STATE).split(".")
-            state.setdefault(int(number), {})[entry] = value
-            if entry != "exp_avg" and bool((value < 0).any()):
-                raise UserError(f"{self.path}: damaged: {name} is below zero")
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        wanted = rehearse(self.optimizer, tensors) if tensors else OptimizerState()
+        problem = f"{self.path}: its optimizer state does not fit the run's configuration"
+        check_tensors(_prefixed(wanted.tensors), _prefixed(tensors), problem)
+        if wanted.numbers.keys() != numbers.keys():
+            raise UserError(f"{problem}: it counts {sorted(numbers)} and should count {sorted(wanted.numbers)}")
+        for name, value in {**tensors, **numbers}.items():
+            if name.endswith((".step", "_sq")) and bool(torch.as_tensor(value < 0).any()):
+                raise UserError(f"{self.path}: damaged: {STATE}{name} is below zero")
+        if tensors:
+            OptimizerState(tensors, numbers).give(self.optimizer)
+
+
+def _prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{STATE}{name}": value for name, value in tensors.items()}

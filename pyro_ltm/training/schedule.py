@@ -15,7 +15,7 @@ from pyro_ltm.optimizers import schedule
 PLAN = ("slow.steps", "slow.planned", "slow.changed_at", "slow.rewarm", "slow.decay_steps")
 """Keys that `extended` sets."""
 
-COMPONENTS = ("guide.", "objective.", "optimizer.")
+COMPONENTS = ("guide.", "objective.", "optimizer.", "slow_optimizer.")
 """Their options that a plan does not name are their class's, so one that is named is a difference."""
 
 
@@ -119,13 +119,14 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A flat configuration of an earlier release, by the names that its keys have now."""
+    """A flat configuration of an earlier release as this one names it."""
 
     def now(key: str) -> str:
         section, dot, name = key.rpartition(".")
         return f"{section}{dot}{RENAMED.get(key, name)}"
 
-    return {now(key): value for key, value in settings.items()}
+    # Before slow optimizers had names there was one.
+    return {"slow_optimizer.name": "adamw"} | {now(key): value for key, value in settings.items()}
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

@@ -78,9 +78,11 @@ def train_step(
 
 
 def step_where(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """The optimizer's step if `finite` (bool, a scalar), else none; a fused optimizer asks itself, on its device."""
-    if all(group.get("fused") for group in optimizer.param_groups):
-        # The names by which torch's GradScaler tells it.
+    """The optimizer's step if `finite` (bool, a scalar), else none.
+
+    An optimizer that takes `found_inf`, as torch's GradScaler asks, decides on its device; another waits for it.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
         vars(optimizer).update(grad_scale=None, found_inf=(~finite).float())
         optimizer.step()
         del vars(optimizer)["grad_scale"], vars(optimizer)["found_inf"]  # of this step alone

@@ -13,13 +13,15 @@ import pyro
 import torch
 from torch import nn
 
-from pyro_ltm.config import SlowConfig, dump_toml
+from pyro_ltm.config import ADAMW, Component, SlowConfig, dump_toml
 from pyro_ltm.data import DataOrder, TokenDataset, unigram_nats
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import write_text
 from pyro_ltm.inference import FastLoop
 from pyro_ltm.noise import DrawFrom, Noise, fold
-from pyro_ltm.runs.folder import CONFIG, METRICS
+from pyro_ltm.optimizers.slow import SLOW_OPTIMIZERS
+from pyro_ltm.optimizers.slow.base import LR_SHARE
+from pyro_ltm.runs.folder import CONFIG, METRICS, trainable
 from pyro_ltm.runs.metrics import MetricsLog
 from pyro_ltm.runs.run import Run, check_fits
 from pyro_ltm.scores import Bound
@@ -77,7 +79,7 @@ class Trainer:
     def __post_init__(self) -> None:
         check_fits(self.run.config, self.train)
         self.slow = self.run.config.slow
-        self.optimizer = slow_optimizer(self.run.model, self.run.loop.guide, self.slow)
+        self.optimizer = slow_optimizer(self.run.model, self.run.loop.guide, self.slow, self.run.config.slow_optimizer)
         self.order = DataOrder(len(self.train), self.slow.batch_size, self.run.config.seed)
         self.metrics = MetricsLog(self.run.folder / METRICS)
         self.interrupted = False
@@ -183,7 +185,7 @@ class Trainer:
         counters, seed = self.counters, self.run.config.seed
         started = time.perf_counter()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(counters.step, self.slow)
+            group["lr"] = group.get(LR_SHARE, 1.0) * learning_rate(counters.step, self.slow)
         batches = self._batches()
         self._last = batches[-1]
         decoder_only, share = phase(counters.step, self.run.config)
@@ -291,11 +293,8 @@ class Trainer:
         return True
 
 
-def slow_optimizer(model: nn.Module, guide: nn.Module, slow: SlowConfig) -> torch.optim.AdamW:
-    """AdamW over decoder and guide; matrices decay, vectors do not."""
-    parameters = [p for module in (model, guide) for p in module.parameters()]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": slow.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=slow.lr, betas=(slow.beta1, slow.beta2), fused=True)
+def slow_optimizer(
+    model: nn.Module, guide: nn.Module, slow: SlowConfig, component: Component = ADAMW
+) -> torch.optim.Optimizer:
+    """The optimizer of decoder and guide that `component` names."""
+    return SLOW_OPTIMIZERS.build(component).build(trainable(model, guide), slow)

@@ -1,0 +1,93 @@
+"""Base class of slow optimizers, and what several of them share."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from pyro_ltm.config import SlowConfig
+from pyro_ltm.errors import UserError
+from pyro_ltm.types import Card, check_flags
+
+LR_SHARE = "lr_share"
+"""Key of a parameter group: its learning rate as a share of the scheduled one; 1 where a group has none."""
+
+
+class SlowOptimizer(ABC):
+    """The options of an optimizer of decoder and guide: `build(module, slow)` makes the torch optimizer.
+
+    The trainer treats every one alike: it clips the gradients of all `param_groups` together, sets each group's rate to
+    its `LR_SHARE` of the scheduled one, and saves and restores the whole state.
+
+    Attributes:
+        card: one line each on what it is and when to use it.
+    """
+
+    card: ClassVar[Card]
+    arguments: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        check_flags(cls, {name for name, kind in inspect.get_annotations(cls).items() if "ClassVar" not in str(kind)})
+
+    @abstractmethod
+    def build(self, module: nn.Module, slow: SlowConfig) -> torch.optim.Optimizer:
+        """A new optimizer of all parameters of `module`, each in one group, at the peak learning rate `slow.lr`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForMatrices(SlowOptimizer):
+    """Base of optimizers for hidden matrices, beside which AdamW moves all else.
+
+    Args:
+        adamw_lr: peak learning rate of AdamW; 0: a share of `slow.lr` (`adamw_share`).
+    """
+
+    adamw_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.adamw_lr >= 0:
+            raise UserError(f"slow_optimizer: adamw_lr = {self.adamw_lr}: at least 0")
+
+    @property
+    @abstractmethod
+    def adamw_share(self) -> float:
+        """AdamW's learning rate as a share of `slow.lr`, where `adamw_lr` is 0."""
+
+    def adamw(self, parameters: Iterable[nn.Parameter], slow: SlowConfig) -> torch.optim.AdamW:
+        """AdamW over `parameters` at its own learning rate."""
+        given = bool(self.adamw_lr and slow.lr)
+        return adamw(parameters, slow, self.adamw_lr / slow.lr if given else self.adamw_share)
+
+
+def adamw(parameters: Iterable[nn.Parameter], slow: SlowConfig, lr_share: float = 1.0) -> torch.optim.AdamW:
+    """Torch's AdamW in two groups, matrices, which decay, and vectors, which do not."""
+    parameters = list(parameters)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": slow.weight_decay, LR_SHARE: lr_share},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0, LR_SHARE: lr_share},
+    ]
+    return torch.optim.AdamW(groups, lr=lr_share * slow.lr, betas=(slow.beta1, slow.beta2), fused=True)
+
+
+def hidden_matrices(module: nn.Module) -> dict[nn.Parameter, int]:
+    """The matrices [out, in] of stacks of layers, with how many lie fused in each, one below the other.
+
+    Stacks are what an `nn.ModuleList` holds: the layers of the decoder and of an encoder, the couplings of a flow.
+    Embeddings, positions, queries and heads are outside of them, or an `nn.Embedding`. Queries, keys and values of an
+    `nn.MultiheadAttention` are three matrices in one parameter.
+    """
+    found: dict[nn.Parameter, int] = {}
+    for stack in module.modules():
+        if isinstance(stack, nn.ModuleList):
+            for part in stack.modules():
+                for name, parameter in part.named_parameters(recurse=False):
+                    if parameter.dim() == 2 and not isinstance(part, nn.Embedding):
+                        found[parameter] = 3 if name == "in_proj_weight" else 1
+    return found
