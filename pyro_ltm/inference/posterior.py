@@ -88,15 +88,18 @@ class Posterior:
                 "fit another guide under the same decoder to score it"
             )
         target = LogJoint(model, batch)
-        parts = []
+        # Without thoughts all draws are one: it is scored once, and counts as many times.
+        draws, parts = (particles if self.guide.thoughts else 1), []
         # In pieces, so that memory does not grow with K. One draw at a time goes through the decoder: on a CPU several
         # at once are slower from a few sequences on.
-        for first in range(0, particles, CHUNK):
-            z = _draws(q, min(CHUNK, particles - first), self.noise)
+        for first in range(0, draws, CHUNK):
+            z = _draws(q, min(CHUNK, draws - first), self.noise)
             parts += [
                 (*target.parts(particle), log_guide) for particle, log_guide in zip(z, q.log_prob(z), strict=True)
             ]
-        log_likelihood, log_prior, log_guide = (torch.stack(part) for part in zip(*parts, strict=True))
+        log_likelihood, log_prior, log_guide = (
+            torch.stack(part).expand(particles, -1) for part in zip(*parts, strict=True)
+        )
         prior: Any = getattr(model, "prior", None)
         kl = analytic_kl(q, prior()) if self.guide.has_analytic_kl and prior is not None else None
         return Terms(log_likelihood, log_prior, log_guide, kl, state=self.state)

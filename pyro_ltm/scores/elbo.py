@@ -156,13 +156,20 @@ class _Sums:
         means = fresh.mean()
         self.mean += means.double().sum(0).cpu()
         self.square += (means.double() ** 2).sum(0).cpu()
+        if self.model.config.thoughts:
+            self._score_other_thoughts(batch, fresh, seed)
+        else:
+            self._sum(from_prior=distortion, zeroed=distortion, shuffled=distortion)  # none that could be others
+        self.tally.add(batch, nats)
+
+    def _score_other_thoughts(self, batch: Batch, fresh: Posterior, seed: int) -> None:
+        """The distortion with thoughts that are not the sequence's own."""
         z = fresh.sample()[0]
         prior = self.model.prior().expand(torch.Size([batch.size]))
         from_prior = draw(prior, Noise(batch.ids, device=batch.device, seed=fold(seed, "prior")))
         self._sum(from_prior=-self._log_likelihood(batch, from_prior))
         self._sum(zeroed=-self._log_likelihood(batch, torch.zeros_like(z)))
         self._shuffle(batch, z)
-        self.tally.add(batch, nats)
 
     def _shuffle(self, batch: Batch, z: Tensor) -> None:
         """Scores each sequence with the thoughts of the one before; the corpus's first waits for its last."""
@@ -178,11 +185,11 @@ class _Sums:
     def result(self, loop: FastLoop, seed: int) -> Bound:
         """The figures of the whole corpus."""
         nats, tokens, places = self.tally.whole()
-        assert self.first is not None
-        assert self.last is not None
         total, sequences = float(tokens.sum()), len(nats)
-        alone = sequences == 1
-        self._sum(shuffled=torch.tensor(math.nan) if alone else -self._log_likelihood(self.first, self.last))
+        if sequences == 1:
+            self._sum(shuffled=torch.tensor(math.nan))
+        elif self.first is not None and self.last is not None:
+            self._sum(shuffled=-self._log_likelihood(self.first, self.last))
         mean, error = float(nats.sum()) / total, ratio_error(nats, tokens, places)
         bits = total / math.log(2) / self.bytes if self.bytes else math.nan  # a byte, for each nat a token
         iwae = {count: torch.cat(values) for count, values in self.iwae.items()}

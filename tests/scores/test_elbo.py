@@ -66,6 +66,13 @@ def test_the_twin_costs_its_cross_entropy():
     assert found.nats_per_token_stderr == pytest.approx(by_hand, rel=1e-9)
 
 
+def test_the_twin_is_read_once():
+    model, passes = tiny_model(tiny_config(thoughts=0)), []
+    model.decoder.register_forward_hook(lambda *_: passes.append(1))
+    evaluate(model, pieces(tiny_batch(6), 3), steps=0, particles=5)
+    assert len(passes) == 2
+
+
 def test_a_decoder_that_cannot_see_its_thoughts():
     model, batch = tiny_model(), tiny_batch(5)
     with torch.no_grad():
