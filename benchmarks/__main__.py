@@ -71,7 +71,7 @@ def seeds(text: str) -> list[int]:
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """What was asked for, all of it checked before anything is measured. Raises UserError."""
+    """The options, all of them checked before anything is measured. Raises UserError."""
     parser = Parser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -137,7 +137,7 @@ def write(found: dict[str, Any], out: Path, date: str) -> Path:
 
 
 def so_far(part: str, found: Any) -> Iterator[tuple[Any, str]]:
-    """What a part found and the name to keep it under; of one that gives a row at a time, the rows up to each, too."""
+    """A part's figures and the name to save them under; of one that gives a row at a time, the rows up to each, too."""
     if isinstance(found, Iterator):
         rows: list[Any] = []
         for row in found:

@@ -48,7 +48,7 @@ def ratio(slower: list[float], faster: list[float]) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    """What was measured on: processor, threads, memory, versions; and the GPU where there is one."""
+    """The machine: processor, threads, memory, versions; and the GPU where there is one."""
     flags = ""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""What each lever does to speed and to the honest bound: at equal slow steps, and at equal time.
+"""Effect of each lever on speed and on the honest bound: at equal slow steps, and at equal time.
 
     python -m benchmarks --only levers --data DIR --out FOLDER [--steps 300] [--seeds 0] [--rows "alone 0.5;compile"]
 

@@ -1,4 +1,4 @@
-"""What stands around the training step: start-up of the command, preparing text, waiting for data."""
+"""Work around the training step: start-up of the command, preparing text, waiting for data."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ By the commands that a user would type, each printed: prepares, trains both on t
 OUT/protocols.json, in which each protocol stays beside those measured before, and prints the tables. A run that is
 there already goes on where it was. The second form publishes such a file: its corpora take their places in the newest
 benchmarks/protocols-DATE.json, their tables in README, docs/ and benchmarks/notes/, and the picture is drawn anew.
-Real text needs `--shared`, a folder with `data/tinyshakespeare/input.txt` and `data/wikitext-2/wiki.*.tokens`.
+Real text needs `--shared`, a folder with `data/tinyshakespeare/input.txt` and `data/wikitext-2/wiki.*.tokens`;
+benchmarks/notes/texts.md says where they come from.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ STARTED = [
 ]
 """An encoder that starts the fast loop."""
 DEFAULT = ["--preset", "nano-long", "--set", "slow.eval_every=0"]
-"""What `train` takes for long texts: a tenth of the slow steps without thoughts, then with them."""
+"""The default of `train` for long texts: a tenth of the slow steps without thoughts, then with them."""
 HALF = [*DEFAULT, "--set", "slow.decoder_warmup=0.5"]
 """Half of them without thoughts."""
 THOUGHTS_FIRST = [*DEFAULT, "--set", "slow.decoder_warmup=0"]

@@ -13,6 +13,8 @@ from typing import Any
 from benchmarks.pages import table
 from pyro_ltm.scores.dependence import Blocks
 
+FEW_BLOCKS = 10
+"""With fewer of them an error is itself hardly known (docs/benchmarks.md)."""
 SIDES = ("below_twin", "above_floor")
 SHARES = {"-thoughts-first": "0", "": "0.1", "-half": "0.5"}
 """How the name of a corpus ends, and for what share of the slow steps the decoder learns without thoughts in it."""
@@ -89,7 +91,7 @@ def _in_a_line(found: Mapping[str, Any]) -> str:
     rows = list(map(_documents, found["rows"]))
     if "closed" in rows[0]:
         weighted, elbo = (_shares_closed(rows, key) for key in ("importance-weighted", "bound"))
-        return f"{weighted} by {rows[0]['bound']['particles']} draws, {elbo} by the ELBO\n"
+        return f"{weighted} by the importance-weighted bound, {elbo} by the ELBO\n"
     return f"{' and '.join(_gap(row['below_twin']['bound']) for row in rows)} nats a token by the ELBO\n"
 
 
@@ -139,7 +141,7 @@ def along_draws(found: Mapping[str, Any]) -> str:
 
 
 def shares(found: Mapping[str, Any]) -> str:
-    """What `slow.decoder_warmup` does: a row for each text, share and seed."""
+    """Effect of `slow.decoder_warmup`: a row for each text, share and seed."""
     below = "below the twin"
     columns = ["text", "`slow.decoder_warmup`", "seed", "ELBO", below, "importance-weighted", below, "rate"]
     rows = []
@@ -155,7 +157,7 @@ def shares(found: Mapping[str, Any]) -> str:
 
 
 def _figures(row: Mapping[str, Any]) -> list[list[str]]:
-    """What can stand beside the twin: name, level, below the twin, above the floor."""
+    """Figures that can be compared with the twin's: name, level, below the twin, above the floor."""
     rows = []
 
     def add(key: str, label: str, one: Mapping[str, Any]) -> None:
@@ -173,7 +175,7 @@ def _figures(row: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _exact(row: Mapping[str, Any]) -> list[list[str]]:
-    """What stands by itself: the best predictor, the floor, the reference's figure, and what prefixes predict."""
+    """Figures by themselves: the best predictor, the floor, the reference's, and what prefixes predict."""
     rows = []
     if floor := row.get("floor"):
         rows.append([f"best predictor with {floor['window']} tokens in sight", _level(floor["windowed"])])
@@ -191,7 +193,7 @@ def _exact(row: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _note(row: Mapping[str, Any]) -> str:
-    """What was scored, and the same in bits a byte; of the distance to the floor, how much is closed."""
+    """The text that was scored, and the same in bits a byte; of the distance to the floor, how much is closed."""
     bound, twin, below = row["bound"], row["twin"], row["below_twin"]
     bits = bound["bits_per_byte"] / bound["nats_per_token"]  # a byte, for each nat a token: the same text for both
 
@@ -219,8 +221,13 @@ def _label(name: str) -> str:
 
 def _over(figures: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """Over what the errors of figures were taken, where they say it."""
-    said = [f"of {name} over {Blocks(**one['blocks'])}" for name, one in figures if one.get("blocks")]
-    return [f"The error {', '.join(said)}."] if said else []
+    said = [f"of {name} over {_independent(Blocks(**one['blocks']))}" for name, one in figures if one.get("blocks")]
+    return [f"Standard errors: {'; '.join(said)}."] if said else []
+
+
+def _independent(blocks: Blocks) -> str:
+    """Over what an error was taken, with a warning where that is too little to know it well."""
+    return f"{blocks}{' (a rough error: fewer than ten)' if blocks.count < FEW_BLOCKS else ''}"
 
 
 def _point(bound: Mapping[str, Any], point: Mapping[str, Any] | None = None) -> Mapping[str, Any]:

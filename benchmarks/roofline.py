@@ -37,7 +37,7 @@ class Product:
 
 
 def fast_step_products(model: ModelConfig, size: int, length: int, every: int = 1) -> list[Product]:
-    """What a round of `every` fast steps on `size` sequences of `length` tokens needs, forward and back to thoughts.
+    """The matrix products of `every` fast steps on `size` sequences of `length` tokens, forward and back to thoughts.
 
     Each step of it scores one of `every` equal stretches.
     """

@@ -57,7 +57,7 @@ def _gpu(parts: list[Mapping[str, Any]]) -> str:
 
 
 def _nano(found: Mapping[str, Any]) -> str:
-    """What the small preset and the command line cost."""
+    """Cost of the small preset and of the command line."""
     step, races = found["nano"]["found"]["fast_step"], found["race"]["found"]
     pipeline = found["pipeline"]["found"]
     waits = pipeline["waiting"]["data_seconds"] / pipeline["waiting"]["step_seconds"]

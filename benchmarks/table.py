@@ -36,11 +36,11 @@ def verdict(good: bool | None) -> str:
 
 
 Row = tuple[str, str, str, str, bool | None]
-"""What, against what, the target, what was measured, and whether it is reached; None where no target is named."""
+"""The thing measured, its yardstick, the target, the figure, whether that is reached; None where no target is named."""
 
 
 def targets(found: Mapping[str, Any]) -> str:
-    """What was to be reached, and what was."""
+    """Targets, and the figures that were reached."""
     rows: list[Row] = []
     alone = found["float32"]["found"] if "float32" in found and not _settled(found, "float32") else None
     if "speed" in found:
@@ -206,7 +206,7 @@ def steps(found: Mapping[str, Any]) -> str:
     ]
 
     def own(part: Mapping[str, Any], key: str) -> str:
-        """What settled on a precision stands under its own name alone."""
+        """Precisions that were chosen stand under their own names alone."""
         return {part["dtype"]: "ours", f"{part['dtype']}, quarter": "quarter"}.get(key, key)
 
     for key, name in STEPS.items():

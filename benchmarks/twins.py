@@ -81,7 +81,7 @@ def scored(name: str, data: str, ltm: Path, twins: dict[str, Path]) -> list[dict
 
 
 def held_out(model: Run, sources: list[str]) -> TokenDataset:
-    """What `evaluate` scores: `sources`, prepared as the run's own data were, or the run's own validation split."""
+    """Text to `evaluate`: `sources`, prepared as the run's own data were, or the run's own validation split."""
     if not sources:
         return model.dataset("validation")
     own, folder = model.dataset("train"), model.folder.parent / "held-out"

@@ -41,6 +41,7 @@ class FastLoop:
     lr: float = 0.34
     lr_final: float = 0.1
     fresh: bool = False
+    init_loc: float = 0.01
     init_log_variance: float = -5.0
     init_noise: float = 0.1
 
@@ -53,7 +54,7 @@ class FastLoop:
         """
         shape = len(inputs), decoder.shape.thoughts, decoder.shape.dim
         first, second, noise = normals or [torch.randn(shape, device=inputs.device) for _ in range(3)]
-        loc = (0.01 * first).requires_grad_()
+        loc = (self.init_loc * first).requires_grad_()
         log_variance = (self.init_log_variance + self.init_noise * second).requires_grad_()
         optimizer = torch.optim.AdamW([loc, log_variance], lr=self.lr)
         for step in range(self.steps):

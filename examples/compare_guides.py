@@ -29,7 +29,7 @@ class Isotropic(Guide):
     has_analytic_kl = True
 
     def init(self, batch):
-        mean = torch.zeros(batch.size, self.thoughts, self.dim, device=batch.inputs.device)
+        mean = torch.zeros(batch.size, self.thoughts, self.dim, device=batch.device)
         return {"mean": mean, "log_width": mean[..., :1].clone()}
 
     def distribution(self, state):

@@ -86,7 +86,7 @@ def main() -> None:
 def report(
     summary: dict[str, Any], prior: dict[str, Any], prompted: dict[str, Any], rebuilt: dict[str, Any], out: Path
 ) -> None:
-    """What a newcomer should take away."""
+    """The figures that a newcomer should take away."""
     bound, twin = summary["bound"], summary["twin"]
     console.rule("What came of it")
     console.print("From the prior:", style="bold")

@@ -347,7 +347,7 @@ MARKS = dict(zip(FITS, "osD^v*", strict=True))
 
 
 def measure(objective, guide=None, steps=24, **fitting):
-    """What a fit of all 24 texts is worth on fresh noise: means over texts, and standard errors."""
+    """Scores of a fit of all 24 texts on fresh noise: means over texts, and standard errors."""
     guide = guide or MeanField(1, 32)
     posterior = FastLoop(guide, objective, steps=steps, **fitting).fit(model, batch)
     terms = posterior.with_noise(3).score(model, batch, particles=16)

@@ -159,9 +159,10 @@ def test_errors_that_take_sequences_as_independent_are_marked(found):
         assert new.count("±") == errors
         # A world's documents are a sequence each, and independent.
         assert results.MARK not in make(with_blocks(world, None))
-    assert "of the bound over 100 sequences in 14 independent blocks of 7" in results.markdown(
-        with_blocks(text, blocks)
-    )
+    over = "of the bound over 100 sequences in 14 independent blocks of 7"
+    assert f"Standard errors: {over}; of its distance" in results.markdown(with_blocks(text, blocks))
+    few = results.markdown(with_blocks(text, blocks | {"count": 9, "length": 11}))
+    assert "in 9 independent blocks of 11 (a rough error: fewer than ten); of" in few
     shares = {"wikitext-2-longer": with_blocks(text, blocks), "wikitext-2-longer-half": with_blocks(text, None)}
     lines = results.shares(shares).splitlines()
     assert [results.MARK in line for line in lines if " 0.1 |" in line] == [False] * len(text["rows"])

@@ -40,7 +40,7 @@ class Delta(Guide):
     def init(self, batch: Batch) -> State:
         """`loc`, [B, N, D]."""
         shape = torch.Size([batch.size, self.thoughts, self.dim])
-        loc = torch.zeros(shape, device=batch.inputs.device)
+        loc = torch.zeros(shape, device=batch.device)
         if self.init_loc:
             loc = loc + self.init_loc * Noise(batch.ids, device=batch.device, seed=fold(self.seed, "init")).normal(
                 shape, event_dims=2

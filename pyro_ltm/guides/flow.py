@@ -55,7 +55,7 @@ class Flow(Guide):
 
     def init(self, batch: Batch) -> State:
         """`context` [B, C]; `loc` and `log_variance`, each [B, N, D]."""
-        loc = torch.zeros(batch.size, self.thoughts, self.dim, device=batch.inputs.device)
+        loc = torch.zeros(batch.size, self.thoughts, self.dim, device=batch.device)
         return {"context": loc.new_zeros(batch.size, self.context), "loc": loc, "log_variance": loc.clone()}
 
     def distribution(self, state: State) -> dist.TorchDistribution:

@@ -53,7 +53,7 @@ class FullRank(Guide):
 
     def init(self, batch: Batch) -> State:
         """`loc` [B, N, D], and of G blocks of P numbers `log_variance` [B, G, P] and `lower` [B, G, P (P - 1) / 2]."""
-        blank = torch.zeros(batch.size, self.blocks, self.size, device=batch.inputs.device)
+        blank = torch.zeros(batch.size, self.blocks, self.size, device=batch.device)
         return {
             "loc": blank.reshape(-1, self.thoughts, self.dim),
             "log_variance": blank.clone(),

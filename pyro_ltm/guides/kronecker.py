@@ -48,7 +48,7 @@ class Kronecker(Guide):
         These are times the root of the columns or rows on which A or B acts, which all add to its gradient: with it, a
         fast step follows their mean.
         """
-        loc = torch.zeros(batch.size, self.thoughts, self.dim, device=batch.inputs.device)
+        loc = torch.zeros(batch.size, self.thoughts, self.dim, device=batch.device)
         state = {"loc": loc}
         for side, size in (("row", self.thoughts), ("column", self.dim)):
             state[f"{side}_log_variance"] = loc.new_zeros(batch.size, size)

@@ -50,7 +50,7 @@ class Layered(Guide):
 
         P = N D / L. Pairs (l, j) are in the order (1, 0), (2, 0), (2, 1), ...; one layer has none, and no `weight`.
         """
-        loc = torch.zeros(batch.size, self.thoughts, self.dim, device=batch.inputs.device)
+        loc = torch.zeros(batch.size, self.thoughts, self.dim, device=batch.device)
         state = {"loc": loc, "log_variance": loc.clone()}
         if self.pairs:
             state["weight"] = loc.new_zeros(batch.size, self.pairs, self.size, self.size)

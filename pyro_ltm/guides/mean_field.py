@@ -88,7 +88,7 @@ class MeanField(IndependentNormals):
     def init(self, batch: Batch) -> State:
         """`loc` and `log_variance`, each [B, N, D]."""
         shape = torch.Size([batch.size, self.thoughts, self.dim])
-        loc = torch.zeros(shape, device=batch.inputs.device)
+        loc = torch.zeros(shape, device=batch.device)
         log_variance = torch.full_like(loc, self.init_log_variance)
         if self.init_loc or self.init_noise:
             noise = Noise(batch.ids, device=batch.device, seed=fold(self.seed, "init"))

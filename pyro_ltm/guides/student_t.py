@@ -48,7 +48,7 @@ class StudentT(Guide):
 
     def init(self, batch: Batch) -> State:
         """`loc` and `log_scale`, each [B, N, D]: mean 0 and variance 1."""
-        loc = torch.zeros(batch.size, self.thoughts, self.dim, device=batch.inputs.device)
+        loc = torch.zeros(batch.size, self.thoughts, self.dim, device=batch.device)
         return {"loc": loc, "log_scale": torch.full_like(loc, math.log((self.df - 2) / self.df) / 2)}
 
     def distribution(self, state: State) -> dist.TorchDistribution:

@@ -154,13 +154,20 @@ class Objective(ELBO):
         """[B] in nats, what q descends."""
         return -self.value(terms)
 
-    decoder_loss = guide_loss
-    """[B] in nats, what the decoder descends; minus the value, also where `guide_loss` is another."""
+    def decoder_loss(self, terms: Terms) -> Tensor:
+        """[B] in nats, what the decoder descends; minus the value, also where `guide_loss` is another."""
+        return -self.value(terms)
+
+    @property
+    def descends_value(self) -> bool:
+        """Whether q and decoder both descend -value itself."""
+        own = type(self)
+        return own.guide_loss is Objective.guide_loss and own.decoder_loss is Objective.decoder_loss
 
     @property
     def has_one_loss(self) -> bool:
         """Whether the gradient of `guide_loss` is right for q and decoder alike."""
-        return type(self).guide_loss is type(self).decoder_loss
+        return self.descends_value or type(self).guide_loss is type(self).decoder_loss
 
     def log_weight(self, terms: Terms) -> Tensor:
         """[K, B] log p(x | z) + beta (log p(z) - log q(z))."""
@@ -184,23 +191,22 @@ class Objective(ELBO):
 
     def refusal(self, guide: Any) -> str:
         """Why this objective does not fit `guide` (or all of a class of guides); empty where it does."""
-        kind, name = type(guide).__name__, self.name
+        family, name = type(guide).__name__, self.name
         has_local = type(self).local is not Objective.local
-        has_own_losses = not type(self).guide_loss is type(self).decoder_loss is Objective.guide_loss
         if self.needs_density and not guide.has_density:
-            return f"{kind} has no density, which {name} needs"
+            return f"{family} has no density, which {name} needs"
         if guide.follows_joint and not self.is_joint:
-            return f"{kind} follows log p(x, z), which {name} is not"
+            return f"{family} follows log p(x, z), which {name} is not"
         if self.is_joint and guide.has_density:
-            return f"{kind} has a width, and {name} would shrink it without end"
+            return f"{family} has a width, and {name} would shrink it without end"
         if self.needs_analytic_kl and not guide.has_analytic_kl:
-            return f"{kind} has no closed-form KL to the prior, which {name} needs"
+            return f"{family} has no closed-form KL to the prior, which {name} needs"
         if self.needs_kl_by_thought and not guide.has_kl_by_thought:
-            return f"{kind} has no KL of single thoughts, which {name} needs"
+            return f"{family} has no KL of single thoughts, which {name} needs"
         if guide.learning == "amortized" and has_local:
-            return f"{kind} takes no fast steps, which {name} needs for parameters of its own"
-        if guide.learning == "unrolled" and (has_local or has_own_losses):
-            return f"{kind} is unrolled through gradients that must be those of the bound, which {name}'s are not"
+            return f"{family} takes no fast steps, which {name} needs for parameters of its own"
+        if guide.learning == "unrolled" and (has_local or not self.descends_value):
+            return f"{family} is unrolled through gradients that must be those of the bound, which {name}'s are not"
         return ""
 
     def check(self, guide: Any) -> None:

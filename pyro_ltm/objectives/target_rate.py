@@ -47,7 +47,7 @@ class TargetRate(Objective):
 
     def local(self, batch: Batch) -> State:
         """`log_multiplier` [B], zero: the ELBO's own weight."""
-        return {"log_multiplier": torch.zeros(batch.size, device=batch.inputs.device)}
+        return {"log_multiplier": torch.zeros(batch.size, device=batch.device)}
 
     def value(self, terms: Terms) -> Tensor:
         """[B] minus the distortion, less the multiplied excess of the rate."""

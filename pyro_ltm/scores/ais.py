@@ -1,4 +1,4 @@
-"""Of the protocol `bound`, what tightens with work: annealed importance sampling, from the prior and from q."""
+"""Upper bounds on nats from annealed importance sampling, from the prior or from q: more temperatures tighten them."""
 
 from __future__ import annotations
 

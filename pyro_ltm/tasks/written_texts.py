@@ -198,7 +198,7 @@ class RunScorer:
         decoder, config = self.run.model.decoder, self.run.config.model
         rows = []
         for batch in text_batches(self.run, texts):
-            z = torch.zeros(batch.size, config.thoughts, config.dim, device=batch.inputs.device)
+            z = torch.zeros(batch.size, config.thoughts, config.dim, device=batch.device)
             hidden = decoder(decoder.context(batch.inputs), z)
             weight = batch.mask[..., None].to(hidden)
             rows.append((hidden * weight).sum(1) / weight.sum(1).clamp(min=1))

@@ -21,7 +21,7 @@ def ranked(w):
     return inverse / inverse.sum(0)
 
 
-# Of each log weight's slope, in the gradient of what is to be raised.
+# How often each log weight's slope counts in the gradient of what is to be raised.
 COUNTS = {
     StickingTheLanding(particles=K): lambda w: torch.full_like(w, 1 / K),
     DReG(particles=K): lambda w: w.softmax(0) ** 2,

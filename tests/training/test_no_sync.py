@@ -111,7 +111,7 @@ def test_a_step_on_a_gpu_makes_nobody_wait(dtype, recorded):
 
 def test_ids_stay_on_the_host():
     batch = tiny_batch().to("meta")
-    assert (batch.ids.device.type, batch.inputs.device.type, batch.device.type) == ("cpu", "meta", "meta")
+    assert (batch.ids.device.type, batch.device.type, batch.device.type) == ("cpu", "meta", "meta")
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -102,7 +102,7 @@ class ParticleGuide(Guide):
         shape = torch.Size([self.chains, batch.size, self.thoughts, self.dim])
         dtype = torch.get_default_dtype()
         noise = Noise(batch.ids, device=batch.device, seed=fold(self.seed, "chains"))
-        particles = noise.normal(shape, event_dims=2, dtype=dtype).to(batch.inputs.device).transpose(0, 1)
+        particles = noise.normal(shape, event_dims=2, dtype=dtype).to(batch.device).transpose(0, 1)
         return {"particles": particles, "mean": torch.zeros_like(particles[:, 0])} | {
             "variance": torch.ones_like(particles[:, 0])  # one chain has no variance of its own yet: the prior's
         }

@@ -71,7 +71,7 @@ class HMC(ParticleGuide):
             return state, state["mean"].new_zeros(0, len(state["mean"]))
         chains, levels = [], []
         for row in range(target.batch.size):
-            one = target.select(torch.tensor([row], device=target.batch.inputs.device))
+            one = target.select(torch.tensor([row], device=target.batch.device))
             draws, level = self._chain(one, state["particles"][row], noise.seeds[row], steps)
             chains.append(draws)
             levels.append(level)
