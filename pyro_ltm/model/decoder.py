@@ -25,6 +25,7 @@ from pyro_ltm.config import ModelConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.model.attention import Attention, rotary_table, windowed_attention
 from pyro_ltm.model.kernels.attention import attend
+from pyro_ltm.model.kernels.gated import gated
 from pyro_ltm.model.kernels.head import FrozenWeight, token_log_probs
 from pyro_ltm.model.linear import Linear
 from pyro_ltm.model.norm import RMSNorm
@@ -50,9 +51,9 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D]."""
         fused = self.fused_weight  # read once: another thread may drop it
-        gate, up = (self.w1(x), self.w3(x)) if fused is None else F.linear(x, fused).chunk(2, dim=-1)
-        gated: Tensor = self.w2(F.silu(gate) * up)
-        return gated
+        opened = F.silu(self.w1(x)) * self.w3(x) if fused is None else gated(F.linear(x, fused))
+        fed: Tensor = self.w2(opened)
+        return fed
 
 
 class Layer(nn.Module):
