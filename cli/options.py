@@ -22,12 +22,16 @@ FOLDER = click.Path(path_type=Path)
 
 @dataclass(frozen=True)
 class Common:
-    """Options of every command. None: the configuration's or the run's own."""
+    """Options of every command. None: the configuration's or the run's own.
+
+    `weights` is an option of those that open a run.
+    """
 
     as_json: bool
     seed: int | None
     device: str
     dtype: str | None
+    weights: str = "last"
 
 
 class Text(click.ParamType):
@@ -56,7 +60,7 @@ def gathered(name: str, make: Callable[..., Any], *options: Callable[[F], F]) ->
     def decorate(function: F) -> F:
         @functools.wraps(function)
         def wrapper(**given: Any) -> Any:
-            made = make(**{option: given.pop(option) for option in taken})
+            made = make(**{option: given.pop(option) for option in taken if option in given})
             return function(**{name: made}, **given)
 
         for option in reversed(options):
@@ -72,7 +76,11 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 def common(
-    *, seed: int | None = 0, seed_help: str = "Seed of all that is random.", unused: tuple[str, ...] = ()
+    *,
+    seed: int | None = 0,
+    seed_help: str = "Seed of all that is random.",
+    unused: tuple[str, ...] = (),
+    weights: bool = False,
 ) -> Callable[[F], F]:
     """Adds --seed, --device, --dtype and --json, and hands them over as one argument `common`.
 
@@ -80,6 +88,7 @@ def common(
         seed: its default.
         unused: which of them change nothing in this command; they are taken all the same, so that a script can give
             the same options to every command, and the help says so.
+        weights: the command opens runs; it takes --weights.
     """
     precision = "Precision of the decoder's products; default: the run's own."
     help = {"seed": seed_help, "device": "cpu, cuda, cuda:1, mps.", "dtype": precision}
@@ -87,6 +96,7 @@ def common(
     return gathered(
         "common",
         Common,
+        *([weights_option] if weights else []),
         number("--seed", help["seed"], least=0, default=seed),
         click.option("--device", metavar="NAME", default="cpu", help=help["device"]),
         click.option("--dtype", type=click.Choice(["float32", "bfloat16", "auto"]), help=help["dtype"]),
@@ -174,6 +184,13 @@ reading_options = gathered(
 )
 """Adds the options of how text is read, and hands them over as one argument `reading`, a `Reading`."""
 
+weights_option = click.option(
+    "--weights",
+    type=click.Choice(["last", "average", "best"]),
+    default="last",
+    help="Of the runs: the last weights, their moving average (slow.average), those of the best validation "
+    "(slow.keep_best).",
+)
 run_argument = click.argument("run_folder", metavar="RUN", type=FOLDER)
 preset_option = click.option(
     "--preset",

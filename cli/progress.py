@@ -185,12 +185,14 @@ def validation_line(progress: Progress) -> str:
     assert bound is not None
     error = margin(bound.nats_per_token_stderr, 3)
     start = f"step {progress.step}/{progress.steps}  validation "
+    end = "" if progress.average is None else f"  average of weights {figure(progress.average.nats_per_token, 3)}"
+    end += "  best so far" if progress.is_best else ""
     if progress.figure == "exact":
-        return start + _exact(bound.nats_per_token, error)
+        return start + _exact(bound.nats_per_token, error) + end
     return (
         f"{start}bound {figure(bound.nats_per_token, 3)}{error} nats/token  "
         f"rate {figure(bound.kl_nats_per_sequence, 2)} nats/sequence  "
-        f"distortion {figure(bound.distortion_nats_per_token, 3)} nats/token"
+        f"distortion {figure(bound.distortion_nats_per_token, 3)} nats/token{end}"
     )
 
 

@@ -175,6 +175,14 @@ class SlowConfig:
     beta1: float = option(0.9, "AdamW: decay of the mean", low=0.0, high=1.0)
     beta2: float = option(0.95, "AdamW: decay of the square", low=0.0, high=1.0)
     clip: float = option(1.0, "largest norm of the gradient; 0: no clipping", low=0.0)
+    average: float = option(
+        0.0,
+        "an average of the weights goes along, of which this share stays in a step, such as 0.999; 0: none",
+        low=0.0,
+        high=1.0,
+        added=True,
+    )
+    keep_best: bool = option(False, "keep the weights of the best validation beside the last", added=True)
     recompute: bool = option(
         False, "the slow step computes layers again, not keeping what they did: less memory, more time", added=True
     )
@@ -198,7 +206,7 @@ class SlowConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "slow")
-        for name in ("beta1", "beta2", "decoder_warmup"):
+        for name in ("beta1", "beta2", "decoder_warmup", "average"):
             if getattr(self, name) >= 1:
                 raise UserError(f"slow.{name} = {getattr(self, name)}: must be below 1")
 

@@ -86,7 +86,7 @@ class Numbers(click.ParamType):
 @settings_option
 @click.option("--steps", metavar="N", type=int, help="With --train: slow steps of each decoder.")
 @click.option("--twin", is_flag=True, help="With --train: train the autoregressive twin as well.")
-@common(seed=None, seed_help="Seed of the noise; with --train, of all that is random. Default: 0.")
+@common(seed=None, seed_help="Seed of the noise; with --train, of all that is random. Default: 0.", weights=True)
 def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, **given: Any) -> None:
     """Compares guides and objectives by the same honest figures, whatever each of them optimized.
 
@@ -99,7 +99,8 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
     ctx = click.get_current_context()
     if (run_folder is None) != train:
         raise click.UsageError("give either RUN or --train", ctx)
-    _refuse_foreign_options(ctx, ("preset", "config_file", "steps", "twin") if not train else ("guide_steps",), train)
+    foreign = ("guide_steps", "weights") if train else ("preset", "config_file", "steps", "twin")
+    _refuse_foreign_options(ctx, foreign, train)
     if train and len(given["fast_steps"] or []) > 1:
         raise click.UsageError("--train takes one number of --fast-steps", ctx)
     if not train and len(given["data"]) > 1:

@@ -83,7 +83,7 @@ def _annealing(ais: int | None, ais_chains: int | None, ais_leapfrogs: int | Non
 @click.option("--twin", "twin_folder", metavar="RUN", type=FOLDER, help="A run to score on the same data, beside it.")
 @number("--sequences", "Score only so many, from the first; default: all.")
 @batch_size
-@common(seed_help="Seed of the noise.")
+@common(seed_help="Seed of the noise.", weights=True)
 def command(
     *,
     run_folder: Path,
@@ -98,7 +98,8 @@ def command(
     """Scores a run. Protocols are never mixed: each has its own table, its own key in JSON, and says what it is.
 
     On a corpus of known entropy (worlds) the floor stands below: no bound can be lower, and one that is ends in an
-    error. Figures of the run's own data also go into RUN/evaluation.json, and as pictures into RUN/plots.
+    error. Figures of the run's own data also go into RUN/evaluation.json, and as pictures into RUN/plots, but for those
+    of --weights average or best.
     """
     _check(protocol, scoring)
     from ..output import FIXED_NOISE, emit, note
@@ -128,7 +129,7 @@ def command(
         )
         where = data or f"{scored.folder.path} ({scored.split})"
     result = evaluation_record(original, found, data=where, settings=settings, twin=twin)
-    if data is None:
+    if data is None and run.weights == "last":
         _save(run, result)
     if common.as_json:
         emit(result)

@@ -49,7 +49,7 @@ def _decoding(temperature: float, top_k: int, top_p: float) -> DecodingOptions:
 )
 @click.option("--thoughts", "thoughts_file", type=FOLDER, metavar="FILE", help="Thoughts that `infer` wrote.")
 @fast_steps
-@common()
+@common(weights=True)
 def command(*, run_folder: Path, prompt: str, thoughts_file: Path | None, common: Common, **how: Any) -> None:
     """Writes texts.
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--samples-out", type=FOLDER, metavar="FILE", help="Where to keep all that was written, .jsonl.")
 @fast_steps
 @fit_settings
-@common(seed_help="Seed of examples, thoughts and tokens.")
+@common(seed_help="Seed of examples, thoughts and tokens.", weights=True)
 def command(
     *,
     run_folder: Path,
@@ -76,7 +76,7 @@ def command(
     if samples_out:
         write_text(samples_out, "".join(f"{line}\n" for line in written))
     if common.as_json:
-        of = {"run": str(run_folder), "step": run.step, "test": str(test_file), "train": str(train_file)}
+        of = {**run.about, "test": str(test_file), "train": str(train_file)}
         emit({**found.to_dict(), **of, "settings": list(settings)})
     else:
         _show(found)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 )
 @batch_size
 @fast_steps
-@common(seed_help="Seed of the noise.")
+@common(seed_help="Seed of the noise.", weights=True)
 def command(
     *,
     run_folder: Path,
@@ -74,7 +74,7 @@ def command(
     for line in remarks(read):
         note(line)
     steps = run.loop.with_steps(how["fast_steps"]).steps
-    meta = {"run": str(run_folder), "step": run.step, "fast_steps": steps, "seed": seed}
+    meta = {**run.about, "fast_steps": steps, "seed": seed}
     inferred.save(out, {**meta, "input": source, **read})
     if (named := len(inferred.named)) < len(inferred.documents):
         note(f"The file names the first {named:,} documents; `document` numbers all of them.")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @number("--stride", "Tokens between two fits of a whole text; default: an eighth of the model's length.")
 @number("--batch-size", "Sequences at a time.", default=16)
 @click.option("--out", metavar="FILE", type=FOLDER, help="Also write the results there, as JSON.")
-@common(seed_help="Seed of the noise and of the choice of examples.")
+@common(seed_help="Seed of the noise and of the choice of examples.", weights=True)
 def command(
     *,
     run_folder: Path,
@@ -78,7 +78,7 @@ def command(
     with reporter() as report:
         model = HarnessModel(run, seed=seed, counting=functools.partial(_counting, report), **options)
         found = run_harness(model, names, include_path=include_path, num_fewshot=num_fewshot, limit=limit, seed=seed)
-    of = {"run": str(run_folder), "step": run.step, "settings": list(settings)}
+    of = {**run.about, "settings": list(settings)}
     result = {**of, **json.loads(json.dumps(found, default=_plain))}
     if out:
         write_text(out, json.dumps(result, indent=2) + "\n")

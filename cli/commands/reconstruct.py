@@ -17,7 +17,7 @@ from ..options import Common, Text, common, examples, fast_steps, run_argument
 @run_argument
 @click.option("--text", type=Text(), required=True, help="The text.")
 @fast_steps
-@common(seed_help="Seed of the noise.")
+@common(seed_help="Seed of the noise.", weights=True)
 def command(*, run_folder: Path, text: str, fast_steps: int | None, common: Common) -> None:
     """Fits thoughts to a text and writes it again from them alone: what did they keep?"""
     from ..output import emit, nats, say

@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 @number("--sequences", "Texts to look at, from the first.", least=2, default=256)
 @batch_size
 @click.option("--out", type=FOLDER, metavar="DIR", help="Folder to write; default: RUN/report.")
-@common(seed_help="Seed of the noise and of the probes' folds.")
+@common(seed_help="Seed of the noise and of the probes' folds.", weights=True)
 def command(
     *,
     run_folder: Path,

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option("--texts-out", type=FOLDER, metavar="FILE", help="Where to keep what --run wrote, .jsonl.")
 @fast_steps
 @fit_settings
-@common(seed_help="Seed of the texts, of the scorer's noise and of MAUVE's buckets.")
+@common(seed_help="Seed of the texts, of the scorer's noise and of MAUVE's buckets.", weights=True)
 def command(
     *,
     run_folder: Path | None,
@@ -142,7 +142,7 @@ def _write(
     texts, speed = write_samples(run, num=num, max_new_tokens=longest, sampler=sampler, seed=common.seed or 0)
     if out:
         write_text(out, "".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return texts, speed, {"step": run.step, "temperature": temperature, "max_new_tokens": longest}
+    return texts, speed, {**run.about, "temperature": temperature, "max_new_tokens": longest}
 
 
 def _show(found: Samples) -> None:

@@ -257,6 +257,12 @@ def _report(run: Run, as_json: bool) -> None:
         say(f"  {nats(summary['untrained_nats_per_token']):>9}  untrained model")
         kind = "an upper bound" if run.config.model.thoughts else "exact, it has no thoughts"
         say(f"  {nats(level):>9}  this model, {kind}")
+        slow, best = run.config.slow, summary["best_validation"]
+        if slow.average:
+            level = summary["validation"]["average_nats_per_token"]
+            say(f"  {nats(level):>9}  the average of its weights (--weights average)")
+        if slow.keep_best and best is not None:
+            say(f"  {nats(best['nats_per_token']):>9}  at its best validation, step {best['step']} (--weights best)")
     show_files(run.folder)
     show_next(
         ["pyro-ltm", "evaluate", str(run.folder)],

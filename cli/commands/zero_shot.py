@@ -52,7 +52,7 @@ GAP = 3
 @number("--sequences", "Score at most so many of each task.")
 @batch_size
 @click.option("--out", metavar="FILE", type=FOLDER, help="Also write the figures there: a .json or a .csv file.")
-@common(seed_help="Seed of the noise.")
+@common(seed_help="Seed of the noise.", weights=True)
 def command(
     *,
     run_folder: Path,
@@ -90,7 +90,7 @@ def command(
     options |= {"stride": stride or 0, "seed": common.seed or 0}
     with reporter() as report:
         scores = {task.name: score_task(run, task, twin=twin, counting=report.counting, **options) for task in tasks}
-    result: dict[str, Any] = {"run": str(run_folder), "step": run.step, "settings": list(settings)}
+    result: dict[str, Any] = {**run.about, "settings": list(settings)}
     result |= {"twin_run": str(twin_folder), "twin_differs": differs} if twin_folder else {}
     result["tasks"] = {name: score.to_dict() for name, score in scores.items()}
     if out:

@@ -206,7 +206,7 @@ def compare_run(
         optimizer=loop.optimizer,
         fast_steps=list(dict.fromkeys(fast_steps or [loop.steps])),
         guide_training=_guide_training(run, guide_steps) if learns else None,
-        about={"run": str(run.folder), "step": run.step, "scored": place, **(about or {})},
+        about={**run.about, "scored": place, **(about or {})},
         noise=loop.noise,
         tolerance=run.config.fast.tolerance,
         patience=run.config.fast.patience,

@@ -136,8 +136,7 @@ class HarnessModel(LM):
         """For the harness, which notes it with its results."""
         model, predictor = self.run.model, self._predictor
         return {
-            "run": str(self.run.folder),
-            "step": self.run.step,
+            **self.run.about,
             "model_num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             "particles": predictor.particles if model.config.thoughts else 1,
             "fast_steps": predictor.loop.steps,

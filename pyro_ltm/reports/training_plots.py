@@ -43,6 +43,7 @@ def draw_training(rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure, (bound, parts, thoughts) = panels(11, 3.6, columns=3)
     _curve(bound, train, "bound_nats_per_token", "training batch", COLORS[0], alpha=0.35)
     _curve(bound, checks, "nats_per_token", "validation bound", COLORS[1], marker="o")
+    _curve(bound, checks, "average_nats_per_token", "... of the average", COLORS[2], marker="^")
     for row in rows:
         if row["kind"] == "start" and row.get("unigram_nats_per_token"):
             bound.axhline(float(row["unigram_nats_per_token"]), color="0.5", linestyle="--", label="unigram")

@@ -142,8 +142,7 @@ def evaluation_record(
     Args:
         run: as it was trained. settings: how its posteriors were fitted otherwise.
     """
-    of = {"run": str(run.folder), "step": run.step, "fingerprint": run.fingerprint, "data": data}
-    result = {**found.to_dict(), **of}
+    result = {**found.to_dict(), **run.about, "fingerprint": run.fingerprint, "data": data}
     if settings:
         result["settings"] = list(settings)
     if twin is not None:

@@ -26,6 +26,10 @@ CONFIG, MODEL, TOKENIZER, TRAINER, METRICS, EVALUATION = (
 )
 FORMAT = "pyro-ltm run 1"
 
+AVERAGE, BEST = "average.safetensors", "best.safetensors"
+WEIGHTS = {"last": MODEL, "average": AVERAGE, "best": BEST}
+"""Files of weights that a run may have: the last, their average along the run, those of its best validation."""
+
 M = TypeVar("M")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,11 +38,16 @@ class TrainRow(msgspec.Struct, tag_field="kind", tag="train"):
 
 
 class ValidationRow(msgspec.Struct, tag_field="kind", tag="validation"):
-    """The figures of a validation that are read again; it holds all figures of a `Bound`."""
+    """The figures of a validation that are read again; it holds all figures of a `Bound`.
+
+    `average_*`: of the average of the weights, where the run has one.
+    """
 
     step: Count
     nats_per_token: Figure
     nats_per_token_stderr: Figure = None
+    average_nats_per_token: Figure = None
+    average_nats_per_token_stderr: Figure = None
     distortion_nats_per_token: Figure = None
     distortion_shuffled: Figure = None
     kl_nats_per_sequence: Figure = None
@@ -138,7 +144,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def summarize(folder: Path) -> dict[str, Any]:
-    """The counts of a run so far, its last validation, and the two levels that it has to beat; None where unknown."""
+    """The counts of a run so far, its last and its best validation, and the levels to beat; None where unknown."""
     rows = read_metrics(folder / METRICS)
     steps, checks, start = ([row for row in rows if row["kind"] == kind] for kind in ("train", "validation", "start"))
     last = steps[-1] if steps else {}
@@ -147,6 +153,14 @@ def summarize(folder: Path) -> dict[str, Any]:
         "seconds": last.get("seconds", 0.0),
         "skipped": last.get("skipped", 0),
         "validation": {key: value for key, value in checks[-1].items() if key != "kind"} if checks else None,
+        "best_validation": _best(checks),
         "untrained_nats_per_token": next((row["nats_per_token"] for row in checks if row["step"] == 0), None),
         "unigram_nats_per_token": start[0]["unigram_nats_per_token"] if start else None,
     }
+
+
+def _best(checks: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Step and level of the lowest of these validations; the first, where several are."""
+    known = [row for row in checks if row["nats_per_token"] is not None]
+    best = min(known, key=itemgetter("nats_per_token"), default=None)
+    return None if best is None else {key: best[key] for key in ("step", "nats_per_token")}

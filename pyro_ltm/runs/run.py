@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from pyro_ltm.config import ADAMW, Config, SlowConfig, apply_settings, dump_toml, load_toml
+from pyro_ltm.config import ADAMW, Config, SlowConfig, apply_settings, dump_toml, load_toml, suggest
 from pyro_ltm.data import TokenDataset, Tokenizer
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors, write_text
@@ -26,6 +26,7 @@ from pyro_ltm.runs.folder import (
     CONFIG,
     MODEL,
     TOKENIZER,
+    WEIGHTS,
     WeightsMeta,
     check_weights,
     fingerprint,
@@ -59,6 +60,7 @@ class Run:
 
     Attributes:
         folder: where it lies. step: slow steps that the weights have seen.
+        weights: which of its weights these are: last, average or best.
     """
 
     folder: Path
@@ -67,18 +69,25 @@ class Run:
     loop: FastLoop
     tokenizer: Tokenizer
     step: int
+    weights: str = "last"
 
     @classmethod
-    def load(cls, folder: Path | str, *, device: str = "cpu", dtype: str | None = None) -> Run:
-        """The run in `folder`; `dtype` overrides the precision that it was trained in.
+    def load(cls, folder: Path | str, *, device: str = "cpu", dtype: str | None = None, weights: str = "last") -> Run:
+        """The run in `folder`.
+
+        Args:
+            dtype: the precision, in place of that which it was trained in.
+            weights: last; average, their moving average (of a run with `slow.average`); best, those of the best
+                validation (with `slow.keep_best`).
 
         Raises:
-            UserError: the folder is no run, or a file of it is missing or damaged.
+            UserError: the folder is no run, it has no such weights, or a file of it is missing or damaged.
         """
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
             raise UserError(f"{folder}: not a run folder (it has no {CONFIG}); give a folder that 'train --out' wrote")
         config = load_toml(folder / CONFIG, whole=True)
+        path = _weights_of(folder, config, weights)
         if dtype:
             config = resolve_dtype(replace(config, dtype=dtype), device)
         tokenizer = Tokenizer.load(folder / TOKENIZER)
@@ -87,17 +96,17 @@ class Run:
                 f"{folder / TOKENIZER}: has {tokenizer.vocab_size} tokens but the model knows "
                 f"{config.model.vocab_size}: this is not the run's own tokenizer"
             )
-        tensors, meta = read_tensors(folder / MODEL, WeightsMeta)
+        tensors, meta = read_tensors(path, WeightsMeta)
         with torch.device("meta"):  # a configuration of another shape is refused before it takes memory
             model, loop = build(replace(config, compile=False), device="meta")
-            check_weights(trainable(model, loop.guide), tensors, folder / MODEL)
+            check_weights(trainable(model, loop.guide), tensors, path)
         # Compiling pays over many steps of one shape, which are training's.
         model, loop = build(replace(config, compile=False), device=device)
-        load_weights(trainable(model, loop.guide), tensors, folder / MODEL)
+        load_weights(trainable(model, loop.guide), tensors, path)
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
-            raise UserError(f"{folder / MODEL}: its weights are not finite; train again with a lower slow.lr")
+            raise UserError(f"{path}: its weights are not finite; train again with a lower slow.lr")
         model.eval()
-        return cls(folder, config, model, loop, tokenizer, meta.step)
+        return cls(folder, config, model, loop, tokenizer, meta.step, weights)
 
     @classmethod
     def create(
@@ -127,6 +136,12 @@ class Run:
         write_tensors(self.folder / MODEL, self.trainable.state_dict(), {"step": step})
 
     @property
+    def about(self) -> dict[str, Any]:
+        """Which run, at which step, a result is of; and which of its weights, where they are not the last."""
+        which = {} if self.weights == "last" else {"weights": self.weights}
+        return {"run": str(self.folder), "step": self.step, **which}
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.device
@@ -143,7 +158,9 @@ class Run:
         Not of its precision, nor of what changes no figure.
         """
         settings = asdict(replace(self.config, dtype="auto"))
-        del settings["fast"]["record"], settings["slow"]["save_minutes"]
+        del settings["fast"]["record"]
+        for key in ("save_minutes", "average", "keep_best"):
+            del settings["slow"][key]
         settings["slow"]["alone"] = settings["slow"].pop("decoder_warmup")  # as release 0.1.0 called it
         for entry in fields(SlowConfig):
             if entry.name in LATER and settings["slow"][entry.name] == entry.default:
@@ -265,6 +282,17 @@ class Run:
     def reconstruct(self, text: str, *, fast_steps: int | None = None, seed: int = 0) -> Reconstruction:
         """A text from its own thoughts: see the function of this name."""
         return reconstruct(self.model, self.loop.with_steps(fast_steps), self.tokenizer, text, seed=seed)
+
+
+def _weights_of(folder: Path, config: Config, weights: str) -> Path:
+    """The file of these weights of a run. Raises UserError when there are none."""
+    if weights not in WEIGHTS:
+        raise UserError(f"weights = {weights!r}{suggest(weights, WEIGHTS)}: choose from {', '.join(WEIGHTS)}")
+    needed = {"average": ("slow.average", config.slow.average), "best": ("slow.keep_best", config.slow.keep_best)}
+    key, there = needed.get(weights, ("", True))
+    if not there:
+        raise UserError(f"{folder}: has no {weights} weights, as it was trained without {key}; it has the last ones")
+    return folder / WEIGHTS[weights]
 
 
 def dataset_batches(

@@ -106,7 +106,7 @@ def report_figures(
         UserError: a text is too long, or there are no sequences.
     """
     fitting, has_thoughts = run.with_fast_loop(options.settings), bool(run.config.model.thoughts)
-    found: dict[str, Any] = {"run": str(run.folder), "step": run.step, "seed": options.seed}
+    found: dict[str, Any] = {**run.about, "seed": options.seed}
     found |= {"settings": list(options.settings)} if options.settings and has_thoughts else {}
     found |= {"data": corpus.name if corpus else "none", "notes": list(corpus.notes) if corpus else []}
     drawn = None

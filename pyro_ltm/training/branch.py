@@ -11,7 +11,7 @@ from pyro_ltm.config import Config, dump_toml, load_toml
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import new_folder
 from pyro_ltm.runs.data import open_data
-from pyro_ltm.runs.folder import CONFIG, METRICS, MODEL, TOKENIZER, TRAINER, read_tensors
+from pyro_ltm.runs.folder import CONFIG, METRICS, TOKENIZER, TRAINER, WEIGHTS, read_tensors
 from pyro_ltm.runs.metrics import MetricsLog
 from pyro_ltm.runs.notes import ORIGIN, note_data, origin_note, relative, write_note
 from pyro_ltm.training.checkpoint import CheckpointMeta
@@ -42,7 +42,7 @@ def branch(trunk: Path, out: Path, *, steps: int, rewarm: int = 0, decay: int = 
     """
     saved, data = load_toml(trunk / CONFIG, whole=True), open_data(trunk, "train")
     with new_folder(out) as folder:
-        for name in (TOKENIZER, MODEL, TRAINER):
+        for name in (TOKENIZER, TRAINER, *filter(lambda name: (trunk / name).is_file(), WEIGHTS.values())):
             shutil.copyfile(trunk / name, folder / name)
         at = read_tensors(folder / TRAINER, CheckpointMeta)[1].step  # of the copy: the trunk may save meanwhile
         plan = saved

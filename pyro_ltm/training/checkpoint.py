@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from pyro_ltm.reading import Count
 from pyro_ltm.runs.folder import (
     CONFIG,
     TRAINER,
+    WEIGHTS,
     check_tensors,
     check_weights,
     load_weights,
@@ -32,13 +34,15 @@ STATE = "optimizer."
 
 @dataclass
 class Counters:
-    """Counts over a whole run, resumed or not."""
+    """Counts over a whole run, resumed or not, and its best validation so far in nats a token, if it keeps that."""
 
     step: Count = 0
     tokens: Count = 0
     seconds: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
     skipped: Count = 0
     skipped_in_a_row: Count = 0
+    best_step: Count = 0
+    best_nats: float | None = None
 
 
 @dataclass(kw_only=True)
@@ -64,11 +68,13 @@ class Checkpoint:
 
     Attributes:
         data: what is trained on.
+        others: tensors of the weights beside the last, by `average` and `best`.
     """
 
     run: Run
     optimizer: torch.optim.Optimizer
     data: TokenDataset
+    others: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -76,7 +82,7 @@ class Checkpoint:
         return self.run.folder / TRAINER
 
     def save(self, counters: Counters) -> None:
-        """Writes the whole state in one file, then the weights by themselves for everyone else."""
+        """Writes the whole state in one file, then all weights by themselves for everyone else."""
         state = OptimizerState.of(self.optimizer)
         meta = CheckpointMeta(
             **vars(counters),
@@ -86,8 +92,11 @@ class Checkpoint:
             numbers=state.numbers,
             settings=flat(self.run.config),
         )
-        write_tensors(self.path, self.run.trainable.state_dict() | _prefixed(state.tensors), vars(meta))
-        self.run.save_weights(counters.step)
+        tensors = self.run.trainable.state_dict() | _prefixed(STATE, state.tensors)
+        for kind, weights in self.others.items():
+            tensors |= _prefixed(f"{kind}.", weights)
+        write_tensors(self.path, tensors, vars(meta))
+        self._save_weights(counters)
 
     def load(self) -> Counters | None:
         """Puts weights and optimizer as they were saved, and gives the counters; None where nothing was saved yet.
@@ -99,21 +108,38 @@ class Checkpoint:
             return None
         tensors, meta = read_tensors(self.path, CheckpointMeta)
         self._check_meta(meta)
-        state = {name.removeprefix(STATE): value for name, value in tensors.items() if name.startswith(STATE)}
+        state = _of_prefix(STATE, tensors)
         if meta.states not in (None, len(state)):
             raise UserError(f"{self.path}: damaged: it has {len(state)} tensors of the optimizer's {meta.states}")
-        weights = {name: value for name, value in tensors.items() if not name.startswith(STATE)}
+        others = (STATE, *(f"{kind}." for kind in self.others))
+        weights = {name: value for name, value in tensors.items() if not name.startswith(others)}
         check_weights(self.run.trainable, weights, self.path)
         self._load_state(state, meta.numbers or {})
         load_weights(self.run.trainable, weights, self.path)
+        self._load_others(tensors)
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
             raise UserError(f"{self.path}: damaged: not all that it holds is finite")
         counters = Counters(**{entry.name: getattr(meta, entry.name) for entry in fields(Counters)})
         if meta.position != self._position(counters):
             raise UserError(f"{self.path}: damaged: its data position is not that of step {counters.step}")
-        # A kill between the two files of a checkpoint leaves older weights in the other one.
-        self.run.save_weights(counters.step)
+        # A kill between the files of a checkpoint leaves older weights in the others.
+        self._save_weights(counters)
         return counters
+
+    def _load_others(self, tensors: dict[str, Tensor]) -> None:
+        """Puts the weights beside the last back. Raises UserError when they are not those of the run."""
+        for kind, weights in self.others.items():
+            saved = _of_prefix(f"{kind}.", tensors)
+            check_tensors(weights, saved, f"{self.path}: its {kind} weights do not fit the run's {CONFIG}")
+            for name, value in saved.items():
+                weights[name].copy_(value)
+
+    def _save_weights(self, counters: Counters) -> None:
+        """Writes the weights by themselves: the last, and the others that the run has."""
+        self.run.save_weights(counters.step)
+        for kind, tensors in self.others.items():
+            step = counters.best_step if kind == "best" else counters.step
+            write_tensors(self.run.folder / WEIGHTS[kind], tensors, {"step": step})
 
     def _position(self, counters: Counters) -> int:
         """Sequences read since the start of training."""
@@ -138,7 +164,7 @@ class Checkpoint:
         """
         wanted = rehearse(self.optimizer, tensors) if tensors else OptimizerState()
         problem = f"{self.path}: its optimizer state does not fit the run's configuration"
-        check_tensors(_prefixed(wanted.tensors), _prefixed(tensors), problem)
+        check_tensors(_prefixed(STATE, wanted.tensors), _prefixed(STATE, tensors), problem)
         if wanted.numbers.keys() != numbers.keys():
             raise UserError(f"{problem}: it counts {sorted(numbers)} and should count {sorted(wanted.numbers)}")
         for name, value in {**tensors, **numbers}.items():
@@ -148,5 +174,10 @@ class Checkpoint:
             OptimizerState(tensors, numbers).give(self.optimizer)
 
 
-def _prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{STATE}{name}": value for name, value in tensors.items()}
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": value for name, value in tensors.items()}
+
+
+def _of_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those that `_prefixed` named, by their own names."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

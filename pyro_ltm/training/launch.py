@@ -28,6 +28,7 @@ from pyro_ltm.runs.folder import (
     MODEL,
     TOKENIZER,
     TRAINER,
+    WEIGHTS,
     WeightsMeta,
     read_tensors,
     trainable,
@@ -39,7 +40,7 @@ from pyro_ltm.training.origin import Origin, note_origin
 from pyro_ltm.training.schedule import check_same
 from pyro_ltm.training.trainer import Progress, Trainer
 
-WRITTEN = (TOKENIZER, MODEL, TRAINER, METRICS, EVALUATION, "plots/training.png")
+WRITTEN = (TOKENIZER, *WEIGHTS.values(), TRAINER, METRICS, EVALUATION, "plots/training.png")
 """Files that a run has only after its configuration: in a folder without one, these are somebody else's."""
 
 
@@ -200,6 +201,8 @@ def _plan(
         check_same(config, saved, out)
         config = saved
     check_fits(config, training)
+    if config.slow.keep_best and "validation" not in training.folder.splits:
+        raise UserError(f"slow.keep_best = true: {training.folder.path} has no validation split by which one is best")
     return config, steps
 
 

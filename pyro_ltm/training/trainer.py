@@ -25,6 +25,7 @@ from pyro_ltm.runs.folder import CONFIG, METRICS, trainable
 from pyro_ltm.runs.metrics import MetricsLog
 from pyro_ltm.runs.run import Run, check_fits
 from pyro_ltm.scores import Bound
+from pyro_ltm.training.average import Average
 from pyro_ltm.training.checkpoint import Checkpoint, Counters
 from pyro_ltm.training.interruption import Stopped, on_end_signal
 from pyro_ltm.training.schedule import learning_rate, phase, plan_row, replanned
@@ -41,7 +42,8 @@ class Progress:
     `figure`: what `bound` is: "bound"; "own_noise", when the fit has seen the draw that it was taken on (the
     reference's fixed noise); "joint", -log p(x, z), when the guide is a point or draws; "exact", without thoughts. Only
     the first and the last are bounds. `decoder_warmup_steps`: of the slow steps, the first, in which the decoder
-    learns without thoughts: they go faster than the others.
+    learns without thoughts: they go faster than the others. `average`: the validation of the average of the weights.
+    `is_best`: no validation so far was better, and the weights are kept.
     """
 
     step: int
@@ -51,6 +53,8 @@ class Progress:
     distortion: float
     rate: float
     validation: Bound | None = None
+    average: Bound | None = None
+    is_best: bool = False
     figure: str = "bound"
     decoder_warmup_steps: int = 0
 
@@ -82,6 +86,11 @@ class Trainer:
         self.optimizer = slow_optimizer(self.run.model, self.run.loop.guide, self.slow, self.run.config.slow_optimizer)
         self.order = DataOrder(len(self.train), self.slow.batch_size, self.run.config.seed)
         self.metrics = MetricsLog(self.run.folder / METRICS)
+        weights = self.run.trainable.state_dict()
+        self.average = Average(weights, self.slow.average) if self.slow.average else None
+        self.others = {} if self.average is None else {"average": self.average.tensors}
+        if self.slow.keep_best:
+            self.others["best"] = {name: value.clone() for name, value in weights.items()}
         self.interrupted = False
         self._saved = time.perf_counter()
         self._last: Batch | None = None
@@ -142,7 +151,7 @@ class Trainer:
     @property
     def checkpoint(self) -> Checkpoint:
         """Where the training is saved."""
-        return Checkpoint(self.run, self.optimizer, self.train)
+        return Checkpoint(self.run, self.optimizer, self.train, self.others)
 
     def save(self) -> None:
         """Writes a checkpoint."""
@@ -200,6 +209,8 @@ class Trainer:
             seed=fold(seed, "train", counters.step),
             decoder_only=decoder_only,
         )
+        if self.average is not None:
+            self.average.update(counters.step)
         counters.step += 1
         self._count(report, batches)
         seconds = time.perf_counter() - started
@@ -228,7 +239,10 @@ class Trainer:
         self.metrics.write("train", row)
         shown = "exact" if decoder_only else self._shown(figure)
         first, speed = self.run.config.decoder_warmup_steps, int(report.tokens) / seconds
-        self.on_progress(Progress(counters.step, self.slow.steps, speed, bound, distortion, rate, None, shown, first))
+        step, steps = counters.step, self.slow.steps
+        self.on_progress(
+            Progress(step, steps, speed, bound, distortion, rate, figure=shown, decoder_warmup_steps=first)
+        )
 
     def _count(self, report: StepReport, batches: list[Batch]) -> None:
         """Counts tokens, and steps skipped because they were not finite; stops the run when there are too many."""
@@ -268,17 +282,36 @@ class Trainer:
         """The honest bound on the first validation sequences, always the same ones and the same noise."""
         if self.validation is None:
             return
-        bound = self.run.evaluate(
-            self.validation,
+        bound, average = self._bound(self.validation), None
+        row = {"step": self.counters.step, **bound.to_dict()}
+        if self.average is not None and self.counters.step:
+            with self.average.in_place():
+                average = self._bound(self.validation)
+            row |= {f"average_{name}": getattr(average, name) for name in ("nats_per_token", "nats_per_token_stderr")}
+        self.metrics.write("validation", row)
+        is_best = self.slow.keep_best and self._keep_if_best(bound.nats_per_token)
+        step, steps, nan = self.counters.step, self.slow.steps, math.nan
+        self.on_progress(Progress(step, steps, nan, nan, nan, nan, bound, average, is_best, self._shown("bound")))
+
+    def _bound(self, data: TokenDataset) -> Bound:
+        """The honest bound of the weights as they are now."""
+        return self.run.evaluate(
+            data,
             particles=1,
             sequences=self.slow.eval_sequences,
             batch_size=self.slow.batch_size,
             seed=fold(self.run.config.seed, "validation"),
         )
-        self.metrics.write("validation", {"step": self.counters.step, **bound.to_dict()})
-        nan = math.nan
-        shown = self._shown("bound")
-        self.on_progress(Progress(self.counters.step, self.slow.steps, nan, nan, nan, nan, bound, shown))
+
+    def _keep_if_best(self, nats: float) -> bool:
+        """Copies the weights where no validation was as good as this one; whether it did."""
+        counters, best = self.counters, self.others["best"]
+        if not nats < (math.inf if counters.best_nats is None else counters.best_nats):
+            return False
+        counters.best_step, counters.best_nats = counters.step, nats
+        for name, value in self.run.trainable.state_dict().items():
+            best[name].copy_(value)
+        return True
 
     def _shown(self, figure: str) -> str:
         """`figure`, or "exact" where nothing is fitted."""

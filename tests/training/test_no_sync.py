@@ -27,6 +27,7 @@ from pyro_ltm.model import LatentThoughtModel, attention
 from pyro_ltm.model.kernels import head
 from pyro_ltm.objectives import AnalyticELBO
 from pyro_ltm.training import train_step
+from pyro_ltm.training.average import Average
 from pyro_ltm.training.step import step_where
 
 
@@ -126,3 +127,11 @@ def test_a_step_that_is_not_finite_is_not_taken(fused):
         assert weight.isfinite().all()
         assert not {"grad_scale", "found_inf"} & vars(optimizer).keys(), "a profiler would see them freed and warn"
     assert int(optimizer.state[weight]["step"]) == 2
+
+
+def test_an_average_is_updated_without_a_wait():
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        weights = {"a": torch.zeros(3, 4), "b": torch.zeros(5)}
+        average = Average(weights, 0.9)
+        average.update(0)
+        average.update(1)
