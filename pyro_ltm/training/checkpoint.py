@@ -149,7 +149,7 @@ class Checkpoint:
         """Raises UserError when the checkpoint was made on other data, or by another configuration than the run's."""
         if meta.data != self.data.folder.fingerprint:
             raise UserError(f"{self.run.folder}: was not trained on {self.data.folder.path}; give its own data")
-        settings = renamed(meta.settings or {}) or flat(self.run.config)
+        settings = renamed(meta.settings) if meta.settings else flat(self.run.config)
         if changed := changes(self.run.config, settings, meta.step):
             raise UserError(
                 f"{self.run.folder}: its checkpoint was made by another configuration than its {CONFIG} is now: "

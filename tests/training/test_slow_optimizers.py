@@ -111,7 +111,7 @@ def test_the_state_that_is_put_back_goes_on_as_before(member, kind):
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_a_step_that_is_not_finite_is_not_taken(member):
-    model, loop, optimizer = made(member)
+    _, _, optimizer = made(member)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for finite in (True, False, True):
         for parameter in parameters:
