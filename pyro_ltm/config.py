@@ -51,12 +51,29 @@ class ModelConfig:
     max_length: int = option(1024, "longest sequence T in tokens", low=2, high=1 << 24)
     window: int = option(256, "tokens that self-attention sees, the current one included", low=1, high=1 << 24)
     hidden: int = option(
-        0, "width of the SwiGLU layer; 0: 2/3 * 4D rounded up to a multiple of 32", low=0, high=1 << 16
+        0,
+        "width of the feed-forward layer; 0: of swiglu 2/3 * 4D rounded up to a multiple of 32, of relu2 4D",
+        low=0,
+        high=1 << 16,
     )
     rope_theta: float = option(10000.0, "base of the rotary embedding", low=1.0)
     norm_eps: float = option(1e-5, "epsilon of RMSNorm", low=0.0)
     embedding_scale: float = option(1.0, "factor on the embedded tokens (the reference has 1)", low=0.0)
     init_std: float = option(0.02, "standard deviation of the first weights", low=0.0)
+    # What the paper's decoder has not: off, and then its weights and figures are the same to the bit.
+    qk_norm: bool = option(False, "RMSNorm on the queries and keys of each head, before the rotation", added=True)
+    logit_softcap: float = option(0.0, "logits are c tanh(logits / c) of this c; 0: as they are", low=0.0, added=True)
+    value_embeddings: bool = option(
+        False, "every second layer, the last one too, mixes embeddings of the tokens into its values", added=True
+    )
+    feed_forward: str = option(
+        "swiglu", "activation of the feed-forward layer", choices=("swiglu", "relu2"), added=True
+    )
+    tied: bool = option(True, "the head is the embedding's transpose; false: a matrix of its own", added=True)
+    zero_init: bool = option(False, "attention and feed-forward layers begin with outputs of zero", added=True)
+    zero_cross_attention: bool = option(
+        False, "cross-attention begins with outputs of zero: the first weights are those of the twin", added=True
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")
@@ -77,8 +94,9 @@ class ModelConfig:
 
     @property
     def hidden_width(self) -> int:
-        """Width of the SwiGLU layer."""
-        return self.hidden or -(-(8 * self.dim // 3) // 32) * 32
+        """Width of the feed-forward layer."""
+        whole = 4 * self.dim if self.feed_forward == "relu2" else -(-(8 * self.dim // 3) // 32) * 32
+        return self.hidden or whole
 
     @property
     def receptive_field(self) -> int:

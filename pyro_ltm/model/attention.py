@@ -23,6 +23,7 @@ from pyro_ltm.model.kernels.attention import (
     readable,
 )
 from pyro_ltm.model.linear import Linear
+from pyro_ltm.model.norm import RMSNorm
 
 
 def rotary_table(positions: Tensor, width: int, theta: float) -> Tensor:
@@ -174,15 +175,25 @@ def _are_few(keys: Tensor) -> bool:
     return keys.device.type == "cpu" and 3 * keys.shape[-2] < 2 * keys.shape[-1]
 
 
+def _normed(x: Tensor, norm: RMSNorm | None) -> Tensor:
+    """Queries or keys [B, H, T, d] in their own precision, normed where they are to be."""
+    return x if norm is None else norm(x).to(x.dtype)
+
+
 class Attention(nn.Module):
     """The four projections of multi-head attention, without biases, under the reference implementation's names.
 
+    Args:
+        qk_norm_eps: with it, each head's queries and keys go through an RMSNorm before they are rotated, as in Qwen3
+            (arXiv:2505.09388; first in arXiv:2010.04245); None: they do not.
+        mixes: `mixed_values` has a share of value embeddings.
+
     Attributes:
-        fused: the weights of queries, keys and values under one another, for one product instead of three
+        fused_weight: the weights of queries, keys and values under one another, for one product instead of three
             (`Decoder.fused_weights`); None: each by itself.
     """
 
-    def __init__(self, dim: int, heads: int):
+    def __init__(self, dim: int, heads: int, *, qk_norm_eps: float | None = None, mixes: bool = False):
         super().__init__()
         self.heads = heads
         self.fused_weight: Tensor | None = None
@@ -190,6 +201,11 @@ class Attention(nn.Module):
         self.wk = Linear(dim, dim)
         self.wv = Linear(dim, dim)
         self.wo = Linear(dim, dim)
+        normed = qk_norm_eps is not None
+        self.q_norm = RMSNorm(dim // heads, eps=qk_norm_eps) if normed else None
+        self.k_norm = RMSNorm(dim // heads, eps=qk_norm_eps) if normed else None
+        if mixes:
+            self.value_mix = nn.Parameter(torch.tensor([0.5, 0.5]))
 
     def queries_keys_values(self, x: Tensor, table: Tensor, seen: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries and keys, and plain values, [B, H, T, d], of `x` [B, T, D]; no query of the first `seen`."""
@@ -202,15 +218,25 @@ class Attention(nn.Module):
         else:
             parts = F.linear(x, fused).chunk(3, dim=-1)
         q, k, v = (self._split(part) for part in parts)
-        return rotate(q, table[:, seen:]), rotate(k, table), v
+        return rotate(_normed(q, self.q_norm), table[:, seen:]), rotate(_normed(k, self.k_norm), table), v
+
+    def mixed_values(self, v: Tensor, embedded: Tensor | None) -> Tensor:
+        """Values `v` [B, H, T, d] and the value embeddings [B, T, D] of their tokens, in learned shares: [B, H, T, d].
+
+        As in modded-nanogpt (after arXiv:2410.17897). Without embeddings (None), the values as they are.
+        """
+        if embedded is None:
+            return v
+        ours, theirs = self.value_mix
+        return (ours * v + theirs * self._split(embedded)).to(v.dtype)
 
     def queries(self, x: Tensor, table: Tensor) -> Tensor:
         """Rotated queries [B, H, T, d] of `x` [B, T, D]."""
-        return rotate(self._split(self.wq(x)), table)
+        return rotate(_normed(self._split(self.wq(x)), self.q_norm), table)
 
     def keys_values(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         """Rotated keys and plain values, each [B, H, P, d], of `x` [B, P, D]."""
-        return rotate(self._split(self.wk(x)), table), self._split(self.wv(x))
+        return rotate(_normed(self._split(self.wk(x)), self.k_norm), table), self._split(self.wv(x))
 
     def keys_outputs(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         """Rotated keys [B, H, P, d] of `x` [B, P, D], and what `cross` mixes.

@@ -24,8 +24,8 @@ from torch.utils.checkpoint import checkpoint
 from pyro_ltm.config import ModelConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.model.attention import Attention, rotary_table, windowed_attention
+from pyro_ltm.model.feed_forward import FEED_FORWARD, ReLU2, SwiGLU
 from pyro_ltm.model.kernels.attention import attend
-from pyro_ltm.model.kernels.gated import gated
 from pyro_ltm.model.kernels.head import FrozenWeight, token_log_probs
 from pyro_ltm.model.linear import Linear
 from pyro_ltm.model.norm import RMSNorm
@@ -34,56 +34,51 @@ FUSING = threading.Lock()
 """Guards `Decoder._fused_users`. One for all decoders: a lock of a decoder's own could not be copied with it."""
 
 
-class FeedForward(nn.Module):
-    """SwiGLU (arXiv:2002.05202).
+class Layer(nn.Module):
+    """Self-attention in a window, cross-attention to this layer's thoughts, feed-forward; each normed and a residual.
 
-    Attributes:
-        fused_weight: the weights of `w1` and `w3` as one matrix (`Decoder.fused_weights`); None: each by itself.
+    Args:
+        mixes: its self-attention mixes embeddings of the tokens into its values.
     """
 
-    def __init__(self, dim: int, hidden: int):
-        super().__init__()
-        self.fused_weight: Tensor | None = None
-        self.w1 = Linear(dim, hidden)
-        self.w2 = Linear(hidden, dim)
-        self.w3 = Linear(dim, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to [..., D]."""
-        fused = self.fused_weight  # read once: another thread may drop it
-        opened = F.silu(self.w1(x)) * self.w3(x) if fused is None else gated(F.linear(x, fused))
-        fed: Tensor = self.w2(opened)
-        return fed
-
-
-class Layer(nn.Module):
-    """Self-attention in a window, cross-attention to this layer's thoughts, SwiGLU; each normed, each a residual."""
-
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, mixes: bool = False):
         super().__init__()
         self.window = min(config.window, config.max_length)
+        qk_norm_eps = config.norm_eps if config.qk_norm else None
         self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
-        self.attention = Attention(config.dim, config.heads)
+        self.attention = Attention(config.dim, config.heads, qk_norm_eps=qk_norm_eps, mixes=mixes)
         if config.thoughts:
             self.cross_attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
-            self.cross_attention = Attention(config.dim, config.heads)
+            self.cross_attention = Attention(config.dim, config.heads, qk_norm_eps=qk_norm_eps)
         self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
-        self.feed_forward = FeedForward(config.dim, config.hidden_width)
+        kind = FEED_FORWARD[config.feed_forward]
+        self.feed_forward: SwiGLU | ReLU2 = kind(config.dim, config.hidden_width)
 
-    def self_attend(self, h: Tensor, table: Tensor, seen: int = 0) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def self_attend(
+        self, h: Tensor, table: Tensor, seen: int = 0, embedded: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """`h` [B, T, D] after self-attention, and the keys and values [B, H, T, d] that a cache keeps.
 
         The first `seen` tokens are looked at and not computed any further: then `h` is [B, T - seen, D].
+        `embedded` [B, T, D] are the value embeddings of the tokens, where this layer mixes them in.
         """
         x = self.attention_norm(h)
         q, k, v = self.attention.queries_keys_values(x, table, seen)
+        v = self.attention.mixed_values(v, embedded)
         # Where weights learn, every layer keeps what its backward pass needs at once: the peak of a training step.
         heads = windowed_attention(q, k, v, self.window, recompute=self.attention.wq.weight.requires_grad)
         return h[:, seen:] + self.attention.output(heads), (k, v)
 
-    def forward(self, h: Tensor, table: Tensor, thoughts: tuple[Tensor, Tensor] | None, seen: int = 0) -> Tensor:
+    def forward(
+        self,
+        h: Tensor,
+        table: Tensor,
+        thoughts: tuple[Tensor, Tensor] | None,
+        seen: int = 0,
+        embedded: Tensor | None = None,
+    ) -> Tensor:
         """`h` [B, T, D] after all three, without its first `seen` tokens: [B, T - seen, D]."""
-        h, _ = self.self_attend(h, table, seen)
+        h, _ = self.self_attend(h, table, seen, embedded)
         return self.think(h, table[:, seen:], thoughts)
 
     def think(self, h: Tensor, table: Tensor, thoughts: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -121,11 +116,13 @@ class Decoder(nn.Module):
     Attributes:
         recompute: where weights learn, the backward pass computes each layer again instead of keeping what it did.
         head_weight: the head's weight, cast once for many passes (`fused_weights`); None outside of it.
-        head: computes the logits in place of the embedding's transpose (`packed`); None: the embedding itself.
+        head: computes the logits in place of `output_weight` (`packed`); None: that itself.
     """
 
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32):
         super().__init__()
+        # Of the first weights, drawn before modules are made, which draw for themselves, more of them with thoughts.
+        seed = int(torch.randint(1 << 62, (), device="cpu")) if config.zero_cross_attention else None
         self.config = config
         self.compute_dtype = compute_dtype
         self.recompute = False
@@ -133,8 +130,12 @@ class Decoder(nn.Module):
         self.head_weight: FrozenWeight | None = None
         self._fused_users = 0
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        # Of every second layer, as in nanochat; not among `layers`, whose matrices are products.
+        mixing = range((config.layers - 1) % 2, config.layers, 2) if config.value_embeddings else range(0)
+        self.value_embeddings = nn.ModuleDict({str(at): nn.Embedding(config.vocab_size, config.dim) for at in mixing})
+        self.layers = nn.ModuleList(Layer(config, mixes=at in mixing) for at in range(config.layers))
         self.norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.output = None if config.tied else Linear(config.dim, config.vocab_size)
         head_dim = config.dim // config.heads
         self.table: Tensor
         self.thought_table: Tensor
@@ -144,23 +145,41 @@ class Decoder(nn.Module):
         stride = config.max_length // max(config.thoughts, 1)
         positions = torch.arange(config.thoughts // config.layers) * stride
         self.register_buffer("thought_table", rotary_table(positions, head_dim, config.rope_theta), persistent=False)
-        self.reset_parameters()
+        self.reset_parameters(seed)
 
-    def reset_parameters(self) -> None:
-        """N(0, init_std), and 1/sqrt(2L) of it for the projections that the reference scales (`wo` and `w3`)."""
-        for name, parameter in self.named_parameters():
+    def reset_parameters(self, seed: int | None = None) -> None:
+        """N(0, init_std), and 1/sqrt(2L) of it for the projections that the reference scales (`wo` and `w3`).
+
+        With a `seed`, the twin's weights are drawn first: of one seed they are the same with thoughts and without.
+        """
+        config, generator, named = self.config, None, list(self.named_parameters())
+        if seed is not None:
+            named.sort(key=lambda each: "cross_attention" in each[0])
+            device = self.tok_embeddings.weight.device
+            generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
+        scaled = ("wo.weight", "w3.weight" if config.feed_forward == "swiglu" else "w2.weight")
+        zeros: tuple[str, ...] = ("wo.weight", "w2.weight") if config.zero_init else ()
+        if config.zero_cross_attention:
+            zeros += ("cross_attention.wo.weight",)
+        for name, parameter in named:
             if parameter.dim() == 2:
-                scaled = name.endswith(("wo.weight", "w3.weight"))
-                depth = math.sqrt(2 * self.config.layers) if scaled else 1.0
-                nn.init.normal_(parameter, std=self.config.init_std / depth)
+                depth = math.sqrt(2 * config.layers) if name.endswith(scaled) else 1.0
+                nn.init.normal_(parameter, std=config.init_std / depth, generator=generator)
+                if name.endswith(zeros):  # drawn all the same, so that the others are as they are without the option
+                    nn.init.zeros_(parameter)
 
     def context(self, inputs: Tensor) -> Tensor:
-        """Embedded `inputs` [B, T] after the first layer's self-attention, [B, T, D]: independent of the thoughts."""
+        """Embedded `inputs` [B, T] after the first layer's self-attention, [B, T, D]: independent of the thoughts.
+
+        Beside it the value embeddings of the E layers above that have some: then [B, T, D + E D].
+        """
         if inputs.shape[1] > self.config.max_length:
             raise UserError(f"{inputs.shape[1]} tokens; this model reads at most {self.config.max_length}")
         with self._autocast(inputs):
-            h, _ = self._stack[0].self_attend(self._embed(inputs), self.table[:, : inputs.shape[1]])
-            return h
+            first, *above = self._embedded_values(inputs)
+            h, _ = self._stack[0].self_attend(self._embed(inputs), self.table[:, : inputs.shape[1]], embedded=first)
+            beside = [each for each in above if each is not None]
+            return torch.cat([h, *beside], dim=-1) if beside else h
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """`forward`; where it is compiled (`compile`), compiled in training alone.
@@ -172,7 +191,7 @@ class Decoder(nn.Module):
         return super().__call__(*inputs, **options) if learning else self._call_impl(*inputs, **options)
 
     def forward(self, context: Tensor, thoughts: Tensor | None, token_slice: slice | None = None) -> Tensor:
-        """Hidden states [B, T, D] from the `context` [B, T, D] of the inputs and the `thoughts` [B, N, D].
+        """Hidden states [B, T, D] from the `context` of the inputs and the `thoughts` [B, N, D].
 
         Without thoughts (None) it passes cross-attention by, and writes as its twin does.
         Of a `token_slice`, [B, P, D], where one is named: each layer works at what those above it see.
@@ -183,11 +202,13 @@ class Decoder(nn.Module):
         with self._autocast(context):
             projected = self.project(thoughts)
             run = self._run if self._recomputes else Layer.forward
-            h = self._stack[0].think(context[:, begins[0] : last], self.table[:, begins[0] : last], projected[0])
-            for layer, layer_thoughts, (read, begin) in zip(
-                self._stack[1:], projected[1:], itertools.pairwise(begins), strict=True
+            context, embedded = self._split(context[:, begins[0] : last])
+            h = self._stack[0].think(context, self.table[:, begins[0] : last], projected[0])
+            for layer, layer_thoughts, values, (read, begin) in zip(
+                self._stack[1:], projected[1:], embedded, itertools.pairwise(begins), strict=True
             ):
-                h = run(layer, h, self.table[:, read:last], layer_thoughts, begin - read)
+                values = None if values is None else values[:, read - begins[0] :]
+                h = run(layer, h, self.table[:, read:last], layer_thoughts, begin - read, values)
             return self.norm(h)
 
     def forward_slice(self, context: Tensor, thoughts: Tensor, where: slice) -> Tensor:
@@ -195,18 +216,24 @@ class Decoder(nn.Module):
         return self.forward(context, thoughts, where)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] of hidden states [..., D]; the head is the embedding, in full precision at the end."""
+        """Logits [..., V] of hidden states [..., D], in full precision at the end."""
         with self._autocast(hidden):
-            logits: Tensor = (
-                self.head(hidden) if self.head is not None else F.linear(hidden, self.tok_embeddings.weight)
-            )
-        return logits.float() if logits.dtype == torch.bfloat16 else logits
+            logits: Tensor = self.head(hidden) if self.head is not None else F.linear(hidden, self.output_weight)
+        logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+        cap = self.config.logit_softcap
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The head's weight [V, D]: the embedding itself, or a matrix of its own (`config.tied`)."""
+        return self.tok_embeddings.weight if self.output is None else self.output.weight
 
     def token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Nats [R] of the `tokens` [R] after the hidden states [R, D]: log softmax of `logits`, in less memory."""
-        weight, dtype = self.tok_embeddings.weight, self.compute_dtype if self._low else None
+        weight, dtype = self.output_weight, self.compute_dtype if self._low else None
         compiled = self._is_compiled and hidden.device.type == "cuda"  # a CPU's own softmax is as fast
-        return token_log_probs(hidden, weight, tokens, dtype, self.head_weight, compiled)
+        cap = self.config.logit_softcap
+        return token_log_probs(hidden, weight, tokens, dtype, self.head_weight, compiled, cap)
 
     def project(self, thoughts: Tensor | None) -> list[tuple[Tensor, Tensor] | None]:
         """Keys and outputs of each layer's thoughts (`Attention.keys_outputs`); None for one without thoughts."""
@@ -224,8 +251,10 @@ class Decoder(nn.Module):
         with self._autocast(tokens):
             cache = Cache(thoughts=self.project(thoughts), keys=[], values=[], position=length)
             h = self._embed(tokens)
-            for layer, layer_thoughts in zip(self._stack, cache.thoughts, strict=True):
-                h, (k, v) = layer.self_attend(h, table)
+            for layer, layer_thoughts, embedded in zip(
+                self._stack, cache.thoughts, self._embedded_values(tokens), strict=True
+            ):
+                h, (k, v) = layer.self_attend(h, table, embedded=embedded)
                 h = layer.think(h, table, layer_thoughts)
                 cache.keys.append(_ring(k, window))
                 cache.values.append(_ring(v, window))
@@ -236,11 +265,12 @@ class Decoder(nn.Module):
         slot, seen = cache.position % self._window, min(cache.position + 1, self._window)
         table = self.table[:, cache.position : cache.position + 1]
         with self._autocast(tokens):
-            h = self._embed(tokens)[:, None]
+            h, embedded = self._embed(tokens)[:, None], self._embedded_values(tokens[:, None])
             for index, layer in enumerate(self._stack):
                 x = layer.attention_norm(h)
                 keys, values = cache.keys[index], cache.values[index]
                 q, k, v = layer.attention.queries_keys_values(x, table)
+                v = layer.attention.mixed_values(v, embedded[index])
                 keys[:, :, slot], values[:, :, slot] = k[:, :, 0], v[:, :, 0]
                 heads = attend(q, keys[:, :, :seen], values[:, :, :seen])
                 h = layer.think(h + layer.attention.output(heads), table, cache.thoughts[index])
@@ -280,7 +310,7 @@ class Decoder(nn.Module):
         for layer in self._stack:
             attention, fed = layer.attention, layer.feed_forward
             attention.fused_weight = self._fused(attention.wq, attention.wk, attention.wv)
-            fed.fused_weight = self._fused(fed.w1, fed.w3)
+            fed.fused_weight = self._fused(*fed.inward)
             if self._low:
                 rest = [attention.wo, fed.w2]
                 if self.config.thoughts:
@@ -289,7 +319,7 @@ class Decoder(nn.Module):
                 for module in rest:
                     module.cast_weight = self._fused(module)
         if self._low:
-            self.head_weight = FrozenWeight(self.tok_embeddings.weight.detach().to(self.compute_dtype), many=True)
+            self.head_weight = FrozenWeight(self.output_weight.detach().to(self.compute_dtype), many=True)
 
     def drop_fused_weights(self) -> None:
         """Drops the copies that `fused_weights` made."""
@@ -297,7 +327,7 @@ class Decoder(nn.Module):
         for module in self.modules():
             if isinstance(module, Linear):
                 module.cast_weight = None
-            elif isinstance(module, Attention | FeedForward):
+            elif isinstance(module, Attention | SwiGLU | ReLU2):
                 module.fused_weight = None
 
     def _fused(self, *parts: Linear) -> Tensor:
@@ -308,6 +338,18 @@ class Decoder(nn.Module):
         """The residual stream [..., D] in which `tokens` [...] enter."""
         embedded: Tensor = self.tok_embeddings(tokens)
         return embedded if self.config.embedding_scale == 1 else embedded * self.config.embedding_scale
+
+    def _embedded_values(self, tokens: Tensor) -> list[Tensor | None]:
+        """The value embeddings [B, T, D] of `tokens` [B, T] for each layer; None for one without."""
+        tables = self.value_embeddings
+        return [tables[str(at)](tokens) if str(at) in tables else None for at in range(self.config.layers)]
+
+    def _split(self, context: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """Of a `context`: the first layer's [B, T, D], and the value embeddings for each layer above it."""
+        h, *embedded = context.split(self.config.dim, dim=-1)
+        following = iter(embedded)
+        layers = range(1, self.config.layers)
+        return h, [next(following) if str(at) in self.value_embeddings else None for at in layers]
 
     @property
     def _recomputes(self) -> bool:

@@ -23,9 +23,13 @@ def parts(dtype=torch.float64):
     return hidden.to(dtype), weight.to(dtype), tokens, counts.to(dtype)
 
 
-def both(hidden, weight, tokens, dtype=None):
-    plain = -F.cross_entropy(hidden @ weight.t(), tokens, reduction="none")
-    return token_log_probs(hidden, weight, tokens, dtype), plain
+def both(hidden, weight, tokens, dtype=None, cap=0.0):
+    logits = hidden @ weight.t()
+    plain = -F.cross_entropy(cap * torch.tanh(logits / cap) if cap else logits, tokens, reduction="none")
+    return token_log_probs(hidden, weight, tokens, dtype, cap=cap), plain
+
+
+each_cap = pytest.mark.parametrize("cap", [0.0, 2.0], ids=["no cap", "a cap"])
 
 
 @pytest.fixture(params=["one chunk", "chunks that do not come out even"])
@@ -38,12 +42,13 @@ def chunks(request, monkeypatch):
 
 @pytest.mark.parametrize("learns", ["hidden", "weight", "both", "neither"])
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_agrees_with_cross_entropy(chunks, learns, dtype, atol):
+@each_cap
+def test_agrees_with_cross_entropy(chunks, learns, dtype, atol, cap):
     hidden, weight, tokens, counts = parts(dtype)
     leaves = {"hidden": [hidden], "weight": [weight], "both": [hidden, weight], "neither": []}[learns]
     for leaf in leaves:
         leaf.requires_grad_()
-    ours, plain = both(hidden, weight, tokens)
+    ours, plain = both(hidden, weight, tokens, cap=cap)
     torch.testing.assert_close(ours, plain, atol=atol, rtol=0)
     assert ours.requires_grad == bool(leaves)
     if leaves:
@@ -52,27 +57,29 @@ def test_agrees_with_cross_entropy(chunks, learns, dtype, atol):
 
 
 @pytest.mark.parametrize("learns", ["hidden", "both"])
-def test_can_be_differentiated_twice(chunks, learns):
+@each_cap
+def test_can_be_differentiated_twice(chunks, learns, cap):
     hidden, weight, tokens, _ = parts()
     leaves = [hidden, weight] if learns == "both" else [hidden]
     for leaf in leaves:
         leaf.requires_grad_()
     turns = []
-    for log_probs in both(hidden, weight, tokens):
+    for log_probs in both(hidden, weight, tokens, cap=cap):
         slopes = torch.autograd.grad(log_probs.square().sum(), leaves, create_graph=True)
         turns.append(torch.autograd.grad(sum(slope.square().sum() for slope in slopes), leaves))
     torch.testing.assert_close(*turns, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("learns", ["hidden", "both"])
-def test_bfloat16_products(chunks, learns):
+@each_cap
+def test_bfloat16_products(chunks, learns, cap):
     """Weights in single precision, products in bfloat16, whose 8 bits give logits within about 2^-8 of their size."""
     hidden, weight, tokens, counts = parts(torch.float32)
     leaves = [hidden, weight] if learns == "both" else [hidden]
     for leaf in leaves:
         leaf.requires_grad_()
-    ours, _ = both(hidden, weight, tokens, torch.bfloat16)
-    _, plain = both(hidden.bfloat16().float(), weight.bfloat16().float(), tokens)
+    ours, _ = both(hidden, weight, tokens, torch.bfloat16, cap)
+    _, plain = both(hidden.bfloat16().float(), weight.bfloat16().float(), tokens, cap=cap)
     assert ours.dtype == torch.float32
     largest = float((hidden @ weight.t()).detach().abs().max())
     torch.testing.assert_close(ours, plain, atol=largest * 2**-7, rtol=0)
@@ -96,30 +103,32 @@ def _compiler(monkeypatch):
 @pytest.mark.usefixtures("_compiler")
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_gpus_way_with_logits(chunks, dtype, monkeypatch):
+@each_cap
+def test_a_gpus_way_with_logits(chunks, dtype, cap, monkeypatch):
     """Padded rows and the compiled softmax: no more than rounded, and no row of zeros is ever likely."""
     as_on_a_gpu(monkeypatch)
-    check_a_gpus_way("cpu", dtype)
+    check_a_gpus_way("cpu", dtype, cap)
 
 
 @needs_a_gpu
 @pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_on_a_gpu(chunks, dtype):
-    check_a_gpus_way("cuda", dtype)
+@each_cap
+def test_logits_on_a_gpu(chunks, dtype, cap):
+    check_a_gpus_way("cuda", dtype, cap)
 
 
-def check_a_gpus_way(device, dtype):
+def check_a_gpus_way(device, dtype, cap):
     hidden, weight, tokens, counts = (part.to(device) for part in parts(torch.float32))
     hidden.sub_(1)  # most logits are negative: to zeros they would lose
     leaves = [hidden.requires_grad_(), weight.requires_grad_()]
-    exact, _ = both(hidden.to(dtype).float(), weight.to(dtype).float(), tokens)
+    exact, _ = both(hidden.to(dtype).float(), weight.to(dtype).float(), tokens, cap=cap)
     theirs = torch.autograd.grad((exact * counts).sum(), leaves)
     for compiled in (False, True):
-        ours = token_log_probs(hidden, weight, tokens, dtype, None, compiled)
+        ours = token_log_probs(hidden, weight, tokens, dtype, None, compiled, cap)
         mine = torch.autograd.grad((ours * counts).sum(), leaves)
         with torch.no_grad():
-            alone = token_log_probs(hidden, weight, tokens, dtype)
+            alone = token_log_probs(hidden, weight, tokens, dtype, cap=cap)
         near = 1e-5 if dtype == torch.float32 else 2**-7 * float((hidden @ weight.t()).detach().abs().max())
         torch.testing.assert_close((ours, alone), (exact, exact), atol=near, rtol=0)
         for one, other in zip(mine, theirs, strict=True):
@@ -160,7 +169,8 @@ def test_a_probability_too_small_for_a_number_has_its_log(dtype):
 
 
 @pytest.mark.parametrize("learns", ["hidden", "weight"])
-def test_never_holds_all_logits(learns):
+@each_cap
+def test_never_holds_all_logits(learns, cap):
     from pyro_ltm.profiling.memory import peak_memory
 
     rows, vocab = 4096, 16384  # 256 MiB of logits
@@ -169,7 +179,7 @@ def test_never_holds_all_logits(learns):
     leaf = leaves[learns].requires_grad_()
 
     def work():
-        torch.autograd.grad(token_log_probs(leaves["hidden"], leaves["weight"], tokens).sum(), leaf)
+        torch.autograd.grad(token_log_probs(leaves["hidden"], leaves["weight"], tokens, cap=cap).sum(), leaf)
 
     assert peak_memory(work) < 0.8 * rows * vocab * 4
 
@@ -195,12 +205,13 @@ def test_numbers_may_lie_in_any_order(turned):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e2, 1e4])
-def test_no_log_probability_is_above_zero(scale):
+@each_cap
+def test_no_log_probability_is_above_zero(scale, cap):
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(500, 64, generator=generator) * scale, torch.randn(50, 64, generator=generator)
     likeliest = (hidden @ weight.t()).argmax(-1)
     for learns in (False, True):
-        assert token_log_probs(hidden.requires_grad_(learns), weight, likeliest).max() <= 0
+        assert token_log_probs(hidden.requires_grad_(learns), weight, likeliest, cap=cap).max() <= 0
 
 
 @pytest.mark.parametrize("learns", ["neither", "weight"])

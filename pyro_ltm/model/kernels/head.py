@@ -3,7 +3,8 @@
 With a large vocabulary the head is more than half of a fast step's work, and R x V logits with their gradients most of
 its memory. Here positions go in chunks (half precision, and a GPU) or in tiles (`head_tiles`), and where only the
 hidden states learn (the fast loop), the gradient is taken while the probabilities are at hand: that of a token's
-log-probability is (one-hot - probabilities) W, whatever it is multiplied by later.
+log-probability is (one-hot - probabilities) W, whatever it is multiplied by later. With capped logits, c tanh(x / c),
+each row of W counts by the slope of its cap.
 
 Shapes: R positions, D width, V vocabulary.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ def token_log_probs(
     dtype: torch.dtype | None = None,
     cast: FrozenWeight | None = None,
     compiled: bool = False,
+    cap: float = 0.0,
 ) -> Tensor:
     """Log softmax(hidden W^T)[token] at each position, in nats, [R].
 
@@ -41,9 +44,11 @@ def token_log_probs(
             but for a gradient to `hidden` alone.
         cast: `weight` in that dtype already, where nothing learns from it.
         compiled: the softmax of chunks of logits is compiled.
+        cap: c, where the softmax is of c tanh(logits / c); 0: of the logits. Exponentials are then in the dtype of
+            `weight` always.
     """
     dtype = dtype or weight.dtype
-    log_probs: Tensor = _TokenLogProbs.apply(hidden.to(dtype), weight, tokens, cast, compiled)
+    log_probs: Tensor = _TokenLogProbs.apply(hidden.to(dtype), weight, tokens, cast, compiled, cap)
     return log_probs
 
 
@@ -52,21 +57,22 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, cast: FrozenWeight | None, compiled: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, cast: FrozenWeight | None, compiled: bool, cap: float
     ) -> Tensor:
         gradient: Tensor | None = None
         log_sums: Tensor | None = None
         tiles, learns = _in_tiles(hidden, weight), ctx.needs_input_grad[0]
         if tiles and learns:
-            log_probs, log_sums, gradient = head_tiles.with_gradients(hidden, weight, tokens)
+            log_probs, log_sums, gradient = head_tiles.with_gradients(hidden, weight, tokens, cap)
         elif tiles:
-            log_probs, log_sums = head_tiles.values(hidden, weight, tokens)
+            log_probs, log_sums = head_tiles.values(hidden, weight, tokens, cap)
         else:
             cast = cast or FrozenWeight(weight.detach().to(hidden.dtype))
             if learns:
-                log_probs, gradient = _chunked(hidden, weight, tokens, cast, compiled)
+                log_probs, gradient = _chunked(hidden, weight, tokens, cast, compiled, cap)
             else:
-                log_probs = _values(hidden, weight, tokens, cast)
+                log_probs = _values(hidden, weight, tokens, cast, cap)
+        ctx.cap = cap
         ctx.save_for_backward(hidden, weight, tokens, gradient, log_sums)
         return log_probs
 
@@ -75,25 +81,31 @@ class _TokenLogProbs(torch.autograd.Function):
         (weights,) = outer  # [R]: what each log-probability counts
         hidden, weight, tokens, gradient, log_sums = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
-            return *_differentiable(hidden, weight, tokens, weights, ctx.needs_input_grad), None, None, None
+            return *_differentiable(hidden, weight, tokens, weights, ctx.needs_input_grad, ctx.cap), *[None] * 4
         to_hidden = None if gradient is None else gradient * weights[:, None].to(gradient.dtype)
         to_weight: Tensor | None = None
         if ctx.needs_input_grad[1] and log_sums is not None:
-            to_weight = head_tiles.to_weight(hidden, weight, tokens, weights, log_sums)
+            to_weight = head_tiles.to_weight(hidden, weight, tokens, weights, log_sums, ctx.cap)
         elif ctx.needs_input_grad[1]:
-            to_weight = _to_weight(hidden, weight, tokens, weights)
-        return to_hidden, to_weight, None, None, None
+            to_weight = _to_weight(hidden, weight, tokens, weights, ctx.cap)
+        return to_hidden, to_weight, *[None] * 4
 
 
-def _to_weight(hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
+def _to_weight(hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor, cap: float) -> Tensor:
     """[V, D]: sum over positions of `weights` [R] times (one-hot - probabilities) hidden^T."""
     cast, counted = FrozenWeight(weight.detach().to(hidden.dtype)), hidden * weights[:, None].to(hidden.dtype)
     slope = torch.zeros_like(cast.rows)  # in the precision of the products, as autocast leaves every other gradient
     scratch = _Scratch(hidden, cast, weight.dtype)
+    own = torch.empty_like(weights)
     for rows in scratch.chunks:
-        _, probabilities = scratch.softmax(hidden[rows], cast)
+        if cap:
+            logits = scratch.logits(hidden[rows], cast)
+            _, probabilities, own[rows] = _capped_softmax(logits, tokens[rows], weight.dtype, cap)
+        else:
+            _, probabilities = scratch.softmax(hidden[rows], cast)
         slope.addmm_(probabilities.t(), counted[rows], alpha=-1)
-    return slope[: len(weight)].to(weight.dtype).index_add_(0, tokens, counted.to(weight.dtype))
+    counted = counted.to(weight.dtype) * own[:, None] if cap else counted.to(weight.dtype)
+    return slope[: len(weight)].to(weight.dtype).index_add_(0, tokens, counted)
 
 
 def _in_tiles(hidden: Tensor, weight: Tensor) -> bool:
@@ -178,17 +190,24 @@ def packs_half() -> bool:
 
 
 def _chunked(
-    hidden: Tensor, weight: Tensor, tokens: Tensor, cast: FrozenWeight, compiled: bool
+    hidden: Tensor, weight: Tensor, tokens: Tensor, cast: FrozenWeight, compiled: bool, cap: float
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities [R] and their gradients [R, D], from chunks of logits."""
     log_probs, gradient = hidden.new_empty(len(hidden), dtype=weight.dtype), torch.empty_like(hidden)
     scratch = cast.scratch(hidden, weight.dtype)
     for rows in scratch.chunks:
-        if compiled:
-            log_probs[rows], probabilities = _compiled()(scratch.logits(hidden[rows], cast), tokens[rows], weight.dtype)
+        own = cast.matrix[tokens[rows]]
+        if cap:
+            softmax = _compiled(_capped_softmax) if compiled else _capped_softmax
+            logits = scratch.logits(hidden[rows], cast)
+            log_probs[rows], probabilities, slope = softmax(logits, tokens[rows], weight.dtype, cap)
+            own = own * slope[:, None].to(own.dtype)
+        elif compiled:
+            logits = scratch.logits(hidden[rows], cast)
+            log_probs[rows], probabilities = _compiled(_plain_softmax)(logits, tokens[rows], weight.dtype)
         else:
             log_probs[rows], probabilities = _softmax(scratch, hidden[rows], tokens[rows], cast)
-        torch.sub(cast.matrix[tokens[rows]], cast.mean(probabilities), out=gradient[rows])
+        torch.sub(own, cast.mean(probabilities), out=gradient[rows])
     return log_probs, gradient
 
 
@@ -206,16 +225,30 @@ def _softmax(scratch: _Scratch, hidden: Tensor, tokens: Tensor, cast: FrozenWeig
 
 
 @functools.cache
-def _compiled() -> Any:
-    """The same from logits [r, V'], for the compiler to make two passes over memory of."""
-
-    def softmax(logits: Tensor, tokens: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        wide = logits.to(dtype)
-        most = wide.amax(-1, keepdim=True)
-        log_sum = most + (wide - most).exp().sum(-1, keepdim=True).log()
-        return (wide.gather(1, tokens[:, None]) - log_sum)[:, 0], (wide - log_sum).exp().to(logits.dtype)
-
+def _compiled(softmax: Callable[..., Any]) -> Any:
+    """One of the two below, for the compiler to make two passes over memory of."""
     return torch.compile(softmax)
+
+
+def _plain_softmax(logits: Tensor, tokens: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The same from logits [r, V']."""
+    wide = logits.to(dtype)
+    most = wide.amax(-1, keepdim=True)
+    log_sum = most + (wide - most).exp().sum(-1, keepdim=True).log()
+    return (wide.gather(1, tokens[:, None]) - log_sum)[:, 0], (wide - log_sum).exp().to(logits.dtype)
+
+
+def _capped_softmax(logits: Tensor, tokens: Tensor, dtype: torch.dtype, cap: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities [r] of `tokens` under capped `logits` [r, V'], and how each logit moves them.
+
+    That is: all probabilities [r, V'] times the slopes of their caps, and the slope of the token's own [r].
+    """
+    turned = torch.tanh(logits.to(dtype) / cap)
+    # A row of zeros has no token: it stays at minus infinity, and its slope is 0.
+    log_probs = torch.log_softmax((cap * turned).masked_fill_(logits == -torch.inf, -torch.inf), dim=-1)
+    slope, own = 1 - turned.square(), tokens[:, None]
+    sloped = (log_probs.exp() * slope).to(logits.dtype)
+    return log_probs.gather(1, own)[:, 0], sloped, slope.gather(1, own)[:, 0]
 
 
 def _may_look(x: Tensor) -> bool:
@@ -223,24 +256,31 @@ def _may_look(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def _values(hidden: Tensor, weight: Tensor, tokens: Tensor, cast: FrozenWeight) -> Tensor:
+def _values(hidden: Tensor, weight: Tensor, tokens: Tensor, cast: FrozenWeight, cap: float) -> Tensor:
     """Log-probabilities [R] alone."""
     log_probs = hidden.new_empty(len(hidden), dtype=weight.dtype)
     scratch = _Scratch(hidden, cast, weight.dtype)
     for rows in scratch.chunks:
-        log_probs[rows] = scratch.log_softmax(hidden[rows], cast).gather(1, tokens[rows, None])[:, 0]
+        if cap:
+            logits = scratch.logits(hidden[rows], cast)
+            log_probs[rows], _, _ = _capped_softmax(logits, tokens[rows], weight.dtype, cap)
+        else:
+            log_probs[rows] = scratch.log_softmax(hidden[rows], cast).gather(1, tokens[rows, None])[:, 0]
     return log_probs
 
 
 def _differentiable(
-    hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor, needed: tuple[bool, ...]
+    hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor, needed: tuple[bool, ...], cap: float
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients as a graph of their own, all positions at once."""
     matrix = weight.to(hidden.dtype)
-    probabilities = (hidden @ matrix.t()).to(weight.dtype).softmax(-1)
+    logits = (hidden @ matrix.t()).to(weight.dtype)
+    turned = torch.tanh(logits / cap) if cap else None
+    probabilities = (logits if turned is None else cap * turned).softmax(-1)
     rows = torch.arange(len(tokens), device=tokens.device)
     one_hot = torch.zeros_like(probabilities).index_put((rows, tokens), torch.ones_like(weights))
-    slope = ((one_hot - probabilities) * weights[:, None]).to(hidden.dtype)
+    slope = (one_hot - probabilities) * weights[:, None]
+    slope = (slope if turned is None else slope * (1 - turned.square())).to(hidden.dtype)
     to_weight = (slope.t() @ hidden).to(weight.dtype) if needed[1] else None
     return slope @ matrix if needed[0] else None, to_weight
 

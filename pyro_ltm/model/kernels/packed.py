@@ -39,7 +39,8 @@ def packed(decoder: Decoder, rows: int, tokens: int) -> Decoder:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
                 setattr(module, name, Packed(child.weight, rows, decoder.compute_dtype))
-    faster.head = Packed(decoder.tok_embeddings.weight, rows, decoder.compute_dtype)
+    own: nn.Module | None = faster.output
+    faster.head = own or Packed(decoder.output_weight, rows, decoder.compute_dtype)
     return faster
 
 
