@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from pyro_ltm.config import ADAMW, Config, SlowConfig, apply_settings, dump_toml, load_toml, suggest
+from pyro_ltm.config import ADAMW, Config, ModelConfig, SlowConfig, apply_settings, dump_toml, load_toml, suggest
 from pyro_ltm.data import TokenDataset, Tokenizer
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors, write_text
@@ -165,6 +165,9 @@ class Run:
         for entry in fields(SlowConfig):
             if entry.name in LATER and settings["slow"][entry.name] == entry.default:
                 del settings["slow"][entry.name]
+        for entry in fields(ModelConfig):
+            if entry.metadata["added"] and settings["model"][entry.name] == entry.default:
+                del settings["model"][entry.name]
         if self.config.slow_optimizer == ADAMW:
             del settings["slow_optimizer"]
         digests = [fingerprint(module) for module in (self.model, self.loop.guide)]

@@ -86,8 +86,8 @@ def test_first_weights_of_zero_cross_attention_have_their_sizes_and_their_own_se
 
 def test_thoughts_begin_to_matter_all_the_same():
     """In the first slow step z has no gradient, and q stays at the prior; but `wo` has one, and z from then on."""
-    model, _ = build(Config(model=tiny_config(zero_cross_attention=True, init_std=0.2, window=1)))
-    loop = FastLoop(MeanField(N, D), AnalyticELBO(), Adam(lr=0.3, eps=0.01), steps=8)
+    model, _ = build(Config(model=tiny_config(zero_cross_attention=True, init_std=0.2, window=1, layers=1, thoughts=2)))
+    loop = FastLoop(MeanField(2, D), AnalyticELBO(), Adam(lr=0.3, eps=0.01), steps=3)
     # 0 k 0 k ... of 8 kinds k: after 0 nothing but the thoughts says which, and they save 6 log 8 = 12 nats.
     tokens = torch.zeros(16, 13, dtype=torch.int64)
     tokens[:, 1::2] = 1 + torch.arange(16)[:, None] % 8
@@ -103,4 +103,5 @@ def test_thoughts_begin_to_matter_all_the_same():
             assert all(each.wv.weight.grad.abs().max() == 0 for each in crossing)
     assert reports[0].rate == 0
     assert reports[-1].rate > 1
-    assert reports[-1].bound < 0.9 * 6 / 12 * math.log(8), "nats a token: below what can be said without thoughts"
+    late = sum(float(report.distortion) for report in reports[-10:]) / 10
+    assert late < 0.8 * math.log(8) / 2, "nats a token: below what can be said without thoughts"
