@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_ltm.model.kernels.gated import gated
 from pyro_ltm.model.linear import Linear
 
 
@@ -31,9 +30,9 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D]."""
         fused = self.fused_weight  # read once: another thread may drop it
-        opened = F.silu(self.w1(x)) * self.w3(x) if fused is None else gated(F.linear(x, fused))
-        fed: Tensor = self.w2(opened)
-        return fed
+        gate, up = (self.w1(x), self.w3(x)) if fused is None else F.linear(x, fused).chunk(2, dim=-1)
+        gated: Tensor = self.w2(F.silu(gate) * up)
+        return gated
 
 
 class ReLU2(nn.Module):
