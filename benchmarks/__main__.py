@@ -1,6 +1,7 @@
 """Runs the benchmarks of speed and writes what they found.
 
-    python -m benchmarks [--out runs/speed] [--only speed,float32,nano,pipeline,growth,race,levers] [--data DIR]
+    python -m benchmarks [--out runs/speed] [--only speed,float32,nano,pipeline,growth,race,levers,mistral] [--data DIR]
+    python -m benchmarks --only before --before CHECKOUT
     python -m benchmarks --only gpu-small,gpu-medium,gpu-large --device cuda
     python -m benchmarks --table runs/speed/speed-DATE.json
 
@@ -24,7 +25,20 @@ from typing import Any, NoReturn
 
 import torch
 
-from benchmarks import growth, levers, levers_training, pages, pipeline, race, speed, speed_gpu, speed_short, table
+from benchmarks import (
+    before,
+    growth,
+    levers,
+    levers_training,
+    mistral,
+    pages,
+    pipeline,
+    race,
+    speed,
+    speed_gpu,
+    speed_short,
+    table,
+)
 from benchmarks.interleave import machine
 from pyro_ltm.config import suggest
 from pyro_ltm.data import TokenDataset, prepare
@@ -42,11 +56,13 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "growth": lambda asked: growth.run(asked.rounds),
     "race": lambda asked: (race.run(asked.data, asked.steps, seed) for seed in asked.seeds),
     "levers": lambda asked: levers.run(asked.data, asked.steps, asked.seeds, asked.rows),
+    "mistral": lambda asked: mistral.run(asked.rounds),
 }
 GPU: dict[str, Callable[[argparse.Namespace], Any]] = {
     f"gpu-{name}": lambda asked, name=name: speed_gpu.run(name, asked.rounds, asked.device)
     for name in speed_gpu.PRESETS
 }
+BEFORE = {"before": lambda asked: before.run(asked.before, asked.rounds)}
 ANYWHERE = ("speed", "float32", "nano", *GPU)
 """Parts that run on a GPU, too."""
 
@@ -76,7 +92,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/speed"))
-    parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join((*PARTS, *GPU))}")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join((*PARTS, *BEFORE, *GPU))}")
     parser.add_argument("--preset", default="medium", help="of the parts `speed` and `float32`")
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--data", type=Path)
@@ -85,17 +101,22 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", help="which rows of `levers`, with semicolons; default: all")
     parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=f"of {', '.join(ANYWHERE)}")
+    parser.add_argument("--before", type=Path, help="another checkout of this repository, of the part `before`")
     parser.add_argument("--table", type=Path, help="publish this file, measure nothing")
     asked = parser.parse_args(arguments)
     asked.only = asked.only.split(",")
     asked.rows = asked.rows.split(";") if asked.rows else None
     for name in asked.only:
-        if name not in PARTS | GPU:
-            raise UserError(f"--only {name}{suggest(name, PARTS | GPU)}: choose from {', '.join(PARTS | GPU)}")
+        if name not in PARTS | BEFORE | GPU:
+            raise UserError(
+                f"--only {name}{suggest(name, PARTS | BEFORE | GPU)}: choose from {', '.join(PARTS | BEFORE | GPU)}"
+            )
     for name in asked.rows or []:
         if name not in levers.ROWS:
             raise UserError(f"--rows {name}{suggest(name, levers.ROWS)}: choose from {'; '.join(levers.ROWS)}")
     preset(asked.preset)
+    if "before" in asked.only and not (asked.before and (asked.before / "benchmarks/speed.py").is_file()):
+        raise UserError("--only before: needs another checkout of this repository: --before FOLDER")
     if asked.device == "cuda":
         if not torch.cuda.is_available():
             raise UserError("--device cuda: torch finds no GPU here")
@@ -160,11 +181,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         asked.data = text(asked.out)
     began = datetime.datetime.now(datetime.timezone.utc)
     date = began.date().isoformat()
-    before = sorted(asked.out.glob("speed-*.json"))
-    found: dict[str, Any] = json.loads(before[-1].read_text(encoding="utf-8")) if before else {}
+    earlier = sorted(asked.out.glob("speed-*.json"))
+    found: dict[str, Any] = json.loads(earlier[-1].read_text(encoding="utf-8")) if earlier else {}
     for part in asked.only:
         began = datetime.datetime.now(datetime.timezone.utc)
-        for result, name in so_far(part, (PARTS | GPU)[part](asked)):
+        for result, name in so_far(part, (PARTS | BEFORE | GPU)[part](asked)):
             minutes = (datetime.datetime.now(datetime.timezone.utc) - began).total_seconds() / 60
             found[name] = {
                 "date": began.date().isoformat(),

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 
-def interleaved(works: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 1) -> dict[str, list[float]]:
+def interleaved(
+    works: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each work, [rounds], taken in turn; each runs `warm` times before that."""
     for _ in range(warm):
         for work in works.values():
@@ -22,12 +24,17 @@ def interleaved(works: Mapping[str, Callable[[], Any]], rounds: int, warm: int =
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
-            began = time.perf_counter()
+            began = clock()
             work()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(clock() - began)
     return seconds
+
+
+def quiet_clock() -> Callable[[], float]:
+    """The processor's seconds where one thread computes, which a busy machine disturbs less; else the time."""
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def summary(seconds: list[float], per: float = 1.0) -> dict[str, Any]:

@@ -127,6 +127,7 @@ def measure(
     dtype: torch.dtype = torch.float32,
     repeats: int = 5,
     device: torch.device | str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Roofline:
     """Each product timed at its shape (`repeats` times), times how often it is needed."""
     parts: Counter[str] = Counter()
@@ -136,25 +137,25 @@ def measure(
         pair = (left[0], right[0]) if product.batch == 1 else (left, right)
         out = torch.matmul(*pair)
         work = functools.partial(torch.matmul, *pair, out=out)
-        parts[product.name] += product.count * _seconds(work, repeats, waits=out.is_cuda)
+        parts[product.name] += product.count * _seconds(work, repeats, waits=out.is_cuda, clock=clock)
     return Roofline(sum(parts.values()), sum(product.flops for product in products), parts)
 
 
-def _seconds(work: Callable[[], object], repeats: int, waits: bool) -> float:
+def _seconds(work: Callable[[], object], repeats: int, waits: bool, clock: Callable[[], float]) -> float:
     """Of one `work`: the median; where its end has to be waited for, on a GPU, the mean over a longer row of them."""
     if waits:
         torch.cuda.synchronize()
         repeats *= 4
-        began = time.perf_counter()
+        began = clock()
         for _ in range(repeats):
             work()
         torch.cuda.synchronize()
-        return (time.perf_counter() - began) / repeats
+        return (clock() - began) / repeats
     times = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began = clock()
         work()
-        times.append(time.perf_counter() - began)
+        times.append(clock() - began)
     return statistics.median(times)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.pages import table
-from benchmarks.table import parameter_bytes, percent, raced, times
+from benchmarks.table import parameter_bytes, percent, raced, times, verdict
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -16,6 +16,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
         "gpu in short": _gpu([part["found"] for name, part in found.items() if name.startswith("gpu-")]),
         "nano in short": _nano(found),
         "speed in a line": _in_a_line(found),
+        "rivals in short": _rivals(found),
     }
 
 
@@ -69,6 +70,30 @@ def _nano(found: Mapping[str, Any]) -> str:
         ["waiting for data", f"{waits:.1%} of a training step"],
     ]
     return table(["`nano`", ""], rows)
+
+
+def _rivals(found: Mapping[str, Any]) -> str:
+    """Targets that stand on one thread: `nano` against an earlier commit, the twin against `transformers`."""
+    before, rival = found["before"]["found"], found["mistral"]["found"]
+    rows = []
+    least = before["targets"]["faster_than_before"]
+    for name, what in (("now", "one fast step, `nano`, float32"), ("compiled", "... with `compile=true`")):
+        ratio = before["faster_than_before"][name]
+        rows += [[what, f"commit {before['commit']}", f"{least}x", times(ratio), verdict(ratio["median"] >= least)]]
+    shares, least = before["share_of_the_roofline"], before["targets"]["share_of_the_roofline"]
+    measured = f"{percent(shares['now'])}, {percent(shares['compiled'])}"
+    good = max(shares[name]["median"] for name in ("now", "compiled")) >= least
+    rows += [["the products' share of both", "roofline", f"{least:.0%}", measured, verdict(good)]]
+    size = f"{rival['preset']} without thoughts, float32"
+    for name, what in (
+        ("training_step", f"a training step, {size}"),
+        ("scoring", f"scoring {rival['sequences_scored']} sequences"),
+        ("writing", f"writing {rival['new_tokens']} tokens, batch {rival['texts']}"),
+    ):
+        one = rival[name]
+        good = one["faster"]["median"] >= one["target"]
+        rows += [[what, "Mistral", f"{one['target']}x", times(one["faster"]), verdict(good)]]
+    return table(["", "against", "target", "measured", "reached"], rows)
 
 
 def _in_a_line(found: Mapping[str, Any]) -> str:

@@ -85,8 +85,6 @@ MEANINGS = {
     "evaluation.json": "figures of the last evaluation of its own data",
     "metrics.jsonl": "what was measured while training",
     "model.safetensors": "the weights",
-    "average.safetensors": "their moving average, for --weights average",
-    "best.safetensors": "those of the best validation, for --weights best",
     "nonfinite.json": "why training stopped",
     "plots": "curves of training",
     "report": "what its thoughts carry",

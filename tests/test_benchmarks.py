@@ -238,6 +238,7 @@ def test_the_plans_of_the_protocols_are_runs_that_can_be_made(corpus):
         (["--preset", "mediun"], "did you mean 'medium'"),
         (["--data", "nowhere"], "nowhere: no such folder"),
         (["--only", "gpu-small"], "needs --device cuda"),
+        (["--only", "before"], "needs another checkout"),
         (["--table", "nothing.json"], "no such file"),
         (["--oout", "here"], "unrecognized arguments"),
     ],
