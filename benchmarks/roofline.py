@@ -53,6 +53,7 @@ def fast_step_products(model: ModelConfig, size: int, length: int, every: int = 
 def _step(model: ModelConfig, size: int, first: int, last: int) -> Iterator[Product]:
     """The products of a step that scores the tokens from `first` to before `last`."""
     dim, hidden, layers, window = model.dim, model.hidden_width, model.layers, model.window
+    inward = 2 if model.feed_forward == "swiglu" else 1  # matrices that read the feed-forward layer's input
     each, width, heads = model.thoughts // layers, model.dim // model.heads, size * model.heads
     # A layer is needed at what the layers above it can see.
     begins = [max(0, first - above * (window - 1)) for above in reversed(range(layers))]
@@ -79,8 +80,8 @@ def _step(model: ModelConfig, size: int, first: int, last: int) -> Iterator[Prod
         else:
             yield Product("cross-attention: output", 2, rows, dim, dim)
             yield Product("cross-attention: mixtures", 3, positions, each, width, heads)
-        yield Product("feed-forward: in", 2, rows, dim, hidden)
-        yield Product("feed-forward: in, back", 2, rows, hidden, dim)
+        yield Product("feed-forward: in", inward, rows, dim, hidden)
+        yield Product("feed-forward: in, back", inward, rows, hidden, dim)
         yield Product("feed-forward: out", 1, rows, hidden, dim)
         yield Product("feed-forward: out, back", 1, rows, dim, hidden)
     yield Product("head", 1, size * (last - first), dim, model.vocab_size)
@@ -102,7 +103,7 @@ def slow_step_flops(model: ModelConfig, size: int, length: int) -> int:
     each = model.thoughts // model.layers
     # A token and its layer's thoughts: queries, scores, mixtures, and their projection, which few thoughts have before.
     crossing = (dim + each + (model.heads * each if few(model) else each + dim)) * dim if each else 0
-    weights = 4 * dim * dim + 3 * dim * hidden
+    weights = 4 * dim * dim + (3 if model.feed_forward == "swiglu" else 2) * dim * hidden
     token = model.layers * (weights + crossing + 2 * seen * dim) + dim * model.vocab_size
     thoughts = model.thoughts * (3 if few(model) else 2) * dim * dim
     return round(2 * 3 * size * (length * token + thoughts))

@@ -125,8 +125,13 @@ def _shares(name: str, step: Mapping[str, Any], target: float | None, others: bo
 def parameters(model: ModelConfig) -> int:
     """Numbers that a decoder learns."""
     crossing = bool(model.thoughts)
-    layer = (4 + 4 * crossing) * model.dim**2 + 3 * model.dim * model.hidden_width + (2 + crossing) * model.dim
-    return model.vocab_size * model.dim + model.layers * layer + model.dim
+    fed = (3 if model.feed_forward == "swiglu" else 2) * model.dim * model.hidden_width
+    layer = (4 + 4 * crossing) * model.dim**2 + fed + (2 + crossing) * model.dim
+    if model.qk_norm:
+        layer += 2 * (1 + crossing) * model.dim // model.heads
+    mixing = -(-model.layers // 2) if model.value_embeddings else 0
+    tables = 1 + (not model.tied) + mixing
+    return model.vocab_size * model.dim * tables + 2 * mixing + model.layers * layer + model.dim
 
 
 def parameter_bytes(part: Mapping[str, Any]) -> int:

@@ -74,6 +74,9 @@ class ModelConfig:
     zero_cross_attention: bool = option(
         False, "cross-attention begins with outputs of zero: the first weights are those of the twin", added=True
     )
+    dropout: float = option(
+        0.0, "share of the embedding and of each layer's outputs that a slow step drops", low=0.0, high=0.95, added=True
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")

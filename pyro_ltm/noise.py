@@ -78,6 +78,18 @@ class Noise:
         return part
 
 
+def kept(ids: Tensor, shape: tuple[int, ...], share: float, *, seed: int, device: torch.device) -> Tensor:
+    """Which numbers of each sequence dropout keeps: bool [B, *shape], each True with probability `share`.
+
+    By a generator for each of `ids` [B], so that they do not depend on who shares the batch; on another kind of device
+    they are others.
+    """
+    whole = torch.empty(len(ids), *shape, dtype=torch.bool, device=device)
+    for row, name in zip(whole, ids.tolist(), strict=True):
+        row.bernoulli_(share, generator=torch.Generator(device).manual_seed(fold(seed, "dropout", name)))
+    return whole
+
+
 class _Stream:
     """The normals of one sequence."""
 
@@ -179,4 +191,4 @@ def _dtype(distribution: Any) -> torch.dtype:
     return dtype
 
 
-__all__ = ["KINDS", "DrawFrom", "Noise", "draw", "fold", "rsample_from"]
+__all__ = ["KINDS", "DrawFrom", "Noise", "draw", "fold", "kept", "rsample_from"]

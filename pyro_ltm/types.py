@@ -47,6 +47,7 @@ class Batch:
         context: [B, T, D] what the thoughts cannot touch (`Decoder.context`), computed once for many fast steps;
             None until `LatentThoughtModel.precompute` fills it in.
         context_of: the weights that computed it.
+        dropout: seed by which the decoder drops numbers, of a slow step; None: it drops none.
     """
 
     inputs: Tensor
@@ -58,6 +59,7 @@ class Batch:
     token_scale: int = 1
     context: Tensor | None = None
     context_of: Weights | None = None
+    dropout: int | None = None
 
     @classmethod
     def from_tokens(cls, tokens: Tensor, *, ids: Tensor | None = None) -> Batch:

@@ -69,9 +69,11 @@ class TokenSequence(TorchDistribution):
     def _log_probs(self, value: Tensor, token_slice: slice | None) -> Tensor:
         """Nats of the P tokens in `token_slice`, [..., B, P]; of all without."""
         decoder, shape = self._bound_decoder(), torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
-        inputs = (_flat(self._context(decoder, value), shape, 2), _flat(self.thoughts, shape, 2))
+        kept = decoder.kept(self.batch)
+        inputs = (_flat(self._context(decoder, value, kept), shape, 2), _flat(self.thoughts, shape, 2))
         if token_slice is None:
-            hidden = decoder(*inputs)
+            kept = None if kept is None else _flat(kept.transpose(0, 1), shape, 3).transpose(0, 1)
+            hidden = decoder(*inputs, kept=kept)
         else:
             hidden, value = decoder.forward_slice(*inputs, token_slice), value[..., token_slice]
         log_probs = decoder.token_log_probs(hidden.flatten(0, -2), _flat(value, shape, 1).flatten())
@@ -91,14 +93,15 @@ class TokenSequence(TorchDistribution):
             decoder.drop_fused_weights()  # they are of other weights
         return decoder
 
-    def _context(self, decoder: Decoder, value: Tensor) -> Tensor:
+    def _context(self, decoder: Decoder, value: Tensor, kept: Tensor | None) -> Tensor:
         """Its context [..., B, T, D] of `value`: the batch's own, if that is of these tokens by these weights."""
         context, of = self.batch.context, self.batch.context_of
-        if value is self.batch.targets and context is not None and of is not None and self.weights.same_as(of):
+        held = context is not None and of is not None and self.weights.same_as(of)
+        if context is not None and held and kept is None and value is self.batch.targets:
             return context
         start = self.batch.inputs[:, :1].expand(*value.shape[:-1], 1)
         inputs = torch.cat([start, value[..., :-1]], dim=-1)
-        return decoder.context(inputs.flatten(0, -2)).unflatten(0, inputs.shape[:-1])
+        return decoder.context(inputs.flatten(0, -2), kept).unflatten(0, inputs.shape[:-1])
 
 
 def _flat(x: Tensor, shape: torch.Size, event_dims: int) -> Tensor:

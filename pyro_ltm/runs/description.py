@@ -13,6 +13,8 @@ from pyro_ltm.runs.run import Run
 
 PARTS = {
     "tok_embeddings": "embedding",
+    "value_embeddings": "embedding",
+    "output": "head",
     "attention": "self_attention",
     "cross_attention": "cross_attention",
     "feed_forward": "feed_forward",
@@ -42,6 +44,8 @@ def count_parameters(run: Run) -> dict[str, int]:
         part = next((part for word, part in PARTS.items() if f".{word}." in f".{name}"), "norms")
         counts[part] += parameter.numel()
     counts["guide"] = sum(parameter.numel() for parameter in run.loop.guide.parameters())
+    if run.config.model.tied:
+        del counts["head"]  # it is the embedding's transpose
     return {**counts, "total": sum(counts.values())}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pyro_ltm.errors import UserError
 from pyro_ltm.runs.notes import origin_note
 from pyro_ltm.runs.run import Run
@@ -11,6 +13,9 @@ SCHEDULE = (
     *("weight_decay", "beta1", "beta2", "clip"),
 )
 """Settings of `slow` by which a twin learns from the same sequences; the rest is when to look, and about thoughts."""
+
+BEGUN = ("init_std", "zero_init", "zero_cross_attention", "dropout")
+"""Settings of `model` by which a decoder begins and learns; once it is trained, it is the same decoder with others."""
 
 
 def check_twin(run: Run, twin: Run) -> list[str]:
@@ -24,7 +29,8 @@ def check_twin(run: Run, twin: Run) -> list[str]:
             f"--twin {twin.folder}: has another tokenizer than {run.folder}, so nats a token cannot be compared; "
             "train both on the same prepared folder"
         )
-    if twin.config.model != run.config.model.twin:
+    begun = {name: getattr(run.config.model, name) for name in BEGUN}
+    if replace(twin.config.model, **begun) != run.config.model.twin:
         raise UserError(
             f"--twin {twin.folder}: not the twin of {run.folder}, which is the same decoder with model.thoughts = 0; "
             "evaluate another model by itself"
@@ -51,6 +57,10 @@ def training_differences(run: Run, twin: Run) -> list[str]:
         one, other = getattr(twin.config.slow, name), getattr(run.config.slow, name)
         if one != other:
             lines.append(f"its slow.{name} is {one}, this run's {other}")
+    for name in BEGUN:
+        one, other = getattr(twin.config.model, name), getattr(run.config.model, name)
+        if one != other and name != "zero_cross_attention":  # of which a twin has none
+            lines.append(f"its model.{name} is {one}, this run's {other}")
     optimizers = (twin.config.slow_optimizer, run.config.slow_optimizer)
     used, ours_used = ({"name": one.name, **one.options} for one in optimizers)
     for name in {**used, **ours_used}:

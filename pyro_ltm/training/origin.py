@@ -16,7 +16,7 @@ from pyro_ltm.runs.notes import ORIGIN, OriginNote, origin_note, relative, write
 from pyro_ltm.runs.run import Run
 from pyro_ltm.training.schedule import flat
 
-ANYHOW = ("model.max_length",)
+ANYHOW = ("model.max_length", "model.dropout")
 """Of a model's settings, those by which its weights mean the same."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -48,15 +48,17 @@ def train_step(
     With `decoder_only`, the decoder learns as its twin does: there is nothing to fit, and its loss is exact.
 
     The loss is a sum over tokens divided by the tokens of all micro-batches together, so that accumulation changes
-    nothing. A gradient that is not finite is thrown away.
+    nothing. A gradient that is not finite is thrown away. Dropout is of the slow step alone, keyed by `seed` and the
+    sequences: thoughts are fitted, as they are in every score, under the decoder that is used.
     """
     device = batches[0].inputs.device
     distortion, rate = torch.zeros((), device=device), torch.zeros((), device=device)
     tokens = torch.stack([batch.tokens() for batch in batches]).sum()
     slow_optimizer.zero_grad(set_to_none=True)
     for batch in batches:
+        learned = replace(batch, dropout=seed)
         if decoder_only:
-            loss = -model.log_prob_without_thoughts(batch).sum()
+            loss = -model.log_prob_without_thoughts(learned).sum()
             (loss / tokens).backward()
             distortion += loss.detach()
             continue
@@ -64,7 +66,7 @@ def train_step(
         posterior = loop.fit(model, batch, seed=seed, keep_graph=loop.guide.keeps_graph)
         # Slow: thoughts drawn from q, the decoder moved to write these tokens from them.
         with DrawFrom(posterior.noise):
-            loss, terms = slow_loss(model, batch, posterior, loop.objective)
+            loss, terms = slow_loss(model, learned, posterior, loop.objective)
         (loss / tokens).backward()
         distortion += terms.distortion.detach().sum()
         rate += terms.rate.detach().sum()
@@ -113,4 +115,4 @@ def guide_loss(model: nn.Module, batch: Batch, posterior: Posterior, objective: 
     if guide.learning == "semi-amortized":
         state = state | guide.init(batch)
     with frozen(model):
-        return objective.differentiable_loss(model, guide, batch, state)
+        return objective.differentiable_loss(model, guide, replace(batch, dropout=None), state)

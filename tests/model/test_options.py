@@ -32,6 +32,7 @@ ALONE = {
     "not tied": {"tied": False},
     "zero_init": {"zero_init": True},
     "zero_cross_attention": {"zero_cross_attention": True},
+    "dropout": {"dropout": 0.1},
 }
 ALL = {key: value for options in ALONE.values() for key, value in options.items()}
 OPTIONS = {**ALONE, "all": ALL, "all, without thoughts": {**ALL, "thoughts": 0}}
