@@ -196,7 +196,7 @@ preset_option = click.option(
     "--preset",
     metavar="NAME",
     show_default="nano-long for long texts, nano-worlds for worlds, else nano",
-    help="nano, nano-long, nano-worlds, small, medium or large.",
+    help="nano, nano-long, nano-worlds, mini, small, medium or large.",
 )
 config_option = click.option(
     "--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings that replace the preset's."

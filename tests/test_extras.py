@@ -115,6 +115,16 @@ def check_notebook(run: Run, clone: Path) -> None:
     run("jupyter", "execute", "examples/variational_objectives.ipynb", PYRO_LTM_NOTEBOOK_SHARE="0.05")
 
 
+def check_search(run: Run, clone: Path) -> None:
+    """One trial of the shortest text, on almost nothing."""
+    program = """
+from benchmarks import search
+search.BUDGET, search.SEQUENCES = 8, {128: 4}
+search.main(["--text", "worlds-15", "--out", "search", "--journal", "search.log", "--trials", "1"])
+"""
+    assert "1 to the end" in run("python", "-c", program)
+
+
 CHECKS = {
     "": check_nothing,
     "render": check_render,
@@ -122,6 +132,7 @@ CHECKS = {
     "scorers": check_scorers,
     "mauve": check_mauve,
     "notebook": check_notebook,
+    "search": check_search,
 }
 
 

@@ -80,7 +80,9 @@ class Numbers(click.ParamType):
 )
 @click.option("--train", is_flag=True, help="Train a decoder under each pair instead of taking that of a run.")
 @click.option(
-    "--preset", metavar="NAME", help="With --train: nano (the default), nano-long, nano-worlds, small, medium or large."
+    "--preset",
+    metavar="NAME",
+    help="With --train: nano (the default), nano-long, nano-worlds, mini, small, medium or large.",
 )
 @config_option
 @settings_option

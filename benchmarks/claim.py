@@ -1,0 +1,309 @@
+"""The claim: is a latent-thought model below its autoregressive twin, at equal tokens and at equal compute?
+
+    python -m benchmarks.claim --out runs/claim --shared ../shared [--only wikitext-2] [--seeds 0,1,2] [--hours 2]
+    python -m benchmarks.claim --out runs/claim --grid
+    python -m benchmarks.claim --table runs/claim
+
+The first trains and scores row after row, the most important first, and keeps each as a file in OUT/rows: whoever stops
+it loses the row under way, and the same call goes on with the next. A row is one training: a text, a window, a side, a
+seed. The second makes the grid of slow learning rates by which both sides were tuned alike, on validation text. The
+third puts all rows into benchmarks/claim-DATE.json, their tables into the pages, and draws the picture.
+
+Sides, all of one preset: the LTM; its twin, the same decoder without thoughts, after equally many slow steps (equal
+tokens); twins of equal compute, which get all operations of the LTM's training, fast loop included, as more slow steps
+or as a wider decoder (both with seed 0, then whichever is better on validation text); and both sides on little data for
+many epochs, each with the weights of its best validation. Operations are those of `count_operations`; seconds are of
+one thread of the processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import claim_picture, claim_tables, pages
+from benchmarks.interleave import machine
+from benchmarks.roofline import slow_step_flops
+from benchmarks.texts import TEXTS, Parts, prepared
+from benchmarks.trained import TWIN, Trained, configure, judge, operations, scoring_loop, train
+from pyro_ltm.config import Config, apply_settings
+from pyro_ltm.data import TokenDataset
+from pyro_ltm.files import write_text
+from pyro_ltm.profiling.operations import count_operations
+from pyro_ltm.runs import Run
+from pyro_ltm.runs.run import dataset_batches
+from pyro_ltm.scores import Bound, evaluate_floor, evaluate_prefix
+
+LTM, EQUAL_TOKENS, LONGER, WIDER = "ltm", "twin", "twin, longer", "twin, wider"
+LTM_FEW, TWIN_FEW, FLOOR = "ltm, few data", "twin, few data", "floor"
+STEPS = 500
+"""Slow steps at equal tokens."""
+FEW, LOOKS = 64, 12
+"""Sequences of 512 tokens that are little data, and validations while a side learns from them."""
+PARTICLES, PREFIX_PARTICLES, PREFIX_STEPS = 16, 16, 16
+"""Draws from each posterior; for the predictive figure, as many, after so many natural-gradient steps of each fit."""
+VALIDATION = 24
+"""Validation sequences of 512 tokens, or as many tokens, by which is chosen."""
+PROMPT, WRITTEN, TEXTS_WRITTEN = 64, 64, 4
+"""Tokens given and tokens written, of so many texts, for the cost of writing."""
+FAST = [
+    "fast.steps=16",
+    "fast.subsample=4",
+    "optimizer.name=adam",
+    "optimizer.lr=0.3",
+    "optimizer.eps=0.01",
+    "objective.warmup=0.3",
+    "slow.decoder_warmup=0.1",
+]
+"""The LTM's fast loop, and what goes with it: half the steps of `nano-worlds`. Four natural-gradient steps, which the
+search (benchmarks/search.py) liked within its few slow steps, left the thoughts of worlds unused after a thousand."""
+SCHEDULE = ["slow.warmup=20", "slow.lr_final=0.0"]
+GRID = {
+    **{f"adamw {lr}": [f"slow.lr={lr}"] for lr in (0.005, 0.01, 0.02)},
+    **{f"muon {lr}": ["slow_optimizer.name=muon", f"slow.lr={lr}"] for lr in (0.03, 0.06, 0.1)},
+}
+"""Slow optimizers and rates that were tried, on tinyshakespeare with a window of 8, seed 0."""
+SLOW = {"ltm": "muon 0.06", "twin": "muon 0.06"}
+"""Those that were best of each side on validation text."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training. `slow`: of the grid; empty: as `SLOW` says."""
+
+    text: str
+    window: int
+    side: str
+    seed: int
+    size: str = "nano"
+    slow: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        words = (self.size, self.text, f"w{self.window}", self.side, f"s{self.seed}", self.slow)
+        return "-".join("-".join(words).replace(",", "").split()).strip("-")
+
+
+SHORT = ("worlds-15", "tinyshakespeare", "wikitext-2", "proposals")
+PLAN = [
+    *((text, 8) for text in SHORT),
+    *((text, 256) for text in SHORT),
+    *((text, 32) for text in SHORT),
+    ("worlds-240", 8),
+]
+"""Texts and windows, the most important first."""
+FEW_TEXTS = ("wikitext-2", "proposals")
+MINI_TEXTS = ("proposals", "wikitext-2")
+
+
+def planned(seeds: list[int], done: dict[str, Any]) -> Iterator[Row]:
+    """The rows in order; which twin of equal compute comes with later seeds depends on what is `done` by then."""
+    for text, window in PLAN:
+        if text.startswith("worlds") and window == 8:
+            yield Row(text, window, FLOOR, 0)
+        for seed in seeds:
+            sides = [LTM, EQUAL_TOKENS, LONGER, WIDER]
+            if seed != seeds[0]:
+                sides[2:] = [better_twin(text, window, seeds[0], done)]
+            yield from (Row(text, window, side, seed) for side in sides)
+    for text in FEW_TEXTS:
+        for seed in seeds:
+            yield from (Row(text, 8, side, seed) for side in (LTM_FEW, TWIN_FEW))
+    for text in MINI_TEXTS:
+        yield from (Row(text, 256, side, 0, "mini") for side in (LTM, EQUAL_TOKENS, LONGER))
+
+
+def better_twin(text: str, window: int, seed: int, done: dict[str, Any], size: str = "nano") -> str:
+    """The twin of equal compute that is better on validation text; more steps where one of them is missing."""
+    names = {side: Row(text, window, side, seed, size).name for side in (LONGER, WIDER)}
+    both = {side: done[name]["validation"] for side, name in names.items() if name in done}
+    return min(both, key=lambda side: both[side], default=LONGER)
+
+
+class Few(TokenDataset):
+    """The first sequences of a training split."""
+
+    def __init__(self, data: TokenDataset, count: int):
+        super().__init__(data.folder, data.split)
+        self.count = count
+
+    def __len__(self) -> int:
+        return min(self.count, super().__len__())
+
+
+def config_of(row: Row, parts: Parts) -> Config:
+    """How a row is trained, before its compute is made equal."""
+    text, is_ltm = TEXTS[row.text], row.side in (LTM, LTM_FEW)
+    slow = row.slow or SLOW["ltm" if is_ltm else "twin"]
+    batch = [f"slow.batch_size={text.batch_size}"] if row.size == "nano" else []
+    settings = [f"model.window={row.window}", *batch, f"slow.steps={STEPS}", f"seed={row.seed}", *SCHEDULE, *GRID[slow]]
+    return configure(row.size, parts.train, [*settings, *(FAST if is_ltm else TWIN)])
+
+
+def with_compute_of_ltm(row: Row, parts: Parts) -> Config:
+    """The twin that gets the operations of the LTM's training, as more slow steps or as a wider decoder."""
+    mine = config_of(row, parts)
+    theirs = operations(config_of(Row(**asdict(row) | {"side": LTM}), parts), parts.train)
+    share = theirs / operations(mine, parts.train)
+    if row.side == LONGER:
+        return apply_settings(mine, [f"slow.steps={int(STEPS * share)}"])
+
+    def cost(width: int) -> int:
+        return slow_step_flops(apply_settings(mine, [f"model.dim={width}"]).model, 1, parts.train.sequence_length)
+
+    own = mine.model.dim
+    even = 2 * mine.model.heads
+    width = max(width for width in range(own, 8 * own, even) if cost(width) <= share * cost(own))
+    # The scale of embedding and weights stays that of unit variance at this width.
+    scale = mine.model.embedding_scale * (width / own) ** 0.5 if mine.model.embedding_scale != 1 else 1.0
+    return apply_settings(mine, [f"model.dim={width}", f"model.embedding_scale={scale}"])
+
+
+def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
+    """Trains and scores a row."""
+    sizes = {"vocab_size": 4096, "length": 1024} if row.size == "mini" else {}
+    parts = prepared(row.text, data, out, **sizes)
+    if row.side == FLOOR:
+        return asdict(row) | floor_of(row, parts)
+    config = with_compute_of_ltm(row, parts) if row.side in (LONGER, WIDER) else config_of(row, parts)
+    text = TEXTS[row.text]
+    few = row.side in (LTM_FEW, TWIN_FEW)
+    tokens = VALIDATION * 512 // parts.train.sequence_length
+    if few:
+        looks = [f"slow.eval_every={max(1, STEPS // LOOKS)}", "slow.eval_sequences=24"]
+        found = train(apply_settings(config, looks), Few(parts.train, FEW), parts.validation, best=True)
+    else:
+        found = train(config, parts.train)
+    result = asdict(row) | described(config, found)
+    if not few:
+        result["operations"] = operations(config, parts.train)
+    if row.slow or row.side not in (LTM, LTM_FEW):
+        result["validation"] = judge(found.run, parts.validation, tokens, particles=4).nats_per_token
+    if row.slow:
+        return result
+    bound = judge(found.run, parts.test, text.test_sequences, particles=PARTICLES)
+    result |= figures(bound, parts.test)
+    if config.model.thoughts:
+        length = parts.test.sequence_length
+        predicted = evaluate_prefix(
+            found.run.model,
+            dataset_batches(parts.test, 16, "cpu", limit=text.test_sequences),
+            scoring_loop(found.run).with_steps(PREFIX_STEPS),
+            particles=PREFIX_PARTICLES,
+            prefixes=[length // 2],
+            stride=length // 4,
+            seed=1,
+        )
+        result["prefix"] = rounded(predicted.sequence_nats)
+    return result | {"writing": writing(found.run, parts.test)}
+
+
+def described(config: Config, found: Trained) -> dict[str, Any]:
+    """What was trained, and what it cost."""
+    return {
+        "steps": config.slow.steps,
+        "best_step": found.best_step,
+        "dim": config.model.dim,
+        "parameters": sum(weight.numel() for weight in found.run.model.parameters()),
+        "training_tokens": config.slow.steps * config.slow.sequences * config.data.sequence_length,
+        "seconds": round(found.seconds, 2),
+        "validations": {step: round(nats, 4) for step, nats in found.validations.items()},
+        "machine": machine(),
+    }
+
+
+def figures(bound: Bound, data: TokenDataset) -> dict[str, Any]:
+    """Nats of each sequence, by the ELBO and importance-weighted, with what paired differences need."""
+    bits = bound.bits_per_byte / bound.nats_per_token
+    return {
+        "nats": rounded(bound.sequence_nats),
+        "iwae": rounded(bound.sequence_iwae_nats),
+        "tokens": [int(count) for count in bound.sequence_tokens],
+        "places": bound.places.to_dict(),
+        "rate": round(bound.kl_nats_per_sequence, 3),
+        "shuffled": round(bound.distortion_shuffled - bound.distortion_nats_per_token, 5),
+        "bits_a_byte_for_each_nat_a_token": bits,
+    }
+
+
+def rounded(values: torch.Tensor) -> list[float]:
+    """To a thousandth of a nat a sequence."""
+    return [round(value, 3) for value in values.tolist()]
+
+
+def floor_of(row: Row, parts: Parts) -> dict[str, Any]:
+    """The text's own entropy, where it is known."""
+    sequences, window = TEXTS[row.text].test_sequences, configure("nano", parts.train, []).model
+    found = evaluate_floor(parts.test, sequences=sequences, window=window.receptive_field)
+    return {"nats": rounded(found.sequence_nats), "tokens": [int(count) for count in found.sequence_tokens]}
+
+
+def writing(run: Run, data: TokenDataset) -> dict[str, float]:
+    """What an emitted token costs after a prompt, the fit of its thoughts included: operations and seconds."""
+    given = data.batch([0]).inputs[0, 1 : 1 + PROMPT].tolist()
+    prompt = run.tokenizer.decode(given)
+
+    def write() -> int:
+        longest = min(WRITTEN, run.config.model.max_length - 2 * PROMPT)
+        texts = run.generate(prompt=prompt, num=TEXTS_WRITTEN, max_new_tokens=max(1, longest))
+        return sum(one.tokens + one.ended for one in texts)
+
+    counted: list[int] = []
+    total = count_operations(lambda: counted.append(write()))
+    began = time.process_time()
+    tokens = write()
+    return {"operations": total / counted[0], "seconds": (time.process_time() - began) / tokens}
+
+
+def grid() -> list[Row]:
+    """Both sides with each slow optimizer and rate."""
+    return [Row("tinyshakespeare", 8, side, 0, slow=slow) for slow in GRID for side in (EQUAL_TOKENS, LTM)]
+
+
+def known(out: Path) -> dict[str, Any]:
+    """All rows that are done, by name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "rows").glob("*.json"))}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", choices=list(TEXTS), help="rows of this text alone")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--hours", type=float, default=1e9, help="begin no row after so many")
+    parser.add_argument("--grid", action="store_true", help="the rows of the slow learning rate")
+    parser.add_argument("--table", type=Path, help="publish the rows of such a folder, and measure nothing")
+    options = parser.parse_args(arguments)
+    if (options.out is None) == (options.table is None):
+        parser.error("give either --out or --table")
+    if options.table:
+        found = claim_tables.publish(known(options.table))
+        pages.write(claim_tables.tables(found))
+        claim_picture.draw(found)
+        return
+    torch.set_num_threads(1)
+    (options.out / "rows").mkdir(parents=True, exist_ok=True)
+    done, began = known(options.out), time.monotonic()
+    rows = iter(grid()) if options.grid else planned([int(seed) for seed in options.seeds.split(",")], done)
+    for row in rows:
+        if row.name in done or (options.only and row.text != options.only):
+            continue
+        if time.monotonic() - began >= 3600 * options.hours:
+            break
+        done[row.name] = measure(row, options.shared / "data", options.out)
+        write_text(options.out / "rows" / f"{row.name}.json", json.dumps(done[row.name]) + "\n")
+        print(claim_tables.line(done[row.name]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The claim is measured row by row, its compute is equal, and its tables say what its rows say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import claim, claim_picture, claim_tables, search, texts
+from benchmarks.claim import EQUAL_TOKENS, LONGER, LTM, LTM_FEW, TWIN_FEW, WIDER, Row
+from benchmarks.roofline import slow_step_flops
+from benchmarks.trained import configure, operations, train
+from pyro_ltm.config import apply_settings
+from pyro_ltm.profiling.operations import count_operations
+from pyro_ltm.scores import difference
+
+TINY = ["model.dim=16", "model.layers=1", "model.thoughts=2", "slow.batch_size=2", "slow.warmup=1"]
+WORLD = "worlds-15"
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Worlds of three sentences for a decoder of one layer."""
+    one = texts.Text(
+        label="tiny worlds",
+        train="worlds:documents=60,length=3",
+        test="worlds:documents=6,length=3",
+        length=32,
+        batch_size=2,
+        test_sequences=4,
+    )
+    monkeypatch.setitem(texts.TEXTS, WORLD, one)
+    changed = {"PLAN": [(WORLD, 8)], "FEW_TEXTS": (WORLD,), "MINI_TEXTS": (), "STEPS": 3, "FEW": 6, "LOOKS": 1}
+    for name, value in (changed | {"PROMPT": 4, "SCHEDULE": [*claim.SCHEDULE, *TINY]}).items():
+        monkeypatch.setattr(claim, name, value)
+    return tmp_path
+
+
+def test_operations_are_those_of_the_products():
+    left, right = torch.randn(3, 4), torch.randn(4, 5, requires_grad=True)
+    assert count_operations(lambda: left @ right) == 2 * 3 * 4 * 5
+    assert count_operations(lambda: (left @ right).sum().backward()) == 2 * 2 * 3 * 4 * 5
+    assert count_operations(lambda: left + 1) == 0
+    heads = torch.randn(1, 2, 6, 4)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert count_operations(lambda: attend(heads, heads, heads)) == 2 * (2 * 2 * 6 * 6 * 4)
+
+
+def test_operations_of_a_training_are_those_of_its_steps(tiny):
+    parts = texts.prepared(WORLD, tiny, tiny)
+    twin = configure("nano", parts.train, [*TINY, "model.thoughts=0", "model.window=4", "slow.steps=6"])
+    counted = operations(twin, parts.train)
+    # The banded attention is done in blocks, so it counts some products that its mask throws away.
+    least = 6 * slow_step_flops(twin.model, 2, 32)
+    assert least <= counted <= 1.25 * least
+    ltm = apply_settings(twin, ["model.thoughts=2", "fast.steps=3"])
+    half = apply_settings(ltm, ["slow.decoder_warmup=0.5"])
+    assert 2 * operations(half, parts.train) == counted + operations(ltm, parts.train)
+    found = train(apply_settings(half, ["slow.eval_every=2"]), parts.train, parts.validation, best=True)
+    assert set(found.validations) == {0, 2, 4, 6}
+    assert found.best_step == min(found.validations, key=lambda step: found.validations[step])
+
+
+def test_rows_are_measured_once_and_make_the_tables(tiny, capsys):
+    out = tiny / "out"
+    claim.main(["--out", str(out), "--seeds", "0", "--hours", "0"])
+    assert claim.known(out) == {}
+    claim.main(["--out", str(out), "--seeds", "0"])
+    kept = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
+    claim.main(["--out", str(out), "--seeds", "0,1"])
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    rows = claim.known(out)
+
+    def row(side, seed=0):
+        return rows[Row(WORLD, 8, side, seed).name]
+
+    ltm, twin = row(LTM), row(EQUAL_TOKENS)
+    assert ltm["steps"] == twin["steps"] == row(WIDER)["steps"] == 3
+    for side in (LONGER, WIDER):
+        assert row(side)["operations"] <= 1.02 * ltm["operations"]
+    assert row(LONGER)["operations"] > ltm["operations"] - twin["operations"] / 3
+    better = min((LONGER, WIDER), key=lambda side: row(side)["validation"])
+    assert {key for key in rows if "twin" in key and key.endswith("s1")} == {
+        Row(WORLD, 8, side, 1).name for side in (EQUAL_TOKENS, better, TWIN_FEW)
+    }
+    assert row(LTM_FEW)["best_step"] in (0, 3)
+
+    tables = claim_tables.tables(rows)
+    nats = {side: torch.tensor([row(side, seed)["nats"] for seed in (0, 1)]).mean(0) for side in (LTM, EQUAL_TOKENS)}
+    gap = difference(nats[EQUAL_TOKENS], nats[LTM], torch.tensor(ltm["tokens"], dtype=torch.float64), None)
+    assert f"{gap.nats_per_token:.4f} ± " in tables["claim"]
+    assert tables["claim rows"].count("tiny") == 0
+    assert tables["claim rows"].count(WORLD) == len(rows) - 1, "all but the floor"
+    assert all(f"| {name} |" in tables["claim levels"] for name in ("tiny worlds", "rate"))
+    claim_picture.draw(rows, tiny / "picture.png")
+
+
+def test_a_search_goes_on_where_it_was(tiny, capsys, monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(search, "SEQUENCES", {32: 4})
+    monkeypatch.setattr(search, "SLOW", [*search.SLOW, *TINY[:-2], "model.window=4"])
+    monkeypatch.setattr(search, "BUDGET", 8)
+    journal = tiny / "search.log"
+    for trials in (1, 2):
+        search.main(["--out", str(tiny), "--text", WORLD, "--journal", str(journal), "--trials", "1"])
+        assert f"{trials} to the end, 0 pruned, 0 refused." in capsys.readouterr().out
