@@ -31,6 +31,8 @@ COMMANDS = (
     "score-samples",
     "guides",
     "objectives",
+    "optimizers",
+    "slow-optimizers",
     "compare",
     "infer",
     "generate",

@@ -1,4 +1,4 @@
-"""A registry for people and for JSON: `pyro-ltm guides` and `pyro-ltm objectives`."""
+"""A registry for people and for JSON: `pyro-ltm guides`, `pyro-ltm objectives` and so on."""
 
 from __future__ import annotations
 

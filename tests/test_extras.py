@@ -43,11 +43,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tiny_run(run: Run) -> None:
+def tiny_run(run: Run, *more: str) -> None:
     settings = {"model.dim": 16, "model.layers": 1, "model.heads": 2, "model.thoughts": 2, "model.max_length": 32}
     settings |= {"data.vocab_size": 280, "fast.steps": 1, "slow.steps": 2, "slow.warmup": 0, "slow.eval_sequences": 4}
     shape = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    run("pyro-ltm", "train", "--data", "birds.txt", "--out", "run", "--preset", "nano", *shape)
+    run("pyro-ltm", "train", "--data", "birds.txt", "--out", "run", "--preset", "nano", *shape, *more)
 
 
 def check_nothing(run: Run, clone: Path) -> None:
@@ -109,6 +109,10 @@ print(mauve.compute_mauve(p_features=p, q_features=q, num_buckets=3, verbose=Fal
     assert 0 < float(run("python", "-c", program).split()[-1]) <= 1
 
 
+def check_soap(run: Run, clone: Path) -> None:
+    tiny_run(run, "--set", "slow_optimizer.name=soap")
+
+
 def check_notebook(run: Run, clone: Path) -> None:
     """As CONTRIBUTING.md has it, with a twentieth of the steps."""
     run("jupytext", "--to", "ipynb", "--update", "examples/variational_objectives.py")
@@ -131,6 +135,7 @@ CHECKS = {
     "harness": check_harness,
     "scorers": check_scorers,
     "mauve": check_mauve,
+    "soap": check_soap,
     "notebook": check_notebook,
     "search": check_search,
 }

@@ -21,6 +21,7 @@ from pyro_ltm.inference.build import build, check_config
 from pyro_ltm.noise import fold
 from pyro_ltm.profiling.memory import peak_memory
 from pyro_ltm.scores import evaluate_bound
+from pyro_ltm.training.optimizer_state import OptimizerState
 from pyro_ltm.training.step import train_step
 from pyro_ltm.training.trainer import slow_optimizer
 from pyro_ltm.types import Batch
@@ -260,7 +261,6 @@ class _Bench:
         slow, warmup = self.config.slow, [one.decoder_warmup for one in rounds if one.decoder_warmup is not None]
         modules = (self.model, self.loop.guide)
         weights = [one for module in modules for one in (*module.parameters(), *module.buffers())]
-        states = self.optimizer.state.values()
         return Speed(
             sequences=self.batch_size,
             tokens=round(statistics.mean(one.tokens for one in rounds)),
@@ -276,7 +276,7 @@ class _Bench:
             validations=self.validations,
             validation_seconds=statistics.median(one.validation for one in rounds),
             weights_bytes=sum(tensor.nbytes for tensor in weights),
-            optimizer_bytes=sum(tensor.nbytes for state in states for tensor in state.values()),
+            optimizer_bytes=sum(tensor.nbytes for tensor in OptimizerState.of(self.optimizer).tensors.values()),
             peak_bytes=peak_bytes,
             corpus_tokens=None if self.data is None else self.data.tokens,
         )

@@ -20,7 +20,7 @@ from pyro_ltm.files import write_text
 from pyro_ltm.inference import FastLoop
 from pyro_ltm.noise import DrawFrom, Noise, fold
 from pyro_ltm.optimizers.slow import SLOW_OPTIMIZERS
-from pyro_ltm.optimizers.slow.base import LR_SHARE
+from pyro_ltm.optimizers.slow.base import set_learning_rate
 from pyro_ltm.runs.folder import CONFIG, METRICS, trainable
 from pyro_ltm.runs.metrics import MetricsLog
 from pyro_ltm.runs.run import Run, check_fits
@@ -193,8 +193,7 @@ class Trainer:
     def _step(self) -> None:
         counters, seed = self.counters, self.run.config.seed
         started = time.perf_counter()
-        for group in self.optimizer.param_groups:
-            group["lr"] = group.get(LR_SHARE, 1.0) * learning_rate(counters.step, self.slow)
+        set_learning_rate(self.optimizer, learning_rate(counters.step, self.slow))
         batches = self._batches()
         self._last = batches[-1]
         decoder_only, share = phase(counters.step, self.run.config)

@@ -15,18 +15,25 @@ from pyro_ltm_cli.commands.compare import WIDE
 
 from pyro_ltm.inference import FAMILIES
 from pyro_ltm.objectives import OBJECTIVES
+from pyro_ltm.optimizers import OPTIMIZERS
+from pyro_ltm.optimizers.slow import SLOW_OPTIMIZERS
 
 PATIENCE = 100.0
 """Seconds until something that should have happened counts as failed."""
 
-AXES = {"guides": FAMILIES, "objectives": OBJECTIVES}
+AXES = {
+    "guides": FAMILIES,
+    "objectives": OBJECTIVES,
+    "optimizers": OPTIMIZERS,
+    "slow-optimizers": SLOW_OPTIMIZERS,
+}
 SCORED = ["--sequences", 6, "--particles", 3, "--batch-size", 4]
 PAIRS = ["--guides", "mean-field,delta", "--objectives", "analytic-elbo,map"]
 
 
 @pytest.mark.parametrize("axis", AXES)
 def test_lists(axis, ask, invoke):
-    described = ask(axis)[axis]
+    described = ask(axis)[axis.replace("-", "_")]
     assert [entry["name"] for entry in described] == list(AXES[axis])
     shown = " ".join(invoke(axis).stdout.split())
     for entry in described:

@@ -4,8 +4,9 @@ from pyro_ltm.optimizers.slow.adamw import AdamW
 from pyro_ltm.optimizers.slow.base import SlowOptimizer, hidden_matrices
 from pyro_ltm.optimizers.slow.joint import Joint
 from pyro_ltm.optimizers.slow.muon import Muon
+from pyro_ltm.optimizers.slow.soap import Soap
 from pyro_ltm.types import Registry
 
-SLOW_OPTIMIZERS: Registry[SlowOptimizer] = Registry("slow_optimizer", {"adamw": AdamW, "muon": Muon})
+SLOW_OPTIMIZERS: Registry[SlowOptimizer] = Registry("slow_optimizer", {"adamw": AdamW, "muon": Muon, "soap": Soap})
 
-__all__ = ["SLOW_OPTIMIZERS", "AdamW", "Joint", "Muon", "SlowOptimizer", "hidden_matrices"]
+__all__ = ["SLOW_OPTIMIZERS", "AdamW", "Joint", "Muon", "SlowOptimizer", "Soap", "hidden_matrices"]

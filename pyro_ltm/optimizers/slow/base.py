@@ -19,11 +19,17 @@ LR_SHARE = "lr_share"
 """Key of a parameter group: its learning rate as a share of the scheduled one; 1 where a group has none."""
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Gives each group of parameters its share of the scheduled rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.get(LR_SHARE, 1.0) * lr
+
+
 class SlowOptimizer(ABC):
     """The options of an optimizer of decoder and guide: `build(module, slow)` makes the torch optimizer.
 
-    The trainer treats every one alike: it clips the gradients of all `param_groups` together, sets each group's rate to
-    its `LR_SHARE` of the scheduled one, and saves and restores the whole state.
+    The trainer treats every one alike: it clips the gradients of all `param_groups` together, sets each group's rate
+    (`set_learning_rate`), and saves and restores the whole state: tensors, lists of tensors and numbers.
 
     Attributes:
         card: one line each on what it is and when to use it.

@@ -93,8 +93,8 @@ class Muon(ForMatrices):
 class BatchedMuon(torch.optim.Muon):
     """Torch's Muon, with one product for all matrices of a shape, and none for a step that is not finite.
 
-    With `dtype` bfloat16 it is torch's to the bit. A group's `parts` says how many matrices lie in each parameter, one
-    below the other; each is made orthogonal by itself.
+    With `dtype` bfloat16 it is torch's, to the bit where a batched product rounds as a single one. A group's `parts`
+    says how many matrices lie in each parameter, one below the other; each is made orthogonal by itself.
 
     Attributes:
         dtype: precision of the Newton-Schulz iteration; None: see `Muon.ns_dtype`.
