@@ -26,6 +26,7 @@ from pyro_ltm.inference.cuda_graph import Recorder
 from pyro_ltm.model import LatentThoughtModel, attention
 from pyro_ltm.model.kernels import head
 from pyro_ltm.objectives import AnalyticELBO
+from pyro_ltm.optimizers.slow import Muon
 from pyro_ltm.training import train_step
 from pyro_ltm.training.average import Average
 from pyro_ltm.training.step import step_where
@@ -35,12 +36,12 @@ def adamw(model):
     return torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1, fused=True)
 
 
-def step(model, batch, decoder_only=False, **loop):
+def step(model, batch, decoder_only=False, optimizer=None, **loop):
     return train_step(
         model,
         [batch],
         FastLoop(MeanField(4, 16), AnalyticELBO(), steps=2, **loop),
-        adamw(model),
+        optimizer or adamw(model),
         clip=SlowConfig().clip,
         seed=0,
         decoder_only=decoder_only,
@@ -86,6 +87,11 @@ def test_a_step_needs_no_value_on_the_host(way, dtype, options, monkeypatch):
         with pytest.raises(DataDependentOutputException):
             bool(report.finite)
     assert entered == ({("_in_bands", dtype), ("_chunked", dtype)} if way == "gpu" else set())
+
+
+def test_a_step_of_muon_needs_none_either():
+    with shapes_alone() as (model, batch):
+        step(model, batch, optimizer=Muon().build(model, SlowConfig()))
 
 
 def test_stopping_early_waits_for_who_goes_on():

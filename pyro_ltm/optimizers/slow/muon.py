@@ -32,7 +32,7 @@ class Muon(ForMatrices):
         momentum: decay of the mean of the gradients. nesterov: look ahead along it.
         ns_steps: steps of the Newton-Schulz iteration that makes singular values one; it ends at 0.7 to 1.2.
         ns_dtype: precision of its products; auto: bfloat16 on a GPU, as torch's Muon everywhere, and float32 on a CPU,
-            where bfloat16 can be thirty times slower.
+            where bfloat16 can be far slower.
         adjust_lr_fn: how the rate depends on a matrix's shape [out, in], as in torch: `original`, times
             sqrt(max(1, out / in)), or `match_rms_adamw`, times 0.2 sqrt(max(out, in)).
         adamw_lr: peak learning rate of AdamW; 0: a sixth of `slow.lr` with `original`, else the same.

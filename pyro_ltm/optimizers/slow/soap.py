@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_ltm.config import SlowConfig
 from pyro_ltm.errors import UserError
@@ -73,4 +73,12 @@ class Soap(ForMatrices):
             precondition_frequency=self.precondition_frequency,
             max_precondition_dim=self.max_precondition_dim,
         )
+        soap.register_step_post_hook(_contiguous)
         return Joint(soap, self.adamw((p for p in module.parameters() if p not in hidden), slow))
+
+
+def _contiguous(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Lays bases out as a checkpoint does: sums in another order would not be the same to the bit."""
+    for state in optimizer.state.values():
+        if "Q" in state:
+            state["Q"] = [basis.contiguous() if isinstance(basis, Tensor) else basis for basis in state["Q"]]
