@@ -1,4 +1,4 @@
-"""The picture of README and docs/results.md, which `python -m benchmarks.claim --table FOLDER` draws."""
+"""The picture of benchmarks/notes/claim.md, which `python -m benchmarks.claim --table FOLDER` draws."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.claim_tables import KINDS, cells
 from benchmarks.pages import ROOT
 
-RESULTS = ROOT / "docs" / "pictures" / "results.png"
+CLAIM = ROOT / "docs" / "pictures" / "claim.png"
 
 
 def plotted(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def digest(shown: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 
-def draw(found: Mapping[str, Any], path: Path = RESULTS) -> None:
+def draw(found: Mapping[str, Any], path: Path = CLAIM) -> None:
     """How far below their twins the models are: a panel for equal tokens, one for equal compute."""
     import matplotlib
 

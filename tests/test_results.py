@@ -10,13 +10,25 @@ from PIL import Image
 from pyro_ltm_cli.commands.evaluate import READS
 from pyro_ltm_cli.commands.evaluate import command as evaluate
 
-from benchmarks import field_tables, pages, pictures, protocols, results, speed_short, table, twins
+from benchmarks import (
+    claim_picture,
+    claim_tables,
+    field_tables,
+    pages,
+    pictures,
+    protocols,
+    results,
+    speed_short,
+    table,
+    twins,
+)
 from benchmarks.pages import newest
 
 HOW = {
     "protocols": "benchmarks.protocols",
     "twins": "benchmarks.twins",
     "field": "benchmarks.field",
+    "claim": "benchmarks.claim",
     "speed": "benchmarks",
 }
 """What makes and publishes each kind of figures."""
@@ -28,6 +40,7 @@ def made(kind):
         "protocols": [results.tables],
         "twins": [twins.tables],
         "field": [field_tables.tables],
+        "claim": [claim_tables.tables],
         "speed": [table.tables, speed_short.tables],
     }
     return {name: text for make in makers[kind] for name, text in make(newest(kind)).items()}
@@ -61,6 +74,13 @@ def test_the_picture_is_of_the_newest_figures(found, tmp_path):
     assert Image.open(pictures.RESULTS).text["Description"] == shown, "run: python -m benchmarks.protocols --table FILE"
     pictures.draw(found, tmp_path / "again.png")
     assert Image.open(tmp_path / "again.png").text["Description"] == shown
+
+
+def test_the_picture_of_the_claim_is_of_the_newest_figures():
+    shown = claim_picture.digest(claim_picture.plotted(newest("claim")))
+    assert Image.open(claim_picture.CLAIM).text["Description"] == shown, (
+        "run: python -m benchmarks.claim --table FOLDER"
+    )
 
 
 def test_new_figures_take_the_place_of_the_old_by_one_command(tmp_path, monkeypatch):
