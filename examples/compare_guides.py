@@ -1,6 +1,6 @@
 """Compares posterior families and objectives under one decoder: the library's, and a guide and an objective made here.
 
-    python examples/compare_guides.py [RUN] [--out FOLDER] [--steps N]
+    python examples/compare_guides.py [RUN] [--out FOLDER] [--steps N] [--sequences N]
 
 Without a RUN a small model is trained first. Both classes below are all that it takes: nothing is registered, and no
 file of the library changes. The page opens from disk.
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("run", nargs="?", help="a run folder; default: one that is trained now, in the --out folder")
     parser.add_argument("--out", default="runs/compared")
     parser.add_argument("--steps", type=int, default=100, help="slow steps of the model that is trained now")
+    parser.add_argument("--sequences", type=int, default=16, help="validation sequences that each pair is fitted to")
     options = parser.parse_args()
     if options.run:
         run = ltm.Run.load(options.run)
@@ -62,13 +63,14 @@ def main() -> None:
     guides = {**guides_for(run, ["mean-field", "low-rank:2"]).guides, "isotropic": Isotropic(model.thoughts, model.dim)}
     objectives = objectives_for(["elbo", "analytic-elbo"], layers=model.layers)
     objectives |= {"thermodynamic": Thermodynamic(particles=4)}
+    folder = f"{options.out}/comparison"
     found = compare_run(
-        run, guides=guides, objectives=objectives, sequences=16, particles=16, out=f"{options.out}/comparison"
+        run, guides=guides, objectives=objectives, sequences=options.sequences, particles=16, out=folder
     )
     columns, rows = short_table(found)
     for row in [columns, *rows]:
         print("  ".join(f"{cell:<14}" for cell in row).rstrip())
-    print(*findings(found), f"Open {write_comparison(found, f'{options.out}/comparison')} in a browser.", sep="\n")
+    print(*findings(found), f"Open {write_comparison(found, folder)} in a browser.", sep="\n")
 
 
 if __name__ == "__main__":

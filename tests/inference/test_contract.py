@@ -33,7 +33,7 @@ from pyro_ltm.types import State
 AXES = {"guide": FAMILIES, "objective": OBJECTIVES, "optimizer": OPTIMIZERS}
 EXTRA = {"stand-in without a closed-form KL": NoClosedForm}
 STEPS = 40
-DRAWS = 1200
+DRAWS = 400
 PAIRS = [*itertools.product([*FAMILIES, *EXTRA], OBJECTIVES)]
 
 # What a fit must raise, where it is not the objective's own value: that of `target-rate` holds a constraint, the

@@ -96,7 +96,7 @@ def check(names, samples, copies, steps):
 
 
 def test_families_agree_with_short_chains():
-    check(["mean-field", "full-rank"], samples=150, copies=8, steps=150)
+    check(["mean-field", "full-rank"], samples=60, copies=8, steps=150)
 
 
 @pytest.mark.long

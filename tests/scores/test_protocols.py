@@ -210,7 +210,7 @@ def test_no_bound_of_a_trained_decoder_lies_below_the_floor(world, guide, object
 
 def test_the_reference_falls_below_the_floor(tmp_path):
     """By many standard errors, on a world, by a decoder trained its way; its honest figures stay above."""
-    count, source = 128, "worlds:size=2,length=2,documents=1300"
+    count, source = 64, "worlds:size=2,length=2,documents=1300"
     others = f"worlds:size=2,length=2,documents={count},seed=1"
     folder = prepare([source], tmp_path / "data", validation_sources=[others], sequence_length=24)
     data, validation = TokenDataset(folder), TokenDataset(folder, "validation")
