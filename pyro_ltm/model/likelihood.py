@@ -69,11 +69,11 @@ class TokenSequence(TorchDistribution):
     def _log_probs(self, value: Tensor, token_slice: slice | None) -> Tensor:
         """Nats of the P tokens in `token_slice`, [..., B, P]; of all without."""
         decoder, shape = self._bound_decoder(), torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
-        kept = decoder.kept(self.batch)
+        kept = None if self.batch.dropout is None else decoder.kept(self.batch)
         inputs = (_flat(self._context(decoder, value, kept), shape, 2), _flat(self.thoughts, shape, 2))
         if token_slice is None:
-            kept = None if kept is None else _flat(kept.transpose(0, 1), shape, 3).transpose(0, 1)
-            hidden = decoder(*inputs, kept=kept)
+            dropping = {} if kept is None else {"kept": _flat(kept.transpose(0, 1), shape, 3).transpose(0, 1)}
+            hidden = decoder(*inputs, **dropping)
         else:
             hidden, value = decoder.forward_slice(*inputs, token_slice), value[..., token_slice]
         log_probs = decoder.token_log_probs(hidden.flatten(0, -2), _flat(value, shape, 1).flatten())
@@ -101,7 +101,8 @@ class TokenSequence(TorchDistribution):
             return context
         start = self.batch.inputs[:, :1].expand(*value.shape[:-1], 1)
         inputs = torch.cat([start, value[..., :-1]], dim=-1)
-        return decoder.context(inputs.flatten(0, -2), kept).unflatten(0, inputs.shape[:-1])
+        dropping = {} if kept is None else {"kept": kept}
+        return decoder.context(inputs.flatten(0, -2), **dropping).unflatten(0, inputs.shape[:-1])
 
 
 def _flat(x: Tensor, shape: torch.Size, event_dims: int) -> Tensor:
