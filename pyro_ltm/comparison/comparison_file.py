@@ -90,8 +90,13 @@ def _read(path: Path, kind: Kind) -> Comparison:
     return comparison
 
 
-def open_comparison(folder: Path | None, kind: Kind, settings: Mapping[str, Any]) -> Comparison:
+def open_comparison(
+    folder: Path | None, kind: Kind, settings: Mapping[str, Any], added: Mapping[str, Any] | None = None
+) -> Comparison:
     """The comparison in `folder` to go on with, else a new one; None keeps it in memory alone.
+
+    Args:
+        added: settings that releases before this one did not have, with the values that their comparisons were made by.
 
     Raises:
         UserError: as `check_target`; or the folder's comparison was made with other settings.
@@ -104,6 +109,8 @@ def open_comparison(folder: Path | None, kind: Kind, settings: Mapping[str, Any]
             with clear_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             save(comparison, folder)
+    for key, value in (added or {}).items():
+        comparison.settings.setdefault(key, value)
     for key in dict.fromkeys([*wanted, *comparison.settings]):
         was, now = comparison.settings.get(key), wanted.get(key)
         if key in FOR_SOME and None in (was, now):  # the pairs of one side have no use for it

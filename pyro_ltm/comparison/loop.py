@@ -6,7 +6,7 @@ import dataclasses
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Plan:
         kind, settings, definitions: as in `Comparison`.
         refusals: of each guide and objective, why they do not fit; empty where they do.
         fast_steps: numbers of fast steps, each scored by itself.
+        added: of `settings`, those that earlier releases did not have, with what they did then.
     """
 
     kind: Kind
@@ -38,6 +39,7 @@ class Plan:
     definitions: Mapping[str, Mapping[str, str]]
     refusals: Mapping[tuple[str, str], str]
     fast_steps: Sequence[int]
+    added: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def keys(self) -> list[Key]:
@@ -74,7 +76,7 @@ def run_plan(
     Raises:
         UserError: `out` holds a comparison with other settings.
     """
-    comparison = open_comparison(out, plan.kind, plan.settings)
+    comparison = open_comparison(out, plan.kind, plan.settings, plan.added)
     for axis, definitions in plan.definitions.items():
         comparison.define(axis, definitions, out)
     comparison.set_sequences(batches)

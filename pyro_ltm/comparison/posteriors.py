@@ -231,7 +231,7 @@ def describe(thing: Any) -> str:
     entries: dict[str, Any] = {"particles": thing.num_particles} if isinstance(thing, ELBO) else {}
     hidden = {"training", "num_particles", *vars(Trace_ELBO())}
     for name, value in vars(thing).items():
-        if not name.startswith("_") and name not in hidden and isinstance(value, bool | int | float | str):
+        if not name.startswith(("_", "has_")) and name not in hidden and isinstance(value, bool | int | float | str):
             entries[name] = value
     if isinstance(thing, nn.Module) and any(True for _ in thing.parameters()):
         entries["weights"] = fingerprint(thing)[:12]

@@ -280,12 +280,18 @@ class Comparison:
         for name, values in comparison.places.to_dict().items() if comparison.places else ():
             if values is not None and len(values) != count:
                 raise UserError(f"places.{name}: {len(values)} of {count} sequences")
+        for names in comparison.definitions.values():
+            for name, definition in names.items():
+                kind, bracket, options = definition.partition("(")
+                names[name] = f"{RENAMED_CLASSES.get(kind, kind)}{bracket}{options}"
         comparison.settings = {RENAMED.get(key, key): value for key, value in comparison.settings.items()}
         return comparison
 
 
 RENAMED = {"members": "definitions", "teaching": "guide_training", "slow.alone": "slow.decoder_warmup"}
 """Keys, and keys of settings, as earlier releases wrote them."""
+RENAMED_CLASSES = {"Annealed": "KLAnnealing"}
+"""Classes of guides and objectives in the definitions of earlier releases."""
 
 
 def _require(row: Mapping[str, Any], kind: type[Any], *, optional: str, where: str = "") -> None:

@@ -32,6 +32,9 @@ from pyro_ltm.types import Batch
 VALIDATIONS = 8
 """Validations while a decoder is trained, at the least: the bound at equal seconds is one of them."""
 
+SECTIONS = ("model.", "fast.", "slow.")
+"""Of the configuration, settings that all pairs share; in dotted keys."""
+
 MEAN_FIELD_INSTEAD = "its guide has no density: the decoder is scored by a mean-field fit with analytic-elbo"
 
 
@@ -113,6 +116,7 @@ class _Trainings:
             },
             refusals=refusals,
             fast_steps=[self.config.fast.steps],
+            added=_added(),
         )
 
     def score(self, key: Key, place: str) -> PairScore:
@@ -212,9 +216,21 @@ def _open_validation(config: Config, folder: Path) -> TokenDataset:
 def _shared(config: Config) -> dict[str, Any]:
     """All settings that pairs share, by dotted keys."""
     shared = {"seed": config.seed, "dtype": config.dtype, "optimizer": _written(config.optimizer)}
-    sections = tuple(f"{section}." for section in ("model", "fast", "slow"))
+    shared["slow_optimizer"] = _written(config.slow_optimizer)
     own = (*PLAN[1:], "slow.save_minutes")  # none of a comparison's
-    return shared | {key: value for key, value in flat(config).items() if key.startswith(sections) and key not in own}
+    return shared | {key: value for key, value in flat(config).items() if key.startswith(SECTIONS) and key not in own}
+
+
+def _added() -> dict[str, Any]:
+    """Shared settings that are not in the comparisons of some earlier release, as all of that release were made."""
+    keys = {
+        f"{section.name}.{entry.name}"
+        for section in dataclasses.fields(Config)
+        if dataclasses.is_dataclass(kind := type(getattr(Config(), section.name)))
+        for entry in dataclasses.fields(kind)
+        if entry.metadata.get("added")
+    }
+    return {key: value for key, value in _shared(Config()).items() if key in {*keys, "slow_optimizer"}}
 
 
 def _written(component: Component) -> str:

@@ -19,7 +19,7 @@ from pyro_ltm.comparison.posteriors import compare_posteriors, describe
 from pyro_ltm.comparison.result import Comparison, Estimate, PairScore
 from pyro_ltm.comparison.train_guide import GuideTraining
 from pyro_ltm.errors import UserError
-from pyro_ltm.guides import Delta, MeanField
+from pyro_ltm.guides import Delta, FullRank, MeanField
 from pyro_ltm.objectives import MAP, MonteCarloELBO
 from pyro_ltm.optimizers import Adam, Natural
 from pyro_ltm.scores.dependence import Blocks, Places
@@ -274,6 +274,8 @@ def test_the_keys_of_earlier_releases_are_read():
     older = {("members" if key == "definitions" else key): value for key, value in found.items()}
     older["settings"] = {("teaching" if key == "guide_training" else key): v for key, v in found["settings"].items()}
     assert Comparison.from_dict(older).to_dict() == found
+    older["members"] = {"guides": {}, "objectives": {"annealed:0.3": "Annealed(particles=1, over=)"}}
+    assert Comparison.from_dict(older).definitions["objectives"] == {"annealed:0.3": "KLAnnealing(particles=1, over=)"}
     for key in ("settings", "pairs"):
         with pytest.raises(UserError, match=f"^{key} is missing"):
             Comparison.from_dict({name: value for name, value in older.items() if name != key})
@@ -288,6 +290,7 @@ def test_descriptions_tell_members_apart():
     with torch.no_grad():
         other.weights += 1
     assert describe(one) != describe(other)
+    assert "has_" not in describe(FullRank(2, 2)), "flags say what a class can do, and are not options"
 
 
 def test_a_guide_that_learns_may_join_later(tmp_path):

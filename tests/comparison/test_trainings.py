@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -210,12 +211,28 @@ def test_tokens_of_another_text_are_not_taken_for_those_of_the_named_one(text, t
         (["slow.lr=0.5"], {}, r"with slow\.lr = 0\.01 and not 0\.5"),
         (["seed=4"], {}, "with seed = 0 and not 4"),
         ([], {"particles": 9}, "with particles = 3 and not 9"),
+        (["slow_optimizer.name=muon"], {}, r'with slow_optimizer = "adamw\(\)" and not "muon\(\)"'),
     ],
 )
 def test_it_does_not_mix_what_was_trained_differently(settings, options, says, undisturbed, tokens):
     out, _ = undisturbed
     with pytest.raises(UserError, match=says):
         compare_training(configure(*settings), data=tokens, out=out, **PAIRS, **SCORED | options)
+
+
+def test_one_of_a_release_that_had_fewer_settings_is_gone_on_with(undisturbed, tokens, tmp_path):
+    whole = undisturbed[1]
+    out = shutil.copytree(undisturbed[0], tmp_path / "c")
+    kept = json.loads((out / "compare.json").read_text())
+    for key in ("slow_optimizer", "slow.schedule", "fast.tolerance"):
+        del kept["settings"][key]
+    kept["settings"]["slow.alone"] = kept["settings"].pop("slow.decoder_warmup")
+    (out / "compare.json").write_text(json.dumps(kept))
+    labels = []
+    found = compare_training(configure(), data=tokens, out=out, twin=True, on_pair=labels.append, **PAIRS, **SCORED)
+    assert not labels
+    assert found.to_dict()["pairs"] == whole.to_dict()["pairs"]
+    assert found.settings == whole.settings
 
 
 def test_bad_input_leaves_nothing(tokens, text, tmp_path):
