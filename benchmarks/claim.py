@@ -19,6 +19,7 @@ one thread of the processor.
 from __future__ import annotations
 
 import argparse
+import bisect
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,6 @@ import torch
 
 from benchmarks import claim_picture, claim_tables, pages
 from benchmarks.interleave import machine
-from benchmarks.roofline import slow_step_flops
 from benchmarks.texts import TEXTS, Parts, prepared
 from benchmarks.trained import TWIN, Trained, configure, judge, operations, scoring_loop, train
 from pyro_ltm.config import Config, apply_settings
@@ -156,12 +156,13 @@ def with_compute_of_ltm(row: Row, parts: Parts) -> Config:
     if row.side == LONGER:
         return apply_settings(mine, [f"slow.steps={int(STEPS * share)}"])
 
-    def cost(width: int) -> int:
-        return slow_step_flops(apply_settings(mine, [f"model.dim={width}"]).model, 1, parts.train.sequence_length)
+    own, even = mine.model.dim, 2 * mine.model.heads
+    widths = range(own, 8 * own, even)
 
-    own = mine.model.dim
-    even = 2 * mine.model.heads
-    width = max(width for width in range(own, 8 * own, even) if cost(width) <= share * cost(own))
+    def cost(width: int) -> int:
+        return operations(apply_settings(mine, [f"model.dim={width}"]), parts.train)
+
+    width = widths[max(0, bisect.bisect_right(widths, theirs, key=cost) - 1)]
     # The scale of embedding and weights stays that of unit variance at this width.
     scale = mine.model.embedding_scale * (width / own) ** 0.5 if mine.model.embedding_scale != 1 else 1.0
     return apply_settings(mine, [f"model.dim={width}", f"model.embedding_scale={scale}"])

@@ -52,13 +52,18 @@ class OptimizerState:
 def rehearse(optimizer: torch.optim.Optimizer, names: Mapping[str, Tensor]) -> OptimizerState:
     """The state after a step whose gradients are zero, of those parameters that `names` are of.
 
-    That is how an optimizer says which names and shapes are right. The parameters may move.
+    That is how an optimizer says which names and shapes are right. Its rate is zero, so the parameters stay.
     """
     learned = {name.split(".")[0] for name in names}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, parameter in enumerate(parameters):
         parameter.grad = torch.zeros_like(parameter) if str(index) in learned else None
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
     optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
     return OptimizerState.of(optimizer)
 

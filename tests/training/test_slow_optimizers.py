@@ -102,7 +102,12 @@ def test_the_state_that_is_put_back_goes_on_as_before(member, kind):
     state = OptimizerState.of(one[2])
     tensors = {name: value.clone() for name, value in state.tensors.items()}
     assert all(value.is_contiguous() for value in state.tensors.values()), "as a checkpoint gives them back"
+    first = [p.clone() for group in other[2].param_groups for p in group["params"]]
     wanted = rehearse(other[2], tensors)
+    now = [p for group in other[2].param_groups for p in group["params"]]
+    assert all(torch.equal(before, after) for before, after in zip(first, now, strict=True)), (
+        "a refused state moves none"
+    )
     assert wanted.tensors.keys() == tensors.keys()
     assert wanted.numbers.keys() == state.numbers.keys()
     OptimizerState(tensors, dict(state.numbers)).give(other[2])
