@@ -208,7 +208,7 @@ def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
 
 
 def described(config: Config, found: Trained) -> dict[str, Any]:
-    """What was trained, and what it cost."""
+    """Description of a training, and its cost."""
     return {
         "steps": config.slow.steps,
         "best_step": found.best_step,
@@ -248,7 +248,7 @@ def floor_of(row: Row, parts: Parts) -> dict[str, Any]:
 
 
 def writing(run: Run, data: TokenDataset) -> dict[str, float]:
-    """What an emitted token costs after a prompt, the fit of its thoughts included: operations and seconds."""
+    """Cost of an emitted token after a prompt, the fit of its thoughts included: operations and seconds."""
     given = data.batch([0]).inputs[0, 1 : 1 + PROMPT].tolist()
     prompt = run.tokenizer.decode(given)
 

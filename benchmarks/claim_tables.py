@@ -244,7 +244,7 @@ def _in_a_line(cell: Cell) -> str:
 
 
 def line(row: Any) -> str:
-    """What is printed when a row is done."""
+    """Line that is printed when a row is done."""
     level = f"{_level(row):.4f}" if "nats" in row else f"validation {row['validation']:.4f}"
     more = [f"{key} {row[key]}" for key in ("steps", "dim", "seconds", "rate") if key in row]
     return (

@@ -92,7 +92,7 @@ def steps_for(budget: int, settings: list[str], parts: Parts, batch_size: int) -
 
 
 def objective_of(name: str, parts: Parts, slow: list[str]) -> Any:
-    """What Optuna minimizes: nats a token on validation text."""
+    """Function that Optuna minimizes: nats a token on validation text."""
     import optuna
 
     text = TEXTS[name]

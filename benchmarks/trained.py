@@ -1,14 +1,12 @@
-"""Small trainings by the library, their cost counted, and how all of them are judged: for `claim` and `search`."""
+"""Small trainings by the library, their cost counted, and how all of them are scored: for `claim` and `search`."""
 
 from __future__ import annotations
 
-import copy
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pyro_ltm.config import Component, Config, apply_settings, dump_toml
 from pyro_ltm.data import TokenDataset
@@ -74,15 +72,13 @@ def train(
         watch: called after each slow step and each validation; what it raises ends the training.
     """
     seen: dict[int, float] = {}
-    kept: dict[str, Any] = {}
 
     def look(progress: Progress) -> None:
         if progress.validation is not None:
-            if progress.validation.nats_per_token < min(seen.values(), default=float("inf")):
-                kept.update(step=progress.step, weights=copy.deepcopy(run.trainable.state_dict()))
             seen[progress.step] = progress.validation.nats_per_token
         watch(progress)
 
+    config = apply_settings(config, ["slow.keep_best=true"]) if best else config
     with tempfile.TemporaryDirectory() as folder:
         model, loop = build(config)
         run = Run.create(Path(folder) / "run", config, model, loop, data.tokenizer)
@@ -90,9 +86,8 @@ def train(
         began = time.process_time()
         run = trainer.fit()
         seconds = time.process_time() - began
-    if best and kept:
-        run.trainable.load_state_dict(kept["weights"])
-    return Trained(run, seconds, kept["step"] if best and kept else run.step, seen)
+        run = Run.load(run.folder, weights="best") if best else run
+    return Trained(run, seconds, run.step, seen)
 
 
 def operations(config: Config, data: TokenDataset) -> int:

@@ -78,7 +78,7 @@ class Noise:
         return part
 
 
-def kept(ids: Tensor, shape: tuple[int, ...], share: float, *, seed: int, device: torch.device) -> Tensor:
+def dropout_mask(ids: Tensor, shape: tuple[int, ...], share: float, *, seed: int, device: torch.device) -> Tensor:
     """Which numbers of each sequence dropout keeps: bool [B, *shape], each True with probability `share`.
 
     By a generator for each of `ids` [B], so that they do not depend on who shares the batch; on another kind of device
@@ -191,4 +191,4 @@ def _dtype(distribution: Any) -> torch.dtype:
     return dtype
 
 
-__all__ = ["KINDS", "DrawFrom", "Noise", "draw", "fold", "kept", "rsample_from"]
+__all__ = ["KINDS", "DrawFrom", "Noise", "draw", "dropout_mask", "fold", "rsample_from"]

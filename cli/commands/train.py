@@ -44,7 +44,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Start:
-    """What training begins with or goes on from, as far as options say it."""
+    """The run or weights that training begins with, as far as options say it."""
 
     resume: bool
     rewarm: int | None

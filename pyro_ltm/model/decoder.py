@@ -29,7 +29,7 @@ from pyro_ltm.model.kernels.attention import attend
 from pyro_ltm.model.kernels.head import FrozenWeight, token_log_probs
 from pyro_ltm.model.linear import Linear
 from pyro_ltm.model.norm import RMSNorm
-from pyro_ltm.noise import kept as kept_by_dropout
+from pyro_ltm.noise import dropout_mask
 from pyro_ltm.types import Batch
 
 FUSING = threading.Lock()
@@ -58,12 +58,12 @@ class Layer(nn.Module):
         self.feed_forward: SwiGLU | ReLU2 = kind(config.dim, config.hidden_width)
 
     def self_attend(
-        self, h: Tensor, table: Tensor, seen: int = 0, embedded: Tensor | None = None, kept: Tensor | None = None
+        self, h: Tensor, table: Tensor, seen: int = 0, embedded: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """`h` [B, T, D] after self-attention, and the keys and values [B, H, T, d] that a cache keeps.
 
         The first `seen` tokens are looked at and not computed any further: then `h` is [B, T - seen, D].
-        `embedded` [B, T, D] are the value embeddings of the tokens, where this layer mixes them in; `kept`
+        `embedded` [B, T, D] are the value embeddings of the tokens, where this layer mixes them in; `mask`
         [B, T, D] what dropout keeps of the output.
         """
         x = self.attention_norm(h)
@@ -71,7 +71,7 @@ class Layer(nn.Module):
         v = self.attention.mixed_values(v, embedded)
         # Where weights learn, every layer keeps what its backward pass needs at once: the peak of a training step.
         heads = windowed_attention(q, k, v, self.window, recompute=self.attention.wq.weight.requires_grad)
-        return h[:, seen:] + self.dropped(self.attention.output(heads), kept), (k, v)
+        return h[:, seen:] + self.dropped(self.attention.output(heads), mask), (k, v)
 
     def forward(
         self,
@@ -80,27 +80,27 @@ class Layer(nn.Module):
         thoughts: tuple[Tensor, Tensor] | None,
         seen: int = 0,
         embedded: Tensor | None = None,
-        kept: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """`h` [B, T, D] after all three, without its first `seen` tokens: [B, T - seen, D].
 
-        `kept` [3, B, T, D] is what dropout keeps of each output; None: all.
+        `mask` [3, B, T, D], bool, is that of dropout on each output; None: no dropout.
         """
-        h, _ = self.self_attend(h, table, seen, embedded, None if kept is None else kept[0])
-        return self.think(h, table[:, seen:], thoughts, None if kept is None else kept[1:])
+        h, _ = self.self_attend(h, table, seen, embedded, None if mask is None else mask[0])
+        return self.think(h, table[:, seen:], thoughts, None if mask is None else mask[1:])
 
     def think(
-        self, h: Tensor, table: Tensor, thoughts: tuple[Tensor, Tensor] | None, kept: Tensor | None = None
+        self, h: Tensor, table: Tensor, thoughts: tuple[Tensor, Tensor] | None, mask: Tensor | None = None
     ) -> Tensor:
         """`h` [B, T, D] after cross-attention to the projected thoughts and the feed-forward layer."""
-        crossed, fed = (None, None) if kept is None else kept
+        crossed, fed = (None, None) if mask is None else mask
         if thoughts is not None:
             h = h + self.dropped(self.cross_attention.cross(self.cross_attention_norm(h), table, *thoughts), crossed)
         return h + self.dropped(self.feed_forward(self.ffn_norm(h)), fed)
 
-    def dropped(self, x: Tensor, kept: Tensor | None) -> Tensor:
-        """What dropout leaves of `x`, as large on average; `x` itself where `kept` is None."""
-        return x if kept is None else x * kept / self.share_kept
+    def dropped(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Dropout of `x` by `mask`, scaled so that its mean stays; `x` itself without one."""
+        return x if mask is None else x * mask / self.share_kept
 
 
 @dataclass
@@ -183,8 +183,8 @@ class Decoder(nn.Module):
                 if name.endswith(zeros):  # drawn all the same, so that the others are as they are without the option
                     nn.init.zeros_(parameter)
 
-    def kept(self, batch: Batch) -> Tensor | None:
-        """What dropout keeps in a slow step, bool [1 + 3 L, B, T, D]: of the embedding, then of each layer's outputs.
+    def dropout_mask(self, batch: Batch) -> Tensor | None:
+        """The mask of a slow step's dropout, bool [1 + 3 L, B, T, D]: on the embedding, then on each layer's outputs.
 
         None where `batch` names no seed for it. A sequence has one draw, whatever the number of particles: they are
         weighed under one decoder.
@@ -192,13 +192,13 @@ class Decoder(nn.Module):
         if batch.dropout is None or not self.config.dropout:
             return None
         shape = (1 + 3 * self.config.layers, batch.length, self.config.dim)
-        drawn = kept_by_dropout(batch.ids, shape, 1 - self.config.dropout, seed=batch.dropout, device=batch.device)
+        drawn = dropout_mask(batch.ids, shape, 1 - self.config.dropout, seed=batch.dropout, device=batch.device)
         return drawn.transpose(0, 1)
 
-    def context(self, inputs: Tensor, kept: Tensor | None = None) -> Tensor:
+    def context(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Embedded `inputs` [B, T] after the first layer's self-attention, [B, T, D]: independent of the thoughts.
 
-        Beside it the value embeddings of the E layers above that have some: then [B, T, D + E D]. `kept` is what
+        Beside it the value embeddings of the E layers above that have some: then [B, T, D + E D]. `mask` is what
         dropout keeps, as of `forward`.
         """
         if inputs.shape[1] > self.config.max_length:
@@ -206,8 +206,8 @@ class Decoder(nn.Module):
         with self._autocast(inputs):
             first, *above = self._embedded_values(inputs)
             layer, table = self._stack[0], self.table[:, : inputs.shape[1]]
-            entered, attended = (None, None) if kept is None else kept[:2]
-            h, _ = layer.self_attend(layer.dropped(self._embed(inputs), entered), table, embedded=first, kept=attended)
+            entered, attended = (None, None) if mask is None else mask[:2]
+            h, _ = layer.self_attend(layer.dropped(self._embed(inputs), entered), table, embedded=first, mask=attended)
             beside = [each for each in above if each is not None]
             return torch.cat([h, *beside], dim=-1) if beside else h
 
@@ -225,15 +225,15 @@ class Decoder(nn.Module):
         context: Tensor,
         thoughts: Tensor | None,
         token_slice: slice | None = None,
-        kept: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Hidden states [B, T, D] from the `context` of the inputs and the `thoughts` [B, N, D].
 
         Without thoughts (None) it passes cross-attention by, and writes as its twin does.
         Of a `token_slice`, [B, P, D], where one is named: each layer works at what those above it see.
-        `kept` [1 + 3 L, B, T, D] is what dropout keeps in a slow step, which reads all tokens; None: all.
+        `mask` is `dropout_mask` of a slow step, which reads all tokens; None: no dropout.
         """
-        kept_by_layer = [None] * self.config.layers if kept is None else kept[1:].split(3)
+        mask_by_layer = [None] * self.config.layers if mask is None else mask[1:].split(3)
         first, last = (0, context.shape[1]) if token_slice is None else (token_slice.start, token_slice.stop)
         # Where each layer begins: W - 1 tokens before the next one, which looks back so far.
         begins = [max(0, first - above * (self._window - 1)) for above in reversed(range(len(self._stack)))]
@@ -241,14 +241,14 @@ class Decoder(nn.Module):
             projected = self.project(thoughts)
             run = self._run if self._recomputes else Layer.forward
             context, embedded = self._split(context[:, begins[0] : last])
-            # The context has used what is kept of the embedding and of the first layer's self-attention.
-            rest = None if kept_by_layer[0] is None else kept_by_layer[0][1:]
+            # The context has used the masks of the embedding and of the first layer's self-attention.
+            rest = None if mask_by_layer[0] is None else mask_by_layer[0][1:]
             h = self._stack[0].think(context, self.table[:, begins[0] : last], projected[0], rest)
-            for layer, layer_thoughts, values, layer_kept, (read, begin) in zip(
-                self._stack[1:], projected[1:], embedded, kept_by_layer[1:], itertools.pairwise(begins), strict=True
+            for layer, layer_thoughts, values, layer_mask, (read, begin) in zip(
+                self._stack[1:], projected[1:], embedded, mask_by_layer[1:], itertools.pairwise(begins), strict=True
             ):
                 values = None if values is None else values[:, read - begins[0] :]
-                h = run(layer, h, self.table[:, read:last], layer_thoughts, begin - read, values, layer_kept)
+                h = run(layer, h, self.table[:, read:last], layer_thoughts, begin - read, values, layer_mask)
             return self.norm(h)
 
     def forward_slice(self, context: Tensor, thoughts: Tensor, where: slice) -> Tensor:

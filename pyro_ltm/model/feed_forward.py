@@ -24,7 +24,7 @@ class SwiGLU(nn.Module):
 
     @property
     def inward(self) -> list[Linear]:
-        """What reads the input, under one another in `fused_weight`."""
+        """Layers that read the input, under one another in `fused_weight`."""
         return [self.w1, self.w3]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class ReLU2(nn.Module):
 
     @property
     def inward(self) -> list[Linear]:
-        """What reads the input, in `fused_weight`."""
+        """The layer that reads the input, in `fused_weight`."""
         return [self.w1]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -69,10 +69,10 @@ class TokenSequence(TorchDistribution):
     def _log_probs(self, value: Tensor, token_slice: slice | None) -> Tensor:
         """Nats of the P tokens in `token_slice`, [..., B, P]; of all without."""
         decoder, shape = self._bound_decoder(), torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
-        kept = None if self.batch.dropout is None else decoder.kept(self.batch)
-        inputs = (_flat(self._context(decoder, value, kept), shape, 2), _flat(self.thoughts, shape, 2))
+        mask = None if self.batch.dropout is None else decoder.dropout_mask(self.batch)
+        inputs = (_flat(self._context(decoder, value, mask), shape, 2), _flat(self.thoughts, shape, 2))
         if token_slice is None:
-            dropping = {} if kept is None else {"kept": _flat(kept.transpose(0, 1), shape, 3).transpose(0, 1)}
+            dropping = {} if mask is None else {"mask": _flat(mask.transpose(0, 1), shape, 3).transpose(0, 1)}
             hidden = decoder(*inputs, **dropping)
         else:
             hidden, value = decoder.forward_slice(*inputs, token_slice), value[..., token_slice]
@@ -93,15 +93,15 @@ class TokenSequence(TorchDistribution):
             decoder.drop_fused_weights()  # they are of other weights
         return decoder
 
-    def _context(self, decoder: Decoder, value: Tensor, kept: Tensor | None) -> Tensor:
+    def _context(self, decoder: Decoder, value: Tensor, mask: Tensor | None) -> Tensor:
         """Its context [..., B, T, D] of `value`: the batch's own, if that is of these tokens by these weights."""
         context, of = self.batch.context, self.batch.context_of
         held = context is not None and of is not None and self.weights.same_as(of)
-        if context is not None and held and kept is None and value is self.batch.targets:
+        if context is not None and held and mask is None and value is self.batch.targets:
             return context
         start = self.batch.inputs[:, :1].expand(*value.shape[:-1], 1)
         inputs = torch.cat([start, value[..., :-1]], dim=-1)
-        dropping = {} if kept is None else {"kept": kept}
+        dropping = {} if mask is None else {"mask": mask}
         return decoder.context(inputs.flatten(0, -2), **dropping).unflatten(0, inputs.shape[:-1])
 
 

@@ -52,8 +52,8 @@ class LatentThoughtModel(nn.Module):
     def log_prob_without_thoughts(self, batch: Batch) -> Tensor:
         """Nats [B] of the batch's tokens, exact, of the decoder without cross-attention, as its twin."""
         assert batch.targets is not None  # only known tokens have a probability
-        kept = self.decoder.kept(batch)
-        hidden = self.decoder(self.decoder.context(batch.inputs, kept), None, kept=kept)
+        mask = self.decoder.dropout_mask(batch)
+        hidden = self.decoder(self.decoder.context(batch.inputs, mask), None, mask=mask)
         nats = self.decoder.token_log_probs(hidden.flatten(0, 1), batch.targets.flatten())
         return (nats.view_as(batch.mask) * batch.mask).sum(-1)
 

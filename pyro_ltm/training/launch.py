@@ -106,7 +106,7 @@ def train(
             raise UserError("--branch-from names what to go on with: leave --data, --init-from and --resume out")
         steps = _branch_steps(config, Path(branch_from), out, device)
         config = branch(Path(branch_from), out, steps=steps, rewarm=rewarm, decay=decay)
-        resume, rewarm, decay = True, 0, 0
+        resume, rewarm, decay = True, 0, 0  # the branch has them; resuming it trains it
     going_on = _check_folder(out, resume, data)
     trained = going_on and (out / TRAINER).exists()
     origin = Origin.find(out, init_from, going_on=going_on, trained=trained)

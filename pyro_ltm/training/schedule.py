@@ -100,7 +100,7 @@ def _check_decay(slow: SlowConfig, folder: Path, at: int) -> None:
 
 
 def plan_row(at: int, before: Config, after: Config) -> dict[str, Any]:
-    """What `metrics.jsonl` notes of a change of plan at step `at` (see `PlanRow`)."""
+    """Row of `metrics.jsonl` for a change of plan at step `at` (see `PlanRow`)."""
     now = after.slow
     row = {"step": at, "steps": now.steps, "steps_before": before.slow.steps}
     return {**row, "rewarm": now.rewarm, "decay": now.decay_steps}

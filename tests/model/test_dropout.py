@@ -12,7 +12,7 @@ from helpers.tiny import D, N, tiny_batch, tiny_config, tiny_model
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import FastLoop
 from pyro_ltm.model import TokenSequence
-from pyro_ltm.noise import kept
+from pyro_ltm.noise import dropout_mask
 from pyro_ltm.objectives import IWAE, AnalyticELBO
 from pyro_ltm.training import train_step
 
@@ -36,7 +36,7 @@ def test_drops_the_embedding_and_each_output(options):
     torch.set_default_dtype(torch.float64)
     model, batch = model_of(**options), dataclasses.replace(tiny_batch(), dropout=7)
     thoughts = torch.randn(3, N, D)
-    masks = model.decoder.kept(batch)
+    masks = model.decoder.dropout_mask(batch)
     names = ["embedding", *(f"{at}.{site}" for at in range(model.config.layers) for site in SITES)]
     by_name = dict(zip(names, masks, strict=True))
     logits = option_logits(
@@ -55,13 +55,13 @@ def test_drops_the_embedding_and_each_output(options):
 
 def test_keeps_its_share_by_sequence_and_seed():
     ids = torch.arange(6)
-    drawn = kept(ids, (50, 40), 0.7, seed=1, device=torch.device("cpu"))
+    drawn = dropout_mask(ids, (50, 40), 0.7, seed=1, device=torch.device("cpu"))
     share = drawn.double().mean((1, 2))
     assert ((share - 0.7).abs() < 4 * (0.21 / 2000) ** 0.5).all()
-    again = kept(ids[[4, 2]], (50, 40), 0.7, seed=1, device=torch.device("cpu"))
+    again = dropout_mask(ids[[4, 2]], (50, 40), 0.7, seed=1, device=torch.device("cpu"))
     assert torch.equal(again, drawn[[4, 2]])
     assert not torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[:1], kept(ids[:1], (50, 40), 0.7, seed=2, device=torch.device("cpu")))
+    assert not torch.equal(drawn[:1], dropout_mask(ids[:1], (50, 40), 0.7, seed=2, device=torch.device("cpu")))
 
 
 @pytest.mark.parametrize("decoder_only", [False, True], ids=["with thoughts", "without"])

@@ -38,13 +38,6 @@ def rates(folder):
 
 
 @pytest.fixture(scope="module")
-def tokens(tmp_path_factory):
-    text = tmp_path_factory.mktemp("text") / "birds.txt"
-    text.write_text("".join(f"The {i % 7}th bird sang {i % 11} songs to the {i % 5} trees.\n" for i in range(400)))
-    return ltm.prepare([str(text)], text.parent / "tokens", vocab_size=280, sequence_length=16).path
-
-
-@pytest.fixture(scope="module")
 def stable(tokens):
     """A run whose rate never falls."""
     return ltm.train(configure(), data=tokens, out=tokens.parent / "stable").folder

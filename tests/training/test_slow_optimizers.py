@@ -36,14 +36,6 @@ KINDS = {
 MEMBERS = ["soap:2" if name == "soap" else name for name in SLOW_OPTIMIZERS]  # it changes basis within few steps
 
 
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    text = "".join(f"The {i % 7}th bird sang {i % 11} songs to the {i % 5} trees.\n" for i in range(400))
-    (folder / "birds.txt").write_text(text)
-    return ltm.prepare([str(folder / "birds.txt")], folder / "tokens", vocab_size=280, sequence_length=16).path
-
-
 def configure(*settings):
     return apply_settings(ltm.preset("nano"), [*TINY, *settings])
 

@@ -44,13 +44,6 @@ def score(run):
 
 
 @pytest.fixture(scope="module")
-def tokens(tmp_path_factory):
-    text = tmp_path_factory.mktemp("text") / "birds.txt"
-    text.write_text(lines(400))
-    return ltm.prepare([str(text)], text.parent / "tokens", vocab_size=280, sequence_length=16).path
-
-
-@pytest.fixture(scope="module")
 def run(tokens):
     return ltm.train(configure(*BOTH), data=tokens, out=tokens.parent / "run").folder
 
