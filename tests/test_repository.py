@@ -158,7 +158,11 @@ def test_command_line_goes_by_its_installed_name():
 
 @pytest.mark.parametrize(
     ("file", "stranger"),
-    [("config.py", "torch"), ("config.py", "pyro"), ("model/decoder.py", "pyro"), ("model/attention.py", "pyro")],
+    [
+        *((f"config/{part}.py", stranger) for part in ("option", "sections", "toml") for stranger in ("torch", "pyro")),
+        ("model/decoder.py", "pyro"),
+        ("model/attention.py", "pyro"),
+    ],
 )
 def test_stays_free_of(file, stranger):
     path = ROOT / "pyro_ltm" / file

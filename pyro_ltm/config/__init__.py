@@ -1,0 +1,28 @@
+"""Configuration: frozen dataclasses, their presets, and TOML in both directions.
+
+Knows nothing of torch. Every field carries its one-line meaning and its range, so the file written into a run folder
+explains itself and a bad value is refused with what would have been right.
+"""
+
+from pyro_ltm.config.option import check_ranges, option, suggest
+from pyro_ltm.config.sections import ADAMW, Component, Config, DataConfig, FastConfig, ModelConfig, Scalar, SlowConfig
+from pyro_ltm.config.toml import RENAMED, apply_settings, dump_toml, load_toml, merge
+
+__all__ = [
+    "ADAMW",
+    "RENAMED",
+    "Component",
+    "Config",
+    "DataConfig",
+    "FastConfig",
+    "ModelConfig",
+    "Scalar",
+    "SlowConfig",
+    "apply_settings",
+    "check_ranges",
+    "dump_toml",
+    "load_toml",
+    "merge",
+    "option",
+    "suggest",
+]

@@ -1,0 +1,160 @@
+"""Configurations in TOML, in both directions, and settings `key=value` on top of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+
+from pyro_ltm.config.option import suggest
+from pyro_ltm.config.sections import Component, Config
+from pyro_ltm.errors import UserError
+from pyro_ltm.reading import parse_toml, read_toml
+
+RENAMED = {"slow.alone": "decoder_warmup"}
+"""Keys of earlier releases, which are still read, and what they are called now."""
+
+
+def load_toml(path: Path | str, base: Config | None = None, *, whole: bool = False) -> Config:
+    """The configuration in a TOML file, merged into `base` (default: `Config()`).
+
+    Args:
+        whole: the file must name every key, as `dump_toml` does: one that was cut short is not taken for another run.
+
+    Raises:
+        UserError: the file is missing or no TOML, a key is unknown or missing, or a value is out of range.
+    """
+    path = Path(path)
+    try:
+        document = read_toml(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file") from None
+    base = base or Config()
+    config = merge(_without_options(base) if whole else base, document, where=str(path))
+    if whole and (missing := _missing(config, document)):
+        raise UserError(f"{path}: damaged: {missing[0]} is missing; put the file back as it was")
+    return config
+
+
+def merge(config: Config, changes: Mapping[str, Any], *, where: str = "") -> Config:
+    """`config` with nested `changes` merged into it. Raises UserError naming `where` for a bad key or value."""
+    prefix = f"{where}: " if where else ""
+    try:
+        return typing.cast(Config, _merge(config, changes, ()))
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from None
+
+
+def apply_settings(config: Config, settings: typing.Iterable[str]) -> Config:
+    """`config` with `key=value` settings applied in turn; keys are dotted, values are TOML (bare words are strings)."""
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or not key.strip():
+            raise UserError(f"--set {setting}: expected key=value, such as slow.lr=0.001")
+        changes = _value(text.strip())
+        for part in reversed(key.strip().split(".")):
+            changes = {part: changes}
+        config = merge(config, changes, where=f"--set {setting}")
+    return config
+
+
+def _value(text: str) -> Any:
+    """`text` as a value of TOML; itself where it is none, such as a bare word."""
+    try:
+        document = parse_toml(f"value = {text}")
+    except UserError:
+        return text
+    return document["value"] if len(document) == 1 else text
+
+
+def dump_toml(config: Config) -> str:
+    """`config` as TOML that `load_toml` reads back unchanged, each key with its meaning."""
+    return tomlkit.dumps(_filled(tomlkit.document(), config))
+
+
+def _is_section(value: Any) -> bool:
+    return dataclasses.is_dataclass(value)
+
+
+def _merge(config: Any, changes: Any, path: tuple[str, ...]) -> Any:
+    """`config` with `changes` merged into it; `path` says where in the tree it stands."""
+    if not isinstance(changes, Mapping):
+        raise UserError(
+            f"{'.'.join(path)} is a table: set one of its keys, such as {'.'.join(path)}.{_keys(config)[0]}"
+        )
+    if isinstance(config, Component):
+        return _merge_component(config, changes, path)
+    values: dict[str, Any] = {}
+    for given, change in changes.items():
+        key = str(RENAMED.get(".".join((*path, given)), given))
+        here = (*path, key)
+        if key in values:
+            raise UserError(f"{'.'.join(here)} is set twice, once by its name in an earlier release")
+        if key not in _keys(config):
+            raise UserError(
+                f"unknown key {'.'.join(here)}{suggest(key, _keys(config))}: "
+                f"known {'in ' + '.'.join(path) if path else 'at the top'} are {', '.join(_keys(config))}"
+            )
+        current = getattr(config, key)
+        if _is_section(current):
+            values[key] = _merge(current, change, here)
+        else:
+            # 1 is a fine way to write 1.0
+            values[key] = float(change) if isinstance(current, float) and type(change) is int else change
+    return dataclasses.replace(config, **values)
+
+
+def _merge_component(config: Component, changes: Mapping[str, Any], path: tuple[str, ...]) -> Component:
+    """Another name drops the options of the old one; the class that the name stands for checks its own options."""
+    options = dict(changes)
+    name = options.pop("name", config.name)
+    for key, value in {"name": name, **options}.items():
+        if not isinstance(value, bool | int | float | str):
+            raise UserError(f"{'.'.join((*path, key))} = {value!r}: expected a word, a number, or true or false")
+    return Component(name=str(name), options={**(config.options if name == config.name else {}), **options})
+
+
+def _without_options(config: Config) -> Config:
+    """An option that a whole file does not name is as its class has it, whatever the `Config` of today says."""
+    values = {key: getattr(config, key) for key in _keys(config)}
+    bare: Any = {key: Component(name=one.name) for key, one in values.items() if isinstance(one, Component)}
+    return dataclasses.replace(config, **bare)
+
+
+def _missing(config: Any, document: Any) -> list[str]:
+    """Dotted keys that `document` does not name, though the release that wrote it knew them."""
+    if isinstance(config, Component):
+        return [] if isinstance(document, Mapping) and "name" in document else ["name"]
+    missing = []
+    for entry in dataclasses.fields(config):
+        key, current = entry.name, getattr(config, entry.name)
+        if not isinstance(document, Mapping) or (key not in document and not entry.metadata.get("added")):
+            missing.append(key)
+        elif key in document and _is_section(current):
+            missing += [f"{key}.{inner}" for inner in _missing(current, document[key])]
+    return missing
+
+
+def _keys(config: Any) -> list[str]:
+    return [entry.name for entry in dataclasses.fields(config)]
+
+
+def _filled(table: Any, config: Any) -> Any:
+    """`table`, or a whole document, with the keys of `config`."""
+    if isinstance(config, Component):
+        table.update({"name": config.name, **config.options})
+        return table
+    # TOML wants the plain keys before the first table.
+    for entry in sorted(dataclasses.fields(config), key=lambda entry: _is_section(getattr(config, entry.name))):
+        value = getattr(config, entry.name)
+        if _is_section(value):
+            table[entry.name] = _filled(tomlkit.table(), value)
+        else:
+            item = tomlkit.item(value)  # truth values, too, can carry a comment then
+            item.comment(entry.metadata["doc"])
+            table[entry.name] = item
+    return table
