@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomlkit.parse((ROOT / "pyproject.toml").read_text(encoding="utf-8")).unwrap()
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
-SHARED = {"errors", "config", "presets", "files", "locks", "reading", "types", "noise", "weights", "divergence"}
+SHARED = {"errors", "config", "presets", "registry", "types", "weights", "files", "locks", "reading", "noise"}
+SHARED |= {"divergence"}
 PARTS = {"model", "guides", "objectives", "optimizers"}
 UP_TO_SCORES = SHARED | PARTS | {"data", "inference", "scores"}
 LIBRARY = UP_TO_SCORES | {"runs", "training", "profiling", "comparison", "thoughts", "tasks", "reports"}
@@ -31,7 +32,8 @@ ARROWS = {
     "reading": {"errors"},
     "config": {"errors", "reading"},
     "presets": {"errors", "config"},
-    "types": {"errors", "config", "weights"},
+    "registry": {"errors", "config"},
+    "types": {"errors", "registry", "weights"},
     "weights": {"errors"},
     "divergence": set(),
     "files": {"errors"},

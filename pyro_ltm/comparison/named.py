@@ -17,8 +17,8 @@ from pyro_ltm.inference import FAMILIES
 from pyro_ltm.inference.build import build_guide, check_config
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import OBJECTIVES, Objective
+from pyro_ltm.registry import Registry, T
 from pyro_ltm.runs.run import Run
-from pyro_ltm.types import Registry, T
 
 ALL = "all"
 OWN_WEIGHTS = "started from the run's own weights"

@@ -12,7 +12,7 @@ from pyro_ltm.guides.low_rank import LowRank
 from pyro_ltm.guides.mean_field import MeanField
 from pyro_ltm.guides.mixture import Mixture
 from pyro_ltm.guides.student_t import StudentT
-from pyro_ltm.types import Registry
+from pyro_ltm.registry import Registry
 
 GUIDES: Registry[Guide] = Registry(
     "guide",

@@ -8,7 +8,8 @@ from typing import ClassVar
 from pyro_ltm.guides.base import Learning
 from pyro_ltm.guides.encoder import Encoder
 from pyro_ltm.guides.mean_field import IndependentNormals
-from pyro_ltm.types import Batch, Card, State
+from pyro_ltm.registry import Card
+from pyro_ltm.types import Batch, State
 
 
 class _Encoded(IndependentNormals, ABC):

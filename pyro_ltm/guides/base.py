@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.types import Batch, Card, State, check_flags
+from pyro_ltm.registry import Card, check_flags
+from pyro_ltm.types import Batch, State
 
 LogJoint = Callable[[Tensor], Tensor]
 """log p(x, z) in nats, [..., B], of thoughts z [..., B, N, D]."""

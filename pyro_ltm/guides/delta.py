@@ -11,7 +11,8 @@ from torch import Tensor
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides.base import Guide
 from pyro_ltm.noise import Noise, Normals, fold, rsample_from
-from pyro_ltm.types import Batch, Card, State
+from pyro_ltm.registry import Card
+from pyro_ltm.types import Batch, State
 
 
 class Delta(Guide):

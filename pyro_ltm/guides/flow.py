@@ -12,7 +12,8 @@ from torch.distributions import constraints
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides.base import Guide, Learning, check_size
 from pyro_ltm.noise import Normals, rsample_from
-from pyro_ltm.types import Batch, Card, State
+from pyro_ltm.registry import Card
+from pyro_ltm.types import Batch, State
 from pyro_ltm.weights import Weights
 
 

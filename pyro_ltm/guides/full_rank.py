@@ -13,7 +13,8 @@ from pyro_ltm.divergence import normal_of
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides.base import Guide, check_size
 from pyro_ltm.guides.gaussian import OverThoughts, from_relative, times, to_relative, triangle
-from pyro_ltm.types import Batch, Card, State
+from pyro_ltm.registry import Card
+from pyro_ltm.types import Batch, State
 
 BLOCKS = ("thought", "all")
 

@@ -13,7 +13,8 @@ from torch.distributions import constraints
 from pyro_ltm.guides.base import Guide, check_size
 from pyro_ltm.guides.gaussian import OverThoughts, from_relative, to_relative, triangle
 from pyro_ltm.noise import Normals, rsample_from
-from pyro_ltm.types import Batch, Card, State
+from pyro_ltm.registry import Card
+from pyro_ltm.types import Batch, State
 
 
 class Kronecker(Guide):

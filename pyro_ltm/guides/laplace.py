@@ -13,7 +13,8 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.guides.base import Guide, LogJoint
 from pyro_ltm.guides.delta import Delta
 from pyro_ltm.guides.gaussian import OverThoughts
-from pyro_ltm.types import Batch, Card, State
+from pyro_ltm.registry import Card
+from pyro_ltm.types import Batch, State
 
 MOST = 1024
 """Latent dimensions N * D of a full covariance: each sequence has the square of that."""

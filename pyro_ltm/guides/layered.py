@@ -11,7 +11,8 @@ from torch import Tensor
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides.base import Guide, check_size
 from pyro_ltm.guides.gaussian import OverThoughts, entry_scale, times
-from pyro_ltm.types import Batch, Card, State
+from pyro_ltm.registry import Card
+from pyro_ltm.types import Batch, State
 
 
 class Layered(Guide):

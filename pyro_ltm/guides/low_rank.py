@@ -11,7 +11,8 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.guides.base import Guide, check_size
 from pyro_ltm.guides.gaussian import OverThoughts, entry_scale
 from pyro_ltm.noise import Noise, fold
-from pyro_ltm.types import Batch, Card, State
+from pyro_ltm.registry import Card
+from pyro_ltm.types import Batch, State
 
 
 class LowRank(Guide):

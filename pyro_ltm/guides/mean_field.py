@@ -14,7 +14,8 @@ from pyro_ltm.divergence import normal_of
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides.base import Guide
 from pyro_ltm.noise import Noise, fold
-from pyro_ltm.types import Batch, Card, State
+from pyro_ltm.registry import Card
+from pyro_ltm.types import Batch, State
 
 
 class IndependentNormals(Guide, ABC):

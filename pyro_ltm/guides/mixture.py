@@ -14,7 +14,8 @@ from torch.distributions import constraints
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides.base import Guide, check_size
 from pyro_ltm.noise import Noise, Normals, fold, rsample_from
-from pyro_ltm.types import Batch, Card, State
+from pyro_ltm.registry import Card
+from pyro_ltm.types import Batch, State
 
 
 class Mixture(Guide):

@@ -12,7 +12,8 @@ from torch import Tensor
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides.base import Guide
 from pyro_ltm.noise import Normals, rsample_from
-from pyro_ltm.types import Batch, Card, State
+from pyro_ltm.registry import Card
+from pyro_ltm.types import Batch, State
 
 
 class StudentT(Guide):

@@ -2,6 +2,6 @@
 
 from pyro_ltm.guides import GUIDES, Guide
 from pyro_ltm.inference.samplers import SAMPLERS
-from pyro_ltm.types import Registry
+from pyro_ltm.registry import Registry
 
 FAMILIES: Registry[Guide] = Registry("guide", {**GUIDES, **SAMPLERS})

@@ -13,7 +13,7 @@ from pyro_ltm.objectives.pyro import PyroObjective, as_objective
 from pyro_ltm.objectives.renyi import Renyi, VRMax
 from pyro_ltm.objectives.tail_adaptive import TailAdaptive
 from pyro_ltm.objectives.target_rate import TargetRate
-from pyro_ltm.types import Registry
+from pyro_ltm.registry import Registry
 
 OBJECTIVES: Registry[Objective] = Registry(
     "objective",

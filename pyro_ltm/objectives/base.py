@@ -22,7 +22,8 @@ from torch.distributions import Distribution
 
 from pyro_ltm.divergence import analytic_kl, kind
 from pyro_ltm.errors import UserError
-from pyro_ltm.types import Batch, Card, State, check_flags, frozen
+from pyro_ltm.registry import Card, check_flags
+from pyro_ltm.types import Batch, State, frozen
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from pyro_ltm.objectives.base import Objective, Terms, raise_draws, require
-from pyro_ltm.types import Card
+from pyro_ltm.registry import Card
 
 
 class Chi(Objective):

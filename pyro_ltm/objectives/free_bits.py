@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from pyro_ltm.objectives.base import Objective, Terms, require
-from pyro_ltm.types import Card
+from pyro_ltm.registry import Card
 
 GROUPS = ("total", "layer", "thought")
 

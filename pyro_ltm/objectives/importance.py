@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from pyro_ltm.objectives.base import MultiSample, Terms, raise_draws
-from pyro_ltm.types import Card
+from pyro_ltm.registry import Card
 
 
 class _Weighted(MultiSample, ABC):

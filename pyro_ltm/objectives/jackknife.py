@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_ltm.objectives.base import MultiSample, Terms
 from pyro_ltm.objectives.importance import DReG
-from pyro_ltm.types import Card
+from pyro_ltm.registry import Card
 
 
 class Jackknife(MultiSample):

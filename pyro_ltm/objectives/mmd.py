@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_ltm.divergence import kind, normal_of
 from pyro_ltm.errors import UserError
 from pyro_ltm.objectives.base import Objective, Terms, require
-from pyro_ltm.types import Card
+from pyro_ltm.registry import Card
 
 
 class MMD(Objective):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_ltm.objectives.base import Objective, Terms, require
-from pyro_ltm.types import Batch, Card, State
+from pyro_ltm.registry import Card
+from pyro_ltm.types import Batch, State
 
 
 class TargetRate(Objective):

@@ -5,7 +5,7 @@ from pyro_ltm.optimizers.base import FastOptimizer, schedule
 from pyro_ltm.optimizers.lbfgs import LBFGS
 from pyro_ltm.optimizers.natural import Natural
 from pyro_ltm.optimizers.sgd import SGD
-from pyro_ltm.types import Registry
+from pyro_ltm.registry import Registry
 
 OPTIMIZERS: Registry[FastOptimizer] = Registry(
     "optimizer", {"adam": Adam, "sgd": SGD, "natural": Natural, "lbfgs": LBFGS}

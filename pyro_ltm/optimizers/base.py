@@ -11,7 +11,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.types import Card, State, check_flags
+from pyro_ltm.registry import Card, check_flags
+from pyro_ltm.types import State
 
 TINY = 1e-30
 """Far below the square of any gradient that matters, and above the smallest float32."""

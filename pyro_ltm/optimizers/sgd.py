@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.optimizers.base import Scheduled
-from pyro_ltm.types import Card, State
+from pyro_ltm.registry import Card
+from pyro_ltm.types import State
 
 
 @dataclass(frozen=True, kw_only=True)

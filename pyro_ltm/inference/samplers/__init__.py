@@ -4,7 +4,7 @@ from pyro_ltm.inference.samplers.base import Draws, ParticleGuide
 from pyro_ltm.inference.samplers.hmc import HMC
 from pyro_ltm.inference.samplers.langevin import MALA, Langevin
 from pyro_ltm.inference.samplers.svgd import SVGD
-from pyro_ltm.types import Registry
+from pyro_ltm.registry import Registry
 
 SAMPLERS: Registry[ParticleGuide] = Registry("guide", {"langevin": Langevin, "mala": MALA, "hmc": HMC, "svgd": SVGD})
 

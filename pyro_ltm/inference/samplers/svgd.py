@@ -13,7 +13,8 @@ from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.inference.samplers.base import ParticleGuide, value_and_gradient
 from pyro_ltm.noise import Noise
 from pyro_ltm.optimizers import FastOptimizer
-from pyro_ltm.types import Card, State
+from pyro_ltm.registry import Card
+from pyro_ltm.types import State
 
 
 class SVGD(ParticleGuide):

@@ -5,7 +5,7 @@ from pyro_ltm.optimizers.slow.base import SlowOptimizer, hidden_matrices
 from pyro_ltm.optimizers.slow.joint import Joint
 from pyro_ltm.optimizers.slow.muon import Muon
 from pyro_ltm.optimizers.slow.soap import Soap
-from pyro_ltm.types import Registry
+from pyro_ltm.registry import Registry
 
 SLOW_OPTIMIZERS: Registry[SlowOptimizer] = Registry("slow_optimizer", {"adamw": AdamW, "muon": Muon, "soap": Soap})
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from pyro_ltm.config import SlowConfig
 from pyro_ltm.optimizers.slow.base import SlowOptimizer, adamw
-from pyro_ltm.types import Card
+from pyro_ltm.registry import Card
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch import nn
 
 from pyro_ltm.config import SlowConfig
 from pyro_ltm.errors import UserError
-from pyro_ltm.types import Card, check_flags
+from pyro_ltm.registry import Card, check_flags
 
 LR_SHARE = "lr_share"
 """Key of a parameter group: its learning rate as a share of the scheduled one; 1 where a group has none."""

@@ -14,7 +14,7 @@ from pyro_ltm.config import SlowConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.optimizers.slow.base import LR_SHARE, ForMatrices, hidden_matrices
 from pyro_ltm.optimizers.slow.joint import Joint
-from pyro_ltm.types import Card
+from pyro_ltm.registry import Card
 
 RATES = ("original", "match_rms_adamw")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
