@@ -13,6 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from pyro_ltm.data import Reading, Tokenizer
+    from pyro_ltm.model import DecodingOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -183,6 +184,40 @@ reading_options = gathered(
     ),
 )
 """Adds the options of how text is read, and hands them over as one argument `reading`, a `Reading`."""
+
+
+def _decoding(temperature: float, top_k: int, top_p: float) -> DecodingOptions:
+    from pyro_ltm.model import DecodingOptions
+
+    return DecodingOptions(temperature=temperature, top_k=top_k, top_p=top_p)
+
+
+def sampling(temperature: float = 1.0) -> Callable[[F], F]:
+    """Adds the options of how tokens are drawn, and hands them over as one argument `sampler`, a `DecodingOptions`.
+
+    Args:
+        temperature: its default.
+    """
+    return gathered(
+        "sampler",
+        _decoding,
+        click.option(
+            "--temperature",
+            metavar="X",
+            type=float,
+            default=temperature,
+            help="Divides the logits; 0: always the likeliest token.",
+        ),
+        click.option("--top-k", metavar="K", type=int, default=0, help="Keep the K likeliest tokens; 0: all."),
+        click.option(
+            "--top-p",
+            metavar="P",
+            type=float,
+            default=1.0,
+            help="Keep the fewest tokens that reach probability P; 1: all.",
+        ),
+    )
+
 
 weights_option = click.option(
     "--weights",

@@ -11,17 +11,10 @@ import click
 
 from pyro_ltm.errors import visible
 
-from ..options import FOLDER, Common, Text, common, examples, fast_steps, gathered, number, run_argument
+from ..options import FOLDER, Common, Text, common, examples, fast_steps, number, run_argument, sampling
 
 if TYPE_CHECKING:
     from pyro_ltm.inference import Generated
-    from pyro_ltm.model import DecodingOptions
-
-
-def _decoding(temperature: float, top_k: int, top_p: float) -> DecodingOptions:
-    from pyro_ltm.model import DecodingOptions
-
-    return DecodingOptions(temperature=temperature, top_k=top_k, top_p=top_p)
 
 
 @click.command(
@@ -36,17 +29,7 @@ def _decoding(temperature: float, top_k: int, top_p: float) -> DecodingOptions:
 @click.option("--prompt", type=Text(), default="", help="Text to go on from; thoughts are fitted to it alone.")
 @number("--num", "Texts to write, from each of the given thoughts.", default=1)
 @number("--max-new-tokens", "At most so many each; default: what the model can hold.")
-@gathered(
-    "sampler",
-    _decoding,
-    click.option(
-        "--temperature", metavar="X", type=float, default=1.0, help="Divides the logits; 0: always the likeliest token."
-    ),
-    click.option("--top-k", metavar="K", type=int, default=0, help="Keep the K likeliest tokens; 0: all."),
-    click.option(
-        "--top-p", metavar="P", type=float, default=1.0, help="Keep the fewest tokens that reach probability P; 1: all."
-    ),
-)
+@sampling()
 @click.option("--thoughts", "thoughts_file", type=FOLDER, metavar="FILE", help="Thoughts that `infer` wrote.")
 @fast_steps
 @common(weights=True)

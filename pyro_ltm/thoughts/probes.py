@@ -83,7 +83,16 @@ def _cross_validated(x: Tensor, y: Tensor, order: Tensor, classes: int, decay: f
 
 
 def _logistic(x: Tensor, y: Tensor, unseen: Tensor, classes: int, decay: float) -> Tensor:
-    """The likeliest class of each of `unseen` [S', P], by the weights that L-BFGS finds; a convex problem."""
+    """The likeliest class of each of `unseen` [S', P], after `x` [S, P] with the classes `y` [S]."""
+    weight = logistic_weights(x, y, classes, decay)
+    return (unseen @ weight[:-1] + weight[-1]).argmax(-1)
+
+
+def logistic_weights(x: Tensor, y: Tensor, classes: int, decay: float) -> Tensor:
+    """Weights [P + 1, C] of a logistic regression of the classes `y` [S] on `x` [S, P], the intercepts last.
+
+    L-BFGS finds them; the problem is convex.
+    """
     weight = torch.zeros(x.shape[1] + 1, classes, dtype=x.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
 
@@ -97,8 +106,7 @@ def _logistic(x: Tensor, y: Tensor, unseen: Tensor, classes: int, decay: float) 
 
     with torch.enable_grad():
         optimizer.step(loss)
-    weight = weight.detach()
-    return (unseen @ weight[:-1] + weight[-1]).argmax(-1)
+    return weight.detach()
 
 
 def principal_components(features: Tensor, count: int = 2) -> tuple[Tensor, Tensor]:
