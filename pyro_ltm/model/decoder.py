@@ -29,6 +29,7 @@ from pyro_ltm.model.kernels.attention import attend
 from pyro_ltm.model.kernels.head import FrozenWeight, token_log_probs
 from pyro_ltm.model.linear import Linear
 from pyro_ltm.model.norm import RMSNorm
+from pyro_ltm.model.protocol import TokenDecoder
 from pyro_ltm.noise import dropout_mask
 from pyro_ltm.types import Batch
 
@@ -120,7 +121,7 @@ class Cache:
     position: int = 0
 
 
-class Decoder(nn.Module):
+class Decoder(TokenDecoder):
     """p(next token | tokens, thoughts), up to the softmax.
 
     Args:
@@ -182,6 +183,11 @@ class Decoder(nn.Module):
                 nn.init.normal_(parameter, std=config.init_std / depth, generator=generator)
                 if name.endswith(zeros):  # drawn all the same, so that the others are as they are without the option
                     nn.init.zeros_(parameter)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.tok_embeddings.weight.device
 
     def dropout_mask(self, batch: Batch) -> Tensor | None:
         """The mask of a slow step's dropout, bool [1 + 3 L, B, T, D]: on the embedding, then on each layer's outputs.

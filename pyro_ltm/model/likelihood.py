@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from pyro_ltm.model.decoder import Decoder
+from pyro_ltm.model.protocol import TokenDecoder
 from pyro_ltm.model.sampling import sample_tokens
 from pyro_ltm.types import Batch
 from pyro_ltm.weights import Weights
@@ -31,7 +31,7 @@ class TokenSequence(TorchDistribution):
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: TokenDecoder,
         thoughts: Tensor,
         batch: Batch,
         validate_args: bool | None = None,
@@ -86,14 +86,14 @@ class TokenSequence(TorchDistribution):
         tokens = sample_tokens(self._bound_decoder(), _flat(self.thoughts, shape, 2), start, self.event_shape[0])
         return tokens[:, 1:].view(*shape, -1)
 
-    def _bound_decoder(self) -> Decoder:
+    def _bound_decoder(self) -> TokenDecoder:
         """The decoder, with the weights that it had when this was made."""
-        decoder = cast(Decoder, self.weights.module())
+        decoder = cast(TokenDecoder, self.weights.module())
         if decoder is not self.decoder:
             decoder.drop_fused_weights()  # they are of other weights
         return decoder
 
-    def _context(self, decoder: Decoder, value: Tensor, mask: Tensor | None) -> Tensor:
+    def _context(self, decoder: TokenDecoder, value: Tensor, mask: Tensor | None) -> Tensor:
         """Its context [..., B, T, D] of `value`: the batch's own, if that is of these tokens by these weights."""
         context, of = self.batch.context, self.batch.context_of
         held = context is not None and of is not None and self.weights.same_as(of)

@@ -13,6 +13,7 @@ from pyro_ltm.config import ModelConfig
 from pyro_ltm.model.decoder import Decoder
 from pyro_ltm.model.likelihood import TokenSequence
 from pyro_ltm.model.priors import StandardNormal
+from pyro_ltm.model.protocol import TokenDecoder
 from pyro_ltm.types import Batch, State
 from pyro_ltm.weights import Weights, draws
 
@@ -27,18 +28,24 @@ class LatentThoughtModel(nn.Module):
     Args:
         config: shape of the decoder; `config.vocab_size` must be set.
         compute_dtype: precision of the decoder's matrix products.
+        decoder: of this shape; None: a new `Decoder`.
     """
 
-    def __init__(self, config: ModelConfig, compute_dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        config: ModelConfig,
+        compute_dtype: torch.dtype = torch.float32,
+        decoder: TokenDecoder | None = None,
+    ):
         super().__init__()
         self.config = config
         self.prior = StandardNormal(config.thoughts, config.dim)
-        self.decoder = Decoder(config, compute_dtype)
+        self.decoder: TokenDecoder = Decoder(config, compute_dtype) if decoder is None else decoder
 
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        return self.decoder.tok_embeddings.weight.device
+        return self.decoder.device
 
     def forward(self, batch: Batch, state: State | None = None) -> Tensor:
         """The program; returns the tokens [..., B, T]. `state` belongs to the guide and is not looked at."""

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.model.decoder import Decoder
 from pyro_ltm.model.kernels.packed import packed
+from pyro_ltm.model.protocol import TokenDecoder
 
 Generators = torch.Generator | Sequence[torch.Generator]
 """One for all rows; or one for each, so that what a row draws does not depend on the others."""
@@ -99,7 +99,7 @@ def _below(weights: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def sample_tokens(
-    decoder: Decoder,
+    decoder: TokenDecoder,
     thoughts: Tensor,
     prompt: Tensor,
     max_new_tokens: int,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_ltm.model.decoder import Decoder
 from pyro_ltm.model.kernels.head import packs, packs_half
+from pyro_ltm.model.protocol import TokenDecoder
 
 ROWS = 256
 """In single precision more rows than these gain nothing."""
@@ -24,12 +25,12 @@ TOKENS, HALF_TOKENS = 32, 4
 would convert all weights for each."""
 
 
-def packed(decoder: Decoder, rows: int, tokens: int) -> Decoder:
+def packed(decoder: TokenDecoder, rows: int, tokens: int) -> TokenDecoder:
     """A decoder with the same weights that reads `rows` rows faster; `decoder` itself where that would gain nothing.
 
     Takes the memory of the weights once more. `tokens`: how many steps it is for.
     """
-    if not _gains(decoder, rows, tokens):
+    if not isinstance(decoder, Decoder) or not _gains(decoder, rows, tokens):
         return decoder
     shared = [*decoder.parameters(), *decoder.buffers()]
     # New modules around the same tensors; copies made by a fit under way are not theirs.
