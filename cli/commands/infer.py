@@ -55,7 +55,7 @@ def command(
     if (text is None) == (source is None):
         raise click.UsageError("give either --text or --input")
     from pyro_ltm.data.sources import find_source, listed
-    from pyro_ltm.thoughts.documents import cut_documents, infer_documents, piece_of_text
+    from pyro_ltm.runs.documents import cut_documents, infer_documents, piece_of_text
 
     from ..output import emit, nats, note, say, show_next
     from ..progress import reporter

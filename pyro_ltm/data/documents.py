@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.reading import MEBIBYTE
@@ -22,12 +24,14 @@ class Document:
         origin: where it came from, for messages: a file, a file with its line or row, a corpus with its entry.
         continues: True where this piece goes on with the document of the piece before it.
         id: what the input calls it, where it has such a column.
+        columns: what else its record holds, of what was asked for: words, numbers, truth values, or nothing (None).
     """
 
     text: str
     origin: str
     continues: bool = False
     id: str | int | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,7 @@ class Reading:
         text_column: column or JSON field that holds the text, `a.b` for one inside another. None: `text`. Plain text
             has no columns: with a column named, it is refused.
         id_column: column or field that names each document. None: `id`, where there is one.
+        columns: others to carry along with each document; `a.b` for one inside another.
         delimiter: the character between fields. None: found in a .csv, a tab in a .tsv.
         skip_empty: take a null, or a record without the column, for an empty text, which is counted and left out,
             instead of refusing it.
@@ -48,6 +53,7 @@ class Reading:
 
     text_column: str | None = None
     id_column: str | None = None
+    columns: tuple[str, ...] = ()
     delimiter: str | None = None
     skip_empty: bool = False
     record_limit: int = 16 * MEBIBYTE
@@ -64,3 +70,8 @@ class Reading:
     def column(self) -> str:
         """The column that holds the text."""
         return TEXT if self.text_column is None else self.text_column
+
+    @property
+    def first_named(self) -> str | None:
+        """A column that was asked for by its name; None where plain text will do."""
+        return next((name for name in (self.text_column, *self.columns) if name is not None), None)

@@ -60,9 +60,9 @@ def why_not_text(path: Path, reading: Reading, *, named: bool, folder: bool = Fa
         if not named and not compressed and kind == ".json" and _is_one_object(head, reading.column):
             return "one JSON object, which is no list of records"
         return "the figures of a training run, not text" if not named and _is_metrics(path, head, reading) else ""
-    if reading.text_column is not None:
+    if reading.first_named is not None:
         like = "; it looks like JSON: name it .jsonl or .json" if head.lstrip()[:1] in (b"{", b"[") else ""
-        return f"plain text, which has no column '{reading.text_column}'{like}"
+        return f"plain text, which has no column '{reading.first_named}'{like}"
     return "" if compressed else _no_prose(path, kind, head, named)
 
 

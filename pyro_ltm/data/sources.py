@@ -19,7 +19,7 @@ from pyro_ltm.data.documents import Document, Reading
 from pyro_ltm.data.finding import Found, Skipped, find_files
 from pyro_ltm.data.hub import HUB, open_hub
 from pyro_ltm.data.readers import Fields, has_columns, read_file
-from pyro_ltm.data.readers.fields import label_text
+from pyro_ltm.data.readers.fields import label_text, no_column
 from pyro_ltm.data.readers.separated import is_separated
 from pyro_ltm.errors import UserError, one_line
 
@@ -103,8 +103,11 @@ def _find(spec: str, reading: Reading) -> Source:
     if is_corpus(spec):
         if reading.text_column is not None:
             raise UserError(f"{spec}: has no column '{reading.text_column}', nor any other; leave the text column out")
-        read_corpus(spec)  # says at once what is wrong with its options
-        return Source(spec, lambda: read_corpus(spec))
+        documents = read_corpus(spec)  # says at once what is wrong with its options
+        known = next(documents).columns if reading.columns else {}
+        if unknown := next((column for column in reading.columns if column not in known), None):
+            raise no_column(spec, unknown, known)
+        return Source(spec, lambda: _carrying(read_corpus(spec), reading.columns))
     if found := find_files(spec, reading):
         return _of_files(spec, found, reading)
     like_a_hub_name = spec.count("/") == 1 and not spec.startswith((".", "/", "~")) and not Path(spec).suffix
@@ -159,6 +162,13 @@ def _of_files(spec: str, found: Found, reading: Reading) -> Source:
         return _some_text((document for path in found.files for document in read_file(path, reading)), spec)
 
     return Source(spec, read, found.files, found.skipped, any(map(has_columns, found.files)))
+
+
+def _carrying(documents: Iterator[Document], columns: Sequence[str]) -> Iterator[Document]:
+    """The documents with these of their columns."""
+    for document in documents:
+        wanted = {column: document.columns[column] for column in columns}
+        yield document if document.columns == wanted else dataclasses.replace(document, columns=wanted)
 
 
 def _some_text(documents: Iterator[Document], where: str) -> Iterator[Document]:

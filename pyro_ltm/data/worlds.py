@@ -108,9 +108,9 @@ class World:
         return (self._story(random.Random(f"{seed}:{number}")) for number in range(count))
 
     def documents(self, seed: int, count: int) -> Iterator[Document]:
-        """`stories` as sources give them."""
+        """`stories` as sources give them, the factors as columns."""
         for number, story in enumerate(self.stories(seed, count)):
-            yield Document(story.text, f"{NAME}:seed={seed}: document {number}")
+            yield Document(story.text, f"{NAME}:seed={seed}: document {number}", columns=story.factors)
 
     def log_prob(self, text: str) -> float:
         """The log-probability of a document, its end included; minus infinity for a text that no world writes."""

@@ -42,7 +42,7 @@ def test_thoughts_are_joined_to_their_documents(ask, trained, documents, tmp_pat
 
 
 def test_more_names_than_a_file_holds(invoke, trained, documents, tmp_path, monkeypatch):
-    monkeypatch.setattr("pyro_ltm.thoughts.documents.MOST_NAMED", len(f"{documents}:2"))
+    monkeypatch.setattr("pyro_ltm.runs.documents.MOST_NAMED", len(f"{documents}:2"))
     result = invoke("infer", trained, "--input", documents, "--out", tmp_path / "z.safetensors")
     assert result.exit_code == 0, result.stderr
     assert "The file names the first 1 documents; `document` numbers all of them." in result.stderr

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from pyro_ltm.data import Reading
-from pyro_ltm.data.sources import read_labelled
+from pyro_ltm.data.sources import read_labelled, read_source
 
 ROWS = [
     {"body": "A good day.", "stars": 5, "kind": "day", "kept": True},
@@ -62,3 +62,21 @@ def test_bad_rows(row, says, tmp_path, refused):
 
 def test_plain_text_has_no_labels(tmp_path, refused):
     assert "with a column for each label" in refused(read_labelled, tmp_path / "reviews.txt", ["stars"])
+
+
+def test_columns_are_carried_along_with_documents(tmp_path, refused):
+    asked = Reading(text_column="body", columns=("stars", "kept"))
+    carried = [document.columns for document in read_source(str(write(tmp_path / "reviews.parquet")), asked)]
+    assert carried == [{"stars": row["stars"], "kept": row["kept"]} for row in ROWS]
+    first = next(iter(read_source("worlds:length=2", Reading(columns=("mood", "subject")))))
+    assert list(first.columns) == ["mood", "subject"]
+    assert not next(iter(read_source("worlds:length=2"))).columns
+    (tmp_path / "a.txt").write_text("No columns.")
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "b": [1]}\n')
+    for source, column, says in (
+        ("worlds:length=2", "moood", "no column 'moood' (did you mean 'mood'?): its columns are subject"),
+        ("python-docs", "kind", "no column 'kind': its columns are none"),
+        (str(tmp_path / "a.txt"), "kind", "plain text, which has no column 'kind'"),
+        (str(tmp_path / "a.jsonl"), "b", "a.jsonl:1: 'b' is list; what is carried along is a word, a number"),
+    ):
+        assert says in refused(lambda *given: list(read_source(*given)), source, Reading(columns=(column,)))

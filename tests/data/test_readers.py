@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pyro_ltm.data import Document, Reading, prepare, read_source
 from pyro_ltm.data.readers import SUFFIXES, has_columns, plain, read_file, records, streams
 from pyro_ltm.data.readers.separated import find_delimiter
+from pyro_ltm.errors import UserError
 
 ROWS = [
     {"id": "a-1", "text": "Grüße, Welt; eins\tzwei|drei.\n", "by": {"name": "Anna"}},
@@ -91,6 +92,10 @@ def test_every_kind_gives_the_same_documents(tmp_path: Path, name: str, compress
     assert all(document.origin.startswith(str(path)) and not document.continues for document in documents)
     assert texts(path, text_column="by.name") == ["Anna", "Ben", "Cem"]
     assert next(iter(read_source(str(path), Reading(id_column="by.name")))).id == "Anna"
+    carried = [document.columns for document in read_source(str(path), Reading(columns=("id", "by.name")))]
+    assert carried == [{"id": f"a-{n}", "by.name": name} for n, name in enumerate(["Anna", "Ben", "Cem"], 1)]
+    with pytest.raises(UserError, match=r"no column 'by[.]nam' [(]did you mean"):
+        list(read_source(str(path), Reading(columns=("by.nam",))))
 
 
 def test_no_kind_is_forgotten() -> None:

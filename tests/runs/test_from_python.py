@@ -13,11 +13,11 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.data import data_to_score
 from pyro_ltm.runs.description import describe
+from pyro_ltm.runs.documents import cut_documents, infer_documents
 from pyro_ltm.runs.evaluation_file import evaluation_record, read_evaluation, write_evaluation
 from pyro_ltm.runs.protocols import Scoring, evaluate_protocols
 from pyro_ltm.runs.thoughts_file import read_thoughts
 from pyro_ltm.runs.twin import check_twin
-from pyro_ltm.thoughts.documents import cut_documents, infer_documents
 
 FOLDER = Path(__file__).parent.parent / "fixtures/release-0.1.0/run"
 WORDS = "kalo miter sonka lo terka. "

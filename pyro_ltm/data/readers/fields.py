@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import date
 from typing import Any
 
 from pyro_ltm.config import suggest
@@ -39,6 +40,18 @@ def label_text(value: Any, where: str, column: str) -> str:
     raise UserError(f"{where}: '{column}' is {kind}; a label is a word, a number or a truth value")
 
 
+def carried(value: Any, where: str, column: str) -> Any:
+    """`value` of a column that goes along with the text; a date as text. Raises UserError naming `where`."""
+    if isinstance(value, str):
+        return plain_text(value, where, column)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, date):
+        return value.isoformat()
+    kind = type(value).__name__
+    raise UserError(f"{where}: '{column}' is {kind}; what is carried along is a word, a number, a truth value or empty")
+
+
 class Fields:
     """Makes documents of the records of one file, in the way of a `Reading`."""
 
@@ -61,12 +74,20 @@ class Fields:
         else:
             self._column_seen = True
         text = "" if value is None and self.reading.skip_empty else self._to_text(value, where, self.column)
-        return Document(text, where, id=self._id(record, where))
+        return Document(text, where, id=self._id(record, where), columns=self._columns(record, where))
 
     def check_column_seen(self) -> None:
         """Raises UserError when every record lacked the column, which `skip_empty` does not mean."""
         if self._not_seen and not self._column_seen:
             raise self._not_seen
+
+    def _columns(self, record: Mapping[str, Any], where: str) -> dict[str, Any]:
+        found = {}
+        for name in self.reading.columns:
+            if (value := _look_up(record, name)) is _ABSENT:
+                raise no_column(where, name, nested_names(record))
+            found[name] = carried(value, where, name)
+        return found
 
     def _id(self, record: Mapping[str, Any], where: str) -> str | int | None:
         wanted = self.reading.id_column

@@ -56,14 +56,15 @@ def _seekable(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _columns(schema: Any, path: Path, fields: Fields) -> list[str]:
-    """The columns to read. Raises UserError when the text's is not there."""
+    """The columns to read. Raises UserError when one is not there."""
     names = list(_names(schema))
-    if not any(_is_or_holds(name, fields.column) for name in names):
-        raise no_column(str(path), fields.column, names)
-    wanted = fields.reading.id_column
-    if wanted is not None and not any(_is_or_holds(name, wanted) for name in names):
-        raise no_column(str(path), wanted, names)
-    return [fields.column, *({wanted or ID} - {fields.column} if wanted or ID in schema.names else ())]
+    wanted = [fields.column, *fields.reading.columns]
+    if fields.reading.id_column is not None or ID in schema.names:
+        wanted.append(fields.reading.id_column or ID)
+    for column in wanted:
+        if not any(_is_or_holds(name, column) for name in names):
+            raise no_column(str(path), column, names)
+    return list(dict.fromkeys(wanted))
 
 
 def _is_or_holds(name: str, column: str) -> bool:

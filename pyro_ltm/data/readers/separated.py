@@ -40,8 +40,9 @@ def read_separated(path: Path, fields: Fields) -> Iterator[Document]:
             if fields.column not in header:
                 what = f" (the delimiter is {DELIMITERS.get(delimiter, repr(delimiter))}; --delimiter names another)"
                 raise no_column(where, fields.column, header, also=what)
-            if header.count(fields.column) > 1:
-                raise UserError(f"{where}: {header.count(fields.column)} columns '{fields.column}'; name one otherwise")
+            for name in (fields.column, *fields.reading.columns):
+                if header.count(name) > 1:
+                    raise UserError(f"{where}: {header.count(name)} columns '{name}'; name one otherwise")
         elif len(row) != len(header):
             raise UserError(f"{where}: {len(row)} fields; the header has {len(header)} ({one_line(', '.join(header))})")
         else:

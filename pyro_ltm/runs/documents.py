@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,11 @@ from pyro_ltm.data.tokenizer.cutting import encodable_pieces
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference.generation import continuation, encode_for
 from pyro_ltm.noise import fold
-from pyro_ltm.runs import Run
 from pyro_ltm.runs.thoughts_file import write_thoughts
 from pyro_ltm.types import Batch
+
+if TYPE_CHECKING:
+    from pyro_ltm.runs.run import Run
 
 DRAWS = 4
 """Draws of the thoughts on fresh noise, from which each text's bound is taken."""
@@ -56,7 +58,7 @@ class DocumentThoughts:
         tensors: `thoughts` [S, N, D], the posterior means; `state.*`, the fitted parameters; `bound_nats` [S];
             `tokens` [S]; `document` [S], the number of each sequence's document in the input, from 0.
         texts: how each sequence begins.
-        documents: of each one with text its number, its origin, and its id if it has one.
+        documents: of each one with text its number, its origin, its id if it has one, and its columns if it has some.
     """
 
     tensors: dict[str, Tensor]
@@ -121,26 +123,39 @@ def infer_documents(
     batch_size: int = 32,
     fast_steps: int | None = None,
     seed: int = 0,
+    same_noise: bool = False,
+    draw: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> DocumentThoughts:
     """Fits q(z) to each piece; `progress` is called with the sequences done.
 
+    Args:
+        same_noise: all fits draw the same noise, so that a text has the same thoughts wherever it stands, and what two
+            texts differ by is no chance; else each draws its own, keyed by its place in the input.
+        draw: `thoughts` are a draw from each posterior, independent of the others', in place of its mean.
+
     Raises:
         UserError: the model has no thoughts, or there is no piece.
     """
-    if not run.config.model.thoughts:
-        raise UserError(f"{run.folder}: this model has no thoughts (it is an autoregressive twin): nothing to infer")
+    check_thinks(run)
     found: dict[str, list[Tensor]] = {}
     texts: list[str] = []
     documents: dict[int, dict[str, Any]] = {}
     left = iter(pieces)
     while group := list(itertools.islice(left, batch_size)):
-        for name, value in _fit(run, group, len(texts), fast_steps, seed).items():
+        places = torch.arange(len(texts), len(texts) + len(group))
+        batch = Batch.from_lists([one.tokens for one in group], pad=run.tokenizer.end_of_text)
+        # Keyed by a sequence's place in the input, or not at all, so that batches change nothing.
+        batch = dataclasses.replace(batch, ids=torch.zeros_like(places) if same_noise else places).to(run.device)
+        tensors = _fit(run, batch, fast_steps, seed, places if draw else None)
+        tensors["document"] = torch.tensor([one.number for one in group])
+        for name, value in tensors.items():
             found.setdefault(name, []).append(value.detach().cpu())
         texts += [continuation(run.tokenizer, one.tokens[:1], one.tokens[1:])[:SHOWN] for one in group]
         for one in group:
             about: dict[str, Any] = {"document": one.number, "origin": one.document.origin}
             about |= {} if one.document.id is None else {"id": one.document.id}
+            about |= {"columns": dict(one.document.columns)} if one.document.columns else {}
             documents.setdefault(one.number, about)
         progress(len(texts))
     if not texts:
@@ -150,17 +165,23 @@ def infer_documents(
     )
 
 
-def _fit(run: Run, group: list[Piece], first: int, fast_steps: int | None, seed: int) -> dict[str, Tensor]:
-    """The tensors of a file, of the sequences that begin with number `first` of the input."""
-    batch = Batch.from_lists([one.tokens for one in group], pad=run.tokenizer.end_of_text)
-    # A sequence's noise is keyed by its place in the input, so that batches change nothing.
-    batch = dataclasses.replace(batch, ids=torch.arange(first, first + len(group))).to(run.device)
+def check_thinks(run: Run) -> None:
+    """Raises UserError when the model has no thoughts."""
+    if not run.config.model.thoughts:
+        raise UserError(f"{run.folder}: this model has no thoughts (it is an autoregressive twin): nothing to infer")
+
+
+def _fit(run: Run, batch: Batch, fast_steps: int | None, seed: int, places: Tensor | None) -> dict[str, Tensor]:
+    """The tensors of a file, but `document`; thoughts are drawn by the noise of `places` [B], where those are given."""
     posterior = run.loop.with_steps(fast_steps).fit_to_score(run.model, batch, seed=fold(seed, "fit"))
     terms = posterior.with_noise(fold(seed, "score")).score(run.model, batch, particles=DRAWS)
+    if places is None:
+        thoughts = posterior.mean()
+    else:
+        thoughts = dataclasses.replace(posterior, ids=places).with_noise(fold(seed, "draw")).sample()[0]
     return {
-        "thoughts": posterior.mean(),
+        "thoughts": thoughts,
         "bound_nats": -(terms.distortion + terms.rate),
         "tokens": batch.mask.sum(-1),
-        "document": torch.tensor([one.number for one in group]),
         **{f"state.{name}": value for name, value in posterior.state.items()},
     }
