@@ -6,61 +6,40 @@ alone, or from the caller.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
+from pyro_ltm.inference.codec import Codec, continuation, encode_for
 from pyro_ltm.inference.fast_loop import FastLoop
 from pyro_ltm.inference.posterior import Posterior
+from pyro_ltm.inference.writing import Rethinking, Row, Writer, Written
 from pyro_ltm.model import DecodingOptions, LatentThoughtModel, sample_tokens
+from pyro_ltm.model.sampling import check_room
 from pyro_ltm.noise import Noise, fold
 from pyro_ltm.types import Batch
-
-INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-"""Character that decoders write for bytes that are none."""
-
-
-class Codec(Protocol):
-    """The part of a tokenizer that generation uses."""
-
-    @property
-    def end_of_text(self) -> int:
-        """The token that begins and ends documents."""
-
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a text."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of tokens."""
-
-
-def continuation(codec: Codec, before: Sequence[int], new: Sequence[int]) -> str:
-    """The text that the tokens `new` add to that of `before`.
-
-    Decoded alone they may read otherwise: tokenizers that put a space before each word drop the first one, and a
-    character may have bytes on both sides. Such a character belongs to what is new.
-    """
-    shown = [token for token in before if token != codec.end_of_text]
-    start, whole = codec.decode(shown), codec.decode([*shown, *new])
-    if not whole.startswith(start) and not start.endswith(INCOMPLETE):
-        return codec.decode(new)  # bytes of no character, which some decoders let spoil those before them
-    while not whole.startswith(start):
-        start = start[:-1]
-    return whole[len(start) :]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generated:
-    """One text written by a model. `text` leaves the prompt out; `tokens` counts the new ones."""
+    """One text written by a model. `text` leaves the prompt out; `tokens` counts the new ones.
+
+    Attributes:
+        ended: the model ended it; otherwise it was cut short.
+        scores: with `Rethinking`, of the text of each round, in its units; kept: which of these texts this is, from 0.
+    """
 
     prompt: str
     text: str
     tokens: int
     ended: bool
+    scores: tuple[float, ...] = ()
+    kept: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,21 +61,19 @@ class Reconstruction:
     kl_nats: float
 
 
-def encode_for(model: LatentThoughtModel, codec: Codec, text: str) -> list[int]:
-    """End-of-text and the tokens of `text`: what a model reads. Raises UserError when it is empty or too long."""
-    tokens = [codec.end_of_text, *codec.encode(text)]
-    longest = model.config.max_length
-    if len(tokens) < 2:
-        raise UserError("the text is empty: give at least one character")
-    if len(tokens) > longest:
-        raise UserError(f"the text has {len(tokens) - 1} tokens; this model reads at most {longest - 1}: shorten it")
-    return tokens
-
-
 def infer_thoughts(
-    model: LatentThoughtModel, loop: FastLoop, codec: Codec, texts: Sequence[str], *, seed: int = 0
+    model: LatentThoughtModel,
+    loop: FastLoop,
+    codec: Codec,
+    texts: Sequence[str],
+    *,
+    ids: Sequence[int] | None = None,
+    seed: int = 0,
 ) -> tuple[Batch, Posterior]:
     """Fits q(z) to each text.
+
+    Args:
+        ids: name the texts, for their noise; None: their places.
 
     Raises:
         UserError: the model has no thoughts, or a text is empty or too long.
@@ -104,7 +81,8 @@ def infer_thoughts(
     if not model.config.thoughts:
         raise UserError("this model has no thoughts (it is an autoregressive twin): nothing to infer")
     sequences = [encode_for(model, codec, text) for text in texts]
-    batch = Batch.from_lists(sequences, pad=codec.end_of_text).to(model.device)
+    batch = Batch.from_lists(sequences, pad=codec.end_of_text)
+    batch = (batch if ids is None else dataclasses.replace(batch, ids=torch.tensor(ids))).to(model.device)
     return batch, loop.fit_to_score(model, batch, seed=fold(seed, "fit"))
 
 
@@ -114,47 +92,106 @@ def generate(
     codec: Codec,
     *,
     prompt: str = "",
+    prompts: Sequence[str] | None = None,
     num: int = 1,
     max_new_tokens: int | None = None,
     thoughts: Tensor | None = None,
     sampler: DecodingOptions | None = None,
+    rethinking: Rethinking | None = None,
+    batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
     seed: int = 0,
 ) -> list[Generated]:
-    """Writes `num` texts.
+    """Writes `num` texts, after one prompt, after none, or after each of several.
 
     Without a prompt thoughts come from the prior; with one, from the posterior fitted on the prompt alone; `thoughts`
     [M, N, D], where given, are used instead (and `num` texts are written from each).
 
     Args:
+        prompts: of any lengths; the texts come in their order, `num` after each. What is written after a prompt
+            depends on the seed, the prompt, and how often it came before, not on the others, but for rounding
+            (and at a `batch_size` of 1 to the bit).
         max_new_tokens: at most so many tokens each; None: as many as the model's length allows.
+        rethinking: how often thoughts are fitted to what was written, and it is written again; None: never.
+        batch_size: texts at a time; those of one prompt are always written together.
+        progress: called with the texts done.
 
     Raises:
-        UserError: prompt too long, more new tokens than fit, or thoughts of another shape.
+        UserError: prompt too long, more new tokens than fit, thoughts of another shape, or an empty one among
+            `prompts`; of a model without thoughts, also where there is to be rethinking.
     """
-    tokens = encode_for(model, codec, prompt) if prompt else [codec.end_of_text]
-    room = model.config.max_length + 1 - len(tokens)
-    count = num
+    if prompts is not None and (prompt or thoughts is not None):
+        raise UserError("several prompts: give neither another prompt nor thoughts beside them")
+    rethinking = rethinking or Rethinking()
+    rethinking.check(model, loop)
+    writer = Writer(model, loop, codec, sampler, rethinking, seed)
+    if prompts is None:
+        tokens = encode_for(model, codec, prompt) if prompt else [codec.end_of_text]
+        z = _thoughts_of(writer, prompt, num, thoughts)
+        rows = [Row(tokens, prompt, _room(model, tokens, max_new_tokens), (text,)) for text in range(len(z))]
+        return [_generated(codec, row, one) for row, one in zip(rows, writer.write(rows, z), strict=True)]
+    asked = _named(writer, prompts, max_new_tokens)
+    found: dict[int, list[Generated]] = {}
+    # Those of like lengths together.
+    order = sorted(range(len(asked)), key=lambda at: (len(asked[at].prompt), asked[at].key))
+    at_a_time = max(1, batch_size // num)
+    for places in (order[start : start + at_a_time] for start in range(0, len(order), at_a_time)):
+        some = [asked[place] for place in places]
+        rows = [dataclasses.replace(row, key=(*row.key, text)) for row in some for text in range(num)]
+        new = [
+            _generated(codec, row, one)
+            for row, one in zip(rows, writer.write(rows, _thoughts_of_all(writer, some, num)), strict=True)
+        ]
+        found |= {place: new[at * num : (at + 1) * num] for at, place in enumerate(places)}
+        if progress:
+            progress(len(found) * num)
+    return [text for place in range(len(asked)) for text in found[place]]
+
+
+def _named(writer: Writer, prompts: Sequence[str], new: int | None) -> list[Row]:
+    """The prompts as rows, each named by its text and how often that came before. Raises UserError with its number."""
+    seen: Counter[str] = Counter()
+    rows = []
+    for number, text in enumerate(prompts, 1):
+        try:
+            tokens = encode_for(writer.model, writer.codec, text)
+            room = _room(writer.model, tokens, new)
+        except UserError as error:
+            raise UserError(f"prompt {number}: {error}") from None
+        rows.append(Row(tokens, text, room, (fold("prompt", text, seen[text]),)))
+        seen[text] += 1
+    return rows
+
+
+def _room(model: LatentThoughtModel, tokens: Sequence[int], new: int | None) -> int:
+    """New tokens that a text may get after `tokens`. Raises UserError when so many `new` ones do not fit."""
+    longest = model.config.max_length
+    if new is None:
+        return longest + 1 - len(tokens)
+    check_room(len(tokens), new, longest)
+    return new
+
+
+def _thoughts_of(writer: Writer, prompt: str, num: int, thoughts: Tensor | None) -> Tensor:
+    """Thoughts of the first texts after one prompt, or after none: [B, N, D]."""
+    model, seed = writer.model, writer.seed
     if thoughts is not None:
-        z = _check_thoughts(model, thoughts).repeat_interleave(num, 0)
-        count = len(z)
-    elif prompt and model.config.thoughts:
-        _, posterior = infer_thoughts(model, loop, codec, [prompt], seed=seed)
-        z = posterior.with_noise(fold(seed, "draw")).sample(num)[:, 0]
-    else:
-        shape = torch.Size([num, model.config.thoughts, model.config.dim])
-        z = Noise(torch.arange(num), seed=fold(seed, "prior")).normal(shape, event_dims=2).to(model.device)
-    # One for each text, so that a text is the same however many are written beside it.
-    generators = [torch.Generator(model.device).manual_seed(fold(seed, "tokens", text)) for text in range(count)]
-    written = sample_tokens(
-        model.decoder,
-        z,
-        torch.tensor([tokens] * count, device=model.device),
-        room if max_new_tokens is None else max_new_tokens,
-        sampler=sampler,
-        end=codec.end_of_text,
-        generator=generators,
-    )
-    return [_generated(codec, prompt, tokens, row[len(tokens) :]) for row in written.tolist()]
+        return _check_thoughts(model, thoughts).repeat_interleave(num, 0)
+    if prompt and model.config.thoughts:
+        _, posterior = infer_thoughts(model, writer.loop, writer.codec, [prompt], seed=seed)
+        return posterior.with_noise(fold(seed, "draw")).sample(num)[:, 0]
+    shape = torch.Size([num, model.config.thoughts, model.config.dim])
+    return Noise(torch.arange(num), seed=fold(seed, "prior")).normal(shape, event_dims=2).to(model.device)
+
+
+def _thoughts_of_all(writer: Writer, prompts: Sequence[Row], num: int) -> Tensor:
+    """Thoughts of `num` texts after each prompt, those of a prompt together: [B, N, D]."""
+    model, seed = writer.model, writer.seed
+    if not model.config.thoughts:
+        return torch.zeros(len(prompts) * num, 0, model.config.dim, device=model.device)
+    texts, ids = [row.text for row in prompts], [row.key[0] for row in prompts]
+    _, posterior = infer_thoughts(model, writer.loop, writer.codec, texts, ids=ids, seed=seed)
+    return posterior.with_noise(fold(seed, "draw")).sample(num).transpose(0, 1).flatten(0, 1)
 
 
 def reconstruct(model: LatentThoughtModel, loop: FastLoop, codec: Codec, text: str, *, seed: int = 0) -> Reconstruction:
@@ -194,7 +231,14 @@ def _check_thoughts(model: LatentThoughtModel, thoughts: Tensor) -> Tensor:
     return thoughts.to(model.device, torch.float32)
 
 
-def _generated(codec: Codec, prompt: str, tokens: list[int], new: list[int]) -> Generated:
-    ended = codec.end_of_text in new
-    written = new[: new.index(codec.end_of_text)] if ended else new
-    return Generated(prompt=prompt, text=continuation(codec, tokens, written), tokens=len(written), ended=ended)
+def _generated(codec: Codec, row: Row, written: Written) -> Generated:
+    ended = codec.end_of_text in written.tokens
+    new = written.tokens[: len(written.tokens) - ended]
+    return Generated(
+        prompt=row.text,
+        text=continuation(codec, row.prompt, new),
+        tokens=len(new),
+        ended=ended,
+        scores=tuple(written.scores),
+        kept=written.kept,
+    )

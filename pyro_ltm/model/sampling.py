@@ -102,8 +102,9 @@ def sample_tokens(
     decoder: TokenDecoder,
     thoughts: Tensor,
     prompt: Tensor,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     *,
+    lengths: Sequence[int] | None = None,
     sampler: DecodingOptions | None = None,
     end: int | None = None,
     generator: Generators | None = None,
@@ -115,35 +116,68 @@ def sample_tokens(
         thoughts: [B, N, D]. prompt: [B, P], P >= 1. Result: [B, P + new].
 
     Args:
-        end: a token that ends a sequence; what follows it is `end` again, and all ended stops early. None: never.
+        max_new_tokens: one number for all, or one for each.
+        lengths: tokens of each prompt, at least 1, where they are not all P: what follows them in `prompt` is not
+            looked at, and row b's new tokens begin at `lengths[b]`. The rows are read together up to the shortest
+            one's length, then step by step, so rows of like lengths go together. A row draws nothing before its own
+            prompt ends.
+        end: a token that ends a sequence; what follows it is `end` again, and all ended stop early. None: never.
         stop: sees the new tokens so far, [B, 1] to [B, max_new_tokens], and says which sequences need no more, bool
-            [B]; when that is all of them, no more are written.
+            [B]; when that is all of them, no more are written. For prompts of one length.
 
     Raises:
         UserError: the prompt and the new tokens do not fit the decoder's length (its T inputs, and the last output).
     """
-    longest = decoder.config.max_length
-    if prompt.shape[1] > longest:
-        raise UserError(f"the prompt has {prompt.shape[1]} tokens; this model reads at most {longest}")
-    if prompt.shape[1] + max_new_tokens > longest + 1:
-        raise UserError(
-            f"{prompt.shape[1]} tokens of prompt and {max_new_tokens} new ones exceed the model's {longest}: "
-            f"ask for at most {longest + 1 - prompt.shape[1]} new tokens"
-        )
-    sampler = sampler or DecodingOptions()
-    written = [prompt]
-    ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
-    if max_new_tokens:
-        hidden, cache = decoder.prefill(prompt, thoughts)
-        decoder = packed(decoder, len(prompt), max_new_tokens)
-    for index in range(max_new_tokens):
-        token = sampler.draw(decoder.logits(hidden), generator)
+    size, width = prompt.shape
+    lengths = [width] * size if lengths is None else list(lengths)
+    new = [max_new_tokens] * size if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    for length, count in zip(lengths, new, strict=True):
+        check_room(length, count, decoder.config.max_length)
+    totals = [length + count for length, count in zip(lengths, new, strict=True)]
+    sampler, start, last = sampler or DecodingOptions(), min(lengths), max(totals)
+    written = [prompt[:, :start]]
+    ended = torch.zeros(size, dtype=torch.bool, device=prompt.device)
+    # Whose prompt goes on at a place, and who has all its tokens before it: known beforehand.
+    given, total = (torch.tensor(each, device=prompt.device) for each in (lengths, totals))
+    if start < last:
+        hidden, cache = decoder.prefill(written[0], thoughts)
+        decoder = packed(decoder, size, last - start)
+    for at in range(start, last):
+        rows = [row for row, length in enumerate(lengths) if length <= at]
+        token = _draw(decoder, hidden, rows, sampler, generator)
+        if len(rows) < size:
+            token = torch.where(given > at, prompt[:, min(at, width - 1)], token)
         if end is not None:
             token = torch.where(ended, end, token)
-            ended |= token == end
+            ended |= (token == end) & (given <= at)
         written.append(token[:, None])
-        done = ended | stop(torch.cat(written[1:], dim=1)) if stop else ended
-        if index + 1 == max_new_tokens or bool(done.all()):
+        done = ended | (total <= at + 1)
+        done = done | stop(torch.cat(written[1:], dim=1)) if stop else done
+        if at + 1 == last or bool(done.all()):
             break
         hidden = decoder.step(token, cache)
     return torch.cat(written, dim=1)
+
+
+def _draw(
+    decoder: TokenDecoder, hidden: Tensor, rows: list[int], sampler: DecodingOptions, generator: Generators | None
+) -> Tensor:
+    """A token [B] for each of `rows` after the hidden states [B, D]; 0 for the others, whose generators rest."""
+    if len(rows) == len(hidden):
+        return sampler.draw(decoder.logits(hidden), generator)
+    token = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+    if rows:
+        own = generator if generator is None or isinstance(generator, torch.Generator) else [generator[r] for r in rows]
+        token[rows] = sampler.draw(decoder.logits(hidden[rows]), own)
+    return token
+
+
+def check_room(prompt: int, new: int, longest: int) -> None:
+    """Raises UserError where a prompt of so many tokens and the `new` ones do not fit a model's length."""
+    if prompt > longest:
+        raise UserError(f"the prompt has {prompt} tokens; this model reads at most {longest}")
+    if prompt + new > longest + 1:
+        raise UserError(
+            f"{prompt} tokens of prompt and {new} new ones exceed the model's {longest}: "
+            f"ask for at most {longest + 1 - prompt} new tokens"
+        )

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_ltm.data import Document
 from pyro_ltm.data.tokenizer.cutting import encodable_pieces
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference.generation import continuation, encode_for
+from pyro_ltm.inference.codec import continuation, encode_for
 from pyro_ltm.noise import fold
 from pyro_ltm.runs.thoughts_file import write_thoughts
 from pyro_ltm.types import Batch

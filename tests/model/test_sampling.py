@@ -183,6 +183,35 @@ def test_a_generator_for_each_row_keeps_rows_apart():
     assert torch.equal(write([1]), together[1:2])
 
 
+def test_prompts_of_unlike_lengths_are_continued_as_each_alone():
+    """Tokens in double precision: no draw lies within rounding of another token."""
+    torch.set_default_dtype(torch.float64)
+    decoder = tiny_decoder(tiny_config(max_length=16))
+    thoughts, prompt, lengths, new = torch.randn(4, N, D), tiny_tokens(4, length=7), [3, 8, 1, 5], [6, 9, 2, 0]
+
+    def own(rows):
+        return [torch.Generator().manual_seed(row) for row in rows]
+
+    together = sample_tokens(decoder, thoughts, prompt, new, lengths=lengths, generator=own(range(4)))
+    for row, (length, count) in enumerate(zip(lengths, new, strict=True)):
+        alone = sample_tokens(
+            decoder, thoughts[row : row + 1], prompt[row : row + 1, :length], count, generator=own([row])
+        )
+        assert torch.equal(together[row, : length + count], alone[0])
+    assert together.shape == (4, 17)
+    with pytest.raises(UserError, match="at most 9 new tokens"):
+        sample_tokens(decoder, thoughts, prompt, [1, 10, 1, 1], lengths=lengths)
+
+
+def test_an_end_token_in_a_longer_prompt_ends_nothing():
+    decoder, thoughts = tiny_decoder(tiny_config(max_length=16)), torch.randn(2, N, D)
+    prompt = torch.tensor([[3, 3, 3, 3, 3, 3], [4, 0, 0, 0, 0, 0]])
+    greedy = DecodingOptions(temperature=0)
+    written = sample_tokens(decoder, thoughts, prompt, [4, 9], lengths=[6, 1], sampler=greedy, end=3)
+    alone = sample_tokens(decoder, thoughts[:1], prompt[:1], 4, sampler=greedy, end=3)
+    assert torch.equal(written[0, : alone.shape[1]], alone[0])
+
+
 def test_stops_when_no_sequence_needs_more():
     decoder, thoughts, prompt = tiny_decoder(), torch.randn(2, N, D), tiny_tokens(2, length=3)
     seen = []
