@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from helpers.processes import train_until_killed
 from helpers.tiny import tiny_batch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -17,6 +18,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.inference.build import build
 from pyro_ltm.optimizers.slow import SLOW_OPTIMIZERS
 from pyro_ltm.optimizers.slow.base import LR_SHARE
+from pyro_ltm.runs import Run
 from pyro_ltm.runs.folder import FORMAT, trainable
 from pyro_ltm.training.optimizer_state import OptimizerState, rehearse
 from pyro_ltm.training.step import step_where, train_step
@@ -142,6 +144,21 @@ def test_stopped_and_resumed_ends_with_the_same_weights(member, kind, tokens, tm
     parts = ltm.train(None, data=None, out=tmp_path / "parts", resume=True)
     for name, value in whole.trainable.state_dict().items():
         assert torch.equal(value, parts.trainable.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("member", ["muon", pytest.param("soap:2", marks=pytest.mark.long)])
+def test_killed_and_resumed_ends_with_the_same_state(member, tokens, tmp_path):
+    """A process that dies by SIGKILL after its fourth step has written a checkpoint at the third."""
+    config = configure(f"slow_optimizer.name={member}", "slow.save_every=3")
+    whole = ltm.train(config, data=tokens, out=tmp_path / "whole").folder
+    killed = tmp_path / "killed"
+    train_until_killed(4, config=config, data=tokens, out=killed)
+    assert Run.load(killed).step == 3
+    ltm.train(None, data=None, out=killed, resume=True)
+    for name in ("model.safetensors", "trainer.safetensors"):  # tensors: the second's header has seconds in it
+        one, other = load_file(killed / name), load_file(whole / name)
+        assert one.keys() == other.keys()
+        assert not [key for key in one if not torch.equal(one[key], other[key])], name
 
 
 BUFFER, BASIS = "optimizer.0.momentum_buffer", "optimizer.0.Q.0"
