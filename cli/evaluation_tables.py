@@ -72,6 +72,8 @@ def _show_bound(found: Evaluation, bound: Bound) -> None:
         entry[-1] = f"{share:.0%}"  # a second model with thoughts has shares of its own
     columns = ["", "this run", *(["twin"] if found.twin else [])]
     show_table("Upper bound on nats, and what it is made of", columns, rows + shares)
+    if bound.no_pareto_k and bound.active_fraction_by_layer:
+        say(f"No Pareto k of the importance weights: {bound.no_pareto_k} (--particles).")
     if found.no_bytes:
         say(f"No bits a byte: {found.no_bytes}.")
 
@@ -90,6 +92,9 @@ def _weighted_rows(found: Evaluation, bound: Bound, columns: int) -> list[list[s
     if bound.particles > 1:
         ess = f"{nats(bound.effective_sample_size, 1)}{margin(bound.effective_sample_size_stderr, 1)}"
         rows.append([f"  of {bound.particles} draws count", ess, *rest])
+    if tail := bound.pareto_k:
+        above = f"{tail.median:.2f}; {tail.share_above:.0%} above {tail.threshold:.2f}"
+        rows.append(["  Pareto k of their weights, median", above, *rest])
     for start, annealed in found.annealed.items():
         rows.append([f"  annealed from {start}, {annealed.temperatures} temperatures", _figure(annealed), *rest])
         ess = f"{annealed.effective_sample_size:.1f}, {annealed.acceptance:.0%}"

@@ -33,6 +33,8 @@ COLUMNS = {
     "iwae_stderr": "iwae.stderr",
     "ess": "ess",
     "ess_stderr": "ess_stderr",
+    "pareto_k_median": "pareto_k.median",
+    "pareto_k_share_above": "pareto_k.share_above",
     "rate_nats_per_sequence": "rate",
     "distortion_nats_per_token": "distortion",
     "log_joint_nats_per_sequence": "log_joint",

@@ -30,6 +30,7 @@ from pyro_ltm.profiling.memory import peak_memory
 from pyro_ltm.scores.dependence import Places
 from pyro_ltm.scores.estimate import mean_error
 from pyro_ltm.scores.importance import effective_sample_size, importance_nats
+from pyro_ltm.scores.pareto import ParetoK, pareto_k, why_no_pareto_k
 from pyro_ltm.types import Batch, State, evaluating, frozen
 
 DRAWS = "draws have no density: scored by the Normal with their mean and variance"
@@ -151,13 +152,18 @@ class _Totals:
     def _figures(self, batch: Batch, posterior: Posterior) -> dict[str, Tensor]:
         terms = posterior.with_noise(fold(self.seed, "score")).score(self.model, batch, particles=self.particles)
         weight = terms.log_weight.double()
-        return {
+        tail = {} if self._no_pareto_k else {"pareto_k": pareto_k(weight)}
+        return tail | {
             "distortion": terms.distortion.double(),
             "rate": terms.rate.double(),
             "iwae": importance_nats(weight, self.particles),
             "ess": effective_sample_size(weight),
             "log_joint": (terms.log_likelihood + terms.log_prior).mean(0).double(),
         }
+
+    @property
+    def _no_pareto_k(self) -> str:
+        return why_no_pareto_k(self.particles, self.loop.guide.thoughts)
 
     def _figures_of_point(self, batch: Batch, posterior: Posterior) -> dict[str, Tensor]:
         log_joint = LogJoint(self.model, batch)
@@ -237,6 +243,8 @@ class _Totals:
             "iwae": estimate(self._column("iwae"), tokens, places),
             "ess": finite(ess.mean()),
             "ess_stderr": finite(mean_error(ess, places).stderr),
+            "pareto_k": None if self._no_pareto_k else ParetoK.of(self._column("pareto_k"), self.particles),
+            "no_pareto_k": self._no_pareto_k,
             "rate": finite(rate.mean()),
             "steps_to_1pct": None if index is None else curve[index].steps,
             "ms_per_sequence_to_1pct": None if index is None else curve[index].ms,

@@ -17,6 +17,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.reading import Count, fitted
 from pyro_ltm.scores.dependence import Blocks, Places
 from pyro_ltm.scores.estimate import ratio_error
+from pyro_ltm.scores.pareto import ParetoK
 from pyro_ltm.types import Batch
 
 FORMAT = "pyro-ltm comparison 1"
@@ -90,6 +91,7 @@ class PairScore:
         fast_steps: asked for. steps_taken: the mean over sequences.
         elbo, iwae: upper bounds on the nats a token; iwae is importance-weighted, with all draws.
         ess: effective sample size of those draws, the mean over sequences; ess_stderr: its standard error.
+        pareto_k: the tail of their weights. no_pareto_k: why there is none, where there is a bound.
         rate: KL(q || p), nats a sequence. distortion: E_q[-log p(x | z)], nats a token.
         log_joint: E_q[log p(x, z)], nats a sequence: the only figure of a point.
         steps_to_1pct, ms_per_sequence_to_1pct: to come within 1% of the best bound of `curve`.
@@ -110,6 +112,8 @@ class PairScore:
     iwae: Estimate | None = None
     ess: float | None = None
     ess_stderr: float | None = None
+    pareto_k: ParetoK | None = None
+    no_pareto_k: str = ""
     rate: float | None = None
     distortion: float | None = None
     log_joint: float | None = None
@@ -266,7 +270,7 @@ class Comparison:
     def from_dict(cls, found: Mapping[str, Any]) -> Comparison:
         """Comparison from the output of `to_dict`. Raises UserError, naming the place, for anything else."""
         found = {RENAMED.get(key, key): value for key, value in found.items()}
-        _require(found, cls, optional="places")
+        _require(found, cls, optional=("places",))
         comparison = fitted(found, cls, dec_hook=_tensor)
         if set(comparison.definitions) != {"guides", "objectives"}:
             raise UserError("definitions: expected guides and objectives")
@@ -274,7 +278,7 @@ class Comparison:
         rows = {f"pairs[{index}]": row for index, row in enumerate(found["pairs"])}
         rows |= {"twin": found["twin"]} if comparison.twin else {}
         for (where, row), pair in zip(rows.items(), comparison.with_twin, strict=True):
-            _require(row, PairScore, optional="training", where=f"{where}: ")
+            _require(row, PairScore, optional=("training", *ADDED), where=f"{where}: ")
             if pair.elbo and len(pair.nats_by_sequence) != count:
                 raise UserError(f"{where}: {len(pair.nats_by_sequence)} nats_by_sequence of {count} sequences")
         for name, values in comparison.places.to_dict().items() if comparison.places else ():
@@ -292,12 +296,14 @@ RENAMED = {"members": "definitions", "teaching": "guide_training", "slow.alone":
 """Keys, and keys of settings, as earlier releases wrote them."""
 RENAMED_CLASSES = {"Annealed": "KLAnnealing"}
 """Classes of guides and objectives in the definitions of earlier releases."""
+ADDED = ("pareto_k", "no_pareto_k")
+"""Figures of a pair that earlier releases did not write."""
 
 
-def _require(row: Mapping[str, Any], kind: type[Any], *, optional: str, where: str = "") -> None:
+def _require(row: Mapping[str, Any], kind: type[Any], *, optional: Sequence[str], where: str = "") -> None:
     """Raises UserError where a mapping lacks a field of `kind`."""
     for entry in dataclasses.fields(kind):
-        if entry.name not in row and entry.name != optional:
+        if entry.name not in row and entry.name not in optional:
             raise UserError(f"{where}{entry.name} is missing")
 
 

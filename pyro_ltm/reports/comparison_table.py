@@ -46,6 +46,7 @@ def full_table(comparison: Comparison) -> Table:
         "behind the best": lambda p: pm(comparison.difference_to_best(p), 4),
         f"IWAE-{comparison.settings.get('particles', 'K')}": lambda p: pm(p.iwae, 4),
         "ESS": lambda p: number(p.ess, 1),
+        "Pareto k": pareto_text,
         "rate, nats/seq.": lambda p: number(p.rate, 2),
         "distortion, nats/token": lambda p: number(p.distortion, 4),
         "steps to 1%": lambda p: number(p.steps_to_1pct, 0),
@@ -77,9 +78,13 @@ def findings(comparison: Comparison) -> list[str]:
             lines.append(f"± of this bound is the standard error over {best.elbo.blocks}.")
         tied = comparison.tied_with_best()
         if tied:
-            shown = "; ".join(name_of(pair, comparison) for pair in tied[:MOST_NAMED])
-            more = f"; and {len(tied) - MOST_NAMED} more" if len(tied) > MOST_NAMED else ""
-            lines.append(f"Less than two standard errors of the difference behind it: {shown}{more}.")
+            lines.append(f"Less than two standard errors of the difference behind it: {_named(tied, comparison)}.")
+    heavy = [pair for pair in comparison.ranked() if pair.pareto_k and pair.pareto_k.share_above > 0.5]
+    if heavy:
+        lines.append(
+            "More draws would still move IWAE and ESS, for Pareto k is above its threshold in most sequences: "
+            f"{_named(heavy, comparison)}."
+        )
     if comparison.kind == "training" and (equal := comparison.equal_seconds()):
         ranked = sorted((row["nats_per_token"], key) for key, row in equal.items() if row["nats_per_token"] is not None)
         if ranked:
@@ -116,6 +121,12 @@ def _all(comparison: Comparison) -> list[PairScore]:
     return [*comparison.ranked(), *([comparison.twin] if comparison.twin else [])]
 
 
+def _named(pairs: list[PairScore], comparison: Comparison) -> str:
+    """The first of these pairs in words, and how many more there are."""
+    shown = "; ".join(name_of(pair, comparison) for pair in pairs[:MOST_NAMED])
+    return shown + (f"; and {len(pairs) - MOST_NAMED} more" if len(pairs) > MOST_NAMED else "")
+
+
 def name_of(pair: PairScore, comparison: Comparison) -> str:
     """The pair in words; its fast steps where pairs differ in them."""
     steps = f", {pair.fast_steps} steps" if len(comparison.fast_steps) > 1 else ""
@@ -131,6 +142,12 @@ def arrival_text(pair: PairScore) -> str:
     """Fast steps and milliseconds a sequence to come within 1% of the pair's best."""
     steps, ms = pair.steps_to_1pct, pair.ms_per_sequence_to_1pct
     return "-" if steps is None or ms is None else f"{steps} / {number(ms, 0 if ms >= 10 else 1)} ms"
+
+
+def pareto_text(pair: PairScore) -> str:
+    """Median Pareto k of the importance weights, and the share of sequences above its threshold."""
+    found = pair.pareto_k
+    return f"{found.median:.2f}; {found.share_above:.0%} above {found.threshold:.2f}" if found else "-"
 
 
 def pm(value: Estimate | None, digits: int = 3) -> str:

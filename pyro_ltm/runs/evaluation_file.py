@@ -53,11 +53,20 @@ class Point(msgspec.Struct):
     stderr: Error
 
 
+class TailRecord(msgspec.Struct):
+    """Pareto k of the importance weights."""
+
+    median: float
+    threshold: float
+    share_above: float
+
+
 class BoundRecord(Scored, kw_only=True):
     """The protocol `bound`."""
 
     particles: Count
     effective_sample_size: float | None = None
+    pareto_k: TailRecord | None = None
     iwae_curve: Annotated[list[Point], msgspec.Meta(min_length=1)]
     active_fraction_by_layer: list[float | None]
     ais: dict[str, Level] = {}

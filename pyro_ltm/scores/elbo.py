@@ -22,6 +22,7 @@ from pyro_ltm.noise import Noise, draw, fold
 from pyro_ltm.scores.dependence import Blocks, Places
 from pyro_ltm.scores.estimate import Count, Tally, mean_error, perplexity, plain, ratio_error
 from pyro_ltm.scores.importance import CurvePoint, doublings, effective_sample_size, importance_nats
+from pyro_ltm.scores.pareto import ParetoK, pareto_k, why_no_pareto_k
 from pyro_ltm.types import Batch, evaluating
 
 ACTIVE_VARIANCE = 0.01
@@ -46,6 +47,7 @@ class Bound:
         iwae_curve: the same with 1, 2, 4, ... K draws.
         effective_sample_size: how many of the K draws count, mean over sequences; 1 says that the posterior is far from
             the true one and more draws would still lower the bound. effective_sample_size_stderr: its error.
+        pareto_k: the tail of the importance weights; None where they have none to speak of, and no_pareto_k says why.
         active_fraction_by_layer: share of each layer's latent dimensions that are active.
         distortion_from_prior, distortion_zeroed, distortion_shuffled: distortion a token with thoughts from the prior,
             all zero, and of the sequence before (the last one's for the first; NaN for a corpus of one). Near the
@@ -70,6 +72,8 @@ class Bound:
     iwae_curve: list[CurvePoint]
     effective_sample_size: float
     effective_sample_size_stderr: float
+    pareto_k: ParetoK | None
+    no_pareto_k: str
     distortion_from_prior: float
     distortion_zeroed: float
     distortion_shuffled: float
@@ -130,6 +134,8 @@ class _Sums:
         self.particles = particles
         self.tally = Tally(progress)
         self.ess: list[Tensor] = []
+        self.no_pareto_k = why_no_pareto_k(particles, model.config.thoughts)
+        self.tails: list[Tensor] = []
         self.rates: list[Tensor] = []
         self.iwae: dict[int, list[Tensor]] = {count: [] for count in doublings(particles)}
         self.sums: dict[str, float] = {}
@@ -149,6 +155,8 @@ class _Sums:
         if not bool(torch.isfinite(nats).all()):
             raise UserError("the bound is not finite: the model's weights, or its posterior's, have run away")
         self.ess.append(effective_sample_size(log_weight).cpu())
+        if not self.no_pareto_k:
+            self.tails.append(pareto_k(log_weight).cpu())
         self.rates.append(rate.cpu())
         for count, values in self.iwae.items():
             values.append(importance_nats(log_weight, count).cpu())
@@ -216,6 +224,8 @@ class _Sums:
             iwae_curve=curve,
             effective_sample_size=float(ess.mean()),
             effective_sample_size_stderr=mean_error(ess, places).stderr,
+            pareto_k=ParetoK.of(torch.cat(self.tails), self.particles) if self.tails else None,
+            no_pareto_k=self.no_pareto_k,
             distortion_from_prior=self.sums["from_prior"] / total,
             distortion_zeroed=self.sums["zeroed"] / total,
             distortion_shuffled=self.sums["shuffled"] / total,

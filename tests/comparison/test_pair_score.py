@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -13,7 +14,7 @@ from torch.distributions import kl_divergence
 
 from pyro_ltm.comparison import pair_score as module
 from pyro_ltm.comparison.pair_score import curve_steps, score_pair
-from pyro_ltm.comparison.result import arrival
+from pyro_ltm.comparison.result import Comparison, arrival
 from pyro_ltm.guides import Delta, MeanField
 from pyro_ltm.inference import FastLoop, Plateau
 from pyro_ltm.inference.samplers import HMC, SVGD
@@ -22,6 +23,7 @@ from pyro_ltm.objectives import MAP, AnalyticELBO, MonteCarloELBO
 from pyro_ltm.optimizers import Adam
 from pyro_ltm.profiling.memory import peak_memory
 from pyro_ltm.scores.estimate import ratio_error
+from pyro_ltm.scores.pareto import pareto_k
 
 ROUNDOFF = 1e-10
 """Double precision: some ten nats, summed in another order."""
@@ -87,11 +89,28 @@ def test_sample_size_and_importance_weights_by_hand():
     shares = weight.softmax(0)
     assert found.ess == pytest.approx(float((1 / shares.square().sum(0)).mean()), rel=1e-9)
     assert found.ess_stderr == pytest.approx(float((1 / shares.square().sum(0)).std() / 5**0.5), rel=1e-9)
+    assert (found.pareto_k, found.no_pareto_k) == (None, "7 draws are too few for a tail: at least 21")
     assert found.iwae.nats_per_token == pytest.approx(float(-weight.exp().mean(0).log().sum() / 40), abs=ROUNDOFF)
     assert found.elbo.nats_per_token == pytest.approx(float(-weight.mean(0).sum() / 40), abs=ROUNDOFF)
     assert found.log_joint == pytest.approx(
         float((weight + posterior.distribution.log_prob(_draws(posterior))).mean(0).mean())
     )
+
+
+def test_the_tail_of_the_weights_goes_into_the_record_and_comes_back():
+    model = LinearGaussian()
+    batch = model.data(5)
+    options = {"guide": MeanField(2, 2), "objective": MonteCarloELBO()}
+    found = score_pair(model, pieces(batch, 3, 2), FastLoop(**options, steps=3), particles=30, seed=11)
+    posterior = fit_posterior(model, batch, **options, steps=3, seed=fold(11, "fit"))
+    weight = posterior.with_noise(fold(11, "score")).score(model, batch, particles=30).log_weight
+    assert found.pareto_k.by_sequence == pytest.approx(pareto_k(weight).tolist())
+    comparison = Comparison("posteriors", {}, token_counts=[8] * 5, pairs=[found])
+    written = json.loads(json.dumps(comparison.to_dict()))
+    assert Comparison.from_dict(written).pairs == [found]
+    for name in ("pareto_k", "no_pareto_k"):  # as an earlier release wrote it
+        del written["pairs"][0][name]
+    assert Comparison.from_dict(written).pairs[0].pareto_k is None
 
 
 def _draws(posterior):

@@ -58,6 +58,7 @@ from pyro_ltm.runs.metrics import read_metrics
 from pyro_ltm.runs.protocols import evaluate_protocols
 from pyro_ltm.runs.run import Run
 from pyro_ltm.runs.thoughts_file import read_thoughts, write_thoughts
+from pyro_ltm.scores.pareto import ParetoK
 from pyro_ltm.tasks.gsm8k import read_problems
 from pyro_ltm.tasks.text_tasks import load_tasks
 from pyro_ltm.tasks.written_texts import read_features
@@ -333,6 +334,9 @@ def comparison() -> Comparison:
             figures = dict.fromkeys((*measured, "ms_per_fast_step", "ms_per_sequence"), 2.5)
             figures |= {"elbo": Estimate(level, 0.1), "iwae": Estimate(level, None), "steps_to_1pct": 2}
             figures |= {"peak_memory_bytes": 10**6, "nats_by_sequence": [9 * level, 9 * level]}
+            figures["pareto_k"] = ParetoK(
+                median=0.5, largest=0.9, threshold=0.7, share_above=0.5, by_sequence=[0.5, 0.9]
+            )
             figures["curve"] = [Checkpoint(0, 0.0, 9.0), Checkpoint(1, 0.5, level), Checkpoint(2, 1.0, level)]
         figures |= {"guide_training_seconds": 1.0, "training": training}
         return PairScore(guide=guide, objective="elbo", fast_steps=2, **figures)

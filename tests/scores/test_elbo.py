@@ -146,7 +146,7 @@ def test_figures_do_not_depend_on_the_batches(guide):
         for name, value in whole.items():
             if name != "distortion_shuffled":  # it takes the next sequence of the batch, as documented
                 # Fits agree to 1e-10 (tests/inference/test_posterior.py); the figures follow them.
-                if name == "blocks":
+                if name in ("blocks", "pareto_k"):
                     assert value == other[name]
                     continue
                 if name == "iwae_curve":
@@ -229,6 +229,8 @@ def test_plain_dictionary():
         "iwae_curve",
         "effective_sample_size",
         "effective_sample_size_stderr",
+        "pareto_k",
+        "no_pareto_k",
         "distortion_from_prior",
         "distortion_zeroed",
         "distortion_shuffled",
