@@ -154,8 +154,7 @@ def _named(writer: Writer, prompts: Sequence[str], new: int | None) -> list[Row]
     rows = []
     for number, text in enumerate(prompts, 1):
         try:
-            tokens = encode_for(writer.model, writer.codec, text)
-            room = _room(writer.model, tokens, new)
+            tokens, room = room_after(writer.model, writer.codec, text, new)
         except UserError as error:
             raise UserError(f"prompt {number}: {error}") from None
         rows.append(Row(tokens, text, room, (fold("prompt", text, seen[text]),)))
@@ -163,8 +162,17 @@ def _named(writer: Writer, prompts: Sequence[str], new: int | None) -> list[Row]
     return rows
 
 
+def room_after(model: LatentThoughtModel, codec: Codec, text: str, new: int | None) -> tuple[list[int], int]:
+    """What a model reads of a prompt, and how many tokens may follow: `new`, or as many as its length allows.
+
+    Raises:
+        UserError: the prompt is empty or too long, or so many `new` tokens do not fit after it.
+    """
+    tokens = encode_for(model, codec, text)
+    return tokens, _room(model, tokens, new)
+
+
 def _room(model: LatentThoughtModel, tokens: Sequence[int], new: int | None) -> int:
-    """New tokens that a text may get after `tokens`. Raises UserError when so many `new` ones do not fit."""
     longest = model.config.max_length
     if new is None:
         return longest + 1 - len(tokens)

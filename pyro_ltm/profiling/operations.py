@@ -49,9 +49,16 @@ def _attention_back(
     return int(sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape))
 
 
+def _packed_product(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> int:
+    """Of a weight [outputs, inputs] in the processor's own order (`model.kernels.packed`)."""
+    return 2 * x.numel() * weight.shape[0]
+
+
 _aten = torch.ops.aten
 _ON_CPU: dict[Any, Callable[..., int]] = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back,
 }
-"""Attention on a processor, for which torch registers no formula."""
+"""On a processor: attention, and products with packed weights, for which torch registers no formula."""
+if _packed := getattr(torch.ops.mkldnn, "_linear_pointwise", None):  # not in every build of torch
+    _ON_CPU[_packed] = _packed_product

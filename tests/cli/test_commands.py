@@ -266,7 +266,10 @@ def test_generate(prompt, origin, ask, trained):
     assert (result["prompt"], result["thoughts"], result["seed"]) == (prompt, origin, 4)
     assert len(result["texts"]) == 3
     assert all(text["tokens"] <= 5 for text in result["texts"])
-    assert result == ask("generate", trained, "--prompt", prompt, *options)
+    assert result.pop("cost")["tokens"] == sum(text["tokens"] + text["ended"] for text in result["texts"])
+    again = ask("generate", trained, "--prompt", prompt, *options)
+    assert again.pop("cost")["operations_per_token"] > 0
+    assert again == result
     fewer = ask("generate", trained, "--prompt", prompt, *options, "--num", 2)
     assert fewer["texts"] == result["texts"][:2], "a text is the same whatever is written beside it"
 

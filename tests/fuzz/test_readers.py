@@ -60,6 +60,7 @@ from pyro_ltm.runs.run import Run
 from pyro_ltm.runs.thoughts_file import read_thoughts, write_thoughts
 from pyro_ltm.scores.pareto import ParetoK
 from pyro_ltm.tasks.gsm8k import read_problems
+from pyro_ltm.tasks.prompts import read_prompts
 from pyro_ltm.tasks.text_tasks import load_tasks
 from pyro_ltm.tasks.written_texts import read_features
 from pyro_ltm.training.trainer import Trainer
@@ -253,6 +254,10 @@ KINDS = {
     "checkpoint of the reference": Kind("a.pt", mutate_reference, lambda world: read_reference(world.folder / "a.pt")),
     "lock": Kind("held/lock", fuzz.mutate_json, read_holder, many=300),
     "problems": Kind("problems.jsonl", fuzz.mutate_lines, lambda world: read_problems(world.folder / "problems.jsonl")),
+    "prompts": Kind("a.jsonl", fuzz.mutate_lines, lambda world: read_prompts(world.folder / "a.jsonl"), few=40),
+    "lines of prompts": Kind(
+        "birds.txt", fuzz.mutate_bytes, lambda world: read_prompts(world.folder / "birds.txt"), few=40, many=300
+    ),
     "features": Kind("features.npy", fuzz.mutate_bytes, lambda world: read_features(world.folder / "features.npy")),
     "text": Kind("birds.txt", fuzz.mutate_bytes, partial(read_text, name="birds.txt"), many=500),
     "json lines": Kind("a.jsonl", fuzz.mutate_lines, partial(read_text, name="a.jsonl"), many=1000),

@@ -58,7 +58,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "sampler": {"guide.name": "langevin", "objective.name": "map"},
     "early stop, chi": {"objective.name": "chi:2:4", "fast.tolerance": 0.5, "fast.steps": 9, "fast.patience": 2},
 }
-VOLATILE = {"seconds", "tokens_per_second", "run", "data", "files", "out"}
+VOLATILE = {"cost", "seconds", "tokens_per_second", "run", "data", "files", "out"}
 """Keys of JSON that name a time or a place."""
 
 
