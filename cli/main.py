@@ -29,6 +29,7 @@ COMMANDS = (
     "lm-eval",
     "gsm8k",
     "score-samples",
+    "priors",
     "guides",
     "objectives",
     "optimizers",

@@ -27,6 +27,7 @@ from pyro_ltm.data import DataOrder, TokenDataset
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import FastLoop, Plateau
+from pyro_ltm.inference.compatibility import check_prior
 from pyro_ltm.locks import locks_out
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import Objective, PyroObjective, as_objective
@@ -134,6 +135,7 @@ class _Fits:
         if reason := self.objectives[objective].refusal(family):
             return reason
         try:
+            check_prior(getattr(self.model, "prior", None), family, self.objectives[objective])
             self._loop(family, objective)
         except UserError as error:
             return str(error)

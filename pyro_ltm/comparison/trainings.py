@@ -216,7 +216,7 @@ def _open_validation(config: Config, folder: Path) -> TokenDataset:
 def _shared(config: Config) -> dict[str, Any]:
     """All settings that pairs share, by dotted keys."""
     shared = {"seed": config.seed, "dtype": config.dtype, "optimizer": _written(config.optimizer)}
-    shared["slow_optimizer"] = _written(config.slow_optimizer)
+    shared |= {"slow_optimizer": _written(config.slow_optimizer), "prior": _written(config.prior)}
     own = (*PLAN[1:], "slow.save_minutes")  # none of a comparison's
     return shared | {key: value for key, value in flat(config).items() if key.startswith(SECTIONS) and key not in own}
 
@@ -230,7 +230,7 @@ def _added() -> dict[str, Any]:
         for entry in dataclasses.fields(kind)
         if entry.metadata.get("added")
     }
-    return {key: value for key, value in _shared(Config()).items() if key in {*keys, "slow_optimizer"}}
+    return {key: value for key, value in _shared(Config()).items() if key in {*keys, "slow_optimizer", "prior"}}
 
 
 def _written(component: Component) -> str:

@@ -5,11 +5,22 @@ explains itself and a bad value is refused with what would have been right.
 """
 
 from pyro_ltm.config.option import check_ranges, option, suggest
-from pyro_ltm.config.sections import ADAMW, Component, Config, DataConfig, FastConfig, ModelConfig, Scalar, SlowConfig
+from pyro_ltm.config.sections import (
+    ADAMW,
+    GAUSSIAN,
+    Component,
+    Config,
+    DataConfig,
+    FastConfig,
+    ModelConfig,
+    Scalar,
+    SlowConfig,
+)
 from pyro_ltm.config.toml import RENAMED, apply_settings, dump_toml, load_toml, merge
 
 __all__ = [
     "ADAMW",
+    "GAUSSIAN",
     "RENAMED",
     "Component",
     "Config",

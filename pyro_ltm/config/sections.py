@@ -116,6 +116,9 @@ class Component:
 ADAMW = Component(name="adamw")
 """The only slow optimizer of releases before they had names."""
 
+GAUSSIAN = Component(name="gaussian")
+"""The only prior of releases before they had names."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FastConfig:
@@ -217,8 +220,9 @@ class Config:
     optimizer: Component = field(default_factory=lambda: Component(name="adam", options={"eps": 0.01}))
     fast: FastConfig = field(default_factory=FastConfig)
     slow: SlowConfig = field(default_factory=SlowConfig)
-    # Runs of earlier versions do not name it.
+    # Runs of earlier versions do not name these.
     slow_optimizer: Component = field(default_factory=lambda: ADAMW, metadata={"added": True})
+    prior: Component = field(default_factory=lambda: GAUSSIAN, metadata={"added": True})
     seed: int = option(0, "seed of everything random", low=0)
     dtype: str = option(
         "float32",

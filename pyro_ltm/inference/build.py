@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from pyro_ltm.config import Component, Config, ModelConfig
+from pyro_ltm.config import GAUSSIAN, Component, Config, ModelConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
+from pyro_ltm.inference.compatibility import check_prior
 from pyro_ltm.inference.cuda_graph import Recorder
 from pyro_ltm.inference.families import FAMILIES
 from pyro_ltm.inference.fast_loop import FastLoop
@@ -17,6 +18,7 @@ from pyro_ltm.noise import fold
 from pyro_ltm.objectives import OBJECTIVES, Objective
 from pyro_ltm.optimizers import OPTIMIZERS
 from pyro_ltm.optimizers.slow import SLOW_OPTIMIZERS
+from pyro_ltm.priors import PRIORS, Prior
 
 
 def build(config: Config, *, device: torch.device | str = "cpu") -> tuple[LatentThoughtModel, FastLoop]:
@@ -30,11 +32,13 @@ def build(config: Config, *, device: torch.device | str = "cpu") -> tuple[Latent
     is_twin = not config.model.thoughts
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold(config.seed, "weights"))
-        model = LatentThoughtModel(config.model, DTYPES[config.dtype]).to(device)
+        model = LatentThoughtModel(config.model, DTYPES[config.dtype], prior=build_prior(config)).to(device)
         component = Component(name="mean-field") if is_twin else config.guide
         guide = build_guide(component, config.model, seed=config.seed).to(device)
     objective = Component(name="analytic-elbo") if is_twin else config.objective
     loop = build_loop(config, guide, OBJECTIVES.build(objective, layers=config.model.layers), model.device)
+    if not is_twin:
+        check_prior(model.prior, guide, loop.objective, loop.noise)
     model.decoder.recompute = config.slow.recompute
     if config.compile:
         if guide.needs_double_backward:
@@ -68,6 +72,18 @@ def check_config(config: Config) -> None:
     SLOW_OPTIMIZERS.build(config.slow_optimizer)
     with torch.device("meta"):
         build(config, device="meta")
+
+
+def build_prior(config: Config) -> Prior:
+    """The prior that `config` names, for a decoder of this shape; N(0, I) for a twin.
+
+    Its first weights have a seed of their own, so that those of decoder and guide are the same under every prior.
+    """
+    model = config.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fold(config.seed, "prior"))
+        component = config.prior if model.thoughts else GAUSSIAN
+        return PRIORS.build(component, thoughts=model.thoughts, dim=model.dim, layers=model.layers)
 
 
 def build_guide(component: Component, model: ModelConfig, *, seed: int = 0) -> Guide:

@@ -16,6 +16,7 @@ from pyro_ltm.inference.samplers import ParticleGuide
 from pyro_ltm.noise import KINDS
 from pyro_ltm.objectives import OBJECTIVES, Objective
 from pyro_ltm.optimizers import OPTIMIZERS, FastOptimizer
+from pyro_ltm.priors import PRIORS, Prior
 from pyro_ltm.types import State
 
 
@@ -99,6 +100,36 @@ def check_precision(model: nn.Module, guide: Guide) -> None:
     if all(kinds) and torch.float64 in kinds[0] ^ kinds[1]:
         name = type(guide).__name__
         raise UserError(f"the model or {name} is in double precision and the other is not: use guide.to(dtype) as well")
+
+
+def check_prior(prior: Any, guide: Guide, objective: Objective, noise: str = "fresh") -> None:
+    """Raises UserError where guide and objective ask of the model's `prior` what it has not.
+
+    Of a prior that is no `Prior`, nothing is known before it is asked: see `Objective.terms`.
+    """
+    if not isinstance(prior, Prior):
+        return
+    name = type(prior).__name__
+    if guide.follows_joint and not prior.has_exact_density:
+        raise UserError(
+            f"{type(guide).__name__} follows log p(x, z), of which the prior {name} has estimates alone: use "
+            f"{_either('guide', [name for name, kind in FAMILIES.items() if not kind.follows_joint])}"
+        )
+    if prior.has_analytic_kl:
+        return
+    closed = [name for name, kind in PRIORS.items() if kind.has_analytic_kl]
+    if objective.needs_closed_form:
+        known: Any = OBJECTIVES
+        fitting = [name for name, kind in known.items() if not kind().refusal(guide) and not kind().needs_closed_form]
+        raise UserError(
+            f"{objective.name} needs what only a closed form of the KL to the prior gives, and {name} has none: use "
+            f"{_either('objective', fitting)}, or {_either('prior', closed)}"
+        )
+    if noise == "fixed" and objective.needs_density:
+        raise UserError(
+            f"noise = 'fixed': one draw cannot estimate the KL to the prior {name}: use noise = 'fresh', or "
+            f"{_either('prior', closed)}"
+        )
 
 
 def check_fixed_noise(guide: Guide, objective: Objective, prior: Any, state: State) -> None:

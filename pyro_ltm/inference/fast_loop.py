@@ -17,14 +17,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide, MeanField
-from pyro_ltm.inference.compatibility import check_fit, check_fixed_noise, check_precision
+from pyro_ltm.inference.compatibility import check_fit, check_fixed_noise, check_precision, check_prior
 from pyro_ltm.inference.cuda_graph import Recorder, cache_key
 from pyro_ltm.inference.fit import GradientSteps, Plateau, Watch, run
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.inference.posterior import Posterior
 from pyro_ltm.inference.samplers import ParticleGuide
 from pyro_ltm.noise import Noise, fold
-from pyro_ltm.objectives import AnalyticELBO, Objective, as_objective
+from pyro_ltm.objectives import BetaELBO, Objective, as_objective
 from pyro_ltm.optimizers import Adam, FastOptimizer
 from pyro_ltm.types import Batch, State, evaluating, frozen
 
@@ -95,6 +95,7 @@ class FastLoop:
             UserError: model and guide do not fit one another.
         """
         check_precision(model, self.guide)
+        check_prior(getattr(model, "prior", None), self.guide, self.objective, self.noise)
         noise = Noise(batch.ids, device=batch.device, seed=seed, kind=self.noise)
         with _without_gradient(keep_graph, self.guide):
             state = self._first(model, batch, start)
@@ -180,11 +181,14 @@ class FastLoop:
         return dataclasses.replace(self, objective=self.objective.at(1.0), subsample=1)
 
     def with_density(self) -> FastLoop:
-        """A loop whose posteriors a bound can score: this one, or a mean-field fit where the guide has no density."""
+        """A loop whose posteriors a bound can score: this one, or a mean-field fit where the guide has no density.
+
+        Its KL is exact where the prior has a closed form.
+        """
         if self.guide.has_density:
             return self
         guide = MeanField(self.guide.thoughts, self.guide.dim)
-        return FastLoop(guide, AnalyticELBO(), steps=self.steps, stopping=self.stopping, recorder=self.recorder)
+        return FastLoop(guide, BetaELBO(beta=1.0), steps=self.steps, stopping=self.stopping, recorder=self.recorder)
 
     def with_steps(self, steps: int | None) -> FastLoop:
         """This loop with so many fast steps, where they are given; a twin, without thoughts, takes none."""

@@ -21,7 +21,7 @@ from pyro_ltm.inference.posterior import Posterior
 from pyro_ltm.inference.writing import Rethinking, Row, Writer, Written
 from pyro_ltm.model import DecodingOptions, LatentThoughtModel, sample_tokens
 from pyro_ltm.model.sampling import check_room
-from pyro_ltm.noise import Noise, fold
+from pyro_ltm.noise import Noise, draw, fold
 from pyro_ltm.types import Batch
 
 
@@ -188,8 +188,9 @@ def _thoughts_of(writer: Writer, prompt: str, num: int, thoughts: Tensor | None)
     if prompt and model.config.thoughts:
         _, posterior = infer_thoughts(model, writer.loop, writer.codec, [prompt], seed=seed)
         return posterior.with_noise(fold(seed, "draw")).sample(num)[:, 0]
-    shape = torch.Size([num, model.config.thoughts, model.config.dim])
-    return Noise(torch.arange(num), seed=fold(seed, "prior")).normal(shape, event_dims=2).to(model.device)
+    with torch.no_grad():
+        noise = Noise(torch.arange(num), seed=fold(seed, "prior"), device=model.device)
+        return draw(model.prior().expand(torch.Size([num])), noise)
 
 
 def _thoughts_of_all(writer: Writer, prompts: Sequence[Row], num: int) -> Tensor:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pyro_ltm.config import ModelConfig
 from pyro_ltm.model.decoder import Decoder
 from pyro_ltm.model.likelihood import TokenSequence
-from pyro_ltm.model.priors import StandardNormal
 from pyro_ltm.model.protocol import TokenDecoder
+from pyro_ltm.priors import Gaussian, Prior
 from pyro_ltm.types import Batch, State
 from pyro_ltm.weights import Weights, draws
 
@@ -29,6 +29,7 @@ class LatentThoughtModel(nn.Module):
         config: shape of the decoder; `config.vocab_size` must be set.
         compute_dtype: precision of the decoder's matrix products.
         decoder: of this shape; None: a new `Decoder`.
+        prior: of a sequence's thoughts; None: N(0, I).
     """
 
     def __init__(
@@ -36,10 +37,11 @@ class LatentThoughtModel(nn.Module):
         config: ModelConfig,
         compute_dtype: torch.dtype = torch.float32,
         decoder: TokenDecoder | None = None,
+        prior: Prior | None = None,
     ):
         super().__init__()
         self.config = config
-        self.prior = StandardNormal(config.thoughts, config.dim)
+        self.prior = prior or Gaussian(config.thoughts, config.dim)
         self.decoder: TokenDecoder = Decoder(config, compute_dtype) if decoder is None else decoder
 
     @property

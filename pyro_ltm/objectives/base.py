@@ -106,6 +106,7 @@ class Objective(ELBO):
         reads_kl: `value` reads `Terms.kl`, or `Terms.rate`, which is the closed form where the guide has one.
         needs_analytic_kl: it cannot do without; such an objective refuses a guide without a closed form.
         needs_kl_by_thought: `value` reads `Terms.kl_by_thought`.
+        needs_normal_prior: it reads the means and widths of a prior of independent Normals.
         needs_density: it reads log q, which a point does not have.
         is_joint: it is log p(x, z), which samplers follow, and which has no maximum over families with a width.
         moves_within_fit: what is to be raised changes from one fast step to the next.
@@ -121,6 +122,7 @@ class Objective(ELBO):
     reads_kl: bool = False
     needs_analytic_kl: ClassVar[bool] = False
     needs_kl_by_thought: bool = False
+    needs_normal_prior: ClassVar[bool] = False
     needs_density: bool = True
     is_joint: ClassVar[bool] = False
     moves_within_fit: bool = False
@@ -209,6 +211,11 @@ class Objective(ELBO):
         if guide.learning == "unrolled" and (has_local or not self.descends_value):
             return f"{family} is unrolled through gradients that must be those of the bound, which {name}'s are not"
         return ""
+
+    @property
+    def needs_closed_form(self) -> bool:
+        """Whether it reads something of guide and prior that a closed form alone gives."""
+        return self.needs_analytic_kl or self.needs_kl_by_thought or self.needs_normal_prior
 
     def check(self, guide: Any) -> None:
         """Raises UserError when `guide` cannot give what this objective reads."""

@@ -43,6 +43,7 @@ class MMD(Objective):
     arguments: ClassVar[tuple[str, ...]] = ("alpha", "weight")
     is_linear: ClassVar[bool] = True
     couples_batch: bool = True
+    needs_normal_prior: ClassVar[bool] = True
 
     def __init__(self, alpha: float = 1.0, weight: float = 100.0, particles: int = 1):
         super().__init__(particles)

@@ -97,8 +97,9 @@ class Evaluation:
 
 
 def protocols_of(run: Run) -> tuple[str, ...]:
-    """The protocols by which a run can be scored; the reference's is of thoughts."""
-    return PROTOCOLS if run.config.model.thoughts else ("bound", "prefix")
+    """The protocols by which a run can be scored; the reference's is of thoughts whose KL has a closed form."""
+    closed = run.config.model.thoughts and getattr(run.model.prior, "has_analytic_kl", True)
+    return PROTOCOLS if closed else ("bound", "prefix")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +183,11 @@ def _check_asked(run: Run, how: Scoring) -> None:
     if not run.config.model.thoughts and ("reference" in how.protocols or how.annealing):
         what = "the reference knows none such" if "reference" in how.protocols else "there is nothing to anneal"
         raise UserError(f"{run.folder}: has no thoughts (it is an autoregressive twin): {what}")
+    prior, name = run.model.prior, run.config.prior.name
+    if "reference" in how.protocols and not getattr(prior, "has_analytic_kl", True):
+        raise UserError(f"{run.folder}: the reference's figure needs a closed form of the KL, which {name} has not")
+    if how.annealing and not getattr(prior, "has_exact_density", True):
+        raise UserError(f"{run.folder}: annealing needs a density, of which the prior {name} has estimates alone")
 
 
 def _floor(run: Run, data: TokenDataset, how: Scoring, prefixes: Sequence[int]) -> dict[str, Any]:

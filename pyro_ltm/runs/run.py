@@ -12,7 +12,17 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from pyro_ltm.config import ADAMW, Config, ModelConfig, SlowConfig, apply_settings, dump_toml, load_toml, suggest
+from pyro_ltm.config import (
+    ADAMW,
+    GAUSSIAN,
+    Config,
+    ModelConfig,
+    SlowConfig,
+    apply_settings,
+    dump_toml,
+    load_toml,
+    suggest,
+)
 from pyro_ltm.data import TokenDataset, Tokenizer
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors, write_text
@@ -170,6 +180,8 @@ class Run:
                 del settings["model"][entry.name]
         if self.config.slow_optimizer == ADAMW:
             del settings["slow_optimizer"]
+        if self.config.prior == GAUSSIAN:
+            del settings["prior"]
         digests = [fingerprint(module) for module in (self.model, self.loop.guide)]
         text = "\n".join([json.dumps(settings, sort_keys=True), *digests])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

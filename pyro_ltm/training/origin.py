@@ -19,10 +19,13 @@ from pyro_ltm.training.schedule import flat
 ANYHOW = ("model.max_length", "model.dropout")
 """Of a model's settings, those by which its weights mean the same."""
 
+PRIOR = ("model.prior.", "model.decoder.transport.")
+"""Names of weights that are those of one prior."""
+
 
 @dataclass
 class Origin:
-    """The run whose weights, of decoder and prior and of the guide where it is the same, a new run begins with.
+    """The run whose weights, of the decoder, and of prior and guide where they are the same, a new run begins with.
 
     Its tokenizer must be the new run's, and all settings of the model the same, but for the length that it reads.
     """
@@ -87,7 +90,10 @@ class Origin:
         if config.guide == self.run.config.guide:
             self.parts = ("model", "guide")
         own, given = modules.state_dict(), self.run.trainable.state_dict()
-        taken = {name: value for name, value in given.items() if name.startswith(self.parts)}
+        left = () if config.prior == self.run.config.prior else PRIOR
+        taken = {
+            name: value for name, value in given.items() if name.startswith(self.parts) and not name.startswith(left)
+        }
         load_weights(modules, {**own, **taken}, self.run.folder / MODEL)
 
 

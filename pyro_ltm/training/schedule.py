@@ -15,7 +15,7 @@ from pyro_ltm.optimizers import schedule
 PLAN = ("slow.steps", "slow.planned", "slow.changed_at", "slow.rewarm", "slow.decay_steps")
 """Keys that `extended` sets."""
 
-COMPONENTS = ("guide.", "objective.", "optimizer.", "slow_optimizer.")
+COMPONENTS = ("guide.", "objective.", "optimizer.", "slow_optimizer.", "prior.")
 """Their options that a plan does not name are their class's, so one that is named is a difference."""
 
 
@@ -125,8 +125,9 @@ def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
         section, dot, name = key.rpartition(".")
         return f"{section}{dot}{RENAMED.get(key, name)}"
 
-    # Before slow optimizers had names there was one.
-    return {"slow_optimizer.name": "adamw"} | {now(key): value for key, value in settings.items()}
+    # Before slow optimizers and priors had names there was one of each.
+    first = {"slow_optimizer.name": "adamw", "prior.name": "gaussian"}
+    return first | {now(key): value for key, value in settings.items()}
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

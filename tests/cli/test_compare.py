@@ -17,12 +17,14 @@ from pyro_ltm.inference import FAMILIES
 from pyro_ltm.objectives import OBJECTIVES
 from pyro_ltm.optimizers import OPTIMIZERS
 from pyro_ltm.optimizers.slow import SLOW_OPTIMIZERS
+from pyro_ltm.priors import PRIORS
 
 PATIENCE = 100.0
 """Seconds until something that should have happened counts as failed."""
 
 AXES = {
     "guides": FAMILIES,
+    "priors": PRIORS,
     "objectives": OBJECTIVES,
     "optimizers": OPTIMIZERS,
     "slow-optimizers": SLOW_OPTIMIZERS,

@@ -12,8 +12,8 @@ from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import GUIDES, FullRank, Kronecker, Layered, LowRank
 from pyro_ltm.guides.gaussian import OverThoughts, entry_scale
-from pyro_ltm.model import StandardNormal
 from pyro_ltm.noise import Noise, draw, rsample_from
+from pyro_ltm.priors import Gaussian
 
 B, N, D = 2, 6, 2
 FAMILIES = [
@@ -84,7 +84,7 @@ def test_draws_from_the_global_generator_follow_it_too(guide, state):
 
 
 def test_kl_is_that_of_the_dense_matrices(guide, state):
-    q, prior = guide.distribution(state), StandardNormal(N, D)()
+    q, prior = guide.distribution(state), Gaussian(N, D)()
     dense = kl_divergence(dense_normal(q), MultivariateNormal(torch.zeros(N * D), torch.eye(N * D)))
     torch.testing.assert_close(kl_divergence(q, prior), dense)
 
@@ -188,7 +188,7 @@ def test_full_rank_knows_thoughts_by_themselves_only_in_blocks_of_one():
     assert FullRank(N, D).has_kl_by_thought
     assert not FullRank(N, D, block="all").has_kl_by_thought
     with pytest.raises(NotImplementedError):
-        build("full-rank:all").kl_by_thought(elsewhere(build("full-rank:all")), StandardNormal(N, D)())
+        build("full-rank:all").kl_by_thought(elsewhere(build("full-rank:all")), Gaussian(N, D)())
 
 
 def test_layers_lean_on_those_before_and_only_on_those():
@@ -226,7 +226,7 @@ def test_single_precision_finds_no_kl_where_there_is_none():
     q = guide.distribution(guide.init(tiny_batch(B)))
     # One rounding of the entropy of 6144 standard normals.
     entropy = float(q.entropy()[0])
-    assert kl_divergence(q, StandardNormal(24, 256)()).abs().max() <= entropy * torch.finfo(torch.float32).eps
+    assert kl_divergence(q, Gaussian(24, 256)()).abs().max() <= entropy * torch.finfo(torch.float32).eps
 
 
 @pytest.mark.parametrize(

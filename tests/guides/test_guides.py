@@ -14,12 +14,12 @@ from torch.distributions import kl_divergence
 
 from pyro_ltm.config import Component
 from pyro_ltm.guides import GUIDES, MeanField
-from pyro_ltm.model import StandardNormal
 from pyro_ltm.noise import Noise, rsample_from
+from pyro_ltm.priors import Gaussian
 from pyro_ltm.types import frozen
 
 B = 3
-STANDARD = StandardNormal(N, D)
+STANDARD = Gaussian(N, D)
 
 
 @pytest.fixture(params=list(GUIDES))
@@ -109,7 +109,7 @@ def test_is_a_program_of_one_site(guide, state):
 
 
 def test_closed_form_kl_is_there_when_claimed_and_right(guide, state):
-    q, prior = guide.scored_distribution(state), StandardNormal(N, D)()
+    q, prior = guide.scored_distribution(state), Gaussian(N, D)()
     if q is None:  # a point, or not fitted yet
         return
     if not guide.has_analytic_kl:
@@ -132,7 +132,7 @@ def test_kl_by_thought_adds_up(guide, state):
         return
     by_thought = guide.kl_by_thought(state, STANDARD())
     assert by_thought.shape == (B, N)
-    prior = StandardNormal(N, D)()
+    prior = Gaussian(N, D)()
     torch.testing.assert_close(by_thought.sum(-1), kl_divergence(guide.distribution(state), prior))
     # And each is its thought's own: what another thought does is nothing to it.
     moved = dict(state, loc=state["loc"] + torch.nn.functional.one_hot(torch.tensor(1), N)[:, None])
@@ -222,7 +222,7 @@ Columns of a low rank are only nearly orthogonal, and means of a mixture at thei
 def test_starts_at_the_prior_or_as_near_as_it_says(guide):
     name = next(name for name, kind in GUIDES.items() if kind is type(guide))
     farthest = FARTHEST.get(name, 0.0)
-    batch, prior = tiny_batch(B), StandardNormal(N, D)().expand((B,))
+    batch, prior = tiny_batch(B), Gaussian(N, D)().expand((B,))
     with torch.no_grad():
         q = guide.distribution(guide.init(batch))
     if farthest is None:

@@ -1,0 +1,20 @@
+"""Priors over the thoughts of a sequence: one file each, one line each in the registry."""
+
+from pyro_ltm.priors.base import Prior
+from pyro_ltm.priors.flow import Flow
+from pyro_ltm.priors.gaussian import Gaussian
+from pyro_ltm.priors.layered import Layered
+from pyro_ltm.priors.mixture import Mixture
+from pyro_ltm.registry import Registry
+
+PRIORS: Registry[Prior] = Registry(
+    "prior",
+    {
+        "gaussian": Gaussian,
+        "layered": Layered,
+        "mixture": Mixture,
+        "flow": Flow,
+    },
+)
+
+__all__ = ["PRIORS", "Flow", "Gaussian", "Layered", "Mixture", "Prior"]
