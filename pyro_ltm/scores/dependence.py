@@ -83,6 +83,10 @@ class Blocks:
     of: str
     units: int
 
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.count < 0 or self.units < 0:  # of a file: there are no such blocks
+            raise ValueError(f"{self.count} blocks of {self.length} from {self.units} units")
+
     def __str__(self) -> str:
         if self.units < 2:
             return "a single sequence, which has none"

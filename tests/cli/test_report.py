@@ -87,6 +87,7 @@ def test_figures_that_are_not_of_this_run_are_refused(ask, invoke, refuse, own_r
     found = ask("evaluate", own_run, "--sequences", 4)
     ask("report", own_run, "--sequences", 4)
     file = tmp_path / "figures.json"
+    blocks_of_none = found["bound"] | {"blocks": {"count": 1, "length": 0, "of": "sequences", "units": 4}}
     for content, says in (
         (None, "cannot be read"),
         ("{not json", "not what `pyro-ltm evaluate --json` prints"),
@@ -94,6 +95,7 @@ def test_figures_that_are_not_of_this_run_are_refused(ask, invoke, refuse, own_r
         (json.dumps(found | {"run": "runs/b", "fingerprint": "0"}), "of runs/b at step 4; its fingerprint is not"),
         (json.dumps({key: found[key] for key in found if key != "fingerprint"}), "its fingerprint is not that of"),
         (json.dumps({key: found[key] for key in ("run", "step")}), "not what `pyro-ltm evaluate --json` prints"),
+        (json.dumps(found | {"bound": blocks_of_none}), "not what `pyro-ltm evaluate --json` prints"),
         (json.dumps(found | {"bound": "none"}), "not what `pyro-ltm evaluate --json` prints"),
         ((own_run / "report" / "report.json").read_text(), "not what `pyro-ltm evaluate --json` prints"),
     ):
