@@ -24,6 +24,7 @@ COMMANDS = (
     "train",
     "bench",
     "evaluate",
+    "calibrate",
     "report",
     "zero-shot",
     "lm-eval",

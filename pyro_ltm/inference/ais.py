@@ -1,6 +1,7 @@
 """Annealed importance sampling: from draws of a density that we know to the posterior, by way of all between them.
 
-Neal, "Annealed importance sampling", 2001; of decoders: Wu et al., arXiv:1611.04273.
+Neal, "Annealed importance sampling", 2001; of decoders: Wu et al., arXiv:1611.04273; both ways: Grosse et al.,
+arXiv:1511.02543.
 """
 
 from __future__ import annotations
@@ -71,6 +72,57 @@ def anneal(
     Raises:
         UserError: a schedule that is not one of them, or a count below 1.
     """
+    ladder, sizes = _tuned(target, start, tuning, steps, chains, leapfrogs, schedule)
+    return _run(target, start, ladder, noise, sizes, chains, leapfrogs, tune=False)
+
+
+def anneal_both_ways(
+    target: LogJoint,
+    start: TorchDistribution,
+    exact: Tensor,
+    *,
+    noise: Noise,
+    tuning: Noise,
+    steps: int = 32,
+    chains: int = 4,
+    leapfrogs: int = 4,
+    schedule: str = "sigmoid",
+) -> tuple[AISResult, AISResult]:
+    """`anneal`, and the same path backwards from an exact draw of each posterior (bidirectional Monte Carlo).
+
+    Who wrote a text from known thoughts has such a draw. Exponentials of minus the backward log weights are, in
+    expectation, 1 / p(x): so the forward ones bound log p(x) from below and the backward ones from above.
+
+    Args:
+        exact: [B, N, D]; all chains of a sequence begin there. The others: as in `anneal`.
+
+    Raises:
+        UserError: as `anneal`.
+    """
+    ladder, sizes = _tuned(target, start, tuning, steps, chains, leapfrogs, schedule)
+    forward = _run(target, start, ladder, noise, sizes, chains, leapfrogs, tune=False)
+    z = exact.expand(chains, *exact.shape)
+    path = _Path(target, start, _width(start, z))
+    here = path.at(z)
+    weight, acceptance = torch.zeros(z.shape[:2], dtype=torch.float64, device=z.device), []
+    for step in reversed(range(steps)):
+        before, now = ladder[step], ladder[step + 1]
+        here, ratio = path.move(here, now, sizes[step].to(z), leapfrogs, noise)
+        weight = weight + (now - before) * here.gap.double()
+        acceptance.append(ratio.clamp(max=0).exp().mean(0))
+    return forward, AISResult(weight, torch.stack(acceptance[::-1]))
+
+
+def _tuned(
+    target: LogJoint,
+    start: TorchDistribution,
+    tuning: Noise,
+    steps: int,
+    chains: int,
+    leapfrogs: int,
+    schedule: str,
+) -> tuple[list[float], Tensor]:
+    """The temperatures from 0 to 1, and the step sizes [steps, B] that a run on the noise `tuning` found."""
     if schedule not in SCHEDULES:
         raise UserError(f"schedule = {schedule!r}: choose from {', '.join(SCHEDULES)}")
     for name, count in (("temperatures", steps), ("chains", chains), ("leapfrogs", leapfrogs)):
@@ -79,7 +131,7 @@ def anneal(
     ladder = temperatures(steps, schedule=schedule).tolist()
     sizes = torch.full((steps, start.batch_shape[0]), 0.5, dtype=torch.float64)
     _run(target, start, ladder, tuning, sizes, chains, leapfrogs, tune=True)
-    return _run(target, start, ladder, noise, sizes, chains, leapfrogs, tune=False)
+    return ladder, sizes
 
 
 def _run(
@@ -96,11 +148,7 @@ def _run(
     """One pass over the temperatures `ladder`; `sizes` [steps, B] are read, or with `tune` written."""
     with torch.no_grad():
         z = draw(start.expand(torch.Size([chains, *start.batch_shape])), noise)
-        try:  # each dimension moves in units of its own width under q0, where that is known
-            width = start.stddev.expand(z.shape)
-        except NotImplementedError:
-            width = torch.ones_like(z)
-    path = _Path(target, start, width)
+    path = _Path(target, start, _width(start, z))
     here = path.at(z)
     weight, acceptance = torch.zeros(z.shape[:2], dtype=torch.float64, device=z.device), []
     size = sizes[0]
@@ -114,6 +162,16 @@ def _run(
             sizes[step] = size
             size = (size * torch.exp(taken.to(size) - BEST_ACCEPTANCE)).clamp(1e-4, 2.0)
     return AISResult(weight, torch.stack(acceptance))
+
+
+@torch.no_grad()
+def _width(start: TorchDistribution, z: Tensor) -> Tensor:
+    """Each dimension of `z` moves in units of its own width under q0; of 1, where that is not known."""
+    try:
+        width: Tensor = start.stddev.expand(z.shape)
+    except NotImplementedError:
+        width = torch.ones_like(z)
+    return width
 
 
 @dataclass(frozen=True)

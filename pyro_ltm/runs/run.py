@@ -31,6 +31,7 @@ from pyro_ltm.inference.build import build, build_loop
 from pyro_ltm.locks import locked
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.model.precision import resolve_dtype
+from pyro_ltm.noise import fold
 from pyro_ltm.runs.data import open_data
 from pyro_ltm.runs.folder import (
     CONFIG,
@@ -49,13 +50,20 @@ from pyro_ltm.runs.notes import data_note
 from pyro_ltm.scores import (
     AnnealedBound,
     Bound,
+    Calibration,
     Prefix,
     Reference,
+    Sandwich,
     evaluate_annealed,
     evaluate_bound,
+    evaluate_calibration,
     evaluate_prefix,
     evaluate_reference,
+    evaluate_sandwich,
+    write_texts,
 )
+from pyro_ltm.scores.calibration import bins_of
+from pyro_ltm.scores.own_texts import Written
 from pyro_ltm.types import Batch
 
 S = TypeVar("S")
@@ -239,6 +247,35 @@ class Run:
             return evaluate_reference(model, batches, fast_steps=loop.steps, **options)
 
         return self._score(score, self.scored(data), self.loop, **how)
+
+    def calibrate(self, texts: int = 200, *, fast_steps: int | None = None, **how: Any) -> Calibration:
+        """Where the truth lies under q, in texts that the model writes itself: see `evaluate_calibration`.
+
+        A guide without a density is replaced as in `evaluate`.
+
+        Args:
+            how: `length` of the texts in tokens, by default that of the run's data; `batch_size`; and what
+                `evaluate_calibration` takes.
+
+        Raises:
+            UserError: the run has no thoughts, `length` is more than the model reads, or too few texts.
+        """
+        bins_of(how.get("draws", 99), texts)  # before any of them is written
+        seed, layers = how.pop("seed", 0), self.config.model.layers
+        written = self._own_texts(texts, seed=seed, length=how.pop("length", None), size=how.pop("batch_size", 32))
+        loop = self.loop.with_density().with_steps(fast_steps)
+        return evaluate_calibration(self.model, written, loop, layers=layers, seed=seed, **how)
+
+    def sandwich(self, texts: int = 50, *, fast_steps: int | None = None, **how: Any) -> Sandwich:
+        """The evidence of texts that the model writes itself, from both sides: see `evaluate_sandwich`, `calibrate`."""
+        seed = how.pop("seed", 0)
+        written = self._own_texts(texts, seed=seed, length=how.pop("length", None), size=how.pop("batch_size", 32))
+        return evaluate_sandwich(self.model, written, self.loop.with_density().with_steps(fast_steps), seed=seed, **how)
+
+    def _own_texts(self, texts: int, *, seed: int, length: int | None, size: int) -> Iterator[Written]:
+        """Texts of the model itself after its token between documents."""
+        length, start = length or self.sequence_length, self.tokenizer.end_of_text
+        return write_texts(self.model, texts, start=start, length=length, batch_size=size, seed=fold(seed, "own texts"))
 
     def _score(
         self,

@@ -72,7 +72,7 @@ def evaluate_annealed(
     with evaluating(model):
         for read in batches:
             batch = model.precompute(read)
-            q = _start(model, batch, loop, start, seed)
+            q = start_of(model, batch, loop, start, seed)
             noise, tuning = (
                 Noise(batch.ids, device=batch.device, seed=fold(seed, name, start)) for name in ("anneal", "tune")
             )
@@ -93,8 +93,12 @@ def evaluate_annealed(
     )
 
 
-def _start(model: LatentThoughtModel, batch: Batch, loop: FastLoop, start: str, seed: int) -> TorchDistribution:
-    """Distribution from which a batch's chains start: the prior, or q fitted to each sequence."""
+def start_of(model: LatentThoughtModel, batch: Batch, loop: FastLoop, start: str, seed: int) -> TorchDistribution:
+    """Distribution from which a batch's chains start: the prior, or q fitted to each sequence.
+
+    Raises:
+        UserError: q is a point.
+    """
     if start == "prior":
         return model.prior().expand(torch.Size([batch.size]))
     q = loop.guide.scored_distribution(loop.fit_to_score(model, batch, seed=fold(seed, "fit")).state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pyro.distributions as dist
@@ -10,7 +11,7 @@ import torch
 from helpers.linear_gaussian import CorrelatedGaussian, random_covariance
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference.ais import SCHEDULES, anneal, temperatures
+from pyro_ltm.inference.ais import SCHEDULES, anneal, anneal_both_ways, temperatures
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.noise import Noise
 
@@ -114,3 +115,51 @@ def test_a_sequence_does_not_depend_on_its_batch():
     part = dist.Normal(start.base_dist.loc[rows], start.base_dist.scale[rows]).to_event(2)
     whole, some = run(model, batch, start, 4), run(model, batch.select(rows), part, 4)
     assert torch.allclose(whole.log_weight[:, rows], some.log_weight, atol=1e-9)
+
+
+def written(covariance, copies):
+    """A model, sequences that it wrote, and what it wrote them from, so that draws of the posterior are exact."""
+    model = CorrelatedGaussian(covariance, thoughts=2, dim=2)
+    z = torch.randn(copies, 4)
+    targets = z @ model.loading.T + model.offset + model.noise * torch.randn(copies, 4)
+    batch = dataclasses.replace(model.copies(copies), targets=targets.detach())
+    return model, batch, z.view(-1, 2, 2)
+
+
+def both(model, batch, start, exact, steps, seed=1, **options):
+    noise, tuning = Noise(batch.ids, seed=seed), Noise(batch.ids, seed=seed + 1000)
+    return anneal_both_ways(LogJoint(model, batch), start, exact, noise=noise, tuning=tuning, steps=steps, **options)
+
+
+@pytest.mark.parametrize("origin", ["prior", "q"])
+def test_both_ways_the_evidence_lies_between(origin):
+    """Forward E[w] = p(x); backward E[1 / w] = 1 / p(x), whatever the chains did, over the model's own texts."""
+    torch.manual_seed(0)
+    model, batch, exact = written(random_covariance(4, seed=1), COPIES)
+    evidence, start = model.log_evidence(batch), starts(model, batch)[origin]
+    gaps = []
+    for steps in (2, 16):
+        forward, back = (found.log_weight - evidence for found in both(model, batch, start, exact, steps, chains=2))
+        for log_ratio in (forward, -back):
+            ratio = log_ratio.exp().mean(0)  # chains of one sequence share where they begin
+            assert ratio.mean().item() == pytest.approx(1, abs=4 * ratio.std().item() / COPIES**0.5)
+            level = log_ratio.mean(0)
+            assert level.mean() < 3 * level.std() / COPIES**0.5
+        gaps.append((back.mean() - forward.mean()).item())
+    assert gaps[0] > 2 * gaps[1] > 0
+
+
+def test_back_from_where_the_path_is_level_every_weight_is_the_evidence():
+    torch.manual_seed(0)
+    model, batch, exact = written(torch.diag(torch.tensor([0.3, 0.5, 0.2, 0.7])), 3)
+    q = model.posterior(batch)
+    start = dist.Normal(q.mean.view(3, 2, 2), q.variance.sqrt().view(3, 2, 2)).to_event(2)
+    for found in both(model, batch, start, exact, 5):
+        assert torch.allclose(found.log_weight, model.log_evidence(batch).expand(4, 3), atol=1e-9)
+
+
+def test_forward_both_ways_is_the_same_as_forward_alone():
+    model, batch = gaussian()
+    start = starts(model, batch)["q"]
+    forward, _ = both(model, batch, start, torch.zeros(COPIES, 2, 2), 4)
+    assert torch.equal(forward.log_weight, run(model, batch, start, 4).log_weight)

@@ -1,0 +1,44 @@
+"""Texts that a model writes itself, with the thoughts that it wrote them from: exact draws of each text's posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pyro_ltm.errors import UserError
+from pyro_ltm.model import LatentThoughtModel, sample_tokens
+from pyro_ltm.noise import Noise, draw, fold
+from pyro_ltm.types import Batch
+
+Written = tuple[Batch, Tensor]
+"""A batch of texts, and their thoughts [B, N, D]."""
+
+
+@torch.no_grad()
+def write_texts(
+    model: LatentThoughtModel, count: int, *, start: int, length: int, batch_size: int = 32, seed: int = 0
+) -> Iterator[Written]:
+    """`count` texts of `length` tokens from the program itself: thoughts from the prior, tokens one after the other.
+
+    A text depends on its number and `seed`, not on its batch.
+
+    Args:
+        start: the token before the first, as a rule that between documents.
+
+    Raises:
+        UserError: the model has no thoughts, or `length` is more than it reads.
+    """
+    if not model.config.thoughts:
+        raise UserError("this model has no thoughts (it is an autoregressive twin): it knows no posterior")
+    if not 1 <= length <= model.config.max_length:
+        raise UserError(f"length = {length}: from 1 to {model.config.max_length} tokens, as this model reads")
+    for first in range(0, count, batch_size):
+        ids = torch.arange(first, min(first + batch_size, count))
+        noise = Noise(ids, device=model.device, seed=fold(seed, "thoughts"))
+        thoughts = draw(model.prior().expand(torch.Size([len(ids)])), noise)
+        generators = [torch.Generator(model.device).manual_seed(fold(seed, "tokens", name)) for name in ids.tolist()]
+        prompt = torch.full((len(ids), 1), start, device=model.device)
+        tokens = sample_tokens(model.decoder, thoughts, prompt, length, generator=generators)
+        yield Batch.from_tokens(tokens, ids=ids), thoughts
