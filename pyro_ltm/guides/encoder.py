@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.types import Batch, State
@@ -48,10 +48,12 @@ class Encoder(nn.Module):
         """
         if batch.targets is None:
             raise UserError("an encoder needs the tokens that it is to read: the batch has no targets")
-        silent = ~batch.mask
-        h = self.tokens(batch.targets) + self.positions[: batch.length]
-        h = self.body(h, src_key_padding_mask=silent)
-        queries = self.queries.expand(batch.size, -1, -1)
+        return self.read(self.tokens(batch.targets), ~batch.mask)
+
+    def read(self, embedded: Tensor, silent: Tensor | None = None) -> State:
+        """The same of texts whose tokens are `embedded` [B, T, width]; those that are `silent` [B, T] count nothing."""
+        h = self.body(embedded + self.positions[: embedded.shape[1]], src_key_padding_mask=silent)
+        queries = self.queries.expand(len(embedded), -1, -1)
         gathered, _ = self.gather(queries, h, h, key_padding_mask=silent, need_weights=False)
         loc, log_variance = self.head(self.norm(queries + gathered)).chunk(2, dim=-1)
         return {"loc": loc, "log_variance": log_variance}

@@ -35,6 +35,7 @@ def build(config: Config, *, device: torch.device | str = "cpu") -> tuple[Latent
         model = LatentThoughtModel(config.model, DTYPES[config.dtype], prior=build_prior(config)).to(device)
         component = Component(name="mean-field") if is_twin else config.guide
         guide = build_guide(component, config.model, seed=config.seed).to(device)
+        model.prior.join(guide)
     objective = Component(name="analytic-elbo") if is_twin else config.objective
     loop = build_loop(config, guide, OBJECTIVES.build(objective, layers=config.model.layers), model.device)
     if not is_twin:

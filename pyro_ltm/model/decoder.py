@@ -131,6 +131,7 @@ class Decoder(TokenDecoder):
     Attributes:
         recompute: where weights learn, the backward pass computes each layer again instead of keeping what it did.
         head_weight: the head's weight, cast once for many passes (`fused_weights`); None outside of it.
+        transport: map of the thoughts to what the layers read, of a prior that has one; None: as they are.
         head: computes the logits in place of `output_weight` (`packed`); None: that itself.
     """
 
@@ -144,6 +145,7 @@ class Decoder(TokenDecoder):
         self.head: nn.Module | None = None
         self.head_weight: FrozenWeight | None = None
         self._fused_users = 0
+        self.transport: nn.Module | None = None
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         # Of every second layer, as in nanochat; not among `layers`, whose matrices are products.
         mixing = range((config.layers - 1) % 2, config.layers, 2) if config.value_embeddings else range(0)
@@ -281,10 +283,15 @@ class Decoder(TokenDecoder):
         cap = self.config.logit_softcap
         return token_log_probs(hidden, weight, tokens, dtype, self.head_weight, compiled, cap)
 
+    def take_transport(self, transport: nn.Module) -> None:
+        """See `TokenDecoder`."""
+        self.transport = transport
+
     def project(self, thoughts: Tensor | None) -> list[tuple[Tensor, Tensor] | None]:
         """Keys and outputs of each layer's thoughts (`Attention.keys_outputs`); None for one without thoughts."""
         if thoughts is None or not self.config.thoughts:
             return [None] * self.config.layers
+        thoughts = thoughts if self.transport is None else self.transport(thoughts)
         return [
             layer.cross_attention.keys_outputs(z, self.thought_table)
             for layer, z in zip(self._stack, thoughts.chunk(self.config.layers, dim=1), strict=True)

@@ -43,6 +43,8 @@ class LatentThoughtModel(nn.Module):
         self.config = config
         self.prior = prior or Gaussian(config.thoughts, config.dim)
         self.decoder: TokenDecoder = Decoder(config, compute_dtype) if decoder is None else decoder
+        if self.prior.transport is not None:
+            self.decoder.take_transport(self.prior.transport)
 
     @property
     def device(self) -> torch.device:

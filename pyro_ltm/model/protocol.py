@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ltm.config import ModelConfig
+from pyro_ltm.errors import UserError
 from pyro_ltm.types import Batch
 
 
@@ -27,6 +28,17 @@ class TokenDecoder(nn.Module):
     config: ModelConfig
     compute_dtype: torch.dtype
     recompute: bool
+
+    def take_transport(self, transport: nn.Module) -> None:
+        """Makes `transport` a part of the decoder: its layers read what this gives of the thoughts.
+
+        Raises:
+            UserError: this decoder has no place for one.
+        """
+        raise UserError(
+            f"{type(self).__name__} reads thoughts as they are, and has no place for the map of a prior: "
+            "choose one without a map, such as the prior 'gaussian'"
+        )
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,8 @@ from pyro_ltm.priors.flow import Flow
 from pyro_ltm.priors.gaussian import Gaussian
 from pyro_ltm.priors.layered import Layered
 from pyro_ltm.priors.mixture import Mixture
+from pyro_ltm.priors.transport import Transport
+from pyro_ltm.priors.vamp import Vamp
 from pyro_ltm.registry import Registry
 
 PRIORS: Registry[Prior] = Registry(
@@ -13,8 +15,10 @@ PRIORS: Registry[Prior] = Registry(
         "gaussian": Gaussian,
         "layered": Layered,
         "mixture": Mixture,
+        "vamp": Vamp,
         "flow": Flow,
+        "transport": Transport,
     },
 )
 
-__all__ = ["PRIORS", "Flow", "Gaussian", "Layered", "Mixture", "Prior"]
+__all__ = ["PRIORS", "Flow", "Gaussian", "Layered", "Mixture", "Prior", "Transport", "Vamp"]

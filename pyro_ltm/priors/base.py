@@ -55,6 +55,17 @@ class Prior(nn.Module, ABC):
     def forward(self) -> dist.TorchDistribution:
         """The prior of one sequence: no batch shape, event shape [N, D]."""
 
+    @property
+    def transport(self) -> nn.Module | None:
+        """A map of thoughts [..., N, D] that becomes a part of the decoder, whose layers read what it gives.
+
+        None: they read the thoughts as they are.
+        """
+        return None
+
+    def join(self, guide: nn.Module) -> None:
+        """Called once, before anything is learned, with the guide that the model's posteriors will have."""
+
 
 def check_range(name: str, value: int, low: int, high: int) -> None:
     """Raises UserError unless the option `name` of a prior lies from `low` to `high`."""

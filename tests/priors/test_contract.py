@@ -28,6 +28,8 @@ COMPONENTS = {name: Component(name=name) for name in PRIORS} | {
     "mixture, by thought": Component(name="mixture:3:thought"),
     "layered": Component(name="layered", options=SMALL),
     "flow": Component(name="flow", options=SMALL),
+    "vamp": Component(name="vamp", options={"components": 3}),
+    "transport": Component(name="transport", options=SMALL),
 }
 EXACT = {name for name, component in COMPONENTS.items() if PRIORS[component.name.split(":")[0]].has_exact_density}
 
