@@ -2,35 +2,123 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
-import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import FOLDER, Common, common, examples, fast_steps, fit_settings, number, reading_options
+from ..options import (
+    FOLDER,
+    Common,
+    common,
+    examples,
+    fast_steps,
+    fit_settings,
+    gathered,
+    number,
+    reading_options,
+    sampling,
+)
+from ..rethinking import rethinking_options
+from ..sample_tables import show_continuations, show_samples
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pyro_ltm.data import Reading
-    from pyro_ltm.tasks.written_texts import Samples, Scorer, Speed
+    from pyro_ltm.inference import Rethinking
+    from pyro_ltm.model import DecodingOptions
+    from pyro_ltm.runs import Run
+    from pyro_ltm.tasks.prompts import Prompt
+    from pyro_ltm.tasks.written_texts import Scorer, Speed
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Prompts that were asked for, if any: a file of them, the column of the truths, or where to cut documents."""
+
+    prompts: Path | None
+    truth_column: str | None
+    prompt_tokens: int | None
+    beside: tuple[Path, ...]
+
+    def read(self, run: Run, reading: Reading) -> list[Prompt]:
+        """The prompts with their truths."""
+        from pyro_ltm.tasks.prompts import cut_documents, read_prompts
+
+        from ..output import note
+
+        assert self.prompts is not None
+        if self.prompt_tokens is None:
+            return read_prompts(self.prompts, reading=reading, truth=self.truth_column or "truth")
+        prompts, short = cut_documents(str(self.prompts), run.tokenizer, self.prompt_tokens, reading=reading)
+        if short:
+            note(f"Left out: {short:,} documents of at most {self.prompt_tokens} tokens.")
+        return prompts
+
+    def check(self, run: Path | None, reference: Path | None, features: Path | None) -> None:
+        """Raises UsageError where other options do not go with prompts, or those of prompts stand alone."""
+        if self.prompts is None:
+            if self.truth_column or self.prompt_tokens or self.beside:
+                raise click.UsageError("--truth-column, --prompt-tokens and --beside: go with --prompts")
+        elif run is None:
+            raise click.UsageError("--prompts: needs --run, which goes on from them")
+        elif reference or features:
+            raise click.UsageError("--prompts: the truths in its file are the reference; give none beside them")
+        elif self.truth_column and self.prompt_tokens:
+            raise click.UsageError("--truth-column: documents that are cut (--prompt-tokens) hold their own truth")
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How --run writes. num: None: 64 texts, or one after each prompt."""
+
+    num: int | None
+    max_new_tokens: int | None
+    sampler: DecodingOptions
+    rethinking: Rethinking
 
 
 @click.command(
     short_help="Score written texts: diversity, perplexity, MAUVE.",
     epilog=examples(
         "pyro-ltm score-samples --run runs/first --num 100 --scorer runs/twin",
+        "pyro-ltm score-samples --run runs/first --beside runs/twin --prompts p.jsonl --rethink 2 --scorer runs/twin",
+        "pyro-ltm score-samples --run runs/first --prompts held-out.jsonl --prompt-tokens 50 --scorer runs/twin",
         "pyro-ltm score-samples --texts written.jsonl --reference held-out.jsonl --scorer models/gpt2-large",
         "pyro-ltm score-samples --texts a.jsonl --scorer runs/first --fast-steps 64 --set optimizer.lr=0.1",
         "pyro-ltm score-samples --texts a.jsonl --features a.npy --reference-features b.npy --json",
     ),
 )
 @click.option("--run", "run_folder", type=FOLDER, metavar="RUN", help="A run that writes the texts, from the prior.")
-@number("--num", "Texts for --run to write.", default=64)
-@number("--max-new-tokens", "Length of each; default: the model's.")
-@click.option("--temperature", metavar="X", type=click.FloatRange(0), default=1.0, help="0: the likeliest token.")
+@gathered(
+    "asked",
+    Asked,
+    click.option(
+        "--prompts",
+        type=FOLDER,
+        metavar="FILE",
+        help="Goes on from these instead: records with prompt and truth.",
+    ),
+    click.option("--truth-column", metavar="NAME", help="Column of the true continuations; default: truth."),
+    number("--prompt-tokens", "--prompts holds documents: cut each after N tokens; what follows is its truth."),
+    click.option(
+        "--beside", type=FOLDER, metavar="RUN", multiple=True, help="Another run for the same prompts. Repeatable."
+    ),
+)
+@gathered(
+    "writing",
+    Writing,
+    number("--num", "Texts for --run to write; default: 64, with --prompts one after each."),
+    number("--max-new-tokens", "Length of each; default: the model's."),
+    sampling(),
+    rethinking_options,
+)
 @click.option("--texts", "texts_file", type=FOLDER, metavar="FILE", help="Texts to score instead (.jsonl, .csv, ...).")
 @click.option("--reference", type=FOLDER, metavar="FILE", help="Texts of people to hold them against.")
 @reading_options
@@ -45,6 +133,8 @@ if TYPE_CHECKING:
 def command(
     *,
     run_folder: Path | None,
+    asked: Asked,
+    writing: Writing,
     texts_file: Path | None,
     texts_out: Path | None,
     reference: Path | None,
@@ -56,7 +146,6 @@ def command(
     fast_steps: int | None,
     settings: tuple[str, ...],
     common: Common,
-    **writing: Any,
 ) -> None:
     """Scores texts, written by --run or read from --texts.
 
@@ -64,23 +153,31 @@ def command(
     Hugging Face model, an upper bound for a model with thoughts); MAUVE on given features, or on the scorer's hidden
     states; and how fast --run writes.
 
+    With --prompts continuations are scored against the true ones, a row for each run, and with --rethink another for
+    each run with thoughts: MAUVE of prompt and continuation, bits a byte of the continuation after its prompt,
+    distinct n-grams. The truths are cut to as many tokens as --run may write.
+
     A Hugging Face model is a local folder with config.json, model.safetensors and tokenizer.json. It needs the extra:
     pip install -e '.[scorers]' in the clone.
     """
     if bool(run_folder) == bool(texts_file):
         raise click.UsageError("give either --run, which writes texts, or --texts, which holds them")
+    asked.check(run_folder, reference, features or reference_features)
     from pyro_ltm.tasks.written_texts import score_samples
 
     from ..output import emit
     from ..runs import check_target
 
     if texts_out:
-        check_target(texts_out, reference)
+        check_target(texts_out, reference, asked.prompts)
     pair = _features(features, reference_features)
     references = _read(reference, reading) if reference else None
     opened, scored_by = _open(scorer, common, settings, particles=particles, fast_steps=fast_steps)
+    if run_folder and asked.prompts:
+        _conditional(run_folder, asked, reading, writing, opened, {"scorer": scorer, **scored_by}, texts_out, common)
+        return
     if run_folder:
-        texts, speed, written_by = _write(run_folder, texts_out, common, **writing)
+        texts, speed, written_by = _write(run_folder, texts_out, common, writing)
     else:
         assert texts_file is not None
         texts, speed, written_by = _read(texts_file, reading), None, {}
@@ -90,7 +187,65 @@ def command(
         of = {"run": run_folder, "texts": texts_file, "reference": reference, "scorer": scorer}
         emit({**found.to_dict(), **of, **scored_by, **written_by})
     else:
-        _show(found)
+        show_samples(found)
+
+
+def _conditional(
+    folder: Path,
+    asked: Asked,
+    reading: Reading,
+    writing: Writing,
+    scorer: Scorer | None,
+    scored_by: dict[str, Any],
+    out: Path | None,
+    common: Common,
+) -> None:
+    """Continuations of prompts by several runs, scored against the true ones."""
+    from pyro_ltm.files import write_text
+    from pyro_ltm.tasks.conditional import as_long, score_continuations, sides_of, write_continuations
+    from pyro_ltm.tasks.prompts import check_prompts, rows_of
+
+    from ..output import emit
+    from ..progress import reporter
+    from ..runs import open_run
+
+    runs = {str(path): open_run(path, common) for path in (folder, *asked.beside)}
+    first, seed = runs[str(folder)], common.seed or 0
+    sides = sides_of(runs, writing.rethinking)
+    prompts = as_long(first, asked.read(first, reading), writing.max_new_tokens)
+    for run in runs.values():  # before the first one writes
+        check_prompts(run, prompts, writing.max_new_tokens)
+    num, written = writing.num or 1, {}
+    how: dict[str, Any] = {"max_new_tokens": writing.max_new_tokens, "sampler": writing.sampler, "seed": seed}
+    with reporter() as report:
+        for side in sides:
+            count = report.counting(side.name, len(prompts) * num, "texts")
+            progress = functools.partial(_count, count)
+            written[side.name] = write_continuations(side, prompts, num=num, progress=progress, **how)
+    if out:
+        rows = [{"side": name, **row} for name, (texts, _) in written.items() for row in rows_of(prompts, texts, seed)]
+        write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
+    found = score_continuations(prompts, written, scorer, seed=seed)
+    exact, features = (scorer.is_exact, scorer.feature_name) if scorer else (None, "")
+    if common.as_json:
+        figures = {name: one.to_dict() for name, one in found.items()}
+        made = {"prompts": asked.prompts, "prompt_tokens": asked.prompt_tokens, "documents": len(prompts), "num": num}
+        of = {"scorer_is_exact": exact, "features": features or None, "max_new_tokens": writing.max_new_tokens}
+        emit({"sides": figures, **made, **of, **scored_by, **_said(writing), "seed": seed})
+    else:
+        show_continuations(found, len(prompts), exact, features)
+
+
+def _count(count: Callable[[int, float], None], done: int) -> None:
+    count(done, float("nan"))
+
+
+def _said(writing: Writing) -> dict[str, Any]:
+    """How texts were written, for JSON."""
+    again = writing.rethinking
+    keep = getattr(again.keep, "__qualname__", "bound")
+    rethinking = {"rethink": again.rounds, "refit_every": again.refit_every, "keep": keep if again.rounds else None}
+    return {**dataclasses.asdict(writing.sampler), **rethinking}
 
 
 def _features(ours: Path | None, theirs: Path | None) -> tuple[Tensor, Tensor] | None:
@@ -127,82 +282,17 @@ def _open(
     return opened, {}
 
 
-def _write(
-    folder: Path, out: Path | None, common: Common, *, num: int, max_new_tokens: int | None, temperature: float
-) -> tuple[list[str], Speed, dict[str, Any]]:
+def _write(folder: Path, out: Path | None, common: Common, writing: Writing) -> tuple[list[str], Speed, dict[str, Any]]:
     """Texts of a run, also into the file `out`, how fast they were written, and how."""
     from pyro_ltm.files import write_text
-    from pyro_ltm.model import DecodingOptions
     from pyro_ltm.tasks.written_texts import write_samples
 
     from ..runs import open_run
 
-    run, sampler = open_run(folder, common), DecodingOptions(temperature=temperature)
-    longest = max_new_tokens or run.config.model.max_length
-    texts, speed = write_samples(run, num=num, max_new_tokens=longest, sampler=sampler, seed=common.seed or 0)
+    run = open_run(folder, common)
+    how: dict[str, Any] = {"sampler": writing.sampler, "rethinking": writing.rethinking, "seed": common.seed or 0}
+    longest = writing.max_new_tokens or run.config.model.max_length
+    texts, speed = write_samples(run, num=writing.num or 64, max_new_tokens=longest, **how)
     if out:
         write_text(out, "".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return texts, speed, {**run.about, "temperature": temperature, "max_new_tokens": longest}
-
-
-def _show(found: Samples) -> None:
-    from ..output import say, show_table
-
-    columns = ["", "these", *(["reference"] if found.reference_metrics else [])]
-    show_table("Texts", columns, _metric_rows(found) + (_level_rows(found) if found.generative else []))
-    if found.no_bytes:
-        say(f"No bits a byte under the scorer: {found.no_bytes}.")
-    how = found.generative
-    if hasattr(how, "window"):  # a Hugging Face model's
-        first = f"each text after {how.start}" if how.start is not None else "the first token of each text is given"
-        longer = f"; {how.windowed} longer than that, in windows moved by {how.stride}" if how.windowed else ""
-        say(f"Scored: {first}; {how.window} tokens at a time{longer}")
-    if found.mauve:
-        one = found.mauve
-        say(f"MAUVE {one.score:.3f} ± {one.spread:.3f} over {one.seeds} seeds ({found.features})")
-    if speed := found.speed:
-        say(
-            f"{speed.tokens:,} tokens in {speed.seconds:.2f} s: {speed.tokens_per_second:,.0f} a second, "
-            f"{speed.batch_size} texts at a time, {speed.threads} threads, {speed.device}"
-        )
-
-
-def _metric_rows(found: Samples) -> list[list[str]]:
-    """Figures of the texts and of the reference, with their errors."""
-    from ..output import margin, nats
-
-    both = [one for one in (found.metrics, found.reference_metrics) if one]
-
-    def row(name: str, figure: str, n: int | None = None) -> list[str]:
-        cells = []
-        for one in both:
-            level, error = getattr(one, figure), (one.stderr or {}).get(figure)
-            if n:
-                level, error = level[str(n)], error and error[str(n)]
-            cells.append(nats(level, 3) + ("" if error is None else margin(error, 3)))
-        return [name, *cells]
-
-    return [
-        ["texts", *(f"{one.texts:,}" for one in both)],
-        ["words", *(f"{one.words:,}" for one in both)],
-        row("entropy of words, bits", "entropy_bits"),
-        *(row(f"distinct-{n}", "distinct", n) for n in range(1, 5)),
-        *(row(f"repetition of {n} words", "repetition", n) for n in (1, 4)),
-        row("self-BLEU", "self_bleu"),
-    ]
-
-
-def _level_rows(found: Samples) -> list[list[str]]:
-    """Nats, perplexity and bits of the texts and the reference under the scoring model."""
-    from ..output import margin, nats
-
-    scored = [found.generative, *([found.reference_generative] if found.reference_metrics else [])]
-    kind = "exact" if found.generative_is_exact else "at most"
-    levels = [nats(one.nats_per_token) + margin(one.nats_per_token_stderr) for one in scored]
-    rows = [
-        ["nats a token under the scorer", *levels],
-        ["generative perplexity", *(nats(one.perplexity, 2) for one in scored)],
-    ]
-    if math.isfinite(found.generative.bits_per_byte):
-        rows.append(["bits a byte", *(nats(one.bits_per_byte) for one in scored)])
-    return [[f"{name}, {kind}", *cells] for name, *cells in rows]
+    return texts, speed, {**run.about, **_said(writing), "max_new_tokens": longest}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pyro_ltm.errors import UserError
@@ -39,6 +39,17 @@ def continuation(codec: Codec, before: Sequence[int], new: Sequence[int]) -> str
     while not whole.startswith(start):
         start = start[:-1]
     return whole[len(start) :]
+
+
+def encoded_after(encode: Callable[[str], list[int]], before: str, text: str) -> tuple[list[int], list[int]]:
+    """Tokens of `before` and of the `text` that follows it.
+
+    The two are encoded as one text, unless a token would reach from one into the other: then each by itself.
+    """
+    given, whole = encode(before), encode(before + text)
+    if whole[: len(given)] == given:
+        return given, whole[len(given) :]
+    return given, encode(text)
 
 
 def encode_for(model: LatentThoughtModel, codec: Codec, text: str) -> list[int]:

@@ -28,8 +28,10 @@ from pyro_ltm.data import Tokenizer as Codec
 from pyro_ltm.data.tokenizer.round_trip import RoundTrip
 from pyro_ltm.data.tokenizer.safety import open_tokenizer
 from pyro_ltm.errors import UserError, one_line
+from pyro_ltm.inference.codec import encoded_after
 from pyro_ltm.reading import read_json
 from pyro_ltm.scores.estimate import Figure, perplexity, plain
+from pyro_ltm.tasks.written_texts import AfterPrompts
 
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -129,12 +131,40 @@ class CausalLM:
     @torch.no_grad()
     def score(self, texts: Sequence[str]) -> TextFigure:
         """Exact nats of the texts. Raises UserError when there is no token to score, or they are not finite."""
-        before = [] if self.start is None else [self.start]
-        encoded = [[*before, *tokens] for tokens in self.encode(texts)]
+        encoded = [[*self._before, *tokens] for tokens in self.encode(texts)]
         counts = torch.tensor([max(len(tokens) - 1, 0) for tokens in encoded])
         if not int(counts.sum()):
             raise UserError("nothing to score: the texts have no tokens, or no more than the first, which is given")
-        pieces = [(text, *piece) for text, tokens in enumerate(encoded) for piece in _pieces(tokens, self)]
+        nats = self._nats(encoded, [1] * len(encoded))
+        return self._figure(nats, counts, texts, windowed=sum(len(tokens) > self.window for tokens in encoded))
+
+    def score_after(self, prompts: Sequence[str], texts: Sequence[str]) -> AfterPrompts:
+        """Exact nats of the texts, each after its prompt. Raises UserError as `score` does."""
+
+        def encode(text: str) -> list[int]:
+            return self.encode([text])[0]
+
+        both = [encoded_after(encode, prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        given = [max(1, len(self._before) + len(prompt)) for prompt, _ in both]
+        nats = self._nats([[*self._before, *prompt, *text] for prompt, text in both], given)
+        counts = torch.tensor([len(text) for _, text in both])
+        return AfterPrompts.of_texts(nats, counts, texts, self._changed(texts))
+
+    @property
+    def _before(self) -> list[int]:
+        """What is put before each text."""
+        return [] if self.start is None else [self.start]
+
+    @torch.no_grad()
+    def _nats(self, encoded: Sequence[list[int]], given: Sequence[int]) -> Tensor:
+        """Nats of each text's tokens after the first `given` of it, at least one: float64 [n]."""
+        # Of a window the last tokens are scored, and of these the last that are not given.
+        pieces = [
+            (row, window, min(scored, end - given[row]))
+            for row, tokens in enumerate(encoded)
+            for window, scored, end in _pieces(tokens, self)
+            if end > given[row]
+        ]
         nats = torch.zeros(len(encoded), dtype=torch.float64)
         for rows, ids, mask in self._batches([tokens for _, tokens, _ in pieces]):
             logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
@@ -145,7 +175,7 @@ class CausalLM:
                 nats[text] += float(cross_entropy(predicted, targets, reduction="none").cpu().double().sum())
         if not bool(torch.isfinite(nats).all()):
             raise UserError(f"{self.folder}: its nats are not finite: damaged weights, or --dtype is too coarse")
-        return self._figure(nats, counts, texts, windowed=sum(len(tokens) > self.window for tokens in encoded))
+        return nats
 
     def _figure(self, nats: Tensor, counts: Tensor, texts: Sequence[str], *, windowed: int) -> TextFigure:
         mean, size = float(nats.sum() / counts.sum()), sum(len(text.encode()) for text in texts)
@@ -166,6 +196,10 @@ class CausalLM:
         """Why there is no figure of the texts by the byte; empty where there is one."""
         if self.start is None:
             return "the first token of each text is given and not scored"
+        return self._changed(texts)
+
+    def _changed(self, texts: Sequence[str]) -> str:
+        """Whether the tokenizer gives the texts back."""
         codec = Codec(Tokenizer.from_str(self.tokenizer.to_str()))
         return RoundTrip.of(codec, texts, self.encode(texts)).why_no_bytes
 
@@ -200,12 +234,15 @@ class CausalLM:
             yield rows, torch.tensor(padded, device=device), torch.tensor(mask, device=device)
 
 
-def _pieces(tokens: list[int], reader: CausalLM) -> Iterator[tuple[list[int], int]]:
-    """Windows, and how many tokens at the end of each are scored in it; the first token of all never is."""
+def _pieces(tokens: list[int], reader: CausalLM) -> Iterator[tuple[list[int], int, int]]:
+    """Windows, how many tokens at the end of each are scored in it, and where in `tokens` it ends.
+
+    The first token of all is never scored.
+    """
     done = 1
     while done < len(tokens):
         end = min(reader.window if done == 1 else done + reader.stride, len(tokens))
-        yield tokens[max(end - reader.window, 0) : end], end - done
+        yield tokens[max(end - reader.window, 0) : end], end - done, end
         done = end
 
 

@@ -29,6 +29,7 @@ import torch
 from pyro_ltm.data.tokenizer.round_trip import RoundTrip
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.inference import continuation
+from pyro_ltm.inference.codec import encoded_after
 from pyro_ltm.model import DecodingOptions, sample_tokens
 from pyro_ltm.noise import fold
 from pyro_ltm.runs import Run
@@ -220,18 +221,11 @@ class HarnessModel(LM):
         return windows(tokens, name, given=given, length=self.max_length, stride=stride)
 
     def _encode(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokens of both. Spaces that end the context go to the continuation, as the harness has it.
-
-        The two are encoded as one text, unless a token would reach from one into the other: then each by itself.
-        """
+        """Tokens of both. Spaces that end the context go to the continuation, as the harness has it."""
         bare = context.rstrip()
         if bare:
             context, continuation = bare, context[len(bare) :] + continuation
-        encode = self.run.tokenizer.encode
-        before, whole = encode(context), encode(context + continuation)
-        if whole[: len(before)] == before:
-            return before, whole[len(before) :]
-        return before, encode(continuation)
+        return encoded_after(self.run.tokenizer.encode, context, continuation)
 
     def _prompt(self, prompt: str, options: dict[str, Any], name: int) -> _Prompt:
         """A request, understood. Raises UserError for options that we do not know."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +17,15 @@ from torch import Tensor
 from pyro_ltm.data.dataset import count_bytes
 from pyro_ltm.data.tokenizer.round_trip import RoundTrip
 from pyro_ltm.errors import UserError
+from pyro_ltm.inference import Generated, Rethinking
+from pyro_ltm.inference.codec import encoded_after
 from pyro_ltm.model import DecodingOptions
+from pyro_ltm.noise import fold
 from pyro_ltm.reading import read_npy
 from pyro_ltm.runs.run import Run, text_batches
 from pyro_ltm.scores import Bound, evaluate_bound
-from pyro_ltm.scores.estimate import plain
+from pyro_ltm.scores.continuation import Predictor, windows
+from pyro_ltm.scores.estimate import Figure, plain, ratio_error
 from pyro_ltm.tasks.mauve import Mauve, mauve
 from pyro_ltm.tasks.text_metrics import TextMetrics, text_metrics
 from pyro_ltm.tasks.zero_shot import EXACT, UPPER_BOUND
@@ -38,6 +43,31 @@ class Speed:
     device: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class AfterPrompts(Figure):
+    """Nats a token of texts, each after its prompt; their ends are not scored.
+
+    Attributes:
+        bits_per_byte: total bits / UTF-8 bytes of the texts; NaN where the tokens do not determine the texts.
+            bits_per_byte_stderr: its standard error.
+        no_bytes: why there is no figure by the byte; empty where there is one.
+    """
+
+    bits_per_byte: float
+    bits_per_byte_stderr: float
+    no_bytes: str
+
+    @classmethod
+    def of_texts(cls, nats: Tensor, tokens: Tensor, texts: Sequence[str], no_bytes: str) -> AfterPrompts:
+        """The figure of `texts` with nats and tokens [n]."""
+        sizes = torch.tensor([len(text.encode()) for text in texts], dtype=torch.float64)
+        by_byte, error = math.nan, math.nan
+        if not no_bytes and float(sizes.sum()):
+            bits = nats.double() / math.log(2)
+            by_byte, error = float(bits.sum() / sizes.sum()), ratio_error(bits, sizes, None).stderr
+        return cls.of(nats, tokens, bits_per_byte=by_byte, bits_per_byte_stderr=error, no_bytes=no_bytes)
+
+
 class Scorer(Protocol):
     """A model that scores texts, such as `pyro_ltm.integrations.causal_lm.CausalLM`."""
 
@@ -51,6 +81,9 @@ class Scorer(Protocol):
 
     def score(self, texts: Sequence[str]) -> Any:
         """The nats of the texts under it: a `Figure` with `perplexity` and `bits_per_byte`, NaN where not known."""
+
+    def score_after(self, prompts: Sequence[str], texts: Sequence[str]) -> AfterPrompts:
+        """The nats of the texts, each after its prompt; of a model with thoughts by its predictive distribution."""
 
     def why_no_bytes(self, texts: Sequence[str]) -> str:
         """Why there is no figure of the texts by the byte; empty where there is one."""
@@ -97,18 +130,30 @@ class Samples:
 
 
 def write_samples(
-    run: Run, *, num: int, max_new_tokens: int | None = None, sampler: DecodingOptions | None = None, seed: int = 0
+    run: Run,
+    *,
+    num: int,
+    max_new_tokens: int | None = None,
+    sampler: DecodingOptions | None = None,
+    seed: int = 0,
+    rethinking: Rethinking | None = None,
 ) -> tuple[list[str], Speed]:
-    """Texts from the prior, and how fast they were written; a short text comes first, outside the clock."""
-    run.generate(num=1, max_new_tokens=1, seed=seed)
+    """Texts from the prior, and how fast they were written."""
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "sampler": sampler, "rethinking": rethinking}
+    written, speed = timed(run, num, num=num, seed=seed, **how)
+    return [one.text for one in written], speed
+
+
+def timed(run: Run, together: int, **how: Any) -> tuple[list[Generated], Speed]:
+    """What `Run.generate` writes, `together` texts at a time, and how fast; a short text comes first, unclocked."""
+    run.generate(num=1, max_new_tokens=1, seed=how.get("seed", 0))
     began = time.perf_counter()
-    written = run.generate(num=num, max_new_tokens=max_new_tokens, sampler=sampler, seed=seed)
+    written = run.generate(**how)
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
     seconds = time.perf_counter() - began
     tokens = sum(one.tokens for one in written)
-    speed = Speed(tokens, seconds, tokens / seconds, num, torch.get_num_threads(), str(run.device))
-    return [one.text for one in written], speed
+    return written, Speed(tokens, seconds, tokens / seconds, together, torch.get_num_threads(), str(run.device))
 
 
 def score_samples(
@@ -186,6 +231,25 @@ class RunScorer:
             count_bytes=None if self.why_no_bytes(texts) else functools.partial(count_bytes, self.run.tokenizer),
             seed=self.seed,
         )
+
+    def score_after(self, prompts: Sequence[str], texts: Sequence[str]) -> AfterPrompts:
+        """Nats of the texts under the mixture over draws from q, fitted to the prompt alone (`scores.continuation`)."""
+        tokenizer, longest = self.run.tokenizer, self.run.config.model.max_length
+        predictor = Predictor(
+            self.run.model, self.run.loop.with_steps(self.fast_steps), particles=self.particles, seed=self.seed
+        )
+        pieces, rows = [], []
+        for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            before, new = encoded_after(tokenizer.encode, prompt, text)
+            tokens, name = (tokenizer.end_of_text, *before, *new), functools.partial(fold, "text", row)
+            blocks = windows(tokens, name, given=1 + len(before), length=longest, stride=longest)
+            pieces += blocks
+            rows += [row] * len(blocks)
+        nats, counts = torch.zeros(len(texts), dtype=torch.float64), torch.zeros(len(texts), dtype=torch.float64)
+        for row, piece, scored in zip(rows, pieces, predictor.score(pieces), strict=True):
+            nats[row] -= scored.log_likelihood
+            counts[row] += len(piece.continuation)
+        return AfterPrompts.of_texts(nats, counts, texts, self.why_no_bytes(texts))
 
     def why_no_bytes(self, texts: Sequence[str]) -> str:
         """Whether its tokenizer gives the texts back."""

@@ -8,9 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from helpers.causal_lms import save_model
+from helpers.tokenizer_kinds import kinds
 
+from pyro_ltm.errors import UserError
 from pyro_ltm.runs import Run
+from pyro_ltm.tasks.prompts import cut_documents
 from pyro_ltm.tasks.written_texts import RunScorer
 
 LINES = [f"the cat sat on {n} mats while a bird sang" for n in range(12)]
@@ -95,7 +99,11 @@ def test_a_hugging_face_model_scores(ask, invoke, gpt2, texts):
     from pyro_ltm.integrations.causal_lm import CausalLM
 
     found = ask("score-samples", "--texts", texts, "--reference", texts, "--scorer", gpt2)
-    direct = CausalLM.load(gpt2).score(LINES).to_dict()
+    loaded = CausalLM.load(gpt2)
+    direct = loaded.score(LINES).to_dict()
+    before, after = [line[:11] for line in LINES], [line[11:] for line in LINES]
+    given = loaded.score_after(before, after).sequence_nats + loaded.score(before).sequence_nats
+    assert given.tolist() == pytest.approx(loaded.score(LINES).sequence_nats.tolist(), rel=1e-4)
     assert found["generative"] == {**direct, "meaning": found["generative"]["meaning"]}
     assert found["generative"]["meaning"].startswith("exact")
     assert found["fast_steps"] is None
@@ -130,3 +138,108 @@ def test_bad_scorers(refuse, gpt2, texts, tmp_path, monkeypatch):
     refuse("score-samples", "--texts", texts, "--scorer", empty, says=("expected object, got array",))
     monkeypatch.setitem(sys.modules, "transformers", None)
     refuse("score-samples", "--texts", texts, "--scorer", gpt2, says=("pip install -e '.[scorers]'",))
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    rows = [
+        {"id": f"d{n}", "prompt": " ".join(line.split()[:4]), "truth": " " + " ".join(line.split()[4:])}
+        for n, line in enumerate(LINES)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_continuations_against_the_true_ones(ask, trained, twin, prompts, tmp_path):
+    out = tmp_path / "written.jsonl"
+    options = ["score-samples", "--run", trained, "--beside", twin, "--prompts", prompts, "--scorer", twin]
+    found = ask(*options, "--max-new-tokens", 6, "--rethink", 1, "--texts-out", out)
+    names = [str(trained), f"{trained}, rethinking 1", str(twin), "truth"]
+    assert list(found["sides"]) == names
+    assert found["scorer_is_exact"]
+    assert (found["documents"], found["num"], found["rethink"], found["keep"]) == (12, 1, 1, "bound")
+    for name, side in found["sides"].items():
+        assert side["after_prompt"]["bits_per_byte"] > 0
+        assert side["after_prompt"]["bits_per_byte_stderr"] > 0
+        assert (side["mauve"] is None) == (side["speed"] is None) == (name == "truth")
+        assert side["metrics"]["texts"] == 12
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["side"] for row in rows] == [name for name in names[:3] for _ in range(12)]
+    assert [row["id"] for row in rows[:12]] == [f"d{n}" for n in range(12)]
+    assert [("scores" in row) for row in rows[::12]] == [False, True, False]
+    alone = [json.loads(line) for line in (tmp_path / "written.jsonl").read_text().splitlines()][24:]
+    given = ask("generate", twin, "--prompts", prompts, "--max-new-tokens", 6)["rows"]
+    assert [row["continuation"] for row in alone] == [row["continuation"] for row in given], "as `generate` writes them"
+
+
+def test_bits_of_a_continuation_are_those_of_the_whole_less_those_of_its_prompt(trained, twin):
+    """Exactly so under a twin; a model with thoughts predicts by its own distribution."""
+    scorer = RunScorer(Run.load(twin))
+    prompt, text = ["the cat", "a bird sang"], [" sat on 3 mats", " while"]
+    whole = [a + b for a, b in zip(prompt, text, strict=True)]
+    run = scorer.run
+    nats = []
+    for texts in (whole, prompt):
+        encoded = [[run.tokenizer.end_of_text, *run.tokenizer.encode(one)] for one in texts]
+        nats.append([exact_nats(run, tokens) for tokens in encoded])
+    expected = [a - b for a, b in zip(*nats, strict=True)]
+    found = scorer.score_after(prompt, text)
+    assert found.sequence_nats.tolist() == pytest.approx(expected, rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(sum(expected) / math.log(2) / sum(len(one) for one in text), rel=1e-5)
+    assert scorer.score_after(["the cat"], [""]).tokens == 0
+    bound = RunScorer(Run.load(trained), particles=2).score_after(prompt, text)
+    assert bound.nats_per_token > 0
+
+
+def exact_nats(run, tokens):
+    """By the chain rule, one token after the other."""
+    read = torch.tensor([tokens])
+    with torch.no_grad():
+        hidden = run.model.decoder(run.model.decoder.context(read[:, :-1]), torch.zeros(1, 0, run.model.config.dim))
+        logs = run.model.decoder.logits(hidden)[0].double().log_softmax(-1)
+    return -sum(float(logs[place, token]) for place, token in enumerate(tokens[1:]))
+
+
+def test_documents_cut_after_some_tokens(ask, invoke, trained, twin, texts):
+    options = ["score-samples", "--run", trained, "--prompts", texts, "--prompt-tokens", 8, "--max-new-tokens", 4]
+    shown = invoke(*options, "--scorer", twin)
+    assert shown.exit_code == 0, shown.stderr
+    assert "Continuations of 12 prompts" in shown.stdout
+    assert "after its prompt, exact" in shown.stdout
+    found = ask(*options, "--num", 2)
+    assert found["prompt_tokens"] == 8
+    assert found["sides"][str(trained)]["metrics"]["texts"] == 24
+    assert found["sides"]["truth"]["after_prompt"] is None
+
+
+def test_prompts_are_cut_between_characters(tmp_path):
+    tokenizer = kinds()["bytes"]
+    path = tmp_path / "d.jsonl"
+    texts = ["Hello é world", "Hello", "你好 text"]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    for cut in range(1, 6):
+        prompts, short = cut_documents(str(path), tokenizer, cut)
+        whole = [text for text in texts if len(tokenizer.encode(text)) > cut]
+        assert {one.text + one.truth for one in prompts} <= set(whole)
+        assert len(prompts) + short == 3
+        assert all("\N{REPLACEMENT CHARACTER}" not in one.text + one.truth for one in prompts)
+    with pytest.raises(UserError, match="none of its 3 documents has more than 99 tokens"):
+        cut_documents(str(path), tokenizer, 99)
+
+
+def test_bad_prompts_to_score(refuse, trained, twin, prompts, texts, tmp_path):
+    options = ["score-samples", "--run", trained, "--max-new-tokens", 4]
+    refuse(*options, "--prompts", prompts, "--truth-column", "answer", says=("no column 'answer'",))
+    refuse(*options, "--prompts", texts, says=("no column 'truth'",))
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text('{"prompt": "kalo", "truth": null}\n')
+    refuse(*options, "--prompts", empty, says=("empty.jsonl:1: 'truth' is None",))
+    long = tmp_path / "long.jsonl"
+    long.write_text(json.dumps({"prompt": "kalo " * 40, "truth": "mi"}) + "\n")
+    refuse(*options, "--prompts", long, says=("long.jsonl:1: the text has", "at most 31"))
+    twins = ["score-samples", "--run", twin, "--prompts", prompts, "--rethink", 1]
+    refuse(*twins, says=("nothing to fit again",))
+    refuse(*options, "--prompts", prompts, "--reference", texts, says="the truths in its file", quiet=False)
+    refuse(*options, "--beside", twin, says="go with --prompts", quiet=False)
+    refuse("score-samples", "--texts", texts, "--prompts", prompts, says="needs --run", quiet=False)
