@@ -9,7 +9,7 @@ from .output import margin, nats, say, show_table
 
 if TYPE_CHECKING:
     from pyro_ltm.runs.protocols import Evaluation
-    from pyro_ltm.scores import Bound, Difference, Figure, Prefix, Reference
+    from pyro_ltm.scores import Bound, Difference, ExchangeRate, Figure, Prefix, Reference
 
 
 def show(found: Evaluation, where: str) -> None:
@@ -59,6 +59,7 @@ def _show_bound(found: Evaluation, bound: Bound) -> None:
         row("perplexity", lambda b: nats(b.perplexity, 2)),
         *([] if found.no_bytes else [row("bits a byte", bits)]),
         thoughtful("rate (KL), nats a sequence", rate),
+        *_exchange_rows(found, both),
         row("distortion, nats a token", lambda b: nats(b.distortion_nats_per_token)),
         thoughtful("  with thoughts from the prior", lambda b: nats(b.distortion_from_prior)),
         thoughtful("  with thoughts all zero", lambda b: nats(b.distortion_zeroed)),
@@ -74,8 +75,22 @@ def _show_bound(found: Evaluation, bound: Bound) -> None:
     show_table("Upper bound on nats, and what it is made of", columns, rows + shares)
     if bound.no_pareto_k and bound.active_fraction_by_layer:
         say(f"No Pareto k of the importance weights: {bound.no_pareto_k} (--particles).")
+    if found.no_exchange_rate:
+        say(f"No exchange rate: {found.no_exchange_rate}.")
     if found.no_bytes:
         say(f"No bits a byte: {found.no_bytes}.")
+
+
+def _exchange_rows(found: Evaluation, both: list[Bound]) -> list[list[str]]:
+    """What a nat of rate saves."""
+
+    def shown(value: ExchangeRate | None) -> str:
+        return nats(value.nats_per_nat, 2) + margin(value.stderr or math.nan, 2) if value else "-"
+
+    rows = [["  saved a nat of rate, against no thoughts", *(shown(one.exchange_rate) for one in both)]]
+    if found.exchange_rate:
+        rows.append(["  saved a nat of rate, against the twin", shown(found.exchange_rate), "-"])
+    return rows if any(one.active_fraction_by_layer for one in both) else []
 
 
 def _weighted_rows(found: Evaluation, bound: Bound, columns: int) -> list[list[str]]:

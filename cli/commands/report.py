@@ -111,7 +111,9 @@ def command(
     )
     with locked(out or run_folder / "report"), reporter() as report:
         corpus = _corpus(run, report, **source)
-        count = report.counting("thoughts", len(corpus.texts) if corpus else None)
+        # Where labels are probed, thoughts under an untrained decoder stand beside them.
+        fits = len(corpus.texts) * (2 if corpus.labels else 1) if corpus else None
+        count = report.counting("thoughts", fits)
         page, result = write_report(
             run, corpus, options, evaluation=evaluation, out=out, progress=lambda done: count(done, math.nan)
         )
@@ -163,9 +165,15 @@ def _show(result: Mapping[str, Any], page: Path) -> None:
             both("rate, nats a sequence", found["rate"]),
             both(f"mutual information (at most {found['ceiling']:.2f})", found["mutual_information"]),
             *(both(f"distortion, nats a token, thoughts: {name}", d, 4) for name, d in found["distortion"].items()),
-            *(both(f"probe of {p['label']}, accuracy", p, 3, "accuracy") for p in result["probes"]),
+            both("saved a nat of rate, against no thoughts", found["exchange_rate"] or {}, 2, "nats_per_nat"),
         ]
+        for probe in result["probes"]:
+            rows.append(both(f"probe of {probe['label']}, accuracy", probe, 3, "accuracy"))
+            rows += [both(f"  {name}", one, 3, "accuracy") for name, one in probe.get("baselines", {}).items()]
         show_table(f"Thoughts of {found['sequences']} texts", ["", ""], rows)
+        for line in (found["no_exchange_rate"], *(probe.get("verdict") for probe in result["probes"])):
+            if line:
+                say(line if line.endswith(".") else f"No exchange rate: {line}.")
     else:
         say("It has no thoughts (an autoregressive twin): the page shows training and samples.")
     say(f"Written to {page}")

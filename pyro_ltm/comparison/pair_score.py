@@ -29,6 +29,7 @@ from pyro_ltm.noise import fold
 from pyro_ltm.profiling.memory import peak_memory
 from pyro_ltm.scores.dependence import Places
 from pyro_ltm.scores.estimate import mean_error
+from pyro_ltm.scores.exchange import exchange_rate
 from pyro_ltm.scores.importance import effective_sample_size, importance_nats
 from pyro_ltm.scores.pareto import ParetoK, pareto_k, why_no_pareto_k
 from pyro_ltm.types import Batch, State, evaluating, frozen
@@ -152,12 +153,14 @@ class _Totals:
     def _figures(self, batch: Batch, posterior: Posterior) -> dict[str, Tensor]:
         terms = posterior.with_noise(fold(self.seed, "score")).score(self.model, batch, particles=self.particles)
         weight = terms.log_weight.double()
+        nothing = torch.zeros_like(posterior.with_noise(fold(self.seed, "score")).sample()[0])
         tail = {} if self._no_pareto_k else {"pareto_k": pareto_k(weight)}
         return tail | {
             "distortion": terms.distortion.double(),
             "rate": terms.rate.double(),
             "iwae": importance_nats(weight, self.particles),
             "ess": effective_sample_size(weight),
+            "without": -LogJoint(self.model, batch).parts(nothing)[0].double(),
             "log_joint": (terms.log_likelihood + terms.log_prior).mean(0).double(),
         }
 
@@ -246,10 +249,12 @@ class _Totals:
             "pareto_k": None if self._no_pareto_k else ParetoK.of(self._column("pareto_k"), self.particles),
             "no_pareto_k": self._no_pareto_k,
             "rate": finite(rate.mean()),
+            "exchange_rate": exchange_rate(self._column("without"), self._column("distortion"), rate, places),
             "steps_to_1pct": None if index is None else curve[index].steps,
             "ms_per_sequence_to_1pct": None if index is None else curve[index].ms,
             "curve": curve,
             "nats_by_sequence": nats.tolist(),
+            "rate_by_sequence": rate.tolist(),
             "note": DRAWS if isinstance(self.loop.guide, ParticleGuide) else "",
         }
 

@@ -17,6 +17,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.reading import Count, fitted
 from pyro_ltm.scores.dependence import Blocks, Places
 from pyro_ltm.scores.estimate import ratio_error
+from pyro_ltm.scores.exchange import ExchangeRate, exchange_rate
 from pyro_ltm.scores.pareto import ParetoK
 from pyro_ltm.types import Batch
 
@@ -93,12 +94,14 @@ class PairScore:
         ess: effective sample size of those draws, the mean over sequences; ess_stderr: its standard error.
         pareto_k: the tail of their weights. no_pareto_k: why there is none, where there is a bound.
         rate: KL(q || p), nats a sequence. distortion: E_q[-log p(x | z)], nats a token.
+        exchange_rate: nats of distortion saved a nat of rate, against thoughts all zero (see `scores.exchange`).
         log_joint: E_q[log p(x, z)], nats a sequence: the only figure of a point.
         steps_to_1pct, ms_per_sequence_to_1pct: to come within 1% of the best bound of `curve`.
         ms_per_fast_step: the median, of a batch. ms_per_sequence: the whole fit.
         peak_memory_bytes: of a fit of one fast step to the first batch, beyond the weights; None for a guide that has
             something left to do at the end of a fit.
-        curve: the bound along the way. nats_by_sequence: of `elbo`, for paired differences.
+        curve: the bound along the way. nats_by_sequence, rate_by_sequence: of `elbo` and `rate`, for paired
+            differences; the rates are empty in a comparison of a release that did not write them.
         note: remarks on these figures.
         guide_training_seconds: for its shared parameters, before the fits; None where nothing was trained.
         training: of the decoder that was trained under the pair; None where none was.
@@ -116,6 +119,7 @@ class PairScore:
     no_pareto_k: str = ""
     rate: float | None = None
     distortion: float | None = None
+    exchange_rate: ExchangeRate | None = None
     log_joint: float | None = None
     steps_to_1pct: int | None = None
     ms_per_sequence_to_1pct: float | None = None
@@ -124,6 +128,7 @@ class PairScore:
     peak_memory_bytes: int | None = None
     curve: list[Checkpoint] = field(default_factory=list)
     nats_by_sequence: list[float] = field(default_factory=list)
+    rate_by_sequence: list[float] = field(default_factory=list)
     note: str = ""
     guide_training_seconds: float | None = None
     training: DecoderTraining | None = None
@@ -208,6 +213,16 @@ class Comparison:
             return None
         ours, theirs = (torch.tensor(one.nats_by_sequence, dtype=torch.float64) for one in (pair, best))
         return estimate(ours - theirs, torch.tensor(self.token_counts, dtype=torch.float64), self.places)
+
+    def exchange_rate(self, pair: PairScore) -> ExchangeRate | None:
+        """Nats of distortion saved a nat of rate: against the twin where there is one, else against no thoughts."""
+        if self.twin is None or not self.twin.nats_by_sequence:
+            return pair.exchange_rate
+        if not pair.rate_by_sequence:
+            return None
+        rows = (self.twin.nats_by_sequence, pair.nats_by_sequence, pair.rate_by_sequence)
+        without, nats, rate = (torch.tensor(row, dtype=torch.float64) for row in rows)
+        return exchange_rate(without, nats - rate, rate, self.places)
 
     def tied_with_best(self) -> list[PairScore]:
         """Pairs that cannot be told from the best: less than two standard errors of the difference behind it."""
@@ -296,7 +311,7 @@ RENAMED = {"members": "definitions", "teaching": "guide_training", "slow.alone":
 """Keys, and keys of settings, as earlier releases wrote them."""
 RENAMED_CLASSES = {"Annealed": "KLAnnealing"}
 """Classes of guides and objectives in the definitions of earlier releases."""
-ADDED = ("pareto_k", "no_pareto_k")
+ADDED = ("pareto_k", "no_pareto_k", "exchange_rate", "rate_by_sequence")
 """Figures of a pair that earlier releases did not write."""
 
 

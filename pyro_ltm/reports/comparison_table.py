@@ -26,6 +26,8 @@ def short_table(comparison: Comparison, *, wide: bool = True) -> Table:
         columns["IWAE"] = lambda p: number(p.iwae.nats_per_token if p.iwae else None)
         columns["ESS"] = lambda p: number(p.ess, 1)
     columns["rate"] = lambda p: number(p.rate, 2)
+    if wide:
+        columns["saved"] = lambda p: saved(comparison, p).partition(" ")[0]
     if wide and not trains:
         columns["distort."] = lambda p: number(p.distortion)
     if trains:
@@ -48,6 +50,7 @@ def full_table(comparison: Comparison) -> Table:
         "ESS": lambda p: number(p.ess, 1),
         "Pareto k": pareto_text,
         "rate, nats/seq.": lambda p: number(p.rate, 2),
+        "saved, nats/nat of rate": lambda p: saved(comparison, p),
         "distortion, nats/token": lambda p: number(p.distortion, 4),
         "steps to 1%": lambda p: number(p.steps_to_1pct, 0),
         "ms/seq. to 1%": lambda p: number(p.ms_per_sequence_to_1pct, 1),
@@ -153,6 +156,12 @@ def pareto_text(pair: PairScore) -> str:
 def pm(value: Estimate | None, digits: int = 3) -> str:
     """A figure and its standard error."""
     return plus_minus(value.nats_per_token, value.stderr, digits) if value else "-"
+
+
+def saved(comparison: Comparison, pair: PairScore) -> str:
+    """The exchange rate and its standard error; none of a twin."""
+    found = comparison.exchange_rate(pair) if pair is not comparison.twin else None
+    return plus_minus(found.nats_per_nat, found.stderr, 2) if found else "-"
 
 
 def megabytes(count: int | None) -> str:

@@ -37,8 +37,12 @@ MEANINGS = {
     "all zero, or another sequence's. If they are alike, the decoder ignores its thoughts.",
     "by layer": "Progressive reconstruction (arXiv:2502.01567): thoughts of so many layers at their posterior mean, "
     "the others drawn from the prior; a predicted token is the likeliest, given the true ones before.",
+    "exchange rate": "Nats of distortion saved for each nat of rate, against thoughts all zero. Against a twin, which "
+    "`evaluate --twin` scores, it is lower: a decoder that leans on its thoughts is worse without them.",
     "probe": "A linear classifier reads a label off the posterior means of texts that it never saw; to compare with, "
-    "the share of the commonest value and the accuracy on shuffled labels.",
+    "the share of the commonest value, the accuracy on shuffled labels, and the same classifier on features that cost "
+    "less: thoughts under an untrained decoder, a bag of words (TF-IDF of the tokens, 64 singular vectors), the mean "
+    "of the model's token embeddings, and other texts' thoughts.",
     "map": "Posterior means on their two principal axes.",
     "interpolation": "Texts written, the likeliest token each time, from thoughts between those of two texts: on a "
     "straight line, and on the sphere, which keeps a length that the prior draws.",
@@ -193,6 +197,9 @@ def _numbers(found: Mapping[str, Any]) -> str:
         [f"mutual information, at most {found['ceiling']:.3f}", _pm(found["mutual_information"])],
         ["marginal KL", _pm(found["marginal_kl"])],
     ]
+    exchange = found.get("exchange_rate")
+    shown = _pm(exchange, 2, "nats_per_nat") if exchange else f"none: {found.get('no_exchange_rate', 'not measured')}"
+    rows.append(["exchange rate, nats saved a nat of rate", shown])
     for count, shares in found["active"].items():
         shown = ", ".join(f"{share:.0%}" for share in shares) if shares else "not known"
         rows.append([f"active, by layer: {count}", shown])
@@ -209,7 +216,21 @@ def _probes(probes: Sequence[Mapping[str, Any]]) -> str:
     rows = [[probe["label"], *_probed(probe)] for probe in probes]
     shown = len(columns) if any(row[-1] for row in rows) else len(columns) - 1
     listed = table(columns[:shown], [row[:shown] for row in rows], words=1) if rows else ""
-    return section("Labels read off the thoughts", listed)
+    verdicts = [probe["verdict"] for probe in probes if probe.get("verdict")]
+    return section("Labels read off the thoughts", listed, _beside(probes), paragraphs(verdicts))
+
+
+def _beside(probes: Sequence[Mapping[str, Any]]) -> str:
+    """The same labels read off features that cost less."""
+    compared = [probe for probe in probes if probe.get("baselines")]
+    if not compared:
+        return ""
+    names = list(compared[0]["baselines"])
+    rows = [
+        [one["label"], *(_pm(each, 3, "accuracy") for each in (one, *(one["baselines"][name] for name in names)))]
+        for one in compared
+    ]
+    return table(["label", "thoughts", *names], rows, words=1)
 
 
 def _probed(probe: Mapping[str, Any]) -> list[str]:

@@ -99,7 +99,7 @@ def plot_layers(found: Mapping[str, Any]) -> Figure:
 
 
 def plot_probes(probes: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy of the linear probes, with that of a guess and of shuffled labels."""
+    """Accuracy of the linear probes, with that of a guess, of shuffled labels, and of features that cost less."""
     figure, (axes,) = panels(max(4.5, 1.1 * len(probes) + 1.5), 3.4)
     places = range(len(probes))
     axes.bar(
@@ -107,11 +107,18 @@ def plot_probes(probes: Sequence[Mapping[str, Any]]) -> Figure:
     )
     for key, label, color in (("majority", "the commonest value", 1), ("control", "shuffled labels", 3)):
         axes.scatter(places, [p[key] for p in probes], marker="_", s=500, color=COLORS[color], label=label, zorder=3)
+    for index, name in enumerate(probes[0].get("baselines", {})):
+        heights = [p["baselines"][name]["accuracy"] for p in probes]
+        axes.scatter(places, heights, marker=MARKERS[index % len(MARKERS)], s=30, color="0.2", label=name, zorder=4)
     axes.set_xticks(list(places), [legible(p["label"], 16) for p in probes])
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("accuracy of the probe")
     legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
+
+
+MARKERS = "osx^"
+"""Of the features that probes are compared with."""
 
 
 def plot_map(

@@ -70,6 +70,7 @@ class BoundRecord(Scored, kw_only=True):
     iwae_curve: Annotated[list[Point], msgspec.Meta(min_length=1)]
     active_fraction_by_layer: list[float | None]
     ais: dict[str, Level] = {}
+    exchange_rate: Exchange | None = None
 
 
 class FloorRecord(Level, kw_only=True):
@@ -94,6 +95,13 @@ class Part(msgspec.Struct):
     stderr: Error
 
 
+class Exchange(msgspec.Struct):
+    """Nats of distortion saved a nat of rate."""
+
+    nats_per_nat: float
+    stderr: Error
+
+
 class EvaluationRecord(msgspec.Struct):
     """An evaluation of a run at a step, by whichever protocols."""
 
@@ -111,6 +119,7 @@ class EvaluationRecord(msgspec.Struct):
     above_floor: dict[str, Gap] = {}
     below_twin: dict[str, Gap] = {}
     closed: dict[str, Part] = {}
+    exchange_rate: Exchange | None = None
 
 
 def read_evaluation(run: Run, file: Path | None = None) -> dict[str, Any] | None:
@@ -190,6 +199,8 @@ def merged(before: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str,
         joined["twin"] = {**before.get("twin", {}), **result.get("twin", {})}
     if "floor" in before and "prefix" in others:
         joined["floor"] = {**joined.get("floor", {}), "by_prefix": before["floor"].get("by_prefix", [])}
+    if "bound" in result and "exchange_rate" not in result:
+        joined.pop("exchange_rate", None)  # of the bound that is replaced
     for name in DISTANCES:
         earlier = {figure: gap for figure, gap in before.get(name, {}).items() if _protocol(figure) in others}
         joined[name] = {**earlier, **result.get(name, {})}

@@ -14,6 +14,7 @@ from pyro_ltm.scores import (
     AnnealedBound,
     Bound,
     Difference,
+    ExchangeRate,
     Figure,
     Floor,
     Prefix,
@@ -22,6 +23,7 @@ from pyro_ltm.scores import (
     check_floor,
     difference,
     evaluate_floor,
+    exchange_rate,
     share,
     why_no_floor,
 )
@@ -53,6 +55,7 @@ class Evaluation:
         floor: the text's own entropy; no_floor: why a world's text has none here.
         above_floor: by figure, how far it lies above the floor. below_twin: how far below the twin on the same tokens;
             both paired by sequence. closed: what share of the distance from twin to floor that is.
+        exchange_rate: nats of distortion that thoughts save a nat of rate, against the twin (see `exchange`).
     """
 
     bound: Bound | None = None
@@ -68,6 +71,12 @@ class Evaluation:
     above_floor: dict[str, Difference] = field(default_factory=dict)
     below_twin: dict[str, Difference] = field(default_factory=dict)
     closed: dict[str, Share] = field(default_factory=dict)
+    exchange_rate: ExchangeRate | None = None
+
+    @property
+    def no_exchange_rate(self) -> str:
+        """Why there is no exchange rate; empty where there is one, or nothing that could have any."""
+        return self.bound.no_exchange_rate if self.bound and self.bound.active_fraction_by_layer else ""
 
     @property
     def ignores_thoughts(self) -> bool:
@@ -87,6 +96,8 @@ class Evaluation:
             result["twin"]["prefix"] = plain(self.twin_prefix)
         if self.twin:
             result["twin"]["differs"] = self.twin_differs
+        if self.exchange_rate:
+            result["exchange_rate"] = plain(self.exchange_rate)
         for name in ("no_bytes", "no_floor"):
             if why := getattr(self, name):
                 result[name] = why
@@ -175,7 +186,7 @@ def evaluate_protocols(
         found["twin"] = score(twin.evaluate, "twin", particles=1)
         if "prefix" in how.protocols:
             found["twin_prefix"] = score(twin.evaluate_prefix, "twin's prefix", **cut)
-    return Evaluation(**found, **distances(found))
+    return Evaluation(**found, **distances(found), exchange_rate=_exchange_rate(found))
 
 
 def _check_asked(run: Run, how: Scoring) -> None:
@@ -220,6 +231,15 @@ def distances(found: dict[str, Any]) -> dict[str, Any]:
     if floor is not None and twin is not None:
         gaps["above_floor"]["twin"] = check_floor("twin", twin, floor)
     return gaps
+
+
+def _exchange_rate(found: dict[str, Any]) -> ExchangeRate | None:
+    """What the thoughts save against the twin; None where either is not scored, or there is no rate to speak of."""
+    bound, twin = found.get("bound"), found.get("twin")
+    if bound is None or twin is None:
+        return None
+    distortion = bound.sequence_nats - bound.sequence_rate
+    return exchange_rate(twin.sequence_nats, distortion, bound.sequence_rate, bound.places)
 
 
 def _sides(found: dict[str, Any]) -> dict[str, tuple[Any, Any, Any]]:

@@ -4,6 +4,7 @@ from pyro_ltm.scores.ais import AnnealedBound, evaluate_annealed
 from pyro_ltm.scores.calibration import Calibration, evaluate_calibration
 from pyro_ltm.scores.elbo import Bound, evaluate_bound
 from pyro_ltm.scores.estimate import Difference, Figure, Share, difference, share
+from pyro_ltm.scores.exchange import ExchangeRate, exchange_rate, why_no_exchange_rate
 from pyro_ltm.scores.floor import Floor, check_floor, evaluate_floor, why_no_floor
 from pyro_ltm.scores.own_texts import write_texts
 from pyro_ltm.scores.prefix import Prefix, evaluate_prefix
@@ -15,6 +16,7 @@ __all__ = [
     "Bound",
     "Calibration",
     "Difference",
+    "ExchangeRate",
     "Figure",
     "Floor",
     "Prefix",
@@ -30,7 +32,9 @@ __all__ = [
     "evaluate_prefix",
     "evaluate_reference",
     "evaluate_sandwich",
+    "exchange_rate",
     "share",
+    "why_no_exchange_rate",
     "why_no_floor",
     "write_texts",
 ]

@@ -21,6 +21,7 @@ from pyro_ltm.model import LatentThoughtModel, TokenSequence
 from pyro_ltm.noise import Noise, draw, fold
 from pyro_ltm.scores.dependence import Blocks, Places
 from pyro_ltm.scores.estimate import Count, Tally, mean_error, perplexity, plain, ratio_error
+from pyro_ltm.scores.exchange import ExchangeRate, exchange_rate, why_no_exchange_rate
 from pyro_ltm.scores.importance import CurvePoint, doublings, effective_sample_size, importance_nats
 from pyro_ltm.scores.pareto import ParetoK, pareto_k, why_no_pareto_k
 from pyro_ltm.types import Batch, evaluating
@@ -42,6 +43,8 @@ class Bound:
             standard error, the bytes held fixed.
         distortion_nats_per_token: E_q[-log p(x | z)] a token.
         kl_nats_per_sequence: KL(q || prior), the rate. kl_nats_per_sequence_stderr: its standard error.
+        exchange_rate: nats of distortion saved a nat of rate, against thoughts all zero (see `exchange`);
+            no_exchange_rate: why there is none, else empty.
         iwae_nats_per_token: the importance-weighted bound with the same K draws (arXiv:1509.00519), never above the
             bound in expectation; equal to it for K = 1 up to the KL's estimate. iwae_nats_per_token_stderr: its error.
         iwae_curve: the same with 1, 2, 4, ... K draws.
@@ -54,8 +57,8 @@ class Bound:
             distortion: the decoder ignores its thoughts.
         guide: class of the posterior family that was fitted.
         tokens, sequences, particles, fast_steps, seed: what was measured, and how.
-        sequence_nats, sequence_iwae_nats, sequence_tokens: float64 [S], of each sequence, for paired differences;
-            places: where they stand in their text. Not in `to_dict`.
+        sequence_nats, sequence_iwae_nats, sequence_rate, sequence_tokens: float64 [S], of each sequence, for paired
+            differences; places: where they stand in their text. Not in `to_dict`.
     """
 
     nats_per_token: float
@@ -67,6 +70,8 @@ class Bound:
     distortion_nats_per_token: float
     kl_nats_per_sequence: float
     kl_nats_per_sequence_stderr: float
+    exchange_rate: ExchangeRate | None
+    no_exchange_rate: str
     iwae_nats_per_token: float
     iwae_nats_per_token_stderr: float
     iwae_curve: list[CurvePoint]
@@ -86,6 +91,7 @@ class Bound:
     seed: int
     sequence_nats: Tensor = field(repr=False, compare=False)
     sequence_iwae_nats: Tensor = field(repr=False, compare=False)
+    sequence_rate: Tensor = field(repr=False, compare=False)
     sequence_tokens: Tensor = field(repr=False, compare=False)
     places: Places = field(repr=False, compare=False)
 
@@ -137,6 +143,8 @@ class _Sums:
         self.no_pareto_k = why_no_pareto_k(particles, model.config.thoughts)
         self.tails: list[Tensor] = []
         self.rates: list[Tensor] = []
+        self.distortions: list[Tensor] = []
+        self.zeroed: list[Tensor] = []
         self.iwae: dict[int, list[Tensor]] = {count: [] for count in doublings(particles)}
         self.sums: dict[str, float] = {}
         self.first: Batch | None = None
@@ -161,12 +169,14 @@ class _Sums:
         for count, values in self.iwae.items():
             values.append(importance_nats(log_weight, count).cpu())
         self._sum(distortion=distortion)
+        self.distortions.append(distortion.cpu())
         means = fresh.mean()
         self.mean += means.double().sum(0).cpu()
         self.square += (means.double() ** 2).sum(0).cpu()
         if self.model.config.thoughts:
             self._score_other_thoughts(batch, fresh, seed)
         else:
+            self.zeroed.append(distortion.cpu())
             self._sum(from_prior=distortion, zeroed=distortion, shuffled=distortion)  # none that could be others
         self.tally.add(batch, nats)
 
@@ -176,7 +186,9 @@ class _Sums:
         prior = self.model.prior().expand(torch.Size([batch.size]))
         from_prior = draw(prior, Noise(batch.ids, device=batch.device, seed=fold(seed, "prior")))
         self._sum(from_prior=-self._log_likelihood(batch, from_prior))
-        self._sum(zeroed=-self._log_likelihood(batch, torch.zeros_like(z)))
+        zeroed = -self._log_likelihood(batch, torch.zeros_like(z))
+        self._sum(zeroed=zeroed)
+        self.zeroed.append(zeroed.cpu())
         self._shuffle(batch, z)
 
     def _shuffle(self, batch: Batch, z: Tensor) -> None:
@@ -205,7 +217,7 @@ class _Sums:
             CurvePoint(count, float(one.sum()) / total, ratio_error(one, tokens, places).stderr)
             for count, one in iwae.items()
         ]
-        ess, rates = torch.cat(self.ess), torch.cat(self.rates)
+        ess, rates, distortions, zeroed = map(torch.cat, (self.ess, self.rates, self.distortions, self.zeroed))
         variance = self.square / sequences - (self.mean / sequences) ** 2
         active = (variance > ACTIVE_VARIANCE).double()
         layers = active.chunk(self.model.config.layers) if active.numel() else ()
@@ -219,6 +231,8 @@ class _Sums:
             distortion_nats_per_token=self.sums["distortion"] / total,
             kl_nats_per_sequence=float(rates.mean()),
             kl_nats_per_sequence_stderr=mean_error(rates, places).stderr,
+            exchange_rate=exchange_rate(zeroed, distortions, rates, places),
+            no_exchange_rate=why_no_exchange_rate(rates) if self.model.config.thoughts else "no thoughts, no rate",
             iwae_nats_per_token=curve[-1].nats_per_token,
             iwae_nats_per_token_stderr=curve[-1].stderr,
             iwae_curve=curve,
@@ -238,6 +252,7 @@ class _Sums:
             seed=seed,
             sequence_nats=nats,
             sequence_iwae_nats=iwae[self.particles],
+            sequence_rate=rates,
             sequence_tokens=tokens,
             places=places,
         )

@@ -20,6 +20,7 @@ from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import Noise, draw, fold
 from pyro_ltm.scores.dependence import Blocks, Places
 from pyro_ltm.scores.estimate import Difference, difference, mean_error, plain, ratio_error
+from pyro_ltm.scores.exchange import ExchangeRate, exchange_rate, why_no_exchange_rate
 from pyro_ltm.types import Batch
 
 VARIANCES = (0.01, 0.1)
@@ -83,6 +84,8 @@ class Diagnostics:
             sequences at hand (Hoffman and Johnson 2016); it cannot exceed `ceiling`, the log of their number, so near
             it the figure says "at least". marginal_kl: the rest of the rate, KL(mean_j q(z|x_j) || prior).
         distortion: nats a token with thoughts from `q`, the `prior`, all `zero`, and `shuffled` (another sequence's).
+        exchange_rate: nats of distortion saved a nat of rate, against thoughts all zero (see `scores.exchange`);
+            no_exchange_rate: why there is none, else empty.
         costs: how many nats a token more than `q` each of the others takes, with the paired standard error.
         by_layer: progressive reconstruction from the first layer up, the probe of arXiv:2502.01567; by_layer_down: from
             the last layer down.
@@ -99,6 +102,8 @@ class Diagnostics:
     marginal_kl: Mean
     distortion: dict[str, Mean]
     costs: dict[str, Difference]
+    exchange_rate: ExchangeRate | None
+    no_exchange_rate: str
     by_layer: list[Layer]
     by_layer_down: list[Layer]
     sequences: int
@@ -210,6 +215,8 @@ def diagnose(thoughts: Thoughts, *, particles: int = 4) -> Diagnostics:
         marginal_kl=Mean.of(rate - information, places),
         distortion={name: Mean.of_tokens(one, tokens, places) for name, one in nats.items()},
         costs={name: difference(one, nats["q"], tokens, places) for name, one in nats.items() if name != "q"},
+        exchange_rate=exchange_rate(nats["zero"], nats["q"], rate, places),
+        no_exchange_rate=why_no_exchange_rate(rate),
         by_layer=_progressive(thoughts, down=False),
         by_layer_down=_progressive(thoughts, down=True),
         sequences=len(tokens),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +65,21 @@ def linear_probe(features: Tensor, labels: Sequence[str], *, name: str, seed: in
         control=float(control.mean()),
         texts=len(y),
     )
+
+
+def verdict(probe: Probe, baselines: Mapping[str, Probe]) -> str:
+    """In a sentence, which baselines read the label better than the thoughts do; empty where none does.
+
+    Better by less than two standard errors of both together is said to be so.
+    """
+    better = {name: one for name, one in baselines.items() if one.accuracy > probe.accuracy}
+    if not better:
+        return ""
+    told = []
+    for name, one in sorted(better.items(), key=lambda item: -item[1].accuracy):
+        gap, error = one.accuracy - probe.accuracy, math.hypot(one.stderr, probe.stderr)
+        told.append(f"{name} ({one.accuracy:.3f}{'' if gap > 2 * error else ', within two standard errors'})")
+    return f"The thoughts' {probe.accuracy:.3f} on {probe.label} is below {', '.join(told)}."
 
 
 def _cross_validated(x: Tensor, y: Tensor, order: Tensor, classes: int, decay: float) -> Tensor:

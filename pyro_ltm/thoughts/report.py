@@ -16,8 +16,9 @@ from pyro_ltm.model import DecodingOptions, sample_tokens
 from pyro_ltm.noise import fold
 from pyro_ltm.runs.run import Run, dataset_batches, text_batches
 from pyro_ltm.scores.estimate import plain
+from pyro_ltm.thoughts.baselines import baselines
 from pyro_ltm.thoughts.diagnostics import Thoughts, diagnose
-from pyro_ltm.thoughts.probes import between, far_apart, linear_probe, nearest, principal_components
+from pyro_ltm.thoughts.probes import between, far_apart, linear_probe, nearest, principal_components, verdict
 from pyro_ltm.types import Batch
 
 STEPS = 5
@@ -133,7 +134,7 @@ def _describe_thoughts(
         )
     means = thoughts.means
     found["thoughts"] = diagnose(thoughts, particles=options.particles).to_dict()
-    found["probes"] = _probes(means, corpus.labels, seed)
+    found["probes"] = _probes(run, thoughts, corpus.labels, seed, progress)
     found["reconstructions"] = _reconstructions(run, thoughts)
     found |= _between(run, means, corpus.texts, ends)
     points, shares = principal_components(means)
@@ -150,13 +151,28 @@ def _length(run: Run) -> int:
     return min(80, run.config.model.max_length - 1)
 
 
-def _probes(means: Tensor, labels: Mapping[str, Sequence[str]], seed: int) -> list[dict[str, Any]]:
+def _probes(
+    run: Run,
+    thoughts: Thoughts,
+    labels: Mapping[str, Sequence[str]],
+    seed: int,
+    progress: Callable[[int], None] | None,
+) -> list[dict[str, Any]]:
+    """A linear probe of each label, beside the same probe of features that cost less."""
     found = []
+    fitted = len(thoughts.counts)
+    count = (lambda done: progress(fitted + done)) if progress else None
+    others = baselines(run, thoughts, progress=count) if labels else {}
     for name, values in labels.items():
+        fold_seed = fold(seed, name)
         try:
-            found.append(plain(linear_probe(means, values, name=name, seed=fold(seed, name))))
+            probe = linear_probe(thoughts.means, values, name=name, seed=fold_seed)
         except UserError as error:
             found.append({"label": name, "problem": str(error)})
+            continue
+        beside = {kind: linear_probe(each, values, name=name, seed=fold_seed) for kind, each in others.items()}
+        found.append(plain(probe) | {"baselines": {kind: plain(one) for kind, one in beside.items()}})
+        found[-1]["verdict"] = verdict(probe, beside)
     return found
 
 

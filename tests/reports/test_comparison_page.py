@@ -220,7 +220,8 @@ def test_a_bound_that_is_far_off_does_not_squash_the_others():
 def test_the_terminals_table_fits():
     found = made_up(["semi-amortized", "low-rank:8"], ["renyi:0.5:16", "elbo"], steps=(4, 16))
     columns, rows = short_table(found)
-    assert columns == ["guide", "objective", "steps", "at most", "IWAE", "ESS", "rate", "distort.", "to 1%", "memory"]
+    shown = ["guide", "objective", "steps", "at most", "IWAE", "ESS", "rate", "saved", "distort.", "to 1%", "memory"]
+    assert columns == shown
     assert [float(row[3].split()[0]) for row in rows] == sorted(float(row[3].split()[0]) for row in rows)
     for wide, most in ((True, 100), (False, 80)):
         columns, rows = short_table(found, wide=wide)

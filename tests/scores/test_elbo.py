@@ -149,7 +149,9 @@ def test_figures_do_not_depend_on_the_batches(guide):
                 if name in ("blocks", "pareto_k"):
                     assert value == other[name]
                     continue
-                if name == "iwae_curve":
+                if name == "exchange_rate":
+                    pairs = [(value[key], other[name][key]) for key in ("nats_per_nat", "stderr")]
+                elif name == "iwae_curve":
                     pairs = [(a[key], b[key]) for a, b in zip(value, other[name], strict=True) for key in a]
                 else:
                     pairs = [(value, other[name])]
@@ -224,6 +226,8 @@ def test_plain_dictionary():
         "distortion_nats_per_token",
         "kl_nats_per_sequence",
         "kl_nats_per_sequence_stderr",
+        "exchange_rate",
+        "no_exchange_rate",
         "iwae_nats_per_token",
         "iwae_nats_per_token_stderr",
         "iwae_curve",
