@@ -79,6 +79,7 @@ def command(
 def _report(speed: Speed, config: Config, preset: str, data: Path | None, device: str, as_json: bool) -> None:
     import torch
 
+    from ..estimate import duration
     from ..output import emit, say, show_next, show_table
 
     threads = torch.get_num_threads()
@@ -131,15 +132,3 @@ def other_work() -> float | None:
     """Cores that were busy over the last minute, where that is more than half a core; None where nobody counts them."""
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return busy if busy > 0.5 else None
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `35 ms`, `4.2 s`, `12 min`, `3 h 20 min`, `5.1 days`."""
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes < 48 * 60 else f"{minutes / 1440:.1f} days"

@@ -153,6 +153,7 @@ def _fit(
     """Posteriors under the decoder of a run."""
     from pyro_ltm.comparison.posteriors import compare_run
 
+    from ..estimate import announce_guides
     from ..output import FIXED_NOISE, note
     from ..progress import reporter
     from ..runs import open_data, open_run
@@ -164,7 +165,8 @@ def _fit(
         note(FIXED_NOISE)
     with reporter() as report, open_data(run, data[0] if data else None, reading, report) as scored:
         about = options.pop("about") | ({"data": data[0]} if data else {})
-        return compare_run(run, scored, about=about, report=report.counting, seed=common.seed or 0, **options)
+        options |= {"report": report.counting, "seed": common.seed or 0, "on_guide_training": announce_guides}
+        return compare_run(run, scored, about=about, **options)
 
 
 def _train(
@@ -183,6 +185,7 @@ def _train(
     from pyro_ltm.config import merge
     from pyro_ltm.presets import preset as named
 
+    from ..estimate import announce
     from ..output import FIXED_NOISE, note
     from ..progress import reporter
     from ..runs import check_device
@@ -203,6 +206,7 @@ def _train(
             on_pair=lambda label: note(f"Training: {label}"),
             on_progress=report.training,
             on_prepare=report.preparing,
+            on_begin=announce,
             on_interrupt=lambda: note("Stopping after this step, then saving; once more to stop at once."),
             **options,
         )

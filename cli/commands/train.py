@@ -137,6 +137,7 @@ def command(
     from pyro_ltm.reports.training_plots import plot_run
     from pyro_ltm.training import train
 
+    from ..estimate import announce
     from ..output import note
     from ..progress import reporter
     from ..sources import remarks
@@ -161,6 +162,7 @@ def command(
             on_prepare=report.preparing,
             on_interrupt=lambda: note("Stopping after this step, then saving; Ctrl-C once more to stop at once."),
             on_resume=lambda step, steps: note(_begins(out, step, steps)),
+            on_begin=announce,
         )
     plot_run(out)
     if is_text:
@@ -226,14 +228,14 @@ def configure(
 
 
 def default_preset(data: Sequence[str]) -> str:
-    """The preset that `data` are trained by where none is named. Says so where it is not the usual one."""
-    from pyro_ltm.data.presets import preset_for
+    """The preset that `data` are trained by where none is named. Says so, and why, where it is not the usual one."""
+    from pyro_ltm.data.presets import chosen_preset
 
     from ..output import note
 
-    name = preset_for(list(data))
+    name, why = chosen_preset(list(data))
     if name != "nano":
-        note(f"Such texts are trained by the preset {name}; another: --preset NAME.")
+        note(f"Such text is trained by the preset {name}, for {why}; another: --preset NAME.")
     return name
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,7 @@ def compare_posteriors(
     out: Path | str | None = None,
     about: Mapping[str, Any] | None = None,
     report: Report | None = None,
+    on_guide_training: Callable[[int, int, float], None] | None = None,
     **fitting: Any,
 ) -> Comparison:
     """Fits every guide by every objective under a trained decoder, and scores them all alike.
@@ -65,6 +66,8 @@ def compare_posteriors(
         particles: draws K. curve_particles: draws for each point of the curves.
         guide_training: how the shared parameters of guides are trained first; None takes them as they are.
         out: a folder in which each pair is saved once it is scored; pairs found there are not scored again.
+        on_guide_training: called as the first guide learns, with the pairs whose guides do, their steps, and about how
+            many seconds all of them take.
         about: for people: what was run. fitting: `noise`, `tolerance` and `patience` of every fit.
 
     Raises:
@@ -82,6 +85,7 @@ def compare_posteriors(
         {"particles": particles, "curve_particles": curve_particles, "seed": seed},
         guide_training,
         report,
+        on_guide_training,
     )
     return run_plan(fits.plan(fast_steps), batches, fits.score, out=Path(out) if out is not None else None, about=about)
 
@@ -98,6 +102,7 @@ class _Fits:
     draws: Mapping[str, Any]
     guide_training: GuideTraining | None
     report: Report | None
+    on_guide_training: Callable[[int, int, float], None] | None = None
 
     def plan(self, fast_steps: Sequence[int]) -> Plan:
         """The pairs, and all that their figures depend on."""
@@ -160,10 +165,24 @@ class _Fits:
             if self.guide_training and self.guide_training.steps:
                 progress = self.report(f"train the guide of {label}", None) if self.report else None
                 seed = fold(self.draws["seed"], "teach")
-                seconds = train_guide(self.model, loop, self.guide_training, seed=seed, progress=progress)
+                pace = self._on_pace(key, self.guide_training.steps)
+                seconds = train_guide(self.model, loop, self.guide_training, seed=seed, progress=progress, on_pace=pace)
         progress = self.report(label, sum(batch.size for batch in self.batches)) if self.report else None
         found = score_pair(self.model, self.batches, loop, progress=progress, **self.draws)
         return dataclasses.replace(found, guide_training_seconds=seconds)
+
+    def _on_pace(self, key: Key, steps: int) -> Callable[[float], None] | None:
+        """Tells of the training of guides, as the first pair that has any begins it; None for the others."""
+        learn = [
+            (guide, objective)
+            for guide, family in self.guides.guides.items()
+            for objective in self.objectives
+            if is_trainable(family) and not self._refusal(guide, objective)
+        ]
+        tell = self.on_guide_training
+        if tell is None or key[:2] != learn[0]:
+            return None
+        return lambda seconds: tell(len(learn), steps, seconds * len(learn))
 
 
 def compare_run(

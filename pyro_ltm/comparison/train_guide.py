@@ -50,14 +50,19 @@ def train_guide(
     *,
     seed: int = 0,
     progress: Progress | None = None,
+    on_pace: Callable[[float], None] | None = None,
 ) -> float:
     """Moves the shared parameters of the loop's guide by slow steps on its objective; gives the seconds that it took.
 
     As `training.train_step` moves them, but the decoder is neither moved nor given a gradient.
+
+    Args:
+        on_pace: called after the second step with the seconds that all take at its pace.
     """
     parameters = [parameter for parameter in loop.guide.parameters() if parameter.requires_grad]
     slow = torch.optim.Adam(parameters, lr=training.lr)
     began, seen = time.perf_counter(), 0
+    last = began
     with evaluating(model), pyro.validation_enabled(False), frozen(model), torch.enable_grad():
         for step in range(training.steps):
             for group in slow.param_groups:
@@ -72,6 +77,9 @@ def train_guide(
                 norm = nn.utils.clip_grad_norm_(parameters, CLIP)
                 if bool(torch.isfinite(norm)):
                     slow.step()
+            if on_pace and step == 1:
+                on_pace((time.perf_counter() - last) * training.steps)
+            last = time.perf_counter()
             seen += batch.size
             if progress:
                 progress(seen, math.nan)  # what the objective is worth is not for it to say

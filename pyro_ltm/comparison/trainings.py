@@ -68,7 +68,7 @@ def compare_training(
         sequences: validation sequences to score, from the first; None: all.
         twin: train and score the autoregressive twin as well.
         on_pair: called with a label before each training.
-        watching: `on_progress`, `on_prepare` and `on_interrupt`, as in `train`.
+        watching: `on_progress`, `on_begin`, `on_prepare` and `on_interrupt`, as in `train`.
 
     Raises:
         UserError: bad input, no pair fits, or `out` holds something else.

@@ -25,7 +25,14 @@ tried on has 1.1 million, in one file."""
 
 
 def preset_for(data: str | Path | Sequence[str] | None) -> str:
-    """`nano-long` for long texts, `nano-worlds` for short documents of a world, `nano` for all else.
+    """The preset of `chosen_preset`."""
+    return chosen_preset(data)[0]
+
+
+def chosen_preset(data: str | Path | Sequence[str] | None) -> tuple[str, str]:
+    """The preset that trains such data, and in a few words why: what they are.
+
+    `nano-long` for long texts, `nano-worlds` for short documents of a world, `nano` for all else.
 
     Args:
         data: a folder that `prepare` wrote, or sources of text (`read_source`). Of text that is not prepared, plain
@@ -39,15 +46,19 @@ def preset_for(data: str | Path | Sequence[str] | None) -> str:
         folder = TokenFolder.open(sources[0])
         is_world = worlds.World.of(folder) is not None and folder.meta["packing"] == "document"
         is_long = folder.sequence_length > (DOCUMENT if is_world else LONG)
+        long = f"its sequences have {folder.sequence_length:,} tokens"
     elif sources and all(map(worlds.is_world, sources)):
-        is_world, is_long = True, max(worlds.parse(source)["length"] for source in sources) > SENTENCES
+        sentences = max(worlds.parse(source)["length"] for source in sources)
+        is_world, is_long = True, sentences > SENTENCES
+        long = f"its documents have {sentences} sentences"
     else:
         is_world, sizes = False, [_text_sizes(source) for source in sources]
         files = [size for its in sizes for size in its]
         is_long = all(sizes) and sum(files) >= max(TEXT, FILE * len(files))
+        long = f"it is {sum(files) / 1e6:.1f} MB of plain text, {len(files)} file{'s' * (len(files) > 1)}"
     if is_long:
-        return "nano-long"
-    return "nano-worlds" if is_world else "nano"
+        return "nano-long", long
+    return ("nano-worlds", "its documents are a world's, and short") if is_world else ("nano", "it is for all else")
 
 
 def _text_sizes(spec: str) -> list[int]:

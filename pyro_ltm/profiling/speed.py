@@ -146,6 +146,26 @@ def measure_speed(
     return bench.speed(found, peak)
 
 
+PATIENCE = 5.0
+"""Seconds of a first round, after which a second one, without what is done once, is not waited for."""
+
+
+def estimate_seconds(config: Config, data: TokenDataset, *, device: str = "cpu") -> float:
+    """About how long all of the training takes (`Speed.run_seconds`), from one or two rounds of `measure_speed`.
+
+    Training goes on as if nothing had been timed. Where a round is long, what it does only once is a part of the
+    estimate. 0 where nothing can be timed: a batch is more than all data, or the decoder is to be compiled.
+    """
+    if len(data) < config.slow.batch_size or config.compile:
+        return 0.0
+    with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+        bench, began = _Bench(config, data, device), time.perf_counter()
+        rounds = [bench.time_round(0)]
+        if time.perf_counter() - began < PATIENCE:
+            rounds = [bench.time_round(1)]
+    return bench.speed(rounds, None).run_seconds
+
+
 @dataclass(frozen=True)
 class _Round:
     """Seconds of the parts of a training run, timed once, and the tokens of the micro-batch: see `Speed`."""

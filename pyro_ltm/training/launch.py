@@ -51,11 +51,13 @@ class Callbacks:
     Attributes:
         on_prepare: as `progress` in `prepare`.
         on_resume: called with the step from which a run goes on, and its steps.
+        on_begin: called before the first step, with the configuration, the data, the step done and the device.
         on_progress, on_interrupt: as in `Trainer`.
     """
 
     on_prepare: Callable[[str, int, int], None] = lambda what, pieces, characters: None
     on_resume: Callable[[int, int], None] = lambda step, steps: None
+    on_begin: Callable[[Config, TokenDataset, int, str], None] = lambda config, data, step, device: None
     on_progress: Callable[[Progress], None] = lambda progress: None
     on_interrupt: Callable[[], None] = lambda: None
 
@@ -137,6 +139,7 @@ def train(
         trainer.extend(steps, rewarm=rewarm, decay=decay)
     if going_on:
         watch.on_resume(trainer.counters.step, trainer.slow.steps)
+    watch.on_begin(trainer.run.config, training, trainer.counters.step, device)
     return trainer.fit()
 
 
