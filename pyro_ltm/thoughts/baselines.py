@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_ltm.inference import build
-from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import fold
 from pyro_ltm.runs.run import Run
 from pyro_ltm.thoughts.diagnostics import Thoughts
@@ -27,12 +26,14 @@ def baselines(run: Run, thoughts: Thoughts, *, progress: Callable[[int], None] |
     `mean token embedding`: of the trained model. `shuffled`: the thoughts themselves, of other texts.
     """
     order = torch.randperm(len(thoughts.means), generator=torch.Generator().manual_seed(fold(thoughts.seed, "order")))
-    return {
+    found = {
         UNTRAINED: untrained_thoughts(run, thoughts, progress=progress).means,
         WORDS: bag_of_words(thoughts.batches, run.config.model.vocab_size),
-        EMBEDDING: mean_embeddings(run.model, thoughts.batches),
         SHUFFLED: thoughts.means[order],
     }
+    # A decoder of another project may keep its embeddings where only it knows.
+    embedding = getattr(run.model.decoder, "tok_embeddings", None)
+    return found if embedding is None else found | {EMBEDDING: mean_embeddings(embedding, thoughts.batches)}
 
 
 def untrained_thoughts(run: Run, thoughts: Thoughts, *, progress: Callable[[int], None] | None = None) -> Thoughts:
@@ -55,9 +56,9 @@ def bag_of_words(batches: Sequence[Batch], vocab_size: int) -> Tensor:
     return left[:, :SINGULAR] * singular[:SINGULAR]
 
 
-def mean_embeddings(model: LatentThoughtModel, batches: Sequence[Batch]) -> Tensor:
+def mean_embeddings(embedding: nn.Embedding, batches: Sequence[Batch]) -> Tensor:
     """[S, D] the mean of the embeddings of each text's tokens."""
-    weight = model.decoder.tok_embeddings.weight.detach().double().cpu()
+    weight = embedding.weight.detach().double().cpu()
     counts = torch.cat([_counts(batch, len(weight)) for batch in batches])
     return counts @ weight / counts.sum(1, keepdim=True)
 
