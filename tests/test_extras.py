@@ -113,6 +113,21 @@ def check_soap(run: Run, clone: Path) -> None:
     tiny_run(run, "--set", "slow_optimizer.name=soap")
 
 
+def check_arviz(run: Run, clone: Path) -> None:
+    program = """
+import torch
+from pyro_ltm.guides import MeanField
+from pyro_ltm.inference.posterior import Posterior
+from pyro_ltm.noise import Noise
+from pyro_ltm.scores.convergence import chain_figures
+guide, ids = MeanField(2, 3), torch.arange(2)
+state = {"loc": torch.zeros(2, 2, 3), "log_variance": torch.zeros(2, 2, 3)}
+data = Posterior(guide, state, ids, Noise(ids, seed=0), torch.zeros(0, 2)).to_arviz(40)
+print(data["posterior"]["thoughts"].shape, chain_figures(torch.randn(2, 50, 1, 2, 3))["rhat"].item() < 2)
+"""
+    assert "(1, 40, 2, 2, 3) True" in run("python", "-c", program)
+
+
 def check_notebook(run: Run, clone: Path) -> None:
     """As CONTRIBUTING.md has it, with a twentieth of the steps."""
     run("jupytext", "--to", "ipynb", "--update", "examples/variational_objectives.py")
@@ -136,6 +151,7 @@ CHECKS = {
     "scorers": check_scorers,
     "mauve": check_mauve,
     "soap": check_soap,
+    "arviz": check_arviz,
     "notebook": check_notebook,
     "search": check_search,
 }
@@ -146,8 +162,8 @@ def test_extra(extra: str, clone: Path, tmp_path: Path) -> None:
     if extra == "dev":
         assert set(EXTRAS) - {"dev"} == set(CHECKS) - {""}  # `make test` itself runs in it
         return
-    if extra == "scorers" and sys.version_info < (3, 11):
-        pytest.skip("transformers needs Python 3.11")
+    if extra in ("scorers", "arviz") and sys.version_info < (3, 11):
+        pytest.skip("needs Python 3.11")
     programs = tmp_path / "environment" / ("Scripts" if os.name == "nt" else "bin")
     venv.create(programs.parent, with_pip=True)
 

@@ -78,6 +78,7 @@ class Numbers(click.ParamType):
 @number(
     "--guide-steps", "With RUN: slow steps by which shared parameters of a guide learn before.", least=0, default=200
 )
+@click.option("--rhat", is_flag=True, help="With RUN: R-hat and sample sizes of samplers' chains (extra arviz).")
 @click.option("--train", is_flag=True, help="Train a decoder under each pair instead of taking that of a run.")
 @click.option(
     "--preset",
@@ -101,7 +102,7 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
     ctx = click.get_current_context()
     if (run_folder is None) != train:
         raise click.UsageError("give either RUN or --train", ctx)
-    foreign = ("guide_steps", "weights") if train else ("preset", "config_file", "steps", "twin")
+    foreign = ("guide_steps", "rhat", "weights") if train else ("preset", "config_file", "steps", "twin")
     _refuse_foreign_options(ctx, foreign, train)
     if train and len(given["fast_steps"] or []) > 1:
         raise click.UsageError("--train takes one number of --fast-steps", ctx)
@@ -191,7 +192,8 @@ def _train(
     from ..runs import check_device
     from .train import configure
 
-    options.pop("guide_steps")
+    for name in ("guide_steps", "rhat"):
+        options.pop(name)
     config = configure(named(preset or "nano"), config_file, settings, common, steps)
     if fast_steps:
         config = merge(config, {"fast": {"steps": fast_steps[0]}}, where="--fast-steps")

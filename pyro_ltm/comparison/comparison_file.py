@@ -35,6 +35,8 @@ COLUMNS = {
     "ess_stderr": "ess_stderr",
     "pareto_k_median": "pareto_k.median",
     "pareto_k_share_above": "pareto_k.share_above",
+    "rhat_median": "convergence.rhat",
+    "ess_bulk_median": "convergence.ess_bulk",
     "rate_nats_per_sequence": "rate",
     "distortion_nats_per_token": "distortion",
     "log_joint_nats_per_sequence": "log_joint",

@@ -27,6 +27,7 @@ from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.inference.samplers import ParticleGuide
 from pyro_ltm.noise import fold
 from pyro_ltm.profiling.memory import peak_memory
+from pyro_ltm.scores.convergence import CHAIN_FIGURES, LEAST_DRAWS, Convergence, chain_figures
 from pyro_ltm.scores.dependence import Places
 from pyro_ltm.scores.estimate import mean_error
 from pyro_ltm.scores.exchange import exchange_rate
@@ -35,6 +36,8 @@ from pyro_ltm.scores.pareto import ParetoK, pareto_k, why_no_pareto_k
 from pyro_ltm.types import Batch, State, evaluating, frozen
 
 DRAWS = "draws have no density: scored by the Normal with their mean and variance"
+
+TOO_FEW = f"too few fast steps for R-hat, whose chains need {LEAST_DRAWS} draws after the warm-up"
 
 Progress = Callable[[int, float], None]
 """Called with the sequences done and the nats a token so far."""
@@ -48,6 +51,7 @@ def score_pair(
     *,
     particles: int = 64,
     curve_particles: int = 8,
+    rhat: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> PairScore:
@@ -55,6 +59,7 @@ def score_pair(
 
     Args:
         particles: draws K for the figures. curve_particles: for each point of the curve.
+        rhat: a sampler's chains are kept and looked at.
 
     Raises:
         UserError: model and guide do not fit one another.
@@ -63,7 +68,8 @@ def score_pair(
     totals = _Totals(model, loop, particles, curve_particles, seed)
     if loop.objective.couples_batch:
         batches = [one for batch in batches for one in batch.apart()]
-    device = batches[0].device
+    device, few = batches[0].device, loop.steps - loop.steps // 2 < LEAST_DRAWS
+    keep = rhat and loop.guide.has_chains and not few
     with evaluating(model), pyro.validation_enabled(False), _own_generator(device, seed):
         start = partial(loop.with_steps(min(1, loop.steps)).fit, model, batches[0], seed=fold(seed, "fit"))
         # What a guide does at its end (a Hessian) is too long for the profiler's record, which held 15 GB of it.
@@ -71,12 +77,13 @@ def score_pair(
         start()  # what a first fit sets up is no part of its time
         for batch in batches:
             clock = _Clock(device, totals.curve_steps)
-            posterior = loop.fit(model, batch, seed=fold(seed, "fit"), watch=clock)
+            posterior = loop.fit(model, batch, seed=fold(seed, "fit"), keep_chains=keep, watch=clock)
             clock.stop()
             totals.add(batch, posterior, clock)
             if progress:
                 progress(totals.sequences, totals.level)
-    return totals.score(memory)
+    found = totals.score(memory)
+    return found.with_note(TOO_FEW) if rhat and loop.guide.has_chains and few else found
 
 
 def curve_steps(steps: int) -> list[int]:
@@ -129,6 +136,8 @@ class _Totals:
     places: list[Places] = field(default_factory=list)
     curves: list[list[tuple[float, float]]] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
+    chains: int = 0
+    draws: int = 0
     fit_seconds: float = 0.0
 
     @property
@@ -144,6 +153,9 @@ class _Totals:
         self.fit_seconds += clock.seconds
         self.places.append(Places.of(batch))
         self._append(tokens=batch.mask.sum(-1), steps=posterior.steps_taken)
+        if posterior.chains is not None:
+            self.chains, self.draws = posterior.chains.shape[:2]
+            self._append(**chain_figures(posterior.chains))
         if self.loop.guide.scored_distribution(posterior.state) is None:
             self._append(**self._figures_of_point(batch, posterior))
         else:
@@ -228,10 +240,14 @@ class _Totals:
             "distortion": finite(distortion.sum() / tokens.sum()),
             "log_joint": finite(self._column("log_joint").mean()),
         }
+        if self.chains:
+            columns = {name: self._column(name) for name in CHAIN_FIGURES}
+            figures["convergence"] = Convergence.of(columns, chains=self.chains, draws=self.draws)
         if "rate" not in self.columns:
             figures["note"] = f"{type(self.loop.guide).__name__} has no density: no bound scores it"
         elif bad := int((~(distortion + self._column("rate")).isfinite()).sum()):
-            figures = {"note": f"ran away: no finite bound for {bad} of {self.sequences} sequences"}
+            figures |= {"distortion": None, "log_joint": None}
+            figures |= {"note": f"ran away: no finite bound for {bad} of {self.sequences} sequences"}
         else:
             figures |= self._bounds(tokens)
         return dataclasses.replace(cost, **figures)

@@ -34,6 +34,7 @@ from pyro_ltm.objectives import Objective, PyroObjective, as_objective
 from pyro_ltm.optimizers import Adam, FastOptimizer
 from pyro_ltm.runs.folder import fingerprint
 from pyro_ltm.runs.run import Run, dataset_batches
+from pyro_ltm.scores.convergence import array_stats
 from pyro_ltm.types import Batch
 
 
@@ -50,6 +51,7 @@ def compare_posteriors(
     curve_particles: int = 8,
     seed: int = 0,
     guide_training: GuideTraining | None = None,
+    rhat: bool = False,
     out: Path | str | None = None,
     about: Mapping[str, Any] | None = None,
     report: Report | None = None,
@@ -65,6 +67,7 @@ def compare_posteriors(
         fast_steps: one or several numbers of fast steps, each scored by itself.
         particles: draws K. curve_particles: draws for each point of the curves.
         guide_training: how the shared parameters of guides are trained first; None takes them as they are.
+        rhat: R-hat and sample sizes of samplers' chains, through the extra `arviz`.
         out: a folder in which each pair is saved once it is scored; pairs found there are not scored again.
         on_guide_training: called as the first guide learns, with the pairs whose guides do, their steps, and about how
             many seconds all of them take.
@@ -76,6 +79,8 @@ def compare_posteriors(
     named = guides if isinstance(guides, NamedGuides) else NamedGuides(dict(guides))
     if not batches or not objectives or not fast_steps or not named.names:
         raise UserError("nothing to compare: give sequences, guides, objectives and fast steps")
+    if rhat:
+        array_stats()  # or it is not installed
     fits = _Fits(
         model,
         batches,
@@ -86,6 +91,7 @@ def compare_posteriors(
         guide_training,
         report,
         on_guide_training,
+        rhat,
     )
     return run_plan(fits.plan(fast_steps), batches, fits.score, out=Path(out) if out is not None else None, about=about)
 
@@ -103,6 +109,7 @@ class _Fits:
     guide_training: GuideTraining | None
     report: Report | None
     on_guide_training: Callable[[int, int, float], None] | None = None
+    rhat: bool = False
 
     def plan(self, fast_steps: Sequence[int]) -> Plan:
         """The pairs, and all that their figures depend on."""
@@ -168,7 +175,7 @@ class _Fits:
                 pace = self._on_pace(key, self.guide_training.steps)
                 seconds = train_guide(self.model, loop, self.guide_training, seed=seed, progress=progress, on_pace=pace)
         progress = self.report(label, sum(batch.size for batch in self.batches)) if self.report else None
-        found = score_pair(self.model, self.batches, loop, progress=progress, **self.draws)
+        found = score_pair(self.model, self.batches, loop, rhat=self.rhat, progress=progress, **self.draws)
         return dataclasses.replace(found, guide_training_seconds=seconds)
 
     def _on_pace(self, key: Key, steps: int) -> Callable[[float], None] | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.reading import Count, fitted
+from pyro_ltm.scores.convergence import Convergence
 from pyro_ltm.scores.dependence import Blocks, Places
 from pyro_ltm.scores.estimate import ratio_error
 from pyro_ltm.scores.exchange import ExchangeRate, exchange_rate
@@ -93,6 +94,7 @@ class PairScore:
         elbo, iwae: upper bounds on the nats a token; iwae is importance-weighted, with all draws.
         ess: effective sample size of those draws, the mean over sequences; ess_stderr: its standard error.
         pareto_k: the tail of their weights. no_pareto_k: why there is none, where there is a bound.
+        convergence: R-hat and effective sample size of a sampler's chains, where they were asked for.
         rate: KL(q || p), nats a sequence. distortion: E_q[-log p(x | z)], nats a token.
         exchange_rate: nats of distortion saved a nat of rate, against thoughts all zero (see `scores.exchange`).
         log_joint: E_q[log p(x, z)], nats a sequence: the only figure of a point.
@@ -117,6 +119,7 @@ class PairScore:
     ess_stderr: float | None = None
     pareto_k: ParetoK | None = None
     no_pareto_k: str = ""
+    convergence: Convergence | None = None
     rate: float | None = None
     distortion: float | None = None
     exchange_rate: ExchangeRate | None = None
@@ -311,7 +314,7 @@ RENAMED = {"members": "definitions", "teaching": "guide_training", "slow.alone":
 """Keys, and keys of settings, as earlier releases wrote them."""
 RENAMED_CLASSES = {"Annealed": "KLAnnealing"}
 """Classes of guides and objectives in the definitions of earlier releases."""
-ADDED = ("pareto_k", "no_pareto_k", "exchange_rate", "rate_by_sequence")
+ADDED = ("pareto_k", "no_pareto_k", "convergence", "exchange_rate", "rate_by_sequence")
 """Figures of a pair that earlier releases did not write."""
 
 

@@ -144,7 +144,7 @@ class _Trainings:
         progress = self.report(f"score {label}", sum(batch.size for batch in self.batches)) if self.report else None
 
         batches = [batch.to(run.device) for batch in self.batches]
-        draws = {"particles": self.particles, "seed": run.config.seed}
+        draws: dict[str, Any] = {"particles": self.particles, "seed": run.config.seed}
         found = attempt(partial(score_pair, run.model, batches, loop, progress=progress, **draws), key)
         found = found.with_note("" if loop is run.loop else MEAN_FIELD_INSTEAD)
         return dataclasses.replace(found, training=decoder_training(run.folder))

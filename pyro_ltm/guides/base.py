@@ -53,6 +53,7 @@ class Guide(nn.Module, ABC):
         has_natural_gradient: `natural_gradient` is there.
         learning: see `Learning`.
         needs_double_backward: its fit takes gradients of the decoder's gradients, which a compiled decoder has not.
+        has_chains: it is a sampler whose draws are Markov chains, so that R-hat can be asked for.
         is_recorded: its fast steps ask the host for no value, so that a GPU can record them (`inference.recorder`).
     """
 
@@ -66,6 +67,7 @@ class Guide(nn.Module, ABC):
     learning: Learning = "none"
     needs_double_backward: bool = False
     is_recorded: ClassVar[bool] = False
+    has_chains: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

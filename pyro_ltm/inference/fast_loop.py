@@ -22,7 +22,7 @@ from pyro_ltm.inference.cuda_graph import Recorder, cache_key
 from pyro_ltm.inference.fit import GradientSteps, Plateau, Watch, run
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.inference.posterior import Posterior
-from pyro_ltm.inference.samplers import ParticleGuide
+from pyro_ltm.inference.samplers import KeptChains, ParticleGuide
 from pyro_ltm.noise import Noise, fold
 from pyro_ltm.objectives import BetaELBO, Objective, as_objective
 from pyro_ltm.optimizers import Adam, FastOptimizer
@@ -75,6 +75,7 @@ class FastLoop:
         seed: int = 0,
         start: State | None = None,
         keep_graph: bool = False,
+        keep_chains: bool = False,
         watch: Watch | None = None,
     ) -> Posterior:
         """The posteriors of `batch`.
@@ -89,11 +90,14 @@ class FastLoop:
             start: local parameters to begin from, such as those of an earlier fit; None: `guide.init(batch)`.
             keep_graph: the state keeps its graph, through all fast steps, back to the parameters of guide and model:
                 for the slow step of an encoder (second order, with all the memory that it needs).
+            keep_chains: a sampler's draws of the second half of its steps are kept, as `Posterior.chains`.
             watch: sees the state before the first step and after each.
 
         Raises:
-            UserError: model and guide do not fit one another.
+            UserError: model and guide do not fit one another, or chains are asked of a guide that has none.
         """
+        kept = self._kept(watch) if keep_chains else None
+        watch = kept or watch
         check_precision(model, self.guide)
         check_prior(getattr(model, "prior", None), self.guide, self.objective, self.noise)
         noise = Noise(batch.ids, device=batch.device, seed=seed, kind=self.noise)
@@ -107,7 +111,13 @@ class FastLoop:
             state, history = self.recorder.run(fit, key, batch, state, noise)
         else:
             state, history = fit(batch, state, noise)
-        return Posterior(self.guide, state, batch.ids, noise, history)
+        return Posterior(self.guide, state, batch.ids, noise, history, kept.chains if kept else None)
+
+    def _kept(self, watch: Watch | None) -> KeptChains:
+        """A watch that keeps a sampler's chains. Raises UserError where there are none."""
+        if not isinstance(self.guide, ParticleGuide) or not self.guide.has_chains:
+            raise UserError(f"{type(self.guide).__name__} has no Markov chains: fit one of langevin, mala and hmc")
+        return KeptChains(self.guide, self.steps, watch)
 
     @property
     def steps_taken(self) -> int:
@@ -159,7 +169,15 @@ class FastLoop:
                 state, history = run(fast, batch, state, noise, steps, watch)
             return guide.finish(state, log_joint, log_joint.width()), history
 
-    def fit_to_score(self, model: nn.Module, batch: Batch, *, seed: int = 0, watch: Watch | None = None) -> Posterior:
+    def fit_to_score(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        *,
+        seed: int = 0,
+        keep_chains: bool = False,
+        watch: Watch | None = None,
+    ) -> Posterior:
         """`fit` where something is to be scored: on the bound itself, not its annealed form, and on all tokens.
 
         No posterior depends on who else is in the batch: under an objective that compares sequences, which may be one
@@ -173,7 +191,7 @@ class FastLoop:
         batches = batch.apart() if loop.objective.couples_batch else [batch]
         # Unchecked: what has run away is said below, in a line and not in a warning for each step.
         with evaluating(model), pyro.validation_enabled(False):
-            each = [loop.fit(model, one, seed=seed, watch=watch) for one in batches]
+            each = [loop.fit(model, one, seed=seed, keep_chains=keep_chains, watch=watch) for one in batches]
         return _sound(each[0] if len(each) == 1 else _joined(each, batch, self.noise, seed))
 
     def for_scores(self) -> FastLoop:

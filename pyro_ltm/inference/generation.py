@@ -68,22 +68,23 @@ def infer_thoughts(
     texts: Sequence[str],
     *,
     ids: Sequence[int] | None = None,
+    keep_chains: bool = False,
     seed: int = 0,
 ) -> tuple[Batch, Posterior]:
     """Fits q(z) to each text.
 
     Args:
-        ids: name the texts, for their noise; None: their places.
+        ids: name the texts, for their noise; None: their places. keep_chains: as in `FastLoop.fit`.
 
     Raises:
-        UserError: the model has no thoughts, or a text is empty or too long.
+        UserError: the model has no thoughts, a text is empty or too long, or the guide has no chains to keep.
     """
     if not model.config.thoughts:
         raise UserError("this model has no thoughts (it is an autoregressive twin): nothing to infer")
     sequences = [encode_for(model, codec, text) for text in texts]
     batch = Batch.from_lists(sequences, pad=codec.end_of_text)
     batch = (batch if ids is None else dataclasses.replace(batch, ids=torch.tensor(ids))).to(model.device)
-    return batch, loop.fit_to_score(model, batch, seed=fold(seed, "fit"))
+    return batch, loop.fit_to_score(model, batch, seed=fold(seed, "fit"), keep_chains=keep_chains)
 
 
 def generate(

@@ -18,6 +18,9 @@ from pyro_ltm.noise import Noise, draw
 from pyro_ltm.objectives import Terms
 from pyro_ltm.types import Batch, State
 
+ARVIZ = "pip install -e '.[arviz]' in the clone, with Python 3.11 or newer"
+"""Where R-hat, and ArviZ's data, come from."""
+
 CHUNK = 64
 """Draws of a posterior in memory at a time when it is scored.
 
@@ -36,6 +39,7 @@ class Posterior:
             after a sequence stopped; for an ELBO that is not of this library, [steps, 1], summed over the batch.
 
     Attributes:
+        chains: [C, S, B, N, D] draws of a sampler's chains, where the fit was asked to keep them.
         noise: the stream that the fit drew from. `sample` goes on with it: new draws after a fit on fresh noise, one
             draw for ever after a fit on fixed noise. `with_noise` gives draws that no fit has seen.
     """
@@ -45,6 +49,7 @@ class Posterior:
     ids: Tensor
     noise: Noise
     history: Tensor
+    chains: Tensor | None = None
 
     @property
     def distribution(self) -> TorchDistribution:
@@ -73,6 +78,30 @@ class Posterior:
         except NotImplementedError:
             mean = self.sample(draws).mean(0)
         return mean
+
+    def to_arviz(self, draws: int = 1000) -> Any:
+        """The posterior as ArviZ reads it: an xarray `DataTree` whose group `posterior` holds the site `thoughts`.
+
+        Dimensions are chain, draw, sequence (by its id), thought, dim: a sampler's own chains, where the fit kept
+        them; else one chain of so many independent `draws`.
+
+        Raises:
+            UserError: the extra `arviz` is not installed, or a sampler's chains were not kept.
+        """
+        try:
+            from arviz_base import from_dict
+        except ModuleNotFoundError as error:
+            raise UserError(f"ArviZ's data need another package ({error.name}): {ARVIZ}") from None
+        if self.chains is None and self.guide.has_chains:
+            raise UserError(f"the chains of {type(self.guide).__name__} were not kept: fit with keep_chains=True")
+        values = self.sample(draws)[None] if self.chains is None else self.chains
+        thoughts = values.detach().cpu().numpy()
+        return from_dict(
+            {"posterior": {"thoughts": thoughts}},
+            dims={"thoughts": ["sequence", "thought", "dim"]},
+            coords={"sequence": self.ids.tolist()},
+            attrs={"posterior": {"guide": type(self.guide).__name__, "fast_steps": len(self.history)}},
+        )
 
     @torch.no_grad()
     def score(self, model: nn.Module, batch: Batch, *, particles: int = 1) -> Terms:

@@ -57,6 +57,9 @@ def full_table(comparison: Comparison) -> Table:
         "ms/fast step": lambda p: number(p.ms_per_fast_step, 1),
         "peak memory": lambda p: megabytes(p.peak_memory_bytes),
     }
+    if any(pair.convergence for pair in comparison.pairs):
+        columns["R-hat"] = lambda p: number(p.convergence.rhat if p.convergence else None, 3)
+        columns["bulk ESS of chains"] = lambda p: number(p.convergence.ess_bulk if p.convergence else None, 0)
     if any(pair.guide_training_seconds is not None for pair in comparison.pairs):
         columns["guide training, s"] = lambda p: number(p.guide_training_seconds, 1)
     if comparison.kind == "training":
@@ -88,6 +91,9 @@ def findings(comparison: Comparison) -> list[str]:
             "More draws would still move IWAE and ESS, for Pareto k is above its threshold in most sequences: "
             f"{_named(heavy, comparison)}."
         )
+    for pair in comparison.ranked():
+        if pair.convergence:
+            lines.append(f"{name_of(pair, comparison)}: {pair.convergence}.")
     if comparison.kind == "training" and (equal := comparison.equal_seconds()):
         ranked = sorted((row["nats_per_token"], key) for key, row in equal.items() if row["nats_per_token"] is not None)
         if ranked:

@@ -323,9 +323,9 @@ class Run:
             )
         return data
 
-    def infer(self, texts: Sequence[str], *, fast_steps: int | None = None, seed: int = 0) -> tuple[Batch, Posterior]:
-        """q(z) of each text: see `infer_thoughts`."""
-        return infer_thoughts(self.model, self.loop.with_steps(fast_steps), self.tokenizer, texts, seed=seed)
+    def infer(self, texts: Sequence[str], *, fast_steps: int | None = None, **how: Any) -> tuple[Batch, Posterior]:
+        """q(z) of each text: see `infer_thoughts`, which takes `seed` and `keep_chains`."""
+        return infer_thoughts(self.model, self.loop.with_steps(fast_steps), self.tokenizer, texts, **how)
 
     def generate(self, *, fast_steps: int | None = None, **options: Any) -> list[Generated]:
         """Texts: see the function of this name."""

@@ -58,6 +58,17 @@ def compared(invoke, trained, tmp_path_factory):
     return out, result
 
 
+def test_chains_of_samplers(ask, invoke, trained, tmp_path):
+    pytest.importorskip("arviz_stats")
+    words = ["compare", trained, "--guides", "mala:chains=2,delta", "--objectives", "map", "--fast-steps", 8, "--rhat"]
+    words += ["--sequences", 3, "--particles", 2, "--out", tmp_path / "c"]
+    found = {pair["guide"]: pair["convergence"] for pair in ask(*words)["pairs"]}
+    assert found["delta"] is None
+    assert (found["mala:chains=2"]["chains"], found["mala:chains=2"]["draws"]) == (2, 4)
+    assert len(found["mala:chains=2"]["rhat_by_sequence"]) == 3
+    assert "of 2 x 4 draws" in invoke(*words).stdout
+
+
 def test_for_people(compared):
     out, result = compared
     for expected in (
@@ -243,6 +254,7 @@ def test_killed_while_it_trains_it_goes_on(trained_pairs, training, invoke, fork
         (["run", "--preset", "nano"], "--preset goes with --train alone"),
         (["run", "--twin"], "--twin goes with --train alone"),
         (["--train", "--guide-steps", "3"], "--guide-steps goes with RUN alone"),
+        (["--train", "--rhat"], "--rhat goes with RUN alone"),
         (["--train", "--fast-steps", "3,4"], "--train takes one number of --fast-steps"),
         (["run", "--fast-steps", "3,x"], "'3,x' is no list of whole numbers, such as 4,16"),
         (["run", "--fast-steps", "-1"], "each from 0 to 65536"),

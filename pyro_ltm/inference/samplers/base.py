@@ -67,6 +67,28 @@ def _(distribution: Draws, normals: Normals) -> Tensor:
     return values.take_along_dim(index, dim=-3).squeeze(-3)
 
 
+class KeptChains:
+    """A watch that keeps the draws of a sampler's second half; the first is its warm-up."""
+
+    def __init__(self, guide: ParticleGuide, steps: int, watch: Watch | None = None):
+        self._guide, self._steps, self._watch = guide, steps, watch
+        self._seen: list[Tensor] = []
+
+    def __call__(self, step: int, state: State) -> None:
+        """Sees the state after `step` transitions."""
+        if step > self._steps // 2:
+            self._seen.append(state["particles"].detach())
+        if self._watch:
+            self._watch(step, state)
+
+    @property
+    def chains(self) -> Tensor:
+        """[C, S, B, N, D] the draws. Raises UserError where no transition was made."""
+        if not self._seen:
+            raise UserError("a sampler that takes no steps has no chains: give it fast steps")
+        return self._guide.chains_of(self._seen)
+
+
 class ParticleGuide(Guide):
     """Draws that follow log p(x, z), the objective `map`; no family, no density.
 
@@ -83,6 +105,10 @@ class ParticleGuide(Guide):
             raise UserError(f"guide: chains = {chains}: from 1 to 1024")
         self.chains = chains
         self.seed = seed
+
+    def chains_of(self, seen: list[Tensor]) -> Tensor:
+        """[C, S, B, N, D] draws of each chain in order, from `particles` after each transition of the second half."""
+        return torch.stack(seen).transpose(0, 2).transpose(1, 2)
 
     @abstractmethod
     def run(

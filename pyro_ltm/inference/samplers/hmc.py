@@ -13,7 +13,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.inference.fit import Watch
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.inference.samplers.base import ParticleGuide
-from pyro_ltm.noise import Noise
+from pyro_ltm.noise import Noise, fold
 from pyro_ltm.optimizers import FastOptimizer
 from pyro_ltm.registry import Card
 from pyro_ltm.types import State
@@ -22,14 +22,14 @@ from pyro_ltm.types import State
 class HMC(ParticleGuide):
     """Hamiltonian Monte Carlo by Pyro's own kernels (Neal 2011; NUTS: arXiv:1111.4246).
 
-    Each sequence has one chain of its own, run by itself, so that no sequence's acceptance depends on another's: exact
+    Each sequence has chains of its own, run by themselves, so that no sequence's acceptance depends on another's: exact
     in the limit and slow. The first half of the steps tunes the kernel, the second is kept.
 
     Args:
         thoughts: thought vectors N. dim: width D of each.
         leapfrogs: gradient steps of the first transition; their length in all is kept while their
             size is tuned. kernel: `hmc`, or `nuts`, which chooses their number itself.
-        step_size: of the first leapfrog step; it is tuned. seed: of start and chain.
+        step_size: of the first leapfrog step; it is tuned. chains: of each sequence. seed: of starts and chains.
     """
 
     card: ClassVar[Card] = Card(
@@ -39,6 +39,7 @@ class HMC(ParticleGuide):
         reference="Neal 2011",
     )
     arguments: ClassVar[tuple[str, ...]] = ("leapfrogs",)
+    has_chains: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -47,9 +48,10 @@ class HMC(ParticleGuide):
         leapfrogs: int = 8,
         kernel: str = "hmc",
         step_size: float = 0.1,
+        chains: int = 1,
         seed: int = 0,
     ):
-        super().__init__(thoughts, dim, 1, seed)
+        super().__init__(thoughts, dim, chains, seed)
         if not 1 <= leapfrogs <= 1024 or kernel not in ("hmc", "nuts") or not step_size > 0:
             raise UserError(
                 f"guide: leapfrogs = {leapfrogs}, kernel = {kernel!r}, step_size = {step_size}: "
@@ -67,21 +69,27 @@ class HMC(ParticleGuide):
         steps: int,
         watch: Watch | None,
     ) -> tuple[State, Tensor]:
-        """See `ParticleGuide.run`. `particles` become the draws that were kept."""
+        """See `ParticleGuide.run`. `particles` become the draws that were kept, one chain after the other."""
         if not steps:
             return state, state["mean"].new_zeros(0, len(state["mean"]))
-        chains, levels = [], []
+        sequences, levels = [], []
         for row in range(target.batch.size):
             one = target.select(torch.tensor([row], device=target.batch.device))
-            draws, level = self._chain(one, state["particles"][row], noise.seeds[row], steps)
-            chains.append(draws)
-            levels.append(level)
-        particles = torch.stack(chains)
+            seed, starts = noise.seeds[row], state["particles"][row]
+            seeds = [seed, *(fold(seed, "chain", number) for number in range(1, self.chains))]
+            chains = [self._chain(one, start[None], own, steps) for start, own in zip(starts, seeds, strict=True)]
+            sequences.append(torch.cat([draws for draws, _ in chains]))
+            levels.append(torch.stack([level for _, level in chains]).mean(0))
+        particles = torch.stack(sequences)
         moments = {"mean": particles.mean(1), "variance": particles.var(1, correction=0)}
         state = {"particles": particles, **moments}
         if watch:
             watch(steps, state)
         return state, torch.stack(levels, dim=1)
+
+    def chains_of(self, seen: list[Tensor]) -> Tensor:
+        """[C, S, B, N, D]: all of them are in the last state."""
+        return seen[-1].unflatten(1, (self.chains, -1)).permute(1, 2, 0, 3, 4)
 
     def _chain(self, target: LogJoint, start: Tensor, seed: int, steps: int) -> tuple[Tensor, Tensor]:
         """Draws [C, N, D] of the second half, and log p(x, z) [steps] along the way."""

@@ -49,6 +49,8 @@ class _Moments:
 class _Langevin(ParticleGuide):
     """Chains that step along the gradient of log p(x, z) and are shaken by noise, all of a batch at once."""
 
+    has_chains: ClassVar[bool] = True
+
     def __init__(self, thoughts: int, dim: int, chains: int, step_size: float, seed: int):
         super().__init__(thoughts, dim, chains, seed)
         if not 0 < step_size <= 1:
