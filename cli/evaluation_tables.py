@@ -79,6 +79,8 @@ def _show_bound(found: Evaluation, bound: Bound) -> None:
         say(f"No exchange rate: {found.no_exchange_rate}.")
     if found.no_bytes:
         say(f"No bits a byte: {found.no_bytes}.")
+    if found.no_density:
+        say(f"Of the rate: {found.no_density}.")
 
 
 def _exchange_rows(found: Evaluation, both: list[Bound]) -> list[list[str]]:

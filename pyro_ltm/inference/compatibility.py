@@ -110,10 +110,11 @@ def check_prior(prior: Any, guide: Guide, objective: Objective, noise: str = "fr
     if not isinstance(prior, Prior):
         return
     name = type(prior).__name__
-    if guide.follows_joint and not prior.has_exact_density:
+    if objective.is_joint and not prior.has_exact_density:
+        fitting = [name for name, family in FAMILIES.items() if family.has_density]
         raise UserError(
             f"{type(guide).__name__} follows log p(x, z), of which the prior {name} has estimates alone: use "
-            f"{_either('guide', [name for name, kind in FAMILIES.items() if not kind.follows_joint])}"
+            f"{_either('guide', fitting)}"
         )
     if prior.has_analytic_kl:
         return

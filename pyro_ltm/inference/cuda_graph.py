@@ -62,7 +62,8 @@ def cache_key(
     """
     checks = torch.distributions.Distribution._validate_args  # by values
     fused = any(getattr(module, "_fused_users", 0) for module in model.modules())  # by a caller, who may drop them
-    if not guide.is_recorded or checks or fused or batch.token_slice is not None or am_i_wrapped():
+    reads_host = not guide.is_recorded or not getattr(getattr(model, "prior", None), "is_recorded", True)
+    if reads_host or checks or fused or batch.token_slice is not None or am_i_wrapped():
         return None
     parts = (_plain(objective), _plain(optimizer))
     if None in parts:

@@ -81,10 +81,14 @@ def infer_thoughts(
     """
     if not model.config.thoughts:
         raise UserError("this model has no thoughts (it is an autoregressive twin): nothing to infer")
-    sequences = [encode_for(model, codec, text) for text in texts]
-    batch = Batch.from_lists(sequences, pad=codec.end_of_text)
-    batch = (batch if ids is None else dataclasses.replace(batch, ids=torch.tensor(ids))).to(model.device)
+    batch = _batch_of(model, codec, texts, ids)
     return batch, loop.fit_to_score(model, batch, seed=fold(seed, "fit"), keep_chains=keep_chains)
+
+
+def _batch_of(model: LatentThoughtModel, codec: Codec, texts: Sequence[str], ids: Sequence[int] | None) -> Batch:
+    """Texts as the model reads them, on its device. Raises UserError where one is empty or too long."""
+    batch = Batch.from_lists([encode_for(model, codec, text) for text in texts], pad=codec.end_of_text)
+    return (batch if ids is None else dataclasses.replace(batch, ids=torch.tensor(ids))).to(model.device)
 
 
 def generate(
@@ -187,8 +191,7 @@ def _thoughts_of(writer: Writer, prompt: str, num: int, thoughts: Tensor | None)
     if thoughts is not None:
         return _check_thoughts(model, thoughts).repeat_interleave(num, 0)
     if prompt and model.config.thoughts:
-        _, posterior = infer_thoughts(model, writer.loop, writer.codec, [prompt], seed=seed)
-        return posterior.with_noise(fold(seed, "draw")).sample(num)[:, 0]
+        return _thoughts_after(writer, [prompt], None, num)[:, 0]
     with torch.no_grad():
         noise = Noise(torch.arange(num), seed=fold(seed, "prior"), device=model.device)
         return draw(model.prior().expand(torch.Size([num])), noise)
@@ -196,12 +199,24 @@ def _thoughts_of(writer: Writer, prompt: str, num: int, thoughts: Tensor | None)
 
 def _thoughts_of_all(writer: Writer, prompts: Sequence[Row], num: int) -> Tensor:
     """Thoughts of `num` texts after each prompt, those of a prompt together: [B, N, D]."""
-    model, seed = writer.model, writer.seed
+    model = writer.model
     if not model.config.thoughts:
         return torch.zeros(len(prompts) * num, 0, model.config.dim, device=model.device)
     texts, ids = [row.text for row in prompts], [row.key[0] for row in prompts]
-    _, posterior = infer_thoughts(model, writer.loop, writer.codec, texts, ids=ids, seed=seed)
-    return posterior.with_noise(fold(seed, "draw")).sample(num).transpose(0, 1).flatten(0, 1)
+    return _thoughts_after(writer, texts, ids, num).transpose(0, 1).flatten(0, 1)
+
+
+@torch.no_grad()
+def _thoughts_after(writer: Writer, prompts: Sequence[str], ids: Sequence[int] | None, num: int) -> Tensor:
+    """Draws [num, P, N, D] given each of P prompts: from a prior that reads them, else from their posteriors."""
+    model, seed = writer.model, writer.seed
+    if getattr(model.prior, "reads_prompt", False):
+        batch = _batch_of(model, writer.codec, prompts, ids)
+        assert batch.targets is not None
+        planned = model.prior_given(batch.targets, batch.mask).expand(torch.Size([num, batch.size]))
+        return draw(planned, Noise(batch.ids, seed=fold(seed, "draw"), device=model.device))
+    _, posterior = infer_thoughts(model, writer.loop, writer.codec, prompts, ids=ids, seed=seed)
+    return posterior.with_noise(fold(seed, "draw")).sample(num)
 
 
 def reconstruct(model: LatentThoughtModel, loop: FastLoop, codec: Codec, text: str, *, seed: int = 0) -> Reconstruction:

@@ -215,7 +215,7 @@ class Decoder(TokenDecoder):
             first, *above = self._embedded_values(inputs)
             layer, table = self._stack[0], self.table[:, : inputs.shape[1]]
             entered, attended = (None, None) if mask is None else mask[:2]
-            h, _ = layer.self_attend(layer.dropped(self._embed(inputs), entered), table, embedded=first, mask=attended)
+            h, _ = layer.self_attend(layer.dropped(self.embed(inputs), entered), table, embedded=first, mask=attended)
             beside = [each for each in above if each is not None]
             return torch.cat([h, *beside], dim=-1) if beside else h
 
@@ -303,7 +303,7 @@ class Decoder(TokenDecoder):
         table = self.table[:, :length]
         with self._autocast(tokens):
             cache = Cache(thoughts=self.project(thoughts), keys=[], values=[], position=length)
-            h = self._embed(tokens)
+            h = self.embed(tokens)
             for layer, layer_thoughts, embedded in zip(
                 self._stack, cache.thoughts, self._embedded_values(tokens), strict=True
             ):
@@ -318,7 +318,7 @@ class Decoder(TokenDecoder):
         slot, seen = cache.position % self._window, min(cache.position + 1, self._window)
         table = self.table[:, cache.position : cache.position + 1]
         with self._autocast(tokens):
-            h, embedded = self._embed(tokens)[:, None], self._embedded_values(tokens[:, None])
+            h, embedded = self.embed(tokens)[:, None], self._embedded_values(tokens[:, None])
             for index, layer in enumerate(self._stack):
                 x = layer.attention_norm(h)
                 keys, values = cache.keys[index], cache.values[index]
@@ -387,7 +387,7 @@ class Decoder(TokenDecoder):
         joined = torch.cat([part.weight.detach() for part in parts])
         return joined.to(self.compute_dtype) if self._low else joined
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
         """The residual stream [..., D] in which `tokens` [...] enter."""
         embedded: Tensor = self.tok_embeddings(tokens)
         return embedded if self.config.embedding_scale == 1 else embedded * self.config.embedding_scale

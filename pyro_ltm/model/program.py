@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from contextlib import AbstractContextManager, nullcontext
 
 import pyro
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_ltm.config import ModelConfig
 from pyro_ltm.model.decoder import Decoder
 from pyro_ltm.model.likelihood import TokenSequence
 from pyro_ltm.model.protocol import TokenDecoder
+from pyro_ltm.noise import fold
 from pyro_ltm.priors import Gaussian, Prior
 from pyro_ltm.types import Batch, State
 from pyro_ltm.weights import Weights, draws
@@ -67,6 +70,26 @@ class LatentThoughtModel(nn.Module):
         hidden = self.decoder(self.decoder.context(batch.inputs, mask), None, mask=mask)
         nats = self.decoder.token_log_probs(hidden.flatten(0, 1), batch.targets.flatten())
         return (nats.view_as(batch.mask) * batch.mask).sum(-1)
+
+    def prior_given(self, tokens: Tensor, mask: Tensor) -> TorchDistribution:
+        """p(z | prompt), batch shape [B], of the prompts `tokens` [B, T], as far as they lie in `mask` [B, T].
+
+        Of a prior that reads prompts; the decoder's embeddings get no gradient from it.
+        """
+        counted = mask[..., None]
+        total = (self.decoder.embed(tokens).detach() * counted).sum(1)
+        return self.prior.given(total / counted.sum(1).clamp(min=1))
+
+    def prompt_loss(self, batch: Batch, thoughts: Tensor, *, seed: int) -> Tensor:
+        """[B] -log p(z | prompt) in nats of `thoughts` [B, N, D]; of each sequence a beginning is the prompt.
+
+        Its length is drawn evenly from those that leave something to write, keyed by `seed` and the sequence.
+        """
+        assert batch.targets is not None  # only known tokens are a prompt
+        share = torch.tensor([random.Random(fold(seed, "prompt", name)).random() for name in batch.ids.tolist()])
+        lengths = (share.to(batch.device) * batch.mask.sum(1)).long()
+        places = torch.arange(batch.length, device=batch.device)
+        return -self.prior_given(batch.targets, batch.mask & (places < lengths[:, None])).log_prob(thoughts)
 
     def precompute(self, batch: Batch) -> Batch:
         """`batch` with the decoder's `context` computed once, for programs that read it many times without learning.

@@ -40,6 +40,14 @@ class TokenDecoder(nn.Module):
             "choose one without a map, such as the prior 'gaussian'"
         )
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embeddings [..., D] of `tokens` [...], by which a prior that reads prompts knows them.
+
+        Raises:
+            UserError: its embeddings are not as wide as thoughts.
+        """
+        raise UserError(f"{type(self).__name__} has no embeddings for a prior that reads prompts: choose another prior")
+
     @property
     def device(self) -> torch.device:
         """Where its weights are."""

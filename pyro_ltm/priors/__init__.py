@@ -1,6 +1,8 @@
 """Priors over the thoughts of a sequence: one file each, one line each in the registry."""
 
 from pyro_ltm.priors.base import Prior
+from pyro_ltm.priors.conditional import Conditional
+from pyro_ltm.priors.diffusion import Diffusion
 from pyro_ltm.priors.flow import Flow
 from pyro_ltm.priors.gaussian import Gaussian
 from pyro_ltm.priors.layered import Layered
@@ -18,7 +20,9 @@ PRIORS: Registry[Prior] = Registry(
         "vamp": Vamp,
         "flow": Flow,
         "transport": Transport,
+        "diffusion": Diffusion,
+        "conditional": Conditional,
     },
 )
 
-__all__ = ["PRIORS", "Flow", "Gaussian", "Layered", "Mixture", "Prior", "Transport", "Vamp"]
+__all__ = ["PRIORS", "Conditional", "Diffusion", "Flow", "Gaussian", "Layered", "Mixture", "Prior", "Transport", "Vamp"]

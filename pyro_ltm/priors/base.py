@@ -33,6 +33,7 @@ class Prior(nn.Module, ABC):
             independent Normals; for a pair of guide and prior it is looked for.
         has_exact_density: False where `log_prob` is an estimate whose exponential has the density as its mean: no
             figure is lower on average than with the density itself, but what moves along its slope cannot follow it.
+        reads_prompt: `given` is there, and `generate` draws from it where there is a prompt.
         is_recorded: asking for its density, the host waits for no value of the device (see `Guide`).
     """
 
@@ -40,6 +41,7 @@ class Prior(nn.Module, ABC):
     arguments: ClassVar[tuple[str, ...]] = ()
     has_analytic_kl: ClassVar[bool] = False
     has_exact_density: ClassVar[bool] = True
+    reads_prompt: ClassVar[bool] = False
     is_recorded: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
@@ -54,6 +56,14 @@ class Prior(nn.Module, ABC):
     @abstractmethod
     def forward(self) -> dist.TorchDistribution:
         """The prior of one sequence: no batch shape, event shape [N, D]."""
+
+    def given(self, prompt: Tensor) -> dist.TorchDistribution:
+        """p(z | prompt) of texts that begin with prompts: batch shape [B], event shape [N, D].
+
+        Args:
+            prompt: [B, D], the mean embedding of each prompt's tokens; zeros of an empty one.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads no prompt")
 
     @property
     def transport(self) -> nn.Module | None:

@@ -41,9 +41,9 @@ class Flow(Prior):
             raise UserError(f"prior: flow over {thoughts} thoughts of dim {dim}: at least 2 numbers, in two halves")
         check_range("depth", depth, 1, 64)
         check_range("hidden", hidden, 1, 1 << 14)
-        self.given = thoughts * dim // 2
-        moved = thoughts * dim - self.given
-        self.networks = nn.ModuleDict({str(at): perceptron(self.given, hidden, 2 * moved) for at in range(depth)})
+        self.fixed = thoughts * dim // 2
+        moved = thoughts * dim - self.fixed
+        self.networks = nn.ModuleDict({str(at): perceptron(self.fixed, hidden, 2 * moved) for at in range(depth)})
         self.loc: Tensor
         self.register_buffer("loc", torch.zeros(thoughts * dim), persistent=False)
 
@@ -53,7 +53,7 @@ class Flow(Prior):
         transforms: list[object] = []
         for at in self.networks:
             # New ones each time: they keep what they computed last, whatever the weights have become.
-            transforms += [AffineCoupling(self.given, _network(weights, at)), Permute(turned)]
+            transforms += [AffineCoupling(self.fixed, _network(weights, at)), Permute(turned)]
         transforms.append(ReshapeTransform(self.loc.shape, torch.Size([self.thoughts, self.dim])))
         base = dist.Normal(self.loc, torch.ones_like(self.loc), validate_args=False).to_event(1)
         return dist.TransformedDistribution(base, transforms, validate_args=False)

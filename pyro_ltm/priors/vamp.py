@@ -49,8 +49,8 @@ class Vamp(Prior):
         encoder: Any = getattr(guide, "encoder", None)
         if encoder is not None:
             length = min(self.length, encoder.positions.shape[0])
-            embedded = torch.randn_like(encoder.tokens.weight[:1].expand(self.components * length, -1))
-            self.texts = nn.Parameter(embedded.detach().view(self.components, length, -1))
+            weight = encoder.tokens.weight.detach()
+            self.texts = nn.Parameter(weight.new_empty(self.components, length, weight.shape[1]).normal_())
             self.loc = self.log_scale = None
             self._encoders = (encoder,)
 

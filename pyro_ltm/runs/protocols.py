@@ -27,7 +27,7 @@ from pyro_ltm.scores import (
     share,
     why_no_floor,
 )
-from pyro_ltm.scores.ais import STARTS
+from pyro_ltm.scores.ais import STARTS, check_annealing
 from pyro_ltm.scores.estimate import plain
 from pyro_ltm.scores.prefix import quarters
 
@@ -53,6 +53,7 @@ class Evaluation:
         twin_differs: `training_differences`; empty where thoughts are all that sets the twin apart.
         no_bytes: why there is no figure by the byte; empty where there is one.
         floor: the text's own entropy; no_floor: why a world's text has none here.
+        no_density: why rates and bounds are on average too high, under a prior without a density; else empty.
         above_floor: by figure, how far it lies above the floor. below_twin: how far below the twin on the same tokens;
             both paired by sequence. closed: what share of the distance from twin to floor that is.
         exchange_rate: nats of distortion that thoughts save a nat of rate, against the twin (see `exchange`).
@@ -68,6 +69,7 @@ class Evaluation:
     no_bytes: str = ""
     floor: Floor | None = None
     no_floor: str = ""
+    no_density: str = ""
     above_floor: dict[str, Difference] = field(default_factory=dict)
     below_twin: dict[str, Difference] = field(default_factory=dict)
     closed: dict[str, Share] = field(default_factory=dict)
@@ -98,7 +100,7 @@ class Evaluation:
             result["twin"]["differs"] = self.twin_differs
         if self.exchange_rate:
             result["exchange_rate"] = plain(self.exchange_rate)
-        for name in ("no_bytes", "no_floor"):
+        for name in ("no_bytes", "no_floor", "no_density"):
             if why := getattr(self, name):
                 result[name] = why
         for name in DISTANCES:
@@ -111,6 +113,16 @@ def protocols_of(run: Run) -> tuple[str, ...]:
     """The protocols by which a run can be scored; the reference's is of thoughts whose KL has a closed form."""
     closed = run.config.model.thoughts and getattr(run.model.prior, "has_analytic_kl", True)
     return PROTOCOLS if closed else ("bound", "prefix")
+
+
+def why_no_density(run: Run) -> str:
+    """Why rates and bounds of a run are on average too high: its prior's density is bounded itself; else empty."""
+    if getattr(run.model.prior, "has_exact_density", True):
+        return ""
+    return (
+        f"the prior {run.config.prior.name} has no density in closed form; its variational bound stands for it, so "
+        "rates and bounds are on average too high by what that bound leaves"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +171,7 @@ def evaluate_protocols(
     """
     how = replace(how or Scoring(), **settings)
     _check_asked(run, how)
-    found: dict[str, Any] = {"no_bytes": data.why_no_bytes}
+    found: dict[str, Any] = {"no_bytes": data.why_no_bytes, "no_density": why_no_density(run)}
     if twin is not None:
         found["twin_differs"] = check_twin(run, twin)
     prefixes = how.prefixes or quarters(int(data.lengths[: how.sequences].max(initial=0)))
@@ -197,8 +209,8 @@ def _check_asked(run: Run, how: Scoring) -> None:
     prior, name = run.model.prior, run.config.prior.name
     if "reference" in how.protocols and not getattr(prior, "has_analytic_kl", True):
         raise UserError(f"{run.folder}: the reference's figure needs a closed form of the KL, which {name} has not")
-    if how.annealing and not getattr(prior, "has_exact_density", True):
-        raise UserError(f"{run.folder}: annealing needs a density, of which the prior {name} has estimates alone")
+    if how.annealing:
+        check_annealing(prior)
 
 
 def _floor(run: Run, data: TokenDataset, how: Scoring, prefixes: Sequence[int]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference import FastLoop
@@ -67,6 +67,7 @@ def evaluate_annealed(
     """
     if start not in STARTS:
         raise UserError(f"start = {start!r}: choose from {', '.join(STARTS)}")
+    check_annealing(model.prior)
     how: dict[str, Any] = {"chains": chains, "leapfrogs": leapfrogs, "schedule": schedule}
     tally, acceptance, sizes = Tally(progress), [], []
     with evaluating(model):
@@ -91,6 +92,15 @@ def evaluate_annealed(
         seed=seed,
         **how,
     )
+
+
+def check_annealing(prior: nn.Module) -> None:
+    """Raises UserError where chains cannot follow the density of the `prior`, of which it has estimates alone."""
+    if not getattr(prior, "has_exact_density", True):
+        raise UserError(
+            f"annealing follows a density, of which the prior {type(prior).__name__} has estimates alone: leave it "
+            "out, and score by the bound"
+        )
 
 
 def start_of(model: LatentThoughtModel, batch: Batch, loop: FastLoop, start: str, seed: int) -> TorchDistribution:

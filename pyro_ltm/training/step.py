@@ -67,6 +67,8 @@ def train_step(
         # Slow: thoughts drawn from q, the decoder moved to write these tokens from them.
         with DrawFrom(posterior.noise):
             loss, terms = slow_loss(model, learned, posterior, loop.objective)
+        if getattr(model.prior, "reads_prompt", False):
+            loss = loss + model.prompt_loss(learned, posterior.sample()[0], seed=seed).sum()
         (loss / tokens).backward()
         distortion += terms.distortion.detach().sum()
         rate += terms.rate.detach().sum()
