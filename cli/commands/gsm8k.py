@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..options import FOLDER, Common, common, examples, fast_steps, fit_settings, number, run_argument
+from ..rethinking import rethinking_options
 
 if TYPE_CHECKING:
     from pyro_ltm.tasks.gsm8k import Arithmetic
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 @number("--limit", "Only the first N problems.")
 @click.option("--temperature", metavar="X", type=click.FloatRange(0), default=0.7, help="0: the likeliest token.")
 @number("--max-new-tokens", "Length of an answer.", default=256)
+@rethinking_options
 @click.option("--samples-out", type=FOLDER, metavar="FILE", help="Where to keep all that was written, .jsonl.")
 @fast_steps
 @fit_settings
@@ -89,7 +91,8 @@ def _show(found: Arithmetic) -> None:
     show_table(f"{found.problems} problems, {found.samples} samples each", ["", ""], rows)
     say(f"{found.shots_kept:.1f} of {found.shots} examples fitted the prompt; {found.too_long} problems were too long.")
     say(f"Read so: {found.extraction}.")
+    again = f", each thought over {found.rethink} times" if found.rethink else ""
     say(
-        f"{found.fast_steps} fast steps, at most {found.max_new_tokens} new tokens, temperature {found.temperature:g}, "
-        f"seed {found.seed}"
+        f"{found.fast_steps} fast steps{again}, at most {found.max_new_tokens} new tokens, "
+        f"temperature {found.temperature:g}, seed {found.seed}"
     )

@@ -18,7 +18,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.inference.codec import Codec, continuation, encode_for
 from pyro_ltm.inference.fast_loop import FastLoop
 from pyro_ltm.inference.posterior import Posterior
-from pyro_ltm.inference.writing import Rethinking, Row, Writer, Written
+from pyro_ltm.inference.writing import Rethinking, Row, Writer, Written, added
 from pyro_ltm.model import DecodingOptions, LatentThoughtModel, sample_tokens
 from pyro_ltm.model.sampling import check_room
 from pyro_ltm.noise import Noise, draw, fold
@@ -31,13 +31,15 @@ class Generated:
 
     Attributes:
         ended: the model ended it; otherwise it was cut short.
-        scores: with `Rethinking`, of the text of each round, in its units; kept: which of these texts this is, from 0.
+        drafts: with `Rethinking`, the text of each round, from that without; scores: theirs, by what is kept; kept:
+            which of them this is.
     """
 
     prompt: str
     text: str
     tokens: int
     ended: bool
+    drafts: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
     kept: int = 0
 
@@ -258,12 +260,12 @@ def _check_thoughts(model: LatentThoughtModel, thoughts: Tensor) -> Tensor:
 
 def _generated(codec: Codec, row: Row, written: Written) -> Generated:
     ended = codec.end_of_text in written.tokens
-    new = written.tokens[: len(written.tokens) - ended]
     return Generated(
         prompt=row.text,
-        text=continuation(codec, row.prompt, new),
-        tokens=len(new),
+        text=added(codec, row, written),
+        tokens=len(written.tokens) - ended,
         ended=ended,
-        scores=tuple(written.scores),
+        drafts=tuple(added(codec, row, draft) for draft in written.drafts),
+        scores=written.scores,
         kept=written.kept,
     )

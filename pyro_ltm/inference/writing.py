@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -84,11 +84,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Written:
-    """New tokens of a row, with the end-of-text token if they got so far, and the thoughts [N, D] they come from."""
+    """New tokens of a row, with the end-of-text token if they got so far, and the thoughts [N, D] they come from.
+
+    Attributes:
+        drafts: with rethinking, the text of each round; scores: theirs; kept: which of them this is.
+    """
 
     tokens: list[int]
     thoughts: Tensor
-    scores: list[float] = field(default_factory=list)
+    drafts: tuple[Written, ...] = ()
+    scores: tuple[float, ...] = ()
     kept: int = 0
 
 
@@ -195,14 +200,18 @@ class Writer:
 
     def text(self, row: Row, written: Written) -> str:
         """Prompt and continuation, as people read them."""
-        new = [token for token in written.tokens if token != self.codec.end_of_text]
-        return row.text + continuation(self.codec, row.prompt, new)
+        return row.text + added(self.codec, row, written)
+
+
+def added(codec: Codec, row: Row, written: Written) -> str:
+    """The continuation, as people read it."""
+    return continuation(codec, row.prompt, [token for token in written.tokens if token != codec.end_of_text])
 
 
 def _best(texts: Sequence[Written], scores: Sequence[float]) -> Written:
-    """The text of the highest score, the first of equals, with the scores of all."""
+    """The text of the highest score, the first of equals, with all texts and their scores."""
     kept = max(range(len(scores)), key=lambda turn: scores[turn])
-    return dataclasses.replace(texts[kept], scores=list(scores), kept=kept)
+    return dataclasses.replace(texts[kept], drafts=tuple(texts), scores=tuple(scores), kept=kept)
 
 
 def _reward(reward: LogReward, thoughts: Tensor, text: str) -> float:

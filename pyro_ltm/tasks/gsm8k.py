@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_ltm.errors import UserError
+from pyro_ltm.inference import Rethinking
 from pyro_ltm.model import DecodingOptions
 from pyro_ltm.noise import fold
 from pyro_ltm.reading import LARGEST_JSON, parse_json, read_bytes
@@ -42,6 +43,7 @@ class ArithmeticOptions:
         k: samples of which one must be right. samples: for each problem, at least k; 0: k.
         shots: examples in each prompt.
         temperature, max_new_tokens, seed: of the writing. fast_steps: of each fit; None: as many as in training.
+        rethinking: how often thoughts are fitted to an answer, and it is written again; None: never.
 
     Raises:
         UserError: fewer samples than k.
@@ -53,6 +55,7 @@ class ArithmeticOptions:
     temperature: float = 0.7
     max_new_tokens: int = 256
     fast_steps: int | None = None
+    rethinking: Rethinking | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,6 +85,7 @@ class Arithmetic:
         problems, samples, shots: what was asked for; shots_kept: mean number of examples that fitted the prompt.
         too_long: problems that did not fit even without an example; they count as wrong.
         temperature, max_new_tokens, fast_steps, seed: of `ArithmeticOptions`. extraction: how answers were read.
+        rethink, refit_every: rounds of rethinking, and tokens between fits while an answer is written.
     """
 
     pass_at: dict[str, float]
@@ -96,6 +100,8 @@ class Arithmetic:
     fast_steps: int
     seed: int
     extraction: str = EXTRACTION
+    rethink: int = 0
+    refit_every: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -191,6 +197,7 @@ def _write(run: Run, prompt: str, options: ArithmeticOptions, number: int) -> li
         max_new_tokens=options.max_new_tokens,
         sampler=DecodingOptions(temperature=options.temperature),
         fast_steps=options.fast_steps,
+        rethinking=options.rethinking,
         seed=fold(options.seed, number),
     )
     return [one.text for one in written]
@@ -222,6 +229,7 @@ def evaluate_arithmetic(
     size, fitting = len(attempts), [one.shots for one in attempts if one.shots >= 0]
     mean = {n: sum(values) / size for n, values in shares.items()}
     squares = {n: sum((value - mean[n]) ** 2 for value in values) for n, values in shares.items()}
+    again = how.rethinking or Rethinking()
     asked = ("samples", "shots", "temperature", "max_new_tokens", "seed")
     return Arithmetic(
         pass_at={str(n): mean[n] for n in shares},
@@ -230,5 +238,7 @@ def evaluate_arithmetic(
         shots_kept=sum(fitting) / len(fitting) if fitting else 0.0,
         too_long=size - len(fitting),
         fast_steps=run.loop.with_steps(how.fast_steps).steps,
+        rethink=again.rounds,
+        refit_every=again.refit_every,
         **{name: getattr(how, name) for name in asked},
     )

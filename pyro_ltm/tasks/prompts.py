@@ -126,9 +126,9 @@ def rows_of(prompts: Sequence[Prompt], written: Sequence[Generated], seed: int) 
 
 
 def scores_of(one: Generated) -> dict[str, Any]:
-    """What rethinking kept and its scores, for JSON, which has no infinity; nothing where there was none."""
+    """The drafts of rethinking, for JSON, which has no infinity; nothing where there was none."""
     scores = [score if math.isfinite(score) else None for score in one.scores]
-    return {"kept": one.kept, "scores": scores} if scores else {}
+    return {"kept": one.kept, "scores": scores, "drafts": list(one.drafts)} if scores else {}
 
 
 def _column(path: Path, reading: Reading) -> str:

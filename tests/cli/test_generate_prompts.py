@@ -72,7 +72,9 @@ def test_rethinking(ask, invoke, trained, lines, tmp_path, monkeypatch):
         assert max(row["scores"]) == -len(row["prompt"] + row["continuation"]) == row["scores"][row["kept"]]
     first = ask(*options, "--prompt", "kalo")
     (text,) = ask(*keep, "rewards_of_mine:never", "--prompt", "kalo")["texts"]
+    drafts = text.pop("drafts")
     assert text == first["texts"][0] | {"kept": 0, "scores": [None] * 3}, "JSON has no infinity"
+    assert (len(drafts), drafts[0]) == (3, text["text"])
     (text,) = ask(*keep, "bound", "--prompt", "kalo")["texts"]
     assert len(text["scores"]) == 3
     dear = ask(*options, "--prompt", "kalo", "--refit-every", 1)["cost"]["operations_per_token"]

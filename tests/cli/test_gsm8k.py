@@ -28,6 +28,8 @@ def test_gsm8k(ask, invoke, trained, problems, tmp_path):
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     right = [sum(row["right"]) for row in rows]
     assert found["pass_at"]["2"] == pytest.approx(sum(map(bool, right)) / 3)
+    again = ask("gsm8k", trained, *options, "--limit", 1, "--rethink", 1, "--keep", "bound", "--refit-every", 2)
+    assert (again["rethink"], again["refit_every"], found["rethink"]) == (1, 2, 0)
     shown = invoke("gsm8k", trained, *options).stdout
     for words in ("pass@2", "2 fast steps, at most 4 new tokens, temperature 0.7, seed 0"):
         assert words in shown

@@ -191,6 +191,9 @@ def test_a_function_of_the_users_own_decides(writes):
     for one, plain in zip(found, first, strict=True):
         assert (one.prompt + one.text).count("a") == max(one.scores) == one.scores[one.kept]
         assert one.kept == one.scores.index(max(one.scores)), "the first of equals"
+        assert one.text == one.drafts[one.kept]
+        assert [(one.prompt + draft).count("a") for draft in one.drafts] == list(one.scores)
+        assert one.drafts[0] == plain.text
         assert one.scores[0] == (plain.prompt + plain.text).count("a"), "the first text is that of R = 0"
     assert any(one.kept for one in found)
     assert found == writes(**options, rethinking=Rethinking(rounds=4, keep=letters_a))
