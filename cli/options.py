@@ -230,8 +230,9 @@ run_argument = click.argument("run_folder", metavar="RUN", type=FOLDER)
 preset_option = click.option(
     "--preset",
     metavar="NAME",
-    show_default="nano-long for long texts, nano-worlds for worlds, else nano",
-    help="nano, nano-long, nano-worlds, mini, small, medium or large.",
+    show_default="nano-long for long texts, nano-worlds for worlds, else nano; of train --rate nano-thoughts for nano",
+    help="For likelihood: nano, nano-long, nano-worlds, mini, small, medium or large. For what thoughts are worth as "
+    "features: nano-thoughts.",
 )
 config_option = click.option(
     "--config", "config_file", type=FOLDER, metavar="FILE.toml", help="Settings that replace the preset's."

@@ -73,6 +73,16 @@ PRESETS: dict[str, Config] = {
         fast=FastConfig(steps=4),
         slow=SlowConfig(steps=300, batch_size=16, lr=1e-2, warmup=20, eval_every=100, eval_sequences=128),
     ),
+    # For what thoughts are worth as features (docs/rate.md): so many nats a text, and a decoder that can read them.
+    "nano-thoughts": Config(
+        model=NANO,
+        data=DataConfig(vocab_size=1024, sequence_length=128, packing="document"),
+        objective=Component(name="mean-rate", options={"nats": 40.0}),
+        optimizer=Component(name="natural"),
+        slow_optimizer=Component(name="muon"),
+        fast=FastConfig(steps=8),
+        slow=SlowConfig(steps=300, batch_size=16, lr=0.06, lr_final=0.0, warmup=20, eval_every=100, eval_sequences=128),
+    ),
     "nano-long": NANO_LONG,
     "nano-worlds": dataclasses.replace(  # the same for documents of 15 sentences
         NANO_LONG,

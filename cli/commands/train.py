@@ -40,6 +40,16 @@ class Plan:
     config_file: Path | None
     settings: tuple[str, ...]
     steps: int | None
+    rate: float | None
+
+    @property
+    def all_settings(self) -> tuple[str, ...]:
+        """Those of --set, and before them what --rate stands for. Raises UsageError where they contradict."""
+        if self.rate is None:
+            return self.settings
+        if any(setting.startswith("objective.") for setting in self.settings):
+            raise click.UsageError("--rate says what the objective is (mean-rate): leave --set objective.* out")
+        return ("objective.name=mean-rate", f"objective.nats={self.rate}", *self.settings)
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,7 @@ class Start:
         "pyro-ltm train --data python-docs --out runs/first",
         "pyro-ltm train --data data/mine --out runs/mine --preset small --set slow.lr=0.001 --steps 2000",
         "pyro-ltm train --data data/mine --out runs/twin --preset small --set model.thoughts=0",
+        "pyro-ltm train --data reviews.jsonl --out runs/reviews --rate 40",
         "pyro-ltm train --resume --out runs/mine",
         "pyro-ltm train --resume --out runs/mine --steps 4000 --rewarm 100",
         "pyro-ltm train --data data/mine --out runs/stable --set slow.schedule=wsd --set slow.decay=0 --steps 9000",
@@ -92,6 +103,12 @@ class Start:
     config_option,
     settings_option,
     click.option("--steps", metavar="N", type=int, help="Slow steps; the same as --set slow.steps=N."),
+    click.option(
+        "--rate",
+        metavar="NATS",
+        type=click.FloatRange(0, min_open=True),
+        help="Nats that thoughts carry of a text, on average: the least distortion at this rate (objective mean-rate).",
+    ),
 )
 @gathered(
     "start",
@@ -127,8 +144,8 @@ def command(
     closed terminal (SIGHUP), SIGTERM and SIGUSR1 save after the step under way.
     """
     start.check(plan)
-    base = base_config(plan.preset, data, start.configured(out), start.init_from)
-    config = configure(base, plan.config_file, plan.settings, common, plan.steps)
+    base = base_config(plan.preset, data, start.configured(out), start.init_from, thoughts=plan.rate is not None)
+    config = configure(base, plan.config_file, plan.all_settings, common, plan.steps)
 
     from ..runs import check_device
 
@@ -202,14 +219,24 @@ def _begins(out: Path, step: int, steps: int) -> str:
 
 
 def base_config(
-    name: str | None, data: Sequence[str], out: Path | None = None, init_from: Path | None = None
+    name: str | None,
+    data: Sequence[str],
+    out: Path | None = None,
+    init_from: Path | None = None,
+    *,
+    thoughts: bool = False,
 ) -> Config:
-    """The preset called `name`, else the configuration that a run begins with where none is given."""
+    """The preset called `name`, else the configuration that a run begins with where none is given.
+
+    Args:
+        thoughts: the run is for what its thoughts carry.
+    """
     from pyro_ltm.presets import preset
     from pyro_ltm.training.launch import starting_config
 
     if name is None and init_from is None and not (out and (out / "config.toml").is_file()):
         name = default_preset(data)
+        name = "nano-thoughts" if thoughts and name == "nano" else name
     return preset(name) if name else starting_config(data, out, init_from)
 
 
@@ -239,6 +266,23 @@ def default_preset(data: Sequence[str]) -> str:
     return name
 
 
+MISSED = 0.05
+"""Share by which the rate on held-out text may miss what was asked for, before it is said how to come closer."""
+
+
+def _say_rate(run: Run, rate: float | None) -> None:
+    """The rate on validation text beside the one that was asked for, where one was."""
+    from ..output import nats, note, say
+
+    objective = run.loop.objective
+    asked = getattr(objective, "nats", None) if run.config.objective.name == "mean-rate" else None
+    if asked is None or rate is None:
+        return
+    say(f"  {nats(rate, 1):>9}  nats of thoughts a sequence, where {asked:g} were asked for")
+    if abs(rate / asked - 1) > MISSED:
+        note(f"The rate missed {asked:g} nats by more than {MISSED:.0%}: take more --steps, or --set fast.steps=N.")
+
+
 def _report(run: Run, as_json: bool) -> None:
     """The figures, where the run was written, and what to try next."""
     from pyro_ltm.runs.description import file_sizes
@@ -259,6 +303,7 @@ def _report(run: Run, as_json: bool) -> None:
         say(f"  {nats(summary['untrained_nats_per_token']):>9}  untrained model")
         kind = "an upper bound" if run.config.model.thoughts else "exact, it has no thoughts"
         say(f"  {nats(level):>9}  this model, {kind}")
+        _say_rate(run, summary["validation"].get("kl_nats_per_sequence"))
         slow, best = run.config.slow, summary["best_validation"]
         if slow.average:
             level = summary["validation"]["average_nats_per_token"]

@@ -37,7 +37,10 @@ def build(config: Config, *, device: torch.device | str = "cpu") -> tuple[Latent
         guide = build_guide(component, config.model, seed=config.seed).to(device)
         model.prior.join(guide)
     objective = Component(name="analytic-elbo") if is_twin else config.objective
-    loop = build_loop(config, guide, OBJECTIVES.build(objective, layers=config.model.layers), model.device)
+    bound = OBJECTIVES.build(objective, layers=config.model.layers)
+    if bound.learned is not None:
+        bound.learned.to(device)
+    loop = build_loop(config, guide, bound, model.device)
     if not is_twin:
         check_prior(model.prior, guide, loop.objective, loop.noise)
     model.decoder.recompute = config.slow.recompute

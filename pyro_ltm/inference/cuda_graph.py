@@ -81,10 +81,11 @@ def _module(module: nn.Module) -> Hashable:
 
 
 def _plain(part: Any) -> Hashable:
-    """A class and its settings; None where one of them is not plain."""
+    """A class, its settings and what it learns, as a module is known; None where one of them is not plain."""
     part = part.elbo if isinstance(part, PyroObjective) else part
-    settings = vars(part)
-    return (type(part), *settings.items()) if all(map(_is_plain, settings.values())) else None
+    settings = {name: value for name, value in vars(part).items() if not isinstance(value, nn.Module)}
+    modules = [_module(value) for value in vars(part).values() if isinstance(value, nn.Module)]
+    return (type(part), *settings.items(), *modules) if all(map(_is_plain, settings.values())) else None
 
 
 def _is_plain(value: Any) -> bool:

@@ -8,6 +8,7 @@ from pyro_ltm.objectives.free_bits import FreeBits
 from pyro_ltm.objectives.importance import IWAE, DReG
 from pyro_ltm.objectives.jackknife import Jackknife
 from pyro_ltm.objectives.map import MAP
+from pyro_ltm.objectives.mean_rate import MeanRate
 from pyro_ltm.objectives.mmd import MMD
 from pyro_ltm.objectives.pyro import PyroObjective, as_objective
 from pyro_ltm.objectives.renyi import Renyi, VRMax
@@ -31,6 +32,7 @@ OBJECTIVES: Registry[Objective] = Registry(
         "cyclical": Cyclical,
         "free-bits": FreeBits,
         "target-rate": TargetRate,
+        "mean-rate": MeanRate,
         "tail-adaptive": TailAdaptive,
         "mmd": MMD,
         "chi": Chi,
@@ -51,6 +53,7 @@ __all__ = [
     "FreeBits",
     "Jackknife",
     "KLAnnealing",
+    "MeanRate",
     "MonteCarloELBO",
     "Objective",
     "PyroObjective",

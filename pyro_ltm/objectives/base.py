@@ -115,6 +115,7 @@ class Objective(ELBO):
         couples_batch: what a sequence gets depends on who shares its batch.
         is_per_sequence: it gives each sequence a value, and not the whole batch one.
         fewest_particles: draws below which it means nothing.
+        learned: a number or more that training moves (`after_step`) and a run keeps; None: nothing.
     """
 
     card: ClassVar[Card]
@@ -130,6 +131,7 @@ class Objective(ELBO):
     couples_batch: bool = False
     is_per_sequence: ClassVar[bool] = True
     fewest_particles: ClassVar[int] = 1
+    learned: nn.Module | None = None
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -191,6 +193,12 @@ class Objective(ELBO):
     def within(self, share: float) -> Objective:
         """This objective as it stands when the `share` (0 to 1) of the fast steps is done; most do not change."""
         return self
+
+    def after_step(self, rate: Tensor) -> None:
+        """Called after each slow step with thoughts: with the mean rate of its sequences, nats, a scalar.
+
+        It is NaN where the step was not taken, for something in it was not finite.
+        """
 
     def refusal(self, guide: Any) -> str:
         """Why this objective does not fit `guide` (or all of a class of guides); empty where it does."""

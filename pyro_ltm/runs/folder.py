@@ -48,9 +48,10 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def trainable(model: nn.Module, guide: nn.Module) -> nn.ModuleDict:
-    """All that a run learns as one module, whose tensors are named `model.` and `guide.`."""
-    return nn.ModuleDict({"model": model, "guide": guide})
+def trainable(model: nn.Module, guide: nn.Module, objective: Any = None) -> nn.ModuleDict:
+    """All that a run learns as one module, whose tensors are named `model.`, `guide.` and, if any, `objective.`."""
+    learned = getattr(objective, "learned", None)
+    return nn.ModuleDict({"model": model, "guide": guide} | ({} if learned is None else {"objective": learned}))
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

@@ -117,10 +117,10 @@ class Run:
         tensors, meta = read_tensors(path, WeightsMeta)
         with torch.device("meta"):  # a configuration of another shape is refused before it takes memory
             model, loop = build(replace(config, compile=False), device="meta")
-            check_weights(trainable(model, loop.guide), tensors, path)
+            check_weights(trainable(model, loop.guide, loop.objective), tensors, path)
         # Compiling pays over many steps of one shape, which are training's.
         model, loop = build(replace(config, compile=False), device=device)
-        load_weights(trainable(model, loop.guide), tensors, path)
+        load_weights(trainable(model, loop.guide, loop.objective), tensors, path)
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
             raise UserError(f"{path}: its weights are not finite; train again with a lower slow.lr")
         model.eval()
@@ -167,7 +167,7 @@ class Run:
     @property
     def trainable(self) -> nn.ModuleDict:
         """All that the run learns (see `folder.trainable`)."""
-        return trainable(self.model, self.loop.guide)
+        return trainable(self.model, self.loop.guide, self.loop.objective)
 
     @property
     def fingerprint(self) -> str:
@@ -190,7 +190,7 @@ class Run:
             del settings["slow_optimizer"]
         if self.config.prior == GAUSSIAN:
             del settings["prior"]
-        digests = [fingerprint(module) for module in (self.model, self.loop.guide)]
+        digests = [fingerprint(module) for module in self.trainable.values()]
         text = "\n".join([json.dumps(settings, sort_keys=True), *digests])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -77,8 +77,10 @@ def train_step(
     bound = (distortion + rate) / tokens
     finite = torch.isfinite(grad_norm) & torch.isfinite(bound)
     step_where(finite, slow_optimizer)
-    sequences = sum(batch.size for batch in batches)
-    return StepReport(bound, distortion / tokens, rate / sequences, tokens, grad_norm, finite)
+    mean_rate = rate / sum(batch.size for batch in batches)
+    if not decoder_only:
+        loop.objective.after_step(torch.where(finite, mean_rate, torch.nan))
+    return StepReport(bound, distortion / tokens, mean_rate, tokens, grad_norm, finite)
 
 
 def step_where(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:

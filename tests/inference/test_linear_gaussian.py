@@ -18,7 +18,7 @@ UNFINISHED = 2e-3
 # Their optimum is not the posterior: they weigh or bound its parts otherwise. All others must reach it.
 # (`vr-max` is no bound: the largest of several weights exceeds the evidence for a q that is too wide;
 # `jackknife` gains by weights that lie apart, has no optimum at all, and leaves the fit to `dreg`.)
-ELSEWHERE = {"vr-max", "jackknife", "beta", "free-bits", "target-rate", "mmd", "map"}
+ELSEWHERE = {"vr-max", "jackknife", "beta", "free-bits", "target-rate", "mean-rate", "mmd", "map"}
 # Flat around the posterior: any q near it has the same bound, and the gradient drowns in noise there.
 FLAT = {"iwae", "dreg", "renyi"}
 ELBOS = {"elbo", "analytic-elbo", "stl", "annealed", "cyclical"} & set(OBJECTIVES)

@@ -79,6 +79,7 @@ ESTIMATORS = {
     "cyclical": (lambda t: t.log_likelihood - t.rate, None),
     "free-bits": (lambda t: t.log_likelihood - t.rate.clamp(min=2), None),
     "target-rate": (target_rate, None),
+    "mean-rate": (lambda t: t.log_likelihood - 0.1 * (t.rate - 4), None),
     "tail-adaptive": (ranked, elbo),
     "mmd": (mmd, None),
     "chi": (lambda t: ((2 * t.log_weight).softmax(0).detach() * t.pathwise).sum(0), elbo),

@@ -21,7 +21,7 @@ from pyro_ltm.objectives import MMD, OBJECTIVES, FreeBits, Objective
 PLAIN = [
     "elbo:3", "analytic-elbo:3", "iwae:3", "renyi:0.5:3", "renyi:2:3", "vr-max:3", "beta:0.5:3",
     "beta:4", "annealed", "cyclical", "free-bits:0.01:total", "free-bits:0.01:layer", "free-bits:0.01:thought",
-    "free-bits:100:total", "target-rate:4:3", "mmd:1:100", "mmd:0:10", "mmd:-1:10",
+    "free-bits:100:total", "target-rate:4:3", "mean-rate:4:3", "mmd:1:100", "mmd:0:10", "mmd:-1:10",
 ]  # fmt: skip
 
 
@@ -61,6 +61,7 @@ def test_cards_and_arguments(name):
         ("annealed:0.3:fit", {"warmup": 0.3, "over": "fit"}),
         ("free-bits:3:thought", {"nats": 3.0, "per": "thought"}),
         ("target-rate:8", {"nats": 8.0}),
+        ("mean-rate:8", {"nats": 8.0}),
         ("chi:3", {"order": 3.0}),
         ("mmd:0:50", {"alpha": 0.0, "weight": 50.0}),
     ],
@@ -97,6 +98,8 @@ def test_no_option_is_taken_that_means_nothing(option, kind, parameter):
         ("cyclical", {"cycles": 1 << 21}),
         ("free-bits", {"nats": -0.1}),
         ("target-rate", {"nats": 0.0}),
+        ("mean-rate", {"nats": 0.0}),
+        ("mean-rate", {"multiplier": 1e-3}),
         ("tail-adaptive", {"particles": 1}),
         ("jackknife", {"particles": 1}),
         ("mmd", {"alpha": 1.1}),
