@@ -41,6 +41,7 @@ COMMANDS = (
     "reconstruct",
     "info",
     "convert",
+    "graft",
 )
 """In the order of use; each is `command` in the module of its name, with `_` for `-`."""
 

@@ -99,6 +99,13 @@ def check_scorers(run: Run, clone: Path) -> None:
     assert found["generative"]["texts"] == 2
 
 
+def check_graft(run: Run, clone: Path) -> None:
+    save = "from helpers.bases import save_base; from pathlib import Path; save_base(Path('gpt2'))"
+    run("python", "-c", save, PYTHONPATH="tests")
+    run("pyro-ltm", "graft", "gpt2", "--out", "run", "--train", "lora", "--rank", "2")
+    assert run("pyro-ltm", "generate", "run", "--max-new-tokens", "3")
+
+
 def check_mauve(run: Run, clone: Path) -> None:
     program = """
 import mauve, numpy
@@ -149,6 +156,7 @@ CHECKS = {
     "render": check_render,
     "harness": check_harness,
     "scorers": check_scorers,
+    "graft": check_graft,
     "mauve": check_mauve,
     "soap": check_soap,
     "arviz": check_arviz,
@@ -162,7 +170,7 @@ def test_extra(extra: str, clone: Path, tmp_path: Path) -> None:
     if extra == "dev":
         assert set(EXTRAS) - {"dev"} == set(CHECKS) - {""}  # `make test` itself runs in it
         return
-    if extra in ("scorers", "arviz") and sys.version_info < (3, 11):
+    if extra in ("scorers", "arviz", "graft") and sys.version_info < (3, 11):
         pytest.skip("needs Python 3.11")
     programs = tmp_path / "environment" / ("Scripts" if os.name == "nt" else "bin")
     venv.create(programs.parent, with_pip=True)

@@ -80,7 +80,13 @@ def _annealing(ais: int | None, ais_chains: int | None, ais_leapfrogs: int | Non
     number("--ais-chains", "Its chains.", show_default="4"),
     number("--ais-leapfrogs", "Steps of each move.", show_default="4"),
 )
-@click.option("--twin", "twin_folder", metavar="RUN", type=FOLDER, help="A run to score on the same data, beside it.")
+@click.option(
+    "--twin",
+    "twin_folder",
+    metavar="RUN",
+    type=FOLDER,
+    help="A run to score on the same data, beside it; default: of a graft, its base model, else none.",
+)
 @number("--sequences", "Score only so many, from the first; default: all.")
 @batch_size
 @common(seed_help="Seed of the noise.", weights=True)
@@ -102,13 +108,15 @@ def command(
     of --weights average or best.
     """
     _check(protocol, scoring)
+    from pyro_ltm.runs.twin import base_of
+
     from ..output import FIXED_NOISE, emit, note
     from ..progress import reporter
     from ..runs import check_twin, open_data, open_run
 
     original = open_run(run_folder, common)
     run = original.with_fast_loop(settings)
-    twin = open_run(twin_folder, common) if twin_folder else None
+    twin = open_run(twin_folder, common) if twin_folder else base_of(original)
     if twin is not None:
         check_twin(run, twin)
     if run.config.fast.noise == "fixed":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -83,6 +84,32 @@ class ModelConfig:
     def twin(self) -> ModelConfig:
         """The same decoder without thoughts: the autoregressive twin."""
         return dataclasses.replace(self, thoughts=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraftConfig:
+    """A language model that exists as the decoder (`pyro-ltm graft`): which, and how much of it learns."""
+
+    base: str = option("", "folder of the Hugging Face model that is the decoder; empty: the decoder is our own")
+    digest: str = option("", "digest of its configuration and weights")
+    layers: str = option("", "its layers that read thoughts, counted from 0, such as 0,2,4")
+    train: str = option(
+        "frozen",
+        "of the base learns: frozen, nothing; lora, low-rank additions to its matrices; all, every weight",
+        choices=("frozen", "lora", "all"),
+    )
+    rank: int = option(8, "lora: rank of the additions", low=1, high=1 << 12)
+    alpha: int = option(16, "lora: they count alpha / rank times", low=1, high=1 << 16)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "graft")
+        if not re.fullmatch(r"(\d+(,\d+)*)?", self.layers):
+            raise UserError(f"graft.layers = {self.layers!r}: numbers of layers from 0, with commas, such as 0,2,4")
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The layers of the base that read thoughts, in order."""
+        return tuple(sorted({int(number) for number in self.layers.split(",") if number}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +250,8 @@ class Config:
     # Runs of earlier versions do not name these.
     slow_optimizer: Component = field(default_factory=lambda: ADAMW, metadata={"added": True})
     prior: Component = field(default_factory=lambda: GAUSSIAN, metadata={"added": True})
+    # `optional`: a file names the section where it says something.
+    graft: GraftConfig = field(default_factory=GraftConfig, metadata={"added": True, "optional": True})
     seed: int = option(0, "seed of everything random", low=0)
     dtype: str = option(
         "float32",
@@ -235,6 +264,15 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self, "")
+        if not self.graft.base:
+            return
+        if self.compile:
+            raise UserError("compile = true: the decoder of a graft runs by its own code, which is not compiled")
+        if self.model.dropout:
+            raise UserError(f"model.dropout = {self.model.dropout}: a graft drops nothing: set 0")
+        if self.slow.decoder_warmup and self.graft.train == "frozen":
+            share = self.slow.decoder_warmup
+            raise UserError(f"slow.decoder_warmup = {share}: a frozen base learns nothing without thoughts: set 0")
 
     @property
     def decoder_warmup_steps(self) -> int:

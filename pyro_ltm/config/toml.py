@@ -151,6 +151,8 @@ def _filled(table: Any, config: Any) -> Any:
     # TOML wants the plain keys before the first table.
     for entry in sorted(dataclasses.fields(config), key=lambda entry: _is_section(getattr(config, entry.name))):
         value = getattr(config, entry.name)
+        if entry.metadata.get("optional") and value == type(value)():
+            continue
         if _is_section(value):
             table[entry.name] = _filled(tomlkit.table(), value)
         else:

@@ -13,7 +13,9 @@ from pyro_ltm.inference.families import FAMILIES
 from pyro_ltm.inference.fast_loop import FastLoop
 from pyro_ltm.inference.fit import Plateau
 from pyro_ltm.model import LatentThoughtModel
+from pyro_ltm.model.grafting import open_graft
 from pyro_ltm.model.precision import DTYPES, resolve_dtype
+from pyro_ltm.model.protocol import TokenDecoder
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import OBJECTIVES, Objective
 from pyro_ltm.optimizers import OPTIMIZERS
@@ -30,9 +32,11 @@ def build(config: Config, *, device: torch.device | str = "cpu") -> tuple[Latent
     config = resolve_dtype(config, device)
     # Without thoughts there is nothing to fit, and one guide is as good as another.
     is_twin = not config.model.thoughts
+    dtype = DTYPES[config.dtype]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold(config.seed, "weights"))
-        model = LatentThoughtModel(config.model, DTYPES[config.dtype], prior=build_prior(config)).to(device)
+        decoder, prior = _grafted(config, dtype, device), build_prior(config)
+        model = LatentThoughtModel(config.model, dtype, prior=prior, decoder=decoder).to(device)
         component = Component(name="mean-field") if is_twin else config.guide
         guide = build_guide(component, config.model, seed=config.seed).to(device)
         model.prior.join(guide)
@@ -54,11 +58,18 @@ def build(config: Config, *, device: torch.device | str = "cpu") -> tuple[Latent
     return model, FastLoop(guide, loop.objective, steps=0) if is_twin else loop
 
 
+def _grafted(config: Config, dtype: torch.dtype, device: torch.device | str) -> TokenDecoder | None:
+    """The decoder of a graft; None where the decoder is our own."""
+    if not config.graft.base:
+        return None
+    return open_graft(config.graft, config.model, dtype, torch.device(device))
+
+
 def build_loop(
     config: Config, guide: Guide, objective: Objective, device: torch.device, recorder: Recorder | None = None
 ) -> FastLoop:
     """The fast loop of `config` with this guide and this objective; with `recorder`, or a new one, if it records."""
-    fast, records = config.fast, config.fast.record and device.type == "cuda"
+    fast, records = config.fast, config.fast.record and device.type == "cuda" and not config.graft.base
     return FastLoop(
         guide,
         objective,

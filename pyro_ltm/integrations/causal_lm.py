@@ -12,7 +12,6 @@ Nothing is fetched and no code of the folder is run: local files alone, weights 
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,12 +28,11 @@ from pyro_ltm.data.tokenizer.round_trip import RoundTrip
 from pyro_ltm.data.tokenizer.safety import open_tokenizer
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.inference.codec import encoded_after
-from pyro_ltm.reading import read_json
+from pyro_ltm.model.pretrained import context_length, load_causal_lm, read_config, read_object
 from pyro_ltm.scores.estimate import Figure, perplexity, plain
 from pyro_ltm.tasks.written_texts import AfterPrompts
 
-CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 WINDOW = 2048
 """Tokens that a model reads at once, where its context does not end earlier."""
 
@@ -101,7 +99,7 @@ class CausalLM:
         folder = Path(folder)
         config = _config(folder)
         tokenizer = _tokenizer(folder / TOKENIZER)
-        model = _model(folder, dtype or "float32").to(device).eval()
+        model = load_causal_lm(folder, dtype or "float32", extra="scorers").to(device).eval()
         _check_causal(folder, model)
         return cls(folder, model, tokenizer, _start(folder, config, tokenizer), _window(model))
 
@@ -248,26 +246,10 @@ def _pieces(tokens: list[int], reader: CausalLM) -> Iterator[tuple[list[int], in
 
 def _config(folder: Path) -> dict[str, Any]:
     """The folder's config.json, and a look at what else there is. Raises UserError."""
-    config = _json(folder / CONFIG)
-    if config.get("quantization_config"):
-        raise UserError(f"{folder / CONFIG}: quantized weights are not read: give the model that they were made of")
-    if "/" in str(config.get("attn_implementation") or config.get("_attn_implementation")):
-        raise UserError(f"{folder / CONFIG}: asks for attention from a hub, which is code from elsewhere")
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder}: holds an adapter (adapter_config.json): merge it into its model first")
-    if not any((folder / name).is_file() for name in WEIGHTS):
-        raise UserError(f"{folder}: has no {WEIGHTS[0]}; weights are read from safetensors alone")
+    config = read_config(folder)
     if not (folder / TOKENIZER).is_file():
         raise UserError(f"{folder}: has no {TOKENIZER}; save the tokenizer there as well (save_pretrained)")
     return config
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """An object of a JSON file. Raises UserError."""
-    try:
-        return read_json(path, dict[str, Any])
-    except FileNotFoundError:
-        raise UserError(f"{path}: cannot be read: no such file") from None
 
 
 def _tokenizer(path: Path) -> Tokenizer:
@@ -289,7 +271,7 @@ def _start(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> int | 
     GPT-2's own files name it only in config.json. Raises UserError when the tokenizer does not know the token.
     """
     path = folder / TOKENIZER_CONFIG
-    named = _json(path) if path.is_file() else {}
+    named = read_object(path) if path.is_file() else {}
     if "bos_token" not in named:
         added = tokenizer.get_added_tokens_decoder()
         known: Any = config.get("bos_token_id")
@@ -304,40 +286,9 @@ def _start(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> int | 
     return int(found)
 
 
-def _model(folder: Path, dtype: str) -> Any:
-    """The model in `folder`, on the CPU. Raises UserError when it cannot be had, whole, from its local files."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError(
-            f"{folder}: a Hugging Face model, and transformers is not installed ({error.name} is missing): "
-            "pip install -e '.[scorers]' in the clone, with Python 3.11 or newer"
-        ) from None
-    with _quiet(transformers.utils.logging):
-        try:
-            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except Exception as error:  # whatever the files of a folder come up with
-            raise UserError(f"{folder}: not a causal language model that can be loaded: {one_line(error)}") from None
-    model, loading = loaded
-    if missing := sorted(loading["missing_keys"]):
-        raise UserError(
-            f"{folder}: its weights are not those of {type(model).__name__}: {len(missing)} are missing, {missing[0]}"
-        )
-    return model
-
-
 def _window(model: Any) -> int:
     """Tokens that it reads at once: its context, where its configuration names one, and at most `WINDOW`."""
-    config = model.config.get_text_config()
-    lengths = [getattr(config, name, None) or 0 for name in ("max_position_embeddings", "max_seq_len")]
-    return min([WINDOW, *(length for length in lengths if length > 1)])
+    return min(context_length(model) or WINDOW, WINDOW)
 
 
 @torch.no_grad()
@@ -347,20 +298,6 @@ def _check_causal(folder: Path, model: Any) -> None:
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     if float((logits[0] - logits[1]).abs().max()) > 1e-3 * float(logits.abs().max()):
         raise UserError(f"{folder}: {type(model).__name__} is not causal: it reads later tokens")
-
-
-@contextlib.contextmanager
-def _quiet(log: Any) -> Iterator[None]:
-    """Keeps transformers from the terminal but for errors; afterwards all is as before."""
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
 
 
 __all__ = ["CausalLM", "TextFigure"]

@@ -12,6 +12,8 @@ from pyro_ltm.runs.notes import DATA, origin_note
 from pyro_ltm.runs.run import Run
 
 PARTS = {
+    "body": "base",  # of a graft
+    "head": "base",
     "tok_embeddings": "embedding",
     "value_embeddings": "embedding",
     "output": "head",
@@ -23,12 +25,14 @@ PARTS = {
 
 def describe(run: Run) -> dict[str, Any]:
     """A run's settings, its size, how far it was trained, its last validation, its data, its origin, its files."""
-    origin = origin_note(run.folder)
+    origin, config = origin_note(run.folder), dataclasses.asdict(run.config)
+    if not run.config.graft.base:
+        del config["graft"]
     return {
         "run": str(run.folder),
         "step": run.step,
         "steps": run.config.slow.steps,
-        "config": dataclasses.asdict(run.config),
+        "config": config,
         "parameters": count_parameters(run),
         **summarize(run.folder),
         "data": _data(run),
@@ -44,6 +48,8 @@ def count_parameters(run: Run) -> dict[str, int]:
         part = next((part for word, part in PARTS.items() if f".{word}." in f".{name}"), "norms")
         counts[part] += parameter.numel()
     counts["guide"] = sum(parameter.numel() for parameter in run.loop.guide.parameters())
+    if not run.config.graft.base:
+        del counts["base"]
     if run.config.model.tied:
         del counts["head"]  # it is the embedding's transpose
     return {**counts, "total": sum(counts.values())}

@@ -19,19 +19,18 @@ from pyro_ltm.config import (
     ModelConfig,
     SlowConfig,
     apply_settings,
-    dump_toml,
-    load_toml,
     suggest,
 )
 from pyro_ltm.data import TokenDataset, Tokenizer
 from pyro_ltm.errors import UserError
-from pyro_ltm.files import clear_errors, write_text
+from pyro_ltm.files import clear_errors
 from pyro_ltm.inference import FastLoop, Generated, Posterior, Reconstruction, generate, infer_thoughts, reconstruct
 from pyro_ltm.inference.build import build, build_loop
 from pyro_ltm.locks import locked
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.model.precision import resolve_dtype
 from pyro_ltm.noise import fold
+from pyro_ltm.runs.base import load_config, save_config
 from pyro_ltm.runs.data import open_data
 from pyro_ltm.runs.folder import (
     CONFIG,
@@ -104,7 +103,7 @@ class Run:
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
             raise UserError(f"{folder}: not a run folder (it has no {CONFIG}); give a folder that 'train --out' wrote")
-        config = load_toml(folder / CONFIG, whole=True)
+        config = load_config(folder)
         path = _weights_of(folder, config, weights)
         if dtype:
             config = resolve_dtype(replace(config, dtype=dtype), device)
@@ -143,7 +142,7 @@ class Run:
         with locked(folder):
             with clear_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / CONFIG, dump_toml(config))
+            save_config(folder, config)
             tokenizer.save(folder / TOKENIZER)
             run = cls(folder, config, model, loop, tokenizer, step)
             run.save_weights(step)
@@ -190,6 +189,9 @@ class Run:
             del settings["slow_optimizer"]
         if self.config.prior == GAUSSIAN:
             del settings["prior"]
+        del settings["graft"]["base"]  # where it lies
+        if not self.config.graft.base:
+            del settings["graft"]
         digests = [fingerprint(module) for module in self.trainable.values()]
         text = "\n".join([json.dumps(settings, sort_keys=True), *digests])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from pyro_ltm.errors import UserError
+from pyro_ltm.inference.build import build
 from pyro_ltm.runs.notes import origin_note
 from pyro_ltm.runs.run import Run
 
@@ -16,6 +18,19 @@ SCHEDULE = (
 
 BEGUN = ("init_std", "zero_init", "zero_cross_attention", "dropout")
 """Settings of `model` by which a decoder begins and learns; once it is trained, it is the same decoder with others."""
+
+
+def base_of(run: Run) -> Run | None:
+    """The twin of a graft: its base model by itself, as it was. None for a run with a decoder of our own.
+
+    Raises UserError when the base is gone, or is another one.
+    """
+    if not run.config.graft.base:
+        return None
+    graft, slow = replace(run.config.graft, train="frozen"), replace(run.config.slow, decoder_warmup=0.0)
+    config = replace(run.config, model=run.config.model.twin, graft=graft, slow=slow)
+    model, loop = build(config, device=run.device)
+    return Run(Path(graft.base), config, model.eval(), loop, run.tokenizer, 0)
 
 
 def check_twin(run: Run, twin: Run) -> list[str]:
@@ -30,7 +45,8 @@ def check_twin(run: Run, twin: Run) -> list[str]:
             "train both on the same prepared folder"
         )
     begun = {name: getattr(run.config.model, name) for name in BEGUN}
-    if replace(twin.config.model, **begun) != run.config.model.twin:
+    same_base = twin.config.graft.digest == run.config.graft.digest
+    if replace(twin.config.model, **begun) != run.config.model.twin or not same_base:
         raise UserError(
             f"--twin {twin.folder}: not the twin of {run.folder}, which is the same decoder with model.thoughts = 0; "
             "evaluate another model by itself"
@@ -43,9 +59,13 @@ def training_differences(run: Run, twin: Run) -> list[str]:
 
     A twin reads the same tokens in the same order, and learns from them with the same slow optimizer.
     """
+    if run.config.graft.base and twin.folder == Path(run.config.graft.base):
+        return ["it is the base model as it was, and has learned nothing from these texts"] if run.step else []
     theirs, ours = twin.data_fingerprint, run.data_fingerprint
     lines = ["it was trained on other data"] if None not in (theirs, ours) and theirs != ours else []
-    if (its_origin := origin_note(twin.folder)) != (own_origin := origin_note(run.folder)):
+    if not run.config.graft.base and (its_origin := origin_note(twin.folder)) != (
+        own_origin := origin_note(run.folder)
+    ):
         its, this = (f"the weights of {one.run}" if one else "random weights" for one in (its_origin, own_origin))
         lines.append(f"it began with {its}, this run with {this}")
     read, own = (one.step * one.config.slow.sequences for one in (twin, run))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from pyro_ltm.config import Config, dump_toml, load_toml
+from pyro_ltm.config import Config
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import new_folder
+from pyro_ltm.runs.base import load_config, save_config, share_base
 from pyro_ltm.runs.data import open_data
 from pyro_ltm.runs.folder import CONFIG, METRICS, TOKENIZER, TRAINER, WEIGHTS, read_tensors
 from pyro_ltm.runs.metrics import MetricsLog
@@ -40,7 +41,7 @@ def branch(trunk: Path, out: Path, *, steps: int, rewarm: int = 0, decay: int = 
     Raises:
         UserError: the data of `trunk` are gone, or the plan does not fit (see `replanned`).
     """
-    saved, data = load_toml(trunk / CONFIG, whole=True), open_data(trunk, "train")
+    saved, data = load_config(trunk), open_data(trunk, "train")
     with new_folder(out) as folder:
         for name in (TOKENIZER, TRAINER, *filter(lambda name: (trunk / name).is_file(), WEIGHTS.values())):
             shutil.copyfile(trunk / name, folder / name)
@@ -48,7 +49,7 @@ def branch(trunk: Path, out: Path, *, steps: int, rewarm: int = 0, decay: int = 
         plan = saved
         if decay or rewarm or steps != saved.slow.steps:
             plan = replanned(saved, trunk, at=at, steps=steps, rewarm=rewarm, decay=decay)
-        (folder / CONFIG).write_text(dump_toml(plan), encoding="utf-8")
+        save_config(folder, share_base(plan, folder))
         note_data(folder, data)
         if (origin := origin_note(trunk)) is not None:
             write_note(folder / ORIGIN, msgspec.structs.replace(origin, run=relative(trunk / origin.run, folder)))

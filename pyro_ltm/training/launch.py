@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_ltm.config import Config, load_toml
+from pyro_ltm.config import Config
 from pyro_ltm.data import Preparation, Reading, TokenDataset, Tokenizer, prepare
 from pyro_ltm.data.folder import is_token_folder
 from pyro_ltm.data.presets import preset_for
@@ -20,6 +20,7 @@ from pyro_ltm.inference.build import build, check_config
 from pyro_ltm.locks import locks_out
 from pyro_ltm.model.precision import resolve_dtype
 from pyro_ltm.presets import preset
+from pyro_ltm.runs.base import load_config, share_base
 from pyro_ltm.runs.data import open_data, own_data
 from pyro_ltm.runs.folder import (
     CONFIG,
@@ -113,6 +114,8 @@ def train(
     trained = going_on and (out / TRAINER).exists()
     origin = Origin.find(out, init_from, going_on=going_on, trained=trained)
     config = config or starting_config(data, out if going_on else None, origin.run.folder if origin else None)
+    if config.graft.base and origin is None and not going_on:
+        raise UserError("graft.base: a graft begins with 'pyro-ltm graft', and learns with --init-from that run")
     check_config(config)
     with made_folder(out):
         text = {"tokenizer": tokenizer, "reading": reading, "progress": watch.on_prepare}
@@ -120,6 +123,7 @@ def train(
         config, steps = _plan(config, out, training, origin, device, going_on=going_on)
         if rewarm and steps == config.slow.steps:
             raise UserError("--rewarm is of a run that is extended: give --resume and more --steps than it has")
+        config = share_base(config, out)
         model, loop = build(config, device=device)
         if origin is not None:
             origin.give(trainable(model, loop.guide), config)
@@ -148,7 +152,7 @@ def starting_config(
 ) -> Config:
     """The configuration of a run for which none is given: that of the run `out`, of `init_from`, or the preset's."""
     if out is not None and (out / CONFIG).is_file():
-        return load_toml(out / CONFIG, whole=True)
+        return load_config(out)
     return Origin(Run.load(init_from)).config if init_from is not None else preset(preset_for(data))
 
 
@@ -196,7 +200,7 @@ def _plan(
         UserError: data or origin do not fit it, or the run in `out` was configured otherwise, but for its steps.
     """
     config = as_the_data_are(origin.fitting(config, training) if origin else config, training)
-    saved = load_toml(out / CONFIG, whole=True) if going_on else None
+    saved = load_config(out) if going_on else None
     if saved is not None and config.dtype == "auto":
         config = dataclasses.replace(config, dtype=saved.dtype)
     config, steps = resolve_dtype(config, device), config.slow.steps

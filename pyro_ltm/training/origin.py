@@ -16,7 +16,7 @@ from pyro_ltm.runs.notes import ORIGIN, OriginNote, origin_note, relative, write
 from pyro_ltm.runs.run import Run
 from pyro_ltm.training.schedule import flat
 
-ANYHOW = ("model.max_length", "model.dropout")
+ANYHOW = ("model.max_length", "model.dropout", "graft.train", "graft.rank", "graft.alpha")
 """Of a model's settings, those by which its weights mean the same."""
 
 PRIOR = ("model.prior.", "model.decoder.transport.")
@@ -78,7 +78,7 @@ class Origin:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
         ours, theirs = flat(config), flat(self.run.config)
         for key in ours:
-            if key.startswith("model.") and key not in ANYHOW and ours[key] != theirs[key]:
+            if key.startswith(("model.", "graft.")) and key not in ANYHOW and ours[key] != theirs[key]:
                 raise UserError(
                     f"{self.run.folder}: its weights are of {key} = {theirs[key]}, and not {ours[key]}: "
                     f"--set {key}={theirs[key]}, or leave the preset out to take its settings"

@@ -115,6 +115,7 @@ def flat(config: Config) -> dict[str, Any]:
             found.update({f"{key}.{name}": entry for name, entry in {**value, **options}.items()})
         else:
             found[key] = value
+    del found["graft.base"]  # where the base lies; which it is, its digest says
     return found
 
 

@@ -13,7 +13,7 @@ import pyro
 import torch
 from torch import nn
 
-from pyro_ltm.config import ADAMW, Component, SlowConfig, dump_toml
+from pyro_ltm.config import ADAMW, Component, SlowConfig
 from pyro_ltm.data import DataOrder, TokenDataset, unigram_nats
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import write_text
@@ -21,7 +21,8 @@ from pyro_ltm.inference import FastLoop
 from pyro_ltm.noise import DrawFrom, Noise, fold
 from pyro_ltm.optimizers.slow import SLOW_OPTIMIZERS
 from pyro_ltm.optimizers.slow.base import set_learning_rate
-from pyro_ltm.runs.folder import CONFIG, METRICS, trainable
+from pyro_ltm.runs.base import save_config
+from pyro_ltm.runs.folder import METRICS, trainable
 from pyro_ltm.runs.metrics import MetricsLog
 from pyro_ltm.runs.run import Run, check_fits
 from pyro_ltm.scores import Bound
@@ -181,7 +182,7 @@ class Trainer:
         folder, at, before = self.run.folder, self.counters.step, self.run.config
         config = replanned(before, folder, at=at, steps=steps, rewarm=rewarm, decay=decay)
         if config != before:
-            write_text(folder / CONFIG, dump_toml(config))
+            save_config(folder, config)
             self.run, self.slow = replace(self.run, config=config), config.slow
             self.metrics.write("plan", plan_row(at, before, config))
 
@@ -328,5 +329,8 @@ class Trainer:
 def slow_optimizer(
     model: nn.Module, guide: nn.Module, slow: SlowConfig, component: Component = ADAMW
 ) -> torch.optim.Optimizer:
-    """The optimizer of decoder and guide that `component` names."""
-    return SLOW_OPTIMIZERS.build(component).build(trainable(model, guide), slow)
+    """The optimizer of decoder and guide that `component` names. Raises UserError when nothing of them learns."""
+    modules = trainable(model, guide)
+    if not any(parameter.requires_grad for parameter in modules.parameters()):
+        raise UserError("nothing learns: the base is frozen, and there are no thoughts; set graft.train to all or lora")
+    return SLOW_OPTIMIZERS.build(component).build(modules, slow)

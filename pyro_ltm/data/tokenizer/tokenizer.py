@@ -21,6 +21,7 @@ from pyro_ltm.data.tokenizer.pipeline import Pipeline
 from pyro_ltm.data.tokenizer.safety import clear_failure, open_tokenizer
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.files import write_text
+from pyro_ltm.reading import read_json
 
 END_OF_TEXT = "<|endoftext|>"
 """The special token of the tokenizers trained here."""
@@ -80,15 +81,19 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """The tokenizer in a `tokenizer.json`, or in the folder that holds one.
+        """The tokenizer in a `tokenizer.json`, or in the folder of a model that holds one.
+
+        Where a folder's file has no end-of-text token, the `eos_token` of its tokenizer_config.json is it.
 
         Raises:
             UserError: the file is missing, no tokenizer, or one that could take endless time or memory.
         """
-        path = Path(path)
-        path = path / "tokenizer.json" if path.is_dir() else path
+        path, folder = Path(path), Path(path) if Path(path).is_dir() else None
+        path = path / "tokenizer.json" if folder else path
         try:
-            return cls(open_tokenizer(path))
+            loaded = cls(open_tokenizer(path))
+            name = _named_end(folder) if folder and not loaded._knows_its_end else None
+            return loaded if name is None else loaded.ending(name)
         except UserError:
             raise
         except FileNotFoundError:
@@ -162,6 +167,11 @@ class Tokenizer:
         """V: one more than the highest id, added tokens included."""
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
+    @property
+    def _knows_its_end(self) -> bool:
+        names = (*self.pipeline.puts_after_text, *_END_NAMES)
+        return any(self._backend.token_to_id(name) is not None for name in names)
+
     @functools.cached_property
     def end_of_text(self) -> int:
         """The id that begins and ends documents: the one that it puts after a text, if no more than that, else by name.
@@ -225,6 +235,16 @@ class Tokenizer:
     @functools.cached_property
     def _first(self) -> int:
         return (self.encode("a") or [0])[-1]
+
+
+def _named_end(folder: Path) -> str | None:
+    """The token at the end of texts that a model's tokenizer_config.json names; None where it names none."""
+    try:
+        named: Any = read_json(folder / "tokenizer_config.json", dict[str, Any]).get("eos_token")
+    except FileNotFoundError:
+        return None
+    named = named.get("content") if isinstance(named, dict) else named
+    return named if isinstance(named, str) else None
 
 
 def _rounded(content: Any) -> Any:

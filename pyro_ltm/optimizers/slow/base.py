@@ -73,8 +73,8 @@ class ForMatrices(SlowOptimizer):
 
 
 def adamw(parameters: Iterable[nn.Parameter], slow: SlowConfig, lr_share: float = 1.0) -> torch.optim.AdamW:
-    """Torch's AdamW in two groups, matrices, which decay, and vectors, which do not."""
-    parameters = list(parameters)
+    """Torch's AdamW in two groups of what learns: matrices, which decay, and vectors, which do not."""
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": slow.weight_decay, LR_SHARE: lr_share},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0, LR_SHARE: lr_share},
@@ -94,6 +94,6 @@ def hidden_matrices(module: nn.Module) -> dict[nn.Parameter, int]:
         if isinstance(stack, nn.ModuleList):
             for part in stack.modules():
                 for name, parameter in part.named_parameters(recurse=False):
-                    if parameter.dim() == 2 and not isinstance(part, nn.Embedding):
+                    if parameter.dim() == 2 and parameter.requires_grad and not isinstance(part, nn.Embedding):
                         found[parameter] = 3 if name == "in_proj_weight" else 1
     return found
