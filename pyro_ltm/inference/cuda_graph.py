@@ -85,7 +85,8 @@ def _plain(part: Any) -> Hashable:
     part = part.elbo if isinstance(part, PyroObjective) else part
     settings = {name: value for name, value in vars(part).items() if not isinstance(value, nn.Module)}
     modules = [_module(value) for value in vars(part).values() if isinstance(value, nn.Module)]
-    return (type(part), *settings.items(), *modules) if all(map(_is_plain, settings.values())) else None
+    kind: Hashable = type(part)
+    return (kind, *settings.items(), *modules) if all(map(_is_plain, settings.values())) else None
 
 
 def _is_plain(value: Any) -> bool:
