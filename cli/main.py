@@ -23,6 +23,7 @@ COMMANDS = (
     "prepare",
     "train",
     "bench",
+    "fit-prior",
     "evaluate",
     "calibrate",
     "report",

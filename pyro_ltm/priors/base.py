@@ -73,6 +73,10 @@ class Prior(nn.Module, ABC):
         """
         return None
 
+    @torch.no_grad()
+    def begin_at(self, thoughts: Tensor) -> None:
+        """Called before it is fitted to posteriors, with a draw of each, [S, N, D], to begin there if it wants."""
+
     def join(self, guide: nn.Module) -> None:
         """Called once, before anything is learned, with the guide that the model's posteriors will have."""
 
@@ -98,6 +102,11 @@ STRONGEST = 3.0
 def bounded(log_scale: Tensor) -> Tensor:
     """A log scale, elementwise within `STRONGEST` of 0."""
     return STRONGEST * torch.tanh(log_scale / STRONGEST)
+
+
+def unbounded(log_scale: Tensor) -> Tensor:
+    """The number of which `bounded` makes `log_scale`, or the nearest that it can make."""
+    return STRONGEST * torch.atanh((log_scale / STRONGEST).clamp(-0.99, 0.99))
 
 
 class Made(dist.TorchDistribution, ABC):

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_ltm.priors.base import Prior, bounded
+from pyro_ltm.priors.base import Prior, bounded, unbounded
 from pyro_ltm.registry import Card
 
 
@@ -38,6 +38,13 @@ class Gaussian(Prior):
             self.log_scale = nn.Parameter(torch.zeros(thoughts, dim))
         else:
             self.register_buffer("loc", torch.zeros(thoughts, dim), persistent=False)
+
+    @torch.no_grad()
+    def begin_at(self, thoughts: Tensor) -> None:
+        """Where it learns, at their mean and standard deviation."""
+        if self.learned:
+            self.loc.copy_(thoughts.mean(0))
+            self.log_scale.copy_(unbounded(thoughts.std(0, correction=0).log()))
 
     def forward(self) -> dist.TorchDistribution:
         """The prior of one sequence: event shape [N, D]."""

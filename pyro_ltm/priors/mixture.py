@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.priors.base import Prior, bounded, check_range
+from pyro_ltm.priors.base import Prior, bounded, check_range, unbounded
 from pyro_ltm.registry import Card
 
 PER = ("total", "thought")
@@ -47,6 +47,15 @@ class Mixture(Prior):
         self.logits = nn.Parameter(torch.zeros(components if per == "total" else (thoughts, components)))
         self.loc = nn.Parameter(spread * torch.randn(shape))
         self.log_scale = nn.Parameter(torch.zeros(shape))
+
+    @torch.no_grad()
+    def begin_at(self, thoughts: Tensor) -> None:
+        """Means at some of them, drawn at random, and all as wide as they all are."""
+        count = self.loc.shape[0 if self.per == "total" else 1]
+        some = thoughts[torch.randint(len(thoughts), (count,), device=thoughts.device)]
+        width = unbounded(thoughts.std(0, correction=0).log())
+        self.loc.copy_(some if self.per == "total" else some.transpose(0, 1))
+        self.log_scale.copy_(width.expand_as(some) if self.per == "total" else width[:, None].expand_as(self.loc))
 
     def forward(self) -> dist.TorchDistribution:
         """The prior of one sequence: event shape [N, D]."""
