@@ -97,13 +97,7 @@ def show_continuations(found: Mapping[str, Continuations], prompts: int, exact: 
 
 def _cells(one: Continuations) -> list[str]:
     metrics, after, close, speed = one.metrics, one.after_prompt, one.mauve, one.speed
-    errors = (metrics.stderr if metrics else None) or {}
-    distinct = [
-        nats(metrics.distinct[str(n)], 3) + margin(errors.get("distinct", {}).get(str(n), math.nan), 3)
-        if metrics
-        else "-"
-        for n in range(1, 4)
-    ]
+    distinct = [nats(metrics.distinct[str(n)], 3) if metrics else "-" for n in range(1, 4)]
     return [
         f"{metrics.texts:,}" if metrics else "-",
         f"{close.score:.3f} ± {close.spread:.3f}" if close else "-",

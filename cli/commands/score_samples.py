@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,8 +209,8 @@ def _conditional(
     from ..progress import reporter
     from ..runs import open_run
 
-    runs = {str(path): open_run(path, common) for path in (folder, *asked.beside)}
-    first, seed = runs[str(folder)], common.seed or 0
+    runs = {name: open_run(path, common) for name, path in _names((folder, *asked.beside)).items()}
+    first, seed = next(iter(runs.values())), common.seed or 0
     sides = sides_of(runs, writing.rethinking)
     prompts = as_long(first, asked.read(first, reading), writing.max_new_tokens)
     for run in runs.values():  # before the first one writes
@@ -229,11 +229,18 @@ def _conditional(
     exact, features = (scorer.is_exact, scorer.feature_name) if scorer else (None, "")
     if common.as_json:
         figures = {name: one.to_dict() for name, one in found.items()}
+        about = {"runs": {name: run.about for name, run in runs.items()}}
         made = {"prompts": asked.prompts, "prompt_tokens": asked.prompt_tokens, "documents": len(prompts), "num": num}
         of = {"scorer_is_exact": exact, "features": features or None, "max_new_tokens": writing.max_new_tokens}
-        emit({"sides": figures, **made, **of, **scored_by, **_said(writing), "seed": seed})
+        emit({"sides": figures, **about, **made, **of, **scored_by, **_said(writing), "seed": seed})
     else:
         show_continuations(found, len(prompts), exact, features)
+
+
+def _names(folders: Sequence[Path]) -> dict[str, Path]:
+    """Folders by their last name; by all of it, where two end alike."""
+    last = [folder.name for folder in folders]
+    return dict(zip(last if len(set(last)) == len(last) else map(str, folders), folders, strict=True))
 
 
 def _count(count: Callable[[int, float], None], done: int) -> None:

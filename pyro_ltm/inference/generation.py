@@ -127,8 +127,12 @@ def generate(
         UserError: prompt too long, more new tokens than fit, thoughts of another shape, or an empty one among
             `prompts`; of a model without thoughts, also where there is to be rethinking.
     """
+    if isinstance(prompts, str):
+        raise UserError("prompts: a list of texts; a single one is `prompt`")
     if prompts is not None and (prompt or thoughts is not None):
         raise UserError("several prompts: give neither another prompt nor thoughts beside them")
+    if min(num, batch_size) < 1:
+        raise UserError(f"num = {num}, batch_size = {batch_size}: at least 1")
     rethinking = rethinking or Rethinking()
     rethinking.check(model, loop)
     writer = Writer(model, loop, codec, sampler, rethinking, seed)

@@ -155,8 +155,9 @@ def test_continuations_against_the_true_ones(ask, trained, twin, prompts, tmp_pa
     out = tmp_path / "written.jsonl"
     options = ["score-samples", "--run", trained, "--beside", twin, "--prompts", prompts, "--scorer", twin]
     found = ask(*options, "--max-new-tokens", 6, "--rethink", 1, "--texts-out", out)
-    names = [str(trained), f"{trained}, rethinking 1", str(twin), "truth"]
+    names = ["ltm", "ltm, rethinking 1", "twin", "truth"]
     assert list(found["sides"]) == names
+    assert found["runs"]["twin"] == {"run": str(twin), "step": 4}
     assert found["scorer_is_exact"]
     assert (found["documents"], found["num"], found["rethink"], found["keep"]) == (12, 1, 1, "bound")
     for name, side in found["sides"].items():
@@ -209,7 +210,7 @@ def test_documents_cut_after_some_tokens(ask, invoke, trained, twin, texts):
     assert "after its prompt, exact" in shown.stdout
     found = ask(*options, "--num", 2)
     assert found["prompt_tokens"] == 8
-    assert found["sides"][str(trained)]["metrics"]["texts"] == 24
+    assert found["sides"]["ltm"]["metrics"]["texts"] == 24
     assert found["sides"]["truth"]["after_prompt"] is None
 
 

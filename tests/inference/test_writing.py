@@ -221,6 +221,8 @@ def rethinks(**how):
         ({"prompts": ["a", ""]}, "prompt 2: the text is empty"),
         ({"prompts": ["a", "b" * 16]}, "prompt 2: the text has 16 tokens; this model reads at most 15"),
         ({"prompts": ["b" * 12, "a"]}, "prompt 1: 13 tokens of prompt and 6 new ones .* at most 4 new tokens"),
+        ({"prompts": "abc"}, "a list of texts"),
+        ({"prompts": ["a"], "num": 0}, "num = 0"),
         ({"prompts": ["a"], "prompt": "b"}, "give neither another prompt nor thoughts"),
         ({"prompts": ["a"], "thoughts": torch.zeros(1, 2, 16)}, "give neither another prompt nor thoughts"),
         (rethinks(keep=raises), r"raises\(z, text\) failed: KeyError: 'no such word'"),
