@@ -105,6 +105,7 @@ def tables(found: Rows) -> dict[str, str]:
     whole = [cell for cell in all_cells if cell.seeds("ltm", "twin")]
     made = {
         "claim": _gaps(whole),
+        "claim in short": _short(whole),
         "claim levels": _levels(whole),
         "claim costs": _costs(whole),
         "claim rows": _rows(found),
@@ -143,6 +144,20 @@ def _gaps(of: list[Cell]) -> str:
             len(cell.seeds("ltm", "twin")),
             *(_pm(cell.below("twin", kind)) for kind in KINDS),
             *(_pm(cell.below(cell.equal_compute, kind)) for kind in KINDS),
+        ]
+        for cell in of
+    ]
+    return table(columns, rows)
+
+
+def _short(of: list[Cell]) -> str:
+    """By the ELBO alone."""
+    columns = ["below the twin, nats a token", "window", "seeds", "equal tokens", "equal compute"]
+    rows = [
+        [
+            *cell.label,
+            len(cell.seeds("ltm", "twin")),
+            *(_pm(cell.below(of, "nats")) for of in ("twin", cell.equal_compute)),
         ]
         for cell in of
     ]
