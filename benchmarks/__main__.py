@@ -44,7 +44,7 @@ from pyro_ltm.config import suggest
 from pyro_ltm.data import TokenDataset, prepare
 from pyro_ltm.errors import UserError
 from pyro_ltm.presets import preset
-from pyro_ltm.runs.run import check_fits
+from pyro_ltm.runs.batches import check_fits
 
 READING = ("race", "levers")
 """Parts that train on text."""

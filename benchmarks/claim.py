@@ -38,7 +38,7 @@ from pyro_ltm.data import TokenDataset
 from pyro_ltm.files import write_text
 from pyro_ltm.profiling.operations import count_operations
 from pyro_ltm.runs import Run
-from pyro_ltm.runs.run import dataset_batches
+from pyro_ltm.runs.batches import dataset_batches
 from pyro_ltm.scores import Bound, evaluate_floor, evaluate_prefix
 
 LTM, EQUAL_TOKENS, LONGER, WIDER = "ltm", "twin", "twin, longer", "twin, wider"

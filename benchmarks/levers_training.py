@@ -17,7 +17,7 @@ from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import DrawFrom, fold
 from pyro_ltm.optimizers import Adam
 from pyro_ltm.presets import preset
-from pyro_ltm.runs.run import dataset_batches
+from pyro_ltm.runs.batches import dataset_batches
 from pyro_ltm.scores import Bound, difference, evaluate_bound
 from pyro_ltm.scores.estimate import plain
 from pyro_ltm.training import train_step

@@ -17,7 +17,7 @@ from pyro_ltm.optimizers import Natural
 from pyro_ltm.presets import preset
 from pyro_ltm.profiling.operations import count_operations
 from pyro_ltm.runs import Run
-from pyro_ltm.runs.run import dataset_batches
+from pyro_ltm.runs.batches import dataset_batches
 from pyro_ltm.scores import Bound, evaluate_bound
 from pyro_ltm.training import Trainer
 from pyro_ltm.training.trainer import Progress

@@ -26,7 +26,7 @@ from pyro_ltm.inference import build
 from pyro_ltm.optimizers import Adam
 from pyro_ltm.presets import preset
 from pyro_ltm.runs import Run
-from pyro_ltm.runs.run import dataset_batches
+from pyro_ltm.runs.batches import dataset_batches
 from pyro_ltm.scores import evaluate_bound, evaluate_floor
 from pyro_ltm.training import Trainer
 

@@ -25,7 +25,7 @@ FOLDER = click.Path(path_type=Path)
 class Common:
     """Options of every command. None: the configuration's or the run's own.
 
-    `weights` is an option of those that open a run.
+    `weights` is an option of those that open a run, `allow_code` of those and of those that read a configuration.
     """
 
     as_json: bool
@@ -33,6 +33,7 @@ class Common:
     device: str
     dtype: str | None
     weights: str = "last"
+    allow_code: bool = False
 
 
 class Text(click.ParamType):
@@ -82,6 +83,7 @@ def common(
     seed_help: str = "Seed of all that is random.",
     unused: tuple[str, ...] = (),
     weights: bool = False,
+    code: bool = False,
 ) -> Callable[[F], F]:
     """Adds --seed, --device, --dtype and --json, and hands them over as one argument `common`.
 
@@ -89,7 +91,8 @@ def common(
         seed: its default.
         unused: which of them change nothing in this command; they are taken all the same, so that a script can give
             the same options to every command, and the help says so.
-        weights: the command opens runs; it takes --weights.
+        weights: the command opens runs; it takes --weights, and --allow-code.
+        code: it reads a configuration, without --weights; it takes --allow-code.
     """
     precision = "Precision of the decoder's products; default: the run's own."
     help = {"seed": seed_help, "device": "cpu, cuda, cuda:1, mps.", "dtype": precision}
@@ -98,6 +101,7 @@ def common(
         "common",
         Common,
         *([weights_option] if weights else []),
+        *([allow_code_option] if weights or code else []),
         number("--seed", help["seed"], least=0, default=seed),
         click.option("--device", metavar="NAME", default="cpu", help=help["device"]),
         click.option("--dtype", type=click.Choice(["float32", "bfloat16", "auto"]), help=help["dtype"]),
@@ -225,6 +229,11 @@ weights_option = click.option(
     default="last",
     help="Of the runs: the last weights, their moving average (slow.average), those of the best validation "
     "(slow.keep_best).",
+)
+allow_code_option = click.option(
+    "--allow-code",
+    is_flag=True,
+    help="Run code from outside of the library that a run or --config names (module:Class). --set needs no leave.",
 )
 run_argument = click.argument("run_folder", metavar="RUN", type=FOLDER)
 preset_option = click.option(

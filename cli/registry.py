@@ -5,37 +5,49 @@ from __future__ import annotations
 import inspect
 import shlex
 import textwrap
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-SHAPE = ("thoughts", "dim", "layers", "vocab_size", "max_length", "seed")
-"""Arguments that come from the decoder and the run, not from whoever names a member."""
+if TYPE_CHECKING:
+    from pyro_ltm.registry import Registry
 
 
-def describe(members: Mapping[str, type[Any]]) -> list[dict[str, Any]]:
-    """Each member's name, its card and its options with their defaults."""
-    found = []
-    for name, kind in members.items():
-        card = kind.card
-        found.append(
-            {
-                "name": name,
-                "usage": ":".join([name, *(f"[{place.upper()}]" for place in kind.arguments)]),
-                "summary": card.summary,
-                "cost": card.cost,
-                "when": card.when,
-                "reference": card.reference,
-                "options": {
-                    entry.name: entry.default
-                    for entry in inspect.signature(kind).parameters.values()
-                    if entry.name not in SHAPE and entry.default is not entry.empty
-                },
-            }
-        )
+def describe(members: Registry[Any]) -> list[dict[str, Any]]:
+    """Each member's name, its card, its options with their defaults, and where it comes from.
+
+    One of an installed package that cannot be imported has a `problem` in place of these.
+    """
+    from pyro_ltm.errors import UserError
+
+    found = [{**_described(name, kind), "source": "pyro-ltm"} for name, kind in members.items()]
+    for one in members.installed():
+        try:
+            entry = _described(one.name, members[one.name])
+        except UserError as error:
+            entry = {"name": one.name, "problem": str(error)}
+        found.append({**entry, "source": one.source})
     return found
 
 
-def show(kind: str, members: Mapping[str, type[Any]], as_json: bool, *examples: str) -> None:
+def _described(name: str, kind: type[Any]) -> dict[str, Any]:
+    from pyro_ltm.registry import SHAPE, parameters_of
+
+    card, arguments = getattr(kind, "card", None), getattr(kind, "arguments", ())
+    return {
+        "name": name,
+        "usage": ":".join([name, *(f"[{place.upper()}]" for place in arguments)]),
+        "summary": card.summary if card else (inspect.getdoc(kind) or "").partition("\n")[0],
+        "cost": card.cost if card else "",
+        "when": card.when if card else "",
+        "reference": card.reference if card else "",
+        "options": {
+            entry.name: entry.default
+            for entry in parameters_of(kind).values()
+            if entry.name not in SHAPE and entry.default is not entry.empty
+        },
+    }
+
+
+def show(kind: str, members: Registry[Any], as_json: bool, *examples: str) -> None:
     """Prints what there is to know of members, as JSON under `kind` or for people, with commands that name some."""
     from .output import emit, say, show_next, stdout_console
 
@@ -45,7 +57,13 @@ def show(kind: str, members: Mapping[str, type[Any]], as_json: bool, *examples: 
         return
     width = min(stdout_console().width, 110)
     for entry in described:
-        say(f"{entry['usage']}  ({entry['reference']})")
+        package = "" if entry["source"] == "pyro-ltm" else f"  [{entry['source']}]"
+        if "problem" in entry:
+            say(f"{entry['name']}{package}")
+            say(textwrap.fill(entry["problem"], width, initial_indent="    Not usable: ", subsequent_indent=" " * 8))
+            continue
+        reference = f"  ({entry['reference']})" if entry["reference"] else ""
+        say(f"{entry['usage']}{reference}{package}")
         options = ", ".join(f"{key} = {_written(value)}" for key, value in entry["options"].items())
         lines = {"": entry["summary"], "Cost: ": entry["cost"], "Use it: ": entry["when"], "Options: ": options}
         for label, text in lines.items():

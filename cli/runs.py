@@ -50,7 +50,7 @@ def open_run(folder: Path, common: Common) -> Run:
     device = check_device(common.device)
     from pyro_ltm.runs import Run
 
-    return Run.load(folder, device=device, dtype=common.dtype, weights=common.weights)
+    return Run.load(folder, device=device, dtype=common.dtype, weights=common.weights, allow_code=common.allow_code)
 
 
 def open_scorer(folder: Path, common: Common) -> Run | Scorer:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @settings_option
 @click.option("--data", type=FOLDER, metavar="DIR", help="A folder that `prepare` wrote, to know what an epoch takes.")
 @number("--rounds", "Each time is the median of so many.", default=3)
-@common(seed=None, seed_help="Seed of weights and tokens; the same as --set seed=N.")
+@common(seed=None, seed_help="Seed of weights and tokens; the same as --set seed=N.", code=True)
 def command(
     *,
     preset: str | None,

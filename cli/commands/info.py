@@ -16,7 +16,7 @@ from ..options import Common, common, examples, run_argument
     epilog=examples("pyro-ltm info runs/first", "pyro-ltm info runs/first --json"),
 )
 @run_argument
-@common(unused=("seed", "device", "dtype"))
+@common(unused=("seed", "device", "dtype"), code=True)
 def command(*, run_folder: Path, common: Common) -> None:
     """Shows a run: its settings, its size, how far it was trained, its figures, its files."""
     from pyro_ltm.runs import Run
@@ -24,7 +24,7 @@ def command(*, run_folder: Path, common: Common) -> None:
 
     from ..output import emit
 
-    result = describe(Run.load(run_folder))
+    result = describe(Run.load(run_folder, allow_code=common.allow_code))
     if common.as_json:
         emit(result)
     else:

@@ -126,7 +126,7 @@ class Start:
 )
 @tokenizer_options()
 @reading_options
-@common(seed=None, seed_help="Seed of all that is random; the same as --set seed=N.")
+@common(seed=None, seed_help="Seed of all that is random; the same as --set seed=N.", code=True)
 def command(
     *,
     data: tuple[str, ...],
@@ -144,7 +144,8 @@ def command(
     closed terminal (SIGHUP), SIGTERM and SIGUSR1 save after the step under way.
     """
     start.check(plan)
-    base = base_config(plan.preset, data, start.configured(out), start.init_from, thoughts=plan.rate is not None)
+    how = {"thoughts": plan.rate is not None, "allow_code": common.allow_code}
+    base = base_config(plan.preset, data, start.configured(out), start.init_from, **how)
     config = configure(base, plan.config_file, plan.all_settings, common, plan.steps)
 
     from ..runs import check_device
@@ -162,7 +163,8 @@ def command(
     is_text = not all(map(is_token_folder, data))
     if start.resume and is_text and (out / "data.json").is_file():
         note(f"Going on with the data of {out}; text named with --data is not read again.")
-    with _interruptible(out, device), reporter() as report:
+    leave = ["--allow-code"] if any(one.own_class for one in config.components.values()) else []
+    with _interruptible(out, device, leave), reporter() as report:
         run = train(
             config,
             data=data,
@@ -175,6 +177,7 @@ def command(
             tokenizer=tokenizer_file.load(),
             reading=reading,
             device=device,
+            allow_code=common.allow_code,
             on_progress=report.training,
             on_prepare=report.preparing,
             on_interrupt=lambda: note("Stopping after this step, then saving; Ctrl-C once more to stop at once."),
@@ -185,18 +188,19 @@ def command(
     if is_text:
         for line in remarks(run.dataset("train").meta):
             note(line)
-    _report(run, common.as_json)
+    _report(run, leave, common.as_json)
 
 
 @contextlib.contextmanager
-def _interruptible(out: Path, device: str) -> Iterator[None]:
+def _interruptible(out: Path, device: str, leave: list[str]) -> Iterator[None]:
     """Says how to go on, where training was interrupted."""
     from pyro_ltm.reports.training_plots import plot_run
     from pyro_ltm.training import Stopped
 
     from ..failure import INTERRUPTED, Failure
 
-    again = ["pyro-ltm", "train", "--resume", "--out", str(out), *([] if device == "cpu" else ["--device", device])]
+    again = ["pyro-ltm", "train", "--resume", "--out", str(out), *leave]
+    again += [] if device == "cpu" else ["--device", device]
     try:
         yield
     except Stopped as stopped:
@@ -225,6 +229,7 @@ def base_config(
     init_from: Path | None = None,
     *,
     thoughts: bool = False,
+    allow_code: bool = False,
 ) -> Config:
     """The preset called `name`, else the configuration that a run begins with where none is given.
 
@@ -237,7 +242,7 @@ def base_config(
     if name is None and init_from is None and not (out and (out / "config.toml").is_file()):
         name = default_preset(data)
         name = "nano-thoughts" if thoughts and name == "nano" else name
-    return preset(name) if name else starting_config(data, out, init_from)
+    return preset(name) if name else starting_config(data, out, init_from, allow_code=allow_code)
 
 
 def configure(
@@ -246,7 +251,9 @@ def configure(
     """`base` changed by the file, then by settings, then by the options of single ones."""
     from pyro_ltm.config import apply_settings, load_toml, merge
 
-    config = apply_settings(load_toml(config_file, base) if config_file else base, settings)
+    if config_file is not None:
+        base = load_toml(config_file, base, allow_code=common.allow_code)
+    config = apply_settings(base, settings)
     if steps is not None:
         config = merge(config, {"slow": {"steps": steps}}, where="--steps")
     for name, value in (("seed", common.seed), ("dtype", common.dtype)):
@@ -283,7 +290,7 @@ def _say_rate(run: Run, rate: float | None) -> None:
         note(f"The rate missed {asked:g} nats by more than {MISSED:.0%}: take more --steps, or --set fast.steps=N.")
 
 
-def _report(run: Run, as_json: bool) -> None:
+def _report(run: Run, leave: list[str], as_json: bool) -> None:
     """The figures, where the run was written, and what to try next."""
     from pyro_ltm.runs.description import file_sizes
     from pyro_ltm.runs.metrics import summarize
@@ -312,6 +319,6 @@ def _report(run: Run, as_json: bool) -> None:
             say(f"  {nats(best['nats_per_token']):>9}  at its best validation, step {best['step']} (--weights best)")
     show_files(run.folder)
     show_next(
-        ["pyro-ltm", "evaluate", str(run.folder)],
-        ["pyro-ltm", "generate", str(run.folder), "--num", "3"],
+        ["pyro-ltm", "evaluate", str(run.folder), *leave],
+        ["pyro-ltm", "generate", str(run.folder), "--num", "3", *leave],
     )

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from pyro_ltm.config import Component, Config
+from pyro_ltm.config import Component, Config, ModelConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import FAMILIES
-from pyro_ltm.inference.build import build_guide, check_config
-from pyro_ltm.noise import fold
+from pyro_ltm.inference.build import build_guide, build_objective, check_config, new_guide
 from pyro_ltm.objectives import OBJECTIVES, Objective
-from pyro_ltm.registry import Registry, T
+from pyro_ltm.registry import Registry, T, parameters_of
 from pyro_ltm.runs.run import Run
+
+Parts = Sequence[Any] | Mapping[str, Any]
+"""Guides or objectives: names, classes or objects, or such by the names to show."""
 
 ALL = "all"
 OWN_WEIGHTS = "started from the run's own weights"
@@ -55,51 +57,59 @@ class NamedGuides:
         return [*self.guides, *self.missing]
 
 
-def guides_for(run: Run, names: Sequence[str]) -> NamedGuides:
-    """Guides for a run's decoder by the names given.
+def named_parts(parts: Parts) -> dict[str, Any]:
+    """Parts by the names to show: those given with them, else a name itself, or that of a class."""
+    if isinstance(parts, Mapping):
+        return dict(parts)
+    return {one if isinstance(one, str) else getattr(one, "__name__", type(one).__name__): one for one in parts}
+
+
+def guides_for(run: Run, parts: Parts) -> NamedGuides:
+    """Guides for a run's decoder, each given by a name, a class, or an object, of which it is a copy.
 
     A guide with shared parameters starts from the run's own where the run was trained with the same guide. One that
     with its default options does not fit the decoder is missing.
 
     Raises:
-        UserError: options out of their range.
+        UserError: options out of their range, or a part that is no guide.
     """
     found = NamedGuides()
     own = _resolved(FAMILIES, run.config.guide)
-    for name in names:
-        component = FAMILIES.parse(name)
+    for name, part in named_parts(parts).items():
+        component = FAMILIES.component(part)
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(fold(run.config.seed, "weights"))
-                guide = build_guide(component, run.config.model, seed=run.config.seed).to(run.device)
+            guide = new_guide(component, run.config, run.device)
         except UserError as error:
-            if component.options:
+            if component.options or not isinstance(part, str):
                 raise
             found.missing[name] = str(error)
             continue
-        if guide.learning != "none" and _resolved(FAMILIES, component) == own:
+        if guide.learning != "none" and isinstance(part, str) and _resolved(FAMILIES, component) == own:
             guide, found.notes[name] = copy.deepcopy(run.loop.guide), OWN_WEIGHTS
         found.guides[name] = guide
     return found
 
 
-def objectives_for(names: Iterable[str], *, layers: int) -> dict[str, Objective]:
-    """Objectives by the names given."""
-    return {name: OBJECTIVES.build(OBJECTIVES.parse(name), layers=layers) for name in names}
+def objectives_for(parts: Parts, *, layers: int) -> dict[str, Objective]:
+    """Objectives, each given by a name, a class, or an object, of which it is a copy."""
+    model = ModelConfig(layers=layers, thoughts=layers)
+    return {name: build_objective(OBJECTIVES.component(part), model) for name, part in named_parts(parts).items()}
 
 
-def pair_config(config: Config, guide: str, objective: str) -> Config:
+def pair_config(config: Config, guide: Any, objective: Any) -> Config:
     """`config` with this guide and this objective, which keeps the warm-up of the KL where it knows any."""
-    chosen = OBJECTIVES.parse(objective)
+    chosen = OBJECTIVES.component(objective)
     warmup = config.objective.options.get("warmup")
-    if warmup is not None and "warmup" in inspect.signature(OBJECTIVES[chosen.name]).parameters:
-        chosen = Component(name=chosen.name, options={"warmup": warmup, **chosen.options})
-    return dataclasses.replace(config, guide=FAMILIES.parse(guide), objective=chosen)
+    whole = chosen.given is not None and not isinstance(chosen.given, type)
+    if warmup is not None and not whole and "warmup" in parameters_of(OBJECTIVES.class_of(chosen)):
+        changed = dataclasses.replace(chosen, options={"warmup": warmup, **chosen.options})
+        chosen = changed.holding(chosen.given)
+    return dataclasses.replace(config, guide=FAMILIES.component(guide), objective=chosen)
 
 
 def unfit_config(config: Config) -> str:
     """Why the parts that a configuration names do not fit one another or the decoder; empty where they do."""
-    objective = OBJECTIVES.build(config.objective, layers=config.model.layers)
+    objective = build_objective(config.objective, config.model)
     try:
         with torch.device("meta"):
             guide = build_guide(config.guide, config.model, seed=config.seed)
@@ -115,9 +125,9 @@ def unfit_config(config: Config) -> str:
 
 def _resolved(registry: Registry[T], component: Component) -> tuple[str, dict[str, object]]:
     """Name and all options, those left at their defaults among them."""
-    if ":" in component.name:
+    if ":" in component.name and component.given is None:
         parsed = registry.parse(component.name)
         component = Component(name=parsed.name, options={**parsed.options, **component.options})
-    parameters = inspect.signature(registry[component.name]).parameters.values()
+    parameters = parameters_of(registry.class_of(component)).values()
     defaults = {entry.name: entry.default for entry in parameters if entry.default is not entry.empty}
     return component.name, {**defaults, **component.options}

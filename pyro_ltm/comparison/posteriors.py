@@ -19,7 +19,7 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import nn
 
 from pyro_ltm.comparison.loop import Plan, Report, attempt, find_refusals, run_plan
-from pyro_ltm.comparison.named import NamedGuides, guides_for, objectives_for
+from pyro_ltm.comparison.named import NamedGuides, Parts, guides_for, objectives_for
 from pyro_ltm.comparison.pair_score import score_pair
 from pyro_ltm.comparison.result import Comparison, Key, PairScore
 from pyro_ltm.comparison.train_guide import GuideTraining, is_trainable, train_guide
@@ -32,8 +32,9 @@ from pyro_ltm.locks import locks_out
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import Objective, PyroObjective, as_objective
 from pyro_ltm.optimizers import Adam, FastOptimizer
+from pyro_ltm.runs.batches import dataset_batches
 from pyro_ltm.runs.folder import fingerprint
-from pyro_ltm.runs.run import Run, dataset_batches
+from pyro_ltm.runs.run import Run
 from pyro_ltm.scores.convergence import array_stats
 from pyro_ltm.types import Batch
 
@@ -196,8 +197,8 @@ def compare_run(
     run: Run,
     data: TokenDataset | None = None,
     *,
-    guides: Sequence[str] | Mapping[str, Guide],
-    objectives: Sequence[str] | Mapping[str, ELBO],
+    guides: Parts,
+    objectives: Parts,
     fast_steps: Sequence[int] | None = None,
     sequences: int | None = 64,
     batch_size: int = 32,
@@ -209,7 +210,8 @@ def compare_run(
 
     Args:
         data: what to score; None: the run's own validation split.
-        guides, objectives: names, such as `low-rank:8`, or objects by the names to show.
+        guides, objectives: names, such as `low-rank:8` or `mymodule:MyGuide`, classes, or objects, which are copied; or
+            a mapping from the names to show to such.
         fast_steps: None: as many as the run was trained with.
         sequences: how many of the data's sequences, from the first; None: all.
         guide_steps: slow steps, on the run's training split, by which shared parameters of a guide learn before.
@@ -220,9 +222,7 @@ def compare_run(
     """
     if not run.config.model.thoughts:
         raise UserError(f"{run.folder}: this model has no thoughts (it is an autoregressive twin): nothing to fit")
-    named = NamedGuides(dict(guides)) if isinstance(guides, Mapping) else guides_for(run, guides)
-    if not isinstance(objectives, Mapping):
-        objectives = objectives_for(objectives, layers=run.config.model.layers)
+    named = guides_for(run, guides)
     data, loop = run.scored(data), run.loop
     learns = guide_steps and any(map(is_trainable, named.guides.values()))
     place = f"{data.folder.path} ({data.split})"
@@ -230,7 +230,7 @@ def compare_run(
         run.model,
         list(dataset_batches(data, batch_size, run.device, limit=sequences)),
         guides=named,
-        objectives=objectives,
+        objectives=objectives_for(objectives, layers=run.config.model.layers),
         optimizer=loop.optimizer,
         fast_steps=list(dict.fromkeys(fast_steps or [loop.steps])),
         guide_training=_guide_training(run, guide_steps) if learns else None,

@@ -160,6 +160,10 @@ class Refused:
     reason: str
 
 
+MOST_SHOWN = 8
+"""Pairs that a comparison shows of itself, the best ones."""
+
+
 @dataclass
 class Comparison:
     """Pairs of guide and objective, scored alike.
@@ -184,6 +188,15 @@ class Comparison:
     pairs: list[PairScore] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     twin: PairScore | None = None
+
+    def __repr__(self) -> str:
+        ranked = self.ranked()
+        rows = [f"Comparison of {self.kind}: {len(self.pairs)} pairs, {len(self.token_counts)} sequences, nats a token"]
+        for pair in ranked[:MOST_SHOWN]:
+            bound = pair.elbo and f"{pair.elbo.nats_per_token:.4f} ± {pair.elbo.stderr or math.nan:.4f}"
+            rows.append(f"  {bound or 'no bound'}  {pair.guide} × {pair.objective}, {pair.fast_steps} steps")
+        more = len(ranked) - MOST_SHOWN
+        return "\n".join([*rows, *([f"  and {more} more"] if more > 0 else [])])
 
     def find(self, key: Key) -> PairScore | None:
         """The pair of this guide, objective and number of fast steps, if it was scored."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from pyro_ltm.comparison.comparison_file import check_target
 from pyro_ltm.comparison.loop import Plan, Report, attempt, failed, find_refusals, run_plan
-from pyro_ltm.comparison.named import pair_config, unfit_config
+from pyro_ltm.comparison.named import Parts, named_parts, pair_config, unfit_config
 from pyro_ltm.comparison.pair_score import score_pair
 from pyro_ltm.comparison.result import Comparison, DecoderTraining, Key, PairScore, Validation, arrival
 from pyro_ltm.config import Component, Config
@@ -22,9 +22,10 @@ from pyro_ltm.data.sources import sources_of
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import made_folder
 from pyro_ltm.locks import locks_out
+from pyro_ltm.runs.batches import check_fits, dataset_batches
 from pyro_ltm.runs.folder import METRICS
 from pyro_ltm.runs.metrics import read_metrics
-from pyro_ltm.runs.run import Run, check_fits, dataset_batches
+from pyro_ltm.runs.run import Run
 from pyro_ltm.training.launch import train
 from pyro_ltm.training.schedule import PLAN, flat
 from pyro_ltm.types import Batch
@@ -44,8 +45,8 @@ def compare_training(
     *,
     data: str | Path | Sequence[str],
     out: Path | str,
-    guides: Sequence[str],
-    objectives: Sequence[str],
+    guides: Parts,
+    objectives: Parts,
     sequences: int | None = 64,
     particles: int = 64,
     batch_size: int = 32,
@@ -64,7 +65,7 @@ def compare_training(
 
     Args:
         config: what all pairs share. data: a prepared folder, or text to prepare in `out/data`.
-        guides, objectives: names.
+        guides, objectives: as in `compare_run`.
         sequences: validation sequences to score, from the first; None: all.
         twin: train and score the autoregressive twin as well.
         on_pair: called with a label before each training.
@@ -79,8 +80,12 @@ def compare_training(
     if not config.model.thoughts:
         raise UserError("model.thoughts = 0: guides and objectives need thoughts; the twin beside them is --twin")
     config = _with_validations(config)
-    configs = {pair: pair_config(config, *pair) for pair in itertools.product(guides, objectives)}
-    refusals = find_refusals(guides, objectives, lambda *pair: unfit_config(configs[pair]))
+    guides, objectives = named_parts(guides), named_parts(objectives)
+    configs = {
+        (guide, objective): pair_config(config, guides[guide], objectives[objective])
+        for guide, objective in itertools.product(guides, objectives)
+    }
+    refusals = find_refusals(guides, list(objectives), lambda *pair: unfit_config(configs[pair]))
     folder = _open_tokens(config, sources_of(data), out, reading, watching.pop("on_prepare", None))
     validation = _open_validation(config, folder)
     batches = list(dataset_batches(validation, batch_size, "cpu", limit=sequences))

@@ -17,7 +17,15 @@ from pyro_ltm.config.sections import (
     Scalar,
     SlowConfig,
 )
-from pyro_ltm.config.toml import RENAMED, apply_settings, dump_toml, load_toml, merge
+from pyro_ltm.config.toml import (
+    RENAMED,
+    apply_settings,
+    dump_toml,
+    load_toml,
+    merge,
+    read_config,
+    without_code,
+)
 
 __all__ = [
     "ADAMW",
@@ -37,5 +45,7 @@ __all__ = [
     "load_toml",
     "merge",
     "option",
+    "read_config",
     "suggest",
+    "without_code",
 ]

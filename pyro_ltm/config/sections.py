@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from pyro_ltm.config.option import check_ranges, option
 from pyro_ltm.errors import UserError
@@ -129,15 +130,39 @@ class DataConfig:
         check_ranges(self, "data")
 
 
+_OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:(?!True\b|False\b)[A-Z]\w*(\.[^\W\d]\w*)*")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Component:
     """A member of a registry by name, with the keyword arguments of its class.
 
-    In TOML a table: `[guide]`, `name = "mean-field"`, and any option of that class.
+    In TOML a table: `[guide]`, `name = "mean-field"`, and any option of that class. A name `module:Class` is that of a
+    class outside of the library. One in angle brackets, `<module.Class>`, only describes an object that came from
+    Python, which no name brings back.
+
+    Attributes:
+        given: the object or class itself, where it came from Python; no part of what is compared or written.
     """
 
     name: str
     options: Mapping[str, Scalar] = field(default_factory=dict)
+    given: ClassVar[Any] = None
+
+    def holding(self, given: object) -> Component:
+        """The same with the object or class that it describes."""
+        held = dataclasses.replace(self)
+        object.__setattr__(held, "given", given)
+        return held
+
+    @property
+    def own_class(self) -> str:
+        """`module:Class` where the name is that of a class outside of the library, else empty.
+
+        The class begins with a capital letter, by which it is told from a member's argument, as in `laplace:full`.
+        """
+        found = _OWN.match(self.name)
+        return found[0] if found and self.name[found.end() :][:1] in ("", ":") else ""
 
 
 ADAMW = Component(name="adamw")
@@ -273,6 +298,12 @@ class Config:
         if self.slow.decoder_warmup and self.graft.train == "frozen":
             share = self.slow.decoder_warmup
             raise UserError(f"slow.decoder_warmup = {share}: a frozen base learns nothing without thoughts: set 0")
+
+    @property
+    def components(self) -> dict[str, Component]:
+        """The components by axis."""
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        return {axis: value for axis, value in values.items() if isinstance(value, Component)}
 
     @property
     def decoder_warmup_steps(self) -> int:

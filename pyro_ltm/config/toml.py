@@ -19,15 +19,35 @@ RENAMED = {"slow.alone": "decoder_warmup"}
 """Keys of earlier releases, which are still read, and what they are called now."""
 
 
-def load_toml(path: Path | str, base: Config | None = None, *, whole: bool = False) -> Config:
+def load_toml(path: Path | str, base: Config | None = None, *, whole: bool = False, allow_code: bool = False) -> Config:
     """The configuration in a TOML file, merged into `base` (default: `Config()`).
 
     Args:
         whole: the file must name every key, as `dump_toml` does: one that was cut short is not taken for another run.
+        allow_code: it may name classes outside of the library, `module:Class`, whose code will be run.
 
     Raises:
-        UserError: the file is missing or no TOML, a key is unknown or missing, or a value is out of range.
+        UserError: the file is missing or no TOML, a key is unknown or missing, a value is out of range, or it names
+            code without leave.
     """
+    config = read_config(path, base, whole=whole)
+    return config if allow_code else without_code(config, path, base)
+
+
+def without_code(config: Config, path: Path | str, known: Config | None = None) -> Config:
+    """`config`. Raises UserError where the file at `path`, from which it is, names code that is not in `known`."""
+    before = known.components if known else {}
+    for axis, component in config.components.items():
+        if component.own_class and component.given is None and component != before.get(axis):
+            raise UserError(
+                f"{path}: {axis}.name = '{component.name}' is code outside of the library, which runs only with "
+                "--allow-code (in Python: allow_code=True): give that if you trust it"
+            )
+    return config
+
+
+def read_config(path: Path | str, base: Config | None = None, *, whole: bool = False) -> Config:
+    """`load_toml` where what the file names is not run, or is checked later (`without_code`)."""
     path = Path(path)
     try:
         document = read_toml(path)
@@ -147,6 +167,8 @@ def _filled(table: Any, config: Any) -> Any:
     """`table`, or a whole document, with the keys of `config`."""
     if isinstance(config, Component):
         table.update({"name": config.name, **config.options})
+        if config.name.startswith("<"):
+            table["name"].comment("an object of a Python session: Run.load needs it again")
         return table
     # TOML wants the plain keys before the first table.
     for entry in sorted(dataclasses.fields(config), key=lambda entry: _is_section(getattr(config, entry.name))):

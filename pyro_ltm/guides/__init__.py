@@ -30,6 +30,7 @@ GUIDES: Registry[Guide] = Registry(
         "amortized": Amortized,
         "semi-amortized": SemiAmortized,
     },
+    base=Guide,
 )
 
 __all__ = [

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.registry import Card, check_flags
+from pyro_ltm.registry import Card, Member, check_flags
 from pyro_ltm.types import Batch, State
 
 LogJoint = Callable[[Tensor], Tensor]
@@ -30,7 +30,7 @@ fast steps refine. "unrolled": it learns through the fast steps.
 """
 
 
-class Guide(nn.Module, ABC):
+class Guide(Member, nn.Module, ABC):
     """A posterior family q(z), fitted to each sequence by its own local parameters.
 
     A plain module that owns only what all sequences share (often nothing). Local parameters are a `State` that goes in

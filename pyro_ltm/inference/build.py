@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from pyro_ltm.config import GAUSSIAN, Component, Config, ModelConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference.compatibility import check_prior
+from pyro_ltm.inference.contract import (
+    check_density,
+    check_guide,
+    check_objective,
+    check_optimizer,
+    check_shape,
+    check_slow_optimizer,
+    is_foreign,
+)
 from pyro_ltm.inference.cuda_graph import Recorder
 from pyro_ltm.inference.families import FAMILIES
 from pyro_ltm.inference.fast_loop import FastLoop
@@ -17,8 +28,8 @@ from pyro_ltm.model.grafting import open_graft
 from pyro_ltm.model.precision import DTYPES, resolve_dtype
 from pyro_ltm.model.protocol import TokenDecoder
 from pyro_ltm.noise import fold
-from pyro_ltm.objectives import OBJECTIVES, Objective
-from pyro_ltm.optimizers import OPTIMIZERS
+from pyro_ltm.objectives import OBJECTIVES, Objective, PyroObjective
+from pyro_ltm.optimizers import OPTIMIZERS, FastOptimizer
 from pyro_ltm.optimizers.slow import SLOW_OPTIMIZERS
 from pyro_ltm.priors import PRIORS, Prior
 
@@ -41,12 +52,13 @@ def build(config: Config, *, device: torch.device | str = "cpu") -> tuple[Latent
         guide = build_guide(component, config.model, seed=config.seed).to(device)
         model.prior.join(guide)
     objective = Component(name="analytic-elbo") if is_twin else config.objective
-    bound = OBJECTIVES.build(objective, layers=config.model.layers)
-    if bound.learned is not None:
-        bound.learned.to(device)
+    bound = build_objective(objective, config.model, model.device)
     loop = build_loop(config, guide, bound, model.device)
     if not is_twin:
         check_prior(model.prior, guide, loop.objective, loop.noise)
+    if model.device.type != "meta":
+        check_guide(guide)
+        check_density(model.prior)
     model.decoder.recompute = config.slow.recompute
     if config.compile:
         if guide.needs_double_backward:
@@ -73,7 +85,7 @@ def build_loop(
     return FastLoop(
         guide,
         objective,
-        OPTIMIZERS.build(config.optimizer),
+        build_optimizer(config.optimizer),
         steps=fast.steps,
         noise=fast.noise,
         stopping=Plateau.of(fast.tolerance, fast.patience),
@@ -84,9 +96,20 @@ def build_loop(
 
 def check_config(config: Config) -> None:
     """Raises UserError for whatever `build` or training would refuse; costs no memory, whatever the model's size."""
-    SLOW_OPTIMIZERS.build(config.slow_optimizer)
+    check_slow_optimizer(SLOW_OPTIMIZERS.build(config.slow_optimizer), config.slow)
     with torch.device("meta"):
-        build(config, device="meta")
+        model, loop = build(config, device="meta")
+    if isinstance(loop.objective, PyroObjective):
+        raise UserError(
+            f"objective: Pyro's {loop.objective.name} gives one loss for a batch, by which posteriors are fitted, no "
+            "decoder is trained: use 'elbo', or give it to the fits of a run"
+        )
+    # Those from outside are tried where their tensors have values.
+    known = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or 1)
+    if is_foreign(loop.guide):
+        new_guide(config.guide, dataclasses.replace(config, model=known), torch.device("cpu"))
+    if is_foreign(model.prior):
+        check_density(build_prior(config))
 
 
 def build_prior(config: Config) -> Prior:
@@ -98,10 +121,44 @@ def build_prior(config: Config) -> Prior:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold(config.seed, "prior"))
         component = config.prior if model.thoughts else GAUSSIAN
-        return PRIORS.build(component, thoughts=model.thoughts, dim=model.dim, layers=model.layers)
+        prior = PRIORS.build(component, thoughts=model.thoughts, dim=model.dim, layers=model.layers)
+    check_shape("prior", prior, model)
+    return prior
 
 
 def build_guide(component: Component, model: ModelConfig, *, seed: int = 0) -> Guide:
-    """The posterior family that `component` names, for a decoder of this shape."""
+    """The posterior family that `component` names, for a decoder of this shape.
+
+    Raises:
+        UserError: an unknown name or option, or an object of another shape.
+    """
     shape = {"thoughts": model.thoughts, "dim": model.dim, "layers": model.layers}
-    return FAMILIES.build(component, **shape, vocab_size=model.vocab_size, max_length=model.max_length, seed=seed)
+    more = {"vocab_size": model.vocab_size, "max_length": model.max_length, "seed": seed}
+    guide = FAMILIES.build(component, **shape, **more)
+    check_shape("guide", guide, model)
+    return guide
+
+
+def build_objective(component: Component, model: ModelConfig, device: torch.device | str = "cpu") -> Objective:
+    """The objective that `component` names, for a decoder of this shape."""
+    objective = OBJECTIVES.build(component, layers=model.layers)
+    if objective.learned is not None:
+        objective.learned.to(device)
+    check_objective(objective)
+    return objective
+
+
+def build_optimizer(component: Component) -> FastOptimizer:
+    """The fast optimizer that `component` names."""
+    optimizer = OPTIMIZERS.build(component)
+    check_optimizer(optimizer)
+    return optimizer
+
+
+def new_guide(component: Component, config: Config, device: torch.device) -> Guide:
+    """The posterior family that `component` names, with its first weights, for the decoder of a run of `config`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fold(config.seed, "weights"))
+        guide = build_guide(component, config.model, seed=config.seed).to(device)
+    check_guide(guide)
+    return guide

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pyro_ltm.guides import Guide
 from pyro_ltm.noise import Noise
 from pyro_ltm.objectives import Objective, PyroObjective
+from pyro_ltm.registry import Member
 from pyro_ltm.types import Batch, State
 
 Fit = Callable[[Batch, State, Noise], tuple[State, Tensor]]
@@ -83,9 +84,9 @@ def _module(module: nn.Module) -> Hashable:
 def _plain(part: Any) -> Hashable:
     """A class, its settings and what it learns, as a module is known; None where one of them is not plain."""
     part = part.elbo if isinstance(part, PyroObjective) else part
-    settings = {name: value for name, value in vars(part).items() if not isinstance(value, nn.Module)}
-    modules = [_module(value) for value in vars(part).values() if isinstance(value, nn.Module)]
-    kind: Hashable = type(part)
+    settings = {name: value for name, value in vars(part).items() if name != Member.MADE_WITH}
+    modules = [_module(settings.pop(name)) for name, value in vars(part).items() if isinstance(value, nn.Module)]
+    kind: Any = type(part)
     return (kind, *settings.items(), *modules) if all(map(_is_plain, settings.values())) else None
 
 

@@ -4,4 +4,4 @@ from pyro_ltm.guides import GUIDES, Guide
 from pyro_ltm.inference.samplers import SAMPLERS
 from pyro_ltm.registry import Registry
 
-FAMILIES: Registry[Guide] = Registry("guide", {**GUIDES, **SAMPLERS})
+FAMILIES: Registry[Guide] = Registry("guide", {**GUIDES, **SAMPLERS}, base=Guide)

@@ -51,6 +51,16 @@ class Posterior:
     history: Tensor
     chains: Tensor | None = None
 
+    def __repr__(self) -> str:
+        steps, value = len(self.history), self.history.nanmean(-1)
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in self.state.items())
+        lines = [f"Posterior of {len(self.ids)} sequences: {type(self.guide).__name__}, {steps} fast steps"]
+        if steps:
+            first, last = float(value[0]), float(value[-1])
+            lines.append(f"  objective  {first:.2f} nats a sequence before the first step, {last:.2f} before the last")
+        lines.append(f"  thoughts   {[len(self.ids), self.guide.thoughts, self.guide.dim]}")
+        return "\n".join([*lines, f"  state      {shapes}"])
+
     @property
     def distribution(self) -> TorchDistribution:
         """q(z): batch shape [B], event shape [N, D]."""

@@ -93,7 +93,7 @@ class HarnessModel(LM):
     Figures do not depend on batch size and order, but for rounding: noise is keyed by task, document and seed.
 
     Args:
-        run: a run, or its folder.
+        run: a run, or its folder. allow_code: as in `Run.load`.
         counting: begins to count a kind of request, of so many, and gives what is called with the progress.
         options: see `HarnessOptions`.
 
@@ -107,11 +107,14 @@ class HarnessModel(LM):
         *,
         device: str | None = None,
         dtype: str | None = None,
+        allow_code: bool = False,
         counting: Callable[[str, int], Count] | None = None,
         **options: Any,
     ):
         super().__init__()
-        self.run = run if isinstance(run, Run) else Run.load(run, device=device or "cpu", dtype=dtype)
+        self.run = (
+            run if isinstance(run, Run) else Run.load(run, device=device or "cpu", dtype=dtype, allow_code=allow_code)
+        )
         self.max_length = self.run.config.model.max_length
         how = HarnessOptions(**options)
         self.stride = int(how.stride) or max(1, self.max_length // 8)

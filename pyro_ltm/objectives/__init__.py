@@ -1,5 +1,7 @@
 """Variational bounds: one file for each family, one line each in the registry."""
 
+from pyro.infer import ELBO
+
 from pyro_ltm.objectives.base import Objective, Terms
 from pyro_ltm.objectives.beta import BetaELBO, Cyclical, KLAnnealing
 from pyro_ltm.objectives.chi import Chi
@@ -38,6 +40,8 @@ OBJECTIVES: Registry[Objective] = Registry(
         "chi": Chi,
         "map": MAP,
     },
+    base=ELBO,
+    adapt=as_objective,
 )
 
 __all__ = [

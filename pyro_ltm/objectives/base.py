@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 
 from pyro_ltm.divergence import analytic_kl, kind
 from pyro_ltm.errors import UserError
-from pyro_ltm.registry import Card, check_flags
+from pyro_ltm.registry import Card, Member, check_flags
 from pyro_ltm.types import Batch, State, frozen
 
 
@@ -88,7 +88,7 @@ def raise_draws(loss: Tensor, counts: Tensor, log_weight: Tensor) -> Tensor:
     return loss.detach() - (gain - gain.detach())
 
 
-class Objective(ELBO):
+class Objective(Member, ELBO):
     """A variational bound: a `pyro.infer.ELBO`, so that `objective(model, guide)` is Pyro's own ELBOModule.
 
     Sums over tokens and latent dimensions, never means. To add a bound, give `value` and one line in the registry;

@@ -8,7 +8,7 @@ from pyro_ltm.optimizers.sgd import SGD
 from pyro_ltm.registry import Registry
 
 OPTIMIZERS: Registry[FastOptimizer] = Registry(
-    "optimizer", {"adam": Adam, "sgd": SGD, "natural": Natural, "lbfgs": LBFGS}
+    "optimizer", {"adam": Adam, "sgd": SGD, "natural": Natural, "lbfgs": LBFGS}, base=FastOptimizer
 )
 
 __all__ = ["LBFGS", "OPTIMIZERS", "SGD", "Adam", "FastOptimizer", "Natural", "schedule"]

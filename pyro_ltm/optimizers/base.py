@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.registry import Card, check_flags
+from pyro_ltm.registry import Card, Member, check_flags
 from pyro_ltm.types import State
 
 TINY = 1e-30
@@ -30,7 +30,7 @@ def schedule(name: str, step: int, steps: int, final: float) -> float:
     return float(final**share) if name == "exponential" else 1.0
 
 
-class FastOptimizer(ABC):
+class FastOptimizer(Member, ABC):
     """`init(state) -> memory`, `step(state, grads, memory, ...) -> (state, memory)`; each sequence by itself.
 
     Attributes:

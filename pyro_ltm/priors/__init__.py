@@ -23,6 +23,7 @@ PRIORS: Registry[Prior] = Registry(
         "diffusion": Diffusion,
         "conditional": Conditional,
     },
+    base=Prior,
 )
 
 __all__ = ["PRIORS", "Conditional", "Diffusion", "Flow", "Gaussian", "Layered", "Mixture", "Prior", "Transport", "Vamp"]

@@ -13,10 +13,10 @@ from torch.distributions import TransformedDistribution, constraints
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.noise import Normals, rsample_from
-from pyro_ltm.registry import Card, check_flags
+from pyro_ltm.registry import Card, Member, check_flags
 
 
-class Prior(nn.Module, ABC):
+class Prior(Member, nn.Module, ABC):
     """A distribution of one sequence's thoughts. What it learns are its parameters: the slow optimizer moves them.
 
     It starts at N(0, I), or near it, and AdamW moves all of it, whatever moves the decoder: its networks lie in no

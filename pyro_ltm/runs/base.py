@@ -7,7 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from pyro_ltm.config import Config, dump_toml, load_toml
+from pyro_ltm.config import Config, dump_toml, read_config
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import new_folder, write_text
 from pyro_ltm.model.grafting import base_files, digest_of
@@ -18,8 +18,11 @@ BASE = "base"
 
 
 def load_config(folder: Path) -> Config:
-    """The configuration of the run in `folder`; where it is grafted, with the path to its base. Raises UserError."""
-    config = load_toml(folder / CONFIG, whole=True)
+    """The configuration of the run in `folder`; where it is grafted, with the path to its base. Raises UserError.
+
+    Whoever builds by it looks first whether it names code (`without_code`).
+    """
+    config = read_config(folder / CONFIG, whole=True)
     return with_base(config, folder / config.graft.base) if config.graft.base else config
 
 

@@ -20,17 +20,20 @@ from pyro_ltm.config import (
     SlowConfig,
     apply_settings,
     suggest,
+    without_code,
 )
 from pyro_ltm.data import TokenDataset, Tokenizer
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
 from pyro_ltm.inference import FastLoop, Generated, Posterior, Reconstruction, generate, infer_thoughts, reconstruct
-from pyro_ltm.inference.build import build, build_loop
+from pyro_ltm.inference.build import build, build_loop, build_objective, new_guide
+from pyro_ltm.inference.parts import AXES, with_known, with_parts
 from pyro_ltm.locks import locked
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.model.precision import resolve_dtype
 from pyro_ltm.noise import fold
 from pyro_ltm.runs.base import load_config, save_config
+from pyro_ltm.runs.batches import check_fits, dataset_batches
 from pyro_ltm.runs.data import open_data
 from pyro_ltm.runs.folder import (
     CONFIG,
@@ -89,21 +92,39 @@ class Run:
     weights: str = "last"
 
     @classmethod
-    def load(cls, folder: Path | str, *, device: str = "cpu", dtype: str | None = None, weights: str = "last") -> Run:
+    def load(
+        cls,
+        folder: Path | str,
+        *,
+        device: str = "cpu",
+        dtype: str | None = None,
+        weights: str = "last",
+        allow_code: bool = False,
+        known: Config | None = None,
+        **parts: Any,
+    ) -> Run:
         """The run in `folder`.
 
         Args:
             dtype: the precision, in place of that which it was trained in.
             weights: last; average, their moving average (of a run with `slow.average`); best, those of the best
                 validation (with `slow.keep_best`).
+            allow_code: it may name classes outside of the library, `module:Class`, whose code is then run: a run folder
+                from a stranger must not do that unasked.
+            known: a configuration whose components are trusted; objects among them stand for their descriptions.
+            parts: `guide`, `objective` and so on, each a name, a class or an object, in place of the run's own: for
+                those that came from Python.
 
         Raises:
-            UserError: the folder is no run, it has no such weights, or a file of it is missing or damaged.
+            UserError: the folder is no run, it has no such weights, a file of it is missing or damaged, or it names
+                code without leave.
         """
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
             raise UserError(f"{folder}: not a run folder (it has no {CONFIG}); give a folder that 'train --out' wrote")
-        config = load_config(folder)
+        config = with_parts(load_config(folder), **parts)
+        config = with_known(config, known) if known else config
+        config = config if allow_code else without_code(config, folder / CONFIG, known)
         path = _weights_of(folder, config, weights)
         if dtype:
             config = resolve_dtype(replace(config, dtype=dtype), device)
@@ -151,6 +172,20 @@ class Run:
     def save_weights(self, step: int) -> None:
         """Writes the weights as they stand at slow step `step`."""
         write_tensors(self.folder / MODEL, self.trainable.state_dict(), {"step": step})
+
+    def __repr__(self) -> str:
+        config, written = self.config, str(self.model.decoder.compute_dtype).removeprefix("torch.")
+        shape, size = config.model, sum(parameter.numel() for parameter in self.trainable.parameters())
+        names = {axis: one.name for axis, one in config.components.items()}
+        lines = [
+            f"Run {self.folder}: step {self.step:,} of {config.slow.steps:,}, {self.weights} weights",
+            f"  model      {size:,} parameters: D {shape.dim}, {shape.layers} layers, {shape.thoughts} thoughts, up to "
+            f"{shape.max_length:,} tokens of {shape.vocab_size:,}; {written} on {self.device}",
+            f"  prior      {names['prior']}",
+            f"  guide      {names['guide']} by {names['objective']}, {self.loop.steps} steps of {names['optimizer']}",
+            f"  trained    by {names['slow_optimizer']}, {config.slow.sequences} sequences a step, seed {config.seed}",
+        ]
+        return "\n".join(lines if shape.thoughts else [*lines[:2], lines[-1]])
 
     @property
     def about(self) -> dict[str, Any]:
@@ -221,14 +256,15 @@ class Run:
 
         Args:
             how: `fast_steps` of each fit, by default as many as the run was trained with; how many of the data's
-                `sequences`, from the first, by default all; `batch_size`, `seed`, `progress`.
+                `sequences`, from the first, by default all; `batch_size`, `seed`, `progress`; and `guide`, `objective`
+                and `optimizer`, as in `with_parts`.
 
         Raises:
             UserError: the data do not fit the model.
         """
         data = self.scored(data)
         count_bytes = data.count_bytes if data.bytes_are_exact else None
-        loop = self.loop.with_density()
+        loop = self.with_parts(**{axis: how.pop(axis) for axis in AXES if axis in how}).loop.with_density()
         return self._score(evaluate_bound, data, loop, particles=particles, count_bytes=count_bytes, **how)
 
     def evaluate_prefix(self, data: TokenDataset | None = None, **how: Any) -> Prefix:
@@ -314,6 +350,28 @@ class Run:
             self, config=config, loop=build_loop(config, loop.guide, loop.objective, self.device, loop.recorder)
         )
 
+    def with_parts(self, **parts: Any) -> Run:
+        """The same weights, whose posteriors are fitted by another `guide`, `objective` or (fast) `optimizer`.
+
+        Each is a name, such as `low-rank:8` or `mymodule:MyGuide`, a class, or an object, of which a copy is used. A
+        guide that learns is taken with the weights that it has; the run's own, by its name, with those of the run.
+
+        Raises:
+            UserError: a part that no fit has, the model has no thoughts, or the parts do not fit one another.
+        """
+        config = with_parts(self.config, **parts)
+        if config is self.config or not parts:
+            return self
+        fitting: dict[str, Any] = {axis: config.components[axis] for axis in ("guide", "objective", "optimizer")}
+        if replace(self.config, **fitting) != config:
+            raise UserError("under a trained decoder only its fits can change: guide, objective and optimizer")
+        if not config.model.thoughts:
+            raise UserError(f"{self.folder}: this model has no thoughts (it is an autoregressive twin): nothing to fit")
+        named = config.guide.given is None and config.guide == self.config.guide
+        guide = self.loop.guide if named else new_guide(config.guide, config, self.device)
+        objective = build_objective(config.objective, config.model, self.device)
+        return replace(self, config=config, loop=build_loop(config, guide, objective, self.device))
+
     def scored(self, data: TokenDataset | None) -> TokenDataset:
         """The data to score; None: the run's own. Raises UserError when they do not fit the model."""
         data = self.dataset() if data is None else data
@@ -326,8 +384,9 @@ class Run:
         return data
 
     def infer(self, texts: Sequence[str], *, fast_steps: int | None = None, **how: Any) -> tuple[Batch, Posterior]:
-        """q(z) of each text: see `infer_thoughts`, which takes `seed` and `keep_chains`."""
-        return infer_thoughts(self.model, self.loop.with_steps(fast_steps), self.tokenizer, texts, **how)
+        """q(z) of each text: see `infer_thoughts`, which takes `seed` and `keep_chains`; and `with_parts`."""
+        loop = self.with_parts(**{axis: how.pop(axis) for axis in AXES if axis in how}).loop.with_steps(fast_steps)
+        return infer_thoughts(self.model, loop, self.tokenizer, texts, **how)
 
     def generate(self, *, fast_steps: int | None = None, **options: Any) -> list[Generated]:
         """Texts: see the function of this name."""
@@ -347,39 +406,3 @@ def _weights_of(folder: Path, config: Config, weights: str) -> Path:
     if not there:
         raise UserError(f"{folder}: has no {weights} weights, as it was trained without {key}; it has the last ones")
     return folder / WEIGHTS[weights]
-
-
-def dataset_batches(
-    data: TokenDataset, batch_size: int, device: torch.device | str, *, limit: int | None = None
-) -> Iterator[Batch]:
-    """The first `limit` sequences of `data` in order (all when None), in batches on `device`, with their documents."""
-    documents = torch.from_numpy(data.documents(limit))
-    for start in range(0, len(documents), batch_size):
-        rows = range(start, min(start + batch_size, len(documents)))
-        yield replace(data.batch(rows), documents=documents[rows.start : rows.stop]).to(device)
-
-
-def text_batches(run: Run, texts: Sequence[str], batch_size: int = 32) -> list[Batch]:
-    """Each text from its beginning to its end, cut at the model's length, in batches on the run's device."""
-    end, longest = run.tokenizer.end_of_text, run.config.model.max_length
-    encoded = [[end, *run.tokenizer.encode(text), end][: longest + 1] for text in texts]
-    batches = []
-    for start in range(0, len(encoded), batch_size):
-        batch = Batch.from_lists(encoded[start : start + batch_size], pad=end)
-        # Noise is keyed by a text's place among all, so that batches change nothing.
-        batches.append(replace(batch, ids=start + batch.ids).to(run.device))
-    return batches
-
-
-def check_fits(config: Config, data: TokenDataset) -> None:
-    """Raises UserError when the sequences are too long for the model, or their tokens unknown to it."""
-    if data.sequence_length > config.model.max_length:
-        raise UserError(
-            f"{data.folder.path}: its sequences have {data.sequence_length} tokens, the model reads at most "
-            f"{config.model.max_length}: set model.max_length, or prepare shorter sequences"
-        )
-    if data.vocab_size > config.model.vocab_size:
-        raise UserError(
-            f"{data.folder.path}: its tokenizer has {data.vocab_size} tokens, the model {config.model.vocab_size}: "
-            "the tokenizer does not match the run"
-        )

@@ -24,7 +24,7 @@ from pyro_ltm.types import Batch, evaluating, frozen
 STARTS = ("prior", "q")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AnnealedBound(Figure):
     """An upper bound on nats from annealed importance sampling.
 

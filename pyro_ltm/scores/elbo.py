@@ -20,7 +20,16 @@ from pyro_ltm.inference import FastLoop, Posterior
 from pyro_ltm.model import LatentThoughtModel, TokenSequence
 from pyro_ltm.noise import Noise, draw, fold
 from pyro_ltm.scores.dependence import Blocks, Places
-from pyro_ltm.scores.estimate import Count, Tally, mean_error, perplexity, plain, ratio_error
+from pyro_ltm.scores.estimate import (
+    Count,
+    Tally,
+    described,
+    mean_error,
+    perplexity,
+    plain,
+    ratio_error,
+    with_error,
+)
 from pyro_ltm.scores.exchange import ExchangeRate, exchange_rate, why_no_exchange_rate
 from pyro_ltm.scores.importance import CurvePoint, doublings, effective_sample_size, importance_nats
 from pyro_ltm.scores.pareto import ParetoK, pareto_k, why_no_pareto_k
@@ -94,6 +103,22 @@ class Bound:
     sequence_rate: Tensor = field(repr=False, compare=False)
     sequence_tokens: Tensor = field(repr=False, compare=False)
     places: Places = field(repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        iwae = with_error(self.iwae_nats_per_token, self.iwae_nats_per_token_stderr)
+        rate = with_error(self.kl_nats_per_sequence, self.kl_nats_per_sequence_stderr)
+        size = with_error(self.bits_per_byte, self.bits_per_byte_stderr)
+        counted = with_error(self.effective_sample_size, self.effective_sample_size_stderr)
+        others = (self.distortion_from_prior, self.distortion_zeroed, self.distortion_shuffled)
+        lines = [
+            f"perplexity {self.perplexity:.4g}, bits a byte {size}",
+            f"distortion {self.distortion_nats_per_token:.4f} nats a token, rate {rate} nats a sequence",
+            f"importance-weighted {iwae}, of {self.particles} draws count {counted}",
+            "distortion with thoughts from the prior, all zero, another text's: "
+            + ", ".join(f"{value:.4f}" for value in others),
+            f"fitted by {self.guide} in {self.fast_steps} fast steps, seed {self.seed}",
+        ]
+        return described(self, lines)
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary for JSON; figures that are not known are None."""

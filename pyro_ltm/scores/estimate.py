@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -49,6 +49,9 @@ class Figure:
     sequence_nats: Tensor = field(repr=False, compare=False)
     sequence_tokens: Tensor = field(repr=False, compare=False)
     places: Places | None = field(repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        return described(self, [])
 
     @classmethod
     def of(cls: type[F], nats: Tensor, tokens: Tensor, places: Places | None = None, **more: Any) -> F:
@@ -158,6 +161,19 @@ def ratio_error(nats: Tensor, tokens: Tensor, places: Places | None) -> Error:
 def mean_error(values: Tensor, places: Places | None) -> Error:
     """Standard error of the mean of one value a sequence, [S]."""
     return ratio_error(values, torch.ones_like(values), places)
+
+
+def with_error(value: float, stderr: float) -> str:
+    """`3.912 ± 0.031`; without the error where that is not known."""
+    return f"{value:.4g}" if math.isnan(stderr) else f"{value:.4f} ± {stderr:.4f}"
+
+
+def described(figure: Any, more: Sequence[str]) -> str:
+    """A figure in nats a token for people: its sequences, the nats, and `more` lines."""
+    count = len(figure.sequence_nats)
+    nats = with_error(figure.nats_per_token, figure.nats_per_token_stderr)
+    head = f"{type(figure).__name__} of {count:,} sequences, {figure.tokens:,} tokens: {nats} nats a token"
+    return "\n".join([head, *(f"  {line}" for line in more)])
 
 
 def plain(result: Any) -> dict[str, Any]:

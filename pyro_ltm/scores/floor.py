@@ -19,7 +19,7 @@ WINDOWED_DOCUMENTS = 64
 """Documents on which the best predictor with a short window is computed: it takes a tenth of a second for each."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Floor(Figure):
     """Exact -log p of the documents.
 

@@ -25,14 +25,14 @@ from pyro_ltm.scores.estimate import Count, Figure, Tally
 from pyro_ltm.types import Batch, evaluating
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AfterPrefix(Figure):
     """Nats a token of the tokens after the first `prefix`, given those."""
 
     prefix: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Prefix(Figure):
     """Predictions of a model. The figure itself is the sequential one: all tokens, each from those before it.
 

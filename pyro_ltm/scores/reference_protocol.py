@@ -24,7 +24,7 @@ from pyro_ltm.types import Batch, evaluating
 LABEL = "NOT a bound: scored on the noise that the posterior was fitted to"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Reference(Figure):
     """The reference implementation's figure.
 

@@ -22,7 +22,8 @@ from pyro_ltm.inference.codec import encoded_after
 from pyro_ltm.model import DecodingOptions
 from pyro_ltm.noise import fold
 from pyro_ltm.reading import read_npy
-from pyro_ltm.runs.run import Run, text_batches
+from pyro_ltm.runs.batches import text_batches
+from pyro_ltm.runs.run import Run
 from pyro_ltm.scores import Bound, evaluate_bound
 from pyro_ltm.scores.continuation import Predictor, windows
 from pyro_ltm.scores.estimate import Figure, plain, ratio_error

@@ -14,7 +14,8 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.inference import FastLoop, continuation, infer_thoughts
 from pyro_ltm.model import DecodingOptions, sample_tokens
 from pyro_ltm.noise import fold
-from pyro_ltm.runs.run import Run, dataset_batches, text_batches
+from pyro_ltm.runs.batches import dataset_batches, text_batches
+from pyro_ltm.runs.run import Run
 from pyro_ltm.scores.estimate import plain
 from pyro_ltm.thoughts.baselines import baselines
 from pyro_ltm.thoughts.diagnostics import Thoughts, diagnose

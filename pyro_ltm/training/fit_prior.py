@@ -98,9 +98,8 @@ def fit_prior(
     with new_folder(out) as folder:
         Run.create(folder, config, model, loop, run.tokenizer, step=run.step)
         note_data(folder, data)
-    found = FittedPrior(
-        run=Run.load(out, device=str(run.device)), sequences=sum(batch.size for batch, _ in pairs), steps=steps
-    )
+    fitted = Run.load(out, device=str(run.device), known=config)
+    found = FittedPrior(run=fitted, sequences=sum(batch.size for batch, _ in pairs), steps=steps)
     return _scored(run, found, data, batch_size, scoring)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_ltm.config import Config
+from pyro_ltm.config import Config, without_code
 from pyro_ltm.data import Preparation, Reading, TokenDataset, Tokenizer, prepare
 from pyro_ltm.data.folder import is_token_folder
 from pyro_ltm.data.presets import preset_for
@@ -17,10 +17,12 @@ from pyro_ltm.data.sources import sources_of
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import made_folder
 from pyro_ltm.inference.build import build, check_config
+from pyro_ltm.inference.parts import AXES, with_known, with_parts
 from pyro_ltm.locks import locks_out
 from pyro_ltm.model.precision import resolve_dtype
 from pyro_ltm.presets import preset
 from pyro_ltm.runs.base import load_config, share_base
+from pyro_ltm.runs.batches import check_fits
 from pyro_ltm.runs.data import open_data, own_data
 from pyro_ltm.runs.folder import (
     CONFIG,
@@ -35,7 +37,7 @@ from pyro_ltm.runs.folder import (
     trainable,
 )
 from pyro_ltm.runs.notes import DATA, ORIGIN, data_note, note_data, origin_note
-from pyro_ltm.runs.run import Run, check_fits
+from pyro_ltm.runs.run import Run
 from pyro_ltm.training.branch import branch, check_branch
 from pyro_ltm.training.origin import Origin, note_origin
 from pyro_ltm.training.schedule import check_same
@@ -77,7 +79,8 @@ def train(
     tokenizer: str | Path | Tokenizer | None = None,
     reading: Reading | None = None,
     device: str = "cpu",
-    **callbacks: Any,
+    allow_code: bool = False,
+    **more: Any,
 ) -> Run:
     """Trains a model and leaves a run folder that `Run.load` reads.
 
@@ -94,26 +97,37 @@ def train(
             That run stays as it is. See `branch`.
         init_from: a run whose weights the new one begins with, and whose tokenizer it keeps. See `Origin`.
         tokenizer, reading: as in `prepare`, where the run prepares its own data.
-        callbacks: see `Callbacks`.
+        allow_code: as in `Run.load`, of the configuration of a run that goes on, branches or is begun with. What
+            `config` names was given leave by whoever made it.
+        more: `guide`, `objective`, `optimizer`, `slow_optimizer`, `prior`: a name, a class, or an object, of which a
+            copy is trained (the run notes how to make it again, or that it must be given again); and see `Callbacks`.
 
     Raises:
         UserError: bad input; `out` holds a run already and `resume` is False; another process writes it; resuming with
             another configuration; or the weights of `init_from` do not fit.
         Stopped: interrupted after saving.
     """
-    out, watch = Path(out), Callbacks(**callbacks)
+    parts = {axis: more.pop(axis) for axis in AXES if axis in more}
+    out, watch = Path(out), Callbacks(**more)
+    known = with_parts(config or Config(), **parts)
+    config = known if config else None
+    trust: dict[str, Any] = {"allow_code": allow_code, "known": known}
     if decay and (rewarm or not (resume or branch_from)):
         raise UserError("--decay goes with --resume or --branch-from, and without --rewarm: it begins at the peak")
     if branch_from is not None:
         if data or init_from or resume:
             raise UserError("--branch-from names what to go on with: leave --data, --init-from and --resume out")
-        steps = _branch_steps(config, Path(branch_from), out, device)
-        config = branch(Path(branch_from), out, steps=steps, rewarm=rewarm, decay=decay)
+        trunk = Path(branch_from)
+        check_branch(trunk, out)
+        config = config or with_parts(starting_config(None, trunk, **trust), **parts)
+        steps = _plan(config, trunk, open_data(trunk, "train"), None, device, going_on=True)[1]
+        config = with_known(branch(trunk, out, steps=steps, rewarm=rewarm, decay=decay), config)
         resume, rewarm, decay = True, 0, 0  # the branch has them; resuming it trains it
     going_on = _check_folder(out, resume, data)
     trained = going_on and (out / TRAINER).exists()
-    origin = Origin.find(out, init_from, going_on=going_on, trained=trained)
-    config = config or starting_config(data, out if going_on else None, origin.run.folder if origin else None)
+    origin = Origin.find(out, init_from, going_on=going_on, trained=trained, **trust)
+    beginning = out if going_on else None, origin.run.folder if origin else None
+    config = config or with_parts(starting_config(data, *beginning, **trust), **parts)
     if config.graft.base and origin is None and not going_on:
         raise UserError("graft.base: a graft begins with 'pyro-ltm graft', and learns with --init-from that run")
     check_config(config)
@@ -148,12 +162,23 @@ def train(
 
 
 def starting_config(
-    data: str | Path | Sequence[str] | None, out: Path | None = None, init_from: str | Path | None = None
+    data: str | Path | Sequence[str] | None,
+    out: Path | None = None,
+    init_from: str | Path | None = None,
+    *,
+    allow_code: bool = False,
+    known: Config | None = None,
 ) -> Config:
-    """The configuration of a run for which none is given: that of the run `out`, of `init_from`, or the preset's."""
+    """The configuration of a run for which none is given: that of the run `out`, of `init_from`, or the preset's.
+
+    `allow_code` and `known` are as in `Run.load`.
+    """
     if out is not None and (out / CONFIG).is_file():
-        return load_config(out)
-    return Origin(Run.load(init_from)).config if init_from is not None else preset(preset_for(data))
+        config = load_config(out)
+        return config if allow_code else without_code(config, out / CONFIG, known)
+    if init_from is not None:
+        return Origin(Run.load(init_from, allow_code=allow_code, known=known)).config
+    return preset(preset_for(data))
 
 
 def _check_folder(out: Path, resume: bool, data: object) -> bool:
@@ -206,18 +231,11 @@ def _plan(
     config, steps = resolve_dtype(config, device), config.slow.steps
     if saved is not None:
         check_same(config, saved, out)
-        config = saved
+        config = with_known(saved, config)
     check_fits(config, training)
     if config.slow.keep_best and "validation" not in training.folder.splits:
         raise UserError(f"slow.keep_best = true: {training.folder.path} has no validation split by which one is best")
     return config, steps
-
-
-def _branch_steps(config: Config | None, trunk: Path, out: Path, device: str) -> int:
-    """The steps asked for of a branch of the run `trunk`. Raises UserError when `config` says anything else of it."""
-    check_branch(trunk, out)
-    config = config or starting_config(None, trunk)
-    return _plan(config, trunk, open_data(trunk, "train"), None, device, going_on=True)[1]
 
 
 def _tokens(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -34,8 +35,13 @@ class Origin:
     parts: tuple[str, ...] = ("model",)
 
     @classmethod
-    def find(cls, out: Path, init_from: str | Path | None, *, going_on: bool, trained: bool) -> Origin | None:
+    def find(
+        cls, out: Path, init_from: str | Path | None, *, going_on: bool, trained: bool, **trust: Any
+    ) -> Origin | None:
         """The origin of the run in `out`, to begin with; None where it has none or is past its beginning.
+
+        Args:
+            trust: `allow_code` and `known`, as in `Run.load`.
 
         Raises:
             UserError: `init_from` is no run, or not the one with which the run in `out` began.
@@ -44,7 +50,7 @@ class Origin:
         if init_from is None and (noted is None or trained):
             return None
         place = Path(init_from) if init_from is not None else out / noted.run if noted else out
-        run = Run.load(place)
+        run = Run.load(place, **trust)
         if going_on and (noted is None or noted.fingerprint != run.fingerprint):
             raise UserError(
                 f"{out}: did not begin with the weights of {place} as they are now; "

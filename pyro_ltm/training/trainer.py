@@ -22,9 +22,10 @@ from pyro_ltm.noise import DrawFrom, Noise, fold
 from pyro_ltm.optimizers.slow import SLOW_OPTIMIZERS
 from pyro_ltm.optimizers.slow.base import set_learning_rate
 from pyro_ltm.runs.base import save_config
+from pyro_ltm.runs.batches import check_fits
 from pyro_ltm.runs.folder import METRICS, trainable
 from pyro_ltm.runs.metrics import MetricsLog
-from pyro_ltm.runs.run import Run, check_fits
+from pyro_ltm.runs.run import Run
 from pyro_ltm.scores import Bound
 from pyro_ltm.training.average import Average
 from pyro_ltm.training.checkpoint import Checkpoint, Counters

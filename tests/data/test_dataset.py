@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pyro_ltm.data import DataOrder, TokenDataset, TokenFolder, Tokenizer, folder, prepare, unigram_nats
-from pyro_ltm.runs.run import dataset_batches
+from pyro_ltm.runs.batches import dataset_batches
 
 TEXTS = ["the cat sat on the mat", "a", "dogs and cats and mice and more", "tell me"] * 8
 

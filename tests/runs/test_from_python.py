@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,18 @@ def test_a_description_counts_every_parameter_once(run):
     assert found["parameters"]["total"] == sum(p.numel() for module in modules for p in module.parameters())
     assert found["files"]["model.safetensors"] == (FOLDER / "model.safetensors").stat().st_size
     assert (found["step"], found["steps"], found["origin"]) == (6, 6, None)
+
+
+def test_what_a_run_its_posteriors_and_its_figures_show_of_themselves_is_short(run):
+    _, posterior = run.infer([WORDS, WORDS])
+    bound, prefix = run.evaluate(sequences=2, particles=2), run.evaluate_prefix(sequences=2)
+    things = {"run": run, "posterior": posterior, "bound": bound, "prefix": prefix}
+    shown = {name: repr(one).splitlines() for name, one in things.items()}
+    assert all(1 <= len(lines) <= 10 and max(map(len, lines)) <= 120 for lines in shown.values()), shown
+    for name, says in (
+        ("run", r"step 6 of 6.* guide +mean-field by analytic-elbo"),
+        ("posterior", r"2 sequences: MeanField, 3 fast steps.* thoughts +\[2, 4, 16\]"),
+        ("bound", rf"2 sequences, 64 tokens: {bound.nats_per_token:.4f} ± .* rate {bound.kl_nats_per_sequence:.4f} ±"),
+        ("prefix", rf"Prefix of 2 sequences, 64 tokens: {prefix.nats_per_token:.4f} ±"),
+    ):
+        assert re.search(says, " ".join(shown[name]).replace(str(run.folder), "")), shown[name]

@@ -23,8 +23,8 @@ from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.objectives import OBJECTIVES, Terms
 from pyro_ltm.optimizers import Adam
+from pyro_ltm.runs.batches import dataset_batches
 from pyro_ltm.runs.protocols import distances
-from pyro_ltm.runs.run import dataset_batches
 from pyro_ltm.scores import (
     Bound,
     Figure,

@@ -6,6 +6,8 @@ from pyro_ltm.inference.samplers.langevin import MALA, Langevin
 from pyro_ltm.inference.samplers.svgd import SVGD
 from pyro_ltm.registry import Registry
 
-SAMPLERS: Registry[ParticleGuide] = Registry("guide", {"langevin": Langevin, "mala": MALA, "hmc": HMC, "svgd": SVGD})
+SAMPLERS: Registry[ParticleGuide] = Registry(
+    "guide", {"langevin": Langevin, "mala": MALA, "hmc": HMC, "svgd": SVGD}, base=ParticleGuide
+)
 
 __all__ = ["HMC", "MALA", "SAMPLERS", "SVGD", "Draws", "KeptChains", "Langevin", "ParticleGuide"]

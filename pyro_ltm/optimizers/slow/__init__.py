@@ -7,6 +7,8 @@ from pyro_ltm.optimizers.slow.muon import Muon
 from pyro_ltm.optimizers.slow.soap import Soap
 from pyro_ltm.registry import Registry
 
-SLOW_OPTIMIZERS: Registry[SlowOptimizer] = Registry("slow_optimizer", {"adamw": AdamW, "muon": Muon, "soap": Soap})
+SLOW_OPTIMIZERS: Registry[SlowOptimizer] = Registry(
+    "slow_optimizer", {"adamw": AdamW, "muon": Muon, "soap": Soap}, base=SlowOptimizer
+)
 
 __all__ = ["SLOW_OPTIMIZERS", "AdamW", "Joint", "Muon", "SlowOptimizer", "Soap", "hidden_matrices"]

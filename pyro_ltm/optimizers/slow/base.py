@@ -13,7 +13,7 @@ from torch import nn
 
 from pyro_ltm.config import SlowConfig
 from pyro_ltm.errors import UserError
-from pyro_ltm.registry import Card, check_flags
+from pyro_ltm.registry import Card, Member, check_flags
 
 LR_SHARE = "lr_share"
 """Key of a parameter group: its learning rate as a share of the scheduled one; 1 where a group has none."""
@@ -25,7 +25,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = group.get(LR_SHARE, 1.0) * lr
 
 
-class SlowOptimizer(ABC):
+class SlowOptimizer(Member, ABC):
     """The options of an optimizer of decoder and guide: `build(module, slow)` makes the torch optimizer.
 
     The trainer treats every one alike: it clips the gradients of all `param_groups` together, sets each group's rate

@@ -1,0 +1,53 @@
+"""Sequences of a run's data, and texts, in batches for its model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from pyro_ltm.config import Config
+from pyro_ltm.data import TokenDataset
+from pyro_ltm.errors import UserError
+from pyro_ltm.types import Batch
+
+if TYPE_CHECKING:
+    from pyro_ltm.runs.run import Run
+
+
+def dataset_batches(
+    data: TokenDataset, batch_size: int, device: torch.device | str, *, limit: int | None = None
+) -> Iterator[Batch]:
+    """The first `limit` sequences of `data` in order (all when None), in batches on `device`, with their documents."""
+    documents = torch.from_numpy(data.documents(limit))
+    for start in range(0, len(documents), batch_size):
+        rows = range(start, min(start + batch_size, len(documents)))
+        yield replace(data.batch(rows), documents=documents[rows.start : rows.stop]).to(device)
+
+
+def text_batches(run: Run, texts: Sequence[str], batch_size: int = 32) -> list[Batch]:
+    """Each text from its beginning to its end, cut at the model's length, in batches on the run's device."""
+    end, longest = run.tokenizer.end_of_text, run.config.model.max_length
+    encoded = [[end, *run.tokenizer.encode(text), end][: longest + 1] for text in texts]
+    batches = []
+    for start in range(0, len(encoded), batch_size):
+        batch = Batch.from_lists(encoded[start : start + batch_size], pad=end)
+        # Noise is keyed by a text's place among all, so that batches change nothing.
+        batches.append(replace(batch, ids=start + batch.ids).to(run.device))
+    return batches
+
+
+def check_fits(config: Config, data: TokenDataset) -> None:
+    """Raises UserError when the sequences are too long for the model, or their tokens unknown to it."""
+    if data.sequence_length > config.model.max_length:
+        raise UserError(
+            f"{data.folder.path}: its sequences have {data.sequence_length} tokens, the model reads at most "
+            f"{config.model.max_length}: set model.max_length, or prepare shorter sequences"
+        )
+    if data.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"{data.folder.path}: its tokenizer has {data.vocab_size} tokens, the model {config.model.vocab_size}: "
+            "the tokenizer does not match the run"
+        )
