@@ -33,15 +33,15 @@ def say(line: str = "") -> None:
     click.echo(visible(line))
 
 
-def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout: the first column names things, the others hold figures."""
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, texts: Sequence[str] = ()) -> None:
+    """A table on stdout: the first column names things, the others hold figures, or `texts`, by their names."""
     from rich import box
     from rich.table import Table
 
     # The title stands by itself, since rich would fold it to the width of its table.
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_header=any(columns))
     for index, column in enumerate(columns):
-        table.add_column(visible(column), justify="right" if index else "left", overflow="fold")
+        table.add_column(visible(column), justify="right" if index and column not in texts else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(visible, row))
     console = stdout_console()

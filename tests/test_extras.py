@@ -135,6 +135,18 @@ print(data["posterior"]["thoughts"].shape, chain_figures(torch.randn(2, 50, 1, 2
     assert "(1, 40, 2, 2, 3) True" in run("python", "-c", program)
 
 
+def check_scikit_learn(run: Run, clone: Path) -> None:
+    tiny_run(run)
+    program = """
+from sklearn.pipeline import make_pipeline
+from sklearn.neighbors import KNeighborsClassifier
+from pyro_ltm.integrations.scikit_learn import ThoughtEmbedder
+texts, labels = ["one bird", "two trees"], [1, 2]
+print(make_pipeline(ThoughtEmbedder("run"), KNeighborsClassifier(1)).fit(texts, labels).score(texts, labels))
+"""
+    assert float(run("python", "-c", program).split()[-1]) == 1.0
+
+
 def check_notebook(run: Run, clone: Path) -> None:
     """As CONTRIBUTING.md has it, with a twentieth of the steps."""
     run("jupytext", "--to", "ipynb", "--update", "examples/variational_objectives.py")
@@ -160,6 +172,7 @@ CHECKS = {
     "mauve": check_mauve,
     "soap": check_soap,
     "arviz": check_arviz,
+    "scikit-learn": check_scikit_learn,
     "notebook": check_notebook,
     "search": check_search,
 }

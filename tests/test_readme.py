@@ -1,4 +1,4 @@
-"""What README.md and docs/commands.md tell a newcomer to type works: commands and Python, in order, in an empty folder.
+"""What README.md and two pages of docs/ say to type works: commands and Python, in order, in an empty folder.
 
 The short form takes a few steps of a smaller model where they take some hundred, and shares this process, since to
 import torch takes longer than most of its commands; the long one runs it to the letter.
@@ -18,7 +18,7 @@ import pytest
 from pyro_ltm_cli.main import cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "commands.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "commands.md", ROOT / "docs" / "use-thoughts.md")
 SMALL = [
     *("model.dim=32", "model.layers=1", "model.heads=2", "fast.steps=2"),
     *("slow.steps=3", "slow.eval_sequences=8", "slow.batch_size=4"),

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib import font_manager
+from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_ltm.errors import one_line
+from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.files import clear_errors, write_atomically
 
 COLORS = ("#1b6ca8", "#d1495b", "#66a182", "#edae49", "#5c5470")
@@ -60,6 +60,31 @@ def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=120, format="png")
     return buffer.getvalue()
+
+
+PICTURES = (".png", ".svg")
+"""Suffixes of single pictures."""
+
+
+def check_picture(path: Path) -> None:
+    """Raises UserError when no picture of such a name can be drawn."""
+    if path.suffix.lower() not in PICTURES:
+        raise UserError(f"{path}: expected a name that ends in {' or '.join(PICTURES)}")
+
+
+def write_picture(figure: Figure, path: Path) -> None:
+    """Draws a figure into one file, as its suffix says, whole or not at all.
+
+    Raises:
+        UserError: another suffix, or the place cannot be written.
+    """
+    check_picture(path)
+    kind = path.suffix.lower().removeprefix(".")
+    about: dict[str, Any] = {"Date": None} if kind == "svg" else {}  # so that equal figures give equal files
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "pyro-ltm", "svg.fonttype": "none"}):
+        figure.savefig(buffer, dpi=120, format=kind, metadata=about)
+    write_atomically(path, functools.partial(_write, buffer.getvalue()))
 
 
 def write_pictures(figures: Mapping[str, tuple[Figure, str]], folder: Path) -> Pictures:

@@ -17,6 +17,7 @@ from pyro_ltm.data.tokenizer.cutting import encodable_pieces
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference.codec import continuation, encode_for
 from pyro_ltm.noise import fold
+from pyro_ltm.runs.kept_fits import KeptFits
 from pyro_ltm.runs.thoughts_file import write_thoughts
 from pyro_ltm.types import Batch
 
@@ -55,8 +56,9 @@ class DocumentThoughts:
     """Posteriors of S sequences, N thoughts each.
 
     Attributes:
-        tensors: `thoughts` [S, N, D], the posterior means; `state.*`, the fitted parameters; `bound_nats` [S];
-            `tokens` [S]; `document` [S], the number of each sequence's document in the input, from 0.
+        tensors: `thoughts` [S, N, D], the posterior means; `state.*`, the fitted parameters; `bound_nats` [S], NaN
+            of points, which have none; `tokens` [S]; `document` [S], the number of each sequence's document in the
+            input, from 0.
         texts: how each sequence begins.
         documents: of each one with text its number, its origin, its id if it has one, and its columns if it has some.
     """
@@ -125,6 +127,7 @@ def infer_documents(
     seed: int = 0,
     same_noise: bool = False,
     draw: bool = False,
+    kept: KeptFits | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> DocumentThoughts:
     """Fits q(z) to each piece; `progress` is called with the sequences done.
@@ -133,6 +136,7 @@ def infer_documents(
         same_noise: all fits draw the same noise, so that a text has the same thoughts wherever it stands, and what two
             texts differ by is no chance; else each draws its own, keyed by its place in the input.
         draw: `thoughts` are a draw from each posterior, independent of the others', in place of its mean.
+        kept: fits that were done before, which are not done again; the others are added.
 
     Raises:
         UserError: the model has no thoughts, or there is no piece.
@@ -144,13 +148,17 @@ def infer_documents(
     left = iter(pieces)
     while group := list(itertools.islice(left, batch_size)):
         places = torch.arange(len(texts), len(texts) + len(group))
-        batch = Batch.from_lists([one.tokens for one in group], pad=run.tokenizer.end_of_text)
-        # Keyed by a sequence's place in the input, or not at all, so that batches change nothing.
-        batch = dataclasses.replace(batch, ids=torch.zeros_like(places) if same_noise else places).to(run.device)
-        tensors = _fit(run, batch, fast_steps, seed, places if draw else None)
-        tensors["document"] = torch.tensor([one.number for one in group])
-        for name, value in tensors.items():
-            found.setdefault(name, []).append(value.detach().cpu())
+        tensors = kept.take(len(texts), len(group)) if kept else {}
+        if not tensors:
+            batch = Batch.from_lists([one.tokens for one in group], pad=run.tokenizer.end_of_text)
+            # Keyed by a sequence's place in the input, or not at all, so that batches change nothing.
+            batch = dataclasses.replace(batch, ids=torch.zeros_like(places) if same_noise else places).to(run.device)
+            tensors = _fit(run, batch, fast_steps, seed, places if draw else None)
+        if kept:
+            kept.add(tensors)
+        documents_of = {"document": torch.tensor([one.number for one in group])}
+        for name, value in (tensors | documents_of).items():
+            found.setdefault(name, []).append(value)
         texts += [continuation(run.tokenizer, one.tokens[:1], one.tokens[1:])[:SHOWN] for one in group]
         for one in group:
             about: dict[str, Any] = {"document": one.number, "origin": one.document.origin}
@@ -174,14 +182,18 @@ def check_thinks(run: Run) -> None:
 def _fit(run: Run, batch: Batch, fast_steps: int | None, seed: int, places: Tensor | None) -> dict[str, Tensor]:
     """The tensors of a file, but `document`; thoughts are drawn by the noise of `places` [B], where those are given."""
     posterior = run.loop.with_steps(fast_steps).fit_to_score(run.model, batch, seed=fold(seed, "fit"))
-    terms = posterior.with_noise(fold(seed, "score")).score(run.model, batch, particles=DRAWS)
+    bound = torch.full((batch.size,), float("nan"))
+    if posterior.guide.scored_distribution(posterior.state) is not None:
+        terms = posterior.with_noise(fold(seed, "score")).score(run.model, batch, particles=DRAWS)
+        bound = -(terms.distortion + terms.rate)
     if places is None:
         thoughts = posterior.mean()
     else:
         thoughts = dataclasses.replace(posterior, ids=places).with_noise(fold(seed, "draw")).sample()[0]
-    return {
+    tensors = {
         "thoughts": thoughts,
-        "bound_nats": -(terms.distortion + terms.rate),
+        "bound_nats": bound,
         "tokens": batch.mask.sum(-1),
         **{f"state.{name}": value for name, value in posterior.state.items()},
     }
+    return {name: value.detach().cpu() for name, value in tensors.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_ltm.config import (
     ADAMW,
@@ -35,6 +35,7 @@ from pyro_ltm.noise import fold
 from pyro_ltm.runs.base import load_config, save_config
 from pyro_ltm.runs.batches import check_fits, dataset_batches
 from pyro_ltm.runs.data import open_data
+from pyro_ltm.runs.embedding import embed_texts
 from pyro_ltm.runs.folder import (
     CONFIG,
     MODEL,
@@ -387,6 +388,19 @@ class Run:
         """q(z) of each text: see `infer_thoughts`, which takes `seed` and `keep_chains`; and `with_parts`."""
         loop = self.with_parts(**{axis: how.pop(axis) for axis in AXES if axis in how}).loop.with_steps(fast_steps)
         return infer_thoughts(self.model, loop, self.tokenizer, texts, **how)
+
+    def embed(self, texts: Sequence[str], **how: Any) -> Tensor:
+        """Features [len(texts), N * D] of texts of any length: posterior means, a row for each text.
+
+        Args:
+            how: `layers`, whose thoughts, by default all; `windows=True`, a row for each window of a text that is
+                longer than the model reads, in place of their mean; `draw=True`, draws in place of means;
+                `fast_steps`, `batch_size`, `seed`, `progress`.
+
+        Raises:
+            UserError: the model has no thoughts or not those layers; there are no texts, or one is empty.
+        """
+        return embed_texts(self, texts, **how).features
 
     def generate(self, *, fast_steps: int | None = None, **options: Any) -> list[Generated]:
         """Texts: see the function of this name."""

@@ -17,7 +17,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ from pyro_ltm.reports.protocol_plots import draw_evaluation
 from pyro_ltm.reports.thoughts_page import likelihoods
 from pyro_ltm.reports.training_plots import draw_training
 from pyro_ltm.runs.data import open_data
+from pyro_ltm.runs.embedding import embed_texts
+from pyro_ltm.runs.embeddings_file import is_embeddings, read_embeddings, write_embeddings
 from pyro_ltm.runs.evaluation_file import merged, read_evaluation, write_evaluation
 from pyro_ltm.runs.metrics import read_metrics
 from pyro_ltm.runs.protocols import evaluate_protocols
@@ -188,6 +190,13 @@ def read_text(world: World, name: str) -> None:
         assert document.text.encode() is not None
 
 
+def read_embedded(world: World, name: str) -> None:
+    is_embeddings(world.folder / name)
+    rows, _ = read_embeddings(world.folder / name)
+    rows.pooled()
+    rows.about(0)
+
+
 def read_holder(world: World) -> None:
     """What a lock says of its holder stands in the error of who is refused; a damaged one says nothing of it."""
     refusal = _refusal(world.folder / "held", world.folder / "held" / "lock")
@@ -251,6 +260,9 @@ KINDS = {
     "comparison": Kind("compared/compare.json", fuzz.mutate_json, read_comparison, many=1500),
     "thoughts": Kind("a.st", fuzz.mutate_tensors, lambda world: read_thoughts(world.folder / "a.st")),
     "thoughts in .npz": Kind("a.npz", fuzz.mutate_bytes, lambda world: read_thoughts(world.folder / "a.npz")),
+    "embeddings": Kind("e.safetensors", fuzz.mutate_tensors, partial(read_embedded, name="e.safetensors"), few=60),
+    "embeddings in .npz": Kind("e.npz", fuzz.mutate_bytes, partial(read_embedded, name="e.npz"), few=60),
+    "embeddings in .parquet": Kind("e.parquet", fuzz.mutate_bytes, partial(read_embedded, name="e.parquet"), few=60),
     "checkpoint of the reference": Kind("a.pt", mutate_reference, lambda world: read_reference(world.folder / "a.pt")),
     "lock": Kind("held/lock", fuzz.mutate_json, read_holder, many=300),
     "problems": Kind("problems.jsonl", fuzz.mutate_lines, lambda world: read_problems(world.folder / "problems.jsonl")),
@@ -313,6 +325,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     save(comparison(), folder / "compared")
     write_thoughts(folder / "a.npz", {"thoughts": torch.ones(2, 2, 16)}, {"texts": ["a", "b"]})
     write_thoughts(folder / "a.st", {"thoughts": torch.ones(2, 2, 16)}, {"texts": ["a", "b"]})
+    embedded = embed_texts(run, ["The 7th bird sang.", "9 trees."])
+    for suffix in (".safetensors", ".npz", ".parquet"):
+        fit = {"fingerprint": run.fingerprint, "fit": {}}
+        write_embeddings(folder / f"e{suffix}", replace(embedded, table={"id": [1, "b"], "n": [0.5, None]}), fit)
     problem = json.dumps({"question": "How many birds?", "answer": "2 + 3 = 5\n#### 5"})
     (folder / "problems.jsonl").write_text(f"{problem}\n{problem}\n")
     np.save(folder / "features.npy", np.ones((3, 4), dtype=np.float32))
