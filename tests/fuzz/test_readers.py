@@ -112,7 +112,7 @@ class Kind:
     path: str
     mutate: fuzz.Mutate
     read: Callable[[World], object]
-    few: int = 100
+    few: int = 60
     many: int = 1000
     writes: bool = False
 

@@ -112,7 +112,7 @@ def test_blocks_solve_the_whole_system(size):
     got = torch.autograd.grad((weights * z).sum(), given)
     flat = [given[0][0], *(value[0, :, 0] for value in given[1:])]
     point = z.detach()[0, 0]
-    slopes = torch.autograd.functional.jacobian(lambda z: conditional_levels(z, *flat), point)
+    slopes = torch.autograd.functional.jacobian(lambda z: conditional_levels(z, *flat), point, vectorize=True)
     back = torch.linalg.solve(slopes.T, weights[0, 0])
     wanted = torch.autograd.grad((-back * conditional_levels(point, *flat)).sum(), given)
     for a, b in zip(got, wanted, strict=True):

@@ -12,6 +12,7 @@ import inspect
 import itertools
 from collections import Counter
 
+import pyro
 import pytest
 import torch
 from helpers.covering import covered
@@ -32,7 +33,7 @@ from pyro_ltm.types import State
 
 AXES = {"guide": FAMILIES, "objective": OBJECTIVES, "optimizer": OPTIMIZERS}
 EXTRA = {"stand-in without a closed-form KL": NoClosedForm}
-STEPS = 40
+STEPS = 30
 DRAWS = 400
 PAIRS = [*itertools.product([*FAMILIES, *EXTRA], OBJECTIVES)]
 
@@ -89,8 +90,8 @@ def prepare(guide, objective, model, batch):
     """What all sequences share is learned first, the decoder held still, where nothing else moves the posterior."""
     if guide.learning != "amortized":
         return
-    optimizer = torch.optim.Adam(guide.parameters(), lr=1e-2)
-    for step in range(80):
+    optimizer = torch.optim.Adam(guide.parameters(), lr=2e-2)
+    for step in range(40):
         train_step(model, [batch], FastLoop(guide, objective, steps=0), optimizer, clip=0.0, seed=step)
 
 
@@ -106,6 +107,11 @@ def test_every_pair_runs_and_improves_or_is_refused(guide_name, objective_name):
         assert any(f"'{name}'" in str(caught.value) for name in fitting), "the error names none that fits"
         assert type(guide).__name__ in str(caught.value)
         return
+    with pyro.validation_enabled(False):  # as fits that are scored run; the short ones below are checked
+        check_improvement(guide, objective, objective_name, model, batch)
+
+
+def check_improvement(guide, objective, objective_name, model, batch):
     kind = "own" if isinstance(guide, ParticleGuide) else RAISES.get(objective_name, "own")
     start = guide.init(batch) | objective.local(batch)
     before = values(kind, objective, model, guide, batch, {name: value.detach() for name, value in start.items()})

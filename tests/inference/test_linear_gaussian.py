@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyro
 import pytest
 import torch
 from helpers.loops import fit_posterior
@@ -21,6 +22,8 @@ UNFINISHED = 2e-3
 ELSEWHERE = {"vr-max", "jackknife", "beta", "free-bits", "target-rate", "mean-rate", "mmd", "map"}
 # Flat around the posterior: any q near it has the same bound, and the gradient drowns in noise there.
 FLAT = {"iwae", "dreg", "renyi"}
+# One early draw can weigh so much that Adam is careful ever after.
+LATE = {"chi", "tail-adaptive"}
 ELBOS = {"elbo", "analytic-elbo", "stl", "annealed", "cyclical"} & set(OBJECTIVES)
 """Whose gradient is that of the ELBO itself."""
 
@@ -33,7 +36,8 @@ def _double_precision():
 def fit(model, batch, objective, steps=400, **options):
     guide = MeanField(model.thoughts, model.dim)
     options = {"optimizer": Adam(lr=0.1, lr_final=0.0)} | options
-    return fit_posterior(model, batch, guide=guide, objective=objective, steps=steps, **options)
+    with pyro.validation_enabled(False):  # as fits that are scored run: its checks take a fifth of the time
+        return fit_posterior(model, batch, guide=guide, objective=objective, steps=steps, **options)
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ELSEWHERE | FLAT])
@@ -42,7 +46,7 @@ def test_reaches_the_exact_posterior_and_evidence(name):
     model = LinearGaussian()
     batch = model.data(COPIES, copies=True)
     objective = OBJECTIVES[name](particles=16 if name == "chi" else 8)
-    posterior = fit(model, batch, objective, steps=800)
+    posterior = fit(model, batch, objective, steps=800 if name in LATE else 400)
     exact, q = model.posterior(batch), posterior.distribution
     for got, wanted in ((q.mean, exact.mean), (q.stddev.log(), exact.stddev.log())):
         scatter = got.std(0)
@@ -50,7 +54,7 @@ def test_reaches_the_exact_posterior_and_evidence(name):
         assert scatter.max() < 0.05
         # The mean of the replicates has standard error scatter / 8; four dimensions and two moments. The step lengths
         # of Adam respond to noise, which biases a fit by the square of its scatter; and some estimators have no noise
-        # at the posterior, so that nothing but what 800 steps leave is left.
+        # at the posterior, so that nothing but what the steps leave is left.
         assert ((got - wanted).mean(0).abs() < 4 * scatter / COPIES**0.5 + scatter**2 + UNFINISHED).all()
     gap = kl_divergence(q, torch.distributions.Independent(exact, 2))
     evidence = model.log_evidence(batch)

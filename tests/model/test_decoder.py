@@ -147,8 +147,8 @@ def test_bfloat16_stays_near(length):
 def test_layers_computed_again_give_the_same_gradients_in_less_memory():
     from pyro_ltm.profiling.memory import peak_memory
 
-    config = tiny_config(layers=6, thoughts=6, max_length=128)
-    decoder, tokens = tiny_decoder(config), tiny_tokens(4, 128)[:, :-1]
+    config = tiny_config(layers=6, thoughts=6, max_length=32)
+    decoder, tokens = tiny_decoder(config), tiny_tokens(4, 32)[:, :-1]
     thoughts = torch.randn(4, 6, config.dim)
 
     def gradients():

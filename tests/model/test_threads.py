@@ -11,7 +11,7 @@ from helpers.tiny import D, N, enlarge, telling_model, tiny_batch, tiny_config
 from pyro_ltm.model import LatentThoughtModel, TokenSequence
 from pyro_ltm.model.kernels.head import FrozenWeight
 
-TIMES = 40
+TIMES = 20
 
 
 def many(work):

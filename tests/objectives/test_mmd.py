@@ -48,7 +48,7 @@ def test_nothing_where_the_aggregate_is_the_prior():
     for spread in (0.75, 0.0, 1.5):
         means = spread**0.5 * torch.randn(4000, 5, 10, 2)
         draws = means[:, None] + abs(1 - spread) ** 0.5 * torch.randn(4000, 3, 5, 10, 2)
-        values.append(torch.stack([discrepancy(one) for one in draws]).mean(1) / 10)
+        values.append(torch.func.vmap(discrepancy)(draws).mean(1) / 10)
     for replicates in values[:2]:
         assert replicates.mean().abs() < 4 * replicates.std() / 4000**0.5
     assert values[2].mean() > 10 * values[2].std() / 4000**0.5, "too wide all together"

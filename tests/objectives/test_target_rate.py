@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyro
 import pytest
 import torch
 from helpers.loops import fit_posterior
@@ -31,18 +32,21 @@ def least_distortion(model, batch, nats):
     return state, middle[:, 0, 0]
 
 
-def fit(nats, guide, optimizer=None, steps=600):
+def fit(nats, guide, optimizer=None, steps=300):
     model = LinearGaussian()
     batch = model.data(8)
     optimizer = optimizer or Adam(lr_final=0.0)
     objective = TargetRate(nats, particles=16)
-    return model, batch, fit_posterior(model, batch, guide=guide, objective=objective, optimizer=optimizer, steps=steps)
+    with pyro.validation_enabled(False):  # as fits that are scored run: its checks take a fifth of the time
+        posterior = fit_posterior(model, batch, guide=guide, objective=objective, optimizer=optimizer, steps=steps)
+    return model, batch, posterior
 
 
 @pytest.mark.parametrize("nats", [1.0, 2.0, 4.0])
 def test_holds_the_rate_with_the_least_distortion(nats):
     """Within 5 per cent for every sequence, whether the posterior itself has a higher rate or a lower one."""
-    model, batch, posterior = fit(nats, MeanField(2, 2))
+    steps = 600 if nats == 4.0 else 300  # the rate rises from zero
+    model, batch, posterior = fit(nats, MeanField(2, 2), steps=steps)
     assert (rate_of(posterior.state) / nats - 1).abs().max() < 0.05
     best, log_multiplier = least_distortion(model, batch, nats)
     torch.testing.assert_close(rate_of(best), torch.full((8,), nats))

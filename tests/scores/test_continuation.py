@@ -116,7 +116,9 @@ def test_reading_helps_a_model_whose_thoughts_matter():
     pieces = [Piece(Context(tuple(row[:10]), place), tuple(row[10:])) for place, row in enumerate(rows)]
 
     def nats(**options):
-        return torch.tensor([-one.log_likelihood for one in predictor(model, particles=32, **options).score(pieces)])
+        return torch.tensor(
+            [-one.log_likelihood for one in predictor(model, particles=32, batch_size=24, **options).score(pieces)]
+        )
 
     gain = nats(steps=0) - nats(steps=24)  # no steps: q is where it starts, at the prior
     assert float(gain.mean()) > 2 * float(gain.std()) / len(gain) ** 0.5

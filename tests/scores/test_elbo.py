@@ -178,7 +178,7 @@ def test_what_was_fitted_on_one_draw_is_scored_on_others():
     model, batch = telling_model(8)
     # As the reference has it: exact KL, a narrow start.
     options = {"guide": MeanField(N, D, init_loc=0.01, init_log_variance=-5.0), "objective": AnalyticELBO()}
-    steps, seed = 100, 4
+    steps, seed = 50, 4
     fitted = fit_posterior(model, batch, **options, steps=steps, noise="fixed", seed=fold(seed, "fit"))
     draw = Noise(batch.ids, seed=fold(seed, "fit")).normal(torch.Size([8, N, D]), event_dims=2, dtype=torch.float64)
     z = fitted.state["loc"] + (fitted.state["log_variance"] / 2).exp() * draw

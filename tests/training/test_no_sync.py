@@ -55,7 +55,7 @@ def shapes_alone(dtype=torch.float32):
     # As in training: checks of distributions' arguments look at values.
     with FakeTensorMode(allow_non_fake_inputs=True), pyro.validation_enabled(False):
         shapes = {name: torch.zeros_like(getattr(batch, name)) for name in ("inputs", "targets", "mask")}
-        yield LatentThoughtModel(tiny_config(), dtype), dataclasses.replace(batch, **shapes)
+        yield LatentThoughtModel(tiny_config(layers=1), dtype), dataclasses.replace(batch, **shapes)
 
 
 def noted(monkeypatch, *functions):

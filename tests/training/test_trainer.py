@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers.clock import Clock
+from helpers.covering import covered
 from safetensors.torch import load_file
 
 import pyro_ltm as ltm
@@ -118,13 +121,25 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine():
     assert learning_rate(110, slow) == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize(
-    "settings", [[], ["slow.accumulate=2"], ["dtype=bfloat16"], ["model.thoughts=0"], ["slow.decoder_warmup=0.5"]]
-)
-@pytest.mark.parametrize("at", [1, 3, 6])
-def test_stopped_and_resumed_ends_with_the_same_weights(tokens, tmp_path, settings, at):
-    config = configure(*settings)
-    whole = ltm.train(config, data=tokens, out=tmp_path / "whole")
+WAYS = {
+    "plain": [],
+    "accumulated": ["slow.accumulate=2"],
+    "half precision": ["dtype=bfloat16"],
+    "twin": ["model.thoughts=0"],
+    "decoder first": ["slow.decoder_warmup=0.5"],
+}
+
+
+@pytest.fixture(scope="module")
+def left_alone(tokens, tmp_path_factory):
+    """A run of each way that nobody stops, trained once."""
+    folder = tmp_path_factory.mktemp("whole")
+    return functools.cache(lambda way: ltm.train(configure(*WAYS[way]), data=tokens, out=folder / way))
+
+
+@pytest.mark.parametrize(("way", "at"), covered(itertools.product(WAYS, (1, 3, 6))))
+def test_stopped_and_resumed_ends_with_the_same_weights(tokens, left_alone, tmp_path, way, at):
+    config, whole = configure(*WAYS[way]), left_alone(way)
 
     def stop(progress):
         if progress.validation is None and progress.step == at:
@@ -146,8 +161,8 @@ def test_stopped_and_resumed_ends_with_the_same_weights(tokens, tmp_path, settin
             ltm.train(config, data=tokens, out=tmp_path / "parts", on_progress=stop)
     resumed = ltm.train(None, data=None, out=tmp_path / "parts", resume=True)
     assert resumed.step == whole.step == 6
-    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
-    one, other = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
+    assert_same_weights(whole.folder, resumed.folder)
+    one, other = (read_metrics(run.folder / "metrics.jsonl") for run in (whole, resumed))
     for row in [*one, *other]:
         row.pop("seconds", None)
     assert one == other, "the metrics tell one story, too"
