@@ -41,6 +41,26 @@ def _known_state() -> Iterator[None]:
     torch.set_default_dtype(dtype)
 
 
+@pytest.fixture(scope="session")
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file from which 280 tokens are made."""
+    from helpers.tiny_run import BIRDS
+
+    path = tmp_path_factory.mktemp("text") / "birds.txt"
+    path.write_text(BIRDS)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of `helpers.tiny_run.configure()` on `birds`, its tokens in it; copy it to write to it."""
+    from helpers.tiny_run import configure
+
+    import pyro_ltm as ltm
+
+    return ltm.train(configure(), data=str(birds), out=tmp_path_factory.mktemp("tiny") / "run").folder
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First the files that lie in no folder: single tests of a minute (types, notebook, README), to end with none."""
     items.sort(key=lambda item: item.path.parent != Path(__file__).parent)

@@ -8,44 +8,22 @@ import threading
 
 import pytest
 import torch
+from helpers.tiny_run import configure
 from safetensors.torch import load_file
 
 import pyro_ltm as ltm
 from pyro_ltm.errors import UserError
 from pyro_ltm.runs.run import Run
 
-TINY = [
-    *("model.dim=16", "model.layers=1", "model.heads=2", "model.thoughts=2", "model.max_length=16", "model.window=4"),
-    *("data.vocab_size=280", "data.sequence_length=16", "fast.steps=2", "slow.steps=4", "slow.batch_size=3"),
-    *("slow.eval_every=0", "slow.eval_sequences=4", "slow.save_every=2", "slow.warmup=0"),
-]
 
-
-def configure(*settings):
-    return ltm.apply_settings(ltm.preset("nano"), [*TINY, *settings])
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "birds.txt"
-    path.write_text("".join(f"The {i % 7}th bird sang {i % 11} songs to the {i % 5} trees.\n" for i in range(400)))
-    return path
-
-
-@pytest.fixture(scope="module")
-def tokens(text):
-    return ltm.prepare([str(text)], text.parent / "tokens", vocab_size=280, sequence_length=16).path
-
-
-@pytest.fixture(scope="module")
-def trained(tokens):
-    return ltm.train(configure(), data=tokens, out=tokens.parent / "trained").folder
+@pytest.fixture
+def tokens(tiny_run):
+    return tiny_run / "data"
 
 
 @pytest.fixture
-def run(trained, tokens, tmp_path):
-    (tmp_path / "tokens").symlink_to(tokens)  # where the run finds them from its own place
-    return shutil.copytree(trained, tmp_path / "run")
+def run(tiny_run, tmp_path):
+    return shutil.copytree(tiny_run, tmp_path / "run")
 
 
 def model(folder):
@@ -70,7 +48,7 @@ def test_converted_weights_are_not_thrown_away(run, tokens, tmp_path):
 
 
 @pytest.mark.parametrize("steps", [2, 4])
-def test_a_kill_between_the_two_files_of_a_checkpoint(tokens, trained, tmp_path, monkeypatch, steps):
+def test_a_kill_between_the_two_files_of_a_checkpoint(tokens, tiny_run, tmp_path, monkeypatch, steps):
     save = Run.save_weights
 
     def die(self, step):
@@ -83,7 +61,7 @@ def test_a_kill_between_the_two_files_of_a_checkpoint(tokens, trained, tmp_path,
         with pytest.raises(KeyboardInterrupt):
             ltm.train(configure(), data=tokens, out=tmp_path / "run")
     ltm.train(None, data=None, out=tmp_path / "run", resume=True)
-    assert model(tmp_path / "run") == model(trained)
+    assert model(tmp_path / "run") == model(tiny_run)
 
 
 def test_a_damaged_copy_of_the_weights_is_mended_by_resuming(run):
@@ -96,11 +74,11 @@ def test_a_damaged_copy_of_the_weights_is_mended_by_resuming(run):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_prepared_tokens_of_the_user_are_not_replaced(resume, text, tmp_path):
-    prepared = ltm.prepare([str(text)], tmp_path / "project/data", vocab_size=280, sequence_length=16)
+def test_prepared_tokens_of_the_user_are_not_replaced(resume, birds, tmp_path):
+    prepared = ltm.prepare([str(birds)], tmp_path / "project/data", vocab_size=280, sequence_length=16)
     before = (prepared.path / "train.bin").read_bytes()
     with pytest.raises(UserError, match="project/data: is there already"):
-        ltm.train(configure(), data=str(text), out=tmp_path / "project", resume=resume)
+        ltm.train(configure(), data=str(birds), out=tmp_path / "project", resume=resume)
     assert (prepared.path / "train.bin").read_bytes() == before
     assert [path.name for path in (tmp_path / "project").iterdir()] == ["data"]
 
@@ -116,19 +94,19 @@ def test_a_file_of_the_user_is_not_replaced(name, resume, tokens, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["note_data", "Run.create"])
-def test_tokens_of_a_run_that_was_killed_as_it_began_are_its_own(moment, text, trained, tmp_path, monkeypatch):
+def test_tokens_of_a_run_that_was_killed_as_it_began_are_its_own(moment, birds, tiny_run, tmp_path, monkeypatch):
     def die(*arguments, **options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(f"pyro_ltm.training.launch.{moment}", die)
         with pytest.raises(KeyboardInterrupt):
-            ltm.train(configure(), data=str(text), out=tmp_path / "run")
+            ltm.train(configure(), data=str(birds), out=tmp_path / "run")
     assert (tmp_path / "run/data/meta.json").exists()
     with pytest.raises(UserError, match=r"before its config\.toml was written; give the whole command"):
         ltm.train(None, data=None, out=tmp_path / "run", resume=True)
-    ltm.train(configure(), data=str(text), out=tmp_path / "run")
-    assert model(tmp_path / "run") == model(trained)
+    ltm.train(configure(), data=str(birds), out=tmp_path / "run")
+    assert model(tmp_path / "run") == model(tiny_run)
 
 
 def test_a_preparation_that_fails_leaves_nothing(tmp_path):
@@ -137,7 +115,7 @@ def test_a_preparation_that_fails_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_training_writes_a_folder(tokens, trained, tmp_path):
+def test_one_training_writes_a_folder(tokens, tiny_run, tmp_path):
     """A second that is started while the first one trains is refused, and the first one ends as if alone."""
     refused = []
 
@@ -155,7 +133,7 @@ def test_one_training_writes_a_folder(tokens, trained, tmp_path):
 
     ltm.train(configure(), data=tokens, out=tmp_path / "run", on_progress=start_another)
     assert refused == [False, True]
-    assert model(tmp_path / "run") == model(trained)
+    assert model(tmp_path / "run") == model(tiny_run)
 
 
 def test_weights_that_run_away_are_not_saved(tokens, tmp_path):
@@ -224,8 +202,8 @@ def test_scores_on_the_fits_own_noise_are_not_called_bounds(tokens, tmp_path):
     assert all("own_noise_nats_per_token" in row and "bound_nats_per_token" not in row for row in train)
 
 
-def test_a_run_without_held_out_text_says_what_to_do(text, tmp_path):
-    tokens = ltm.prepare([str(text)], tmp_path / "all", vocab_size=280, sequence_length=16, validation_fraction=0.0)
+def test_a_run_without_held_out_text_says_what_to_do(birds, tmp_path):
+    tokens = ltm.prepare([str(birds)], tmp_path / "all", vocab_size=280, sequence_length=16, validation_fraction=0.0)
     run = ltm.train(configure(), data=tokens.path, out=tmp_path / "run")
     with pytest.raises(UserError, match=r"no split 'validation'.*--data"):
         run.evaluate()
