@@ -18,6 +18,8 @@ import pytest
 from helpers.processes import Forked
 from pyro_ltm_cli.main import cli
 
+from pyro_ltm.reports import plots
+
 TINY = {
     "model.dim": 16,
     "model.layers": 1,
@@ -172,6 +174,21 @@ def twin(invoke: Invoke, settings: Any, trained: Path) -> Path:
 def own_run(trained: Path, tmp_path: Path) -> Path:
     """A copy of the run to damage."""
     return Path(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation.json")))
+
+
+@pytest.fixture
+def painted() -> None:
+    """For tests of what is painted: pictures are."""
+
+
+@pytest.fixture(autouse=True)
+def _unpainted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands draw their figures and write their files, but nobody paints them, which takes longer than all else.
+
+    What runs and comparisons of all tests draw is painted, and what processes of their own do.
+    """
+    if "painted" not in request.fixturenames:
+        monkeypatch.setattr(plots, "to_png", lambda figure: b"\x89PNG\r\n\x1a\n")
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from pyro_ltm.reports.training_plots import training_picture
 from pyro_ltm.runs import Run
 
 
+@pytest.mark.usefixtures("painted")
 def test_report_of_a_run(ask, own_run, tmp_path):
     result = ask("report", own_run, "--sequences", 12, "--particles", 2, "--out", tmp_path / "page")
     found = result["thoughts"]
@@ -168,6 +169,7 @@ def labelled(tmp_path):
     return path
 
 
+@pytest.mark.usefixtures("painted")
 def test_labels_from_a_file(ask, invoke, trained, labelled, tmp_path):
     columns = ["--label-column", "stars", "--label-column", "a/b"]
     options = ["report", trained, "--labels", labelled, *columns, "--out", tmp_path / "page"]
