@@ -21,9 +21,10 @@ from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import fold
 from pyro_ltm.optimizers import schedule
 from pyro_ltm.priors import PRIORS
+from pyro_ltm.runs.batches import check_fits
 from pyro_ltm.runs.folder import trainable
 from pyro_ltm.runs.notes import note_data
-from pyro_ltm.runs.run import Run, check_fits
+from pyro_ltm.runs.run import Run
 from pyro_ltm.scores import Bound
 from pyro_ltm.scores.estimate import Difference, difference
 from pyro_ltm.training.origin import PRIOR

@@ -14,9 +14,9 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.model.grafting import digest_of
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.base import BASE
+from pyro_ltm.runs.batches import text_batches
 from pyro_ltm.runs.graft import Graft, graft
 from pyro_ltm.runs.protocols import evaluate_protocols
-from pyro_ltm.runs.run import text_batches
 from pyro_ltm.runs.twin import base_of, check_twin
 
 transformers = pytest.importorskip("transformers", reason="the extra graft is not installed")
