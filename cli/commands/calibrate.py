@@ -132,6 +132,6 @@ def _show_sandwich(found: Sandwich) -> None:
     rows.append(["between the last two", level(found.width, found.width.stderr)])
     rows.append(["bound is off by at least", level(found.loose_at_least, found.loose_at_least.stderr)])
     rows.append(["bound is off by at most", level(found.loose_at_most, found.loose_at_most.stderr)])
-    show_table("Nats of the same texts, from both sides", ["nats a token", ""], rows)
+    show_table("Nats of the same texts, from both sides", ["", "nats a token"], rows)
     taken = " and ".join(f"{share:.0%}" for share in found.acceptance)
     say(f"{found.temperatures} temperatures, {found.chains} chains, {taken} of moves taken")

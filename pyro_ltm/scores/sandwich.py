@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pyro_ltm.errors import UserError
 from pyro_ltm.inference import FastLoop
 from pyro_ltm.inference.ais import anneal_both_ways
 from pyro_ltm.inference.log_joint import LogJoint
@@ -76,8 +77,10 @@ def evaluate_sandwich(
         written: texts of the model itself (`write_texts`): of others the upper side does not hold.
 
     Raises:
-        UserError: as `evaluate_annealed`.
+        UserError: as `evaluate_annealed`; or the prior's density is an estimate, by which the lower side does not hold.
     """
+    if not getattr(model.prior, "has_exact_density", True):
+        raise UserError(f"{type(model.prior).__name__} only estimates its density: no annealing back bounds the nats")
     how: dict[str, Any] = {"chains": chains, "leapfrogs": leapfrogs, "schedule": schedule}
     tallies = {name: Tally() for name in ("at_most", "at_least", "bound", "importance_weighted")}
     tallies["at_most"].progress = progress

@@ -60,6 +60,7 @@ from pyro_ltm.runs.metrics import read_metrics
 from pyro_ltm.runs.protocols import evaluate_protocols
 from pyro_ltm.runs.run import Run
 from pyro_ltm.runs.thoughts_file import read_thoughts, write_thoughts
+from pyro_ltm.scores.convergence import Convergence
 from pyro_ltm.scores.pareto import ParetoK
 from pyro_ltm.tasks.gsm8k import read_problems
 from pyro_ltm.tasks.prompts import read_prompts
@@ -358,6 +359,8 @@ def comparison() -> Comparison:
             figures["pareto_k"] = ParetoK(
                 median=0.5, largest=0.9, threshold=0.7, share_above=0.5, by_sequence=[0.5, 0.9]
             )
+            rhat = {"rhat": 1.5, "ess_bulk": 9.0, "ess_tail": None, "share_above": 0.5, "rhat_by_sequence": [1.0, None]}
+            figures["convergence"] = Convergence(chains=2, draws=9, **rhat)
             figures["curve"] = [Checkpoint(0, 0.0, 9.0), Checkpoint(1, 0.5, level), Checkpoint(2, 1.0, level)]
         figures |= {"guide_training_seconds": 1.0, "training": training}
         return PairScore(guide=guide, objective="elbo", fast_steps=2, **figures)

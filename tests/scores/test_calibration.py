@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 from helpers.exact_guides import Exact, WithPrior
-from helpers.tiny import L, T, tiny_model
+from helpers.tiny import D, L, N, T, tiny_model
 from torch.distributions import kl_divergence
 
 from pyro_ltm.config import ModelConfig
@@ -162,6 +162,10 @@ def test_what_cannot_be_calibrated_is_refused():
         calibrate(Exact(model), sizes=(9,))
     with pytest.raises(UserError, match="such as 99 draws"):
         calibrate(Exact(model), sizes=(20,), draws=22)
+    estimated = tiny_model()
+    estimated.prior.has_exact_density = False
+    with pytest.raises(UserError, match="only estimates its density"):
+        evaluate_sandwich(estimated, [], FastLoop(MeanField(N, D), AnalyticELBO()))
     with pytest.raises(UserError, match="is a point"):
         evaluate_calibration(model, written(model, (20,)), FastLoop(Delta(2, 2), MAP(), steps=0), layers=1)
 
