@@ -91,7 +91,7 @@ def data_to_score(
         data = TokenDataset(source)
         yield TokenDataset(data.folder, "validation") if "validation" in data.folder.splits else data
     else:
-        length, packing, world = _cut(run)
+        length, packing, world = cut_of(run)
         if is_world(source):
             source, packing = for_scoring(source, world), "document"
         with tempfile.TemporaryDirectory(prefix="pyro-ltm-") as temporary:
@@ -108,7 +108,7 @@ def data_to_score(
             yield TokenDataset(folder)
 
 
-def _cut(run: Run) -> tuple[int, str, World | None]:
+def cut_of(run: Run) -> tuple[int, str, World | None]:
     """Sequence length and packing of the run's data: as prepared, else as its configuration says; and their world."""
     try:
         folder = run.dataset("train").folder

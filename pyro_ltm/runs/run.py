@@ -34,7 +34,7 @@ from pyro_ltm.model.precision import resolve_dtype
 from pyro_ltm.noise import fold
 from pyro_ltm.runs.base import load_config, save_config
 from pyro_ltm.runs.batches import check_fits, dataset_batches
-from pyro_ltm.runs.data import open_data
+from pyro_ltm.runs.data import cut_of, open_data
 from pyro_ltm.runs.embedding import embed_texts
 from pyro_ltm.runs.folder import (
     CONFIG,
@@ -312,9 +312,18 @@ class Run:
         return evaluate_sandwich(self.model, written, self.loop.with_density().with_steps(fast_steps), seed=seed, **how)
 
     def _own_texts(self, texts: int, *, seed: int, length: int | None, size: int) -> Iterator[Written]:
-        """Texts of the model itself after its token between documents."""
-        length, start = length or self.sequence_length, self.tokenizer.end_of_text
-        return write_texts(self.model, texts, start=start, length=length, batch_size=size, seed=fold(seed, "own texts"))
+        """Texts of the model itself, cut as its data are: each to its end, or documents one after the other."""
+        longest, packing, _ = cut_of(self)
+        start = self.tokenizer.end_of_text
+        return write_texts(
+            self.model,
+            texts,
+            start=start,
+            length=length or longest,
+            end=start if packing == "document" else None,
+            batch_size=size,
+            seed=fold(seed, "own texts"),
+        )
 
     def _score(
         self,

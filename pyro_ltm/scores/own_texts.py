@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
@@ -18,7 +20,14 @@ Written = tuple[Batch, Tensor]
 
 @torch.no_grad()
 def write_texts(
-    model: LatentThoughtModel, count: int, *, start: int, length: int, batch_size: int = 32, seed: int = 0
+    model: LatentThoughtModel,
+    count: int,
+    *,
+    start: int,
+    length: int,
+    end: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
 ) -> Iterator[Written]:
     """`count` texts of `length` tokens from the program itself: thoughts from the prior, tokens one after the other.
 
@@ -26,6 +35,8 @@ def write_texts(
 
     Args:
         start: the token before the first, as a rule that between documents.
+        end: a token that ends a text: what would follow it counts nothing, as in sequences of one document each. None:
+            texts go on to their length, as where documents are packed one after the other.
 
     Raises:
         UserError: the model has no thoughts, or `length` is more than it reads.
@@ -40,5 +51,9 @@ def write_texts(
         thoughts = draw(model.prior().expand(torch.Size([len(ids)])), noise)
         generators = [torch.Generator(model.device).manual_seed(fold(seed, "tokens", name)) for name in ids.tolist()]
         prompt = torch.full((len(ids), 1), start, device=model.device)
-        tokens = sample_tokens(model.decoder, thoughts, prompt, length, generator=generators)
-        yield Batch.from_tokens(tokens, ids=ids), thoughts
+        tokens = sample_tokens(model.decoder, thoughts, prompt, length, end=end, generator=generators)
+        batch = Batch.from_tokens(F.pad(tokens, (0, length + 1 - tokens.shape[1]), value=end or 0), ids=ids)
+        if end is not None:
+            ended = batch.inputs[:, 1:] == end  # the first input may be the same token, and ends nothing
+            batch = replace(batch, mask=F.pad(ended.cumsum(1) == 0, (1, 0), value=True))
+        yield batch, thoughts

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import json
 import math
 
@@ -200,6 +202,24 @@ def test_texts_of_a_model_do_not_depend_on_their_batch():
     assert len(whole[0][0].targets.unique(dim=0)) == 5
     with pytest.raises(UserError, match=f"from 1 to {T} tokens"):
         next(write_texts(model, 5, start=0, length=T + 1))
+
+
+def test_a_text_that_ends_counts_to_its_end():
+    """All texts of at most three tokens that end with token 2, or are cut: their probabilities add up to one."""
+    config = ModelConfig(vocab_size=3, dim=4, layers=L, heads=1, thoughts=L, max_length=3)
+    model = tiny_model(config).double()
+    ((batch, z),) = write_texts(model, 300, start=2, length=3, end=2, batch_size=300)
+    before = (batch.targets == 2).cumsum(1) - (batch.targets == 2).long()
+    assert torch.equal(batch.mask, before == 0)
+    assert 1 < batch.mask.sum(1).double().mean() < 3
+    ways = torch.tensor([*itertools.product(range(3), repeat=3)])
+    ended = (ways == 2).cumsum(1) - (ways == 2).long()
+    ways = torch.where(ended > 0, 2, ways).unique(dim=0)
+    every = Batch.from_tokens(torch.cat([torch.full((len(ways), 1), 2), ways], 1))
+    mask = ((ways == 2).cumsum(1) - (ways == 2).long()) == 0
+    levels = LogJoint(model, dataclasses.replace(every, mask=mask)).parts(z[:1].expand(len(ways), -1, -1))[0]
+    assert len(ways) == 15
+    assert levels.exp().sum().item() == pytest.approx(1)
 
 
 def test_texts_are_draws_of_the_program():
