@@ -74,7 +74,8 @@ def command(
     text, fitting = text_of(text), fitting_of(how, common.seed)
     run = open_run(run_folder, common)
     named: dict[str, Any] = {"columns": columns, "id_column": id_column, "layers": layers}
-    rows = rows_of(run, among, fitting, reading, windows=metric in OF_POSTERIORS, **named).rows
+    whole = metric in OF_POSTERIORS
+    rows = rows_of(run, among, fitting, reading, windows=whole, posteriors=whole, **named).rows
     query = embed_query(run, text, rows, metric=metric, fitting=fitting)
     found = nearest_documents(query, rows, count=count, metric=metric, run=run)
     if common.as_json:

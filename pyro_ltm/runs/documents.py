@@ -127,6 +127,7 @@ def infer_documents(
     seed: int = 0,
     same_noise: bool = False,
     draw: bool = False,
+    states: bool = True,
     kept: KeptFits | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> DocumentThoughts:
@@ -136,6 +137,7 @@ def infer_documents(
         same_noise: all fits draw the same noise, so that a text has the same thoughts wherever it stands, and what two
             texts differ by is no chance; else each draws its own, keyed by its place in the input.
         draw: `thoughts` are a draw from each posterior, independent of the others', in place of its mean.
+        states: keep the fitted parameters, which take many times the room of the thoughts in families of full rank.
         kept: fits that were done before, which are not done again; the others are added.
 
     Raises:
@@ -154,6 +156,7 @@ def infer_documents(
             # Keyed by a sequence's place in the input, or not at all, so that batches change nothing.
             batch = dataclasses.replace(batch, ids=torch.zeros_like(places) if same_noise else places).to(run.device)
             tensors = _fit(run, batch, fast_steps, seed, places if draw else None)
+            tensors = {name: value for name, value in tensors.items() if states or not name.startswith("state.")}
         if kept:
             kept.add(tensors)
         documents_of = {"document": torch.tensor([one.number for one in group])}

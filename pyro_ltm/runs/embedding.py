@@ -32,7 +32,7 @@ class Embeddings:
         texts: how each row's text begins.
         table: what else is known of each row, by name: `id`, and the columns that were asked for; lists of R values.
         layers: whose thoughts these are.
-        state: the fitted posteriors, leading dimension R, where a row is one sequence; else None.
+        state: the fitted posteriors, leading dimension R, where they were asked for; else None.
     """
 
     thoughts: Tensor
@@ -88,6 +88,7 @@ def embed_pieces(
     layers: Sequence[int] | None = None,
     windows: bool = False,
     draw: bool = False,
+    posteriors: bool = False,
     **how: Any,
 ) -> Embeddings:
     """Posterior means of documents, fitted on the same noise: a text has the same ones wherever it stands.
@@ -97,6 +98,7 @@ def embed_pieces(
         layers: whose thoughts; None: all.
         windows: a row for each window; else their mean for each document.
         draw: a draw from each posterior in place of its mean.
+        posteriors: keep them, of rows that are one sequence each.
         how: `fast_steps`, by default as many as in training; `batch_size`, `seed`, `progress`.
 
     Raises:
@@ -104,7 +106,7 @@ def embed_pieces(
     """
     check_thinks(run)
     chosen = check_layers(run.config.model, layers)
-    found = infer_documents(run, pieces, same_noise=True, draw=draw, **how)
+    found = infer_documents(run, pieces, same_noise=True, draw=draw, states=posteriors, **how)
     tensors = found.tensors
     by_layer = tensors["thoughts"].chunk(run.config.model.layers, dim=1)
     numbers = tensors["document"].tolist()
@@ -112,6 +114,7 @@ def embed_pieces(
     table = {name: [about[number].get("columns", {}).get(name) for number in numbers] for name in _columns(pieces)}
     if "id" not in table and any("id" in one for one in found.documents):
         table = {"id": [about[number].get("id") for number in numbers], **table}
+    state = {name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")}
     rows = Embeddings(
         thoughts=torch.cat([by_layer[layer] for layer in chosen], 1).float(),
         document=tensors["document"],
@@ -121,7 +124,7 @@ def embed_pieces(
         texts=found.texts,
         table=table,
         layers=chosen,
-        state={name.removeprefix("state."): value for name, value in tensors.items() if name.startswith("state.")},
+        state=state or None,
     )
     return rows if windows else rows.pooled()
 

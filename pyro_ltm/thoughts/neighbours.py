@@ -46,7 +46,7 @@ def find_neighbours(
     """The documents whose thoughts are nearest to those of `text`, the nearest first.
 
     Args:
-        among: documents, from `read_rows`; for `wasserstein` and `kl` one window a row.
+        among: documents, from `read_rows`; for `wasserstein` and `kl` with their posteriors, a window a row.
         count: how many; None: `COUNT`, or all if there are fewer.
         metric: cosine, 1 - the cosine of posterior means; euclid, their distance; wasserstein, the 2-Wasserstein
             distance of the posteriors; kl, KL(q of the document || q of the text) in nats. A document of several
@@ -66,9 +66,8 @@ def embed_query(
     """A text's thoughts as one row, to be compared with those of `among` (see `find_neighbours`)."""
     check_metric(metric)
     fitting = fitting or Fitting()
-    return embed_texts(
-        fitting.loop_of(run), [text], layers=among.layers, windows=metric in OF_POSTERIORS, **fitting.how
-    )
+    whole: dict[str, Any] = {"windows": metric in OF_POSTERIORS, "posteriors": metric in OF_POSTERIORS}
+    return embed_texts(fitting.loop_of(run), [text], layers=among.layers, **whole, **fitting.how)
 
 
 def query_of(run: Run, thoughts: Tensor, among: Embeddings) -> Embeddings:

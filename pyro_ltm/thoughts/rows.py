@@ -75,6 +75,7 @@ def read_rows(
     layers: Sequence[int] | None = None,
     windows: bool = False,
     draw: bool = False,
+    posteriors: bool = False,
     out: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Rows:
@@ -83,7 +84,7 @@ def read_rows(
     All text is read, and found to be in order, before the first fit.
 
     Args:
-        layers, windows, draw: see `embed_pieces`.
+        layers, windows, draw, posteriors: see `embed_pieces`.
         out: the file that they are for. It must have room for them; fits are kept next to it until all are done. Hold
             its lock.
         progress: called with the sequences fitted, and how many there are.
@@ -110,6 +111,7 @@ def read_rows(
         layers=chosen,
         windows=windows,
         draw=draw,
+        posteriors=posteriors,
         kept=kept,
         progress=lambda done: progress(done, len(pieces)),
         **fitting.how,

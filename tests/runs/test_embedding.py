@@ -100,6 +100,14 @@ def test_texts_that_are_none(run):
             run.embed(texts)
 
 
+def test_posteriors_are_kept_where_they_are_asked_for(run):
+    """In families of full rank they take many times the room of their means."""
+    assert embed_texts(run, [WORDS], windows=True, fast_steps=0).state is None
+    kept = embed_texts(run, [WORDS, SHORT], windows=True, posteriors=True, fast_steps=0)
+    assert kept.state is not None
+    assert torch.equal(kept.state["loc"], kept.thoughts)
+
+
 def test_a_point_has_thoughts_and_no_bound(run):
     from pyro_ltm.guides import Delta
     from pyro_ltm.inference import FastLoop

@@ -39,7 +39,7 @@ def ends(run):
 
 @pytest.fixture(scope="module")
 def rows(run):
-    return embed_texts(run, [C, A, B, 30 * C], windows=True, fast_steps=2)
+    return embed_texts(run, [C, A, B, 30 * C], windows=True, posteriors=True, fast_steps=2)
 
 
 @pytest.mark.parametrize("metric", METRICS)
