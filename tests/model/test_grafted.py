@@ -10,7 +10,7 @@ from helpers.bases import FAMILIES, D, T, V, base_model
 
 from pyro_ltm.config import GraftConfig, ModelConfig
 from pyro_ltm.errors import UserError
-from pyro_ltm.model import LatentThoughtModel
+from pyro_ltm.model import DecodingOptions, LatentThoughtModel, sample_tokens
 from pyro_ltm.model.grafted import GraftedDecoder
 from pyro_ltm.model.grafting import check_exact, graft_on, layers_named, probe_logits, shape_for
 from pyro_ltm.types import Batch
@@ -52,6 +52,15 @@ def test_untrained_logits_are_those_of_the_base_to_the_bit(kind, train):
     assert torch.equal(decoder.logits(decoder(decoder.context(TOKENS), z)), alone)
     check_exact(decoder, *probe_logits(base_model(kind, layers=3)))
     assert (awake(decoder)(decoder.context(TOKENS), z) - decoder(decoder.context(TOKENS), None)).abs().max() > 0.1
+
+
+def test_prompts_of_unlike_lengths_are_continued_as_each_alone():
+    decoder, lengths = awake(grafted()), [5, 2]
+    z, greedy = thoughts(decoder), DecodingOptions(temperature=0)
+    together = sample_tokens(decoder, z, TOKENS, 3, lengths=lengths, sampler=greedy)
+    for row, length in enumerate(lengths):
+        alone = sample_tokens(decoder, z[row : row + 1], TOKENS[row : row + 1, :length], 3, sampler=greedy)
+        assert torch.equal(together[row, : length + 3], alone[0])
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
