@@ -7,7 +7,7 @@ The first trains a latent-thought model and its twin on four small tasks (benchm
 and keeps each as a file in OUT/rows: the same call goes on where it was stopped. The second puts all rows into
 benchmarks/rethinking-DATE.json, and their table into the notes.
 
-Nothing was tuned: a nano decoder, 500 slow steps with Muon, of which the model has thoughts in the second half.
+Nothing was tuned: a nano decoder, 400 slow steps with Muon, of which the model has thoughts after the first fifth.
 
 The model writes an answer (temperature 1), fits its thoughts to question and answer, writes again, four times; of the
 first R + 1 drafts the one with the highest bound a token is kept. The twin, as many slow steps, gets the operations of
@@ -42,7 +42,7 @@ from pyro_ltm.types import Batch
 
 ROUNDS = (0, 1, 2, 4)
 DOCUMENTS, LENGTH, VOCABULARY = 24_000, 48, 350
-ASKED, COUNTED = 64, 4
+ASKED, COUNTED = 96, 4
 """Questions of each task; so many of them for operations and seconds."""
 MOST = 512
 """Samples of the twin for a question, at most."""
@@ -51,7 +51,7 @@ NEW = {"modulus": 2, "rule": 4, "lookup": 2, "words": 14}
 SETTINGS = [
     "model.window=48",
     "model.heads=4",
-    "slow.steps=500",
+    "slow.steps=400",
     "slow.batch_size=32",
     "slow_optimizer.name=muon",
     "slow.lr=0.03",
@@ -64,7 +64,7 @@ FAST = [
     "optimizer.lr=0.3",
     "optimizer.eps=0.01",
     "objective.warmup=0.3",
-    "slow.decoder_warmup=0.5",
+    "slow.decoder_warmup=0.2",
 ]
 LTM, OTHER = "ltm", "twin"
 
@@ -112,9 +112,16 @@ def ask_ltm(run: Run, questions: Sequence[Exercise], given: Mapping[str, Any], s
     return {
         "right": [[one.is_right(draft) for draft in text.drafts] for one, text in zip(questions, texts, strict=True)],
         "scores": [[round(score, 4) for score in text.scores] for text in texts],
+        "rate": rate(run, questions),
         "operations": {str(rounds): operations for rounds, (operations, _) in cost.items()},
         "seconds": {str(rounds): seconds for rounds, (_, seconds) in cost.items()},
     }
+
+
+def rate(run: Run, questions: Sequence[Exercise]) -> float:
+    """Nats that thoughts carry of a question with its true answer, the mean."""
+    batch, posterior = run.infer([one.prompt + one.answer for one in questions], seed=1)
+    return float(posterior.with_noise(2).score(run.model, batch).rate.mean())
 
 
 def ask_twin(run: Run, questions: Sequence[Exercise], given: Mapping[str, Any], seed: int) -> dict[str, Any]:
