@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,21 +27,16 @@ def _rethinking(rethink: int, keep: str, refit_every: int | None) -> Rethinking:
 
 def _function(path: str) -> Callable[..., float]:
     """The function that `module:function` names; who types its name has its code run. Raises UserError."""
-    from pyro_ltm.errors import UserError, one_line
+    from pyro_ltm.errors import UserError
+    from pyro_ltm.plugins import find_class
 
-    module, _, name = path.partition(":")
-    if not module or not name:
+    if not all(path.partition(":")):
         raise click.UsageError(f"--keep {path}: give {BOUND}, or a function of your own as module:function")
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)
-    importlib.invalidate_caches()  # it may have been written a moment ago
-    try:
-        found: Callable[..., float] = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the code of somebody else comes up with
-        raise UserError(f"--keep {path}: cannot be imported: {type(error).__name__}: {one_line(error)}") from error
+    found = find_class(path)
     if not callable(found):
         raise UserError(f"--keep {path}: is a {type(found).__name__}; expected a function, log_reward(z, text)")
-    return found
+    function: Callable[..., float] = found
+    return function
 
 
 def rethinking_options(function: F) -> F:

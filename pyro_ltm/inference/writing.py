@@ -16,6 +16,7 @@ from pyro_ltm.inference.fast_loop import FastLoop
 from pyro_ltm.inference.posterior import Posterior
 from pyro_ltm.model import DecodingOptions, LatentThoughtModel, sample_tokens
 from pyro_ltm.noise import fold
+from pyro_ltm.plugins import blamed
 from pyro_ltm.types import Batch
 
 LogReward = Callable[[Tensor, str], float]
@@ -216,11 +217,8 @@ def _best(texts: Sequence[Written], scores: Sequence[float]) -> Written:
 
 def _reward(reward: LogReward, thoughts: Tensor, text: str) -> float:
     name = getattr(reward, "__qualname__", type(reward).__name__)
-    try:
+    with blamed(f"{name}(z, text) failed"):
         value = float(reward(thoughts, text))
-    except Exception as error:  # whatever a user's function comes up with
-        what = f"{type(error).__name__}: {one_line(error)}"
-        raise UserError(f"{name}(z, text) failed: {what}: expected a number for every text") from error
     if math.isnan(value):
         raise UserError(f"{name}(z, text) gave NaN for the text {one_line(text, 60)!r}: expected a number")
     return value

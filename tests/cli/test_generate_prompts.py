@@ -82,7 +82,7 @@ def test_rethinking(ask, invoke, trained, lines, tmp_path, monkeypatch):
     assert invoke(*options, "--prompt", "kalo", "--rethink", 0).stdout == invoke(*options, "--prompt", "kalo").stdout
     for name, says in {
         "rewards_of_mine:lost": "lost(z, text) gave NaN for the text 'kalo",
-        "rewards_of_mine:broken": "broken(z, text) failed: OSError: gone",
+        "rewards_of_mine:broken": "broken(z, text) failed: OSError: [Errno 5] gone (rewards_of_mine.py, line 18)",
         "rewards_of_mine:number": "is a int; expected a function",
         "rewards_of_mine:absent": "rewards_of_mine",
         "no_such_module_here:f": "no_such_module_here",
