@@ -143,16 +143,18 @@ def test_recomputed_layers_give_the_same_gradients():
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("train", ["frozen", "lora", "all"])
-def test_what_learns_is_what_is_saved(train):
-    decoder = grafted(train=train)
+@pytest.mark.parametrize(
+    ("kind", "train"), [("gpt2", "frozen"), ("gpt2", "lora"), ("gpt2", "all"), ("llama", "lora"), ("llama", "all")]
+)
+def test_what_learns_is_what_is_saved(kind, train):
+    decoder = grafted(kind, train=train)
     learning = {name for name, value in decoder.named_parameters() if value.requires_grad}
     saved = decoder.state_dict()
     assert set(saved) == learning
     of_base = {name for name in saved if not name.startswith("cross_attention")}
     assert bool(of_base) == (train != "frozen")
     assert all("lora_" in name for name in of_base) == (train != "all")
-    other = grafted(train=train)
+    other = grafted(kind, train=train)
     base = {name: value.clone() for name, value in other.named_parameters() if name not in saved}
     other.load_state_dict({name: value + 1 for name, value in saved.items()})
     assert all(torch.equal(value, saved[name] + 1) for name, value in other.state_dict().items())

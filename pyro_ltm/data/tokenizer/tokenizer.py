@@ -93,7 +93,8 @@ class Tokenizer:
         try:
             loaded = cls(open_tokenizer(path))
             name = _named_end(folder) if folder and not loaded._knows_its_end else None
-            return loaded if name is None else loaded.ending(name)
+            known = name is not None and loaded._backend.token_to_id(name) is not None
+            return loaded.ending(name) if name is not None and known else loaded
         except UserError:
             raise
         except FileNotFoundError:

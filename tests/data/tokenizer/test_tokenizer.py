@@ -212,3 +212,20 @@ def test_an_end_of_text_that_was_an_ordinary_token(small_tokenizer: Tokenizer) -
     assert tokenizer.end_of_text == small_tokenizer._backend.token_to_id(word)
     assert tokenizer.vocab_size == small_tokenizer.vocab_size
     assert tokenizer.token_bytes[tokenizer.end_of_text] == 0
+
+
+def test_a_models_folder_names_its_end_of_text(tmp_path):
+    """In tokenizer_config.json, as a word or with its properties; the tokenizer's own file comes first."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.add_special_tokens(["<start>", "<stop>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="has no end-of-text token"):
+        Tokenizer.load(tmp_path).end_of_text  # noqa: B018 - raises
+    for named in ("<stop>", {"content": "<stop>", "lstrip": False}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": named, "bos_token": "<start>"}))
+        assert Tokenizer.load(tmp_path).end_of_text == 1
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<other>"}')
+    with pytest.raises(UserError, match="has no end-of-text token"):
+        Tokenizer.load(tmp_path).end_of_text  # noqa: B018 - raises
+    Tokenizer.load(tmp_path / "tokenizer.json").ending("<start>").save(tmp_path / "tokenizer.json")
+    assert Tokenizer.load(tmp_path).end_of_text == 0
