@@ -40,7 +40,7 @@ def run(name, folder, *arguments, short=False):
 def run_here(name, folder, *arguments):
     def call(command, **options):
         words = command[command.index("pyro_ltm_cli.main") + 1 :]
-        words += {"train": SMALL, "evaluate": ["--sequences", "8"]}.get(words[0], [])
+        words += {"train": SMALL, "evaluate": ["--sequences", "8"], "report": ["--sequences", "12"]}.get(words[0], [])
         done = CliRunner(catch_exceptions=False).invoke(cli, words)
         assert done.exit_code == 0, done.output
         return subprocess.CompletedProcess(command, done.exit_code, done.stdout)
@@ -82,7 +82,16 @@ def test_the_demo_runs(demo):
     summary = json.loads((folder / "demo.json").read_text())
     assert summary["bound"]["sequences"] == summary["twin"]["sequences"] == (8 if short else 128)
     assert (folder / "ltm/plots/bounds.png").read_bytes().startswith(b"\x89PNG")
-    assert "Next:" in said
+    assert set(summary["probe"]["baselines"]) > {"untrained decoder", "bag of words"}
+    learned, judged = (set(texts_of(folder / name)) for name in ("text.jsonl", "kinds.jsonl"))
+    assert len(judged) >= 100
+    assert not learned & judged
+    for part in ("Written again from its thoughts", "whose thoughts lie nearest", "nats a token", "Next:"):
+        assert part in said
+
+
+def texts_of(path):
+    return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def check_comparison(folder, said):
