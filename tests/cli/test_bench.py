@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from pyro_ltm_cli.commands.bench import duration
+from pyro_ltm_cli.estimate import duration
 
 from pyro_ltm.profiling.speed import Speed
 

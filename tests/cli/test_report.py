@@ -11,6 +11,7 @@ import pytest
 from pyro_ltm.config import apply_settings
 from pyro_ltm.reports.training_plots import training_picture
 from pyro_ltm.runs import Run
+from pyro_ltm.thoughts import probes
 
 
 @pytest.mark.usefixtures("painted")
@@ -143,7 +144,8 @@ def test_a_guide_without_density_is_looked_at_by_another(ask, invoke, trained, s
     assert "no density" in (tmp_path / "run" / "report" / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_worlds_own_factors(ask, invoke, settings, tmp_path):
+def test_a_worlds_own_factors(ask, invoke, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(probes, "FOLDS", 2)  # of five labels and all baselines
     tiny = settings(**{"model.max_length": 64, "data.sequence_length": 64})
     done = invoke("train", "--data", "worlds:length=2,documents=60", "--out", tmp_path / "run", *tiny)
     assert done.exit_code == 0, done.stderr
@@ -177,7 +179,7 @@ def test_labels_from_a_file(ask, invoke, trained, labelled, tmp_path):
     assert [(p["label"], p["classes"], p["texts"]) for p in result["probes"]] == [("stars", 2, 20), ("a/b", 4, 20)]
     assert result["data"] == str(labelled)
     assert {path.name for path in (tmp_path / "page").glob("map*")} == {"map-stars.png", "map-a-b.png"}
-    assert "probe of stars" in invoke(*options).stdout
+    assert "probe of stars" in invoke(*options[:5], *options[-2:]).stdout
 
 
 def test_a_label_that_cannot_be_probed_is_a_remark(ask, trained, labelled, tmp_path):
