@@ -179,7 +179,7 @@ def test_labels_from_a_file(ask, invoke, trained, labelled, tmp_path):
     assert [(p["label"], p["classes"], p["texts"]) for p in result["probes"]] == [("stars", 2, 20), ("a/b", 4, 20)]
     assert result["data"] == str(labelled)
     assert {path.name for path in (tmp_path / "page").glob("map*")} == {"map-stars.png", "map-a-b.png"}
-    assert "probe of stars" in invoke(*options[:5], *options[-2:]).stdout
+    assert "probe of stars" in invoke(*options[:6], *options[-2:]).stdout
 
 
 def test_a_label_that_cannot_be_probed_is_a_remark(ask, trained, labelled, tmp_path):
