@@ -3,7 +3,8 @@
     python examples/compare_guides.py [RUN] [--out FOLDER] [--steps N] [--sequences N]
 
 Without a RUN a small model is trained first. Both classes below are all that it takes: nothing is registered, and no
-file of the library changes. The page opens from disk.
+file of the library changes; `ltm.train(config, guide=Isotropic)` trains with one (docs/own-guide.md). The page opens
+from disk.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import pyro.distributions as dist
 import torch
 
 import pyro_ltm as ltm
-from pyro_ltm.comparison.named import guides_for, objectives_for
 from pyro_ltm.comparison.posteriors import compare_run
 from pyro_ltm.guides import Guide
 from pyro_ltm.objectives import Objective
@@ -59,10 +59,8 @@ def main() -> None:
     else:
         config = ltm.apply_settings(ltm.preset("nano"), [f"slow.steps={options.steps}"])
         run = ltm.train(config, data="python-docs", out=f"{options.out}/run", resume=True)
-    model = run.config.model
-    guides = {**guides_for(run, ["mean-field", "low-rank:2"]).guides, "isotropic": Isotropic(model.thoughts, model.dim)}
-    objectives = objectives_for(["elbo", "analytic-elbo"], layers=model.layers)
-    objectives |= {"thermodynamic": Thermodynamic(particles=4)}
+    guides = ["mean-field", "low-rank:2", Isotropic]
+    objectives = ["elbo", "analytic-elbo", Thermodynamic(particles=4)]
     folder = f"{options.out}/comparison"
     found = compare_run(
         run, guides=guides, objectives=objectives, sequences=options.sequences, particles=16, out=folder

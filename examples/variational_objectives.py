@@ -766,10 +766,36 @@ say(
 )
 
 # %% [markdown]
+# ## 8. Your guide in a whole run
+#
+# `ltm.train` takes a class or an object wherever it takes a name, and so do `run.infer`, `run.evaluate` and
+# comparisons. The run folder keeps how to make each again. No name brings back a class of a notebook
+# (`<__main__.DoubleExponential>` below), so `Run.load` is given it once more; one of a file is loaded by its name,
+# `mymodule:MyGuide`, and only with `allow_code=True`: a run from a stranger must not run code.
+#
+# **Look for** what a run and a posterior say of themselves, and for two families under one decoder.
+
+# %%
+whole = ltm.apply_settings(ltm.preset("nano"), [*BASE, f"slow.steps={share_of(100)}"])
+ltm.train(whole, data=data, out=folder / "mine", guide=DoubleExponential, objective=MonteCarloELBO(particles=2))
+again = ltm.Run.load(folder / "mine", guide=DoubleExponential)
+print(str(again).replace(f"{folder}/", ""))
+print(again.infer(texts[:2])[1])
+sharp, round_ = (again.evaluate(particles=4, sequences=share_of(64, 6), guide=guide) for guide in (None, "mean-field"))
+apart = round_.sequence_nats - sharp.sequence_nats
+mean = float(apart.mean())
+say(
+    "**Seen.** Under a decoder trained with Laplace posteriors a text costs at most "
+    f"{nats(sharp, 'nats_per_token'):.1f} nats by {sharp.guide}. By {round_.guide} in its place the bound is "
+    f"{abs(mean):.2f} ± {standard_error(apart):.2f} nats {'lower' if mean < 0 else 'higher'}."
+)
+
+# %% [markdown]
 # ## Where to go on
 #
 # `pyro-ltm guides` and `pyro-ltm objectives` list what there is; `examples/compare_guides.py` compares families and
-# objectives on a whole run; CONTRIBUTING.md says how to put your own guide into the registry.
+# objectives on a whole run; docs/own-guide.md takes a guide of your own from a file to the command line;
+# CONTRIBUTING.md says how to put one into the registry.
 
 # %%
 print(

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.registry import Card, Registry, check_flags  # noqa: F401 - until all import them from there
 
 if TYPE_CHECKING:
     from pyro_ltm.weights import Weights

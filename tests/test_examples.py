@@ -98,8 +98,8 @@ def check_comparison(folder, said):
     pairs = json.loads((folder / "comparison/compare.json").read_text())["pairs"]
     assert len(pairs) == 9
     assert all(pair["elbo"] is not None for pair in pairs)
-    assert "isotropic" in said
-    assert "thermodynamic" in (folder / "comparison/compare.html").read_text()
+    assert "Isotropic" in said
+    assert "Thermodynamic" in (folder / "comparison/compare.html").read_text()
 
 
 def test_guides_are_compared_under_a_run(demo, tmp_path):

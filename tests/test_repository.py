@@ -34,7 +34,7 @@ ARROWS = {
     "presets": {"errors", "config"},
     "plugins": {"errors", "config"},
     "registry": {"errors", "config", "plugins"},
-    "types": {"errors", "registry", "weights"},
+    "types": {"errors", "weights"},
     "weights": {"errors"},
     "divergence": set(),
     "files": {"errors"},
