@@ -38,7 +38,8 @@ class ThoughtEmbedder(TransformerMixin, BaseEstimator):
     whenever it is transformed: where a pipeline is tried many times, `memory=` keeps its rows.
 
     Args:
-        run: a run, or the folder of one, which is opened when it is first needed.
+        run: a run, or the folder of one, which is opened when it is first needed (and runs no code of others: a run
+            with classes of someone's own is opened by `Run.load(..., allow_code=True)`).
         layers: whose thoughts, from 0; None: all.
         draw: a draw from each posterior in place of its mean.
         fast_steps: of each fit; None: as many as in training.

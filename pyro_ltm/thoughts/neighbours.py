@@ -128,7 +128,7 @@ def check_metric(metric: str) -> None:
 
 def _cosine(query: Tensor, rows: Tensor) -> Tensor:
     """[R] 1 - cosine; 1 to thoughts that are all zero, which have no direction."""
-    return 1 - torch.nn.functional.cosine_similarity(query, rows, dim=1, eps=1e-30)
+    return (1 - torch.nn.functional.cosine_similarity(query, rows, dim=1, eps=1e-30)).clamp(min=0)
 
 
 def _euclid(query: Tensor, rows: Tensor) -> Tensor:

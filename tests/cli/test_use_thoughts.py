@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 import torch
 
+from pyro_ltm.locks import locked
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.embeddings_file import read_embeddings
+from pyro_ltm.runs.kept_fits import KeptFits
 
 SHORT = ("--max-new-tokens", 3)
 
@@ -52,6 +55,40 @@ def test_embed_writes_a_row_for_each_document(invoke, ask, trained, texts, embed
     assert "12 documents, 12 rows of 32 features" in people.stdout
     assert "Documents without text, left out: 1." in people.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.safetensors"]
+
+
+def test_an_interrupted_embed_goes_on_where_it_was(invoke, ask, trained, texts, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(KeptFits.__init__.__kwdefaults__, "seconds", -1.0)
+    with monkeypatch.context() as patched:
+        patched.setattr("pyro_ltm.runs.embeddings_file.write_embeddings", interrupted)
+        assert invoke("embed", trained, "--data", texts, "--out", tmp_path / "a.npz").exit_code == 130
+    assert [path.name for path in tmp_path.iterdir()] == [".a.npz.fits"]
+    again = invoke("embed", trained, "--data", texts, "--out", tmp_path / "a.npz")
+    assert "Went on from 13 sequences that an earlier process had fitted." in again.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+    ask("embed", trained, "--data", texts, "--out", tmp_path / "b.npz")
+    assert torch.equal(*(read_embeddings(tmp_path / name)[0].features for name in ("a.npz", "b.npz")))
+
+
+def test_a_file_that_is_being_written_is_refused(refuse, trained, texts, tmp_path):
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with locked(tmp_path / "a.npz"):
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(60)
+    try:
+        refuse("embed", trained, "--data", texts, "--out", tmp_path / "a.npz", says=("is being written by process",))
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_neighbours_of_texts_and_of_what_embed_wrote(invoke, ask, trained, texts, embedded, tmp_path):
