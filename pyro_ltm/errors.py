@@ -40,5 +40,6 @@ def one_line(error: object, limit: int = 200) -> str:
     """A message of some other library, or a user's input, on one line of at most `limit` characters."""
     if isinstance(error, OSError) and error.strerror:
         error = error.strerror[:1].lower() + error.strerror[1:]
-    text = visible(" ".join((str(error) or type(error).__name__).split()))
+    said = error if isinstance(error, str) else str(error) or type(error).__name__
+    text = visible(" ".join(said.split()))
     return text if len(text) <= limit else text[: limit - 3] + "..."

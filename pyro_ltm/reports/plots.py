@@ -43,7 +43,7 @@ def legible(text: str, longest: int = 28) -> str:
     To a legend, a leading underscore would mean that it is not to be shown.
     """
     known = _characters()
-    line = "".join(character if ord(character) in known else "\u25a1" for character in one_line(text, longest + 1))
+    line = "".join(character if ord(character) in known else "\u25a1" for character in one_line(text, 9 * longest))
     line = line if len(line) <= longest else line[: longest - 1] + "\u2026"
     return (f"'{line}'" if not line or line.startswith("_") else line).replace("$", r"\$")
 

@@ -65,7 +65,7 @@ def plot_places(
         axes.scatter(rows[:, 0], rows[:, 1], s=8, color="0.75", label="documents")
         axes.scatter(nearest[:, 0], nearest[:, 1], s=20, color=COLORS[0], label="the nearest")
     for rank, row in enumerate(near, 1):
-        label = legible(labels[rank - 1], 16) if labels else ""
+        label = legible(labels[rank - 1], 16) if labels and labels[rank - 1] else ""
         x, y = rows[row].tolist()
         axes.annotate(f"{rank} {label}".strip(), (x, y), xytext=(3, 3), textcoords="offset points", size=7)
     for name, (x, y) in zip(named, points.tolist(), strict=False):

@@ -76,5 +76,4 @@ def text_of(argument: str) -> str:
 
 def _wrong(expression: str, place: int, what: str) -> UserError:
     rest = f"at '{one_line(expression[place:], 40)}'" if expression[place:] else "at its end"
-    whole = one_line(expression, 80) if expression else ""
-    return UserError(f"'{whole}': {what}, {rest}; such as \"'A' - 'B' + @c.txt\"")
+    return UserError(f"'{one_line(expression, 80)}': {what}, {rest}; such as \"'A' - 'B' + @c.txt\"")

@@ -104,8 +104,7 @@ def fit_ends(run: Run, texts: Sequence[str], fitting: Fitting | None = None) -> 
         try:
             pieces.append(piece_of_text(run, text))
         except UserError as error:
-            shown = one_line(text, SHOWN) if text else ""
-            raise UserError(f"'{shown}': {error}") from None
+            raise UserError(f"'{one_line(text, SHOWN)}': {error}") from None
     found = infer_documents(fitted, pieces, same_noise=True, states=False, **fitting.how).tensors
     names = [chr(ord("A") + number) if number < 26 else f"T{number + 1}" for number in range(len(texts))]
     columns = (names, texts, found["thoughts"], found["tokens"].tolist(), found["bound_nats"].tolist(), pieces)
