@@ -76,8 +76,9 @@ def command(
 ) -> None:
     """Writes texts.
 
-    Thoughts come from --thoughts; else, with a prompt, from the posterior fitted to the prompt alone; else from the
-    prior. On a terminal texts are parted by rules and the prompt is dim; elsewhere a line of three dashes parts them.
+    Thoughts come from --thoughts; else, with a prompt, from the posterior fitted to the prompt alone (or, of a run
+    whose prior is `conditional`, from that prior given the prompt); else from the prior. On a terminal texts are parted
+    by rules and the prompt is dim; elsewhere a line of three dashes parts them.
 
     With --prompts each row has id, prompt, continuation, sample, tokens, ended and seed. What follows a prompt does not
     depend on the others in the file. With --rethink rows have the scores of all R + 1 texts, and which was kept.
@@ -107,7 +108,8 @@ def command(
 
     from ..output import emit
 
-    origin = "file" if thoughts_file else "posterior" if prompt else "prior"
+    after = "prior given the prompt" if run.model.prior.reads_prompt else "posterior"
+    origin = "file" if thoughts_file else after if prompt else "prior"
     emit(
         {
             "prompt": prompt,

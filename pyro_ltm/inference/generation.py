@@ -1,7 +1,7 @@
 """Text from thoughts, and thoughts from text.
 
 Generation never looks at more than it was given: thoughts come from the prior, from a posterior fitted on the prompt
-alone, or from the caller.
+alone (or a prior that reads the prompt), or from the caller.
 """
 
 from __future__ import annotations
@@ -111,8 +111,9 @@ def generate(
 ) -> list[Generated]:
     """Writes `num` texts, after one prompt, after none, or after each of several.
 
-    Without a prompt thoughts come from the prior; with one, from the posterior fitted on the prompt alone; `thoughts`
-    [M, N, D], where given, are used instead (and `num` texts are written from each).
+    Without a prompt thoughts come from the prior; with one, from the posterior fitted on the prompt alone, or from a
+    prior that reads prompts; `thoughts` [M, N, D], where given, are used instead (and `num` texts are written from
+    each).
 
     Args:
         prompts: of any lengths; the texts come in their order, `num` after each. What is written after a prompt

@@ -219,7 +219,7 @@ class GraftedDecoder(TokenDecoder):
         if inputs.shape[1] > self.config.max_length:
             raise UserError(f"{inputs.shape[1]} tokens; this model reads at most {self.config.max_length}")
         reached: list[Tensor] = []
-        self._run(Pass(first=self.at[0], reached=reached), self._embed(inputs))
+        self._run(Pass(first=self.at[0], reached=reached), self.embed(inputs))
         return reached[0]
 
     def forward(
@@ -291,7 +291,7 @@ class GraftedDecoder(TokenDecoder):
         crossed = self._crossed(cache.projected, self.table[:, cache.position : end])
         # transformers has renamed it; the cache changes in place.
         name = "cache" if "cache" in inspect.signature(self.body.forward).parameters else "past_key_values"
-        hidden = self._run(Pass(crossed), self._embed(tokens), use_cache=True, **{name: cache.base})
+        hidden = self._run(Pass(crossed), self.embed(tokens), use_cache=True, **{name: cache.base})
         cache.position = end
         return hidden[:, -1]
 
@@ -306,7 +306,8 @@ class GraftedDecoder(TokenDecoder):
             hidden: Tensor = self.body(inputs_embeds=embedded, use_cache=use_cache, **options).last_hidden_state
             return hidden
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Embeddings [..., D] of `tokens` [...], as the base has them."""
         embedded: Tensor = self.body.get_input_embeddings()(tokens)
         return embedded
 

@@ -16,11 +16,11 @@ from pyro_ltm.data import DataOrder, TokenDataset
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import new_folder
 from pyro_ltm.inference import Posterior, build
+from pyro_ltm.inference.build import build_prior
 from pyro_ltm.locks import locks_out
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import fold
 from pyro_ltm.optimizers import schedule
-from pyro_ltm.priors import PRIORS
 from pyro_ltm.runs.batches import check_fits
 from pyro_ltm.runs.folder import trainable
 from pyro_ltm.runs.notes import note_data
@@ -67,6 +67,7 @@ def fit_prior(
     steps: int = 500,
     lr: float = 0.01,
     batch_size: int = 32,
+    data: TokenDataset | None = None,
     progress: Progress | None = None,
     **scoring: Any,
 ) -> FittedPrior:
@@ -80,7 +81,8 @@ def fit_prior(
         out: a new folder for the run under the new prior. The old one stays as it is.
         sequences: of training text, drawn at random. steps: of Adam, each on one batch. lr: its first rate.
         batch_size: sequences at a time. progress: see `Progress`.
-        scoring: of the figures, as in `Run.evaluate`: `particles`, `sequences_scored`, `seed`.
+        data: training text; None: the run's own.
+        scoring: of the figures, as in `Run.evaluate`: `particles`, `sequences_scored`, `seed`; none with `score=False`.
 
     Raises:
         UserError: the run has no thoughts, the prior learns nothing or does not fit the run's guide, the run's text is
@@ -90,7 +92,7 @@ def fit_prior(
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: is there already; a run under another prior needs a new folder")
     model, loop, config = _begin(run, prior)
-    data = run.dataset("train")
+    data = run.dataset("train") if data is None else data
     check_fits(run.config, data)
     pairs = _posteriors(run, data, sequences, batch_size, seed)
     with frozen(model.decoder), frozen(loop.guide), torch.random.fork_rng(devices=[]):
@@ -111,8 +113,8 @@ def _begin(run: Run, prior: Component) -> tuple[LatentThoughtModel, Any, Config]
     if getattr(run.model.prior, "transport", None) is not None:
         raise UserError(f"{run.folder}: its prior's map is a part of its decoder, which no other prior can replace")
     config = dataclasses.replace(run.config, prior=prior, compile=False)
-    objective, kind = run.loop.objective, PRIORS[prior.name.split(":")[0]]
-    if objective.needs_closed_form and not kind.has_analytic_kl:
+    objective = run.loop.objective
+    if objective.needs_closed_form and not build_prior(config).has_analytic_kl:
         count = min(objective.num_particles, 64)
         config = dataclasses.replace(config, objective=Component(name=ESTIMATED, options={"particles": count}))
     model, loop = build(config, device=run.device)
@@ -171,7 +173,7 @@ def learn(
 
 def _scored(run: Run, found: FittedPrior, data: TokenDataset, batch_size: int, scoring: dict[str, Any]) -> FittedPrior:
     """`found` with its figures on held-out text, where there is some."""
-    if "validation" not in data.folder.splits:
+    if "validation" not in data.folder.splits or not scoring.get("score", True):
         return found
     how = {"particles": scoring.get("particles", 4), "sequences": scoring.get("sequences_scored")}
     how |= {"seed": int(scoring.get("seed", 0)), "batch_size": batch_size}

@@ -1,0 +1,209 @@
+"""What a prior saves: rate and bound of small models under each, on worlds of 240 sentences, at equal slow steps.
+
+    python -m benchmarks.priors --out runs/priors [--steps 500] [--seeds 0,1,2] [--only mixture] [--hours 2]
+    python -m benchmarks.priors --table runs/priors
+
+The first trains and scores row after row and keeps each as a file in OUT/rows: whoever stops it loses the row under
+way, and the same call goes on with the next. A row is one training of the preset `nano` (a window of 8, which hides
+most of a document) under a prior, with a seed; or, `fitted ...`, a prior that `fit-prior` puts in the place of N(0, I)
+under the decoder that was trained with it. The second puts all rows into benchmarks/priors-DATE.json and their table
+into benchmarks/notes/priors.md.
+
+All train by `stl` and are scored alike: posteriors of independent Normals, 32 natural-gradient steps, 16 draws, fresh
+noise, whole KL. Seconds are of one thread of the processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import pages
+from benchmarks.interleave import machine
+from benchmarks.texts import TEXTS, Parts, prepared
+from benchmarks.trained import FIT_RATE, FIT_STEPS, TWIN, configure, train
+from pyro_ltm.config import Component
+from pyro_ltm.files import write_text
+from pyro_ltm.inference import FastLoop
+from pyro_ltm.inference.build import build_guide
+from pyro_ltm.objectives import StickingTheLanding
+from pyro_ltm.optimizers import Natural
+from pyro_ltm.priors import PRIORS
+from pyro_ltm.runs import Run
+from pyro_ltm.runs.run import dataset_batches
+from pyro_ltm.scores import Bound, evaluate_bound, evaluate_floor
+from pyro_ltm.training.fit_prior import fit_prior
+
+TEXT, FACTORS = "worlds-240", 6.6
+"""The text, and the nats of the factors of one of its documents: log 768."""
+TRAINED = ("gaussian", "mixture:32", "transport", "flow", "layered", "vamp", "diffusion")
+FITTED = ("gaussian:true", "mixture:32", "flow")
+"""Priors that are fitted to the posteriors of the run under N(0, I)."""
+SETTINGS = [
+    *("model.window=8", "objective.name=stl", "objective.warmup=0.3", "slow.decoder_warmup=0.1"),
+    *("fast.steps=16", "fast.subsample=4", "optimizer.name=adam", "optimizer.lr=0.3", "optimizer.eps=0.01"),
+    *("slow_optimizer.name=muon", "slow.lr=0.06", "slow.warmup=20", "slow.lr_final=0.0"),
+]
+"""Those of benchmarks/claim.py for an LTM, but for the objective, which every prior has."""
+PARTICLES, SCORED, FITTED_TO = 16, 16, 64
+"""Draws from each posterior, test documents, and training documents to whose posteriors a prior is fitted."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training, or with `fitted` one fit under the decoder of the run under N(0, I)."""
+
+    prior: str
+    seed: int
+    steps: int
+    fitted: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        words = ("fitted" if self.fitted else "trained", self.prior.replace(":", "_"), f"s{self.seed}", str(self.steps))
+        return "-".join(words)
+
+
+def planned(steps: int, seeds: Sequence[int]) -> Iterator[Row]:
+    """The rows, in order: all of a seed before the next."""
+    for seed in seeds:
+        yield Row("gaussian", seed, steps)
+        yield from (Row(prior, seed, steps, fitted=True) for prior in FITTED)
+        yield from (Row(prior, seed, steps) for prior in TRAINED[1:])
+        yield Row("twin", seed, steps)
+
+
+def measure(row: Row, parts: Parts, out: Path) -> dict[str, Any]:
+    """Trains or fits, and scores."""
+    began = time.process_time()
+    run = _fitted(row, parts, out) if row.fitted else _trained(row, parts, out)
+    seconds = time.process_time() - began
+    bound = score(run, parts)
+    floor = evaluate_floor(parts.test, sequences=SCORED)
+    return {
+        **asdict(row),
+        "nats": bound.nats_per_token,
+        "nats_stderr": bound.nats_per_token_stderr,
+        "iwae": bound.iwae_nats_per_token,
+        "rate": bound.kl_nats_per_sequence,
+        "rate_stderr": bound.kl_nats_per_sequence_stderr,
+        "distortion": bound.distortion_nats_per_token,
+        "from_prior": bound.distortion_from_prior,
+        "floor": floor.nats_per_token,
+        "tokens": bound.tokens,
+        "sequences": bound.sequences,
+        "seconds": seconds,
+        "machine": machine(),
+    }
+
+
+def _trained(row: Row, parts: Parts, out: Path) -> Run:
+    """A run under the prior; that under N(0, I) is kept, for others to be fitted under its decoder."""
+    own = list(TWIN) if row.prior == "twin" else [f"prior.name={row.prior}"]
+    own += [f"slow.steps={row.steps}", f"seed={row.seed}", f"slow.batch_size={TEXTS[TEXT].batch_size}"]
+    run = train(configure("nano", parts.train, [*SETTINGS, *own]), parts.train).run
+    if row.prior == "gaussian":
+        run = Run.create(_kept(row, out), run.config, run.model, run.loop, run.tokenizer, step=run.step)
+    return run
+
+
+def _fitted(row: Row, parts: Parts, out: Path) -> Run:
+    """The kept run under another prior."""
+    run = Run.load(_kept(row, out))
+    prior, place = PRIORS.parse(row.prior), out / "fitted" / row.name
+    how: dict[str, Any] = {"sequences": FITTED_TO, "batch_size": 8, "data": parts.train, "score": False}
+    return fit_prior(run, prior, out=place, seed=row.seed, **how).run
+
+
+def _kept(row: Row, out: Path) -> Path:
+    return out / "kept" / f"s{row.seed}-{row.steps}"
+
+
+def score(run: Run, parts: Parts) -> Bound:
+    """The bound of test documents, by the same fits for all."""
+    guide = build_guide(Component(name="mean-field"), run.config.model)
+    twin = not run.config.model.thoughts
+    loop = FastLoop(guide, StickingTheLanding(), Natural(lr=FIT_RATE), steps=0 if twin else FIT_STEPS)
+    batches = dataset_batches(parts.test, 8, run.device, limit=SCORED)
+    return evaluate_bound(run.model, batches, loop, particles=1 if twin else PARTICLES, seed=1)
+
+
+def known(out: Path) -> dict[str, Any]:
+    """All rows that are done, by name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "rows").glob("*.json"))}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a table of Markdown, in the order of the plan."""
+    lines = [
+        "| prior | seed | slow steps | rate, nats a document | bound | importance-weighted | distortion | "
+        "from the prior | processor seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        name = f"fitted {row['prior']}" if row["fitted"] else row["prior"]
+        figures = [f"{row['rate']:.2f} ± {row['rate_stderr']:.2f}", f"{row['nats']:.4f} ± {row['nats_stderr']:.4f}"]
+        figures += [f"{row[key]:.4f}" for key in ("iwae", "distortion", "from_prior")]
+        lines.append(f"| {name} | {row['seed']} | {row['steps']} | {' | '.join(figures)} | {row['seconds']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def publish(found: dict[str, Any]) -> None:
+    """Writes all rows beside this file, and their table into its page."""
+    date = datetime.date.today().isoformat()
+    order = {name: place for place, name in enumerate(_order(found))}
+    rows = sorted(found.values(), key=lambda row: order[_row(row).name])
+    write_text(pages.FIGURES / f"priors-{date}.json", json.dumps(rows, indent=1) + "\n")
+    pages.write({"priors": table(rows)})
+
+
+def _order(found: dict[str, Any]) -> list[str]:
+    steps = sorted({row["steps"] for row in found.values()})
+    seeds = sorted({row["seed"] for row in found.values()})
+    return [row.name for count in steps for row in planned(count, seeds)]
+
+
+def _row(row: dict[str, Any]) -> Row:
+    return Row(**{key: row[key] for key in ("prior", "seed", "steps", "fitted")})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--only", help="rows of this prior alone, such as mixture:32")
+    parser.add_argument("--hours", type=float, default=1e9, help="begin no row after so many")
+    parser.add_argument("--table", type=Path, help="publish the rows of such a folder, and measure nothing")
+    options = parser.parse_args(arguments)
+    if (options.out is None) == (options.table is None):
+        parser.error("give either --out or --table")
+    if options.table:
+        publish(known(options.table))
+        return
+    torch.set_num_threads(1)
+    (options.out / "rows").mkdir(parents=True, exist_ok=True)
+    done, began = known(options.out), time.monotonic()
+    parts = prepared(TEXT, Path("."), options.out)
+    for row in planned(options.steps, [int(seed) for seed in options.seeds.split(",")]):
+        if row.name in done or (options.only and row.prior != options.only):
+            continue
+        if time.monotonic() - began >= 3600 * options.hours:
+            break
+        found = measure(row, parts, options.out)
+        write_text(options.out / "rows" / f"{row.name}.json", json.dumps(found) + "\n")
+        print(f"{row.name}: rate {found['rate']:.2f}, bound {found['nats']:.4f}, {found['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
