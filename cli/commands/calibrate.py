@@ -110,7 +110,7 @@ def _show(found: Calibration) -> None:
     ]
     rows.append(["spread of ranks, 1 where widths are right", f"{found.spread:.3f}{margin(found.spread_stderr, 3)}"])
     show_table("How many of the true thoughts' numbers lie in", ["", "share"], rows)
-    say(f"{found.verdict[0].upper()}{found.verdict[1:]} (p = {found.p_value:.3g} for all {len(found.tests)} together).")
+    say(f"In short: {found.verdict} (p = {found.p_value:.3g} for all {len(found.tests)} together).")
     say(f"{found.texts:,} texts of the model itself, {found.tokens:,} tokens; ± is the standard error over texts")
     say(f"{found.guide}, {found.fast_steps} fast steps, {found.draws} draws, seed {found.seed}")
 

@@ -20,7 +20,7 @@ def test_calibrate(ask, invoke, trained):
     for name in ("at_most", "at_least", "bound", "importance_weighted"):
         assert both[name]["nats_per_token"] > 0
     shown = invoke("calibrate", trained, *SMALL, "--sandwich", 2).stdout
-    assert one["verdict"][1:] in shown
+    assert f"In short: {one['verdict']}" in shown
     assert "Nats of the same texts, from both sides" in shown
     assert "10 texts of the model itself, 60 tokens" in shown
 
