@@ -180,6 +180,8 @@ class GraftedDecoder(TokenDecoder):
             layers[number] = PassedLayer(layer, number)
         self.body: Any = base.base_model
         head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+        if head is None:
+            raise UserError(f"{type(base).__name__}: its head is not found, so it has no logits")
         self.head: nn.Module | None = None if head.weight is embedding.weight else head
         self.learned = frozenset(name for name, value in self.named_parameters() if value.requires_grad)
         self.cap = float(getattr(base.config.get_text_config(), "final_logit_softcapping", None) or 0.0)

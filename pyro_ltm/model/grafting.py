@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -15,7 +17,14 @@ from pyro_ltm.config import GraftConfig, ModelConfig
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.model.grafted import GraftedDecoder, find_layers
 from pyro_ltm.model.pretrained import CONFIG, WEIGHTS, context_length, load_causal_lm, read_config, shape_of
-from pyro_ltm.reading import parse_json
+from pyro_ltm.reading import read_json
+
+
+class Shards(msgspec.Struct):
+    """The index of weights that lie in several files: each weight's file."""
+
+    weight_map: dict[str, str]
+
 
 EXTRA = "graft"
 LONGEST = 1024
@@ -28,14 +37,10 @@ def base_files(folder: Path) -> list[Path]:
     whole, index = (folder / name for name in WEIGHTS)
     if whole.is_file():
         return [folder / CONFIG, whole]
-    try:
-        named = parse_json(index.read_bytes(), dict[str, Any])["weight_map"].values()
-    except (KeyError, AttributeError, OSError, UserError) as error:
-        raise UserError(f"{index}: damaged: {one_line(error)}") from None
-    shards = [folder / name for name in sorted(set(map(str, named)))]
+    shards = [folder / name for name in sorted(set(read_json(index, Shards).weight_map.values()))]
     for shard in shards:
-        if shard.parent != folder or not shard.is_file():
-            raise UserError(f"{index}: names {shard.name}, which the folder does not have")
+        if shard.parent != folder or not os.path.isfile(shard):  # which says no, too, of what can be no name
+            raise UserError(f"{index}: names {one_line(shard.name, 80)}, which the folder does not have")
     return [folder / CONFIG, index, *shards]
 
 
@@ -76,17 +81,14 @@ def open_graft(
 
 def graft_on(base: Any, graft: GraftConfig, shape: ModelConfig, compute_dtype: torch.dtype) -> GraftedDecoder:
     """The decoder that `base` becomes, which belongs to it from here on. Raises UserError where it does not fit."""
-    config = base.config.get_text_config()
-    embeddings = base.get_input_embeddings().weight.shape
+    vocab, width = base.get_input_embeddings().weight.shape
     for name, given, its in (
-        ("dim", shape.dim, config.hidden_size),
-        ("vocab_size", shape.vocab_size, embeddings[0]),
+        ("dim", shape.dim, width),
+        ("vocab_size", shape.vocab_size, vocab),
         ("layers", shape.layers, len(graft.numbers)),
     ):
         if given != its:
             raise UserError(f"model.{name} = {given}: this graft has {its}")
-    if embeddings[1] != config.hidden_size:
-        raise UserError(f"{type(base).__name__}: its embeddings are not as wide as its layers")
     longest = context_length(base)
     if longest is not None and shape.max_length > longest:
         raise UserError(f"model.max_length = {shape.max_length}: the base model reads at most {longest} tokens")
@@ -129,18 +131,16 @@ def shape_for(base: Any, *, thoughts: int, layers: int, max_length: int | None) 
     Raises:
         UserError: the thoughts are not a multiple of the layers, or a size is out of range.
     """
-    config = base.config.get_text_config()
     if thoughts % layers:
         raise UserError(f"--thoughts {thoughts}: must be a multiple of the {layers} grafted layers, or 0")
-    context, dim = context_length(base) or LONGEST, int(config.hidden_size)
-    heads = next(
-        (one for one in range(config.num_attention_heads, 0, -1) if dim % one == 0 and (dim // one) % 2 == 0), 1
-    )
+    context, (vocab, dim) = context_length(base) or LONGEST, base.get_input_embeddings().weight.shape
+    most = getattr(base.config.get_text_config(), "num_attention_heads", 1)
+    heads = next((one for one in range(most, 0, -1) if dim % one == 0 and (dim // one) % 2 == 0), 1)
     length = max_length or min(context, LONGEST)
     if length > context:
         raise UserError(f"--max-length {length}: the base model reads at most {context} tokens")
     return ModelConfig(
-        vocab_size=base.get_input_embeddings().weight.shape[0],
+        vocab_size=vocab,
         dim=dim,
         layers=layers,
         heads=heads,
@@ -167,7 +167,8 @@ def probe_logits(base: Any, length: int = 8) -> tuple[Tensor, Tensor]:
     """Some tokens [2, T] and the logits of them [2, T, V] by the base's own code, before it is grafted."""
     vocab = base.get_input_embeddings().weight.shape[0]
     tokens = torch.randint(vocab, (2, length), generator=torch.Generator().manual_seed(0))
-    return tokens, base.eval()(input_ids=tokens, use_cache=False).logits
+    with _runs(base):
+        return tokens, base.eval()(input_ids=tokens, use_cache=False).logits
 
 
 @torch.no_grad()
@@ -175,13 +176,24 @@ def check_exact(decoder: GraftedDecoder, tokens: Tensor, logits: Tensor) -> None
     """Raises UserError unless the decoder's logits are those of its base to the bit, and thoughts can change them."""
     kind = type(decoder.body).__name__
     thoughts = torch.randn(len(tokens), decoder.config.thoughts, decoder.config.dim)
-    if not torch.equal(decoder.logits(decoder(decoder.context(tokens), thoughts)), logits):
+    with _runs(decoder.body):
+        ours = decoder.logits(decoder(decoder.context(tokens), thoughts))
+    if not torch.equal(ours, logits):
         raise UserError(f"{kind}: grafted, it does not give the logits that it gives alone: its kind is not supported")
     context = decoder.context(tokens)
     with _outputs_that_count(decoder):
         ignored = bool(decoder.config.thoughts) and torch.equal(decoder(context, thoughts), decoder(context, None))
     if ignored:
         raise UserError(f"{kind}: its layers do not read what thoughts add to self-attention: not supported")
+
+
+@contextmanager
+def _runs(base: Any) -> Iterator[None]:
+    """Whatever the code of a model of an unknown kind comes up with is a UserError."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{type(base).__name__}: cannot be grafted: {one_line(error)}") from None
 
 
 @contextmanager

@@ -20,11 +20,18 @@ CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
+LAYERS, MOST_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers"), 1 << 12
+"""Names of the number of layers in a configuration, and how many are made of one at most."""
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json, and a look at what else there is. Raises UserError for what cannot be read."""
     config = read_object(folder / CONFIG)
     if config.get("is_encoder_decoder"):
         raise UserError(f"{folder}: a model of encoder and decoder; a causal language model is needed, such as GPT-2")
+    layers = max((count for name in LAYERS if isinstance(count := config.get(name), int)), default=0)
+    if layers > MOST_LAYERS:
+        raise UserError(f"{folder / CONFIG}: {layers} layers; at most {MOST_LAYERS} are read")
     if config.get("quantization_config"):
         raise UserError(f"{folder / CONFIG}: quantized weights are not read: give the model that they were made of")
     if "/" in str(config.get("attn_implementation") or config.get("_attn_implementation")):
@@ -72,6 +79,7 @@ def load_causal_lm(folder: Path, dtype: str = "float32", *, extra: str) -> Any:
 
 def shape_of(folder: Path, *, extra: str) -> Any:
     """A model like that in `folder`, of its shape alone: on the meta device, without weights. Raises UserError."""
+    read_config(folder)
     with _opened(folder, extra) as transformers, torch.device("meta"):
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=torch.float32)

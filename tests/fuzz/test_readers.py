@@ -28,6 +28,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from helpers import fuzz
+from helpers.bases import write_base_without_weights
 
 import pyro_ltm as ltm
 from pyro_ltm.comparison.comparison_file import check_target, save
@@ -45,6 +46,7 @@ from pyro_ltm.data import TokenDataset, Tokenizer, read_source, unigram_nats
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference.build import check_config
 from pyro_ltm.locks import _refusal, _signature
+from pyro_ltm.model.grafting import base_files
 from pyro_ltm.model.reference import read_reference
 from pyro_ltm.reports.comparison_page import draw, render
 from pyro_ltm.reports.comparison_table import findings, full_table, notes, short_table
@@ -265,6 +267,12 @@ KINDS = {
     "embeddings in .npz": Kind("e.npz", fuzz.mutate_bytes, partial(read_embedded, name="e.npz"), few=60),
     "embeddings in .parquet": Kind("e.parquet", fuzz.mutate_bytes, partial(read_embedded, name="e.parquet"), few=60),
     "checkpoint of the reference": Kind("a.pt", mutate_reference, lambda world: read_reference(world.folder / "a.pt")),
+    "index of a base": Kind(
+        "base/model.safetensors.index.json", fuzz.mutate_json, lambda world: base_files(world.folder / "base")
+    ),
+    "a model's end of text": Kind(
+        "base/tokenizer_config.json", fuzz.mutate_json, lambda world: Tokenizer.load(world.folder / "base")
+    ),
     "lock": Kind("held/lock", fuzz.mutate_json, read_holder, many=300),
     "problems": Kind("problems.jsonl", fuzz.mutate_lines, lambda world: read_problems(world.folder / "problems.jsonl")),
     "prompts": Kind("a.jsonl", fuzz.mutate_lines, lambda world: read_prompts(world.folder / "a.jsonl"), few=40),
@@ -295,6 +303,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     config = ltm.apply_settings(ltm.preset("nano"), TINY)
     run = ltm.train(config, data=tokens.path, out=folder / "run")
     shutil.copytree(run.folder, folder / "resumed")
+    write_base_without_weights(folder / "base", TEXT)
     rows = [{"id": i, "text": line, "tags": ["a", None]} for i, line in enumerate(TEXT.splitlines()[:20])]
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "a.json").write_text(json.dumps(rows))

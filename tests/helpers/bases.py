@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +48,18 @@ def save_base(folder: Path, kind: str = "gpt2", **options: Any) -> Path:
 
 def texts(count: int = 40) -> str:
     """Documents as JSON lines."""
-    import json
-    import random
-
     words, draw = TEXT.split(), random.Random(0)
     return "".join(json.dumps({"text": " ".join(draw.choices(words, k=30))}) + "\n" for _ in range(count))
+
+
+def write_base_without_weights(folder: Path, text: str) -> None:
+    """The files of a model that are read before transformers opens it."""
+    shards = {"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
+    files = {"config.json": {}, "model.safetensors.index.json": shards, "tokenizer_config.json": {"eos_token": "."}}
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    for name in shards["weight_map"].values():
+        (folder / name).touch()
+    tokenizer = Tokenizer.train([text], V).to_json().replace("<|endoftext|>", "<|stop|>")
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
