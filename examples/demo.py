@@ -25,7 +25,7 @@ from rich.table import Table
 from pyro_ltm import UserError
 from pyro_ltm.data.corpora import python_docs
 from pyro_ltm.runs import Run
-from pyro_ltm.runs.run import text_batches
+from pyro_ltm.runs.batches import text_batches
 from pyro_ltm.thoughts.diagnostics import Thoughts
 from pyro_ltm.thoughts.probes import nearest
 
