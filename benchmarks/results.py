@@ -19,12 +19,12 @@ SIDES = ("below_twin", "above_floor")
 SHARES = {"-thoughts-first": "0", "": "0.1", "-half": "0.5"}
 """How the name of a corpus ends, and for what share of the slow steps the decoder learns without thoughts in it."""
 MARK = "†"
-"""Stands behind an error that takes sequences as independent, as releases did that did not keep `blocks`."""
+"""Stands behind a figure without its error, which took sequences as independent: releases did that kept no `blocks`."""
 ONE_LINE = {"tinyshakespeare-longer": "below_twin", "worlds-longer": "closed"}
 """README's corpora, and what it says of each."""
-LEFT_OUT = ("annealed", "best predictor", "tokens after", "*reference protocol (fitted")
-"""So begin the figures that the short tables do without; the last of them are of another rate than the protocol's."""
-MEANING = f"{MARK} Sequences taken as independent: where neighbours in a text are not, the error is too small."
+LEFT_OUT = ("annealed", "best predictor", "tokens after")
+"""So begin the figures that the short tables do without."""
+MEANING = f"{MARK} Its error took neighbouring sequences as independent, which is too small: it is not shown."
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -69,16 +69,15 @@ def _facts(rows: list[Mapping[str, Any]]) -> list[str]:
     errors = [
         f"{_label(key)} {_both(gaps, lambda gap, key=key: gap[key]['nats_per_token'] / gap[key]['stderr'])}"
         for key in ("bound", "prefix")
-        if all(key in gap for gap in gaps)
+        if all("blocks" in gap.get(key, {}) for gap in gaps)
     ]
-    mark = "" if all("blocks" in gap["bound"] for gap in gaps) else MARK
     bounds, twins = ([row[side] for row in rows] for side in ("bound", "twin"))
     level, twin = (_both(ones, lambda one: one["bits_per_byte"], 4) for ones in (bounds, twins))
     rate = _both(bounds, lambda one: one["kl_nats_per_sequence"])
     lines = [
         f"{bound['sequences']} sequences, {bound['tokens']:,} tokens; rate {rate} nats a sequence. "
         f"Bits a byte: at most {level}, twin {twin}.",
-        f"Below the twin by so many standard errors{mark}: {', '.join(errors)}.",
+        *([f"Below the twin by so many standard errors: {', '.join(errors)}."] if errors else []),
         *_over({"the bound": bound, "its distance to the twin": gaps[0]["bound"]}.items()),
     ]
     if all("closed" in row for row in rows):
@@ -115,9 +114,9 @@ def explained(text: str) -> str:
 
 
 def pm(level: float, error: float, *, over: Mapping[str, Any], digits: int = 4, commas: bool = False) -> str:
-    """A figure with its error; marked where `over`, what it is the error of, does not say over what it was taken."""
+    """A figure with its error; marked instead where `over`, what it is the error of, does not say over what."""
     form = f"{',' if commas else ''}.{digits}f"
-    return f"{level:{form}} ± {error:{form}}" + ("" if "blocks" in over else MARK)
+    return f"{level:{form}} ± {error:{form}}" if "blocks" in over else f"{level:{form}}{MARK}"
 
 
 def _documents(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -180,10 +179,9 @@ def _exact(row: Mapping[str, Any]) -> list[list[str]]:
     if floor := row.get("floor"):
         rows.append([f"best predictor with {floor['window']} tokens in sight", _level(floor["windowed"])])
         rows.append(["floor: the text's entropy, exact", _level(floor), "", "0"])
-    if reference := row.get("reference"):
-        # Figures that do not say over what their error was taken are of a release that fitted at 0.3.
-        rate = "" if reference.get("blocks") else " (fitted at 0.3, not at its 0.34)"
-        rows.append([f"*reference protocol{rate}, NOT a bound*", f"*{_level(reference)}*"])
+    # Figures that do not say over what their error was taken are of a release that fitted at another rate.
+    if (reference := row.get("reference", {})).get("blocks"):
+        rows.append(["*reference protocol, NOT a bound*", f"*{_level(reference)}*"])
     if prefix := row.get("prefix"):
         for after, its in zip(prefix["by_prefix"], row["twin"]["prefix"]["by_prefix"], strict=True):
             name = f"tokens after the first {after['prefix']} (twin {its['nats_per_token']:.4f})"

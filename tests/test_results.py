@@ -166,20 +166,22 @@ def with_blocks(one, blocks):
     return {**told, "blocks": blocks} if blocks and set(errors) & set(told) else told
 
 
-def test_errors_that_take_sequences_as_independent_are_marked(found):
+def test_errors_that_take_sequences_as_independent_are_not_shown(found):
     blocks = {"count": 14, "length": 7, "of": "sequences", "units": 100}
     text, world = found["wikitext-2-longer"], found["worlds-longer"]
     for make in (results.markdown, results.along_draws, results.short):
         old, new = make(with_blocks(text, None)), make(with_blocks(text, blocks))
-        errors = old.count("±")
-        marked = errors + (make is results.short)  # multiples of errors, too
-        assert old.count(results.MARK) == marked + 1, "each, and what the mark means"
+        assert "±" not in old
+        assert "standard errors:" not in old.lower()
         assert old.endswith(f"{results.MEANING}\n")
         assert results.MARK not in new
-        # The short table shows the reference protocol at its own rate alone.
-        assert new.count("±") == errors + (len(text["rows"]) if make is results.short else 0)
+        # The reference protocol is shown at its own rate alone.
+        of_reference = 0 if make is results.along_draws else len(text["rows"])
+        assert new.count("±") == old.count(results.MARK) - 1 + of_reference, "each, but for what the mark means"
         # A world's documents are a sequence each, and independent.
         assert results.MARK not in make(with_blocks(world, None))
+    known = pictures.plotted(found | {"wikitext-2-longer": with_blocks(text, blocks)})["below the twin"]
+    assert set(known) - set(pictures.plotted(found)["below the twin"]) == {"WikiText-2"}
     over = "of the bound over 100 sequences in 14 independent blocks of 7"
     assert f"Standard errors: {over}; of its distance" in results.markdown(with_blocks(text, blocks))
     few = results.markdown(with_blocks(text, blocks | {"count": 9, "length": 11}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,10 +31,9 @@ from pyro_ltm.inference.parts import AXES, with_known, with_parts
 from pyro_ltm.locks import locked
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.model.precision import resolve_dtype
-from pyro_ltm.noise import fold
 from pyro_ltm.runs.base import load_config, save_config
 from pyro_ltm.runs.batches import check_fits, dataset_batches
-from pyro_ltm.runs.data import cut_of, open_data
+from pyro_ltm.runs.data import open_data
 from pyro_ltm.runs.embedding import embed_texts
 from pyro_ltm.runs.folder import (
     CONFIG,
@@ -50,6 +49,7 @@ from pyro_ltm.runs.folder import (
     write_tensors,
 )
 from pyro_ltm.runs.notes import data_note
+from pyro_ltm.runs.own_texts import calibrate, sandwich
 from pyro_ltm.scores import (
     AnnealedBound,
     Bound,
@@ -59,14 +59,9 @@ from pyro_ltm.scores import (
     Sandwich,
     evaluate_annealed,
     evaluate_bound,
-    evaluate_calibration,
     evaluate_prefix,
     evaluate_reference,
-    evaluate_sandwich,
-    write_texts,
 )
-from pyro_ltm.scores.calibration import bins_of
-from pyro_ltm.scores.own_texts import Written
 from pyro_ltm.types import Batch
 
 S = TypeVar("S")
@@ -287,43 +282,13 @@ class Run:
 
         return self._score(score, self.scored(data), self.loop, **how)
 
-    def calibrate(self, texts: int = 200, *, fast_steps: int | None = None, **how: Any) -> Calibration:
-        """Where the truth lies under q, in texts that the model writes itself: see `evaluate_calibration`.
+    def calibrate(self, texts: int = 200, **how: Any) -> Calibration:
+        """Where the truth lies under q, in texts that the model writes itself: see `own_texts.calibrate`."""
+        return calibrate(self, texts, **how)
 
-        A guide without a density is replaced as in `evaluate`.
-
-        Args:
-            how: `length` of the texts in tokens, by default that of the run's data; `batch_size`; and what
-                `evaluate_calibration` takes.
-
-        Raises:
-            UserError: the run has no thoughts, `length` is more than the model reads, or too few texts.
-        """
-        bins_of(how.get("draws", 99), texts)  # before any of them is written
-        seed, layers = how.pop("seed", 0), self.config.model.layers
-        written = self._own_texts(texts, seed=seed, length=how.pop("length", None), size=how.pop("batch_size", 32))
-        loop = self.loop.with_density().with_steps(fast_steps)
-        return evaluate_calibration(self.model, written, loop, layers=layers, seed=seed, **how)
-
-    def sandwich(self, texts: int = 50, *, fast_steps: int | None = None, **how: Any) -> Sandwich:
-        """The evidence of texts that the model writes itself, from both sides: see `evaluate_sandwich`, `calibrate`."""
-        seed = how.pop("seed", 0)
-        written = self._own_texts(texts, seed=seed, length=how.pop("length", None), size=how.pop("batch_size", 32))
-        return evaluate_sandwich(self.model, written, self.loop.with_density().with_steps(fast_steps), seed=seed, **how)
-
-    def _own_texts(self, texts: int, *, seed: int, length: int | None, size: int) -> Iterator[Written]:
-        """Texts of the model itself, cut as its data are: each to its end, or documents one after the other."""
-        longest, packing, _ = cut_of(self)
-        start = self.tokenizer.end_of_text
-        return write_texts(
-            self.model,
-            texts,
-            start=start,
-            length=length or longest,
-            end=start if packing == "document" else None,
-            batch_size=size,
-            seed=fold(seed, "own texts"),
-        )
+    def sandwich(self, texts: int = 50, **how: Any) -> Sandwich:
+        """The evidence of texts that the model writes itself, from both sides: see `own_texts.sandwich`."""
+        return sandwich(self, texts, **how)
 
     def _score(
         self,
