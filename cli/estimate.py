@@ -18,12 +18,16 @@ def announce(config: Config, data: TokenDataset, step: int, device: str) -> None
     Args:
         step: slow steps that are done already.
     """
+    from pyro_ltm.errors import UserError
     from pyro_ltm.profiling.speed import estimate_seconds
 
     from .output import note
 
     slow = config.slow
-    seconds = estimate_seconds(config, data, device=device) * (slow.steps - step) / slow.steps
+    try:
+        seconds = estimate_seconds(config, data, device=device) * (slow.steps - step) / slow.steps
+    except UserError:  # such as a loss that is not finite: the training meets it itself, and leaves a report
+        return
     if seconds < LONG:
         return
     if config.model.thoughts:
