@@ -78,7 +78,7 @@ PRESETS: dict[str, Config] = {
         model=NANO,
         data=DataConfig(vocab_size=1024, sequence_length=128, packing="document"),
         objective=Component(name="mean-rate", options={"nats": 40.0}),
-        optimizer=Component(name="natural"),
+        optimizer=Component(name="adam", options={"eps": 0.01}),
         slow_optimizer=Component(name="muon"),
         fast=FastConfig(steps=8),
         slow=SlowConfig(steps=300, batch_size=16, lr=0.06, lr_final=0.0, warmup=20, eval_every=100, eval_sequences=128),
