@@ -61,7 +61,7 @@ def test_what_follows_a_prompt_does_not_depend_on_the_others(writes):
 
 
 def test_each_prompt_has_the_thoughts_that_were_fitted_to_it_alone(writes, monkeypatch):
-    """To rounding: a batch of another shape sums in another order."""
+    """To rounding, for a batch of another shape sums in another order; one at a time to the bit."""
     given = {}
     write = Writer.write
 
@@ -69,14 +69,17 @@ def test_each_prompt_has_the_thoughts_that_were_fitted_to_it_alone(writes, monke
         given.update({row.key: z for row, z in zip(rows, thoughts, strict=True)})
         return write(self, rows, thoughts)
 
+    def thoughts(prompts, batch_size):
+        given.clear()
+        writes(prompts=prompts, num=2, batch_size=batch_size, max_new_tokens=1)
+        return dict(given)
+
     monkeypatch.setattr(Writer, "write", spy)
-    writes(prompts=PROMPTS, num=2)
-    together = dict(given)
-    assert len(together) == 10
-    given.clear()
-    writes(prompts=PROMPTS[2:3], num=2)
-    for key, z in given.items():
+    together, apart, alone = thoughts(PROMPTS, 32), thoughts(PROMPTS, 1), thoughts(PROMPTS[2:3], 32)
+    assert (len(together), len(apart), len(alone)) == (10, 10, 2)
+    for key, z in alone.items():
         torch.testing.assert_close(together[key], z, rtol=0, atol=1e-9)
+        assert torch.equal(apart[key], z)
 
 
 def test_no_rethinking_and_no_refit_change_nothing(writes):
