@@ -198,6 +198,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
             lines.append(
                 [
                     task if not rounds else "",
+                    f"{sum(one['rate'] for one in ltm) / len(ltm):.2f}" if not rounds else "",
                     rounds,
                     share([kept(one, rounds) for one in ltm]),
                     share([[marks[rounds] for marks in one["right"]] for one in ltm]),
@@ -209,18 +210,9 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
                     f"{sum(one['operations'][key] for one in ltm) / len(ltm) / 1e6:.0f}",
                 ]
             )
-    columns = [
-        "task",
-        "R",
-        "kept by bound",
-        "last draft",
-        "any draft",
-        "greedy",
-        "n",
-        "twin, best of n",
-        "twin, greedy",
-    ]
-    return {"rethinking": pages.table([*columns, "million operations an answer"], lines)} if both else {}
+    columns = ["task", "rate, nats", "R", "kept by bound", "last draft", "any draft", "greedy", "n"]
+    columns += ["twin, best of n", "twin, greedy", "million operations an answer"]
+    return {"rethinking": pages.table(columns, lines)} if both else {}
 
 
 def kept(one: Mapping[str, Any], rounds: int) -> list[bool]:
@@ -232,11 +224,12 @@ def kept(one: Mapping[str, Any], rounds: int) -> list[bool]:
 
 
 def share(marks: Sequence[Sequence[bool]]) -> str:
-    """Percent that are right, mean over seeds, ± a standard error over questions; behind it the range of the seeds."""
+    """Percent that are right, mean over seeds, ± a standard error over questions; the range of several seeds."""
     each = [100 * sum(some) / len(some) for some in marks]
     mean, size = sum(each) / len(each), sum(map(len, marks))
     error = 100 * math.sqrt(max(mean / 100 * (1 - mean / 100), 0.0) / size)
-    return f"{mean:.1f} ± {error:.1f} ({min(each):.0f} to {max(each):.0f})"
+    seeds = f" ({min(each):.0f} to {max(each):.0f})" if len(each) > 1 else ""
+    return f"{mean:.1f} ± {error:.1f}{seeds}"
 
 
 def publish(rows: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from benchmarks import (
     pictures,
     protocols,
     results,
+    rethinking,
     speed_short,
     table,
     twins,
@@ -29,6 +30,7 @@ HOW = {
     "twins": "benchmarks.twins",
     "field": "benchmarks.field",
     "claim": "benchmarks.claim",
+    "rethinking": "benchmarks.rethinking",
     "speed": "benchmarks",
 }
 """What makes and publishes each kind of figures."""
@@ -41,6 +43,7 @@ def made(kind):
         "twins": [twins.tables],
         "field": [field_tables.tables],
         "claim": [claim_tables.tables],
+        "rethinking": [rethinking.tables],
         "speed": [table.tables, speed_short.tables],
     }
     return {name: text for make in makers[kind] for name, text in make(newest(kind)).items()}
