@@ -1,0 +1,239 @@
+"""Are thoughts worth having as features? Probe, neighbours and clusters of labelled texts, beside what costs less.
+
+    python -m benchmarks.representations --out runs/representations --shared ../shared [--only proposals] [--seeds 0,1]
+    python -m benchmarks.representations --out runs/representations --dial [--hours 1]
+    python -m benchmarks.representations --table runs/representations
+
+The first trains and judges row after row, the most important first, and keeps each as a file in OUT/rows: whoever stops
+it loses the row under way, and the same call goes on with the next. A row is a set of texts (see `kinds`), features and
+a seed. The second makes the rows of docs/rate.md, on `four-kinds`: what a rate buys, and what makes it dear. The third
+puts all rows into benchmarks/representations-DATE.json and their tables into the pages.
+
+Every model learns in 300 slow steps from other texts of the same kinds. Features are posterior means, fitted as in
+training. Of each: the accuracy of a linear probe and of the 10 nearest neighbours (cosine), both over five folds, and
+the normalized mutual information of k-means with the labels. Of a model also its bound, its rate, the exchange rate
+against the twin of the same seed, and how much of a text is written again from its thoughts alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.cluster import KMeans
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import normalized_mutual_info_score
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from benchmarks import representations_tables as tables
+from benchmarks.interleave import machine
+from benchmarks.kinds import SETS, Judged, judged
+from benchmarks.trained import TWIN, configure, train
+from pyro_ltm.files import write_text
+from pyro_ltm.model import DecodingOptions, sample_tokens
+from pyro_ltm.runs import Run
+from pyro_ltm.runs.batches import text_batches
+from pyro_ltm.scores import evaluate_bound
+from pyro_ltm.thoughts.baselines import EMBEDDING, SHUFFLED, SINGULAR, UNTRAINED, baselines
+from pyro_ltm.thoughts.diagnostics import Thoughts
+from pyro_ltm.thoughts.probes import FOLDS, linear_probe
+
+NEIGHBOURS, PARTICLES, BATCH = 10, 8, 50
+REWRITTEN = 100
+"""Texts that are written again, spread over the set."""
+OURS, LIKELIHOOD = "nano-thoughts", "nano"
+TFIDF = "TF-IDF of words, 64 singular vectors"
+MODELS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "twin": (OURS, TWIN),
+    OURS: (OURS, []),
+    LIKELIHOOD: (LIKELIHOOD, []),
+}
+"""Preset and settings, by the name of the features; a twin has none, and says what texts cost without thoughts."""
+DIAL: Mapping[str, tuple[str, Sequence[str]]] = {
+    **{f"rate {nats}": (OURS, [f"objective.nats={nats}"]) for nats in (10, 20, 80)},
+    "a multiplier a text": (OURS, ["objective.name=target-rate", "objective.nats=40"]),
+    "AdamW": (OURS, ["slow_optimizer.name=adamw", "slow.lr=0.01"]),
+    "twin, AdamW": (OURS, [*TWIN, "slow_optimizer.name=adamw", "slow.lr=0.01"]),
+    "natural gradient": (OURS, ["optimizer.name=natural", "optimizer.lr=0.3"]),
+    "window 8": (OURS, ["model.window=8"]),
+    "low-rank:8": (OURS, ["guide.name=low-rank", "guide.rank=8"]),
+    "4 fast steps": (OURS, ["fast.steps=4"]),
+    "16 fast steps": (OURS, ["fast.steps=16"]),
+    "decoder_warmup": (OURS, ["slow.decoder_warmup=0.1"]),
+}
+"""Likewise, for the page of the dial: what a rate buys, and what makes it dear."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model, or features that need none, and the seed of all that is random."""
+
+    texts: str
+    features: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return "-".join(f"{self.texts} {self.features} s{self.seed}".translate(PLAIN).split())
+
+
+PLAIN = str.maketrans(":,=/", "    ")
+
+
+def planned(sets: Sequence[str], seeds: Sequence[int], dial: bool) -> Iterator[Row]:
+    """The rows in order: of each seed the sets in turn, the twin before the models that are compared with it."""
+    if dial:
+        yield from (Row("four-kinds", name, seeds[0]) for name in (*MODELS, *DIAL))
+        return
+    yield from (Row(texts, TFIDF, 0) for texts in sets)
+    for seed in seeds:
+        yield from (Row(texts, name, seed) for texts in sets for name in MODELS)
+
+
+def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
+    """The figures of a row."""
+    began = time.process_time()
+    texts = judged(row.texts, data, out / "sets")
+    result = {"texts": row.texts, "features_named": row.features, "seed": row.seed, "dial": row.features in DIAL}
+    result |= {"machine": machine(), "documents": len(texts.texts)}
+    if row.features == TFIDF:
+        words = TfidfVectorizer(sublinear_tf=True).fit_transform(texts.texts)
+        found = torch.from_numpy(TruncatedSVD(SINGULAR, random_state=row.seed).fit_transform(words))
+        return result | {"features": {TFIDF: scored(found, texts, row.seed)}}
+    name, settings = {**MODELS, **DIAL}[row.features]
+    config = configure(name, texts.tokens, [f"seed={row.seed}", *settings])
+    run = train(config, texts.tokens).run
+    result |= {"settings": list(settings), "preset": name, "slow_steps": config.slow.steps}
+    result |= {"slow": f"{config.slow_optimizer.name} {config.slow.lr}", "twin": not config.model.thoughts}
+    result |= {"training_seconds": round(time.process_time() - began, 1), **likelihood(run, texts)}
+    if config.model.thoughts:
+        thoughts = Thoughts.fit(run.model, text_batches(run, texts.texts, BATCH), run.loop, seed=row.seed)
+        features = {row.features: thoughts.means}
+        if row.features == OURS:
+            others = baselines(run, thoughts)
+            features |= {kind: others[kind] for kind in (UNTRAINED, EMBEDDING, SHUFFLED)}
+        result |= {"features": {kind: scored(one, texts, row.seed) for kind, one in features.items()}}
+        result |= {"written_again": written_again(run, thoughts)}
+    return result
+
+
+def scored(features: Tensor, texts: Judged, seed: int) -> dict[str, Any]:
+    """Accuracies and mutual information, by label."""
+    flat = torch.nn.functional.normalize(features.flatten(1).double(), dim=1).numpy()
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    found = {}
+    for name, labels in texts.labels.items():
+        near = KNeighborsClassifier(NEIGHBOURS, metric="cosine")
+        clusters = KMeans(len(set(labels)), n_init=10, random_state=seed).fit_predict(flat)
+        probe = linear_probe(features, labels, name=name, seed=seed)
+        found[name] = {
+            "probe": round(probe.accuracy, 4),
+            "probe_stderr": round(probe.stderr, 4),
+            "neighbours": round(float(cross_val_score(near, flat, labels, cv=folds).mean()), 4),
+            "clusters": round(float(normalized_mutual_info_score(labels, clusters)), 4),
+        }
+    return found
+
+
+def likelihood(run: Run, texts: Judged) -> dict[str, Any]:
+    """The bound on the texts, and the nats of each, for the twin's exchange rate."""
+    particles = PARTICLES if run.config.model.thoughts else 1
+    bound = evaluate_bound(
+        run.model, text_batches(run, texts.texts, BATCH), run.loop.with_density(), particles=particles, seed=1
+    )
+    kept = {
+        "nats_per_token": bound.nats_per_token,
+        "iwae_nats_per_token": bound.iwae_nats_per_token,
+        "rate": bound.kl_nats_per_sequence,
+        "rate_stderr": bound.kl_nats_per_sequence_stderr,
+        "without_thoughts": bound.distortion_zeroed,
+        "shuffled": bound.distortion_shuffled,
+        "distortion": bound.distortion_nats_per_token,
+    }
+    own = {"nats": bound.sequence_nats, "rates": bound.sequence_rate}
+    return {
+        **{name: round(value, 5) for name, value in kept.items()},
+        "tokens": bound.tokens,
+        **{name: [round(value, 3) for value in values.tolist()] for name, values in own.items()},
+    }
+
+
+@torch.no_grad()
+def written_again(run: Run, thoughts: Thoughts) -> dict[str, float]:
+    """How much of a text is written from its posterior mean alone, the likeliest token each time.
+
+    `in_place`: share of tokens that stand where they stood. `shared`: of the tokens of both texts together, those that
+    both have, wherever; `by_chance`: the same with what is written from another text's thoughts.
+    """
+    every = max(1, len(thoughts.counts) // REWRITTEN)
+    in_place, shared, chance, pairs = [], [], [], list[tuple[Tensor, Tensor]]()
+    means = thoughts.means.split([batch.size for batch in thoughts.batches])
+    for batch, mean in zip(thoughts.batches, means, strict=True):
+        rows = slice(0, batch.size, every)
+        first, z = batch.inputs[rows, :1], mean[rows].to(batch.device)
+        written = sample_tokens(run.model.decoder, z, first, batch.length, sampler=DecodingOptions(temperature=0))
+        assert batch.targets is not None  # texts have them
+        for true, again, mask in zip(batch.targets[rows], written[:, 1:], batch.mask[rows], strict=True):
+            pairs.append((true[mask], again[mask]))
+    for index, (true, again) in enumerate(pairs):
+        in_place.append(float((true == again).double().mean()))
+        shared.append(overlap(true, again))
+        chance.append(overlap(true, pairs[(index + len(pairs) // 2) % len(pairs)][1]))
+    figures = {"in_place": in_place, "shared": shared, "by_chance": chance}
+    return {name: round(sum(values) / len(values), 4) for name, values in figures.items()}
+
+
+def overlap(true: Tensor, again: Tensor) -> float:
+    """Twice the tokens that both have, over the tokens of both."""
+    size = int(max(true.max(), again.max())) + 1
+    both = torch.minimum(torch.bincount(true, minlength=size), torch.bincount(again, minlength=size)).sum()
+    return float(2 * both / (len(true) + len(again)))
+
+
+def known(out: Path) -> dict[str, Any]:
+    """All rows that are done, by name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "rows").glob("*.json"))}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", choices=list(SETS), help="rows of these texts alone")
+    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--hours", type=float, default=1e9, help="begin no row after so many")
+    parser.add_argument("--dial", action="store_true", help="the rows of docs/rate.md")
+    parser.add_argument("--table", type=Path, help="publish the rows of such a folder, and measure nothing")
+    options = parser.parse_args(arguments)
+    if (options.out is None) == (options.table is None):
+        parser.error("give either --out or --table")
+    if options.table:
+        tables.publish(known(options.table))
+        return
+    torch.set_num_threads(1)
+    (options.out / "rows").mkdir(parents=True, exist_ok=True)
+    done, began = known(options.out), time.monotonic()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    for row in planned([options.only] if options.only else list(SETS), seeds, options.dial):
+        if row.name in done:
+            continue
+        if time.monotonic() - began >= 3600 * options.hours:
+            break
+        done[row.name] = measure(row, options.shared / "data", options.out)
+        write_text(options.out / "rows" / f"{row.name}.json", json.dumps(done[row.name]) + "\n")
+        print(tables.line(done[row.name], done), flush=True)
+
+
+if __name__ == "__main__":
+    main()
