@@ -10,7 +10,7 @@ import torch
 from helpers.tiny import D, L, N, T, V, enlarge, tiny_batch, tiny_config, tiny_model
 from torch import nn
 
-from pyro_ltm.config import Component, Config
+from pyro_ltm.config import Component, Config, FastConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import GUIDES, MeanField
 from pyro_ltm.inference import FastLoop, build, generate
@@ -21,7 +21,7 @@ from pyro_ltm.model.sampling import DecodingOptions
 from pyro_ltm.objectives import AnalyticELBO, StickingTheLanding
 from pyro_ltm.priors import Conditional, Diffusion, Layered, Transport, Vamp
 from pyro_ltm.priors.diffusion import path_noise
-from pyro_ltm.scores import evaluate_annealed
+from pyro_ltm.scores import evaluate_annealed, evaluate_bound
 
 
 class Letters:
@@ -194,3 +194,34 @@ def test_generate_draws_from_the_prior_of_the_prompt():
     several = generate(model, loop, Letters(), prompts=["ab", "b"], max_new_tokens=2)
     assert len(several) == 2
     assert len(asked) > 1
+
+
+@pytest.mark.parametrize(
+    ("guide", "objective", "optimizer", "prior"),
+    [
+        ("laplace", "map", "adam", "mixture:3"),
+        ("langevin", "map", "adam", "flow"),
+        ("hmc", "map", "adam", "layered"),
+        ("full-rank", "stl", "natural", "layered"),
+        ("flow", "stl", "adam", "vamp:3"),
+        ("mean-field", "target-rate", "adam", "diffusion:3"),
+        ("low-rank", "free-bits", "adam", "transport"),
+        ("mean-field", "free-bits:1:thought", "natural", "conditional"),
+    ],
+)
+def test_guides_objectives_and_optimizers_work_under_learned_priors(guide, objective, optimizer, prior):
+    names = {"guide": guide, "objective": objective, "optimizer": optimizer, "prior": prior}
+    components = {axis: Component(name=name) for axis, name in names.items()}
+    model, loop = build(Config(model=tiny_config(), fast=FastConfig(steps=2), **components))
+    batch = tiny_batch(2)
+    found = evaluate_bound(model, [batch], loop.with_density(), particles=2)
+    assert math.isfinite(found.nats_per_token)
+    assert loop.fit(model, batch, seed=0).sample(2).isfinite().all()
+
+
+@pytest.mark.parametrize("prior", ["mixture:3", "flow", "layered", "transport"])
+def test_chains_are_annealed_from_a_learned_prior(prior):
+    config = Config(model=tiny_config(), prior=Component(name=prior), objective=Component(name="stl"))
+    model, loop = build(config)
+    found = evaluate_annealed(model, [tiny_batch(2)], loop, start="prior", temperatures=2, chains=2, leapfrogs=1)
+    assert math.isfinite(found.nats_per_token)
