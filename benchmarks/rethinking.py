@@ -7,7 +7,8 @@ The first trains a latent-thought model and its twin on four small tasks (benchm
 and keeps each as a file in OUT/rows: the same call goes on where it was stopped. The second puts all rows into
 benchmarks/rethinking-DATE.json, and their table into the notes.
 
-Nothing was tuned: a nano decoder, 400 slow steps with Muon, of which the model has thoughts after the first fifth.
+A nano decoder, 400 slow steps with Muon, of which the model has thoughts after the first fifth. Optimizer, heads and
+the difficulty of the tasks come of two short trainings of the twin and one of the model on questions of these kinds.
 
 The model writes an answer (temperature 1), fits its thoughts to question and answer, writes again, four times; of the
 first R + 1 drafts the one with the highest bound a token is kept. The twin, as many slow steps, gets the operations of
