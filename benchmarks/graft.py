@@ -19,7 +19,6 @@ import datetime
 import itertools
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,8 @@ from pyro_ltm.runs.protocols import evaluate_protocols
 from pyro_ltm.runs.twin import base_of
 from pyro_ltm.training import train
 
-DOCUMENTS, HELD_OUT = 200, 40
+DOCUMENTS, HELD_OUT, EXCERPT = 200, 48, 600
+"""Documents to learn from, and to score: of each of those so many characters from its middle on, one sequence."""
 VOCABULARY, LENGTH, WIDTH, LAYERS, WINDOW = 1024, 256, 64, 2, 16
 BATCH, LR = 8, 3e-3
 PREFIXES = (64, 128)
@@ -52,21 +52,22 @@ OWN = {"graft": ["slow.lr=0.01"], "base, trained on": ["slow.lr=0.001"]}
 
 
 def tokens(shared: Path, out: Path) -> Path:
-    """The prepared folder: the first documents of both files, in sequences that hold no more than one."""
+    """The first documents to learn from, in sequences that hold no more than one."""
+    how = {"sequence_length": LENGTH, "packing": "document", "validation_fraction": 0.0}
     place = out / "tokens"
     if not place.exists():
-        for name, count in (("train", DOCUMENTS), ("valid", HELD_OUT)):
-            lines = (shared / "data" / "proposals" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(True)
-            write_text(out / f"{name}.jsonl", "".join(lines[:count]))
-        prepare(
-            [str(out / "train.jsonl")],
-            place,
-            validation_sources=[str(out / "valid.jsonl")],
-            vocab_size=VOCABULARY,
-            sequence_length=LENGTH,
-            packing="document",
-        )
+        write_text(out / "train.jsonl", "".join(_lines(shared, "train")[:DOCUMENTS]))
+        prepare([str(out / "train.jsonl")], place, vocab_size=VOCABULARY, **how)
+    if not (out / "held-out").exists():
+        texts = [str(json.loads(line)["text"]) for line in _lines(shared, "valid")[:HELD_OUT]]
+        rows = [{"text": text[len(text) // 2 :][:EXCERPT]} for text in texts]
+        write_text(out / "held-out.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        prepare([str(out / "held-out.jsonl")], out / "held-out", tokenizer=Tokenizer.load(place), **how)
     return place
+
+
+def _lines(shared: Path, name: str) -> list[str]:
+    return (shared / "data" / "proposals" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(True)
 
 
 def base_model(family: str) -> Any:
@@ -132,17 +133,16 @@ def trained(kind: str, model: Path, data: Path, out: Path, *, steps: int, seed: 
     return train(config, data=data, out=folder, init_from=first, on_progress=lambda progress: None)
 
 
-def figures(run: Run, twin: Run | None, sequences: int) -> dict[str, Any]:
+def figures(run: Run, twin: Run | None, held_out: Path) -> dict[str, Any]:
     """Bound and prefix of `run`, and of `twin` on the same tokens."""
     found = evaluate_protocols(
         run,
-        run.dataset(),
+        TokenDataset(held_out),
         protocols=("bound", "prefix"),
         particles=8,
         prefixes=PREFIXES,
         stride=64,
         twin=twin,
-        sequences=sequences,
         batch_size=16,
         seed=1,
     )
@@ -151,7 +151,7 @@ def figures(run: Run, twin: Run | None, sequences: int) -> dict[str, Any]:
 
 def measure(family: str, seed: int, data: Path, out: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """One row: the graft beside its base, and beside the base that was trained on."""
-    place, began = out / f"{family}-{seed}", time.process_time()
+    place = out / f"{family}-{seed}"
     model = place / "model"
     if not (model / "tokenizer.json").exists():
         train_base(family, data, model, steps=asked.base_steps, seed=seed)
@@ -161,9 +161,8 @@ def measure(family: str, seed: int, data: Path, out: Path, asked: argparse.Names
         "seed": seed,
         "base_steps": asked.base_steps,
         "steps": asked.steps,
-        "base": figures(grafted, base_of(grafted), asked.sequences),
-        "base, trained on": figures(grafted, tuned, asked.sequences),
-        "cpu_seconds": round(time.process_time() - began),
+        "base": figures(grafted, base_of(grafted), out / "held-out"),
+        "base, trained on": figures(grafted, tuned, out / "held-out"),
         "machine": machine(),
     }
 
@@ -201,7 +200,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--base-steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--sequences", type=int, default=32)
     asked = parser.parse_args(arguments)
     if asked.table:
         rows = [json.loads(path.read_text()) for path in sorted(asked.table.glob("row-*.json"))]
