@@ -39,7 +39,7 @@ from pyro_ltm.runs.twin import base_of
 from pyro_ltm.training import train
 
 DOCUMENTS, HELD_OUT, EXCERPT = 200, 48, 600
-"""Documents to learn from, and to score: of each of those so many characters from its middle on, one sequence."""
+"""Documents to learn from, and to score: of each of those so many characters from its middle on."""
 VOCABULARY, LENGTH, WIDTH, LAYERS, WINDOW = 1024, 256, 64, 2, 16
 BATCH, LR = 8, 3e-3
 PREFIXES = (64, 128)
