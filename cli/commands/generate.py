@@ -136,6 +136,7 @@ def _write_rows(
     folder: Path, file: Path, out: Path | None, reading: Reading, common: Common, how: dict[str, Any]
 ) -> None:
     """The continuations of the prompts in a file, as JSON rows: into `out`, or on stdout."""
+    from pyro_ltm.errors import UserError
     from pyro_ltm.files import write_text
     from pyro_ltm.tasks.prompts import check_prompts, read_prompts, rows_of
 
@@ -145,6 +146,8 @@ def _write_rows(
 
     if out:
         check_target(out, file)
+        if out.suffix.lower() not in (".jsonl", ".ndjson"):
+            raise UserError(f"--out {out}: expected a name that ends in .jsonl or .ndjson")
     prompts = read_prompts(file, reading=reading)
     run = open_run(folder, common)
     check_prompts(run, prompts, how["max_new_tokens"])

@@ -75,11 +75,14 @@ def compare_posteriors(
         about: for people: what was run. fitting: `noise`, `tolerance` and `patience` of every fit.
 
     Raises:
-        UserError: no pair fits, nothing to score, or `out` holds a comparison with other settings.
+        UserError: no pair fits, nothing to score, `rhat` of guides without chains, or `out` holds a comparison with
+            other settings.
     """
     named = guides if isinstance(guides, NamedGuides) else NamedGuides(dict(guides))
     if not batches or not objectives or not fast_steps or not named.names:
         raise UserError("nothing to compare: give sequences, guides, objectives and fast steps")
+    if rhat and not any(guide.has_chains for guide in named.guides.values()):
+        raise UserError("rhat: none of these guides draws chains: name one that does, such as hmc or mala")
     if rhat:
         array_stats()  # or it is not installed
     fits = _Fits(

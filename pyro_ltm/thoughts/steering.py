@@ -143,15 +143,19 @@ def steer(
     """Texts written from thoughts that are moved towards a label.
 
     Args:
-        rows: texts with these labels, from `read_rows`; where they have the thoughts of some layers, those are moved.
-        text: whose thoughts; None: the mean of all rows' thoughts, and of other layers the prior's mean.
+        rows: texts with these labels, one row each, from `read_rows`; where they have the thoughts of some layers,
+            those are moved.
+        text: whose thoughts; None: the mean of all rows' thoughts, and of other layers zero.
         strengths: how far, in standard deviations of the rows along the direction.
         name: what the label is called.
 
     Raises:
-        UserError: as `find_direction` and `fit_ends`.
+        UserError: rows are windows of one document, of which a probe would be judged on what it learned from; or as
+            `find_direction` and `fit_ends`.
     """
     fitting = fitting or Fitting()
+    if len(rows.document.unique()) < len(rows):
+        raise UserError("rows: some are windows of one document: give rows.pooled(), and a label for each of its rows")
     if not strengths or len(set(strengths)) < len(strengths) or not all(map(math.isfinite, strengths)):
         raise UserError(f"strengths = {', '.join(map(str, strengths)) or 'none'}: expected numbers, each of them once")
     direction = find_direction(rows.features, labels, towards, name=name, seed=fitting.seed)

@@ -273,6 +273,7 @@ def test_bad_input(refuse, trained, twin, compared, text, tmp_path):
         refuse("compare", *arguments, "--guides", guides, "--objectives", objectives, "--out", out, says=says)
 
     refuse_compare(trained, guides="mean-feild", says=("did you mean 'mean-field'?",))
+    refuse_compare(trained, "--rhat", guides="mean-field,svgd", says=("rhat: none of these guides draws chains",))
     refuse_compare(trained, guides=",", says=("no guide named", "mean-field"))
     refuse_compare(trained, objectives="elbo,elbow", says=("unknown objective 'elbow'",))
     refuse_compare(trained, objectives="elbo:many", says=("objective 'elbo:many'", "a whole number"))

@@ -127,4 +127,5 @@ def test_bad_options(refuse, trained, lines, records, tmp_path):
     check("--prompts", lines, "--out", lines, says="is read by this command")
     check("--prompts", lines, "--out", trained / "config.toml", says="is a part of")
     check("--prompt", "kalo", "--out", tmp_path / "o.jsonl", says="--out: is for the rows of --prompts")
+    check("--prompts", lines, "--out", tmp_path / "o.csv", says="o.csv: expected a name that ends in .jsonl or .ndjson")
     check("--prompt", "kalo", "--keep", "a:b", says="--keep: chooses among the texts of --rethink")

@@ -146,6 +146,14 @@ def test_steer(invoke, ask, trained, texts, embedded, tmp_path):
     assert (tmp_path / "b.png").is_file()
 
 
+def test_windows_of_one_document_are_one_text_to_a_probe(ask, trained, texts, embedded, tmp_path):
+    """Else a probe would be judged on documents that it learned from."""
+    ask("embed", trained, "--data", texts, "--columns", "kind", "--out", tmp_path / "w.npz", "--windows")
+    options = ("--label-column", "kind", "--towards", "b", *SHORT)
+    windows, documents = (ask("steer", trained, "--labels", file, *options) for file in (tmp_path / "w.npz", embedded))
+    assert windows["probe"] == documents["probe"]
+
+
 def test_what_is_refused_before_any_work(refuse, trained, twin, texts, embedded, tmp_path):
     out = ("--out", tmp_path / "a.parquet")
     ab = ("kalo", "ter")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,8 @@ def test_a_text_is_written_from_moved_thoughts(layers):
     for strengths in ([], [1, 1], [float("nan")]):
         with pytest.raises(UserError, match="expected numbers, each of them once"):
             steer(run, rows, labels, "ter", strengths=strengths)
+    with pytest.raises(UserError, match="windows of one document"):
+        steer(run, dataclasses.replace(rows, document=rows.document // 2), labels, "ter")
     mean = steer(run, rows, labels, "ter", strengths=[0], **options).points.points[0].thoughts
     torch.testing.assert_close(mean.chunk(2)[1], rows.thoughts.mean(0).chunk(1 if layers else 2)[-1])
 
