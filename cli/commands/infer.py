@@ -48,8 +48,8 @@ def command(
     """Fits thoughts to texts and writes them to a file that `generate --thoughts` reads.
 
     A document that is longer than the model reads is cut into consecutive sequences. The file holds `thoughts`
-    [S, N, D], the posterior means; `state.*`, the fitted parameters; `bound_nats` [S], the objective at the last fast
-    step; `tokens` [S]; `document` [S], the number of each sequence's document in the input, from 0, records without
+    [S, N, D], the posterior means; `state.*`, the fitted parameters; `bound_nats` [S], the bound on draws that no fit
+    has seen; `tokens` [S]; `document` [S], the number of each sequence's document in the input, from 0, records without
     text included; and in its header where they come from, with the id of each document.
     """
     if (text is None) == (source is None):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pyro_ltm.config import Component, Config, ModelConfig
+from pyro_ltm.config import Component, Config
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import FAMILIES
@@ -90,10 +90,19 @@ def guides_for(run: Run, parts: Parts) -> NamedGuides:
     return found
 
 
-def objectives_for(parts: Parts, *, layers: int) -> dict[str, Objective]:
-    """Objectives, each given by a name, a class, or an object, of which it is a copy."""
-    model = ModelConfig(layers=layers, thoughts=layers)
-    return {name: build_objective(OBJECTIVES.component(part), model) for name, part in named_parts(parts).items()}
+def objectives_for(run: Run, parts: Parts) -> dict[str, Objective]:
+    """Objectives, each given by a name, a class, or an object, of which it is a copy.
+
+    The one that the run was trained with, by its name, has what it has learned.
+    """
+    own, found = _resolved(OBJECTIVES, run.config.objective), {}
+    for name, part in named_parts(parts).items():
+        component = OBJECTIVES.component(part)
+        if isinstance(part, str) and run.loop.objective.learned is not None and _resolved(OBJECTIVES, component) == own:
+            found[name] = copy.deepcopy(run.loop.objective)
+        else:
+            found[name] = build_objective(component, run.config.model, run.device)
+    return found
 
 
 def pair_config(config: Config, guide: Any, objective: Any) -> Config:

@@ -233,7 +233,7 @@ def compare_run(
         run.model,
         list(dataset_batches(data, batch_size, run.device, limit=sequences)),
         guides=named,
-        objectives=objectives_for(objectives, layers=run.config.model.layers),
+        objectives=objectives_for(run, objectives),
         optimizer=loop.optimizer,
         fast_steps=list(dict.fromkeys(fast_steps or [loop.steps])),
         guide_training=_guide_training(run, guide_steps) if learns else None,
@@ -266,6 +266,8 @@ def describe(thing: Any) -> str:
             entries[name] = value
     if isinstance(thing, nn.Module) and any(True for _ in thing.parameters()):
         entries["weights"] = fingerprint(thing)[:12]
+    if (learned := getattr(thing, "learned", None)) is not None:
+        entries["learned"] = fingerprint(learned)[:12]
     return f"{type(thing).__name__}({', '.join(f'{name}={value}' for name, value in entries.items())})"
 
 

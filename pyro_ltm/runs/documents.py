@@ -74,7 +74,7 @@ class DocumentThoughts:
 
     @property
     def nats_per_token(self) -> float:
-        """The objective at the last fast step, on fresh noise."""
+        """Minus the bound, on draws that no fit has seen."""
         return float(-self.tensors["bound_nats"].double().sum()) / self.tokens
 
     @property

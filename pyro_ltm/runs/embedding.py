@@ -26,7 +26,7 @@ class Embeddings:
 
     Shapes:
         thoughts: [R, n, D], those of `layers`. document: [R] int64, number in the input, from 0. window: [R] int64,
-            number in the document, from 0. tokens: [R] int64. bound_nats: [R], the objective at the last fast step.
+            number in the document, from 0. tokens: [R] int64. bound_nats: [R], the bound on fresh draws.
 
     Attributes:
         texts: how each row's text begins.

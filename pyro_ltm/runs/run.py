@@ -329,7 +329,8 @@ class Run:
         """The same weights, whose posteriors are fitted by another `guide`, `objective` or (fast) `optimizer`.
 
         Each is a name, such as `low-rank:8` or `mymodule:MyGuide`, a class, or an object, of which a copy is used. A
-        guide that learns is taken with the weights that it has; the run's own, by its name, with those of the run.
+        guide that learns is taken with the weights that it has; the run's own, by its name, with those of the run, as
+        an objective is with what it has learned.
 
         Raises:
             UserError: a part that no fit has, the model has no thoughts, or the parts do not fit one another.
@@ -344,7 +345,8 @@ class Run:
             raise UserError(f"{self.folder}: this model has no thoughts (it is an autoregressive twin): nothing to fit")
         named = config.guide.given is None and config.guide == self.config.guide
         guide = self.loop.guide if named else new_guide(config.guide, config, self.device)
-        objective = build_objective(config.objective, config.model, self.device)
+        same = config.objective.given is None and config.objective == self.config.objective
+        objective = self.loop.objective if same else build_objective(config.objective, config.model, self.device)
         return replace(self, config=config, loop=build_loop(config, guide, objective, self.device))
 
     def scored(self, data: TokenDataset | None) -> TokenDataset:

@@ -52,7 +52,7 @@ class Bound:
             standard error, the bytes held fixed.
         distortion_nats_per_token: E_q[-log p(x | z)] a token.
         kl_nats_per_sequence: KL(q || prior), the rate. kl_nats_per_sequence_stderr: its standard error.
-        exchange_rate: nats of distortion saved a nat of rate, against thoughts all zero (see `exchange`);
+        exchange_rate: nats of distortion saved a nat of rate, against none of them read (see `exchange`);
             no_exchange_rate: why there is none, else empty.
         iwae_nats_per_token: the importance-weighted bound with the same K draws (arXiv:1509.00519), never above the
             bound in expectation; equal to it for K = 1 up to the KL's estimate. iwae_nats_per_token_stderr: its error.
@@ -62,7 +62,8 @@ class Bound:
         pareto_k: the tail of the importance weights; None where they have none to speak of, and no_pareto_k says why.
         active_fraction_by_layer: share of each layer's latent dimensions that are active.
         distortion_from_prior, distortion_zeroed, distortion_shuffled: distortion a token with thoughts from the prior,
-            all zero, and of the sequence before (the last one's for the first; NaN for a corpus of one). Near the
+            none read (as where all that layers read is zero), and of the sequence before (the last one's for the first;
+            NaN for a corpus of one). Near the
             distortion: the decoder ignores its thoughts.
         guide: class of the posterior family that was fitted.
         tokens, sequences, particles, fast_steps, seed: what was measured, and how.
@@ -114,7 +115,7 @@ class Bound:
             f"perplexity {self.perplexity:.4g}, bits a byte {size}",
             f"distortion {self.distortion_nats_per_token:.4f} nats a token, rate {rate} nats a sequence",
             f"importance-weighted {iwae}, of {self.particles} draws count {counted}",
-            "distortion with thoughts from the prior, all zero, another text's: "
+            "distortion with thoughts from the prior, none read, another text's: "
             + ", ".join(f"{value:.4f}" for value in others),
             f"fitted by {self.guide} in {self.fast_steps} fast steps, seed {self.seed}",
         ]
@@ -211,7 +212,8 @@ class _Sums:
         prior = self.model.prior().expand(torch.Size([batch.size]))
         from_prior = draw(prior, Noise(batch.ids, device=batch.device, seed=fold(seed, "prior")))
         self._sum(from_prior=-self._log_likelihood(batch, from_prior))
-        zeroed = -self._log_likelihood(batch, torch.zeros_like(z))
+        # Not from thoughts of zero: of these a transport prior's map makes others.
+        zeroed = -self.model.log_prob_without_thoughts(batch).double()
         self._sum(zeroed=zeroed)
         self.zeroed.append(zeroed.cpu())
         self._shuffle(batch, z)

@@ -1,10 +1,10 @@
 """The exchange rate: nats of distortion that thoughts save, for each nat of their rate.
 
 What they save is counted from what the texts cost without thoughts: under the twin, where one is scored on the same
-tokens, and under the same decoder with thoughts all zero, whose cross-attention then adds nothing. Against the twin it
-says what thoughts do to the likelihood: the bound lies rate * (exchange rate - 1) nats below the twin's figure, so it
-is lower exactly where the exchange rate is above 1. Against the own decoder it flatters, for a decoder that leans on
-its thoughts is worse without them than one that never had any; but it needs no second run.
+tokens, and under the same decoder where it reads no thoughts, so that its cross-attention adds nothing. Against the
+twin it says what thoughts do to the likelihood: the bound lies rate * (exchange rate - 1) nats below the twin's figure,
+so it is lower exactly where the exchange rate is above 1. Against the own decoder it flatters, for a decoder that leans
+on its thoughts is worse without them than one that never had any; but it needs no second run.
 
 It is not counted from thoughts of the prior or of another sequence. Wrong thoughts mislead, and that is no saving: for
 the exact posterior, E_p[-log p(x | z)] >= -log p(x) = distortion + rate, so that this would be at least 1 whatever the

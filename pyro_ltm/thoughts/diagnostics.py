@@ -304,9 +304,9 @@ def _distortions(thoughts: Thoughts, particles: int) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for particle in range(particles):
         own = thoughts.draws("distortion", particle)
-        kinds: dict[str, list[Tensor]] = {"q": own, "prior": thoughts.from_prior(particle)}
+        kinds: dict[str, list[Tensor] | None] = {"q": own, "prior": thoughts.from_prior(particle)}
         if particle == 0:
-            kinds["zero"] = [torch.zeros_like(z) for z in own]
+            kinds["zero"] = None  # read: of zeros a transport prior's map makes others
         if len(thoughts.counts) > 1:
             # Half a corpus away: a neighbour may be the next piece of the same document.
             other = torch.cat(own).roll(len(thoughts.counts) // 2, 0)
@@ -333,11 +333,15 @@ def _progressive(thoughts: Thoughts, *, down: bool) -> list[Layer]:
     return found
 
 
-def _read(thoughts: Thoughts, z: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """-log p(x | z) and the tokens that are the likeliest given those before, both [S], with thoughts `z` by batch."""
+def _read(thoughts: Thoughts, z: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+    """-log p(x | z) and the tokens that are the likeliest given those before, both [S], with thoughts `z` by batch.
+
+    None: none are read.
+    """
     decoder = thoughts.model.decoder
     nats, right = [], []
-    for batch, each in zip(thoughts.batches, z, strict=True):
+    for number, batch in enumerate(thoughts.batches):
+        each = None if z is None else z[number]
         targets = batch.targets
         assert targets is not None  # a batch without targets has nothing to score
         assert batch.context is not None

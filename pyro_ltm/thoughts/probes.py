@@ -36,34 +36,50 @@ class Probe:
     texts: int
 
 
-def linear_probe(features: Tensor, labels: Sequence[str], *, name: str, seed: int = 0, decay: float = 1.0) -> Probe:
+def linear_probe(
+    features: Tensor,
+    labels: Sequence[str],
+    *,
+    name: str,
+    seed: int = 0,
+    decay: float = 1.0,
+    documents: Tensor | None = None,
+) -> Probe:
     """Logistic regression of `labels` on standardized `features` [S, P], cross-validated.
 
     Args:
+        documents: [S] of which each row is a part; a fold has all rows of a document or none, and the error is over
+            documents. None: each row is one of its own.
         decay: weight of the squared norm, against the sum over texts of their nats (a Normal prior on the weights).
 
     Raises:
         UserError: fewer than 10 texts, or a label with one value.
     """
     values = sorted(set(labels))
-    if len(labels) < 2 * FOLDS or len(values) < 2:
+    known = torch.arange(len(labels)) if documents is None else documents
+    of = known.unique(return_inverse=True)[1]
+    texts = int(of.max()) + 1 if len(of) else 0
+    if texts < 2 * FOLDS or len(values) < 2:
         raise UserError(
-            f"label '{name}': {len(labels)} texts with {len(values)} values: a probe needs at least {2 * FOLDS} and 2"
+            f"label '{name}': {texts} texts with {len(values)} values: a probe needs at least {2 * FOLDS} and 2"
         )
     x = features.flatten(1).double()
     y = torch.tensor([values.index(label) for label in labels])
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(y), generator=generator)
-    right = _cross_validated(x, y, order, len(values), decay)
-    control = _cross_validated(x, y[torch.randperm(len(y), generator=generator)], order, len(values), decay)
+    folds = torch.empty(texts, dtype=torch.int64)
+    for fold, held_out in enumerate(torch.randperm(texts, generator=generator).tensor_split(FOLDS)):
+        folds[held_out] = fold
+    right = _cross_validated(x, y, folds[of], len(values), decay)
+    control = _cross_validated(x, y[torch.randperm(len(y), generator=generator)], folds[of], len(values), decay)
+    off = torch.zeros(texts, dtype=torch.float64).index_add(0, of, right - right.mean())
     return Probe(
         label=name,
         classes=len(values),
         accuracy=float(right.mean()),
-        stderr=float(right.std() / len(right) ** 0.5),
+        stderr=float(off.square().sum().sqrt() / len(right) * math.sqrt(texts / (texts - 1))),
         majority=float(torch.bincount(y).max() / len(y)),
         control=float(control.mean()),
-        texts=len(y),
+        texts=texts,
     )
 
 
@@ -82,12 +98,11 @@ def verdict(probe: Probe, baselines: Mapping[str, Probe]) -> str:
     return f"The thoughts' {probe.accuracy:.3f} on {probe.label} is below {', '.join(told)}."
 
 
-def _cross_validated(x: Tensor, y: Tensor, order: Tensor, classes: int, decay: float) -> Tensor:
-    """[S] whether each label was predicted right by a classifier that had not seen its text."""
+def _cross_validated(x: Tensor, y: Tensor, folds: Tensor, classes: int, decay: float) -> Tensor:
+    """[S] whether each label was predicted right by a classifier that had not seen its fold, of `folds` [S]."""
     right = torch.zeros(len(y), dtype=torch.float64)
-    for held_out in order.tensor_split(FOLDS):
-        train = torch.ones(len(y), dtype=torch.bool)
-        train[held_out] = False
+    for fold in range(FOLDS):
+        held_out, train = folds == fold, folds != fold
         mean, width = x[train].mean(0), x[train].std(0).clamp(min=1e-9)
         seen, unseen = (x[train] - mean) / width, (x[held_out] - mean) / width
         # The best weights lie where the seen texts do: turned onto their axes the problem is the same, and no wider

@@ -72,9 +72,18 @@ def labels_of(rows: Embeddings, column: str) -> list[str]:
 
 
 def find_direction(
-    features: Tensor, labels: Sequence[str], towards: str, *, name: str = "label", seed: int = 0, decay: float = 1.0
+    features: Tensor,
+    labels: Sequence[str],
+    towards: str,
+    *,
+    name: str = "label",
+    seed: int = 0,
+    decay: float = 1.0,
+    documents: Tensor | None = None,
 ) -> Direction:
     """The direction of a label in features [S, P], by the probe that `linear_probe` cross-validates, on all texts.
+
+    `documents` [S]: of which the rows are windows, as there.
 
     Raises:
         UserError: no text has the label, or as `linear_probe`.
@@ -82,7 +91,7 @@ def find_direction(
     values = sorted(set(labels))
     if towards not in values:
         raise UserError(f"{name}: no text has '{towards}'{suggest(towards, values)}: choose from {', '.join(values)}")
-    probe = linear_probe(features, labels, name=name, seed=seed, decay=decay)
+    probe = linear_probe(features, labels, name=name, seed=seed, decay=decay, documents=documents)
     x = features.flatten(1).double()
     mean, width = x.mean(0), x.std(0).clamp(min=1e-9)
     seen = (x - mean) / width
@@ -158,7 +167,7 @@ def steer(
         raise UserError("rows: some are windows of one document: give rows.pooled(), and a label for each of its rows")
     if not strengths or len(set(strengths)) < len(strengths) or not all(map(math.isfinite, strengths)):
         raise UserError(f"strengths = {', '.join(map(str, strengths)) or 'none'}: expected numbers, each of them once")
-    direction = find_direction(rows.features, labels, towards, name=name, seed=fitting.seed)
+    direction = find_direction(rows.features, labels, towards, name=name, seed=fitting.seed, documents=rows.document)
     ends: list[End] = []
     layers, (_, dim) = run.config.model.layers, rows.thoughts.shape[1:]
     start = torch.zeros(run.config.model.thoughts, dim)

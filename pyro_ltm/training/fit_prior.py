@@ -121,8 +121,9 @@ def _begin(run: Run, prior: Component) -> tuple[LatentThoughtModel, Any, Config]
     if model.prior.transport is not None or not list(model.prior.parameters()):
         why = "has nothing to learn" if model.prior.transport is None else "is a map that the decoder learns with"
         raise UserError(f"prior '{prior.name}' {why}: fit gaussian:true, mixture, layered, vamp, flow or diffusion")
-    own, given = trainable(model, loop.guide), run.trainable.state_dict()
-    kept = {name: value for name, value in given.items() if not name.startswith(PRIOR)}
+    own, given = trainable(model, loop.guide, loop.objective), run.trainable.state_dict()
+    left = PRIOR if config.objective == run.config.objective else (*PRIOR, "objective.")
+    kept = {name: value for name, value in given.items() if not name.startswith(left)}
     own.load_state_dict({**own.state_dict(), **kept})
     model.eval()
     return model, loop, config

@@ -14,9 +14,13 @@ from torch.distributions import Normal, kl_divergence
 
 from pyro_ltm.comparison.result import Comparison, PairScore
 from pyro_ltm.guides import MeanField
+from pyro_ltm.inference import FastLoop
+from pyro_ltm.model import LatentThoughtModel, TokenSequence
 from pyro_ltm.objectives import AnalyticELBO
+from pyro_ltm.priors import Transport
 from pyro_ltm.scores import ExchangeRate, evaluate_bound, exchange_rate, why_no_exchange_rate
 from pyro_ltm.scores.dependence import Blocks
+from pyro_ltm.thoughts.diagnostics import Thoughts, diagnose
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +104,23 @@ def test_a_comparison_has_it_against_its_twin_and_else_against_no_thoughts():
     old = found.to_dict()
     del old["pairs"][0]["exchange_rate"], old["pairs"][0]["rate_by_sequence"]
     assert Comparison.from_dict(old).pairs[0].exchange_rate is None
+
+
+def test_without_thoughts_is_without_them_under_a_prior_that_maps_them_too():
+    """The map of a transport prior makes thoughts of zeros: what the decoder costs under these is no reference."""
+    told, batch = telling_model()
+    plain = LatentThoughtModel(told.config, decoder=told.decoder)
+    exact = -plain.log_prob_without_thoughts(batch).detach()
+    zeros = TokenSequence(told.decoder, torch.zeros(batch.size, N, D), batch)
+    assert torch.equal(exact, -zeros.log_prob(batch.targets)), "of other priors zeros are as good as none"
+    prior = Transport(N, D)
+    with torch.no_grad():
+        for block in prior.transport.blocks:
+            block.over_width[-1].bias.normal_()
+    model = LatentThoughtModel(told.config, decoder=told.decoder, prior=prior)
+    batch = model.precompute(batch)
+    loop = FastLoop(MeanField(N, D), AnalyticELBO(), steps=2)
+    bound = evaluate_bound(model, [batch], loop)
+    assert bound.distortion_zeroed == pytest.approx(float(exact.sum() / batch.tokens()), rel=1e-12)
+    found = diagnose(Thoughts.fit(model, [batch], loop), particles=1)
+    assert found.distortion["zero"].mean == pytest.approx(bound.distortion_zeroed, rel=1e-12)

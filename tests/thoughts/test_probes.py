@@ -8,6 +8,7 @@ from helpers.tiny import D, N
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.thoughts.probes import between, far_apart, linear_probe, nearest, principal_components
+from pyro_ltm.thoughts.steering import find_direction
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +29,24 @@ def test_probes_read_what_is_there_and_nothing_else():
     assert (unknown.classes, unknown.texts) == (3, 200)
     with pytest.raises(UserError, match="at least 10 and 2"):
         linear_probe(features[:5], told[:5], name="few")
+
+
+def test_windows_of_a_document_stay_in_one_fold():
+    """Labels by lot, and windows that tell their document: who has seen one of a document knows the others' label."""
+    generator = torch.Generator().manual_seed(0)
+    documents = torch.arange(40).repeat_interleave(6)
+    features = torch.randn(40, 30, generator=generator)[documents] + 0.1 * torch.randn(240, 30, generator=generator)
+    labels = [str(label) for label in torch.randint(2, (40,), generator=generator)[documents].tolist()]
+    assert linear_probe(features, labels, name="lot").accuracy > 0.9, "the trap"
+    apart = linear_probe(features, labels, name="lot", documents=documents)
+    assert abs(apart.accuracy - 0.5) < 4 * apart.stderr
+    assert apart.stderr == pytest.approx(0.5 / 40**0.5, rel=0.4), "over documents, of which there are 40"
+    assert apart.texts == 40
+    assert find_direction(features, labels, "1", documents=documents).is_a_guess
+    single = linear_probe(features, labels, name="lot", documents=torch.arange(240))
+    assert single == linear_probe(features, labels, name="lot")
+    with pytest.raises(UserError, match="9 texts"):
+        linear_probe(features[:54], labels[:54], name="few", documents=documents[:54])
 
 
 @pytest.mark.parametrize("dim", [3, 60])

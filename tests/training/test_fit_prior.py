@@ -12,6 +12,8 @@ from helpers.tiny import D, N, tiny_batch, tiny_config
 from pyro_ltm_cli.main import cli
 
 import pyro_ltm as ltm
+from pyro_ltm.comparison.named import objectives_for
+from pyro_ltm.comparison.posteriors import describe
 from pyro_ltm.config import Component
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
@@ -104,3 +106,21 @@ def test_what_cannot_be_fitted_is_refused(name, says, trained, tmp_path):
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="is there already"):
         fit_prior(Run.load(trained), Component(name="mixture"), out=trained)
+
+
+def test_what_the_objective_has_learned_stays(trained, tmp_path):
+    run = Run.load(trained).with_parts(objective="mean-rate:3")
+    run.loop.objective.learned.move(torch.tensor(1.0))
+    how = {"sequences": 4, "steps": 1, "batch_size": 4, "score": False}
+    new = fit_prior(run, Component(name="mixture:2"), out=tmp_path / "new", **how).run
+    assert torch.equal(new.loop.objective.learned(), run.loop.objective.learned())
+    assert float(new.loop.objective.learned()) == pytest.approx(0.1 * math.e)
+    for same in (new.with_parts(guide="full-rank"), new.with_parts(objective="mean-rate:3")):
+        assert torch.equal(same.loop.objective.learned(), run.loop.objective.learned())
+    another = new.with_parts(objective="mean-rate:4").loop.objective
+    assert float(another.learned()) == pytest.approx(0.1)
+    compared = objectives_for(new, ["mean-rate:3", "mean-rate:4"])
+    assert [float(one.learned()) for one in compared.values()] == pytest.approx([0.1 * math.e, 0.1])
+    assert describe(compared["mean-rate:3"]) != describe(
+        objectives_for(run.with_parts(objective="elbo"), ["mean-rate:3"])["mean-rate:3"]
+    )
