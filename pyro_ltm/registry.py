@@ -137,7 +137,7 @@ class Registry(Generic[T], Mapping[str, type[T]]):
         """`kind`, a class from elsewhere. Raises UserError, beginning with `where`, if it is none of this axis."""
         if not isinstance(kind, type) or not issubclass(kind, self.base):
             raise UserError(f"{where}: does not extend {self.base.__module__}.{self.base.__qualname__}")
-        missing: list[str] = sorted(getattr(kind, "__abstractmethods__", ()))
+        missing = [name for name in dir(kind) if getattr(getattr(kind, name, None), "__isabstractmethod__", False)]
         if missing:
             methods = ", ".join(name + str(_signature(getattr(kind, name))) for name in missing)
             raise UserError(f"{where}: has no {methods}, which every {self.axis} gives")

@@ -34,12 +34,12 @@ hypothesis.settings.load_profile("repeatable")
 
 @pytest.fixture(autouse=True)
 def _known_state() -> Iterator[None]:
-    """Each test starts from the same seed and an empty parameter store, and leaves the default dtype as it was."""
+    """Each test starts from the same seed, an empty parameter store and single precision."""
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
-    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # fixtures of a module, which are set up before this, may have set another
     yield
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="session")

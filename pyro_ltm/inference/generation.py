@@ -22,6 +22,7 @@ from pyro_ltm.inference.writing import Rethinking, Row, Writer, Written, added
 from pyro_ltm.model import DecodingOptions, LatentThoughtModel, sample_tokens
 from pyro_ltm.model.sampling import check_room
 from pyro_ltm.noise import Noise, draw, fold
+from pyro_ltm.priors import reads_prompt
 from pyro_ltm.types import Batch
 
 
@@ -217,7 +218,7 @@ def _thoughts_of_all(writer: Writer, prompts: Sequence[Row], num: int) -> Tensor
 def _thoughts_after(writer: Writer, prompts: Sequence[str], ids: Sequence[int] | None, num: int) -> Tensor:
     """Draws [num, P, N, D] given each of P prompts: from a prior that reads them, else from their posteriors."""
     model, seed = writer.model, writer.seed
-    if getattr(model.prior, "reads_prompt", False):
+    if reads_prompt(model):
         batch = _batch_of(model, writer.codec, prompts, ids)
         assert batch.targets is not None
         planned = model.prior_given(batch.targets, batch.mask).expand(torch.Size([num, batch.size]))

@@ -1,6 +1,6 @@
 """Priors over the thoughts of a sequence: one file each, one line each in the registry."""
 
-from pyro_ltm.priors.base import Prior
+from pyro_ltm.priors.base import Prior, reads_prompt
 from pyro_ltm.priors.conditional import Conditional
 from pyro_ltm.priors.diffusion import Diffusion
 from pyro_ltm.priors.flow import Flow
@@ -26,4 +26,16 @@ PRIORS: Registry[Prior] = Registry(
     base=Prior,
 )
 
-__all__ = ["PRIORS", "Conditional", "Diffusion", "Flow", "Gaussian", "Layered", "Mixture", "Prior", "Transport", "Vamp"]
+__all__ = [
+    "PRIORS",
+    "Conditional",
+    "Diffusion",
+    "Flow",
+    "Gaussian",
+    "Layered",
+    "Mixture",
+    "Prior",
+    "Transport",
+    "Vamp",
+    "reads_prompt",
+]

@@ -16,7 +16,7 @@ from pyro_ltm.noise import Normals, rsample_from
 from pyro_ltm.registry import Card, Member, check_flags
 
 
-class Prior(Member, nn.Module, ABC):
+class Prior(Member, nn.Module):
     """A distribution of one sequence's thoughts. What it learns are its parameters: the slow optimizer moves them.
 
     It starts at N(0, I), or near it, and AdamW moves all of it, whatever moves the decoder: its networks lie in no
@@ -53,9 +53,11 @@ class Prior(Member, nn.Module, ABC):
         self.thoughts = thoughts
         self.dim = dim
 
+    # Without ABC as a base: Pyro makes modules into its own kind, which another metaclass than theirs does not allow.
     @abstractmethod
     def forward(self) -> dist.TorchDistribution:
         """The prior of one sequence: no batch shape, event shape [N, D]."""
+        raise NotImplementedError(f"{type(self).__name__}.forward")
 
     def given(self, prompt: Tensor) -> dist.TorchDistribution:
         """p(z | prompt) of texts that begin with prompts: batch shape [B], event shape [N, D].
@@ -79,6 +81,11 @@ class Prior(Member, nn.Module, ABC):
 
     def join(self, guide: nn.Module) -> None:
         """Called once, before anything is learned, with the guide that the model's posteriors will have."""
+
+
+def reads_prompt(model: nn.Module) -> bool:
+    """True where `model` draws thoughts given a prompt; a program of one's own need not have a prior to ask."""
+    return bool(getattr(getattr(model, "prior", None), "reads_prompt", False))
 
 
 def check_range(name: str, value: int, low: int, high: int) -> None:

@@ -12,6 +12,7 @@ from pyro_ltm.inference import FastLoop, Posterior
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import DrawFrom
 from pyro_ltm.objectives import Objective, Terms
+from pyro_ltm.priors import reads_prompt
 from pyro_ltm.types import Batch, frozen
 
 
@@ -67,7 +68,7 @@ def train_step(
         # Slow: thoughts drawn from q, the decoder moved to write these tokens from them.
         with DrawFrom(posterior.noise):
             loss, terms = slow_loss(model, learned, posterior, loop.objective)
-        if getattr(model.prior, "reads_prompt", False):
+        if reads_prompt(model):
             loss = loss + model.prompt_loss(learned, posterior.sample()[0], seed=seed).sum()
         (loss / tokens).backward()
         distortion += terms.distortion.detach().sum()

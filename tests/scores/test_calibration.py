@@ -85,8 +85,10 @@ def calibrate(guide, sizes=(400, 200), **options):
 
 @pytest.fixture(scope="module")
 def exact():
+    before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    return calibrate(Exact(Known()))
+    yield calibrate(Exact(Known()))
+    torch.set_default_dtype(before)
 
 
 def test_under_the_exact_posterior_ranks_are_uniform(exact):
