@@ -42,11 +42,12 @@ def command(
     prior = PRIORS.parse(name)
     run = open_run(run_folder, common)
     with reporter() as shown:
+        count = shown.counting("prior", given["steps"], "steps")
         found = fit_prior(
             run,
             prior,
             out=out,
-            progress=shown.counting("prior", given["steps"], "steps"),
+            progress=lambda step, _: count(step, float("nan")),  # which would show nats a sequence as those of a token
             sequences_scored=score_sequences,
             seed=common.seed or 0,
             **given,

@@ -147,6 +147,8 @@ def command(
     how = {"thoughts": plan.rate is not None, "allow_code": common.allow_code}
     base = base_config(plan.preset, data, start.configured(out), start.init_from, **how)
     config = configure(base, plan.config_file, plan.all_settings, common, plan.steps)
+    if plan.rate is not None and not config.model.thoughts:
+        raise click.UsageError("--rate: a twin (model.thoughts = 0) has no thoughts that could carry anything")
 
     from ..runs import check_device
 

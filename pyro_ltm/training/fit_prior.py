@@ -21,6 +21,7 @@ from pyro_ltm.locks import locks_out
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import fold
 from pyro_ltm.optimizers import schedule
+from pyro_ltm.runs.base import share_base
 from pyro_ltm.runs.batches import check_fits
 from pyro_ltm.runs.folder import trainable
 from pyro_ltm.runs.notes import note_data
@@ -99,7 +100,7 @@ def fit_prior(
         torch.manual_seed(fold(seed, "prior"))
         learn(model, pairs, steps=steps, lr=lr, seed=seed, progress=progress)
     with new_folder(out) as folder:
-        Run.create(folder, config, model, loop, run.tokenizer, step=run.step)
+        Run.create(folder, share_base(config, folder), model, loop, run.tokenizer, step=run.step)
         note_data(folder, data)
     fitted = Run.load(out, device=str(run.device), known=config)
     found = FittedPrior(run=fitted, sequences=sum(batch.size for batch, _ in pairs), steps=steps)

@@ -17,7 +17,7 @@ def base(tmp_path_factory):
     return save_base(tmp_path_factory.mktemp("models") / "gpt2")
 
 
-def test_from_a_folder_to_texts(ask, invoke, base, tmp_path):
+def test_from_a_folder_to_texts(ask, invoke, base, tmp_path, monkeypatch):
     text, data, first, run = (tmp_path / name for name in ("texts.jsonl", "data", "graft", "run"))
     text.write_text(texts(12), encoding="utf-8")
     made = ask("graft", base, "--out", first, "--layers", "1", "--thoughts", 2, "--max-length", 16)
@@ -36,6 +36,13 @@ def test_from_a_folder_to_texts(ask, invoke, base, tmp_path):
     assert thoughts.stat().st_size > 0
     shown = invoke("info", run)
     assert "graft.base" in shown.stdout
+    monkeypatch.chdir(tmp_path)
+    few = ("--sequences", 4, "--steps", 2, "--batch-size", 2, "--score-sequences", 2)
+    fitted = invoke("fit-prior", "run", "--prior", "mixture:2", *few, "--out", "fitted")
+    assert fitted.exit_code == 0, fitted.stderr
+    assert "nats/token" not in fitted.stderr, "what it counts is a sequence's nats"
+    run.rename(tmp_path / "elsewhere")
+    assert ask("generate", "fitted", "--max-new-tokens", 3)["texts"]
 
 
 def test_says_what_to_do_next(invoke, base, tmp_path):

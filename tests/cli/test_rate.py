@@ -38,3 +38,4 @@ def test_it_is_refused_where_it_contradicts(refuse, text, tmp_path):
     start = ("train", "--data", text, "--out", tmp_path / "run", "--rate")
     refuse(*start, 3, "--set", "objective.name=elbo", says=("--rate says what the objective is",), quiet=False)
     refuse(*start, 0, says=("--rate",), quiet=False)
+    refuse(*start, 3, "--set", "model.thoughts=0", says=("--rate: a twin", "has no thoughts"), quiet=False)
