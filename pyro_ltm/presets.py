@@ -79,9 +79,8 @@ PRESETS: dict[str, Config] = {
         data=DataConfig(vocab_size=1024, sequence_length=128, packing="document"),
         objective=Component(name="mean-rate", options={"nats": 40.0}),
         optimizer=Component(name="adam", options={"eps": 0.01}),
-        slow_optimizer=Component(name="muon"),
-        fast=FastConfig(steps=8),
-        slow=SlowConfig(steps=300, batch_size=16, lr=0.06, lr_final=0.0, warmup=20, eval_every=100, eval_sequences=128),
+        fast=FastConfig(steps=16),
+        slow=SlowConfig(steps=300, batch_size=16, lr=1e-2, warmup=20, eval_every=100, eval_sequences=128),
     ),
     "nano-long": NANO_LONG,
     "nano-worlds": dataclasses.replace(  # the same for documents of 15 sentences

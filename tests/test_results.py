@@ -16,7 +16,9 @@ from benchmarks import (
     field_tables,
     pages,
     pictures,
+    priors,
     protocols,
+    representations_tables,
     results,
     rethinking,
     speed_short,
@@ -32,6 +34,8 @@ HOW = {
     "claim": "benchmarks.claim",
     "rethinking": "benchmarks.rethinking",
     "speed": "benchmarks",
+    "representations": "benchmarks.representations",
+    "priors": "benchmarks.priors",
 }
 """What makes and publishes each kind of figures."""
 
@@ -45,6 +49,8 @@ def made(kind):
         "claim": [claim_tables.tables],
         "rethinking": [rethinking.tables],
         "speed": [table.tables, speed_short.tables],
+        "representations": [representations_tables.tables],
+        "priors": [lambda rows: {"priors": priors.table(rows)}],
     }
     return {name: text for make in makers[kind] for name, text in make(newest(kind)).items()}
 
