@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference import FastLoop, Posterior
 from pyro_ltm.model import LatentThoughtModel, TokenSequence
+from pyro_ltm.model.protocol import TokenDecoder
 from pyro_ltm.noise import Noise, draw, fold
 from pyro_ltm.scores.dependence import Blocks, Places
 from pyro_ltm.scores.estimate import (
@@ -212,8 +213,11 @@ class _Sums:
         prior = self.model.prior().expand(torch.Size([batch.size]))
         from_prior = draw(prior, Noise(batch.ids, device=batch.device, seed=fold(seed, "prior")))
         self._sum(from_prior=-self._log_likelihood(batch, from_prior))
-        # Not from thoughts of zero: of these a transport prior's map makes others.
-        zeroed = -self.model.log_prob_without_thoughts(batch).double()
+        if isinstance(getattr(self.model, "decoder", None), TokenDecoder):
+            # Not from thoughts of zero: of these a transport prior's map makes others.
+            zeroed = -self.model.log_prob_without_thoughts(batch).double()
+        else:  # a decoder of one's own need not write without thoughts
+            zeroed = -self._log_likelihood(batch, torch.zeros_like(z))
         self._sum(zeroed=zeroed)
         self.zeroed.append(zeroed.cpu())
         self._shuffle(batch, z)
