@@ -1,4 +1,4 @@
-"""What is said before work that takes more than `LONG` seconds: what was chosen, how long it takes, what to do else."""
+"""The notice before work that takes more than `LONG` seconds: what was chosen, how long it takes, what to do else."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def _show_bound(found: Evaluation, bound: Bound) -> None:
 
 
 def _exchange_rows(found: Evaluation, both: list[Bound]) -> list[list[str]]:
-    """What a nat of rate saves."""
+    """The rows of the exchange rate: nats saved by a nat of rate."""
 
     def shown(value: ExchangeRate | None) -> str:
         return nats(value.nats_per_nat, 2) + margin(value.stderr or math.nan, 2) if value else "-"

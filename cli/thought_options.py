@@ -1,4 +1,4 @@
-"""What the commands that use thoughts have in common: their options, and how they show points and neighbours."""
+"""Options that the commands that use thoughts have in common, and how these show points and neighbours."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def show_ends(found: Points) -> None:
 
 
 def written_at(point: Point) -> str:
-    """What is written from a point, in a cell of a table."""
+    """The text from a point, in a cell of a table."""
     from pyro_ltm.errors import one_line
 
     return "\n".join(one_line(one.text, SHOWN) if one.text.strip() else "(nothing)" for one in point.written)
@@ -263,5 +263,5 @@ def neighbours_json(found: Sequence[Neighbour]) -> list[dict[str, Any]]:
 
 
 def labels_of(found: Sequence[Neighbour]) -> list[str]:
-    """What a picture calls neighbours beside their rank: their ids, where they have some."""
+    """Names of neighbours in a picture, beside their rank: their ids, where they have some."""
     return [str(one.about.get("id") or "") for one in found]

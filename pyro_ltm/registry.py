@@ -130,7 +130,7 @@ class Registry(Generic[T], Mapping[str, type[T]]):
         return len(self._classes)
 
     def installed(self) -> list[Installed]:
-        """What installed packages announce under names that are not the library's own."""
+        """The classes that installed packages announce under names that are not the library's own."""
         return [one for one in installed(self.axis) if one.name not in self._classes]
 
     def checked(self, kind: Any, where: str) -> type[T]:

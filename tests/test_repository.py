@@ -274,3 +274,15 @@ def test_installed_without_a_top_level_cli(tmp_path):
     look = "import importlib.util as u; print([bool(u.find_spec(n)) for n in ('pyro_ltm', 'pyro_ltm_cli', 'cli')])"
     done = subprocess.run([sys.executable, "-I", "-c", look], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[True, True, False]"
+
+
+def test_no_docstring_begins_with_what():
+    """It says what a thing is, and not that it is about to."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    found = [
+        f"{named(path)}:{node.body[0].lineno}"
+        for path in python_files("pyro_ltm", "cli")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, documented) and (ast.get_docstring(node) or "").startswith("What ")
+    ]
+    assert not found

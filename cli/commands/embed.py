@@ -55,7 +55,7 @@ def command(
     """
     from pyro_ltm.locks import locked
     from pyro_ltm.runs.embeddings_file import check_columns, check_suffix, write_embeddings
-    from pyro_ltm.runs.kept_fits import KeptFits
+    from pyro_ltm.runs.partial_fits import PartialFits
 
     from ..output import emit, say, show_next
     from ..runs import check_target, open_run
@@ -72,7 +72,7 @@ def command(
         rows = found.rows
         about = {**run.about, "input": source, "windows": windows, "draw": draw}
         write_embeddings(out, rows, {**about, "fingerprint": run.fingerprint, "fit": fit})
-        KeptFits.clear(out)
+        PartialFits.clear(out)
     documents, tokens = len(rows.document.unique()), int(rows.tokens.sum())
     shape = list(rows.features.shape)
     if common.as_json:

@@ -176,7 +176,7 @@ def _named(writer: Writer, prompts: Sequence[str], new: int | None) -> list[Row]
 
 
 def room_after(model: LatentThoughtModel, codec: Codec, text: str, new: int | None) -> tuple[list[int], int]:
-    """What a model reads of a prompt, and how many tokens may follow: `new`, or as many as its length allows.
+    """The tokens of a prompt that a model reads, and how many may follow: `new`, or as many as its length allows.
 
     Raises:
         UserError: the prompt is empty or too long, or so many `new` tokens do not fit after it.

@@ -26,7 +26,7 @@ AXES: dict[str, Registry[Any]] = {
 
 
 def components(parts: Mapping[str, Any]) -> dict[str, Component]:
-    """What a configuration says of `parts`: by axis a name, a class, or an object, which is held; None is left out.
+    """The configuration of `parts`: by axis a name, a class, or an object, which is held; None is left out.
 
     Raises:
         UserError: no such axis, or a part is none of its axis.

@@ -110,7 +110,7 @@ class Writer:
     seed: int
 
     def write(self, rows: Sequence[Row], thoughts: Tensor) -> list[Written]:
-        """What is kept of each row; `thoughts` [B, N, D]: those of its first text."""
+        """The text of each row that is kept; `thoughts` [B, N, D]: those of its first text."""
         texts = [self._write(rows, thoughts, 0)]
         if not self.rethinking.rounds:
             return texts[0]

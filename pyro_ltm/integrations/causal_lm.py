@@ -150,7 +150,7 @@ class CausalLM:
 
     @property
     def _before(self) -> list[int]:
-        """What is put before each text."""
+        """The tokens before each text."""
         return [] if self.start is None else [self.start]
 
     @torch.no_grad()

@@ -105,7 +105,7 @@ class ThoughtEmbedder(TransformerMixin, BaseEstimator):
         return run
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: a run that was named by its folder is opened again where it arrives."""
+        """The state to pickle: a run that was named by its folder is opened again where it arrives."""
         state: dict[str, Any] = dict(super().__getstate__())
         state.pop("_run", None)
         return state

@@ -134,7 +134,7 @@ class CrossAttention(nn.Module):
         nn.init.zeros_(self.projections.wo.weight)
 
     def forward(self, h: Tensor, *, table: Tensor, keys: Tensor, outputs: Tensor) -> Tensor:
-        """What thoughts, as `Attention.keys_outputs` has them, add to `h` [B, T, D]."""
+        """[B, T, D]: the addition of thoughts, as `Attention.keys_outputs` has them, to `h` of the same shape."""
         return self.projections.cross(self.norm(h), table, keys, outputs)
 
 

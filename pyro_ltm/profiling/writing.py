@@ -31,7 +31,7 @@ class WritingCost:
 
 
 def measured(run: Run, *, prompts: Sequence[str] | None = None, **how: Any) -> tuple[list[Generated], WritingCost]:
-    """What `Run.generate` writes, and what that cost."""
+    """The texts of `Run.generate`, and their cost."""
     began = time.perf_counter()
     texts = run.generate(prompts=prompts, **how)
     if run.device.type == "cuda":

@@ -17,7 +17,7 @@ from pyro_ltm.data.tokenizer.cutting import encodable_pieces
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference.codec import continuation, encode_for
 from pyro_ltm.noise import fold
-from pyro_ltm.runs.kept_fits import KeptFits
+from pyro_ltm.runs.partial_fits import PartialFits
 from pyro_ltm.runs.thoughts_file import write_thoughts
 from pyro_ltm.types import Batch
 
@@ -128,7 +128,7 @@ def infer_documents(
     same_noise: bool = False,
     draw: bool = False,
     states: bool = True,
-    kept: KeptFits | None = None,
+    kept: PartialFits | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> DocumentThoughts:
     """Fits q(z) to each piece; `progress` is called with the sequences done.

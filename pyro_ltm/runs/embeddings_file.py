@@ -40,7 +40,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
 
 
 class Header(msgspec.Struct):
-    """What a file says of itself.
+    """The description that a file carries of itself.
 
     Attributes:
         fingerprint: of the run. fit: how posteriors were fitted. shape: [n, D] of each row.

@@ -246,7 +246,7 @@ def distances(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _exchange_rate(found: dict[str, Any]) -> ExchangeRate | None:
-    """What the thoughts save against the twin; None where either is not scored, or there is no rate to speak of."""
+    """The exchange rate against the twin; None where either is not scored, or there is no rate to speak of."""
     bound, twin = found.get("bound"), found.get("twin")
     if bound is None or twin is None:
         return None

@@ -51,7 +51,7 @@ class Coverage:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What ranks of the truth under q say of q.
+    """Figures of q by the ranks of the truth under it.
 
     Attributes:
         tests: one a statistic: log likelihood, squared length of each layer's thoughts, random directions.

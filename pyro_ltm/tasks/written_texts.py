@@ -146,7 +146,7 @@ def write_samples(
 
 
 def timed(run: Run, together: int, **how: Any) -> tuple[list[Generated], Speed]:
-    """What `Run.generate` writes, `together` texts at a time, and how fast; a short text comes first, unclocked."""
+    """The texts of `Run.generate`, `together` texts at a time, and how fast; a short text comes first, unclocked."""
     run.generate(num=1, max_new_tokens=1, seed=how.get("seed", 0))
     began = time.perf_counter()
     written = run.generate(**how)

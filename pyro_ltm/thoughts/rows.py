@@ -15,7 +15,7 @@ from pyro_ltm.runs import Run
 from pyro_ltm.runs.documents import check_thinks, cut_documents
 from pyro_ltm.runs.embedding import Embeddings, check_layers, embed_pieces
 from pyro_ltm.runs.embeddings_file import check_room, is_embeddings, read_embeddings
-from pyro_ltm.runs.kept_fits import KeptFits, key_of
+from pyro_ltm.runs.partial_fits import PartialFits, key_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Fitting:
         return run.with_fast_loop(self.settings)
 
     def about(self, run: Run) -> dict[str, Any]:
-        """What decides the fits, for JSON: files of embeddings keep it."""
+        """All that decides the fits, for JSON: files of embeddings keep it."""
         steps = self.loop_of(run).loop.with_steps(self.fast_steps).steps
         return {"fast_steps": steps, "settings": list(self.settings), "seed": self.seed}
 
@@ -104,7 +104,7 @@ def read_rows(
     if out is not None:
         check_room(out, pieces)
         about = (run.fingerprint, fitting.about(run), draw)
-        kept = KeptFits(out, key_of((piece.tokens for piece in pieces), *about))
+        kept = PartialFits(out, key_of((piece.tokens for piece in pieces), *about))
     rows = embed_pieces(
         fitted,
         pieces,

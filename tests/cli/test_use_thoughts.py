@@ -11,7 +11,7 @@ import torch
 from pyro_ltm.locks import locked
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.embeddings_file import read_embeddings
-from pyro_ltm.runs.kept_fits import KeptFits
+from pyro_ltm.runs.partial_fits import PartialFits
 
 SHORT = ("--max-new-tokens", 3)
 
@@ -61,7 +61,7 @@ def test_an_interrupted_embed_goes_on_where_it_was(invoke, ask, trained, texts, 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(KeptFits.__init__.__kwdefaults__, "seconds", -1.0)
+    monkeypatch.setitem(PartialFits.__init__.__kwdefaults__, "seconds", -1.0)
     with monkeypatch.context() as patched:
         patched.setattr("pyro_ltm.runs.embeddings_file.write_embeddings", interrupted)
         assert invoke("embed", trained, "--data", texts, "--out", tmp_path / "a.npz").exit_code == 130

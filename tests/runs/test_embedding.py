@@ -17,7 +17,7 @@ from pyro_ltm.runs import Run
 from pyro_ltm.runs.documents import cut_documents, infer_documents
 from pyro_ltm.runs.embedding import embed_pieces, embed_texts
 from pyro_ltm.runs.embeddings_file import WRITERS, check_columns, check_room, read_embeddings, write_embeddings
-from pyro_ltm.runs.kept_fits import KeptFits, key_of
+from pyro_ltm.runs.partial_fits import PartialFits, key_of
 
 FOLDER = Path(__file__).parent.parent / "fixtures/release-0.1.0/run"
 WORDS = "kalo miter sonka lo terka. "
@@ -177,10 +177,10 @@ def test_fits_of_a_process_that_was_killed_are_not_done_again(run, tmp_path, mon
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        embed_pieces(run, pieces, batch_size=1, kept=KeptFits(out, key, seconds=-1), progress=die)
+        embed_pieces(run, pieces, batch_size=1, kept=PartialFits(out, key, seconds=-1), progress=die)
     assert [path.name for path in tmp_path.iterdir()] == [".rows.npz.fits"]
-    assert KeptFits(out, key_of([piece.tokens for piece in pieces], "otherwise")).earlier == 0
-    again = KeptFits(out, key)
+    assert PartialFits(out, key_of([piece.tokens for piece in pieces], "otherwise")).earlier == 0
+    again = PartialFits(out, key)
     assert again.earlier == 3
     fitted = []
     fit = type(run.loop).fit_to_score
@@ -189,6 +189,6 @@ def test_fits_of_a_process_that_was_killed_are_not_done_again(run, tmp_path, mon
     assert len(fitted) == 1
     assert torch.equal(rows.features, whole.features)
     again.path.write_bytes(b"damaged")
-    assert KeptFits(out, key).earlier == 0
-    KeptFits.clear(out)
+    assert PartialFits(out, key).earlier == 0
+    PartialFits.clear(out)
     assert not list(tmp_path.iterdir())

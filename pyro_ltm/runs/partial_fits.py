@@ -20,7 +20,7 @@ SECONDS = 60.0
 """Between two times that they are written."""
 
 
-class KeptFits:
+class PartialFits:
     """The fits of a first part of many sequences, in a hidden file next to the one that is to hold them all.
 
     Hold the lock of `out`.
