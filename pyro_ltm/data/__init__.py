@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyro_ltm.data.corpora import CORPORA, read_corpus
-    from pyro_ltm.data.dataset import DataOrder, TokenDataset, unigram_nats
+    from pyro_ltm.data.dataset import TokenDataset, unigram_nats
     from pyro_ltm.data.documents import Document, Reading
     from pyro_ltm.data.folder import TokenFolder
+    from pyro_ltm.data.order import DataOrder
     from pyro_ltm.data.preparation import Preparation, prepare
     from pyro_ltm.data.sources import read_source
     from pyro_ltm.data.tokenizer import Tokenizer
@@ -43,7 +44,7 @@ _HOME = {
     "unigram_nats": "dataset",
     "Document": "documents",
     "TokenFolder": "folder",
-    "DataOrder": "dataset",
+    "DataOrder": "order",
     "Preparation": "preparation",
     "prepare": "preparation",
     "Reading": "documents",

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyro_ltm.data import DataOrder
+from pyro_ltm.data import DataOrder, order
 
 sizes = st.integers(1, 40)
 seeds = st.integers(0, 2**63)
@@ -47,6 +47,28 @@ def test_epochs_and_seeds_differ() -> None:
 
 def test_the_order_never_changes_between_releases() -> None:
     assert DataOrder(8, 8, 0).indices(0).tolist() == [3, 2, 1, 6, 0, 7, 4, 5]
+
+
+@pytest.mark.parametrize("window", [1, 3, 8, 1000])
+@pytest.mark.parametrize("size", [1, 2, 37, 64])
+def test_windows_of_many_sequences_are_those_of_the_whole_permutation(size, window, monkeypatch) -> None:
+    """Sorted at once, as every release has done."""
+    monkeypatch.setattr(order, "WINDOW", window)
+    whole = [np.argsort(np.random.PCG64([5, epoch]).random_raw(size), kind="stable") for epoch in range(8)]
+    for batch_size in (1, 5, 2 * size):
+        windowed, positions = DataOrder(size, batch_size, 5), range(0, size, batch_size)
+        assert visits(windowed, positions) == np.concatenate(whole)[: len(positions) * batch_size].tolist()
+        for position in (2 * size, size - 1, 0):  # in any direction
+            assert windowed.indices(position)[0] == whole[position // size][position % size]
+
+
+def test_only_a_window_of_many_sequences_is_in_memory() -> None:
+    many = DataOrder(5 * order.WINDOW, 4, 0)
+    first = many.indices(2 * order.WINDOW)
+    assert len(many._order) < 1.01 * order.WINDOW
+    numbers = np.random.PCG64([0, 0]).random_raw(many.size)
+    assert (np.diff(numbers[first].astype(float)) > 0).all()
+    assert int((numbers < numbers[first[0]]).sum()) == 2 * order.WINDOW
 
 
 @pytest.mark.parametrize(("size", "batch_size", "seed"), [(0, 1, 0), (1, 0, 0), (1, 1, -1)])
