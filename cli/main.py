@@ -30,6 +30,7 @@ COMMANDS = (
     "zero-shot",
     "lm-eval",
     "gsm8k",
+    "few-shot",
     "score-samples",
     "priors",
     "guides",

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", "contiguous", "document"]),
     default="auto",
     help="Blocks of one stream, or no more than one document in a sequence (padded and masked); auto: document for "
-    "worlds, else contiguous.",
+    "worlds and in-context tasks, else contiguous.",
 )
 @click.option(
     "--validation", "validation_sources", metavar="SOURCE", multiple=True, help="Text to validate on. Repeatable."
@@ -66,8 +66,9 @@ def command(
 
     SOURCE is a file (.txt, .md, .jsonl, .ndjson, .json, .csv, .tsv, .parquet, each also as .gz, .bz2, .xz or .zst; any
     other suffix as plain text), a folder of them, a quoted glob, a built-in corpus (python-docs; worlds, or
-    worlds:size=4,length=15,documents=10000,seed=0), or a Hugging Face data set (hf:org/name). Of a folder or a glob,
-    each real file is read once, and those that are not read are named. The folder appears whole or not at all.
+    worlds:size=4,length=15,documents=10000,seed=0; in-context:TASK), or a Hugging Face data set (hf:org/name). Of a
+    folder or a glob, each real file is read once, and those that are not read are named. The folder appears whole or
+    not at all.
     """
     _exclude(ctx, "tokenizer", "vocab_size")
     _exclude(ctx, "validation_sources", "validation_fraction")

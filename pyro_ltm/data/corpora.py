@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pyro_ltm.config import suggest
+from pyro_ltm.data import in_context, worlds
 from pyro_ltm.data.documents import Document
-from pyro_ltm.data.worlds import read_world
+from pyro_ltm.data.in_context import is_in_context, read_in_context
+from pyro_ltm.data.worlds import World, is_world, read_world
 from pyro_ltm.errors import UserError
 
 MIN_DOCSTRING = 200
@@ -30,6 +32,16 @@ _BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")
 def is_corpus(spec: str) -> bool:
     """Whether a source is a built-in corpus: its name, with or without `:options`."""
     return spec.partition(":")[0] in CORPORA
+
+
+def is_drawn(spec: str) -> bool:
+    """Whether a source is a corpus whose documents are drawn, each independent of the others, in few words."""
+    return is_world(spec) or is_in_context(spec)
+
+
+def for_scoring(spec: str, like: World | None = None) -> str:
+    """The spec of documents of a drawn corpus that nobody trained on; `like` as in `worlds.for_scoring`."""
+    return worlds.for_scoring(spec, like) if is_world(spec) else in_context.for_scoring(spec)
 
 
 def read_corpus(spec: str) -> Iterator[Document]:
@@ -104,4 +116,5 @@ def _is_unicode(text: str) -> bool:
 CORPORA: dict[str, Callable[[str], Iterable[Document]]] = {
     "python-docs": _python_docs,
     "worlds": read_world,
+    "in-context": read_in_context,
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_ltm.config import Config, suggest
-from pyro_ltm.data.corpora import is_corpus
+from pyro_ltm.data.corpora import is_corpus, is_drawn
 from pyro_ltm.data.documents import Document, Reading
 from pyro_ltm.data.folder import FORMAT, META, PACKINGS, TOKENIZER, VERSION, TokenFolder, is_prepared, sha256, strangers
 from pyro_ltm.data.packing import Digests, SplitWriter
@@ -23,7 +23,6 @@ from pyro_ltm.data.sources import Source, check_delimiter, find_sources, listed
 from pyro_ltm.data.splits import SplitRule, all_in, plan_split
 from pyro_ltm.data.tokenizer import Tokenizer
 from pyro_ltm.data.tokenizer.cutting import encodable_pieces
-from pyro_ltm.data.worlds import is_world
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.files import new_folder
 from pyro_ltm.locks import locked
@@ -46,12 +45,12 @@ class Preparation:
 
     Attributes:
         tokenizer: a tokenizer.json, or a tokenizer. None: a byte-level BPE trained on the training split.
-        vocab_size: V of the tokenizer to train (at most, for a world: its words are few); without meaning when
-            `tokenizer` is given.
+        vocab_size: V of the tokenizer to train (at most, for worlds and in-context tasks: their words are few); without
+            meaning when `tokenizer` is given.
         sequence_length: T, targets in a sequence.
         packing: `contiguous`, sequences cut from one stream of all documents; `document`, no sequence holds parts of
-            two documents (see `SplitWriter`); or `auto`, document for a world, whose floor is by the document, and
-            contiguous for all else.
+            two documents (see `SplitWriter`); or `auto`, document for worlds and in-context tasks, whose documents are
+            independent, and contiguous for all else.
         validation_fraction: share of the text to hold out (see `splits`), 0 for none.
         validation_sources: what to read for validation, instead of holding out a share of the sources.
         reading: how the sources are read; None: `Reading()`.
@@ -131,12 +130,12 @@ def prepare(
 
 def _fill(folder: Path, text: _Text, how: Preparation, tokenizer: Tokenizer | None, report: Progress) -> None:
     """Writes all files of a prepared folder."""
-    only_worlds = all(map(is_world, text.specs))
+    only_drawn = all(map(is_drawn, text.specs))
     packing = how.packing
     if packing == AUTO:
-        packing = "document" if only_worlds else "contiguous"
+        packing = "document" if only_drawn else "contiguous"
     if tokenizer is None:
-        tokenizer = Tokenizer.train(_texts(text.training_pieces(), report), how.vocab_size, at_most=only_worlds)
+        tokenizer = Tokenizer.train(_texts(text.training_pieces(), report), how.vocab_size, at_most=only_drawn)
     meta = {
         "format": FORMAT,
         "version": VERSION,

@@ -52,7 +52,8 @@ def read_source(spec: str, reading: Reading | None = None) -> Iterator[Document]
     Args:
         spec: one of, looked up in this order:
             `hf:org/name` or `hf:org/name:config`, a Hugging Face data set (or `hf:` and a local folder of one);
-            a built-in corpus: `python-docs`, or `worlds` with its options, such as `worlds:length=15,seed=1`;
+            a built-in corpus: `python-docs`, `worlds` with its options, such as `worlds:length=15,seed=1`, or a task
+            to be learned in context, such as `in-context:lookup,shots=12`;
             a file (see `readers`; one of another suffix as plain text);
             a folder, read recursively in sorted order: its files of a kind that `readers` names; or a glob, quoted,
             where `**` stands for any folders. In both each real file is read once, and hidden ones are not.

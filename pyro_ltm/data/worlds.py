@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ltm.config import suggest
+from pyro_ltm.data.corpus_options import whole_numbers
 from pyro_ltm.data.documents import Document
 from pyro_ltm.data.folder import TokenFolder
 from pyro_ltm.data.grammar import Grammar, Words, english
@@ -303,19 +303,7 @@ def parse(spec: str, defaults: Mapping[str, int] | None = None) -> dict[str, int
     Raises:
         UserError: an unknown option, or a value that is no whole number.
     """
-    options = dict(defaults or DEFAULTS)
-    for setting in filter(None, spec.partition(":")[2].split(",")):
-        name, _, value = setting.partition("=")
-        if name not in options:
-            raise UserError(
-                f"{spec}: unknown option '{name}'{suggest(name, options)}: choose from {', '.join(options)}"
-            )
-        if not value.isascii() or not value.isdigit():
-            raise UserError(f"{spec}: {name} = {value!r}: expected a whole number, such as {name}={options[name]}")
-        options[name] = int(value)
-    if not options["documents"]:
-        raise UserError(f"{spec}: documents = 0: at least 1")
-    return options
+    return whole_numbers(spec, filter(None, spec.partition(":")[2].split(",")), defaults or DEFAULTS)
 
 
 def named(options: Mapping[str, int]) -> str:

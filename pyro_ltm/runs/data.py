@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyro_ltm.data import Reading, TokenDataset, World, prepare
+from pyro_ltm.data.corpora import for_scoring, is_drawn
 from pyro_ltm.data.folder import is_prepared, is_token_folder
-from pyro_ltm.data.worlds import for_scoring, is_world
 from pyro_ltm.errors import UserError
 from pyro_ltm.reading import read_json
 from pyro_ltm.runs.notes import DATA, DataNote, data_note, write_note
@@ -74,7 +74,7 @@ def data_to_score(
     """The data to score a run on: its own validation split, a prepared folder's, or all of a source of text.
 
     A source is prepared as the run's data were, in a temporary folder: with its tokenizer, its sequence length, its
-    packing. Of a world new documents are drawn, each a sequence.
+    packing. Of worlds and in-context tasks new documents are drawn, each a sequence.
 
     Args:
         source: a folder that `prepare` wrote, or text as `prepare` takes it; None: the run's own validation split.
@@ -92,7 +92,7 @@ def data_to_score(
         yield TokenDataset(data.folder, "validation") if "validation" in data.folder.splits else data
     else:
         length, packing, world = cut_of(run)
-        if is_world(source):
+        if is_drawn(source):
             source, packing = for_scoring(source, world), "document"
         with tempfile.TemporaryDirectory(prefix="pyro-ltm-") as temporary:
             folder = prepare(

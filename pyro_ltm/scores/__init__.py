@@ -1,5 +1,6 @@
 """Honest figures: bounds, predictions, and what they are made of."""
 
+from pyro_ltm.scores.adaptation import Adaptation, Adapted, evaluate_adapted
 from pyro_ltm.scores.ais import AnnealedBound, evaluate_annealed
 from pyro_ltm.scores.calibration import Calibration, evaluate_calibration
 from pyro_ltm.scores.elbo import Bound, evaluate_bound
@@ -12,6 +13,8 @@ from pyro_ltm.scores.reference_protocol import Reference, evaluate_reference
 from pyro_ltm.scores.sandwich import Sandwich, evaluate_sandwich
 
 __all__ = [
+    "Adaptation",
+    "Adapted",
     "AnnealedBound",
     "Bound",
     "Calibration",
@@ -25,6 +28,7 @@ __all__ = [
     "Share",
     "check_floor",
     "difference",
+    "evaluate_adapted",
     "evaluate_annealed",
     "evaluate_bound",
     "evaluate_calibration",

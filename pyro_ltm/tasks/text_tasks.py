@@ -28,10 +28,10 @@ from typing import IO, Any
 
 from pyro_ltm.config import check_ranges, option, suggest
 from pyro_ltm.data import Document, Reading, TokenDataset, Tokenizer, prepare, read_source
-from pyro_ltm.data.corpora import is_corpus
+from pyro_ltm.data.corpora import for_scoring, is_corpus, is_drawn
 from pyro_ltm.data.documents import TEXT
 from pyro_ltm.data.sources import HUB
-from pyro_ltm.data.worlds import for_scoring, is_world
+from pyro_ltm.data.worlds import is_world
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors
 from pyro_ltm.reading import read_toml
@@ -165,7 +165,7 @@ class Level:
 def load_tasks(path: Path | str, only: tuple[str, ...] = ()) -> list[Task]:
     """The tasks in a TOML file, each a table `[tasks.NAME]`; their sources are found, though not yet read.
 
-    Of a world new documents are named, unless its options say which (see `for_scoring`).
+    Of worlds and in-context tasks new documents are named, unless its options say which (see `for_scoring`).
 
     Args:
         only: names of those wanted; none: all.
@@ -239,7 +239,7 @@ def _resolve(source: str, folder: Path) -> str:
         local = folder / os.path.expanduser(source[len(HUB) :])
         return f"{HUB}{local}" if local.is_dir() else source
     if is_corpus(source):
-        return for_scoring(source) if is_world(source) else source
+        return for_scoring(source) if is_drawn(source) else source
     return os.path.normpath(folder / os.path.expanduser(source))
 
 

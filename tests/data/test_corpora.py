@@ -41,7 +41,7 @@ def test_python_docs_is_the_same_in_another_process() -> None:
 
 def test_read_by_name() -> None:
     assert list(read_source("python-docs")) == list(python_docs())
-    assert list(CORPORA) == ["python-docs", "worlds"]
+    assert list(CORPORA) == ["python-docs", "worlds", "in-context"]
 
 
 def test_unknown_corpus(refused) -> None:
