@@ -34,6 +34,7 @@ class Shape:
     eps: float = 1e-5
     embedding_scale: float = 1.0
     init_std: float = 0.02
+    causal: bool = True
 
 
 class PlainAttention(nn.Module):
@@ -106,6 +107,7 @@ class Plain(nn.Module):
         shape, length, device = self.shape, tokens.shape[1], tokens.device
         turns, places = self.turns[:length].to(device), torch.arange(length, device=device)
         ago = places[:, None] - places[None, :]
+        ago = ago if shape.causal else ago.abs()
         sees = (ago >= 0) & (ago < shape.window)
         h = self.tok_embeddings(tokens) * shape.embedding_scale
         each = shape.thoughts // shape.layers

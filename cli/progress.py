@@ -167,8 +167,8 @@ PREPARING = {"tokenizer": "reading text for the tokenizer", "encode": "text to t
 def figures(progress: Progress, *, short: bool = False) -> str:
     """The figures of a slow step, on one line."""
     speed = f"{progress.tokens_per_second:,.0f}"
-    if progress.figure == "exact":
-        return f"{speed} {'tok/s' if short else 'tokens/s'}  {_exact(progress.bound)}"
+    if progress.figure in WITHOUT_THOUGHTS:
+        return f"{speed} {'tok/s' if short else 'tokens/s'}  {_whole(progress, progress.bound)}"
     level = {"own_noise": "score on its own noise", "joint": "-log p(x, z)"}.get(progress.figure, "bound")
     if short:
         parts = f"rate {figure(progress.rate, 1)} dist {figure(progress.distortion, 3)}"
@@ -187,8 +187,8 @@ def validation_line(progress: Progress) -> str:
     start = f"step {progress.step}/{progress.steps}  validation "
     end = "" if progress.average is None else f"  average of weights {figure(progress.average.nats_per_token, 3)}"
     end += "  best so far" if progress.is_best else ""
-    if progress.figure == "exact":
-        return start + _exact(bound.nats_per_token, error) + end
+    if progress.figure in WITHOUT_THOUGHTS:
+        return start + _whole(progress, bound.nats_per_token, error) + end
     return (
         f"{start}bound {figure(bound.nats_per_token, 3)}{error} nats/token  "
         f"rate {figure(bound.kl_nats_per_sequence, 2)} nats/sequence  "
@@ -196,9 +196,12 @@ def validation_line(progress: Progress) -> str:
     )
 
 
-def _exact(nats_per_token: float, error: str = "") -> str:
-    """The level of a model without thoughts: its likelihood itself, with nothing to split it into."""
-    return f"{figure(nats_per_token, 3)}{error} nats/token, exact"
+WITHOUT_THOUGHTS = {"exact": "exact", "diffusion": "an upper bound"}
+"""What the level of a model without thoughts is, by its figure: there is nothing to split it into."""
+
+
+def _whole(progress: Progress, nats_per_token: float, error: str = "") -> str:
+    return f"{figure(nats_per_token, 3)}{error} nats/token, {WITHOUT_THOUGHTS[progress.figure]}"
 
 
 def _level(nats_per_token: float) -> str:

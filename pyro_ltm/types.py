@@ -45,6 +45,10 @@ class Batch:
             None until `LatentThoughtModel.precompute` fills it in.
         context_of: the weights that computed it.
         dropout: seed by which the decoder drops numbers, of a slow step; None: it drops none.
+        padding_is_end: the targets that do not count say that the text has ended, as in sequences of one document each;
+            False: what would stand there is not known. An autoregressive decoder never reads them.
+        hiding: seed and number K of the draws by which a masked diffusion hides tokens where it is scored; None: one
+            draw, by `dropout` where that is given.
     """
 
     inputs: Tensor
@@ -57,6 +61,8 @@ class Batch:
     context: Tensor | None = None
     context_of: Weights | None = None
     dropout: int | None = None
+    padding_is_end: bool = False
+    hiding: tuple[int, int] | None = None
 
     @classmethod
     def from_tokens(cls, tokens: Tensor, *, ids: Tensor | None = None) -> Batch:

@@ -175,5 +175,5 @@ def _show(result: Mapping[str, Any], page: Path) -> None:
             if line:
                 say(line if line.endswith(".") else f"No exchange rate: {line}.")
     else:
-        say("It has no thoughts (an autoregressive twin): the page shows training and samples.")
+        say("It has no thoughts: the page shows training and samples.")
     say(f"Written to {page}")

@@ -310,7 +310,8 @@ def _report(run: Run, leave: list[str], as_json: bool) -> None:
         say("Nats a token on validation text (lower is better):")
         say(f"  {nats(summary['unigram_nats_per_token']):>9}  unigram, knowing only how common each token is")
         say(f"  {nats(summary['untrained_nats_per_token']):>9}  untrained model")
-        kind = "an upper bound" if run.config.model.thoughts else "exact, it has no thoughts"
+        model = run.config.model
+        kind = "an upper bound" if model.thoughts or model.is_diffusion else "exact, it has no thoughts"
         say(f"  {nats(level):>9}  this model, {kind}")
         _say_rate(run, summary["validation"].get("kl_nats_per_sequence"))
         slow, best = run.config.slow, summary["best_validation"]

@@ -224,7 +224,7 @@ def compare_run(
         UserError: the run has no thoughts, an unknown name, no pair fits, or the data do not fit the model.
     """
     if not run.config.model.thoughts:
-        raise UserError(f"{run.folder}: this model has no thoughts (it is an autoregressive twin): nothing to fit")
+        raise UserError(f"{run.folder}: this model has no thoughts ({run.config.model.no_thoughts}): nothing to fit")
     named = guides_for(run, guides)
     data, loop = run.scored(data), run.loop
     learns = guide_steps and any(map(is_trainable, named.guides.values()))

@@ -53,8 +53,20 @@ class ModelConfig:
         0.0, "share of the embedding and of each layer's outputs that a slow step drops", low=0.0, high=0.95, added=True
     )
 
+    kind: str = option(
+        "autoregressive",
+        "how tokens are written: one after the other; or masked-diffusion, in any order and without thoughts, by the "
+        "decoder without its causal mask",
+        choices=("autoregressive", "masked-diffusion"),
+        added=True,
+    )
+
     def __post_init__(self) -> None:
         check_ranges(self, "model")
+        if self.is_diffusion and self.thoughts:
+            raise UserError(
+                f"model.thoughts = {self.thoughts} with model.kind = {self.kind}: this kind has no thoughts: set 0"
+            )
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise UserError(
                 f"model.dim = {self.dim} with model.heads = {self.heads}: dim / heads must be a whole, even number"
@@ -76,15 +88,39 @@ class ModelConfig:
         whole = 4 * self.dim if self.feed_forward == "relu2" else -(-(8 * self.dim // 3) // 32) * 32
         return self.hidden or whole
 
+    @staticmethod
+    def implied(changes: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """Keys that `changes` of a file or a setting imply, where they do not name them."""
+        return {"thoughts": 0} if changes.get("kind") == "masked-diffusion" else {}
+
+    @property
+    def is_diffusion(self) -> bool:
+        """Whether tokens are written in any order."""
+        return self.kind == "masked-diffusion"
+
+    @property
+    def positions(self) -> int:
+        """Tokens that the decoder reads at most: the inputs, and of a masked diffusion the last target as well."""
+        return self.max_length + self.is_diffusion
+
     @property
     def receptive_field(self) -> int:
-        """Tokens that a prediction can depend on without thoughts: each layer looks back by its window."""
-        return self.layers * (min(self.window, self.max_length) - 1) + 1
+        """Tokens that a prediction can depend on without thoughts: each layer looks back by its window.
+
+        Of a masked diffusion, which looks both ways, all.
+        """
+        looked_back = self.layers * (min(self.window, self.max_length) - 1) + 1
+        return self.max_length if self.is_diffusion else looked_back
 
     @property
     def twin(self) -> ModelConfig:
-        """The same decoder without thoughts: the autoregressive twin."""
-        return dataclasses.replace(self, thoughts=0)
+        """The same decoder without thoughts, that writes one token after the other: the autoregressive twin."""
+        return dataclasses.replace(self, thoughts=0, kind="autoregressive")
+
+    @property
+    def no_thoughts(self) -> str:
+        """The kind of a model without thoughts, for messages."""
+        return "it is a masked diffusion" if self.is_diffusion else "it is an autoregressive twin"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +327,8 @@ class Config:
         check_ranges(self, "")
         if not self.graft.base:
             return
+        if self.model.is_diffusion:
+            raise UserError(f"model.kind = {self.model.kind}: the base of a graft writes one token after the other")
         if self.compile:
             raise UserError("compile = true: the decoder of a graft runs by its own code, which is not compiled")
         if self.model.dropout:

@@ -125,7 +125,8 @@ def _merge(config: Any, changes: Any, path: tuple[str, ...]) -> Any:
         else:
             # 1 is a fine way to write 1.0
             values[key] = float(change) if isinstance(current, float) and type(change) is int else change
-    return dataclasses.replace(config, **values)
+    implied = config.implied(values) if hasattr(config, "implied") else {}
+    return dataclasses.replace(config, **{**implied, **values})
 
 
 def _merge_component(config: Component, changes: Mapping[str, Any], path: tuple[str, ...]) -> Component:

@@ -65,6 +65,7 @@ class TokenDataset:
             targets=torch.from_numpy(tokens[:, 1:].copy()),
             mask=torch.from_numpy(real[:, 1:].copy()),
             ids=torch.from_numpy(self._first_id + rows),
+            padding_is_end=self._index is not None,
         )
 
     @property

@@ -25,6 +25,7 @@ from pyro_ltm.inference.fast_loop import FastLoop
 from pyro_ltm.inference.fit import Plateau
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.model.grafting import open_graft
+from pyro_ltm.model.masked_diffusion import MaskedDiffusion
 from pyro_ltm.model.precision import DTYPES, resolve_dtype
 from pyro_ltm.model.protocol import TokenDecoder
 from pyro_ltm.noise import fold
@@ -47,7 +48,8 @@ def build(config: Config, *, device: torch.device | str = "cpu") -> tuple[Latent
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold(config.seed, "weights"))
         decoder, prior = _grafted(config, dtype, device), build_prior(config)
-        model = LatentThoughtModel(config.model, dtype, prior=prior, decoder=decoder).to(device)
+        kind = MaskedDiffusion if config.model.is_diffusion else LatentThoughtModel
+        model = kind(config.model, dtype, prior=prior, decoder=decoder).to(device)
         component = Component(name="mean-field") if is_twin else config.guide
         guide = build_guide(component, config.model, seed=config.seed).to(device)
         model.prior.join(guide)

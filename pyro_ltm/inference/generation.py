@@ -83,7 +83,7 @@ def infer_thoughts(
         UserError: the model has no thoughts, a text is empty or too long, or the guide has no chains to keep.
     """
     if not model.config.thoughts:
-        raise UserError("this model has no thoughts (it is an autoregressive twin): nothing to infer")
+        raise UserError(f"this model has no thoughts ({model.config.no_thoughts}): nothing to infer")
     batch = _batch_of(model, codec, texts, ids)
     return batch, loop.fit_to_score(model, batch, seed=fold(seed, "fit"), keep_chains=keep_chains)
 

@@ -59,7 +59,7 @@ class Rethinking:
         if not self.rounds and self.refit_every is None:
             return
         if not model.config.thoughts:
-            raise UserError("this model has no thoughts (it is an autoregressive twin): nothing to fit again")
+            raise UserError(f"this model has no thoughts ({model.config.no_thoughts}): nothing to fit again")
         if self.rounds and self.keep is None and not loop.guide.has_density:
             raise UserError(
                 f"{type(loop.guide).__name__} has no density, so no bound says which text to keep: "

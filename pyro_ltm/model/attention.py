@@ -1,4 +1,4 @@
-"""Attention of the decoder: rotary positions, causal self-attention in a window, cross-attention to the thoughts.
+"""Attention of the decoder: rotary positions, self-attention in a window, cross-attention to the thoughts.
 
 Shapes: B sequences, T tokens, H heads, d = D / H, W window.
 """
@@ -47,9 +47,15 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 def windowed_attention(
-    q: Tensor, k: Tensor, v: Tensor, window: int, block: int | None = None, recompute: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    block: int | None = None,
+    recompute: bool = False,
+    causal: bool = True,
 ) -> Tensor:
-    """Causal attention in which each query sees the last `window` keys, its own included.
+    """Attention in which each query sees the last `window` keys, its own included.
 
     Cost and memory grow with T * window, not T * T: queries go in blocks, each against the keys that it can see. On a
     GPU half precision has a kernel that does so by itself.
@@ -60,23 +66,28 @@ def windowed_attention(
         block: queries in one block; None: what is fastest.
         recompute: in bands, keep `q`, `k` and `v` alone for the backward pass. Bands hold each key three times over;
             laying them out anew costs little beside the layer's products with weights.
+        causal: no query sees a key after its own; False: it sees the next `window` - 1 as well.
     """
+    ahead = 0 if causal else window - 1
     if k.shape[-2] <= window:
+        if not causal:
+            return attend(q, k, v)
         if q.shape[-2] == k.shape[-2]:
             return attend(q, k, v, is_causal=True)
         return attend(q, k, v, attn_mask=_lower_right(q, k))
     if has_window_kernel(q):
-        return attend_in_window(q, k, v, window)
+        return attend_in_window(q, k, v, window, ahead)
     chooses = chooses_its_kernel()
     if chooses and _has_blocks(q):
         wide = [readable(x if x.dtype == torch.float64 else x.float()) for x in (q, k, v)]
-        blocks: Tensor = _InBlocks.apply(*wide, window, block or BLOCK)
+        blocks: Tensor = _InBlocks.apply(*wide, window, block or BLOCK, ahead)
         return blocks.to(q.dtype)
     block = block or max(16, window // 2)  # half a window: a third of the products is wasted
     if recompute and torch.is_grad_enabled() and chooses:
-        bands: Tensor = checkpoint(_in_bands, q, k, v, window, block, use_reentrant=False, preserve_rng_state=False)
+        inputs = (q, k, v, window, block, ahead)
+        bands: Tensor = checkpoint(_in_bands, *inputs, use_reentrant=False, preserve_rng_state=False)
         return bands
-    return _in_bands(q, k, v, window, block)
+    return _in_bands(q, k, v, window, block, ahead)
 
 
 def _has_blocks(x: Tensor) -> bool:
@@ -95,14 +106,14 @@ class _InBlocks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int, block: int) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int, block: int, ahead: int) -> Tensor:
         out, sums = torch.empty_like(q), []
-        for rows, seen, mask in _blocks(q, k, window, block):
+        for rows, seen, mask in _blocks(q, k, window, block, ahead):
             part, log_sum = FUSED(q[:, :, rows], k[:, :, seen], v[:, :, seen], 0.0, False, attn_mask=mask)
             out[:, :, rows] = part
             sums.append(log_sum)
         ctx.save_for_backward(q, k, v, out, *sums)
-        ctx.window, ctx.block = window, block
+        ctx.bands = window, block, ahead
         return out
 
     @staticmethod
@@ -111,40 +122,40 @@ class _InBlocks(torch.autograd.Function):
         if torch.is_grad_enabled():  # to be differentiated again: what torch has no second derivative of, it refuses
             q, k, v = (x.view_as(x) for x in (q, k, v))  # which may be one and the same tensor
             learning = [x for x in (q, k, v) if x.requires_grad]
-            whole = _in_bands(q, k, v, ctx.window, ctx.block)
+            whole = _in_bands(q, k, v, *ctx.bands)
             slopes = iter(torch.autograd.grad(whole, learning, grad, create_graph=True))
-            return *(next(slopes) if x.requires_grad else None for x in (q, k, v)), None, None
+            return *(next(slopes) if x.requires_grad else None for x in (q, k, v)), None, None, None
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for (rows, seen, mask), log_sum in zip(_blocks(q, k, ctx.window, ctx.block), sums, strict=True):
+        for (rows, seen, mask), log_sum in zip(_blocks(q, k, *ctx.bands), sums, strict=True):
             inputs = (grad[:, :, rows], q[:, :, rows], k[:, :, seen], v[:, :, seen], out[:, :, rows])
             dq[:, :, rows], to_k, to_v = FUSED_BACKWARD(*inputs, log_sum, 0.0, False, attn_mask=mask)
             dk[:, :, seen] += to_k
             dv[:, :, seen] += to_v
-        return dq, dk, dv, None, None
+        return dq, dk, dv, None, None, None
 
 
-def _blocks(q: Tensor, k: Tensor, window: int, block: int) -> Iterator[tuple[slice, slice, Tensor]]:
+def _blocks(q: Tensor, k: Tensor, window: int, block: int, ahead: int) -> Iterator[tuple[slice, slice, Tensor]]:
     """Each block's queries, the keys that they see, and 0 where a query sees a key, else minus infinity."""
     length, before = q.shape[2], k.shape[2] - q.shape[2]
-    query, key = torch.arange(block)[:, None], torch.arange(window - 1 + block)[None, :]
-    mask = q.new_zeros(()).where((key >= query) & (key < query + window), -torch.inf)
+    query, key = torch.arange(block)[:, None], torch.arange(window - 1 + block + ahead)[None, :]
+    mask = q.new_zeros(()).where((key >= query) & (key < query + window + ahead), -torch.inf)
     for first in range(0, length, block):
         last, unseen = min(first + block, length), before + first - (window - 1)
-        seen = slice(max(unseen, 0), before + last)
+        seen = slice(max(unseen, 0), min(before + last + ahead, k.shape[2]))
         yield slice(first, last), seen, mask[: last - first, seen.start - unseen : seen.stop - unseen]
 
 
-def _in_bands(q: Tensor, k: Tensor, v: Tensor, window: int, block: int) -> Tensor:
+def _in_bands(q: Tensor, k: Tensor, v: Tensor, window: int, block: int, ahead: int) -> Tensor:
     """`windowed_attention` of more tokens than a window."""
     length, before = q.shape[-2], k.shape[-2] - q.shape[-2]
     blocks = -(-length // block)
     q = F.pad(q, (0, 0, 0, blocks * block - length)).unflatten(2, (blocks, block))
     # Block i holds queries [i * block, (i + 1) * block) and sees keys from window - 1 before its first query.
-    span, padding = window - 1 + block, window - 1 - before
-    pad = (0, 0, padding, blocks * block - length)
+    span, padding = window - 1 + block + ahead, window - 1 - before
+    pad = (0, 0, padding, blocks * block - length + ahead)
     k_band = F.pad(k, pad).unfold(2, span, block).transpose(-1, -2)
     v_band = F.pad(v, pad).unfold(2, span, block).transpose(-1, -2)
-    mask = _band_mask(blocks, block, window, padding, q.device)
+    mask = _band_mask((blocks, block), length, window, padding, ahead, q.device)
     # A batch of (B, H * blocks): one call, one mask of [blocks, block, span] repeated over the heads.
     heads = q.shape[1]
     out = attend(q.flatten(1, 2), k_band.flatten(1, 2), v_band.flatten(1, 2), attn_mask=mask.repeat(heads, 1, 1)[None])
@@ -157,13 +168,20 @@ def _lower_right(q: Tensor, k: Tensor) -> Tensor:
     return torch.ones(last, length, dtype=torch.bool, device=q.device).tril(length - last)
 
 
-def _band_mask(blocks: int, block: int, window: int, padding: int, device: torch.device) -> Tensor:
-    """Which keys of its span each query sees, the first `padding` being none: [blocks, block, window - 1 + block]."""
+def _band_mask(
+    shape: tuple[int, int], length: int, window: int, padding: int, ahead: int, device: torch.device
+) -> Tensor:
+    """Which keys of its span each query sees: [blocks, block, window - 1 + block + ahead], of `shape` (blocks, block).
+
+    The first `padding` keys are none; nor are those that follow the last of `length` queries, but for what pads these.
+    """
+    blocks, block = shape
     query = torch.arange(block, device=device)[:, None]
-    key = torch.arange(window - 1 + block, device=device)[None, :]
-    seen = (key >= query) & (key < query + window)
+    key = torch.arange(window - 1 + block + ahead, device=device)[None, :]
+    seen = (key >= query) & (key < query + window + ahead)
     first = torch.arange(blocks, device=device)[:, None, None] * block
-    return seen & (first + key >= padding)
+    seen = seen & (first + key >= padding)
+    return seen & ((first + key < length + window - 1) | (first + query >= length)) if ahead else seen
 
 
 def _are_few(keys: Tensor) -> bool:

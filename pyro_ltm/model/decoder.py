@@ -46,7 +46,8 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, mixes: bool = False):
         super().__init__()
-        self.window = min(config.window, config.max_length)
+        self.window = min(config.window, config.positions)
+        self.causal = not config.is_diffusion
         self.share_kept = 1 - config.dropout
         qk_norm_eps = config.norm_eps if config.qk_norm else None
         self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
@@ -71,7 +72,8 @@ class Layer(nn.Module):
         q, k, v = self.attention.queries_keys_values(x, table, seen)
         v = self.attention.mixed_values(v, embedded)
         # Where weights learn, every layer keeps what its backward pass needs at once: the peak of a training step.
-        heads = windowed_attention(q, k, v, self.window, recompute=self.attention.wq.weight.requires_grad)
+        recompute = self.attention.wq.weight.requires_grad
+        heads = windowed_attention(q, k, v, self.window, recompute=recompute, causal=self.causal)
         return h[:, seen:] + self.dropped(self.attention.output(heads), mask), (k, v)
 
     def forward(
@@ -146,10 +148,12 @@ class Decoder(TokenDecoder):
         self.head_weight: FrozenWeight | None = None
         self._fused_users = 0
         self.transport: nn.Module | None = None
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        # That of a masked diffusion has a row more, for a token that is hidden; no head predicts it.
+        tokens = config.vocab_size + config.is_diffusion
+        self.tok_embeddings = nn.Embedding(tokens, config.dim)
         # Of every second layer, as in nanochat; not among `layers`, whose matrices are products.
         mixing = range((config.layers - 1) % 2, config.layers, 2) if config.value_embeddings else range(0)
-        self.value_embeddings = nn.ModuleDict({str(at): nn.Embedding(config.vocab_size, config.dim) for at in mixing})
+        self.value_embeddings = nn.ModuleDict({str(at): nn.Embedding(tokens, config.dim) for at in mixing})
         self.layers = nn.ModuleList(Layer(config, mixes=at in mixing) for at in range(config.layers))
         self.norm = RMSNorm(config.dim, eps=config.norm_eps)
         # A vocabulary is 0 where a configuration is checked before its data are known; torch warns of such a matrix.
@@ -157,7 +161,7 @@ class Decoder(TokenDecoder):
         head_dim = config.dim // config.heads
         self.table: Tensor
         self.thought_table: Tensor
-        table = rotary_table(torch.arange(config.max_length), head_dim, config.rope_theta)
+        table = rotary_table(torch.arange(config.positions), head_dim, config.rope_theta)
         self.register_buffer("table", table, persistent=False)
         # The thoughts of every layer stand at the same positions, spread as if all N shared one line.
         stride = config.max_length // max(config.thoughts, 1)
@@ -199,7 +203,8 @@ class Decoder(TokenDecoder):
         """
         if batch.dropout is None or not self.config.dropout:
             return None
-        shape = (1 + 3 * self.config.layers, batch.length, self.config.dim)
+        # A masked diffusion reads the targets behind the first input: a place more.
+        shape = (1 + 3 * self.config.layers, batch.length + self.config.is_diffusion, self.config.dim)
         drawn = dropout_mask(batch.ids, shape, 1 - self.config.dropout, seed=batch.dropout, device=batch.device)
         return drawn.transpose(0, 1)
 
@@ -209,8 +214,8 @@ class Decoder(TokenDecoder):
         Beside it the value embeddings of the E layers above that have some: then [B, T, D + E D]. `mask` is what
         dropout keeps, as of `forward`.
         """
-        if inputs.shape[1] > self.config.max_length:
-            raise UserError(f"{inputs.shape[1]} tokens; this model reads at most {self.config.max_length}")
+        if inputs.shape[1] > self.config.positions:
+            raise UserError(f"{inputs.shape[1]} tokens; this model reads at most {self.config.positions}")
         with self._autocast(inputs):
             first, *above = self._embedded_values(inputs)
             layer, table = self._stack[0], self.table[:, : inputs.shape[1]]
@@ -274,7 +279,10 @@ class Decoder(TokenDecoder):
     @property
     def output_weight(self) -> Tensor:
         """The head's weight [V, D]: the embedding itself, or a matrix of its own (`config.tied`)."""
-        return self.tok_embeddings.weight if self.output is None else self.output.weight
+        if self.output is not None:
+            return self.output.weight
+        embeddings = self.tok_embeddings.weight
+        return embeddings[: self.config.vocab_size] if self.config.is_diffusion else embeddings
 
     def token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Nats [R] of the `tokens` [R] after the hidden states [R, D]: log softmax of `logits`, in less memory."""

@@ -9,7 +9,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from pyro_ltm.model.protocol import TokenDecoder
-from pyro_ltm.model.sampling import sample_tokens
+from pyro_ltm.model.sampling import check_in_order, sample_tokens
 from pyro_ltm.types import Batch
 from pyro_ltm.weights import Weights
 
@@ -49,7 +49,7 @@ class TokenSequence(TorchDistribution):
         if shape == self.batch_shape:
             return self
         thoughts = self.thoughts.expand(*shape, *self.thoughts.shape[-2:])
-        return TokenSequence(self.decoder, thoughts, self.batch, weights=self.weights)
+        return type(self)(self.decoder, thoughts, self.batch, weights=self.weights)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Nats [..., B] of the tokens `value` [..., B, T], summed over the tokens that count.
@@ -69,21 +69,22 @@ class TokenSequence(TorchDistribution):
     def _log_probs(self, value: Tensor, token_slice: slice | None) -> Tensor:
         """Nats of the P tokens in `token_slice`, [..., B, P]; of all without."""
         decoder, shape = self._bound_decoder(), torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
+        check_in_order(decoder)
         mask = None if self.batch.dropout is None else decoder.dropout_mask(self.batch)
-        inputs = (_flat(self._context(decoder, value, mask), shape, 2), _flat(self.thoughts, shape, 2))
+        inputs = (flat(self._context(decoder, value, mask), shape, 2), flat(self.thoughts, shape, 2))
         if token_slice is None:
-            dropping = {} if mask is None else {"mask": _flat(mask.transpose(0, 1), shape, 3).transpose(0, 1)}
+            dropping = {} if mask is None else {"mask": flat(mask.transpose(0, 1), shape, 3).transpose(0, 1)}
             hidden = decoder(*inputs, **dropping)
         else:
             hidden, value = decoder.forward_slice(*inputs, token_slice), value[..., token_slice]
-        log_probs = decoder.token_log_probs(hidden.flatten(0, -2), _flat(value, shape, 1).flatten())
+        log_probs = decoder.token_log_probs(hidden.flatten(0, -2), flat(value, shape, 1).flatten())
         return log_probs.view(*shape, -1)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Tokens [*sample_shape, ..., B, T], written one after the other from the first inputs."""
         shape = torch.Size(sample_shape) + self.batch_shape
-        start = _flat(self.batch.inputs[:, :1], shape, 1)
-        tokens = sample_tokens(self._bound_decoder(), _flat(self.thoughts, shape, 2), start, self.event_shape[0])
+        start = flat(self.batch.inputs[:, :1], shape, 1)
+        tokens = sample_tokens(self._bound_decoder(), flat(self.thoughts, shape, 2), start, self.event_shape[0])
         return tokens[:, 1:].view(*shape, -1)
 
     def _bound_decoder(self) -> TokenDecoder:
@@ -105,7 +106,7 @@ class TokenSequence(TorchDistribution):
         return decoder.context(inputs.flatten(0, -2), **dropping).unflatten(0, inputs.shape[:-1])
 
 
-def _flat(x: Tensor, shape: torch.Size, event_dims: int) -> Tensor:
+def flat(x: Tensor, shape: torch.Size, event_dims: int) -> Tensor:
     """`x` [..., event] expanded to [*shape, event], its leading dimensions made one."""
     event = x.shape[x.dim() - event_dims :]
     # The leading size is spelled out: without thoughts there are no elements to infer it from.

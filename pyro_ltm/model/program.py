@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import pyro
 import torch
@@ -15,6 +17,7 @@ from pyro_ltm.config import ModelConfig
 from pyro_ltm.model.decoder import Decoder
 from pyro_ltm.model.likelihood import TokenSequence
 from pyro_ltm.model.protocol import TokenDecoder
+from pyro_ltm.model.sampling import sample_tokens
 from pyro_ltm.noise import fold
 from pyro_ltm.priors import Gaussian, Prior
 from pyro_ltm.types import Batch, State
@@ -59,9 +62,16 @@ class LatentThoughtModel(nn.Module):
         weights = Weights(self.decoder)  # outside of the plate: a weight that is drawn is one for all sequences
         with pyro.plate("sequences", batch.size, dim=-1):
             thoughts = pyro.sample("thoughts", self.prior())
-            likelihood = TokenSequence(self.decoder, thoughts, batch, weights=weights)
-            tokens: Tensor = pyro.sample("tokens", likelihood, obs=batch.targets)
+            tokens: Tensor = pyro.sample("tokens", self.likelihood(thoughts, batch, weights), obs=batch.targets)
         return tokens
+
+    def likelihood(self, thoughts: Tensor, batch: Batch, weights: Weights | None = None) -> TokenSequence:
+        """p(tokens | first input, `thoughts` [..., B, N, D]), by these weights of the decoder; None: as they are."""
+        return TokenSequence(self.decoder, thoughts, batch, weights=weights)
+
+    def write(self, thoughts: Tensor, prompt: Tensor, max_new_tokens: int | Sequence[int], **how: Any) -> Tensor:
+        """Continues each prompt [B, P] from `thoughts` [B, N, D]: see `sample_tokens`, which takes the rest."""
+        return sample_tokens(self.decoder, thoughts, prompt, max_new_tokens, **how)
 
     def log_prob_without_thoughts(self, batch: Batch) -> Tensor:
         """Nats [B] of the batch's tokens, exact, of the decoder without cross-attention, as its twin."""

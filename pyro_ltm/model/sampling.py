@@ -26,11 +26,13 @@ class DecodingOptions:
         temperature: divides the logits; 0 takes the most likely token.
         top_k: keeps the k most likely tokens; 0 keeps all.
         top_p: keeps the fewest tokens whose probabilities reach p (arXiv:1904.09751); 1 keeps all.
+        diffusion_steps: passes in which a masked diffusion writes a text; 0: one a token. No other model has any.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    diffusion_steps: int = 0
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -39,6 +41,8 @@ class DecodingOptions:
             raise UserError(f"top_k = {self.top_k}: must be at least 0 (0: all tokens)")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p = {self.top_p}: must lie above 0 and at most at 1 (1: all tokens)")
+        if self.diffusion_steps < 0:
+            raise UserError(f"diffusion_steps = {self.diffusion_steps}: must be at least 0 (0: one for each token)")
 
     def log_probs(self, logits: Tensor) -> Tensor:
         """Log-probabilities [..., V] of what is drawn from; tokens left out have -inf. Needs temperature > 0."""
@@ -68,14 +72,14 @@ class DecodingOptions:
         # tokens, then a token in it, so that no sum of the whole row has to be written down.
         probabilities = self._filtered(logits).exp_()
         blocks = F.pad(probabilities, (0, -probabilities.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
-        block, rest = _below(blocks.sum(-1).double(), _uniform(len(logits), generator, logits.device))
+        block, rest = _below(blocks.sum(-1).double(), uniform((len(logits),), generator, logits.device))
         within, _ = _below(blocks[torch.arange(len(blocks), device=blocks.device), block].double(), rest)
         return block * BLOCK + within
 
 
-def _uniform(rows: int, generator: Generators | None, device: torch.device) -> Tensor:
-    """Numbers [rows] in [0, 1), each from its row's generator."""
-    drawn = torch.empty(rows, dtype=torch.float64, device=device)
+def uniform(shape: tuple[int, ...], generator: Generators | None, device: torch.device) -> Tensor:
+    """Numbers of `shape` [rows, ...] in [0, 1), each row's from its own generator."""
+    drawn = torch.empty(shape, dtype=torch.float64, device=device)
     if generator is None or isinstance(generator, torch.Generator):
         return drawn.uniform_(generator=generator)
     for row, own in zip(drawn, generator, strict=True):
@@ -128,6 +132,7 @@ def sample_tokens(
     Raises:
         UserError: the prompt and the new tokens do not fit the decoder's length (its T inputs, and the last output).
     """
+    check_in_order(decoder)
     size, width = prompt.shape
     lengths = [width] * size if lengths is None else list(lengths)
     new = [max_new_tokens] * size if isinstance(max_new_tokens, int) else list(max_new_tokens)
@@ -135,6 +140,11 @@ def sample_tokens(
         check_room(length, count, decoder.config.max_length)
     totals = [length + count for length, count in zip(lengths, new, strict=True)]
     sampler, start, last = sampler or DecodingOptions(), min(lengths), max(totals)
+    if sampler.diffusion_steps:
+        raise UserError(
+            f"diffusion_steps = {sampler.diffusion_steps}: this model writes one token after the other; only one of "
+            "model.kind = masked-diffusion has such steps"
+        )
     written = [prompt[:, :start]]
     ended = torch.zeros(size, dtype=torch.bool, device=prompt.device)
     # Whose prompt goes on at a place, and who has all its tokens before it: known beforehand.
@@ -170,6 +180,12 @@ def _draw(
         own = generator if generator is None or isinstance(generator, torch.Generator) else [generator[r] for r in rows]
         token[rows] = sampler.draw(decoder.logits(hidden[rows]), own)
     return token
+
+
+def check_in_order(decoder: TokenDecoder) -> None:
+    """Raises UserError unless the decoder foretells each token from those before it."""
+    if decoder.config.is_diffusion:
+        raise UserError("this model is a masked diffusion: it does not foretell one token after the other")
 
 
 def check_room(prompt: int, new: int, longest: int) -> None:

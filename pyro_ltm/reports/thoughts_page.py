@@ -133,7 +133,7 @@ def _lead(result: Mapping[str, Any]) -> list[str]:
     lines = [f"Step {result['step']}; data: {result['data']}; seed {result['seed']}."]
     found = result.get("thoughts")
     if not found:
-        lines.append("It has no thoughts: an autoregressive twin.")
+        lines.append("It has no thoughts.")
     else:
         lines.append(
             f"Thoughts carry {found['rate']['mean']:.2f} nats a sequence, of which at least "

@@ -179,7 +179,7 @@ def infer_documents(
 def check_thinks(run: Run) -> None:
     """Raises UserError when the model has no thoughts."""
     if not run.config.model.thoughts:
-        raise UserError(f"{run.folder}: this model has no thoughts (it is an autoregressive twin): nothing to infer")
+        raise UserError(f"{run.folder}: this model has no thoughts ({run.config.model.no_thoughts}): nothing to infer")
 
 
 def _fit(run: Run, batch: Batch, fast_steps: int | None, seed: int, places: Tensor | None) -> dict[str, Tensor]:

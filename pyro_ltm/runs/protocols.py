@@ -205,7 +205,7 @@ def _check_asked(run: Run, how: Scoring) -> None:
     """Raises UserError when a run without thoughts is asked for what only thoughts have."""
     if not run.config.model.thoughts and ("reference" in how.protocols or how.annealing):
         what = "the reference knows none such" if "reference" in how.protocols else "there is nothing to anneal"
-        raise UserError(f"{run.folder}: has no thoughts (it is an autoregressive twin): {what}")
+        raise UserError(f"{run.folder}: has no thoughts ({run.config.model.no_thoughts}): {what}")
     prior, name = run.model.prior, run.config.prior.name
     if "reference" in how.protocols and not getattr(prior, "has_analytic_kl", True):
         raise UserError(f"{run.folder}: the reference's figure needs a closed form of the KL, which {name} has not")

@@ -342,7 +342,7 @@ class Run:
         if replace(self.config, **fitting) != config:
             raise UserError("under a trained decoder only its fits can change: guide, objective and optimizer")
         if not config.model.thoughts:
-            raise UserError(f"{self.folder}: this model has no thoughts (it is an autoregressive twin): nothing to fit")
+            raise UserError(f"{self.folder}: this model has no thoughts ({config.model.no_thoughts}): nothing to fit")
         named = config.guide.given is None and config.guide == self.config.guide
         guide = self.loop.guide if named else new_guide(config.guide, config, self.device)
         same = config.objective.given is None and config.objective == self.config.objective

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference import FastLoop, Posterior
-from pyro_ltm.model import LatentThoughtModel, TokenSequence
+from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.model.protocol import TokenDecoder
 from pyro_ltm.noise import Noise, draw, fold
 from pyro_ltm.scores.dependence import Blocks, Places
@@ -152,7 +152,7 @@ def evaluate_bound(
     with evaluating(model):
         sums = _Sums(model, particles, progress)
         for read in batches:
-            batch = model.precompute(read)
+            batch = replace(model.precompute(read), hiding=(fold(seed, "score"), particles))
             sums.add(batch, loop.fit_to_score(model, batch, seed=fold(seed, "fit")), fold(seed, "score"))
             if count_bytes is not None:
                 sums.bytes += count_bytes(read)
@@ -290,7 +290,7 @@ class _Sums:
 
     def _log_likelihood(self, batch: Batch, thoughts: Tensor) -> Tensor:
         assert batch.targets is not None  # a batch without targets has nothing to score
-        return TokenSequence(self.model.decoder, thoughts, batch).log_prob(batch.targets).double()
+        return self.model.likelihood(thoughts, batch).log_prob(batch.targets).double()
 
     def _sum(self, **values: Tensor) -> None:
         for name, value in values.items():

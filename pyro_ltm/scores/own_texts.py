@@ -42,7 +42,7 @@ def write_texts(
         UserError: the model has no thoughts, or `length` is more than it reads.
     """
     if not model.config.thoughts:
-        raise UserError("this model has no thoughts (it is an autoregressive twin): it knows no posterior")
+        raise UserError(f"this model has no thoughts ({model.config.no_thoughts}): it knows no posterior")
     if not 1 <= length <= model.config.max_length:
         raise UserError(f"length = {length}: from 1 to {model.config.max_length} tokens, as this model reads")
     for first in range(0, count, batch_size):

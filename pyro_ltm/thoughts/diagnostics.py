@@ -149,7 +149,7 @@ class Thoughts:
             UserError: the model has no thoughts, or there are no sequences.
         """
         if not model.config.thoughts:
-            raise UserError("this model has no thoughts (it is an autoregressive twin): nothing to look at")
+            raise UserError(f"this model has no thoughts ({model.config.no_thoughts}): nothing to look at")
         loop = loop.with_density()
         fitted, posteriors = [], []
         for batch in map(model.precompute, batches):

@@ -116,7 +116,7 @@ def report_figures(
         assert corpus is not None
         drawn = _describe_thoughts(fitting, corpus, options, found, progress)
     elif options.between_texts or (corpus and corpus.labels):
-        raise UserError(f"{run.folder}: this model has no thoughts (it is an autoregressive twin): nothing to probe")
+        raise UserError(f"{run.folder}: this model has no thoughts ({run.config.model.no_thoughts}): nothing to probe")
     samples = run.generate(num=SHOWN, max_new_tokens=_length(run), seed=options.seed)
     return found | {"samples": [sample.text for sample in samples]}, drawn
 

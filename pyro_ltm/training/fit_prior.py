@@ -110,7 +110,7 @@ def fit_prior(
 def _begin(run: Run, prior: Component) -> tuple[LatentThoughtModel, Any, Config]:
     """The run's decoder and guide with a new prior, their fast loop, and the configuration of both."""
     if not run.config.model.thoughts:
-        raise UserError(f"{run.folder}: has no thoughts (it is an autoregressive twin): there is no prior to fit")
+        raise UserError(f"{run.folder}: has no thoughts ({run.config.model.no_thoughts}): there is no prior to fit")
     if getattr(run.model.prior, "transport", None) is not None:
         raise UserError(f"{run.folder}: its prior's map is a part of its decoder, which no other prior can replace")
     config = dataclasses.replace(run.config, prior=prior, compile=False)

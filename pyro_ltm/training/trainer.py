@@ -36,16 +36,19 @@ from pyro_ltm.types import Batch
 
 NONFINITE = "nonfinite.json"
 
+DIFFUSION_DRAWS = 4
+"""Draws of what is hidden of each validation sequence of a masked diffusion: one alone says little of a sequence."""
+
 
 @dataclass
 class Progress:
     """A slow step or a validation, for a progress display; nats unless the name says otherwise.
 
     `figure`: what `bound` is: "bound"; "own_noise", when the fit has seen the draw that it was taken on (the
-    reference's fixed noise); "joint", -log p(x, z), when the guide is a point or draws; "exact", without thoughts. Only
-    the first and the last are bounds. `decoder_warmup_steps`: of the slow steps, the first, in which the decoder
-    learns without thoughts: they go faster than the others. `average`: the validation of the average of the weights.
-    `is_best`: no validation so far was better, and the weights are kept.
+    reference's fixed noise); "joint", -log p(x, z), when the guide is a point or draws; "exact", without thoughts;
+    "diffusion", of a masked diffusion. "own_noise" and "joint" are no bounds. `decoder_warmup_steps`: of the slow
+    steps, the first, in which the decoder learns without thoughts: they go faster than the others. `average`: the
+    validation of the average of the weights. `is_best`: no validation so far was better, and the weights are kept.
     """
 
     step: int
@@ -298,7 +301,7 @@ class Trainer:
         """The honest bound of the weights as they are now."""
         return self.run.evaluate(
             data,
-            particles=1,
+            particles=DIFFUSION_DRAWS if self.run.config.model.is_diffusion else 1,
             sequences=self.slow.eval_sequences,
             batch_size=self.slow.batch_size,
             seed=fold(self.run.config.seed, "validation"),
@@ -315,8 +318,9 @@ class Trainer:
         return True
 
     def _shown(self, figure: str) -> str:
-        """`figure`, or "exact" where nothing is fitted."""
-        return figure if self.run.config.model.thoughts else "exact"
+        """`figure`; where nothing is fitted "exact", or "diffusion"."""
+        model = self.run.config.model
+        return figure if model.thoughts else "diffusion" if model.is_diffusion else "exact"
 
     def _interrupt(self) -> bool:
         """Ends the run after the step under way; False where that was asked for before."""

@@ -16,10 +16,10 @@ from pyro_ltm.model.attention import rotary_table, rotate, windowed_attention
 from pyro_ltm.model.kernels.attention import has_window_kernel
 
 
-def dense(q, k, v, window):
+def dense(q, k, v, window, causal=True):
     key = torch.arange(k.shape[-2], device=k.device)
     query = key[k.shape[-2] - q.shape[-2] :, None]
-    sees = (key <= query) & (key > query - window)
+    sees = (key <= (query if causal else query + window - 1)) & (key > query - window)
     scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~sees, float("-inf"))
     return scores.softmax(-1) @ v
 
@@ -39,22 +39,26 @@ def bands(monkeypatch):
     recompute=st.booleans(),
     blocks=st.booleans(),
     seen=st.integers(0, 39),
+    causal=st.booleans(),
 )
 @settings(max_examples=100)
-@example(length=17, window=16, block=16, batch=2, heads=2, recompute=True, blocks=False, seen=0)
-@example(length=40, window=1, block=1, batch=1, heads=1, recompute=False, blocks=True, seen=0)
-@example(length=2, window=1, block=45, batch=1, heads=1, recompute=True, blocks=True, seen=0)
-@example(length=40, window=5, block=8, batch=1, heads=1, recompute=True, blocks=False, seen=39)
-@example(length=40, window=5, block=8, batch=1, heads=1, recompute=False, blocks=True, seen=20)
-@example(length=9, window=9, block=4, batch=1, heads=2, recompute=False, blocks=True, seen=4)
-def test_agrees_with_a_dense_mask(length, window, block, batch, heads, recompute, blocks, seen):
+@example(length=17, window=16, block=16, batch=2, heads=2, recompute=True, blocks=False, seen=0, causal=True)
+@example(length=40, window=1, block=1, batch=1, heads=1, recompute=False, blocks=True, seen=0, causal=True)
+@example(length=2, window=1, block=45, batch=1, heads=1, recompute=True, blocks=True, seen=0, causal=True)
+@example(length=40, window=5, block=8, batch=1, heads=1, recompute=True, blocks=False, seen=39, causal=True)
+@example(length=40, window=5, block=16, batch=1, heads=1, recompute=True, blocks=False, seen=0, causal=False)
+@example(length=40, window=5, block=8, batch=2, heads=1, recompute=False, blocks=True, seen=0, causal=False)
+@example(length=9, window=9, block=4, batch=1, heads=2, recompute=False, blocks=True, seen=0, causal=False)
+@example(length=40, window=5, block=8, batch=1, heads=1, recompute=False, blocks=True, seen=20, causal=True)
+@example(length=9, window=9, block=4, batch=1, heads=2, recompute=False, blocks=True, seen=4, causal=True)
+def test_agrees_with_a_dense_mask(length, window, block, batch, heads, recompute, blocks, seen, causal):
     generator = torch.Generator().manual_seed(length * 1000 + window)
     q, k, v, weight = torch.randn(4, batch, heads, length, 4, generator=generator, dtype=torch.float64)
     q, weight = q[:, :, min(seen, length - 1) :], weight[:, :, min(seen, length - 1) :]
     leaves = [x.requires_grad_() for x in (q, k, v)]
     with patch.object(attention, "_has_blocks", lambda q: blocks):
-        ours = windowed_attention(q, k, v, window, block, recompute)
-    plain = dense(q, k, v, window)
+        ours = windowed_attention(q, k, v, window, block, recompute, causal)
+    plain = dense(q, k, v, window, causal)
     # Double precision and a few dozen terms of order one: 1e-12 leaves a thousand units in the last place.
     torch.testing.assert_close(ours, plain, atol=1e-12, rtol=0)
     for mine, theirs in zip(*(torch.autograd.grad((o * weight).sum(), leaves) for o in (ours, plain)), strict=True):

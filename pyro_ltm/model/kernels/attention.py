@@ -38,15 +38,17 @@ def has_window_kernel(x: Tensor) -> bool:
     return half and fits and (torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled())
 
 
-def attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+def attend_in_window(q: Tensor, k: Tensor, v: Tensor, window: int, ahead: int = 0) -> Tensor:
     """Attention [B, H, P, d] of the last P of T tokens, each to the last `window` keys [B, H, T, d], its own included.
+
+    And to the next `ahead` keys.
 
     By the kernel behind `scaled_dot_product_attention` and `varlen_attn`, which are no way to it here: the first has no
     window, and the second packs sequences that have one length already.
     """
     turned = [x.transpose(1, 2) for x in (q, k, v)]
-    dropout, causal, debug = 0.0, True, False
-    options = {"window_size_left": window - 1, "window_size_right": 0}
+    dropout, causal, debug = 0.0, not ahead, False
+    options = {"window_size_left": window - 1, "window_size_right": ahead}
     lengths = (None, None, q.shape[2], k.shape[2])  # no table of lengths: all are as long
     with torch.autocast(q.device.type, enabled=False):
         out: Tensor = FLASH(*turned, *lengths, dropout, causal, debug, **options)[0]
