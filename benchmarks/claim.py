@@ -31,6 +31,7 @@ import torch
 
 from benchmarks import claim_picture, claim_tables, pages
 from benchmarks.interleave import machine
+from benchmarks.rows import known, publish
 from benchmarks.texts import TEXTS, Parts, prepared
 from benchmarks.trained import TWIN, Trained, configure, judge, operations, scoring_loop, train
 from pyro_ltm.config import Config, apply_settings
@@ -193,18 +194,23 @@ def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
     bound = judge(found.run, parts.test, text.test_sequences, particles=PARTICLES)
     result |= figures(bound, parts.test)
     if config.model.thoughts:
-        length = parts.test.sequence_length
-        predicted = evaluate_prefix(
-            found.run.model,
-            dataset_batches(parts.test, 16, "cpu", limit=text.test_sequences),
-            scoring_loop(found.run).with_steps(PREFIX_STEPS),
-            particles=PREFIX_PARTICLES,
-            prefixes=[length // 2],
-            stride=length // 4,
-            seed=1,
-        )
-        result["prefix"] = rounded(predicted.sequence_nats)
+        result["prefix"] = predicted(found.run, parts.test, text.test_sequences)
     return result | {"writing": writing(found.run, parts.test)}
+
+
+def predicted(run: Run, data: TokenDataset, sequences: int) -> list[float]:
+    """Nats of each of the first sequences by the predictive figure, q fitted at every quarter."""
+    length = data.sequence_length
+    found = evaluate_prefix(
+        run.model,
+        dataset_batches(data, 16, "cpu", limit=sequences),
+        scoring_loop(run).with_steps(PREFIX_STEPS),
+        particles=PREFIX_PARTICLES,
+        prefixes=[length // 2],
+        stride=length // 4,
+        seed=1,
+    )
+    return rounded(found.sequence_nats)
 
 
 def described(config: Config, found: Trained) -> dict[str, Any]:
@@ -269,11 +275,6 @@ def grid() -> list[Row]:
     return [Row("tinyshakespeare", 8, side, 0, slow=slow) for slow in GRID for side in (EQUAL_TOKENS, LTM)]
 
 
-def known(out: Path) -> dict[str, Any]:
-    """All rows that are done, by name."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "rows").glob("*.json"))}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -288,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if (options.out is None) == (options.table is None):
         parser.error("give either --out or --table")
     if options.table:
-        found = claim_tables.publish(known(options.table))
+        found = publish("claim", known(options.table))
         pages.write(claim_tables.tables(found))
         claim_picture.draw(found)
         return

@@ -7,17 +7,14 @@ in brackets, the smallest and the largest of the seeds.
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from benchmarks.pages import FIGURES, newest, renamed, table
+from benchmarks.pages import table
 from benchmarks.texts import TEXTS
-from pyro_ltm.files import write_text
 from pyro_ltm.scores import Difference, difference
 from pyro_ltm.scores.dependence import Places
 from pyro_ltm.scores.estimate import ratio_error
@@ -265,14 +262,3 @@ def line(row: Any) -> str:
     return (
         f"{row['size']} {row['text']} w{row['window']} {row['side']} seed {row['seed']} {row['slow']}: {level} {more}"
     )
-
-
-def publish(measured: Rows) -> dict[str, Any]:
-    """Puts rows into benchmarks/claim-DATE.json, a line each, and gives all; those measured before stay."""
-    before = newest("claim") if list(FIGURES.glob("claim-????-??-??.json")) else {}
-    found = {**before, **renamed(dict(measured), {})}
-    if found != before:
-        lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in found.items())
-        date = datetime.datetime.now(datetime.timezone.utc).date()
-        write_text(FIGURES / f"claim-{date}.json", f"{{\n{lines}\n}}\n")
-    return found

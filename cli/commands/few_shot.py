@@ -43,7 +43,7 @@ def command(
 ) -> None:
     """Asks a run the questions of a task whose rule changes from document to document, after more and more shots.
 
-    TASK is in-context:modular, copy, lookup or words, perhaps with ,shots=N; by default what the run was trained on.
+    TASK is in-context:modular, copy, lookup or words, perhaps with ,size=N,shots=N; by default the run's own.
     The documents are new. Thoughts are fitted to each prompt alone. Beside it stands the best that can be had by one
     who knows the task and reads the same shots, exactly; without a shot that is chance.
     """

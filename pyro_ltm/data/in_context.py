@@ -13,7 +13,7 @@ import functools
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pyro_ltm.config import suggest
@@ -168,9 +168,9 @@ class InContext:
         return Lesson({part: values[rule[part]] for part, values in self.parts.items()}, shots)
 
 
-def _modular() -> InContext:
-    """Sums a + b modulo a number from 5 to 10, which is the rule."""
-    moduli, digits = range(5, 11), range(10)
+def _modular(size: int) -> InContext:
+    """Sums a + b modulo a number, which is the rule: the last `size` from 5 to 10."""
+    moduli, digits = range(11 - size, 11), range(10)
     questions = [
         Question(f"{a} + {b} =", "modulus", tuple(str((a + b) % modulus) for modulus in moduli))
         for a, b in itertools.product(digits, digits)
@@ -178,28 +178,26 @@ def _modular() -> InContext:
     return InContext("modular", {"modulus": [str(modulus) for modulus in moduli]}, questions)
 
 
-def _copy() -> InContext:
-    """Three letters written again in another order, which is the rule."""
-    orders = list(itertools.permutations(range(3)))
+def _copy(size: int) -> InContext:
+    """So many letters written again in another order, which is the rule."""
+    orders = list(itertools.permutations(range(size)))
     questions = [
         Question(f"{' '.join(word)} >", "order", tuple(" ".join(word[place] for place in order) for order in orders))
-        for word in itertools.product("abcdefgh", repeat=3)
+        for word in itertools.product("abcdefgh", repeat=size)
     ]
     return InContext("copy", {"order": ["".join(str(place + 1) for place in order) for order in orders]}, questions)
 
 
-def _lookup() -> InContext:
-    """Eight keys, each with a digit that it stands for: so many parts of the rule."""
-    digits = tuple("0123456789")
-    return InContext(
-        "lookup", dict.fromkeys("abcdefgh", digits), [Question(f"{key} :", key, digits) for key in "abcdefgh"]
-    )
+def _lookup(size: int) -> InContext:
+    """So many keys, each with a digit that it stands for: the parts of the rule."""
+    keys, digits = "abcdefgh"[:size], tuple("0123456789")
+    return InContext("lookup", dict.fromkeys(keys, digits), [Question(f"{key} :", key, digits) for key in keys])
 
 
-def _words() -> InContext:
-    """Word problems of one digit, with three made-up verbs, each of which gains, loses or keeps."""
+def _words(size: int) -> InContext:
+    """Word problems of one digit, with so many made-up verbs, each of which gains, loses or keeps."""
     signs = {"gains": 1, "loses": -1, "keeps": 0}
-    verbs = ("daxes", "wugs", "blicks")
+    verbs = ("daxes", "wugs", "blicks")[:size]
     questions = [
         Question(f"{who} has {a} and {verb} {b} :", verb, tuple(str(a + sign * b) for sign in signs.values()))
         for who, a, verb, b in itertools.product(("Ann", "Bob", "Eve"), range(3, 7), verbs, range(1, 4))
@@ -207,17 +205,30 @@ def _words() -> InContext:
     return InContext("words", {verb: list(signs) for verb in verbs}, questions)
 
 
-_TASKS = {"modular": _modular, "copy": _copy, "lookup": _lookup, "words": _words}
+_TASKS: dict[str, tuple[Callable[[int], InContext], int, int]] = {
+    "modular": (_modular, 2, 6),
+    "copy": (_copy, 2, 3),
+    "lookup": (_lookup, 1, 8),
+    "words": (_words, 1, 3),
+}
+"""How each is made, its smallest size and its largest, which is the default."""
 TASKS = tuple(_TASKS)
 """Names of the tasks."""
 
 
 @functools.cache
-def task(name: str) -> InContext:
-    """The task of this name. Raises UserError for an unknown one."""
+def task(name: str, size: int | None = None) -> InContext:
+    """The task of this name: of `size` moduli, letters, keys or verbs, None: as many as it can have.
+
+    Raises:
+        UserError: an unknown task, or a size that it cannot have.
+    """
     if name not in _TASKS:
         raise UserError(f"{NAME}: unknown task '{name}'{suggest(name, TASKS)}: choose from {', '.join(TASKS)}")
-    return _TASKS[name]()
+    make, least, most = _TASKS[name]
+    if size is not None and not least <= size <= most:
+        raise UserError(f"{NAME}:{name}: size = {size}: from {least} to {most}")
+    return make(most if size is None else size)
 
 
 def is_in_context(spec: str) -> bool:
@@ -225,28 +236,61 @@ def is_in_context(spec: str) -> bool:
     return spec.partition(":")[0] == NAME
 
 
-def parse(spec: str, defaults: Mapping[str, int] | None = None) -> tuple[InContext, dict[str, int]]:
-    """Task and options of `in-context:modular` or `in-context:modular,shots=12,documents=10000,seed=0`.
+@dataclass(frozen=True)
+class Documents:
+    """Documents of a task: so many of a stream, each with so many shots and a question after them.
+
+    Attributes:
+        size: of the task (see `task`).
+    """
+
+    name: str
+    size: int
+    shots: int
+    documents: int
+    seed: int
+
+    @property
+    def task(self) -> InContext:
+        """The task that they are of."""
+        return task(self.name, self.size)
+
+    @property
+    def spec(self) -> str:
+        """The source that `parse` reads back."""
+        numbers = (f"{name}={getattr(self, name)}" for name in ("size", *DEFAULTS))
+        return f"{NAME}:{self.name},{','.join(numbers)}"
+
+    def lessons(self) -> Iterator[Lesson]:
+        """The documents, from the first on."""
+        return self.task.lessons(self.seed, self.documents, self.shots)
+
+
+def parse(spec: str, defaults: Mapping[str, int] | None = None) -> Documents:
+    """The documents of `in-context:modular` or `in-context:modular,size=6,shots=12,documents=10000,seed=0`.
 
     Args:
-        defaults: of the options that are left out; `DEFAULTS` when None.
+        defaults: of the options that are left out, but for the size; `DEFAULTS` when None.
 
     Raises:
-        UserError: no task or an unknown one, an unknown option, or a value that is no whole number.
+        UserError: no task or an unknown one, an unknown option, or a value that is none.
     """
     name, *settings = spec.partition(":")[2].split(",")
     if not name or "=" in name:
         raise UserError(f"{spec}: names no task: {NAME}:NAME, of {', '.join(TASKS)}")
-    return task(name), whole_numbers(spec, settings, defaults or DEFAULTS)
+    task(name)  # says what is wrong with the name
+    options = whole_numbers(spec, settings, {"size": _TASKS[name][2], **(defaults or DEFAULTS)})
+    found = Documents(name=name, **options)
+    task(name, found.size)
+    return found
 
 
 def for_scoring(spec: str) -> str:
     """The spec of documents that nobody trained on: of another stream, and 1000, unless `spec` says otherwise."""
-    found, options = parse(spec, DEFAULTS | SCORING)
-    return f"{NAME}:{found.name},{','.join(f'{name}={value}' for name, value in options.items())}"
+    return parse(spec, DEFAULTS | SCORING).spec
 
 
 def read_in_context(spec: str) -> Iterator[Document]:
     """The documents of a spec (see `parse`)."""
-    found, options = parse(spec)
-    return found.documents(options["seed"], options["documents"], options["shots"])
+    found = parse(spec)
+    return found.task.documents(found.seed, found.documents, found.shots)

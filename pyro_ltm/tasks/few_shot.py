@@ -6,6 +6,7 @@ under the mixture over K fresh draws. What can be known after the shots is known
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -130,11 +131,11 @@ def evaluate_few_shot(
         UserError: no such task, more shots than a document has, or more than the model reads.
     """
     spec = for_scoring(source or source_of(run))
-    task, options = parse(spec)
-    shots = sorted(set(shots)) or [count for count in SHOTS if count <= options["shots"]]
-    if shots[-1] > options["shots"]:
-        raise UserError(f"shots = {shots[-1]}: documents of {spec} have {options['shots']}; more of them: ,shots=N")
-    lessons = list(task.lessons(options["seed"], min(documents, options["documents"]), options["shots"]))
+    asked = parse(spec)
+    shots = sorted(set(shots)) or [count for count in SHOTS if count <= asked.shots]
+    if shots[-1] > asked.shots:
+        raise UserError(f"shots = {shots[-1]}: documents of {spec} have {asked.shots}; more of them: ,shots=N")
+    lessons = list(itertools.islice(asked.lessons(), documents))
     found = {}
     for name, one in {"run": run, "twin": twin}.items():
         if one is not None:
@@ -143,12 +144,12 @@ def evaluate_few_shot(
             count = counting(f"few-shot: {name}", len(shots)) if counting else None
             found[name] = _curve(scorer, one, lessons, shots, count)
     return FewShot(
-        task=task.name,
+        task=asked.name,
         source=spec,
         documents=len(lessons),
         answers=found["run"],
         twin_answers=found.get("twin"),
-        best=[_best(task, number) for number in shots],
+        best=[_best(asked.task, number) for number in shots],
         above_twin=[_above(*pair) for pair in zip(found["run"], found["twin"], strict=True)] if twin else None,
         particles=particles if run.config.model.thoughts else 1,
         fast_steps=run.loop.with_steps(fast_steps).steps,
@@ -163,10 +164,10 @@ def source_of(run: Run) -> str:
     except UserError:
         specs = []
     known = [parse(spec) for spec in specs if is_in_context(spec)]
-    shapes = {(task.name, options["shots"]) for task, options in known}
+    shapes = {(one.name, one.size, one.shots) for one in known}
     if len(known) != len(specs) or len(shapes) != 1:
         raise UserError(f"{run.folder}: was not trained on one task of in-context; name one, such as in-context:lookup")
-    return "in-context:{},shots={}".format(*shapes.pop())
+    return "in-context:{},size={},shots={}".format(*shapes.pop())
 
 
 def score_lessons(scorer: Scorer, codec: Codec, lessons: Sequence[Lesson], shots: int) -> AfterShots:

@@ -24,7 +24,7 @@ def test_few_shot(ask, invoke, runs):
     found = ask("few-shot", run, *options)
     assert [one["shots"] for one in found["answers"]] == [0, 1, 2, 4]
     assert (found["task"], found["documents"], found["particles"], found["fast_steps"]) == ("lookup", 6, 2, 2)
-    assert found["source"] == "in-context:lookup,shots=4,documents=1000,seed=1000000"
+    assert found["source"] == "in-context:lookup,size=8,shots=4,documents=1000,seed=1000000"
     for one, its, above, best in zip(
         found["answers"], found["twin_answers"], found["above_twin"], found["best"], strict=True
     ):

@@ -55,9 +55,9 @@ def test_what_is_known_is_that_of_all_rules_and_questions(shots):
 @pytest.mark.parametrize("shots", [0, 1, 2, 4, 12])
 def test_closed_forms(shots):
     """A key is known once it was seen: until then each of its values is as likely."""
-    for name, keys, values in (("lookup", 8, 10), ("words", 3, 3)):
+    for name, keys, values in (("lookup", 8, 10), ("lookup", 2, 10), ("words", 3, 3), ("words", 1, 3)):
         unseen = (1 - 1 / keys) ** shots
-        known = task(name).known_after(shots)
+        known = task(name, keys).known_after(shots)
         assert known.accuracy == pytest.approx(1 - unseen + unseen / values, abs=1e-12)
         assert known.nats == pytest.approx(unseen * math.log(values), abs=1e-12)
 
@@ -128,8 +128,12 @@ def test_a_document_is_a_sequence_and_answers_are_tokens_of_their_own(name, tmp_
 
 
 def test_for_scoring():
-    assert for_scoring("in-context:copy,shots=3") == "in-context:copy,shots=3,documents=1000,seed=1000000"
-    assert parse(for_scoring("in-context:copy,seed=7"))[1] == {"shots": 12, "documents": 1000, "seed": 7}
+    assert for_scoring("in-context:copy,shots=3") == "in-context:copy,size=3,shots=3,documents=1000,seed=1000000"
+    asked = parse(for_scoring("in-context:words,size=1,seed=7"))
+    assert (asked.size, asked.shots, asked.documents, asked.seed) == (1, 12, 1000, 7)
+    assert [lesson.text for lesson in asked.lessons()][:9] == [
+        lesson.text for lesson in task("words", 1).lessons(7, 9, 12)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -141,6 +145,7 @@ def test_for_scoring():
         ("in-context:copy,shot=3", r"unknown option 'shot' \(did you mean 'shots'\?\)"),
         ("in-context:copy,shots=-1", "shots = '-1': expected a whole number"),
         ("in-context:copy,documents=0", "documents = 0: at least 1"),
+        ("in-context:copy,size=9", "in-context:copy: size = 9: from 2 to 3"),
     ],
 )
 def test_bad_names(refused, spec, says):

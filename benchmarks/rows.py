@@ -1,0 +1,97 @@
+"""Studies measured row by row, each kept as a file: whoever stops one loses the row under way alone.
+
+    python -m benchmarks.STUDY --out runs/STUDY --shared ../shared [--only WORD] [--seeds 0,1,2] [--hours 2]
+    python -m benchmarks.STUDY --table runs/STUDY
+
+The first measures row after row, the most important first, and keeps each in OUT/rows; the same call goes on with the
+next. The second puts all rows into benchmarks/STUDY-DATE.json, beside those measured before, and their tables into the
+pages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from benchmarks import pages
+from pyro_ltm.files import write_text
+
+Rows = Mapping[str, Any]
+
+
+class Row(Protocol):
+    """One measurement."""
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is measured, and what becomes of it.
+
+    Attributes:
+        kind: its name. about: what it measures, and how, for --help.
+        planned: of seeds the rows, in order. measure: a row, given the folder of real texts and one to work in.
+        tables: of all rows, by the name that marks each in a page. line: what is printed of a row that is done.
+    """
+
+    kind: str
+    about: str
+    planned: Callable[[Sequence[int]], Iterable[Any]]
+    measure: Callable[[Any, Path, Path], dict[str, Any]]
+    tables: Callable[[Rows], dict[str, str]]
+    line: Callable[[Any], str]
+
+
+def known(out: Path) -> dict[str, Any]:
+    """All rows that are done, by name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "rows").glob("*.json"))}
+
+
+def publish(kind: str, measured: Rows) -> dict[str, Any]:
+    """Puts rows into benchmarks/KIND-DATE.json, a line each, and gives all; those measured before stay."""
+    before = pages.newest(kind) if list(pages.FIGURES.glob(f"{kind}-????-??-??.json")) else {}
+    found = {**before, **measured}
+    if found != before:
+        lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in found.items())
+        date = datetime.datetime.now(datetime.timezone.utc).date()
+        write_text(pages.FIGURES / f"{kind}-{date}.json", f"{{\n{lines}\n}}\n")
+    return found
+
+
+def run(study: Study, arguments: Sequence[str] | None = None) -> None:
+    """The command line above."""
+    parser = argparse.ArgumentParser(description=study.about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", default="", help="rows with this in their name")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--hours", type=float, default=1e9, help="begin no row after so many")
+    parser.add_argument("--table", type=Path, help="publish the rows of such a folder, and measure nothing")
+    options = parser.parse_args(arguments)
+    if (options.out is None) == (options.table is None):
+        parser.error("give either --out or --table")
+    if options.table:
+        pages.write(study.tables(publish(study.kind, known(options.table))))
+        return
+    torch.set_num_threads(1)
+    (options.out / "rows").mkdir(parents=True, exist_ok=True)
+    done, began = known(options.out), time.monotonic()
+    for row in study.planned([int(seed) for seed in options.seeds.split(",")]):
+        if row.name in done or options.only not in row.name:
+            continue
+        if time.monotonic() - began >= 3600 * options.hours:
+            break
+        done[row.name] = study.measure(row, options.shared / "data", options.out)
+        write_text(options.out / "rows" / f"{row.name}.json", json.dumps(done[row.name]) + "\n")
+        print(study.line(done[row.name]), flush=True)

@@ -1,0 +1,124 @@
+"""Studies that are measured row by row: each runs, is resumed, and its tables say what its rows say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import claim, epochs, in_context, pages, rows, test_time, texts
+from pyro_ltm.data.in_context import task
+from pyro_ltm.scores import difference
+
+TINY = ["model.dim=16", "model.layers=1", "model.thoughts=2", "slow.batch_size=2", "slow.warmup=1"]
+WORLD = "worlds-15"
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Worlds of three sentences for a decoder of one layer."""
+    one = texts.Text(
+        label="tiny worlds",
+        train="worlds:documents=60,length=3",
+        test="worlds:documents=6,length=3",
+        length=32,
+        batch_size=2,
+        test_sequences=4,
+    )
+    monkeypatch.setitem(texts.TEXTS, WORLD, one)
+    monkeypatch.setattr(claim, "STEPS", 2)
+    monkeypatch.setattr(claim, "SCHEDULE", [*claim.SCHEDULE, *TINY])
+    return tmp_path
+
+
+def measured(study, out, **changes):
+    """The rows of a study: none in no time, all, and not again. Their tables have `changes`' places."""
+    options = ["--out", str(out), "--seeds", "0"]
+    rows.run(study, [*options, "--hours", "0"])
+    assert rows.known(out) == {}
+    rows.run(study, options)
+    kept = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
+    rows.run(study, options)
+    assert {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()} == kept
+    return rows.known(out)
+
+
+def cells(table, *begin):
+    """The only line of a table that begins with these cells."""
+    lines = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table.splitlines()]
+    (found,) = [line for line in lines if line[: len(begin)] == list(begin)]
+    return found
+
+
+def test_in_context(tiny, monkeypatch):
+    changed = {"PLAN": [("lookup", 2, 8)], "AXES": {}, "STEPS": 2, "SCHEDULE": ["slow.warmup=1"]}
+    for name, value in {**changed, "LEARNED": 60, "ASKED": 5, "BATCH": 2, "PARTICLES": 2, "FIT_STEPS": 2}.items():
+        monkeypatch.setattr(in_context, name, value)
+    found = measured(in_context.STUDY, tiny / "out")
+    ltm, twin = found["lookup-2-w8-ltm-s0"], found["lookup-2-w8-twin-s0"]
+    assert ltm["steps"] == twin["steps"] == 2
+    assert found["lookup-2-w8-twin-longer-s0"]["operations"] <= 1.02 * ltm["operations"]
+    made = in_context.tables(found)
+    nats = ltm["fitted"]["1"]["nats"]
+    assert cells(made["in-context nats"], "lookup", "2", "8", "LTM")[6].startswith(f"{sum(nats) / len(nats):.3f} ± ")
+    best = cells(made["in-context"], "lookup", "2", "", "best, exactly")
+    assert best[5:] == [f"{task('lookup', 2).known_after(shots).accuracy:.3f}" for shots in in_context.SHOTS]
+    gap = sum(ltm["fitted"]["8"]["right"]) - sum(twin["fitted"]["8"]["right"])
+    assert cells(made["in-context gaps"], "lookup", "2", "8", "LTM", "twin")[-1].startswith(f"{gap / 5:+.3f} ± ")
+    assert len(made["in-context rows"].splitlines()) == 2 + len(found)
+
+
+@pytest.mark.parametrize(("name", "size"), [*in_context.EASY, *in_context.HARD])
+def test_a_document_of_a_task_is_a_sequence(name, size, tmp_path, monkeypatch):
+    monkeypatch.setattr(in_context, "LEARNED", 50)
+    data = in_context.prepared(in_context.Row(name, size, in_context.LTM, 0), tmp_path)
+    assert set(data.lengths) == {data.sequence_length}
+    assert len(data) == 50
+
+
+def test_test_time(tiny, monkeypatch):
+    changed = {"PLAN": [(WORLD, 8)], "SEQUENCES": 3, "CHUNKS": 4, "FITS": (0, 2), "ADAPTATIONS": (0, 1)}
+    for name, value in {**changed, "PARTICLES": 2, "RATES": (0.01,), "TUNED": 2}.items():
+        monkeypatch.setattr(test_time, name, value)
+    (row,) = measured(test_time.STUDY, tiny / "out").values()
+    (one, two), (none, adapted) = row["fitted"].values(), row["adapted"].values()
+    assert none["operations"] < adapted["operations"] < two["operations"]
+    assert one["operations"] < two["operations"]
+    tokens = torch.tensor(row["tokens"], dtype=torch.float64)
+    gain = difference(torch.tensor(none["nats"]), torch.tensor(adapted["nats"]), tokens, None).nats_per_token
+    made = test_time.tables({"a": row})
+    assert cells(made["test-time steps"], "tiny worlds", "8", "twin, adapted", "1")[6].startswith(f"{gain:+.4f} ± ")
+    equal = cells(made["test-time"], "tiny worlds", "8", "1", "2")
+    assert equal[6] == "1"
+    assert equal[8].startswith(f"{gain:+.4f} ± ")
+
+
+def test_epochs(tiny, monkeypatch):
+    for name, value in {"EPOCHS": (2,), "SHARES": {WORLD: 0.1}, "LOOKS": 2}.items():
+        monkeypatch.setattr(epochs, name, value)
+    found = measured(epochs.STUDY, tiny / "out")
+    ltm, twin = found[f"{WORLD}-e2-ltm-s0"], found[f"{WORLD}-e2-twin-s0"]
+    assert ltm["steps"] == twin["steps"] == ltm["sequences"], "two epochs, two sequences a step"
+    assert str(ltm["best_step"]) in ltm["validations"]
+    assert ltm["validations"][str(ltm["best_step"])] == min(ltm["validations"].values())
+    made, tokens = epochs.tables(found), torch.tensor(ltm["tokens"], dtype=torch.float64)
+    gap = difference(torch.tensor(twin["nats"]), torch.tensor(ltm["nats"]), tokens, None).nats_per_token
+    assert cells(made["epochs"], "tiny worlds", "2", "1")[5].startswith(f"{gap:+.4f} ± ")
+    assert len(made["epochs rows"].splitlines()) == 2 + len(found)
+
+
+@pytest.mark.parametrize("study", [in_context.STUDY, test_time.STUDY, epochs.STUDY], ids=lambda study: study.kind)
+def test_notes_have_the_tables_of_the_committed_rows(study):
+    note = (pages.ROOT / "benchmarks" / "notes" / f"{study.kind}.md").read_text(encoding="utf-8")
+    if not list(pages.FIGURES.glob(f"{study.kind}-????-??-??.json")):
+        assert "<!--" not in note, "nothing is shown that was not measured"
+        return
+    made = study.tables(pages.newest(study.kind))
+    assert all(f"<!-- {name} -->\n{table}<!-- end {name} -->" in note for name, table in made.items())
+
+
+def test_rows_are_published_beside_those_of_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "FIGURES", tmp_path)
+    (tmp_path / "some-2020-01-01.json").write_text('{"a": 1, "b": 2}')
+    assert rows.publish("some", {"b": 3}) == {"a": 1, "b": 3} == pages.newest("some")
+    assert rows.publish("some", {}) == {"a": 1, "b": 3}
+    assert len(list(tmp_path.iterdir())) == 2
