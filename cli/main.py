@@ -18,6 +18,8 @@ import click
 from pyro_ltm.errors import UserError, visible
 
 from .failure import BAD_INPUT, INTERRUPTED, Failure
+from .several import COMMANDS as SHARED
+from .several import are_several, loss, tell_end, together
 
 COMMANDS = (
     "prepare",
@@ -78,6 +80,8 @@ class LazyGroup(click.Group):
             raise click.UsageError(
                 f"no command '{args[0]}'{suggest(args[0], COMMANDS)}: choose from {', '.join(COMMANDS)}", ctx
             )
+        if are_several() and args[0] in COMMANDS and args[0] not in SHARED:
+            raise UserError(f"{args[0]} runs in one process: start it without torchrun, which {', '.join(SHARED)} take")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -91,9 +95,9 @@ class LazyGroup(click.Group):
         except MemoryError:
             raise Failure(OUT_OF_MEMORY) from None
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not (known := OUT_OF_MEMORY if _is_out_of_memory(error) else loss(error)):
                 raise
-            raise Failure(OUT_OF_MEMORY) from None
+            raise Failure(known) from None
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
@@ -135,7 +139,7 @@ def _end(message: str, exit_code: int, ctx: click.Context | None = None) -> NoRe
     line = visible(" ".join(message.split()))
     if ctx is not None:
         line = f"{line.rstrip('.')} (see {ctx.command_path} --help)"
-    click.echo(f"{'Stopped' if exit_code == INTERRUPTED else 'Error'}: {line}", err=True)
+    tell_end(f"{'Stopped' if exit_code == INTERRUPTED else 'Error'}: {line}")
     sys.exit(exit_code)
 
 
@@ -198,7 +202,8 @@ def main() -> None:
             setattr(sys, name, stream)
         if hasattr(stream, "reconfigure"):  # text that the terminal cannot show is no reason to stop
             stream.reconfigure(errors="backslashreplace")
-    cli.main()
+    with together():
+        cli.main()
 
 
 if __name__ == "__main__":

@@ -160,6 +160,7 @@ def command(
     from ..estimate import announce
     from ..output import note
     from ..progress import reporter
+    from ..several import are_several, only_leader
     from ..sources import remarks
 
     is_text = not all(map(is_token_folder, data))
@@ -182,10 +183,11 @@ def command(
             allow_code=common.allow_code,
             on_progress=report.training,
             on_prepare=report.preparing,
-            on_interrupt=lambda: note("Stopping after this step, then saving; Ctrl-C once more to stop at once."),
+            on_interrupt=lambda: note(f"Stopping after this step, then saving{'' if are_several() else AT_ONCE}."),
             on_resume=lambda step, steps: note(_begins(out, step, steps)),
             on_begin=announce,
         )
+    only_leader()
     plot_run(out)
     if is_text:
         for line in remarks(run.dataset("train").meta):
@@ -193,20 +195,32 @@ def command(
     _report(run, leave, common.as_json)
 
 
+AT_ONCE = "; Ctrl-C once more to stop at once"
+
+
 @contextlib.contextmanager
 def _interruptible(out: Path, device: str, leave: list[str]) -> Iterator[None]:
-    """Says how to go on, where training was interrupted."""
+    """Says how to go on, where training was interrupted.
+
+    Several processes end well then: for `torchrun` another end is a fault, after which it may start them again.
+    """
     from pyro_ltm.reports.training_plots import plot_run
     from pyro_ltm.training import Stopped
 
     from ..failure import INTERRUPTED, Failure
+    from ..output import note
+    from ..several import are_several, only_leader
 
     again = ["pyro-ltm", "train", "--resume", "--out", str(out), *leave]
     again += [] if device == "cpu" else ["--device", device]
     try:
         yield
     except Stopped as stopped:
+        only_leader()
         plot_run(out)
+        if are_several():
+            note(f"Stopped: {stopped}; go on with the same command and --resume")
+            raise click.exceptions.Exit(0) from None
         raise Failure(f"{stopped}; go on with: {shlex.join(again)}", INTERRUPTED) from None
     except KeyboardInterrupt:
         if not (out / "config.toml").is_file():

@@ -297,6 +297,20 @@ class SlowConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """How several processes share a training (`torchrun`); they change no figure but by rounding."""
+
+    kind: str = option(
+        "ddp",
+        "ddp: each process has all weights; fsdp: each keeps a share, and all of them are gathered for a slow step",
+        choices=("ddp", "fsdp"),
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "distributed")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """All that defines a run. Equal ones give equal weights, bit for bit, on one CPU; a GPU sums in no fixed order."""
 
@@ -313,6 +327,9 @@ class Config:
     prior: Component = field(default_factory=lambda: GAUSSIAN, metadata={"added": True})
     # `optional`: a file names the section where it says something.
     graft: GraftConfig = field(default_factory=GraftConfig, metadata={"added": True, "optional": True})
+    distributed: DistributedConfig = field(
+        default_factory=DistributedConfig, metadata={"added": True, "optional": True}
+    )
     seed: int = option(0, "seed of everything random", low=0)
     dtype: str = option(
         "float32",

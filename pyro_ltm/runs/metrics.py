@@ -79,14 +79,21 @@ Row: Any = TrainRow | ValidationRow | StartRow | PlanRow
 
 
 class MetricsLog:
-    """Appends rows to a JSONL file; each row is on disk before the next step begins."""
+    """Appends rows to a JSONL file; each row is on disk before the next step begins.
 
-    def __init__(self, path: Path):
+    Args:
+        writes: whether it does. Of several processes one alone does, and for the others the file is not there.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True):
         self.path = path
+        self._writes = writes
         self._file: Any = None
 
     def write(self, kind: str, row: dict[str, Any]) -> None:
         """One row. Figures that are not finite become null, which JSON can hold."""
+        if not self._writes:
+            return
         clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
         with clear_errors(self.path):
             if self._file is None:
@@ -96,7 +103,7 @@ class MetricsLog:
     def cut(self, *, after: int) -> None:
         """Drops rows past step `after`, and a last line that a kill left half-written."""
         self.close()
-        if self.path.exists():
+        if self._writes and self.path.exists():
             rows = [row for row in read_metrics(self.path) if row["step"] <= after]
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 

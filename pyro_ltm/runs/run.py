@@ -206,7 +206,7 @@ class Run:
         Not of its precision, nor of what changes no figure.
         """
         settings = asdict(replace(self.config, dtype="auto"))
-        del settings["fast"]["record"]
+        del settings["fast"]["record"], settings["distributed"]
         for key in ("save_minutes", "average", "keep_best"):
             del settings["slow"][key]
         settings["slow"]["alone"] = settings["slow"].pop("decoder_warmup")  # as release 0.1.0 called it

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_ltm.data import TokenDataset
+from pyro_ltm.distributed import current
 from pyro_ltm.errors import UserError
 from pyro_ltm.reading import Count
 from pyro_ltm.runs.folder import (
@@ -95,7 +96,8 @@ class Checkpoint:
         tensors = self.run.trainable.state_dict() | _prefixed(STATE, state.tensors)
         for kind, weights in self.others.items():
             tensors |= _prefixed(f"{kind}.", weights)
-        write_tensors(self.path, tensors, vars(meta))
+        if current().leads:
+            write_tensors(self.path, tensors, vars(meta))
         self._save_weights(counters)
 
     def load(self) -> Counters | None:
@@ -136,6 +138,8 @@ class Checkpoint:
 
     def _save_weights(self, counters: Counters) -> None:
         """Writes the weights by themselves: the last, and the others that the run has."""
+        if not current().leads:
+            return
         self.run.save_weights(counters.step)
         for kind, tensors in self.others.items():
             step = counters.best_step if kind == "best" else counters.step

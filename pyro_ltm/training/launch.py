@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from pyro_ltm.data import Preparation, Reading, TokenDataset, Tokenizer, prepare
 from pyro_ltm.data.folder import is_token_folder
 from pyro_ltm.data.presets import preset_for
 from pyro_ltm.data.sources import sources_of
+from pyro_ltm.distributed import joined
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import made_folder
 from pyro_ltm.inference.build import build, check_config
 from pyro_ltm.inference.parts import AXES, with_known, with_parts
-from pyro_ltm.locks import locks_out
+from pyro_ltm.locks import locked
 from pyro_ltm.model.precision import resolve_dtype
 from pyro_ltm.presets import preset
 from pyro_ltm.runs.base import load_config, share_base
@@ -38,10 +40,12 @@ from pyro_ltm.runs.folder import (
 )
 from pyro_ltm.runs.notes import DATA, ORIGIN, data_note, note_data, origin_note
 from pyro_ltm.runs.run import Run
+from pyro_ltm.training.beginning import Beginning, follow
 from pyro_ltm.training.branch import branch, check_branch
 from pyro_ltm.training.origin import Origin, note_origin
+from pyro_ltm.training.parallel import check_shares
 from pyro_ltm.training.schedule import check_same
-from pyro_ltm.training.trainer import Progress, Trainer
+from pyro_ltm.training.trainer import Progress
 
 WRITTEN = (TOKENIZER, *WEIGHTS.values(), TRAINER, METRICS, EVALUATION, "plots/training.png")
 """Files that a run has only after its configuration: in a folder without one, these are somebody else's."""
@@ -65,7 +69,6 @@ class Callbacks:
     on_interrupt: Callable[[], None] = lambda: None
 
 
-@locks_out
 def train(
     config: Config | None,
     *,
@@ -83,6 +86,9 @@ def train(
     **more: Any,
 ) -> Run:
     """Trains a model and leaves a run folder that `Run.load` reads.
+
+    Of several processes (`torchrun`) each calls it with the same arguments; the first prepares, writes and reports. All
+    must see the run folder and the data.
 
     Args:
         config: what to train; None takes the run's own when resuming, else that of `init_from` or of `preset_for`.
@@ -110,55 +116,61 @@ def train(
     parts = {axis: more.pop(axis) for axis in AXES if axis in more}
     out, watch = Path(out), Callbacks(**more)
     known = with_parts(config or Config(), **parts)
-    config = known if config else None
-    trust: dict[str, Any] = {"allow_code": allow_code, "known": known}
-    if decay and (rewarm or not (resume or branch_from)):
-        raise UserError("--decay goes with --resume or --branch-from, and without --rewarm: it begins at the peak")
-    if branch_from is not None:
-        if data or init_from or resume:
-            raise UserError("--branch-from names what to go on with: leave --data, --init-from and --resume out")
-        trunk = Path(branch_from)
-        check_branch(trunk, out)
-        config = config or with_parts(starting_config(None, trunk, **trust), **parts)
-        steps = _plan(config, trunk, open_data(trunk, "train"), None, device, going_on=True)[1]
-        config = with_known(branch(trunk, out, steps=steps, rewarm=rewarm, decay=decay), config)
-        resume, rewarm, decay = True, 0, 0  # the branch has them; resuming it trains it
-    going_on = _check_folder(out, resume, data)
-    trained = going_on and (out / TRAINER).exists()
-    origin = Origin.find(out, init_from, going_on=going_on, trained=trained, **trust)
-    beginning = out if going_on else None, origin.run.folder if origin else None
-    config = config or with_parts(starting_config(data, *beginning, **trust), **parts)
-    if config.graft.base and origin is None and not going_on:
-        raise UserError("graft.base: a graft begins with 'pyro-ltm graft', and learns with --init-from that run")
-    check_config(config)
-    with made_folder(out):
-        text = {"tokenizer": tokenizer, "reading": reading, "progress": watch.on_prepare}
-        training = TokenDataset(_tokens(config, data, out, going_on, origin, text))
-        config, steps = _plan(config, out, training, origin, device, going_on=going_on)
-        if rewarm and steps == config.slow.steps:
-            raise UserError("--rewarm is of a run that is extended: give --resume and more --steps than it has")
-        config = share_base(config, out)
-        model, loop = build(config, device=device)
-        if origin is not None:
-            origin.give(trainable(model, loop.guide), config)
-    if trained:
-        run = Run(out, config, model, loop, training.tokenizer, 0)
-    else:
-        note_data(out, training)
-        note_origin(out, origin)
-        run = Run.create(out, config, model, loop, training.tokenizer)
-    validation = TokenDataset(training.folder, "validation") if "validation" in training.folder.splits else None
-    trainer = Trainer(run, training, validation, watch.on_progress, watch.on_interrupt)
-    if going_on:
-        trainer.resume()
-    if origin is not None:
-        trainer.save()
-    if decay or steps != config.slow.steps:
-        trainer.extend(steps, rewarm=rewarm, decay=decay)
-    if going_on:
-        watch.on_resume(trainer.counters.step, trainer.slow.steps)
-    watch.on_begin(trainer.run.config, training, trainer.counters.step, device)
-    return trainer.fit()
+    with joined() as world, locked(out) if world.leads else nullcontext():
+        device = world.device(device)
+        if not world.leads:
+            return follow(out, known, device)
+        config = known if config else None
+        trust: dict[str, Any] = {"allow_code": allow_code, "known": known}
+        if decay and (rewarm or not (resume or branch_from)):
+            raise UserError("--decay goes with --resume or --branch-from, and without --rewarm: it begins at the peak")
+        if branch_from is not None:
+            if data or init_from or resume:
+                raise UserError("--branch-from names what to go on with: leave --data, --init-from and --resume out")
+            trunk = Path(branch_from)
+            check_branch(trunk, out)
+            config = config or with_parts(starting_config(None, trunk, **trust), **parts)
+            steps = _plan(config, trunk, open_data(trunk, "train"), None, device, going_on=True)[1]
+            config = with_known(branch(trunk, out, steps=steps, rewarm=rewarm, decay=decay), config)
+            resume, rewarm, decay = True, 0, 0  # the branch has them; resuming it trains it
+        going_on = _check_folder(out, resume, data)
+        trained = going_on and (out / TRAINER).exists()
+        origin = Origin.find(out, init_from, going_on=going_on, trained=trained, **trust)
+        start = out if going_on else None, origin.run.folder if origin else None
+        config = config or with_parts(starting_config(data, *start, **trust), **parts)
+        if config.graft.base and origin is None and not going_on:
+            raise UserError("graft.base: a graft begins with 'pyro-ltm graft', and learns with --init-from that run")
+        check_shares(config)
+        check_config(config)
+        with made_folder(out):
+            text = {"tokenizer": tokenizer, "reading": reading, "progress": watch.on_prepare}
+            training = TokenDataset(_tokens(config, data, out, going_on, origin, text))
+            config, steps = _plan(config, out, training, origin, device, going_on=going_on)
+            if rewarm and steps == config.slow.steps:
+                raise UserError("--rewarm is of a run that is extended: give --resume and more --steps than it has")
+            config = share_base(config, out)
+            model, loop = build(config, device=device)
+            if origin is not None:
+                origin.give(trainable(model, loop.guide), config)
+        if trained:
+            run = Run(out, config, model, loop, training.tokenizer, 0)
+        else:
+            note_data(out, training)
+            note_origin(out, origin)
+            run = Run.create(out, config, model, loop, training.tokenizer)
+        beginning = Beginning(
+            going_on=going_on,
+            trained=trained,
+            has_origin=origin is not None,
+            distributed=config.distributed,
+            extension={"steps": steps, "rewarm": rewarm, "decay": decay} if decay or steps != config.slow.steps else {},
+        )
+        world.tell(beginning)
+        trainer = beginning.trainer(run, training, watch.on_progress, watch.on_interrupt)
+        if going_on:
+            watch.on_resume(trainer.counters.step, trainer.slow.steps)
+        watch.on_begin(trainer.run.config, training, trainer.counters.step, device)
+        return trainer.fit()
 
 
 def starting_config(

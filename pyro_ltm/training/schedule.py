@@ -116,6 +116,7 @@ def flat(config: Config) -> dict[str, Any]:
         else:
             found[key] = value
     del found["graft.base"]  # where the base lies; which it is, its digest says
+    del found["distributed.kind"]  # a run may go on with another
     return found
 
 

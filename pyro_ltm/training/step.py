@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import DrawFrom
 from pyro_ltm.objectives import Objective, Terms
 from pyro_ltm.priors import reads_prompt
+from pyro_ltm.training.parallel import Parallel
 from pyro_ltm.types import Batch, frozen
 
 
@@ -43,8 +45,12 @@ def train_step(
     clip: float,
     seed: int,
     decoder_only: bool = False,
+    parallel: Parallel | None = None,
 ) -> StepReport:
     """Fast steps on each sequence's posterior, then one slow step of the decoder over all micro-batches.
+
+    Of several processes each has `batches` of its own, and figures, gradient and step are those of all together
+    (`parallel`, of `model` and the loop's guide; None: this process by itself).
 
     With `decoder_only`, the decoder learns as its twin does: there is nothing to fit, and its loss is exact.
 
@@ -52,33 +58,29 @@ def train_step(
     nothing. A gradient that is not finite is thrown away. Dropout is of the slow step alone, keyed by `seed` and the
     sequences: thoughts are fitted, as they are in every score, under the decoder that is used.
     """
-    device = batches[0].inputs.device
+    parallel = parallel or Parallel(SlowPass(model, loop.guide))
+    world, device = parallel.world, batches[0].inputs.device
     distortion, rate = torch.zeros((), device=device), torch.zeros((), device=device)
     tokens = torch.stack([batch.tokens() for batch in batches]).sum()
+    sequences = torch.full_like(tokens, sum(batch.size for batch in batches))
+    tokens, sequences = world.sum(torch.stack([tokens, sequences])).unbind()
     slow_optimizer.zero_grad(set_to_none=True)
-    for batch in batches:
-        learned = replace(batch, dropout=seed)
-        if decoder_only:
-            loss = -model.log_prob_without_thoughts(learned).sum()
-            (loss / tokens).backward()
-            distortion += loss.detach()
-            continue
-        # Fast: q(z) of each sequence, the decoder frozen.
-        posterior = loop.fit(model, batch, seed=seed, keep_graph=loop.guide.keeps_graph)
-        # Slow: thoughts drawn from q, the decoder moved to write these tokens from them.
-        with DrawFrom(posterior.noise):
-            loss, terms = slow_loss(model, learned, posterior, loop.objective)
-        if reads_prompt(model):
-            loss = loss + model.prompt_loss(learned, posterior.sample()[0], seed=seed).sum()
-        (loss / tokens).backward()
-        distortion += terms.distortion.detach().sum()
-        rate += terms.rate.detach().sum()
+    for index, batch in enumerate(batches):
+        learned, posterior = replace(batch, dropout=seed), None
+        if not decoder_only:  # fast: q(z) of each sequence, the decoder frozen
+            posterior = loop.fit(model, batch, seed=seed, keep_graph=loop.guide.keeps_graph)
+        with parallel.accumulating(more=index + 1 < len(batches)):
+            loss, batch_distortion, batch_rate = parallel.forward(learned, posterior, loop.objective, seed)
+            (loss * world.size / tokens).backward()  # processes average their gradients
+        distortion += batch_distortion
+        rate += batch_rate
+    distortion, rate = world.sum(torch.stack([distortion, rate])).unbind()
     parameters = [p for group in slow_optimizer.param_groups for p in group["params"]]
     grad_norm = nn.utils.clip_grad_norm_(parameters, clip or float("inf"))
     bound = (distortion + rate) / tokens
     finite = torch.isfinite(grad_norm) & torch.isfinite(bound)
     step_where(finite, slow_optimizer)
-    mean_rate = rate / sum(batch.size for batch in batches)
+    mean_rate = rate / sequences
     if not decoder_only:
         loop.objective.after_step(torch.where(finite, mean_rate, torch.nan))
     return StepReport(bound, distortion / tokens, mean_rate, tokens, grad_norm, finite)
@@ -95,6 +97,33 @@ def step_where(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
         del vars(optimizer)["grad_scale"], vars(optimizer)["found_inf"]  # of this step alone
     elif finite:
         optimizer.step()
+
+
+class SlowPass(nn.Module):
+    """Model and guide as one module, whose `forward` gives the loss of a slow step: what several processes wrap."""
+
+    def __init__(self, model: nn.Module, guide: nn.Module):
+        super().__init__()
+        self.model: Any = model
+        self.guide = guide
+
+    def forward(
+        self, batch: Batch, posterior: Posterior | None, objective: Objective, seed: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, distortion and rate of a batch, each summed over it, in nats.
+
+        Without a `posterior` the decoder writes as its twin does, and its loss is exact.
+        """
+        model = self.model
+        if posterior is None:
+            loss = -model.log_prob_without_thoughts(batch).sum()
+            return loss, loss.detach(), loss.new_zeros(())
+        # Thoughts drawn from q, the decoder moved to write these tokens from them.
+        with DrawFrom(posterior.noise):
+            loss, terms = slow_loss(model, batch, posterior, objective)
+        if reads_prompt(model):
+            loss = loss + model.prompt_loss(batch, posterior.sample()[0], seed=seed).sum()
+        return loss, terms.distortion.detach().sum(), terms.rate.detach().sum()
 
 
 def slow_loss(model: nn.Module, batch: Batch, posterior: Posterior, objective: Objective) -> tuple[Tensor, Terms]:

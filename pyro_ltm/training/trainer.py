@@ -15,6 +15,7 @@ from torch import nn
 
 from pyro_ltm.config import ADAMW, Component, SlowConfig
 from pyro_ltm.data import DataOrder, TokenDataset, unigram_nats
+from pyro_ltm.distributed import current
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import write_text
 from pyro_ltm.inference import FastLoop
@@ -30,8 +31,9 @@ from pyro_ltm.scores import Bound
 from pyro_ltm.training.average import Average
 from pyro_ltm.training.checkpoint import Checkpoint, Counters
 from pyro_ltm.training.interruption import Stopped, on_end_signal
+from pyro_ltm.training.parallel import parallel
 from pyro_ltm.training.schedule import learning_rate, phase, plan_row, replanned
-from pyro_ltm.training.step import StepReport, train_step
+from pyro_ltm.training.step import SlowPass, StepReport, train_step
 from pyro_ltm.types import Batch
 
 NONFINITE = "nonfinite.json"
@@ -88,9 +90,11 @@ class Trainer:
     def __post_init__(self) -> None:
         check_fits(self.run.config, self.train)
         self.slow = self.run.config.slow
+        self.world = current()
+        self.parallel = parallel(SlowPass(self.run.model, self.run.loop.guide))
         self.optimizer = slow_optimizer(self.run.model, self.run.loop.guide, self.slow, self.run.config.slow_optimizer)
-        self.order = DataOrder(len(self.train), self.slow.batch_size, self.run.config.seed)
-        self.metrics = MetricsLog(self.run.folder / METRICS)
+        self.order = DataOrder(len(self.train), self.slow.sequences, self.run.config.seed)
+        self.metrics = MetricsLog(self.run.folder / METRICS, writes=self.world.leads)
         weights = self.run.trainable.state_dict()
         self.average = Average(weights, self.slow.average) if self.slow.average else None
         self.others = {} if self.average is None else {"average": self.average.tensors}
@@ -116,9 +120,9 @@ class Trainer:
                 done = self.counters.step == self.slow.steps
                 if done or (self.slow.eval_every and self.counters.step % self.slow.eval_every == 0):
                     self._validate()
-                ending, saved = self.interrupted, False  # a signal that comes later ends the next step
-                if done or ending or self._save_is_due():
-                    saved = self._save_if_healthy(done)
+                # A signal that comes later, or to another process, ends the next step of all.
+                ending, due = self.world.any(self.interrupted, self._save_is_due())
+                saved = (done or ending or due) and self._save_if_healthy(done)
                 if ending and not done:
                     what = "everything is saved" if saved else "its weights have run away, the last good ones are kept"
                     raise Stopped(f"at step {self.counters.step} of {self.slow.steps}; {what}")
@@ -151,7 +155,7 @@ class Trainer:
         state = loop.guide.init(batch)
         with DrawFrom(Noise(batch.ids, device=batch.device, seed=0)):
             terms = loop.objective.terms(model, loop.guide, batch, state)
-        return bool(torch.isfinite(terms.log_likelihood).all())
+        return not any(self.world.any(not torch.isfinite(terms.log_likelihood).all()))
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -186,14 +190,17 @@ class Trainer:
         folder, at, before = self.run.folder, self.counters.step, self.run.config
         config = replanned(before, folder, at=at, steps=steps, rewarm=rewarm, decay=decay)
         if config != before:
-            save_config(folder, config)
+            if self.world.leads:
+                save_config(folder, config)
             self.run, self.slow = replace(self.run, config=config), config.slow
             self.metrics.write("plan", plan_row(at, before, config))
 
     def _batches(self) -> list[Batch]:
+        """The sequences of the step that are this process's, in micro-batches."""
         first = self.counters.step * self.slow.sequences  # read since the start of training
-        starts = range(first, first + self.slow.sequences, self.slow.batch_size)
-        return [self.train.batch(self.order.indices(start)).to(self.run.device) for start in starts]
+        indices = self.order.indices(first)[self.world.rank :: self.world.size]
+        starts, size = range(0, len(indices), self.slow.batch_size), self.slow.batch_size
+        return [self.train.batch(indices[start : start + size]).to(self.run.device) for start in starts]
 
     def _step(self) -> None:
         counters, seed = self.counters, self.run.config.seed
@@ -212,6 +219,7 @@ class Trainer:
             clip=self.slow.clip,
             seed=fold(seed, "train", counters.step),
             decoder_only=decoder_only,
+            parallel=self.parallel,
         )
         if self.average is not None:
             self.average.update(counters.step)
@@ -265,9 +273,10 @@ class Trainer:
             "bound_nats_per_token": str(float(report.bound)),
             "grad_norm": str(float(report.grad_norm)),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "sequence_ids": [batch.ids.tolist() for batch in batches],
+            "sequence_ids": self.world.gather([batch.ids.tolist() for batch in batches]),
         }
-        write_text(self.run.folder / NONFINITE, json.dumps(found, indent=2) + "\n")
+        if self.world.leads:
+            write_text(self.run.folder / NONFINITE, json.dumps(found, indent=2) + "\n")
         raise UserError(
             f"{self.run.folder}: {counters.skipped_in_a_row} steps in a row were not finite (the last at step "
             f"{counters.step}, see {NONFINITE}); the last good checkpoint is kept: "
@@ -323,9 +332,9 @@ class Trainer:
         return figure if model.thoughts else "diffusion" if model.is_diffusion else "exact"
 
     def _interrupt(self) -> bool:
-        """Ends the run after the step under way; False where that was asked for before."""
+        """Ends the run after the step under way; False where that was asked for before, and is to be at once."""
         if self.interrupted:
-            return False
+            return self.world.size > 1  # torchrun, too, sends them the Ctrl-C that they have from the terminal
         self.interrupted = True
         self.on_interrupt()
         return True

@@ -1,0 +1,73 @@
+"""A command in several processes, as `torchrun` starts them: which can be, which process speaks, and how all end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from pyro_ltm.distributed import World
+
+COMMANDS = ("train",)
+"""Those that share their work."""
+
+_world: World | None = None
+"""The group of this process, while there are several."""
+
+
+def are_several() -> bool:
+    """Whether this is one of several processes, and they are in a group."""
+    return _world is not None
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """In several processes: the block runs in a group of them, in which the first alone is heard; else as it is."""
+    if int(os.environ.get("WORLD_SIZE") or 1) < 2:
+        yield
+        return
+    # Torch warns from below Python of what is so and what others have ended of; read when it is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from pyro_ltm.distributed import joined
+
+    global _world
+    streams = sys.stdout, sys.stderr
+    with joined() as _world, open(os.devnull, "w", encoding="utf-8") as nowhere:
+        if not _world.leads:
+            sys.stdout = sys.stderr = nowhere
+        try:
+            yield
+        except SystemExit as end:
+            if end.code:
+                raise
+        finally:
+            sys.stdout, sys.stderr = streams
+            _world = None
+
+
+def loss(error: RuntimeError) -> str:
+    """The words for an error that another process left by its end; empty of all others."""
+    if _world is None:
+        return ""
+    from pyro_ltm.distributed import LOST, is_loss
+
+    return LOST if is_loss(error) else ""
+
+
+def tell_end(line: str) -> None:
+    """Says on stderr how the command ends; of several processes the first that has something to say does."""
+    if _world is None:
+        click.echo(line, err=True)
+    elif _world.speaks_of_end():
+        click.echo(line, file=sys.__stderr__)
+
+
+def only_leader() -> None:
+    """Ends the command here in all processes but the first, which writes what is to be written and speaks."""
+    if _world is not None and not _world.leads:
+        raise click.exceptions.Exit(0)

@@ -1,0 +1,205 @@
+"""Several processes at one task: who each is, what they tell one another, how they end. One process has none of it.
+
+`torchrun` starts them and says in their environment who they are (RANK, WORLD_SIZE, ...). `joined` makes a group of
+them, by gloo on CPUs and NCCL on CUDA devices, which `current` gives for as long as the block runs. Its face is that of
+one process by itself, which sends nothing, so that nobody need ask how many there are.
+
+The first process, the leader, writes files and speaks. An error is told by the process that has it; the others, whose
+connections to it break, end after it without a word.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pyro_ltm.errors import UserError
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=1)
+"""How long a process waits for what others send. They end sooner where one of them dies."""
+
+POLL = 0.02
+"""Seconds between two looks at whether the leader has said something."""
+
+
+class Lost(UserError):
+    """Another process of the group has ended before its time."""
+
+
+class World:
+    """One process by itself: nothing is sent, and every answer is its own.
+
+    Attributes:
+        rank: which of the processes this is, from 0. size: how many there are.
+        local_rank: which of those on this machine.
+    """
+
+    rank = 0
+    size = 1
+    local_rank = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    def device(self, name: str) -> str:
+        """The device that this process computes on where `name` is asked for: of several CUDA devices its own."""
+        return f"cuda:{self.local_rank}" if name == "cuda" and self.size > 1 else name
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return tensor
+
+    def any(self, *answers: bool) -> list[bool]:
+        """Of each question, whether any process says yes."""
+        return list(answers)
+
+    def gather(self, values: Sequence[T]) -> list[T]:
+        """The values of all processes, in the order of their ranks."""
+        return list(values)
+
+    def tell(self, value: T | None) -> T | None:
+        """The value that the leader gives here; the others wait for it, however long it takes."""
+        return value
+
+    def part(self, count: int) -> range:
+        """Of `count` things in a row, those that this process takes: neighbours."""
+        return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def speaks_of_end(self) -> bool:
+        """Whether it is for this process to say how all of them end: the first that asks does."""
+        return True
+
+
+class Group(World):
+    """One of several processes.
+
+    Args:
+        store: what all of them reach from the first moment on, before and after they can send.
+        rank, size, local_rank: see `World`.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, size: int, local_rank: int):
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self._store, self._told = store, 0
+        self._speaks: bool | None = None
+
+    def sum(self, tensor: Tensor) -> Tensor:  # noqa: D102 - as World's
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    def any(self, *answers: bool) -> list[bool]:  # noqa: D102
+        return [bool(count) for count in self.sum(torch.tensor(answers, dtype=torch.int64)).tolist()]
+
+    def gather(self, values: Sequence[T]) -> list[T]:  # noqa: D102
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, list(values))
+        return [value for each in found for value in each]
+
+    def tell(self, value: T | None) -> T | None:  # noqa: D102
+        self._told += 1
+        key = f"told {self._told}"
+        if self.leads:
+            self._store.set(key, pickle.dumps(value))  # type: ignore[arg-type]
+            return value
+        while not self._store.check([key]):
+            if self._store.check(["ended"]):
+                raise Lost(LOST)
+            time.sleep(POLL)
+        told: T | None = pickle.loads(self._store.get(key))
+        return told
+
+    def speaks_of_end(self) -> bool:  # noqa: D102
+        if self._speaks is None:
+            try:
+                self._speaks = self._store.add("ended", 1) == 1
+            except RuntimeError:  # the leader kept the store, and is gone
+                self._speaks = False
+        return self._speaks
+
+
+LOST = "another process of this command has ended before its time; a training goes on with --resume"
+
+_current: World = World()
+_joined = 0
+
+
+def current() -> World:
+    """The group that this process is in."""
+    return _current
+
+
+def are_several() -> bool:
+    """Whether the environment says that this is one of several processes."""
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """This process in the group of those that were started with it, for as long as the block runs; else by itself.
+
+    Raises:
+        Lost: another one has ended meanwhile.
+    """
+    global _current
+    if _current.size > 1 or not are_several():
+        with _losses():
+            yield _current
+        return
+    _current = _group()
+    try:
+        with _losses():
+            yield _current
+        dist.destroy_process_group()
+    except BaseException:
+        _current.speaks_of_end()
+        raise
+    finally:
+        _current = World()
+
+
+def _group() -> Group:
+    """The group of this process. Raises UserError where the others cannot be reached."""
+    global _joined
+    _joined += 1  # a group's keys in the store are its own
+    rank, size, local = (int(os.environ.get(name) or 0) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    backend = "gloo"
+    if torch.cuda.is_available() and local < torch.cuda.device_count():
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+        store = dist.PrefixStore(f"pyro-ltm/{_joined}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"process {rank} of {size} cannot reach the others: {error}") from None
+    return Group(store, rank, size, local)
+
+
+@contextmanager
+def _losses() -> Iterator[None]:
+    """Raises Lost for what torch raises where another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if _current.size == 1 or not is_loss(error):
+            raise
+        raise Lost(LOST) from error
+
+
+def is_loss(error: RuntimeError) -> bool:
+    """Whether torch raised it because another process is gone; gloo has no class of its own for that."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)

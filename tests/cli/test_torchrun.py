@@ -1,0 +1,137 @@
+"""Commands in several processes: one of them speaks, and all end together."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers.processes import Forked
+from helpers.ranks import environments
+
+PATIENCE = 100
+
+
+class Ranks:
+    """The command line in several processes; `file_size` is that of the first alone (see `Forked`)."""
+
+    def __init__(self, *arguments, size=2, file_size=None):
+        self.processes = []
+        for environment in environments(size):
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in environment.items():
+                    patch.setenv(name, value)
+                self.processes.append(Forked(*arguments, file_size=None if self.processes else file_size))
+
+    def end(self):
+        """Exit codes, and what all of them said on stdout, and on stderr."""
+        said = [process.communicate(timeout=PATIENCE) for process in self.processes]
+        out, err = ("".join(one) for one in zip(*said, strict=True))
+        kept = [line for line in err.splitlines(True) if not line.startswith("[rank")]  # torch was imported before
+        return [process.returncode for process in self.processes], out, "".join(kept)
+
+
+def told(codes, out, err):
+    """The one line of error with which all ended."""
+    assert codes == [2, 2], err
+    assert out == ""
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+@pytest.fixture
+def command(settings, trained, tmp_path):
+    changed = settings(**{"slow.steps": 200, "slow.save_every": 5, "slow.eval_every": 0})
+    return ["train", "--data", trained / "data", "--out", tmp_path / "run", *changed]
+
+
+def rows(out):
+    path = out / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]
+
+
+def wait_for_step(step, out, *processes):
+    deadline = time.monotonic() + PATIENCE
+    while not any(row["step"] >= step for row in rows(out)):
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+
+
+def test_what_is_of_one_process_is_refused(trained):
+    assert "generate runs in one process: start it without torchrun" in told(*Ranks("generate", trained).end())
+
+
+def test_bad_input_is_told_once(tmp_path):
+    line = told(*Ranks("train", "--data", tmp_path / "nothing.txt", "--out", tmp_path / "run").end())
+    assert "nothing.txt" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_of_the_first_ends_all(command, tmp_path):
+    line = told(*Ranks(*command, file_size=60_000).end())
+    assert "no space left to write it" in line
+    assert not (tmp_path / ".run.lock").exists()
+
+
+def test_killed_alone_and_begun_again(command, tmp_path):
+    """Who is left says so, and ends; the run goes on from its last checkpoint."""
+    ranks = Ranks(*command)
+    wait_for_step(7, tmp_path / "run", *ranks.processes)
+    ranks.processes[1].kill()
+    codes, _, err = ranks.end()
+    assert codes == [2, -9]
+    assert err.splitlines()[-1] == (
+        "Error: another process of this command has ended before its time; a training goes on with --resume"
+    )
+    ranks = Ranks("train", "--resume", "--out", tmp_path / "run", "--json")
+    wait_for_step(rows(tmp_path / "run")[-1]["step"] + 1, tmp_path / "run", *ranks.processes)
+    ranks.processes[1].send_signal(15)
+    codes, out, err = ranks.end()
+    assert (codes, out) == ([0, 0], "")
+    assert "Stopped: at step" in err
+    assert err.count("goes on from step") == 1
+
+
+def torchrun(*arguments, processes=2, restarts=0):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    command += ["--max-restarts", restarts, "-m", "pyro_ltm_cli", *arguments]
+    return subprocess.Popen(
+        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+
+
+def test_torchrun_trains(settings, trained, tmp_path):
+    process = torchrun("train", "--data", trained / "data", "--out", tmp_path / "run", "--json", *settings())
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert json.loads(out)["step"] == 4
+    assert err.count("step 4/4  validation") == 1
+    expected = rows(trained)
+    for row, other in zip(rows(tmp_path / "run"), expected, strict=True):
+        assert row["kind"] == other["kind"]
+        key = {"train": "bound_nats_per_token", "validation": "nats_per_token"}.get(row["kind"], "step")
+        assert row[key] == pytest.approx(other[key], rel=1e-6)
+
+
+@pytest.mark.long
+def test_torchrun_starts_again_what_was_killed(command, trained, tmp_path):
+    import psutil
+
+    whole, changed = tmp_path / "whole", [word if word != "slow.steps=200" else "slow.steps=40" for word in command]
+    process = torchrun(*changed, "--resume", restarts=2)
+    wait_for_step(8, tmp_path / "run", process)
+    worker = psutil.Process(process.pid).children()[-1]
+    worker.kill()
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, err
+    assert "goes on from step" in err
+    shutil.move(tmp_path / "run", whole)
+    assert [row["step"] for row in rows(whole) if row["kind"] == "train"] == list(range(1, 41))

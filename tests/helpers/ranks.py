@@ -1,0 +1,64 @@
+"""Several real processes in a group, as `torchrun` starts them, but forked: the seconds of their imports are saved."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from helpers.processes import FORKS
+
+PATIENCE = 100
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def environments(size: int) -> list[dict[str, str]]:
+    """What `torchrun` says to each of `size` processes."""
+    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+
+
+def on_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `function`, of a module, gives in each of `size` processes; they are in a group. An error is raised here."""
+    answers = []
+    for environment in environments(size):
+        ours, theirs = multiprocessing.Pipe()
+        process = FORKS.Process(target=_run, args=(environment, theirs, function, arguments))
+        process.start()
+        theirs.close()
+        answers.append((process, ours))
+    found = []
+    for process, ours in answers:
+        assert ours.poll(PATIENCE), "a process hangs"
+        found.append(pickle.loads(ours.recv_bytes()))
+        process.join(PATIENCE)
+        if process.exitcode is None:
+            process.kill()
+    for good, value in found:
+        assert good, value
+    return [value for _, value in found]
+
+
+def _run(environment: dict[str, str], answer: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    import torch
+
+    from pyro_ltm.distributed import joined
+
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    try:
+        with joined():
+            answer.send_bytes(pickle.dumps((True, function(*arguments))))
+    except BaseException:
+        answer.send_bytes(pickle.dumps((False, traceback.format_exc())))
+        sys.exit(1)

@@ -1,0 +1,228 @@
+"""Several processes train as one does: the same order, losses and weights, whatever is shared and however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.ranks import on_ranks
+from helpers.tiny_run import configure
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pyro_ltm as ltm
+from pyro_ltm.config import SlowConfig
+from pyro_ltm.data import DataOrder, TokenDataset
+from pyro_ltm.distributed import current
+from pyro_ltm.errors import UserError
+from pyro_ltm.inference.build import build
+from pyro_ltm.runs.folder import trainable
+from pyro_ltm.runs.metrics import read_metrics
+from pyro_ltm.training import Stopped, Trainer, train_step
+from pyro_ltm.training.parallel import parallel
+from pyro_ltm.training.step import SlowPass
+from pyro_ltm.training.trainer import slow_optimizer
+from pyro_ltm.types import Batch
+
+EXACT = 1e-9
+"""By so much, as a share, figures of two processes may differ from those of one: sums in another order."""
+
+
+@contextmanager
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def train(settings, data, out, resume=False):
+    """Trains in double precision, and gives the rows of the metrics and the weights."""
+    with double():
+        run = ltm.train(configure("slow.batch_size=4", *settings), data=data, out=out, resume=resume)
+    return read_metrics(run.folder / "metrics.jsonl"), run.trainable.state_dict()
+
+
+def assert_same_rows(rows, expected):
+    assert len(rows) == len(expected)
+    for row, other in zip(rows, expected, strict=True):
+        assert row.keys() == other.keys()
+        for key in row.keys() - {"seconds"}:
+            assert_close(row[key], other[key], (row["kind"], row["step"], key))
+
+
+def assert_close(value, other, where):
+    if isinstance(value, float):
+        assert value == pytest.approx(other, rel=EXACT, abs=EXACT), where
+    elif isinstance(value, list):
+        for one, another in zip(value, other, strict=True):
+            assert_close(one, another, where)
+    elif isinstance(value, dict):
+        assert_close(list(value.values()), list(other.values()), where)
+    else:
+        assert value == other, where
+
+
+def assert_same_weights(weights, expected):
+    for name, value in expected.items():
+        torch.testing.assert_close(
+            weights[name], value, rtol=1e-7, atol=1e-9, msg=lambda said, at=name: f"{at}: {said}"
+        )
+
+
+WAYS = {
+    "plain": ["slow.eval_every=2"],
+    "accumulated": ["slow.batch_size=2", "slow.accumulate=3"],
+    "uneven": ["slow.batch_size=3", "slow.decoder_warmup=0.5", "slow.average=0.9", "slow.keep_best=true"],
+    "shared": ["guide.name=semi-amortized", "prior.name=vamp", "objective.name=elbo"],
+    "rate": ["objective.name=mean-rate", "objective.nats=2.0"],
+}
+LONG = {
+    "muon": ["slow_optimizer.name=muon", "slow.clip=0.1"],
+    "soap": ["slow_optimizer.name=soap"],
+    "target": ["objective.name=target-rate", "guide.name=full-rank"],
+    "twin": ["model.thoughts=0"],
+    "sampler": ["guide.name=langevin", "objective.name=map"],
+    "prompt": ["prior.name=conditional", "objective.name=elbo"],
+    "dropout": ["model.dropout=0.2", "slow.recompute=true", "fast.subsample=4"],
+}
+
+
+def train_each(ways, data, folder):
+    return [train(settings, data, folder / f"of {current().size}, {way}") for way, settings in ways.items()]
+
+
+@pytest.mark.parametrize("ways", [WAYS, pytest.param(LONG, marks=pytest.mark.long)], ids=["quick", "more"])
+def test_two_processes_train_as_one(ways, tokens, tmp_path):
+    expected = train_each(ways, tokens, tmp_path)
+    leader, other = on_ranks(2, train_each, ways, tokens, tmp_path)
+    for (rows, weights), (same, known), (whole, once) in zip(leader, other, expected, strict=True):
+        assert rows == same, "there is one file of them"
+        assert all(torch.equal(weights[name], value) for name, value in known.items())
+        assert_same_rows(rows, whole)
+        assert_same_weights(weights, once)
+
+
+def test_each_takes_every_so_many_th_sequence(tokens):
+    """The order is that of one process, and no sequence is read twice."""
+    order, data = DataOrder(len(TokenDataset(tokens)), 7, seed=0), TokenDataset(tokens)
+    read = on_ranks(3, sequences_read, tokens)
+    for step in range(3):
+        ids = data.batch(order.indices(7 * step)).ids.tolist()
+        assert [one[step] for one in read] == [ids[rank::3] for rank in range(3)]
+
+
+def sequences_read(tokens):
+    config = configure("model.vocab_size=280", "slow.batch_size=7")
+    trainer = Trainer(ltm.Run(Path("nowhere"), config, *build(config), None, 0), TokenDataset(tokens), None)
+    found = []
+    for step in range(3):
+        trainer.counters.step = step
+        found.append([name for batch in trainer._batches() for name in batch.ids.tolist()])
+    return found
+
+
+class Sent(TorchDispatchMode):
+    """Counts what is sent to other processes."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.namespace == "c10d"
+        return function(*args, **(kwargs or {}))
+
+
+def one_step(settings, decoder_only=False):
+    """A slow step on this process's share of six sequences: gradients, figures, and what fast and slow steps sent."""
+    with double():
+        model, loop = build(configure("model.vocab_size=40", "objective.warmup=0.0", *settings))
+        modules = trainable(model, loop.guide).double()
+        world, whole = current(), Batch.from_tokens(tokens_of(6))
+        whole.mask[3, 4:] = False
+        mine = whole.select(torch.arange(6)[world.rank :: world.size])
+        shared = parallel(SlowPass(model, loop.guide))
+        optimizer = slow_optimizer(model, loop.guide, SlowConfig(lr=0.0))
+        with Sent() as fast:
+            loop.fit(model, mine, seed=5)
+        with Sent() as slow:
+            report = train_step(
+                model, [mine], loop, optimizer, clip=0.0, seed=5, decoder_only=decoder_only, parallel=shared
+            )
+        gradients = {name: value.grad for name, value in modules.named_parameters() if value.grad is not None}
+        figures = [float(value) for value in (report.bound, report.distortion, report.rate, report.grad_norm)]
+    return gradients, figures, fast.count, slow.count
+
+
+def tokens_of(count):
+    return torch.randint(0, 40, (count, 13), generator=torch.Generator().manual_seed(1))
+
+
+STEPS = {
+    "plain": partial(one_step, []),
+    "without thoughts": partial(one_step, ["prior.name=mixture", "objective.name=elbo"], decoder_only=True),
+    "learned": partial(one_step, ["guide.name=semi-amortized", "prior.name=layered", "objective.name=elbo"]),
+}
+
+
+def steps():
+    return [step() for step in STEPS.values()]
+
+
+def test_gradients_are_the_same_in_all_processes_and_those_of_one():
+    expected = steps()
+    for rank in on_ranks(2, steps):
+        for (gradients, figures, fast, slow), (whole, known, _, alone) in zip(rank, expected, strict=True):
+            assert fast == alone == 0, "a fast step sends nothing"
+            assert slow > 0, "the count counts"
+            assert gradients.keys() == whole.keys(), "what is not used has no gradient, and does not decay"
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(gradient, whole[name], rtol=1e-9, atol=1e-13)
+            assert figures == pytest.approx(known, rel=1e-6)
+
+
+def stopped(settings, data, out, rank, step):
+    """Trains until the process of this rank is sent a signal, in this step."""
+    learn = Trainer._step
+
+    def learn_and_signal(self):
+        learn(self)
+        if current().rank == rank and self.counters.step == step:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", learn_and_signal)
+        with pytest.raises(Stopped, match=f"at step {step} of 4; everything is saved"):
+            train(settings, data, out)
+
+
+def test_a_signal_to_one_ends_all_and_the_run_goes_on_in_another_number(tokens, tmp_path):
+    settings = ["slow.average=0.9", "slow.save_every=100"]
+    rows, weights = train(settings, tokens, tmp_path / "whole")
+    on_ranks(2, stopped, settings, tokens, tmp_path / "two", 1, 3)
+    stopped(settings, tokens, tmp_path / "one", 0, 2)
+    more = on_ranks(2, train, settings, None, tmp_path / "one", True)
+    for found in (*more, train(settings, None, tmp_path / "two", True)):
+        assert_same_rows(found[0], rows)
+        assert_same_weights(found[1], weights)
+
+
+def test_what_cannot_be_shared_is_refused(tokens, tmp_path):
+    for settings, message in {
+        ("slow.batch_size=1",): r"2 processes for the 1 sequences of a slow step: start fewer, or set",
+        ("objective.name=mmd",): r"mmd compares the sequences of a batch.*in one process",
+    }.items():
+        assert on_ranks(2, refusal, settings, tokens, tmp_path / "run", message)[0]
+        assert not (tmp_path / "run").exists()
+
+
+def refusal(settings, data, out, message):
+    """The leader's words; the other only learns that it is lost."""
+    with pytest.raises(UserError, match=message if current().leads else "another process") as found:
+        train(settings, data, out)
+    current().speaks_of_end()
+    return str(found.value)
