@@ -34,11 +34,11 @@ from pyro_ltm.runs.batches import dataset_batches
 from pyro_ltm.scores import Adaptation, Figure, difference, evaluate_adapted, evaluate_prefix
 from pyro_ltm.scores.dependence import Places
 
-SEQUENCES, COUNTED = 32, 1
+SEQUENCES, COUNTED = 24, 1
 """Test sequences, and those on which operations are counted."""
 CHUNKS = 8
 """In each sequence."""
-FITS, PARTICLES = (0, 1, 2, 4, 8, 16, 32), 4
+FITS, PARTICLES = (0, 1, 2, 4, 8, 16), 4
 """Fast steps of each fit, natural-gradient ones; draws from q."""
 ADAPTATIONS, RANK = (0, 1, 2, 4, 8, 16), 4
 """Steps on each chunk."""

@@ -110,7 +110,9 @@ def evaluate_adapted(
 
 def _targets(model: LatentThoughtModel, names: tuple[str, ...]) -> dict[str, nn.Linear]:
     """The matrices of these names, by where they stand. Raises UserError where a name has none."""
-    linear = {name: part for name, part in model.decoder.named_modules() if isinstance(part, nn.Linear)}
+    parts = model.decoder.named_modules()
+    # Those within layers: the head's weight is read without calling its module.
+    linear = {name: part for name, part in parts if isinstance(part, nn.Linear) and "." in name}
     found = {name: part for name, part in linear.items() if name.rpartition(".")[2] in names}
     if missing := set(names) - {name.rpartition(".")[2] for name in found}:
         known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear))

@@ -183,6 +183,7 @@ def test_a_text_that_repeats_itself_is_learned():
     ("how", "says"),
     [
         ({"targets": ("wq", "wx")}, "no matrix 'wx': choose from wq"),
+        ({"targets": ("output",)}, "no matrix 'output'"),
         ({"targets": ()}, "names no matrices"),
         ({"steps": -1}, "steps = -1"),
         ({"rank": 0}, "rank = 0"),
@@ -191,7 +192,7 @@ def test_a_text_that_repeats_itself_is_learned():
 )
 def test_bad_arguments(how, says):
     with pytest.raises(UserError, match=says):
-        adapted(twin(), tiny_batch(2), **how)
+        adapted(tiny_model(tiny_config(thoughts=0, tied=False)), tiny_batch(2), **how)
 
 
 def test_thoughts_no_sequences_and_no_figure_are_refused():
