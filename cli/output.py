@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -70,7 +71,8 @@ def show_files(folder: Path) -> None:
 
     say(f"Written to {folder}:")
     for name, size in file_sizes(folder).items():
-        say(f"  {name:<22} {size_of(size):>9}  {MEANINGS.get(name.split('/')[0], '')}".rstrip())
+        meaning = MEANINGS.get(re.sub(r"-\d+\.", "-STEP.", name.split("/")[0]), "")
+        say(f"  {name:<26} {size_of(size):>9}  {meaning}".rstrip())
 
 
 FIXED_NOISE = "Warning: fitted on the reference's fixed noise; the figures are on fresh noise all the same."
@@ -90,6 +92,8 @@ MEANINGS = {
     "report": "what its thoughts carry",
     "tokenizer.json": "the tokenizer",
     "trainer.safetensors": "all that --resume needs",
+    "trainer-STEP.safetensors": "the same, of an earlier step",
+    "trainer-damaged.safetensors": "the same, damaged: one of an earlier step was taken",
 }
 
 

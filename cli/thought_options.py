@@ -192,7 +192,7 @@ def rows_of(
             count = count or report.counting("fit", total)
             count(done, math.nan)
 
-        found = read_rows(run, source, fitting, reading=reading, progress=progress, **more)
+        found = read_rows(run, source, fitting, reading=reading, progress=progress, say=note, **more)
     for line in remarks(found.read):
         note(line)
     if found.earlier:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls but tab and line feed: a terminal obeys them
@@ -25,6 +26,15 @@ class UserError(ValueError):
     def __init__(self, message: object = ""):
         line = visible(" ".join(re.split(r"[\n\r]\s*", str(message).strip())))
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST - 500]} ... {line[-495:]}")
+
+
+class Damaged(UserError):
+    """A file that holds something else than what was written into it, or is cut short: an earlier one may do."""
+
+
+def warn(text: str) -> None:
+    """A warning of Python's: how a user hears what a caller had no ear for."""
+    warnings.warn(text, stacklevel=3)
 
 
 def visible(text: str) -> str:

@@ -37,9 +37,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             folder.mkdir(exist_ok=True)
             write(temporary)
             os.chmod(temporary, 0o666 & ~_umask())  # some writers make files that only their owner can read
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -69,9 +69,9 @@ def new_folder(out: Path) -> Iterator[Path]:
             partial.mkdir()
             yield partial
             for path in (*partial.rglob("*"), partial):
-                _sync(path)
+                sync(path)
             _replace_folder(partial, out)
-            _sync(out.parent)
+            sync(out.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -171,7 +171,7 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), str(other))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Makes what `path` holds, a file's bytes or a folder's names, last beyond a power cut."""
     if path.is_symlink() or (path.is_dir() and not hasattr(os, "O_DIRECTORY")):
         return

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
-from pyro_ltm.errors import UserError, one_line
+from pyro_ltm.digests import check_seal
+from pyro_ltm.errors import Damaged, UserError, one_line
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -141,7 +142,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, and its metadata.
 
     Raises:
-        UserError: it is damaged or something else.
+        Damaged: it is cut short, not as it was `sealed`, or something else.
         FileNotFoundError: there is none.
     """
     from safetensors import safe_open
@@ -149,11 +150,15 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-            return tensors, file.metadata() or {}
+            metadata = file.metadata() or {}
+        check_seal(metadata.values(), tensors)
     except FileNotFoundError:
         raise
+    except Damaged as error:
+        raise Damaged(f"{path}: damaged: {error}") from None
     except Exception as error:  # damaged bytes surface as almost any exception
-        raise UserError(f"{path}: damaged, or no safetensors file: {one_line(error)}") from None
+        raise Damaged(f"{path}: damaged, or no safetensors file: {one_line(error)}") from None
+    return tensors, metadata
 
 
 def read_npy(path: Path, *, mapped: bool = False) -> np.ndarray[Any, Any]:

@@ -76,15 +76,15 @@ def test_the_system_exchanges_names(tmp_path):
 
 def test_a_folder_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     done = []
-    for name in ("_sync", "_replace_folder"):
+    for name in ("sync", "_replace_folder"):
         function = getattr(files, name)
         monkeypatch.setattr(
             files, name, lambda *paths, name=name, call=function: (done.append((name, paths[0].name)), call(*paths))
         )
     replace(tmp_path / "out", "text")
-    names = [path if path in ("file", "inner") else "partial" for name, path in done[:3] if name == "_sync"]
+    names = [path if path in ("file", "inner") else "partial" for name, path in done[:3] if name == "sync"]
     assert sorted(names) == ["file", "inner", "partial"]
-    assert [name for name, _ in done] == ["_sync"] * 3 + ["_replace_folder", "_sync"]
+    assert [name for name, _ in done] == ["sync"] * 3 + ["_replace_folder", "sync"]
 
 
 def test_temporaries_of_dead_processes_are_swept_and_no_others(tmp_path):

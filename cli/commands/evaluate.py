@@ -158,7 +158,7 @@ def _save(run: Run, result: Mapping[str, Any]) -> None:
     from ..output import note
 
     try:
-        plot_evaluation(write_evaluation(run, result), run.folder / "plots")
+        plot_evaluation(write_evaluation(run, result, say=lambda line: note(f"Warning: {line}")), run.folder / "plots")
     except UserError as error:
         note(f"Warning: {error}")
 

@@ -184,6 +184,7 @@ def command(
             on_progress=report.training,
             on_prepare=report.preparing,
             on_interrupt=lambda: note(f"Stopping after this step, then saving{'' if are_several() else AT_ONCE}."),
+            on_note=note,
             on_resume=lambda step, steps: note(_begins(out, step, steps)),
             on_begin=announce,
         )

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from pyro_ltm.comparison.result import FORMAT, Comparison, Kind
+from pyro_ltm.digests import with_digest, without_digest
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors, write_text
 from pyro_ltm.reading import read_json
@@ -84,7 +85,7 @@ def _read(path: Path, kind: Kind) -> Comparison:
         found = read_json(path, dict[str, Any])
         if found.get("format") != FORMAT:
             raise UserError(f"{path}: not a comparison of this release ({FORMAT})")
-        comparison = Comparison.from_dict(found)
+        comparison = Comparison.from_dict(without_digest(found))
     except UserError as error:
         reason = str(error) if str(error).startswith(f"{path}: ") else f"{path}: damaged: {error}"
         raise UserError(f"{reason}; choose another --out") from None
@@ -134,7 +135,8 @@ def save(comparison: Comparison, folder: Path | None) -> None:
     if folder is None:
         return
     found = comparison.to_dict()
-    write_text(folder / COMPARISON, msgspec.json.format(msgspec.json.encode(found), indent=1).decode() + "\n")
+    whole = with_digest(msgspec.json.decode(msgspec.json.encode(found)))
+    write_text(folder / COMPARISON, msgspec.json.format(msgspec.json.encode(whole), indent=1).decode() + "\n")
     write_text(folder / TABLE, to_csv(found))
 
 

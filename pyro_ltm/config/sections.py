@@ -278,6 +278,9 @@ class SlowConfig:
     eval_sequences: int = option(64, "validation sequences used while training", low=1)
     save_every: int = option(100, "slow steps between checkpoints", low=1)
     save_minutes: float = option(0.0, "and minutes between them; 0: only by steps", low=0.0, added=True)
+    keep_checkpoints: int = option(
+        2, "checkpoints kept, the last and those before it, for when a file is damaged", low=1, high=1000, added=True
+    )
     planned: int = option(0, "steps of the first plan, where --resume has changed it", low=0, added=True)
     changed_at: int = option(0, "slow step at which it has", low=0, added=True)
     rewarm: int = option(0, "steps in which the learning rate rises again from there", low=0, added=True)

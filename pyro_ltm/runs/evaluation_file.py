@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
-from pyro_ltm.errors import UserError
-from pyro_ltm.files import write_text
+from pyro_ltm.digests import with_digest, without_digest
+from pyro_ltm.errors import UserError, warn
+from pyro_ltm.files import clear_errors, write_text
 from pyro_ltm.locks import locked
 from pyro_ltm.reading import Count, fitted, read_json
 from pyro_ltm.runs.folder import EVALUATION
@@ -20,6 +22,8 @@ from pyro_ltm.scores.dependence import Blocks
 
 PATIENCE = 10.0
 """Seconds to wait while another process writes its evaluation of the same run."""
+
+DAMAGED, AGAIN = "evaluation-damaged.json", "; evaluate the run again"
 
 
 Error = Annotated[float, msgspec.Meta(ge=0)] | None
@@ -134,7 +138,7 @@ def read_evaluation(run: Run, file: Path | None = None) -> dict[str, Any] | None
     if file is None and not path.is_file():
         return None
     try:
-        found = read_json(path, dict[str, Any])
+        found = without_digest(read_json(path, dict[str, Any]))
         _check(found)
     except FileNotFoundError:
         raise UserError(
@@ -143,7 +147,7 @@ def read_evaluation(run: Run, file: Path | None = None) -> dict[str, Any] | None
     except UserError as error:
         reason = str(error).removeprefix(f"{path}: ")
         what = "not what `pyro-ltm evaluate --json` prints"
-        raise UserError(f"{path}: {what}: {reason}; evaluate the run again") from None
+        raise UserError(f"{path}: {what}: {reason}{AGAIN}") from None
     whose, of = f"{found['run']} at step {found['step']}", found.get("fingerprint")
     if file and of != run.fingerprint:
         raise UserError(
@@ -168,10 +172,11 @@ def evaluation_record(
     return result
 
 
-def write_evaluation(run: Run, result: Mapping[str, Any]) -> Mapping[str, Any]:
+def write_evaluation(run: Run, result: Mapping[str, Any], *, say: Callable[[str], None] = warn) -> Mapping[str, Any]:
     """Writes an evaluation of the run's own data into RUN/evaluation.json, and gives what the file then holds.
 
-    Figures of other protocols, of the same weights on the same sequences, stay in it.
+    Figures of other protocols, of the same weights on the same sequences, stay in it. A damaged file is put aside, and
+    `say` hears of it.
 
     Raises:
         UserError: the run folder cannot be written, or another process does not end writing its evaluation.
@@ -179,11 +184,15 @@ def write_evaluation(run: Run, result: Mapping[str, Any]) -> Mapping[str, Any]:
     with locked(run.folder / EVALUATION, wait=PATIENCE):  # not the run's lock: it may be in training
         try:
             before = read_evaluation(run)
-        except UserError:  # damaged: written anew
+        except UserError as error:
             before = None
+            aside = run.folder / DAMAGED
+            with clear_errors(aside):
+                os.replace(run.folder / EVALUATION, aside)
+            say(f"{str(error).removesuffix(AGAIN)}; it is kept as {aside.name}")
         if before is not None:
             result = merged(before, result)
-        write_text(run.folder / EVALUATION, json.dumps(result, indent=2) + "\n")
+        write_text(run.folder / EVALUATION, json.dumps(with_digest(result), indent=2) + "\n")
         return result
 
 

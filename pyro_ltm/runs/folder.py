@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pyro_ltm.errors import UserError
+from pyro_ltm.digests import sealed
+from pyro_ltm.errors import Damaged, UserError
 from pyro_ltm.files import write_atomically
 from pyro_ltm.reading import Count, parse_json, read_safetensors
 
@@ -81,10 +82,10 @@ def _kind(tensor: Tensor) -> str:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], *, form: str = FORMAT) -> None:
-    """Tensors and a dictionary in one safetensors file, atomically; `form` says what kind of file it is."""
-    # One key alone: safetensors writes several in a random order, and equal weights are to give equal files.
-    header = {form: json.dumps(meta)}
+    """Tensors, a dictionary and a checksum of both in one safetensors file, atomically; `form`: what kind it is."""
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    # One key alone: safetensors writes several in a random order, and equal weights are to give equal files.
+    header = {form: sealed(json.dumps(meta), contiguous)}
     write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata=header))
 
 
@@ -92,12 +93,13 @@ def read_tensors(path: Path, kind: type[M]) -> tuple[dict[str, Tensor], M]:
     """The tensors that `write_tensors` wrote, and its dictionary as a `kind`.
 
     Raises:
-        UserError: the file is missing, damaged, of another release, or something else.
+        Damaged: the file is missing or damaged.
+        UserError: it is of another release, or something else.
     """
     try:
         tensors, header = read_safetensors(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; the run folder is not complete") from None
+        raise Damaged(f"{path}: missing; the run folder is not complete") from None
     if FORMAT not in header:
         form = next((key for key in header if key.startswith(FORMAT.rstrip("0123456789"))), None)
         what = f"of another release ({form}; this one reads {FORMAT})" if form else "not one of a pyro-ltm run"
@@ -105,4 +107,4 @@ def read_tensors(path: Path, kind: type[M]) -> tuple[dict[str, Tensor], M]:
     try:
         return tensors, parse_json(header[FORMAT], kind)
     except UserError as error:
-        raise UserError(f"{path}: damaged: its metadata: {error}") from None
+        raise Damaged(f"{path}: damaged: its metadata: {error}") from None

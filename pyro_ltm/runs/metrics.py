@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
+import os
+import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +17,7 @@ from typing import Annotated, Any
 import msgspec
 
 from pyro_ltm.errors import UserError, one_line
-from pyro_ltm.files import clear_errors, write_text
+from pyro_ltm.files import clear_errors, sync, write_atomically, write_text
 from pyro_ltm.reading import MEBIBYTE, Count, fitted, parse_json
 from pyro_ltm.runs.folder import METRICS
 
@@ -78,8 +83,16 @@ class PlanRow(msgspec.Struct, tag_field="kind", tag="plan"):
 Row: Any = TrainRow | ValidationRow | StartRow | PlanRow
 
 
+@dataclass(frozen=True)
+class Mark:
+    """How far a metrics file went at some moment: its bytes, and the checksum of them."""
+
+    bytes: Count
+    crc32: Count
+
+
 class MetricsLog:
-    """Appends rows to a JSONL file; each row is on disk before the next step begins.
+    """Appends rows to a JSONL file; each row is in the file before the next step begins.
 
     Args:
         writes: whether it does. Of several processes one alone does, and for the others the file is not there.
@@ -88,23 +101,64 @@ class MetricsLog:
     def __init__(self, path: Path, *, writes: bool = True):
         self.path = path
         self._writes = writes
-        self._file: Any = None
+        self._file: io.FileIO | None = None
+        self._end = Mark(0, 0)
 
     def write(self, kind: str, row: dict[str, Any]) -> None:
         """One row. Figures that are not finite become null, which JSON can hold."""
         if not self._writes:
             return
         clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+        self._append((json.dumps({"kind": kind, **clean}) + "\n").encode())
+
+    def _append(self, content: bytes) -> None:
         with clear_errors(self.path):
             if self._file is None:
-                self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 - closed by `close`
-            self._file.write(json.dumps({"kind": kind, **clean}) + "\n")
+                self._file = open(self.path, "ab+", buffering=0)  # noqa: SIM115 - closed by `close`
+                self._end = _mark_of(self._content())
+            left = memoryview(content)
+            while left:
+                left = left[self._file.write(left) :]
+        self._end = _mark_of(content, self._end)
+
+    def _content(self) -> bytes:
+        assert self._file is not None
+        self._file.seek(0)  # what is appended goes to the end from anywhere
+        return self._file.readall()
+
+    def mark(self) -> Mark:
+        """Where the file ends now. One that somebody has taken away while it was written to is put back."""
+        if not self._writes:
+            return self._end
+        self._append(b"")
+        assert self._file is not None
+        handle = self._file.fileno()
+        if not self.path.exists() or not os.path.samestat(os.fstat(handle), os.stat(self.path)):
+            content = self._content()
+            self.close()
+            write_atomically(self.path, lambda temporary: temporary.write_bytes(content))
+        return self._end
+
+    def sync(self) -> None:
+        """Makes the rows last beyond a power cut. May be called from another thread."""
+        with clear_errors(self.path):
+            sync(self.path)
+
+    def begins_with(self, mark: Mark) -> bool:
+        """Whether the file, up to where it ended once, is as it was then."""
+        with contextlib.suppress(OSError), open(self.path, "rb") as file:
+            return os.fstat(file.fileno()).st_size >= mark.bytes and _mark_of(file.read(mark.bytes)) == mark
+        return mark.bytes == 0
 
     def cut(self, *, after: int) -> None:
-        """Drops rows past step `after`, and a last line that a kill left half-written."""
+        """Drops rows past step `after`, and a last line that a kill left half-written.
+
+        At 0 nothing is done yet: of the rows before the first step, a change of plan alone stays.
+        """
         self.close()
         if self._writes and self.path.exists():
-            rows = [row for row in read_metrics(self.path) if row["step"] <= after]
+            rows = read_metrics(self.path)
+            rows = [row for row in rows if row["step"] <= after and (after or row["kind"] == "plan")]
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def close(self) -> None:
@@ -112,6 +166,10 @@ class MetricsLog:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _mark_of(content: bytes, before: Mark = Mark(0, 0)) -> Mark:
+    return Mark(before.bytes + len(content), zlib.crc32(content, before.crc32))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import Damaged, warn
 from pyro_ltm.reading import read_safetensors
 from pyro_ltm.runs.folder import write_tensors
 
@@ -27,14 +27,14 @@ class PartialFits:
 
     Args:
         out: what is written in the end. key: tells these fits from others (`key_of`); the file of another is passed
-            over, and so is one that is damaged.
+            over, and so is one that is damaged, of which `say` hears.
     """
 
-    def __init__(self, out: Path, key: str, *, seconds: float = SECONDS):
+    def __init__(self, out: Path, key: str, *, seconds: float = SECONDS, say: Callable[[str], None] = warn):
         self.path = _place(out)
         self._key, self._seconds, self._saved = key, seconds, time.monotonic()
         self._parts: list[Mapping[str, Tensor]] = []
-        self._earlier = self._read()
+        self._earlier = self._read(say)
 
     @property
     def earlier(self) -> int:
@@ -61,10 +61,13 @@ class PartialFits:
         """Removes the file of `out`: all is done."""
         _place(out).unlink(missing_ok=True)
 
-    def _read(self) -> dict[str, Tensor]:
+    def _read(self, say: Callable[[str], None]) -> dict[str, Tensor]:
         try:
             tensors, header = read_safetensors(self.path)
-        except (FileNotFoundError, UserError):
+        except FileNotFoundError:
+            return {}
+        except Damaged as error:
+            say(f"{error}; its sequences are fitted again")
             return {}
         return tensors if f'"{self._key}"' in header.get(FORMAT, "") else {}
 

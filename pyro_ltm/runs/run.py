@@ -207,7 +207,7 @@ class Run:
         """
         settings = asdict(replace(self.config, dtype="auto"))
         del settings["fast"]["record"], settings["distributed"]
-        for key in ("save_minutes", "average", "keep_best"):
+        for key in ("save_minutes", "keep_checkpoints", "average", "keep_best"):
             del settings["slow"][key]
         settings["slow"]["alone"] = settings["slow"].pop("decoder_warmup")  # as release 0.1.0 called it
         for entry in fields(SlowConfig):

@@ -10,7 +10,7 @@ from typing import Any
 from pyro_ltm.data import Document, Reading
 from pyro_ltm.data.readers.fields import no_column
 from pyro_ltm.data.sources import find_source, listed
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import UserError, warn
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.documents import check_thinks, cut_documents
 from pyro_ltm.runs.embedding import Embeddings, check_layers, embed_pieces
@@ -78,6 +78,7 @@ def read_rows(
     posteriors: bool = False,
     out: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = warn,
 ) -> Rows:
     """The thoughts of the documents that `source` names: text as `find_source` takes it, or a file of embeddings.
 
@@ -88,6 +89,7 @@ def read_rows(
         out: the file that they are for. It must have room for them; fits are kept next to it until all are done. Hold
             its lock.
         progress: called with the sequences fitted, and how many there are.
+        say: called with a line where fits that were kept are damaged.
 
     Raises:
         UserError: the run has no thoughts, the text is not in order, or the embeddings are of another run.
@@ -104,7 +106,7 @@ def read_rows(
     if out is not None:
         check_room(out, pieces)
         about = (run.fingerprint, fitting.about(run), draw)
-        kept = PartialFits(out, key_of((piece.tokens for piece in pieces), *about))
+        kept = PartialFits(out, key_of((piece.tokens for piece in pieces), *about), say=say)
     rows = embed_pieces(
         fitted,
         pieces,

@@ -42,10 +42,11 @@ class Beginning:
         data: TokenDataset,
         on_progress: Callable[[Progress], None] = lambda progress: None,
         on_interrupt: Callable[[], None] = lambda: None,
+        on_note: Callable[[str], None] = lambda text: None,
     ) -> Trainer:
         """The trainer of `run`, about to take its first step."""
         validation = TokenDataset(data.folder, "validation") if "validation" in data.folder.splits else None
-        trainer = Trainer(run, data, validation, on_progress, on_interrupt)
+        trainer = Trainer(run, data, validation, on_progress, on_interrupt, on_note)
         if self.going_on:
             trainer.resume()
         if self.has_origin:

@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 
 from pyro_ltm.config import Config
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import Damaged, UserError
 from pyro_ltm.files import new_folder
 from pyro_ltm.runs.base import load_config, save_config, share_base
 from pyro_ltm.runs.data import open_data
-from pyro_ltm.runs.folder import CONFIG, METRICS, TOKENIZER, TRAINER, WEIGHTS, read_tensors
+from pyro_ltm.runs.folder import CONFIG, METRICS, TOKENIZER, TRAINER, WEIGHTS
 from pyro_ltm.runs.metrics import MetricsLog
 from pyro_ltm.runs.notes import ORIGIN, note_data, origin_note, relative, write_note
-from pyro_ltm.training.checkpoint import CheckpointMeta
+from pyro_ltm.training.kept import read_checkpoint
 from pyro_ltm.training.schedule import plan_row, replanned
 
 
@@ -45,7 +45,7 @@ def branch(trunk: Path, out: Path, *, steps: int, rewarm: int = 0, decay: int = 
     with new_folder(out) as folder:
         for name in (TOKENIZER, TRAINER, *filter(lambda name: (trunk / name).is_file(), WEIGHTS.values())):
             shutil.copyfile(trunk / name, folder / name)
-        at = read_tensors(folder / TRAINER, CheckpointMeta)[1].step  # of the copy: the trunk may save meanwhile
+        at = _step_of(folder, trunk)  # of the copy: the trunk may save meanwhile
         plan = saved
         if decay or rewarm or steps != saved.slow.steps:
             plan = replanned(saved, trunk, at=at, steps=steps, rewarm=rewarm, decay=decay)
@@ -55,6 +55,15 @@ def branch(trunk: Path, out: Path, *, steps: int, rewarm: int = 0, decay: int = 
             write_note(folder / ORIGIN, msgspec.structs.replace(origin, run=relative(trunk / origin.run, folder)))
         _copy_metrics(trunk, folder, at, {**plan_row(at, saved, plan), "branch_of": relative(trunk, folder)})
     return plan
+
+
+def _step_of(folder: Path, trunk: Path) -> int:
+    """The step of the checkpoint in `folder`, which was copied from `trunk`. Raises UserError when it is damaged."""
+    try:
+        return read_checkpoint(folder / TRAINER)[1].step
+    except Damaged as error:
+        reason = str(error).replace(str(folder), str(trunk))
+        raise UserError(f"{reason}; --resume --out {trunk} goes on from an earlier checkpoint") from None
 
 
 def _copy_metrics(trunk: Path, folder: Path, at: int, row: dict[str, object]) -> None:

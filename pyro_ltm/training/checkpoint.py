@@ -2,88 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
 
-import msgspec
 import torch
 from torch import Tensor
 
 from pyro_ltm.data import TokenDataset
 from pyro_ltm.distributed import current
 from pyro_ltm.errors import UserError
-from pyro_ltm.reading import Count
 from pyro_ltm.runs.folder import (
     CONFIG,
+    MODEL,
     TRAINER,
     WEIGHTS,
     check_tensors,
     check_weights,
     load_weights,
-    read_tensors,
     write_tensors,
 )
+from pyro_ltm.runs.metrics import MetricsLog
 from pyro_ltm.runs.run import Run
+from pyro_ltm.training.kept import STATE, CheckpointMeta, Counters, keep_last, last_good, put_last, remove_oldest
 from pyro_ltm.training.optimizer_state import Number, OptimizerState, rehearse
 from pyro_ltm.training.schedule import changes, flat, renamed
 
-STATE = "optimizer."
-"""Prefix of the names of the optimizer's tensors."""
-
 
 @dataclass
-class Counters:
-    """Counts over a whole run, resumed or not, and its best validation so far in nats a token, if it keeps that."""
-
-    step: Count = 0
-    tokens: Count = 0
-    seconds: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
-    skipped: Count = 0
-    skipped_in_a_row: Count = 0
-    best_step: Count = 0
-    best_nats: float | None = None
-
-
-@dataclass(kw_only=True)
-class CheckpointMeta(Counters):
-    """The header of a checkpoint, the counters among it.
-
-    Attributes:
-        position: sequences read. data: fingerprint of what was trained on.
-        states: tensors of the optimizer. numbers: what it counts outside of tensors. settings: the configuration, by
-            dotted keys. They are None in checkpoints of older releases.
-    """
-
-    position: Count
-    data: str
-    states: Count | None = None
-    numbers: dict[str, int | float] | None = None
-    settings: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
 class Checkpoint:
-    """The file in which the training of a run, with its optimizer, is saved, and from which it goes on.
+    """The files in which the training of a run, with its optimizer, is saved, and from which it goes on.
 
     Attributes:
         data: what is trained on.
         others: tensors of the weights beside the last, by `average` and `best`.
+        say: hears of a damaged checkpoint for which an earlier one stands in.
     """
 
     run: Run
     optimizer: torch.optim.Optimizer
     data: TokenDataset
+    metrics: MetricsLog
     others: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
+    say: Callable[[str], None] = lambda text: None
 
-    @property
-    def path(self) -> Path:
-        """Where it lies."""
-        return self.run.folder / TRAINER
+    def __post_init__(self) -> None:
+        self._copy: dict[str, Tensor] = {}  # its memory is used again: to get new memory takes longer than to copy
+        self._saved: int | None = None
 
-    def save(self, counters: Counters) -> None:
-        """Writes the whole state in one file, then all weights by themselves for everyone else."""
+    def snapshot(self, counters: Counters) -> Callable[[], None]:
+        """A copy of the whole state as it is now, and the function that writes it.
+
+        That function first writes one file with everything, then all weights by themselves for everyone else. Until it
+        is done, there may be no other snapshot.
+        """
         state = OptimizerState.of(self.optimizer)
         meta = CheckpointMeta(
             **vars(counters),
@@ -92,58 +64,101 @@ class Checkpoint:
             states=len(state.tensors),
             numbers=state.numbers,
             settings=flat(self.run.config),
+            metrics=self.metrics.mark(),
         )
-        tensors = self.run.trainable.state_dict() | _prefixed(STATE, state.tensors)
-        for kind, weights in self.others.items():
-            tensors |= _prefixed(f"{kind}.", weights)
-        if current().leads:
-            write_tensors(self.path, tensors, vars(meta))
-        self._save_weights(counters)
+        weights = self.run.trainable.state_dict()
+        tensors = weights | _prefixed(STATE, state.tensors)
+        for kind, beside in self.others.items():
+            tensors |= _prefixed(f"{kind}.", beside)
+        if not current().leads:
+            return lambda: None
+        self._take(tensors)
+        return lambda: self._write(meta, list(weights))
+
+    def _take(self, tensors: dict[str, Tensor]) -> None:
+        """Copies tensors into memory of the CPU that is this object's own."""
+        for name in self._copy.keys() - tensors.keys():
+            del self._copy[name]
+        for name, value in tensors.items():
+            ours = self._copy.get(name)
+            if ours is None or ours.shape != value.shape or ours.dtype != value.dtype:
+                ours = self._copy[name] = torch.empty_like(value, device="cpu", memory_format=torch.contiguous_format)
+            ours.copy_(value.detach())
+
+    def _write(self, meta: CheckpointMeta, weights: list[str]) -> None:
+        folder = self.run.folder
+        self.metrics.sync()
+        if self._saved not in (None, meta.step):
+            keep_last(folder, self._saved)
+        write_tensors(folder / TRAINER, self._copy, asdict(meta))
+        self._saved = meta.step
+        remove_oldest(folder, self.run.config.slow.keep_checkpoints)
+        self._write_weights(meta, {name: self._copy[name] for name in weights}, self._copy)
+
+    def _write_weights(self, counters: Counters, weights: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+        """Writes the weights by themselves: the last, and the others that the run has."""
+        write_tensors(self.run.folder / MODEL, weights, {"step": counters.step})
+        for kind in self.others:
+            step = counters.best_step if kind == "best" else counters.step
+            write_tensors(self.run.folder / WEIGHTS[kind], _of_prefix(f"{kind}.", tensors), {"step": step})
 
     def load(self) -> Counters | None:
         """Puts weights and optimizer as they were saved, and gives the counters; None where nothing was saved yet.
 
+        Where the last checkpoint is damaged, an earlier one takes its place.
+
         Raises:
-            UserError: the checkpoint is damaged, or was made on other data or by another configuration.
+            UserError: all checkpoints are damaged, or the run's was made on other data or by another configuration.
         """
-        if not self.path.exists():
+        found = self._find()
+        if found is None:
             return None
-        tensors, meta = read_tensors(self.path, CheckpointMeta)
+        path, tensors, meta = found
         self._check_meta(meta)
         state = _of_prefix(STATE, tensors)
-        if meta.states not in (None, len(state)):
-            raise UserError(f"{self.path}: damaged: it has {len(state)} tensors of the optimizer's {meta.states}")
         others = (STATE, *(f"{kind}." for kind in self.others))
         weights = {name: value for name, value in tensors.items() if not name.startswith(others)}
-        check_weights(self.run.trainable, weights, self.path)
-        self._load_state(state, meta.numbers or {})
-        load_weights(self.run.trainable, weights, self.path)
-        self._load_others(tensors)
-        if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
-            raise UserError(f"{self.path}: damaged: not all that it holds is finite")
+        check_weights(self.run.trainable, weights, path)
+        self._load_state(state, meta.numbers or {}, f"{path}: its optimizer state does not fit the run's configuration")
+        load_weights(self.run.trainable, weights, path)
+        self._load_others(tensors, f"weights do not fit the run's {CONFIG}")
         counters = Counters(**{entry.name: getattr(meta, entry.name) for entry in fields(Counters)})
         if meta.position != self._position(counters):
-            raise UserError(f"{self.path}: damaged: its data position is not that of step {counters.step}")
-        # A kill between the files of a checkpoint leaves older weights in the others.
-        self._save_weights(counters)
+            raise UserError(f"{path}: damaged: its data position is not that of step {counters.step}")
+        self._saved = counters.step
+        if current().leads:
+            # A kill between the files of a checkpoint leaves older weights in the others.
+            self._write_weights(counters, weights, tensors)
+            self._check_metrics(meta)
         return counters
 
-    def _load_others(self, tensors: dict[str, Tensor]) -> None:
+    def _find(self) -> tuple[Path, dict[str, Tensor], CheckpointMeta] | None:
+        """The last good checkpoint, which is the last from here on. Of several processes the first sees to that."""
+        world, folder = current(), self.run.folder
+        if not world.leads:
+            world.any(False)  # waits for it
+        found = last_good(folder, self.say)
+        if world.leads:
+            if found is not None:
+                put_last(folder, found[0])
+            world.any(False)
+        return found and (folder / TRAINER, *found[1:])
+
+    def _check_metrics(self, meta: CheckpointMeta) -> None:
+        """Says so where the rows up to the checkpoint are not those that were written."""
+        if meta.metrics and not self.metrics.begins_with(meta.metrics):
+            self.say(
+                f"{self.metrics.path}: not as it was when step {meta.step} was saved: rows were lost or changed; "
+                "training goes on all the same"
+            )
+
+    def _load_others(self, tensors: dict[str, Tensor], problem: str) -> None:
         """Puts the weights beside the last back. Raises UserError when they are not those of the run."""
         for kind, weights in self.others.items():
             saved = _of_prefix(f"{kind}.", tensors)
-            check_tensors(weights, saved, f"{self.path}: its {kind} weights do not fit the run's {CONFIG}")
+            check_tensors(weights, saved, f"{self.run.folder / TRAINER}: its {kind} {problem}")
             for name, value in saved.items():
                 weights[name].copy_(value)
-
-    def _save_weights(self, counters: Counters) -> None:
-        """Writes the weights by themselves: the last, and the others that the run has."""
-        if not current().leads:
-            return
-        self.run.save_weights(counters.step)
-        for kind, tensors in self.others.items():
-            step = counters.best_step if kind == "best" else counters.step
-            write_tensors(self.run.folder / WEIGHTS[kind], tensors, {"step": step})
 
     def _position(self, counters: Counters) -> int:
         """Sequences read since the start of training."""
@@ -160,20 +175,16 @@ class Checkpoint:
                 f"{changed[0]} was {settings.get(changed[0])!r}; put it back as it was"
             )
 
-    def _load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Number]) -> None:
+    def _load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Number], problem: str) -> None:
         """Puts the optimizer's state back; weights are to be loaded after it.
 
         Raises:
             UserError: a part of it is missing, of another shape or type than the optimizer's, or of none.
         """
         wanted = rehearse(self.optimizer, tensors) if tensors else OptimizerState()
-        problem = f"{self.path}: its optimizer state does not fit the run's configuration"
         check_tensors(_prefixed(STATE, wanted.tensors), _prefixed(STATE, tensors), problem)
         if wanted.numbers.keys() != numbers.keys():
             raise UserError(f"{problem}: it counts {sorted(numbers)} and should count {sorted(wanted.numbers)}")
-        for name, value in {**tensors, **numbers}.items():
-            if name.endswith((".step", "_sq")) and bool(torch.as_tensor(value < 0).any()):
-                raise UserError(f"{self.path}: damaged: {STATE}{name} is below zero")
         if tensors:
             OptimizerState(tensors, numbers).give(self.optimizer)
 

@@ -16,7 +16,7 @@ from pyro_ltm.data.folder import is_token_folder
 from pyro_ltm.data.presets import preset_for
 from pyro_ltm.data.sources import sources_of
 from pyro_ltm.distributed import joined
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import UserError, warn
 from pyro_ltm.files import made_folder
 from pyro_ltm.inference.build import build, check_config
 from pyro_ltm.inference.parts import AXES, with_known, with_parts
@@ -42,6 +42,7 @@ from pyro_ltm.runs.notes import DATA, ORIGIN, data_note, note_data, origin_note
 from pyro_ltm.runs.run import Run
 from pyro_ltm.training.beginning import Beginning, follow
 from pyro_ltm.training.branch import branch, check_branch
+from pyro_ltm.training.kept import kept
 from pyro_ltm.training.origin import Origin, note_origin
 from pyro_ltm.training.parallel import check_shares
 from pyro_ltm.training.schedule import check_same
@@ -59,7 +60,7 @@ class Callbacks:
         on_prepare: as `progress` in `prepare`.
         on_resume: called with the step from which a run goes on, and its steps.
         on_begin: called before the first step, with the configuration, the data, the step done and the device.
-        on_progress, on_interrupt: as in `Trainer`.
+        on_progress, on_interrupt, on_note: as in `Trainer`.
     """
 
     on_prepare: Callable[[str, int, int], None] = lambda what, pieces, characters: None
@@ -67,6 +68,7 @@ class Callbacks:
     on_begin: Callable[[Config, TokenDataset, int, str], None] = lambda config, data, step, device: None
     on_progress: Callable[[Progress], None] = lambda progress: None
     on_interrupt: Callable[[], None] = lambda: None
+    on_note: Callable[[str], None] = warn
 
 
 def train(
@@ -134,7 +136,7 @@ def train(
             config = with_known(branch(trunk, out, steps=steps, rewarm=rewarm, decay=decay), config)
             resume, rewarm, decay = True, 0, 0  # the branch has them; resuming it trains it
         going_on = _check_folder(out, resume, data)
-        trained = going_on and (out / TRAINER).exists()
+        trained = going_on and bool(kept(out))
         origin = Origin.find(out, init_from, going_on=going_on, trained=trained, **trust)
         start = out if going_on else None, origin.run.folder if origin else None
         config = config or with_parts(starting_config(data, *start, **trust), **parts)
@@ -166,7 +168,7 @@ def train(
             extension={"steps": steps, "rewarm": rewarm, "decay": decay} if decay or steps != config.slow.steps else {},
         )
         world.tell(beginning)
-        trainer = beginning.trainer(run, training, watch.on_progress, watch.on_interrupt)
+        trainer = beginning.trainer(run, training, watch.on_progress, watch.on_interrupt, watch.on_note)
         if going_on:
             watch.on_resume(trainer.counters.step, trainer.slow.steps)
         watch.on_begin(trainer.run.config, training, trainer.counters.step, device)
@@ -196,7 +198,7 @@ def starting_config(
 def _check_folder(out: Path, resume: bool, data: object) -> bool:
     """Whether `out` holds a run to go on with. Raises UserError when that is not what was asked for."""
     exists = (out / CONFIG).is_file()
-    if exists and (out / MODEL).exists() and not (out / TRAINER).exists():
+    if exists and (out / MODEL).exists() and not kept(out):
         _, meta = read_tensors(out / MODEL, WeightsMeta)
         # Weights that were trained, or converted: starting again would throw them away.
         if meta.step or not (out / DATA).exists():
@@ -217,7 +219,7 @@ def _check_folder(out: Path, resume: bool, data: object) -> bool:
 
 def _check_foreign_files(out: Path) -> None:
     """Raises UserError when the folder, which holds no run, has a file that a run would write over."""
-    names = [name for name in WRITTEN if os.path.lexists(out / name)]
+    names = [name for name in WRITTEN if os.path.lexists(out / name)] + [path.name for path in kept(out)]
     if os.path.lexists(out / DATA) and data_note(out) is None:  # a run that was killed as it began leaves such a note
         names.append(DATA)
     if os.path.lexists(out / ORIGIN) and origin_note(out) is None:

@@ -16,7 +16,7 @@ from torch import nn
 from pyro_ltm.config import ADAMW, Component, SlowConfig
 from pyro_ltm.data import DataOrder, TokenDataset, unigram_nats
 from pyro_ltm.distributed import current
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import UserError, warn
 from pyro_ltm.files import write_text
 from pyro_ltm.inference import FastLoop
 from pyro_ltm.noise import DrawFrom, Noise, fold
@@ -29,8 +29,10 @@ from pyro_ltm.runs.metrics import MetricsLog
 from pyro_ltm.runs.run import Run
 from pyro_ltm.scores import Bound
 from pyro_ltm.training.average import Average
-from pyro_ltm.training.checkpoint import Checkpoint, Counters
+from pyro_ltm.training.background import Background
+from pyro_ltm.training.checkpoint import Checkpoint
 from pyro_ltm.training.interruption import Stopped, on_end_signal
+from pyro_ltm.training.kept import Counters
 from pyro_ltm.training.parallel import parallel
 from pyro_ltm.training.schedule import learning_rate, phase, plan_row, replanned
 from pyro_ltm.training.step import SlowPass, StepReport, train_step
@@ -78,6 +80,7 @@ class Trainer:
         train: sequences to learn from. validation: sequences to validate on, or None.
         on_progress: called after each slow step and each validation.
         on_interrupt: called at the first Ctrl-C or other signal to end, while the step under way goes on.
+        on_note: called with a line that the user should read, such as that an earlier checkpoint was taken.
     """
 
     run: Run
@@ -85,6 +88,7 @@ class Trainer:
     validation: TokenDataset | None
     on_progress: Callable[[Progress], None] = lambda progress: None
     on_interrupt: Callable[[], None] = lambda: None
+    on_note: Callable[[str], None] = warn
     counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
@@ -100,6 +104,8 @@ class Trainer:
         self.others = {} if self.average is None else {"average": self.average.tensors}
         if self.slow.keep_best:
             self.others["best"] = {name: value.clone() for name, value in weights.items()}
+        self.checkpoint = Checkpoint(self.run, self.optimizer, self.train, self.metrics, self.others, self.on_note)
+        self.background = Background()
         self.interrupted = False
         self._saved = time.perf_counter()
         self._last: Batch | None = None
@@ -111,11 +117,18 @@ class Trainer:
             Stopped: interrupted; everything up to the last step is saved.
             UserError: too many non-finite losses in a row, or the disk is full; the last good checkpoint stays.
         """
+        # Checkpoints are written while training goes on, but the last one, and that at a signal.
         # Distributions check no arguments here: it costs time, and a value that is not finite is counted, not raised.
-        with pyro.validation_enabled(False), on_end_signal(self._interrupt), closing(self.metrics):
+        with (
+            pyro.validation_enabled(False),
+            on_end_signal(self._interrupt),
+            closing(self.metrics),
+            closing(self.background),
+        ):
             if self.counters.step == 0:
                 self._begin()
             while self.counters.step < self.slow.steps:
+                self.background.check()
                 self._step()
                 done = self.counters.step == self.slow.steps
                 if done or (self.slow.eval_every and self.counters.step % self.slow.eval_every == 0):
@@ -123,6 +136,8 @@ class Trainer:
                 # A signal that comes later, or to another process, ends the next step of all.
                 ending, due = self.world.any(self.interrupted, self._save_is_due())
                 saved = (done or ending or due) and self._save_if_healthy(done)
+                if done or ending:
+                    self.background.wait()
                 if ending and not done:
                     what = "everything is saved" if saved else "its weights have run away, the last good ones are kept"
                     raise Stopped(f"at step {self.counters.step} of {self.slow.steps}; {what}")
@@ -157,14 +172,10 @@ class Trainer:
             terms = loop.objective.terms(model, loop.guide, batch, state)
         return not any(self.world.any(not torch.isfinite(terms.log_likelihood).all()))
 
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """Where the training is saved."""
-        return Checkpoint(self.run, self.optimizer, self.train, self.others)
-
     def save(self) -> None:
-        """Writes a checkpoint."""
-        self.checkpoint.save(self.counters)
+        """Takes a checkpoint, which is then written in the background."""
+        self.background.wait()  # for what it reads is what the next snapshot is copied into
+        self.background.start(self.checkpoint.snapshot(self.counters))
         self._saved = time.perf_counter()
 
     def resume(self) -> None:
@@ -175,7 +186,7 @@ class Trainer:
         """
         counters = self.checkpoint.load()
         self.counters = counters or self.counters
-        self.metrics.cut(after=self.counters.step if counters else -1)
+        self.metrics.cut(after=self.counters.step)
 
     def extend(self, steps: int, *, rewarm: int = 0, decay: int = 0) -> None:
         """Goes on to `steps` slow steps instead of those planned, and keeps a note of it in the run.
@@ -193,6 +204,7 @@ class Trainer:
             if self.world.leads:
                 save_config(folder, config)
             self.run, self.slow = replace(self.run, config=config), config.slow
+            self.checkpoint.run = self.run
             self.metrics.write("plan", plan_row(at, before, config))
 
     def _batches(self) -> list[Batch]:

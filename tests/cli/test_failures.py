@@ -72,3 +72,37 @@ def test_a_full_disk_behind_stdout_is_one_line(trained, refused):
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     refused(done.returncode, "", done.stderr, "No space left on device")
     assert done.stderr.count("\n") == 1
+
+
+def flip_a_digit(path, key):
+    """Another figure in the place of the first one of this key, as a flipped bit leaves it."""
+    before = path.read_text()
+    place = before.index(f'"{key}":') + len(key) + 3
+    digit = next(at for at in range(place, len(before)) if before[at].isdigit())
+    path.write_text(before[:digit] + str(int(before[digit]) ^ 1) + before[digit + 1 :])
+
+
+def test_a_figure_that_changed_on_the_disk_is_not_gone_on_with(refuse, refused, invoke, own_run, tmp_path):
+    assert invoke("evaluate", own_run, "--sequences", 4).exit_code == 0
+    flip_a_digit(own_run / "evaluation.json", "nats_per_token")
+    refuse("report", own_run, "--evaluation", own_run / "evaluation.json", says=("evaluation.json", "checksum"))
+    result = invoke("evaluate", own_run, "--sequences", 4)
+    assert result.exit_code == 0
+    assert "checksum is not that of what it holds (crc32); it is kept as evaluation-damaged.json" in result.stderr
+    compare = ["compare", own_run, "--guides", "mean-field", "--objectives", "elbo", "--sequences", 2]
+    assert invoke(*compare, "--out", tmp_path / "c").exit_code == 0
+    assert invoke(*compare, "--out", tmp_path / "c").exit_code == 0
+    flip_a_digit(tmp_path / "c" / "compare.json", "ess")
+    result = invoke(*compare, "--out", tmp_path / "c")
+    refused(result.exit_code, result.stdout, result.stderr, "compare.json: damaged", "checksum", "another --out")
+
+
+def test_thoughts_and_weights_that_changed_on_the_disk(refuse, invoke, own_run, tmp_path):
+    assert invoke("infer", own_run, "--text", "kalo", "--out", tmp_path / "t.safetensors").exit_code == 0
+    for path in (tmp_path / "t.safetensors", own_run / "model.safetensors"):
+        content = bytearray(path.read_bytes())
+        content[-9] ^= 1
+        path.write_bytes(content)
+        thoughts = ["--thoughts", tmp_path / "t.safetensors"]
+        refuse("generate", own_run, *thoughts, says=(path.name, "damaged: its checksum is not that of what it holds"))
+        path.write_bytes(bytes(content[:-9]) + bytes([content[-9] ^ 1]) + bytes(content[-8:]))

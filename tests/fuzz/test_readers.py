@@ -20,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow
@@ -29,20 +28,14 @@ import pytest
 import torch
 from helpers import fuzz
 from helpers.bases import write_base_without_weights
+from helpers.figures import comparison
 
 import pyro_ltm as ltm
 from pyro_ltm.comparison.comparison_file import check_target, save
-from pyro_ltm.comparison.result import (
-    Checkpoint,
-    Comparison,
-    DecoderTraining,
-    Estimate,
-    PairScore,
-    Validation,
-)
 from pyro_ltm.comparison.trainings import decoder_training
 from pyro_ltm.config import load_toml
 from pyro_ltm.data import TokenDataset, Tokenizer, read_source, unigram_nats
+from pyro_ltm.digests import without_digest
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference.build import check_config
 from pyro_ltm.locks import _refusal, _signature
@@ -59,11 +52,10 @@ from pyro_ltm.runs.embedding import embed_texts
 from pyro_ltm.runs.embeddings_file import is_embeddings, read_embeddings, write_embeddings
 from pyro_ltm.runs.evaluation_file import merged, read_evaluation, write_evaluation
 from pyro_ltm.runs.metrics import read_metrics
+from pyro_ltm.runs.partial_fits import PartialFits
 from pyro_ltm.runs.protocols import evaluate_protocols
 from pyro_ltm.runs.run import Run
 from pyro_ltm.runs.thoughts_file import read_thoughts, write_thoughts
-from pyro_ltm.scores.convergence import Convergence
-from pyro_ltm.scores.pareto import ParetoK
 from pyro_ltm.tasks.gsm8k import read_problems
 from pyro_ltm.tasks.prompts import read_prompts
 from pyro_ltm.tasks.text_tasks import load_tasks
@@ -128,13 +120,25 @@ def read_partial_config(world: World) -> None:
     load_toml(world.folder / "run" / "config.toml", ltm.preset("small"))
 
 
-def resume(world: World) -> None:
-    run, folder = world.run, world.folder / "resumed"
-    trainer = Trainer(Run(folder, run.config, run.model, run.loop, run.tokenizer, 0), world.data, None)
+def resume(world: World, name: str = "resumed") -> None:
+    run, folder = world.run, world.folder / name
+    said: list[str] = []
+    own = Run(folder, run.config, run.model, run.loop, run.tokenizer, 0)
+    trainer = Trainer(own, world.data, None, on_note=said.append)
     try:
         trainer.resume()
     finally:
         trainer.metrics.close()
+    if said:
+        raise UserError(said[0])
+
+
+def read_kept_fits(world: World) -> None:
+    said: list[str] = []
+    kept = PartialFits(world.folder / "e.npz", "these", say=said.append)
+    kept.take(0, 1)
+    if said:
+        raise UserError(said[0])
 
 
 def read_rows(world: World) -> None:
@@ -253,6 +257,16 @@ KINDS = {
     "tasks": Kind("tasks.toml", fuzz.mutate_toml, lambda world: load_tasks(world.folder / "tasks.toml"), many=1500),
     "weights": Kind("run/model.safetensors", fuzz.mutate_tensors, lambda world: Run.load(world.folder / "run"), few=60),
     "checkpoint": Kind("resumed/trainer.safetensors", fuzz.mutate_tensors, resume, few=60, writes=True),
+    "checkpoint before which there is one": Kind(
+        "sealed/trainer.safetensors", fuzz.mutate_tensors, partial(resume, name="sealed"), few=20, writes=True
+    ),
+    "sealed weights": Kind(
+        "sealed/model.safetensors", fuzz.mutate_tensors, lambda world: Run.load(world.folder / "sealed"), few=20
+    ),
+    "sealed comparison": Kind(
+        "sealed/compare.json", fuzz.mutate_json, lambda world: check_target(world.folder / "sealed", "training"), few=20
+    ),
+    "kept fits": Kind(".e.npz.fits", fuzz.mutate_tensors, read_kept_fits, few=60),
     "metrics": Kind("run/metrics.jsonl", fuzz.mutate_lines, read_rows, many=1500),
     "note of the data": Kind("run/data.json", fuzz.mutate_json, lambda world: open_data(world.folder / "run", "train")),
     "prepared": Kind("tokens/meta.json", fuzz.mutate_json, partial(read_prepared, name="tokens"), many=2000),
@@ -302,7 +316,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     tokens = ltm.prepare([str(folder / "birds.txt")], folder / "tokens", **options)
     config = ltm.apply_settings(ltm.preset("nano"), TINY)
     run = ltm.train(config, data=tokens.path, out=folder / "run")
-    shutil.copytree(run.folder, folder / "resumed")
+    shutil.copytree(run.folder, folder / "sealed")
+    shutil.copytree(run.folder, folder / "resumed", ignore=shutil.ignore_patterns("trainer-*"))
     write_base_without_weights(folder / "base", TEXT)
     rows = [{"id": i, "text": line, "tags": ["a", None]} for i, line in enumerate(TEXT.splitlines()[:20])]
     (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -342,44 +357,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     problem = json.dumps({"question": "How many birds?", "answer": "2 + 3 = 5\n#### 5"})
     (folder / "problems.jsonl").write_text(f"{problem}\n{problem}\n")
     np.save(folder / "features.npy", np.ones((3, 4), dtype=np.float32))
+    shutil.copy(folder / "compared" / "compare.json", folder / "sealed")
+    kept = PartialFits(folder / "e.npz", "these", seconds=-1.0)
+    kept.add({"mean": torch.ones(2, 3), "scale": torch.ones(2, 3)})
+    # As an earlier release wrote them: a checksum would be all that is ever looked at.
+    for name in ("run/model.safetensors", "resumed/trainer.safetensors", "a.st", "e.safetensors", ".e.npz.fits"):
+        fuzz.unseal(folder / name)
+    for name in ("run/evaluation.json", "compared/compare.json"):
+        path = folder / name
+        path.write_text(json.dumps(without_digest(json.loads(path.read_text()))))
     return World(folder, run, TokenDataset(tokens))
-
-
-def comparison() -> Comparison:
-    """Two pairs with all figures, one without a bound, one refused."""
-    row = Validation(step=1, tokens=9, seconds=1.5, nats_per_token=2.5, stderr=0.1)
-    training = DecoderTraining(steps=2, tokens=18, seconds=3.0, skipped=0, arrival=row, validation=[row, row])
-
-    def pair(guide: str, level: float | None) -> PairScore:
-        figures: dict[str, Any] = {"note": "ran away"}
-        if level is not None:
-            measured = (
-                "steps_taken",
-                "ess",
-                "ess_stderr",
-                "rate",
-                "distortion",
-                "log_joint",
-                "ms_per_sequence_to_1pct",
-            )
-            figures = dict.fromkeys((*measured, "ms_per_fast_step", "ms_per_sequence"), 2.5)
-            figures |= {"elbo": Estimate(level, 0.1), "iwae": Estimate(level, None), "steps_to_1pct": 2}
-            figures |= {"peak_memory_bytes": 10**6, "nats_by_sequence": [9 * level, 9 * level]}
-            figures["pareto_k"] = ParetoK(
-                median=0.5, largest=0.9, threshold=0.7, share_above=0.5, by_sequence=[0.5, 0.9]
-            )
-            rhat = {"rhat": 1.5, "ess_bulk": 9.0, "ess_tail": None, "share_above": 0.5, "rhat_by_sequence": [1.0, None]}
-            figures["convergence"] = Convergence(chains=2, draws=9, **rhat)
-            figures["curve"] = [Checkpoint(0, 0.0, 9.0), Checkpoint(1, 0.5, level), Checkpoint(2, 1.0, level)]
-        figures |= {"guide_training_seconds": 1.0, "training": training}
-        return PairScore(guide=guide, objective="elbo", fast_steps=2, **figures)
-
-    found = Comparison("training", {"particles": 4, "data": "x"}, about={"command": "compare"}, token_counts=[9, 9])
-    found.made_on = [{"system": "Linux", "threads": 1}]
-    found.definitions = {"guides": {"mf": "mean-field"}, "objectives": {"elbo": "analytic-elbo"}}
-    found.pairs, found.twin = [pair("mf", 2.5), pair("delta", 2.7), pair("hmc", None)], pair("twin", 2.9)
-    found.refuse("delta", "iwae", "has no density")
-    return found
 
 
 def attack(world: World, name: str, count: int, seed: int) -> tuple[int, list[str]]:

@@ -9,6 +9,7 @@ import re
 import struct
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pyro_ltm.errors import LONGEST, UserError
@@ -177,6 +178,17 @@ def mutate_tensors(draw: random.Random, content: bytes) -> bytes:
         data = data[: len(data) // 2] + b"\xff" * (len(data) - len(data) // 2)  # not a number, in every type
     text = _json(header, draw)
     return struct.pack("<Q", len(text)) + text + data
+
+
+def unseal(path: Path) -> None:
+    """Takes the checksum out of a file of tensors, as files of earlier releases have none."""
+    content = path.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + size])
+    for form, text in header["__metadata__"].items():
+        header["__metadata__"][form] = json.dumps({k: v for k, v in json.loads(text).items() if k != "crc32"})
+    whole = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(whole)) + whole + content[8 + size :])
 
 
 def _places(value: Any) -> Any:

@@ -188,7 +188,10 @@ def test_fits_of_a_process_that_was_killed_are_not_done_again(run, tmp_path, mon
     rows = embed_pieces(run, pieces, batch_size=1, kept=again)
     assert len(fitted) == 1
     assert torch.equal(rows.features, whole.features)
-    again.path.write_bytes(b"damaged")
-    assert PartialFits(out, key).earlier == 0
+    content = bytearray(again.path.read_bytes())
+    content[-1] ^= 1
+    again.path.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"\.fits: damaged.*its sequences are fitted again"):
+        assert PartialFits(out, key).earlier == 0
     PartialFits.clear(out)
     assert not list(tmp_path.iterdir())

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import pyro_ltm as ltm
 from pyro_ltm.errors import UserError
 from pyro_ltm.runs.run import Run
+from pyro_ltm.training.checkpoint import Checkpoint
 
 
 @pytest.fixture
@@ -31,7 +32,8 @@ def model(folder):
 
 
 def test_weights_without_a_trainers_state_are_not_thrown_away(run):
-    (run / "trainer.safetensors").unlink()
+    for path in run.glob("trainer*.safetensors"):
+        path.unlink()
     before = model(run)
     with pytest.raises(UserError, match=r"has weights but no trainer\.safetensors"):
         ltm.train(None, data=None, out=run, resume=True)
@@ -49,15 +51,15 @@ def test_converted_weights_are_not_thrown_away(run, tokens, tmp_path):
 
 @pytest.mark.parametrize("steps", [2, 4])
 def test_a_kill_between_the_two_files_of_a_checkpoint(tokens, tiny_run, tmp_path, monkeypatch, steps):
-    save = Run.save_weights
+    write = Checkpoint._write_weights
 
-    def die(self, step):
-        if step == steps:
+    def die(self, counters, *tensors):
+        if counters.step == steps:
             raise KeyboardInterrupt
-        save(self, step)
+        write(self, counters, *tensors)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "save_weights", die)
+        patch.setattr(Checkpoint, "_write_weights", die)
         with pytest.raises(KeyboardInterrupt):
             ltm.train(configure(), data=tokens, out=tmp_path / "run")
     ltm.train(None, data=None, out=tmp_path / "run", resume=True)

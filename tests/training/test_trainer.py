@@ -231,6 +231,7 @@ def test_the_run_folder_is_whole(tokens, tmp_path):
     names = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
     assert names == {
         *("config.toml", "data.json", "metrics.jsonl", "model.safetensors", "tokenizer.json", "trainer.safetensors"),
+        "trainer-4.safetensors",
     }
     again = ltm.Run.load(run.folder)
     assert again.config == run.config
