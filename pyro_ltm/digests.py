@@ -44,7 +44,7 @@ def with_digest(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_digest(value: dict[str, Any]) -> dict[str, Any]:
-    """What `with_digest` was given. Raises Damaged where that is not what the checksum says."""
+    """The object that `with_digest` was given. Raises Damaged where its checksum is another."""
     rest = {key: entry for key, entry in value.items() if key != KEY}
     if KEY in value and value[KEY] != _of_json(rest):
         raise Damaged(f"its checksum is not that of what it holds ({KEY})")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 LOADED = ["datasets", "matplotlib.figure", "pyro_ltm", "pyro_ltm.comparison", "pyro_ltm.reports", "pyro_ltm.training"]
@@ -25,14 +26,19 @@ class Forked:
     Args:
         file_size: No file that it writes may be larger, in bytes, as on a disk that is full. 0: any size.
         ignore: Warnings that are no errors.
+        first: What the process does before all else.
     """
 
     def __init__(
-        self, *arguments: object, file_size: int | None = None, ignore: tuple[type[Warning], ...] = ()
+        self,
+        *arguments: object,
+        file_size: int | None = None,
+        ignore: tuple[type[Warning], ...] = (),
+        first: Callable[[], None] | None = None,
     ) -> None:
         pipes = [FORKS.Pipe(duplex=False) for _ in range(2)]
         words, place = [str(argument) for argument in arguments], (os.getcwd(), dict(os.environ))
-        options = (words, *(writer for _, writer in pipes), place, file_size, ignore)
+        options = (words, *(writer for _, writer in pipes), place, file_size, ignore, first)
         self.process = FORKS.Process(target=_call, args=options)
         self.process.start()
         self.said = ["", ""]
@@ -78,6 +84,7 @@ def _call(
     place: tuple[str, dict[str, str]],
     file_size: int,
     ignore: tuple[type[Warning], ...],
+    first: Callable[[], None] | None,
 ) -> None:
     """In the new process, which was forked from one in another folder with another environment."""
     import pyro_ltm_cli.main
@@ -100,6 +107,8 @@ def _call(
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    if first:
+        first()
     sys.argv = ["pyro-ltm", *words]
     pyro_ltm_cli.main.main()
 

@@ -1,0 +1,112 @@
+"""Kill -9 at random moments: the next start goes on, and what comes out is to the bit what an undisturbed one gives.
+
+Together the long forms kill a hundred times.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+
+import pytest
+from helpers import kills
+from helpers.kills import Victim
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+
+ANY, WRITE = "any moment", "a write of the checkpoint"
+
+
+@pytest.fixture(scope="module")
+def victims(settings, text, trained, tmp_path_factory):
+    """Commands by name; each takes a second or two."""
+    documents = tmp_path_factory.mktemp("documents") / "a.txt"
+    documents.write_text("\n\n".join(text.read_text().splitlines()[:40]))
+    longer = tmp_path_factory.mktemp("longer") / "long.txt"
+    longer.write_text(text.read_text() * 40)
+    often = settings(**{"slow.steps": 24, "slow.save_every": 1, "slow.eval_every": 6, "slow.average": 0.9})
+    parts = ["--guides", "mean-field,low-rank:2", "--objectives", "elbo,stl", "--sequences", 8]
+
+    def copied(out):
+        shutil.copytree(trained, out, ignore=shutil.ignore_patterns("evaluation.json", "plots"))
+
+    return {
+        "train": Victim(
+            lambda out: ["train", "--data", text, "--out", out, "--resume", *often], kills.weights_and_metrics
+        ),
+        "train --init-from": Victim(
+            lambda out: ["train", "--data", trained / "data", "--out", out, "--init-from", trained, "--resume", *often],
+            kills.weights_and_metrics,
+        ),
+        "evaluate": Victim(lambda out: ["evaluate", out, "--protocol", "all"], kills.evaluation, copied),
+        "compare": Victim(lambda out: ["compare", trained, "--out", out, *parts], kills.compared),
+        "embed": Victim(
+            lambda out: ["embed", trained, "--data", documents, "--out", out, "--batch-size", 2, "--fast-steps", 20],
+            kills.embedded,
+        ),
+        "prepare": Victim(lambda out: ["prepare", longer, "--out", out, "--vocab-size", 300], kills.files),
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(victims, tmp_path_factory):
+    """What a command leaves behind when nobody kills it, and the seconds that it takes."""
+    found = {}
+
+    def result(name):
+        if name not in found:
+            out = tmp_path_factory.mktemp("undisturbed") / "out.npz"
+            seconds = victims[name].undisturbed(out)
+            found[name] = victims[name].result(out), seconds
+        return found[name]
+
+    return result
+
+
+def killed(victim, result, seconds, where, times, seed, tmp_path):
+    """How many of `times` kills hit a running process; after them the command ends as if there had been none."""
+    draw, hits = random.Random(seed), 0
+    out = tmp_path / "work" / "out.npz"
+    out.parent.mkdir()
+    victim.begin(out)
+    for _ in range(times):
+        if where == ANY:
+            hits += victim.kill_after(draw.uniform(0, seconds), out)
+        else:
+            hits += victim.kill_in_a_write("trainer.safetensors", draw.randint(1, 4), out, draw)
+    victim.end(out)
+    assert victim.result(out) == result
+    return hits
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "times"),
+    [("train", WRITE, 2), ("train --init-from", ANY, 1), ("compare", ANY, 1), ("embed", ANY, 1), ("evaluate", ANY, 1)],
+)
+def test_killed(name, where, times, victims, undisturbed, tmp_path):
+    result, seconds = undisturbed(name)
+    killed(victims[name], result, seconds, where, times, 0, tmp_path)
+
+
+HUNDRED = [
+    *(("train", ANY, 6), ("train", ANY, 6), ("train", ANY, 6), ("train --init-from", ANY, 6), ("train", WRITE, 4)),
+    *(("train", WRITE, 4), ("train", WRITE, 4), ("train", WRITE, 4), ("evaluate", ANY, 6), ("evaluate", ANY, 6)),
+    *(("compare", ANY, 6), ("compare", ANY, 6), ("compare", ANY, 6), ("embed", ANY, 6), ("embed", ANY, 6)),
+    *(("prepare", ANY, 6), ("prepare", ANY, 6), ("train --init-from", ANY, 6)),
+]
+assert sum(times for _, _, times in HUNDRED) == 100
+
+
+@pytest.mark.long
+def test_killed_a_hundred_times(victims, undisturbed, tmp_path):
+    hits: dict[str, int] = {}
+    for seed, (name, where, times) in enumerate(HUNDRED, 1):
+        result, seconds = undisturbed(name)
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        found = killed(victims[name], result, seconds, where, times, seed, folder)
+        hits[f"{name}, {where}"] = hits.get(f"{name}, {where}", 0) + found
+        shutil.rmtree(folder)
+    print(hits)
+    assert sum(hits.values()) >= 75, hits  # the others came too late: the command had ended
