@@ -148,12 +148,12 @@ def test_stopped_and_resumed_ends_with_the_same_weights(member, kind, tokens, tm
 
 @pytest.mark.parametrize("member", ["muon", pytest.param("soap:2", marks=pytest.mark.long)])
 def test_killed_and_resumed_ends_with_the_same_state(member, tokens, tmp_path):
-    """A process that dies by SIGKILL after its third step has written a checkpoint at the second."""
-    config = configure(f"slow_optimizer.name={member}", "slow.save_every=2")
+    """A process that dies by SIGKILL after its third step has written the first checkpoint, perhaps the second."""
+    config = configure(f"slow_optimizer.name={member}", "slow.save_every=1")
     whole = ltm.train(config, data=tokens, out=tmp_path / "whole").folder
     killed = tmp_path / "killed"
     train_until_killed(3, config=config, data=tokens, out=killed)
-    assert Run.load(killed).step == 2
+    assert Run.load(killed).step in (1, 2)
     ltm.train(None, data=None, out=killed, resume=True)
     for name in ("model.safetensors", "trainer.safetensors"):  # tensors: the second's header has seconds in it
         one, other = load_file(killed / name), load_file(whole / name)
