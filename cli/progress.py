@@ -161,7 +161,12 @@ class BarReporter(Reporter):
             self._bars.update(self._task, completed=done, figures=text)
 
 
-PREPARING = {"tokenizer": "reading text for the tokenizer", "encode": "text to tokens"}
+PREPARING = {
+    "tokenizer": "reading text for the tokenizer",
+    "encode": "text to tokens",
+    "skip": "going on: reading text whose tokens are there",
+    "restart": "what was left of an earlier call is of no use, so from the beginning",
+}
 
 
 def figures(progress: Progress, *, short: bool = False) -> str:

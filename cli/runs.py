@@ -105,7 +105,7 @@ def check_target(path: Path, *inputs: Path | None) -> None:
         raise UserError(f"{path}: there is no folder {path.parent}")
     if any(one is not None and one.exists() and path.exists() and one.samefile(path) for one in inputs):
         raise UserError(f"{path}: is read by this command, and not written over; name another file")
-    from pyro_ltm.data.folder import is_prepared, strangers
+    from pyro_ltm.data.manifest import is_prepared, strangers
     from pyro_ltm.runs.folder import CONFIG
     from pyro_ltm.training.launch import WRITTEN
 

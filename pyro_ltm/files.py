@@ -64,16 +64,45 @@ def new_folder(out: Path) -> Iterator[Path]:
     try:
         with clear_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            for left_by_a_kill in _left(out, r"[0-9a-f]{12}\.(partial|old)"):
-                shutil.rmtree(left_by_a_kill, ignore_errors=True)
+            _sweep_folders(out)
             partial.mkdir()
             yield partial
-            for path in (*partial.rglob("*"), partial):
-                sync(path)
-            _replace_folder(partial, out)
-            sync(out.parent)
+            _put(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def unfinished(out: Path) -> Path:
+    """The folder in which `kept_folder` keeps what is to become `out`."""
+    return out.with_name(f".{out.name}.unfinished")
+
+
+@contextmanager
+def kept_folder(out: Path, note: str) -> Iterator[Path]:
+    """As `new_folder`, but what is done stays where the block fails, or its process is killed, once it wrote a note.
+
+    The block finds what an earlier one did in the folder that it is given. Its file `note`, which says how far that
+    is, lies beside the folder and not in it; without one, all of it vanishes where the block fails.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written; what bore the name is as it was.
+    """
+    out = out.absolute()
+    place = unfinished(out)
+    kept = place / note
+    try:
+        with clear_errors(out, stays=kept):
+            _sweep_folders(out)
+            if not kept.is_file():
+                shutil.rmtree(place, ignore_errors=True)
+            partial = place / f"{out.name}.partial"
+            partial.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _put(partial, out)
+            kept.unlink(missing_ok=True)
+    finally:
+        if not kept.is_file():
+            shutil.rmtree(place, ignore_errors=True)
 
 
 @contextmanager
@@ -93,6 +122,20 @@ def made_folder(out: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 out.rmdir()
         raise
+
+
+def _sweep_folders(out: Path) -> None:
+    """Removes what killed processes left of new folders and old ones."""
+    for left_by_a_kill in _left(out, r"[0-9a-f]{12}\.(partial|old)"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+
+
+def _put(new: Path, out: Path) -> None:
+    """Gives the folder `new` the name `out`, so that it lasts beyond a power cut."""
+    for path in (*new.rglob("*"), new):
+        sync(path)
+    _replace_folder(new, out)
+    sync(out.parent)
 
 
 def half_replaced(out: Path) -> list[Path]:
@@ -146,7 +189,7 @@ def _replace_folder(new: Path, out: Path) -> None:
     elif _exchange(new, out):
         shutil.rmtree(new, ignore_errors=True)
     else:
-        old = new.with_suffix(".old")
+        old = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.old")
         os.rename(out, old)
         try:
             os.rename(new, out)
@@ -189,8 +232,12 @@ def _umask() -> int:
 
 
 @contextmanager
-def clear_errors(path: Path) -> Iterator[None]:
-    """Turns the operating system's refusal to write `path` into a UserError of one line."""
+def clear_errors(path: Path, stays: Path | None = None) -> Iterator[None]:
+    """Turns the operating system's refusal to write `path` into a UserError of one line.
+
+    Args:
+        stays: where this file is there, what was done stays beside it, and the same again goes on with that.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -198,7 +245,8 @@ def clear_errors(path: Path) -> Iterator[None]:
         number = re.search(r"\(os error (\d+)\)", str(error))
         code = getattr(error, "errno", None) or (int(number[1]) if number else None)
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"{path}: no space left to write it; nothing was changed: free some or name another disk"
-            ) from None
+            done = "nothing was changed: free some or name another disk"
+            if stays is not None and stays.is_file():
+                done = f"what is done stays in {stays.parent}: free some, and the same command goes on from there"
+            raise UserError(f"{path}: no space left to write it; {done}") from None
         raise UserError(f"{path}: cannot be written: {one_line(error)}") from None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pyro_ltm.data.documents import Document, Reading
     from pyro_ltm.data.folder import TokenFolder
     from pyro_ltm.data.order import DataOrder
-    from pyro_ltm.data.preparation import Preparation, prepare
+    from pyro_ltm.data.preparation import Preparation, append, check, prepare
     from pyro_ltm.data.sources import read_source
     from pyro_ltm.data.tokenizer import Tokenizer
     from pyro_ltm.data.worlds import Story, World
@@ -30,6 +30,8 @@ __all__ = [
     "TokenFolder",
     "Tokenizer",
     "World",
+    "append",
+    "check",
     "prepare",
     "read_corpus",
     "read_source",
@@ -46,6 +48,8 @@ _HOME = {
     "TokenFolder": "folder",
     "DataOrder": "order",
     "Preparation": "preparation",
+    "append": "preparation",
+    "check": "preparation",
     "prepare": "preparation",
     "Reading": "documents",
     "read_source": "sources",

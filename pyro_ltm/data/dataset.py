@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ltm.data.folder import SPLITS, TokenFolder, chunks, damaged, ids_problem
+from pyro_ltm.data.folder import TokenFolder
+from pyro_ltm.data.manifest import SPLITS, damaged
+from pyro_ltm.data.shards import Shards, chunks, ids_problem
 from pyro_ltm.data.tokenizer import Tokenizer
 from pyro_ltm.data.tokenizer.round_trip import NOT_KNOWN, RoundTrip
 from pyro_ltm.errors import UserError
@@ -33,8 +36,8 @@ class TokenDataset:
             hint = "prepare it with a validation share or source" if split in SPLITS else "choose from it"
             raise UserError(f"{self.folder.path}: no split '{split}', it has {', '.join(self.folder.splits)}; {hint}")
         self.split = split
-        self._stream = self.folder.stream(split)
-        self._index = self.folder.index(split)
+        self._parts = [_Part(part, split) for part in self.folder.parts(split)]
+        self._ends = np.cumsum([len(part) for part in self._parts], dtype=np.int64)  # where the sequences of each end
         self._counts = self.folder.meta["splits"][split]
         # Validation ids follow those of training: a sequence's noise is keyed by its id, and no two share one.
         before = SPLITS[: SPLITS.index(split)]
@@ -51,21 +54,16 @@ class TokenDataset:
         rows = np.asarray(indices, dtype=np.int64)
         if rows.ndim != 1 or (rows.size and (rows.min() < 0 or rows.max() >= len(self))):
             raise IndexError(f"indices must be a list of numbers from 0 to {len(self) - 1}")
-        starts, counts = self._spans(rows)
-        columns = np.arange(self.sequence_length + 1)
-        real = columns <= counts[:, None]  # [B, T + 1]
-        outside = (starts < 0) | (counts < 1) | (counts > self.sequence_length) | (starts > self.tokens - counts)
-        if outside.any():  # a large index is not looked through when it is opened
-            raise damaged(self.folder.path, "its index points outside the tokens")
-        places = np.minimum(starts[:, None] + columns, len(self._stream) - 1)
-        tokens = np.where(real, self._stream[places], self.folder.end_of_text).astype(np.int64)
-        self._check_ids(tokens.reshape(-1))
+        tokens = np.empty((len(rows), self.sequence_length + 1), dtype=np.int64)
+        real = np.empty(tokens.shape, dtype=bool)
+        for number, inside, part_rows in self._by_part(rows):
+            tokens[inside], real[inside] = self._parts[number].read(part_rows)
         return Batch(
             inputs=torch.from_numpy(tokens[:, :-1].copy()),
             targets=torch.from_numpy(tokens[:, 1:].copy()),
             mask=torch.from_numpy(real[:, 1:].copy()),
             ids=torch.from_numpy(self._first_id + rows),
-            padding_is_end=self._index is not None,
+            padding_is_end=self.meta["packing"] == "document",
         )
 
     @property
@@ -86,19 +84,19 @@ class TokenDataset:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Targets of each sequence that count, int64 [S]."""
-        return self._spans(np.arange(len(self)))[1]
+        return np.concatenate([part.spans(np.arange(len(part)))[1] for part in self._parts])
 
     def documents(self, count: int | None = None) -> npt.NDArray[np.int64]:
         """The document in which each of the first `count` sequences begins, numbers from 0, int64 [count]; None: all.
 
         Reads the text of these sequences.
         """
-        starts = self._spans(np.arange(len(self) if count is None else min(count, len(self))))[0]
-        end = int(starts[-1]) + 1 if len(starts) else 0
-        # Every document has an end-of-text before it: the first target of a sequence is that of the last one begun.
-        found = [part.start + np.flatnonzero(self._stream[part] == self.folder.end_of_text) for part in chunks(0, end)]
-        ends = np.concatenate([np.empty(0, dtype=np.int64), *found])
-        return np.searchsorted(ends, starts, side="right").astype(np.int64) - 1
+        left, before, found = len(self) if count is None else min(count, len(self)), 0, [np.empty(0, dtype=np.int64)]
+        for part in self._parts:
+            found.append(before + part.documents(min(left, len(part))))
+            left -= len(found[-1])
+            before += part.counts["documents"]
+        return np.concatenate(found)
 
     @property
     def bytes(self) -> int:
@@ -148,6 +146,60 @@ class TokenDataset:
 
     def target_chunks(self) -> Iterator[npt.NDArray[np.int64]]:
         """All targets that count, each once, in chunks (int64 [n]) that fit in memory."""
+        return itertools.chain.from_iterable(part.target_chunks() for part in self._parts)
+
+    def _by_part(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.bool_], Any]]:
+        """The parts in which sequences lie: the number of each, which sequences, and these numbered inside it."""
+        numbers = np.searchsorted(self._ends, rows, side="right")
+        for number in np.unique(numbers):
+            inside = numbers == number
+            yield int(number), inside, rows[inside] - (self._ends[number] - len(self._parts[number]))
+
+
+class _Part:
+    """One split of one prepared folder, without what was appended to it."""
+
+    def __init__(self, folder: TokenFolder, split: str):
+        self.folder, self.counts = folder, folder.own["splits"][split]
+        self._stream: Shards = folder.shards(split)
+        self._index = folder.index(split)
+
+    def __len__(self) -> int:
+        return int(self.counts["sequences"])
+
+    def read(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Tokens [B, T + 1] of the sequences `rows` [B], with end-of-text behind shorter ones, and which are real."""
+        length, tokens = self.folder.sequence_length, int(self.counts["tokens"])
+        starts, counts = self.spans(rows)
+        columns = np.arange(length + 1)
+        real = columns <= counts[:, None]
+        if ((starts < 0) | (counts < 1) | (counts > length) | (starts > tokens - counts)).any():
+            # A large index is not looked through when it is opened.
+            raise damaged(self.folder.path, "its index points outside the tokens")
+        places = np.minimum(starts[:, None] + columns, len(self._stream) - 1)
+        found = np.where(real, self._stream[places], self.folder.end_of_text).astype(np.int64)
+        self._check_ids(found.reshape(-1))
+        return found, real
+
+    def spans(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Where in the stream each sequence starts, and how many targets it has; int64 [B] each."""
+        if self._index is not None:
+            spans = np.asarray(self._index[rows], dtype=np.int64)
+            return spans[:, 0], spans[:, 1]
+        starts = rows * self.folder.sequence_length
+        return starts, np.minimum(self.folder.sequence_length, self.counts["tokens"] - starts)
+
+    def documents(self, count: int) -> npt.NDArray[np.int64]:
+        """The document in which each of the first `count` sequences begins, int64 [count]."""
+        starts = self.spans(np.arange(count))[0]
+        end = int(starts[-1]) + 1 if len(starts) else 0
+        # Every document has an end-of-text before it: the first target of a sequence is that of the last one begun.
+        found = [part.start + np.flatnonzero(self._stream[part] == self.folder.end_of_text) for part in chunks(0, end)]
+        ends = np.concatenate([np.empty(0, dtype=np.int64), *found])
+        return np.searchsorted(ends, starts, side="right").astype(np.int64) - 1
+
+    def target_chunks(self) -> Iterator[npt.NDArray[np.int64]]:
+        """All targets, each once, in chunks (int64 [n])."""
         for part in chunks(1, len(self._stream)):  # every token but the first is a target once
             chunk = self._stream[part].astype(np.int64)
             self._check_ids(chunk)
@@ -155,16 +207,8 @@ class TokenDataset:
 
     def _check_ids(self, tokens: npt.NDArray[np.int64]) -> None:
         """Raises UserError for an id beyond the vocabulary: a large file is not looked through when it is opened."""
-        if problem := ids_problem(tokens, self.vocab_size):
+        if problem := ids_problem(tokens, self.folder.vocab_size):
             raise damaged(self.folder.path, f"its stream {problem}")
-
-    def _spans(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Where in the stream each sequence starts, and how many targets it has; int64 [B] each."""
-        if self._index is not None:
-            spans = np.asarray(self._index[rows], dtype=np.int64)
-            return spans[:, 0], spans[:, 1]
-        starts = rows * self.sequence_length
-        return starts, np.minimum(self.sequence_length, self.tokens - starts)
 
 
 def count_bytes(tokenizer: Tokenizer, batch: Batch) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyro_ltm.data.documents import Reading
-from pyro_ltm.data.folder import is_prepared
+from pyro_ltm.data.manifest import is_prepared
 from pyro_ltm.data.readers import SUFFIXES
 from pyro_ltm.data.sniffing import why_not_text
 from pyro_ltm.errors import UserError, one_line

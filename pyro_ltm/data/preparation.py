@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import itertools
+import hashlib
 import json
 import os
-import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_ltm.config import Config, suggest
-from pyro_ltm.data.corpora import is_corpus, is_drawn
-from pyro_ltm.data.documents import Document, Reading
-from pyro_ltm.data.folder import FORMAT, META, PACKINGS, TOKENIZER, VERSION, TokenFolder, is_prepared, sha256, strangers
-from pyro_ltm.data.packing import Digests, SplitWriter
-from pyro_ltm.data.readers.separated import delimiter_of, is_separated
-from pyro_ltm.data.sources import Source, check_delimiter, find_sources, listed
-from pyro_ltm.data.splits import SplitRule, all_in, plan_split
-from pyro_ltm.data.tokenizer import Tokenizer
-from pyro_ltm.data.tokenizer.cutting import encodable_pieces
-from pyro_ltm.errors import UserError, one_line
-from pyro_ltm.files import new_folder
-from pyro_ltm.locks import locked
+import tokenizers
 
-Progress = Callable[[str, int, int], None]
-"""Called now and then with what is done ("tokenizer" or "encode"), and the pieces of text and characters done in it."""
+from pyro_ltm.config import Config, suggest
+from pyro_ltm.data.corpora import is_drawn
+from pyro_ltm.data.documents import Reading
+from pyro_ltm.data.filling import PROGRESS, Filling, Progress
+from pyro_ltm.data.folder import CHECKED, TokenFolder
+from pyro_ltm.data.manifest import PACKINGS, appended_name, is_prepared, strangers
+from pyro_ltm.data.text import Text
+from pyro_ltm.data.tokenizer import Tokenizer
+from pyro_ltm.errors import UserError, one_line
+from pyro_ltm.files import kept_folder, unfinished
+from pyro_ltm.locks import locked
 
 AUTO = "auto"
 """The packing that suits the source."""
-
-GROUP = 1 << 20
-"""Characters encoded in one call: enough for every core to get a share, and little memory."""
-
-_PYTHON = f"{platform.python_implementation()} {platform.python_version()}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +45,7 @@ class Preparation:
         validation_sources: what to read for validation, instead of holding out a share of the sources.
         reading: how the sources are read; None: `Reading()`.
         seed: of the choice of the documents held out.
+        sequences: stop reading once the training split has so many, or a few more; 0: read all.
 
     Raises:
         UserError: one of them is out of range.
@@ -68,6 +59,7 @@ class Preparation:
     validation_sources: Sequence[str] = ()
     reading: Reading | None = None
     seed: int = 0
+    sequences: int = 0
 
     @classmethod
     def of(cls, config: Config) -> Preparation:
@@ -86,6 +78,8 @@ class Preparation:
             raise UserError(f"validation_fraction = {self.validation_fraction}: must be at least 0 and at most 0.9")
         if self.seed < 0:
             raise UserError(f"seed = {self.seed}: must be at least 0")
+        if self.sequences < 0:
+            raise UserError(f"sequences = {self.sequences}: must be at least 0")
 
 
 def prepare(
@@ -94,18 +88,21 @@ def prepare(
     how: Preparation | None = None,
     *,
     overwrite: bool = False,
+    workers: int = 1,
     progress: Progress | None = None,
     **settings: Any,
 ) -> TokenFolder:
     """Writes the folder of tokens `out` (its contents: see `folder`). Reads the text as a stream, two or three times.
 
-    The folder appears whole or not at all, also when stopped by Ctrl-C or a full disk.
+    The folder appears whole or not at all. Of a long text, what is done is kept beside it (`unfinished`) when stopped
+    by Ctrl-C, a kill or a full disk, and the same call goes on from there; the folder is the same to the byte.
 
     Args:
         sources: what to read, each as in `read_source`.
         out: the folder to write.
         how: the settings; None: `Preparation()`. settings: single ones, by name, in place of those of `how`.
         overwrite: replace `out` if it was written by `prepare`.
+        workers: processes that encode the text; 1: this one, by the tokenizer's threads. The folder is the same.
         progress: called while working.
 
     Raises:
@@ -113,47 +110,117 @@ def prepare(
             process, or no space left.
     """
     how = dataclasses.replace(how or Preparation(), **settings)
-    if isinstance(sources, str) or not sources:
-        raise UserError("sources: expected at least one source, in a list")
+    _check_arguments(sources, workers)
     out = Path(out).expanduser().resolve()
     _check_target(out, overwrite)
-    tokenizer = how.tokenizer
-    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
-        tokenizer = Tokenizer.load(tokenizer)
     with locked(out):
         _check_target(out, overwrite)  # another may have made it since it was looked at
-        with new_folder(out) as partial:
-            text = _Text.find(list(map(str, sources)), how)
-            _fill(partial, text, how, tokenizer, progress or (lambda *done: None))
+        _prepare([str(source) for source in sources], out, how, workers, progress)
     return TokenFolder.open(out)
 
 
-def _fill(folder: Path, text: _Text, how: Preparation, tokenizer: Tokenizer | None, report: Progress) -> None:
-    """Writes all files of a prepared folder."""
-    only_drawn = all(map(is_drawn, text.specs))
-    packing = how.packing
-    if packing == AUTO:
-        packing = "document" if only_drawn else "contiguous"
-    if tokenizer is None:
-        tokenizer = Tokenizer.train(_texts(text.training_pieces(), report), how.vocab_size, at_most=only_drawn)
-    meta = {
-        "format": FORMAT,
-        "version": VERSION,
-        **text.described(),
-        "packing": packing,
-        "sequence_length": how.sequence_length,
-        "vocab_size": tokenizer.vocab_size,
-        "end_of_text": tokenizer.end_of_text,
-        "tokenizer": tokenizer.fingerprint,
-        # It decides the text of the built-in corpora.
-        "python": _PYTHON if any(map(is_corpus, text.specs)) else None,
-    }
-    (folder / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
-    meta |= _write_splits(text, folder, tokenizer, how.sequence_length, packing, report)
-    meta["files"] = {
-        file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())
-    }
-    (folder / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+def append(
+    sources: Sequence[str],
+    out: str | Path,
+    *,
+    reading: Reading | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> TokenFolder:
+    """Adds text to the training split of a prepared folder, with its tokenizer, sequence length and packing.
+
+    The files that are there stay as they are, and so do the numbers of their sequences; what is held out stays, too.
+    A run that was trained before goes on with the sequences that there were then. What is new appears whole or not at
+    all, and a call that was stopped is gone on with as in `prepare`.
+
+    Raises:
+        UserError: bad input, or `out` is no prepared folder, damaged, or being written by another process.
+    """
+    _check_arguments(sources, workers)
+    out = Path(out).expanduser().resolve()
+    with locked(out):
+        folder = TokenFolder.open(out)
+        place = out / appended_name(len(folder.appended) + 1)
+        how = Preparation(
+            tokenizer=folder.tokenizer(),
+            sequence_length=folder.sequence_length,
+            packing=str(folder.meta["packing"]),
+            validation_fraction=0.0,
+            reading=reading,
+        )
+        _prepare([str(source) for source in sources], place, how, workers, progress, base=folder)
+    return TokenFolder.open(out)
+
+
+def kept(out: str | Path) -> Path | None:
+    """Where what a stopped `prepare` or `append` has done for `out` is kept; None where there is nothing."""
+    out = Path(out).expanduser().resolve()
+    for place in (unfinished(out), *sorted(out.glob(".appended-*.unfinished"))):
+        if (place / PROGRESS).is_file():
+            return place
+    return None
+
+
+def check(out: str | Path) -> TokenFolder:
+    """Reads a prepared folder in full. Raises UserError when a file, token or sequence is not as it was written."""
+    folder = TokenFolder.open(Path(out).expanduser())
+    folder.verify(above=CHECKED)
+    folder.check_contents()
+    return folder
+
+
+def _prepare(
+    sources: list[str],
+    out: Path,
+    how: Preparation,
+    workers: int,
+    progress: Progress | None,
+    *,
+    base: TokenFolder | None = None,
+) -> None:
+    """Prepares `out`, whose lock is held, or goes on where an earlier call stopped."""
+    tokenizer = how.tokenizer
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer.load(tokenizer)
+    reading, validation_sources = how.reading or Reading(), list(map(str, how.validation_sources))
+    with kept_folder(out, PROGRESS) as folder:
+        text = Text.find(sources, validation_sources, reading, fraction=how.validation_fraction, seed=how.seed)
+        if how.sequences and text.rule.cuts_documents:
+            raise UserError(
+                f"sequences = {how.sequences}: of fewer than twenty documents the ends are held out, which would not "
+                "be reached: name text to validate on, or set validation_fraction to 0"
+            )
+        only_drawn = all(map(is_drawn, text.specs))
+        by_document = how.packing == "document" or (how.packing == AUTO and only_drawn)
+        Filling(
+            folder=folder,
+            text=text,
+            tokenizer=tokenizer,
+            vocab_size=how.vocab_size,
+            at_most=only_drawn,
+            length=how.sequence_length,
+            packing="document" if by_document else "contiguous",
+            sequences=how.sequences,
+            recipe=_recipe(sources, dataclasses.replace(how, tokenizer=tokenizer, reading=reading)),
+            base=base,
+            workers=workers,
+            report=progress or (lambda *done: None),
+        ).run()
+
+
+def _recipe(sources: list[str], how: Preparation) -> str:
+    """Digest of all that decides what the folder will hold, but the text."""
+    tokenizer = how.tokenizer.fingerprint if isinstance(how.tokenizer, Tokenizer) else None
+    settings = {**vars(how), "tokenizer": tokenizer, "reading": vars(how.reading)}
+    content = json.dumps([sources, settings, tokenizers.__version__], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _check_arguments(sources: Sequence[str], workers: int) -> None:
+    if isinstance(sources, str) or not sources:
+        raise UserError("sources: expected at least one source, in a list")
+    if workers < 1:
+        raise UserError(f"workers = {workers}: must be at least 1")
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
@@ -168,130 +235,3 @@ def _check_target(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: was prepared before; name a new folder, or allow to overwrite it")
     if others := strangers(out):
         raise UserError(f"{out}: also holds {others[0]}, which `prepare` did not write: move it elsewhere first")
-
-
-@dataclass
-class _Text:
-    """The text to prepare, and how it is split. Each call of a method reads it from the beginning.
-
-    Attributes:
-        sources, validation_sources: those that were found.
-        rule: splits the text of `sources`; all of `validation_sources` is for validation.
-        reading: how the sources are read.
-        without_text: documents in `pieces` so far that hold none, not even white space.
-    """
-
-    sources: list[Source]
-    validation_sources: list[Source]
-    rule: SplitRule
-    reading: Reading
-    without_text: int = 0
-
-    @classmethod
-    def find(cls, specs: list[str], how: Preparation) -> _Text:
-        """Looks up every source before the first is read: a typing error in the last one shows at once."""
-        reading, validation_specs = how.reading or Reading(), list(map(str, how.validation_sources))
-        sources, validation_sources = find_sources(specs, reading), find_sources(validation_specs, reading)
-        check_delimiter((*sources, *validation_sources), reading)
-        whole = bool(validation_sources)
-        rule = all_in("train") if whole else plan_split(_read(sources), how.validation_fraction, how.seed)
-        return cls(sources, validation_sources, rule, reading)
-
-    @property
-    def specs(self) -> list[str]:
-        """How all sources were named."""
-        return [source.spec for source in (*self.sources, *self.validation_sources)]
-
-    @property
-    def splits(self) -> list[str]:
-        """The splits that it has."""
-        return ["train", "validation"] if self.validation_sources else list(self.rule.splits)
-
-    def training_pieces(self) -> Iterator[Document]:
-        """The training split, in pieces for a byte-level tokenizer."""
-        pairs = (pair for pair in self.rule.assign(_read(self.sources)) if pair[0] == "train")
-        return (piece for _, piece in encodable_pieces(pairs, cut=True))
-
-    def pieces(self) -> Iterator[tuple[str, Document]]:
-        """All text, each piece with its split."""
-        yield from self.rule.assign(self._counted(self.sources))
-        yield from all_in("validation").assign(self._counted(self.validation_sources))
-
-    def described(self) -> dict[str, Any]:
-        """Its entries in meta.json."""
-        found = (*self.sources, *self.validation_sources)
-        separated = [path for source in found for path in source.files if is_separated(path)]
-        return {
-            "sources": [source.spec for source in self.sources],
-            "validation_sources": [source.spec for source in self.validation_sources],
-            "text_column": self.reading.column if any(source.has_columns for source in found) else None,
-            "delimiters": sorted({delimiter_of(path, self.reading) for path in separated}),
-            **listed(found),
-            "split_rule": "validation has its own sources" if self.validation_sources else self.rule.description,
-        }
-
-    def _counted(self, sources: list[Source]) -> Iterator[Document]:
-        for document in _read(sources):
-            self.without_text += not document.text and not document.continues
-            yield document
-
-
-def _read(sources: Sequence[Source]) -> Iterator[Document]:
-    """The documents of all sources, from the first on."""
-    return itertools.chain.from_iterable(source.read() for source in sources)
-
-
-def _texts(pieces: Iterator[Document], report: Progress) -> Iterator[str]:
-    characters = reported = 0
-    for count, document in enumerate(pieces, 1):
-        yield document.text
-        characters += len(document.text)
-        if characters - reported >= GROUP:
-            reported = characters
-            report("tokenizer", count, characters)
-
-
-def _write_splits(
-    text: _Text, folder: Path, tokenizer: Tokenizer, length: int, packing: str, report: Progress
-) -> dict[str, Any]:
-    """Encodes and writes every split; returns the entries of meta.json that count what each holds."""
-    with contextlib.ExitStack() as files:
-        splits = {
-            name: files.enter_context(SplitWriter(folder, name, tokenizer, length=length, packing=packing))
-            for name in text.splits
-        }
-        done = characters = 0
-        for group in _groups(encodable_pieces(text.pieces(), cut=tokenizer.pipeline.has_cut_points)):
-            encoded = tokenizer.encode_batch([document.text for _, document in group])
-            for (name, document), ids in zip(group, encoded, strict=True):
-                splits[name].add(document, ids)
-            done += len(group)
-            characters += sum(len(document.text) for _, document in group)
-            report("encode", done, characters)
-    for name, split in splits.items():
-        if split.text_tokens < 2:
-            raise UserError(
-                f"the {name} split has {split.text_tokens} tokens of text, at least 2 are needed: "
-                f"add text{' or change validation_fraction' if len(splits) > 1 else ''}"
-            )
-    digests = {name: split.digests for name, split in splits.items()}
-    return {
-        "splits": {name: split.counts() for name, split in splits.items()},
-        "documents_without_text": text.without_text,
-        "duplicate_documents": {name: found.duplicates() for name, found in digests.items()},
-        "validation_documents_in_training": digests.get("validation", Digests()).also_in(digests["train"]),
-    }
-
-
-def _groups(pieces: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
-    """Pieces in lists of about `GROUP` characters."""
-    group: list[tuple[str, Document]] = []
-    size = 0
-    for piece in pieces:
-        group.append(piece)
-        size += len(piece[1].text)
-        if size >= GROUP:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group

@@ -32,11 +32,13 @@ class SplitRule:
         splits: those that text may go to.
         description: the rule in one sentence.
         assign: pairs of split and piece, without empty pieces; `continues` is relative to the piece's own split.
+        cuts_documents: whether the end of each document is held out, instead of whole ones.
     """
 
     splits: tuple[str, ...]
     description: str
     assign: Callable[[Iterable[Document]], Iterator[tuple[str, Document]]]
+    cuts_documents: bool = False
 
 
 def all_in(split: str) -> SplitRule:
@@ -98,7 +100,7 @@ def by_tail(fraction: float, lengths: Sequence[int]) -> SplitRule:
             start = end
 
     description = f"the last {fraction:.4g} of each document's characters is held out, from the next line on"
-    return SplitRule(("train", "validation"), description, assign)
+    return SplitRule(("train", "validation"), description, assign, cuts_documents=True)
 
 
 def plan_split(documents: Iterable[Document], fraction: float, seed: int) -> SplitRule:

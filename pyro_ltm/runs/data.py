@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from pyro_ltm.data import Reading, TokenDataset, World, prepare
 from pyro_ltm.data.corpora import for_scoring, is_drawn
-from pyro_ltm.data.folder import is_prepared, is_token_folder
+from pyro_ltm.data.folder import is_token_folder
+from pyro_ltm.data.manifest import is_prepared
 from pyro_ltm.errors import UserError
 from pyro_ltm.reading import read_json
 from pyro_ltm.runs.notes import DATA, DataNote, data_note, write_note

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ltm.data import DataOrder, TokenDataset, TokenFolder, Tokenizer, folder, prepare, unigram_nats
+from pyro_ltm.data import DataOrder, TokenDataset, TokenFolder, Tokenizer, folder, prepare, shards, unigram_nats
 from pyro_ltm.runs.batches import dataset_batches
 
 TEXTS = ["the cat sat on the mat", "a", "dogs and cats and mice and more", "tell me"] * 8
@@ -69,7 +69,7 @@ def test_ids_are_stable_and_never_shared(prepared: TokenFolder) -> None:
 
 
 def test_a_sequence_is_of_the_document_in_which_it_begins(prepared: TokenFolder, monkeypatch) -> None:
-    monkeypatch.setattr(folder, "CHUNK", 5)
+    monkeypatch.setattr(shards, "CHUNK", 5)
     for split in prepared.splits:
         data = TokenDataset(prepared, split)
         owner, document = [], 0  # of each target: every document ends with its end-of-text
@@ -103,7 +103,7 @@ def test_indices_out_of_range(prepared: TokenFolder) -> None:
 
 
 def test_unigram_nats(prepared: TokenFolder, monkeypatch) -> None:
-    monkeypatch.setattr(folder, "CHUNK", 5)
+    monkeypatch.setattr(shards, "CHUNK", 5)
     train, validation = TokenDataset(prepared), TokenDataset(prepared, "validation")
     seen = prepared.stream("train")[1:].tolist()
     total = sum(
@@ -159,7 +159,7 @@ def test_damaged_meta(refused, prepared: TokenFolder) -> None:
     path = prepared.path / "meta.json"
     meta = json.loads(path.read_text())
     path.write_text(json.dumps({**meta, "version": 99}))
-    assert "format version 99, this release reads 1" in refused(TokenDataset, prepared.path)
+    assert "format version 99, this release reads 1 and 2" in refused(TokenDataset, prepared.path)
     for key in ("splits", "files", "packing", "sequence_length", "vocab_size", "end_of_text", "tokenizer", "sources"):
         path.write_text(json.dumps({name: value for name, value in meta.items() if name != key}))
         assert f"damaged: {key} is missing" in refused(TokenDataset, prepared.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import json
 import os
@@ -19,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyro_ltm import files
-from pyro_ltm.data import TokenFolder, Tokenizer, preparation, prepare
+from pyro_ltm.data import TokenFolder, Tokenizer, filling, prepare
 from pyro_ltm.data.documents import Document
+from pyro_ltm.data.encoding import Encoded
 from pyro_ltm.data.folder import is_token_folder
 from pyro_ltm.data.packing import SplitWriter
 from pyro_ltm.data.splits import MANY, plan_split
@@ -151,14 +153,19 @@ def test_every_token_but_the_first_is_a_target_once(documents: list[list[int]], 
     stream = [0, *(token for document in documents for token in [*document, 0])]
     with tempfile.TemporaryDirectory() as name:
         for packing in ("contiguous", "document"):
-            sizes = {"token_bytes": np.arange(10), "first_token_bytes": np.arange(10)}
+            sizes = {"token_bytes": np.arange(10), "first_token_bytes": np.arange(10), "vocab_size": 10}
             tokenizer = SimpleNamespace(end_of_text=0, unknown=None, gives_back=lambda text, ids: True, **sizes)
+            encoded = functools.partial(Encoded.of, tokenizer, "text")
             with SplitWriter(Path(name), "train", tokenizer, length=length, packing=packing) as writer:
                 for document in documents:
-                    writer.add(Document("text", "here"), document[:3])
-                    writer.add(Document("text", "here", continues=True), document[3:])
+                    writer.add(Document("text", "here"), encoded(document[:3]))
+                    writer.add(Document("text", "here", continues=True), encoded(document[3:]))
             assert np.fromfile(Path(name) / "train.bin", dtype="<u2").tolist() == stream
-            assert (writer.tokens, writer.documents, writer.bytes) == (len(stream) - 1, len(documents), sum(stream))
+            assert (writer.tokens, writer.written.documents, writer.written.bytes) == (
+                len(stream) - 1,
+                len(documents),
+                sum(stream),
+            )
             assert writer.text_tokens == sum(map(len, documents))
             if packing == "contiguous":
                 assert writer.sequences == -(-(len(stream) - 1) // length)
@@ -283,7 +290,7 @@ def test_bad_text_halfway_leaves_nothing(refused, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["tokenizer", "encode"])
 def test_interrupted(book: Path, tmp_path: Path, monkeypatch, stage: str) -> None:
-    monkeypatch.setattr(preparation, "GROUP", 1000)
+    monkeypatch.setattr(filling, "GROUP", 1000)
 
     def interrupt(at: str, pieces: int, characters: int) -> None:
         if at == stage:

@@ -17,13 +17,14 @@ class RoundTrip:
     Attributes:
         texts: how many. changed: those that decoding their tokens does not give back, to the byte.
         tokens: of all texts. unknown: those that stand for text that the tokenizer does not know.
+        last_changed: whether the last text is one of those that change, of which more may come.
     """
 
     texts: int = 0
     changed: int = 0
     tokens: int = 0
     unknown: int = 0
-    _changed: bool = field(default=False, repr=False)
+    last_changed: bool = field(default=False, repr=False)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, texts: Sequence[str], encoded: Sequence[Sequence[int]]) -> RoundTrip:
@@ -41,14 +42,19 @@ class RoundTrip:
 
     def add(self, tokenizer: Tokenizer, text: str, ids: Sequence[int], *, continues: bool = False) -> None:
         """Takes in one more text, or more of the last one."""
+        unknown = sum(token == tokenizer.unknown for token in ids)
+        self.count(len(ids), unknown, gives_back=tokenizer.gives_back(text, ids), continues=continues)
+
+    def count(self, tokens: int, unknown: int, *, gives_back: bool, continues: bool = False) -> None:
+        """As `add`, of a text that was looked at before."""
         if not continues:
             self.texts += 1
-            self._changed = False
-        if not self._changed and not tokenizer.gives_back(text, ids):
+            self.last_changed = False
+        if not self.last_changed and not gives_back:
             self.changed += 1
-            self._changed = True
-        self.tokens += len(ids)
-        self.unknown += sum(token == tokenizer.unknown for token in ids)
+            self.last_changed = True
+        self.tokens += tokens
+        self.unknown += unknown
 
     @property
     def why_no_bytes(self) -> str:

@@ -134,6 +134,10 @@ class Tokenizer:
         """The contents of its `tokenizer.json`."""
         return str(self._backend.to_str(pretty=True))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process: made anew there, because the library's own pickles forget a setting."""
+        return _of_json, (self._backend.to_str(),)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`. Raises UserError where the tokenizer fails on it."""
         return self.encode_batch([text])[0]
@@ -236,6 +240,10 @@ class Tokenizer:
     @functools.cached_property
     def _first(self) -> int:
         return (self.encode("a") or [0])[-1]
+
+
+def _of_json(content: str) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(content))
 
 
 def _named_end(folder: Path) -> str | None:
