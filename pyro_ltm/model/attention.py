@@ -22,6 +22,7 @@ from pyro_ltm.model.kernels.attention import (
     has_window_kernel,
     readable,
 )
+from pyro_ltm.model.kernels.device import device_type
 from pyro_ltm.model.linear import Linear
 from pyro_ltm.model.norm import RMSNorm
 
@@ -92,7 +93,7 @@ def windowed_attention(
 
 def _has_blocks(x: Tensor) -> bool:
     # By itself so that the tests can have bands on a CPU.
-    return x.device.type == "cpu"
+    return device_type(x) == "cpu"
 
 
 BLOCK = 32
@@ -190,7 +191,7 @@ def _are_few(keys: Tensor) -> bool:
     A query's mixture then has H P terms, in three products (forward, back to probabilities and values); projected
     afterwards, it had H d in two. The fused kernel is slow for few keys besides. On a GPU this was not measured.
     """
-    return keys.device.type == "cpu" and 3 * keys.shape[-2] < 2 * keys.shape[-1]
+    return device_type(keys) == "cpu" and 3 * keys.shape[-2] < 2 * keys.shape[-1]
 
 
 def _normed(x: Tensor, norm: RMSNorm | None) -> Tensor:

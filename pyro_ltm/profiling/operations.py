@@ -31,12 +31,18 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        packet = func._overloadpacket
-        if packet in _ON_CPU:
-            self.total += _ON_CPU[packet](*args)
-        elif packet in flop_registry:
-            self.total += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
+        self.total += operations_of(func, args, kwargs or {}, result)
         return result
+
+
+def operations_of(func: Any, args: Any, kwargs: Any, result: Any) -> int:
+    """Those of one call of a torch operator, as a dispatch mode sees it."""
+    packet = func._overloadpacket
+    if packet in _IN_WINDOW and kwargs.get("window_size_left") is not None:
+        return _IN_WINDOW[packet](*args, **kwargs)
+    if packet in _ON_CPU:
+        return _ON_CPU[packet](*args)
+    return int(flop_registry[packet](*args, **kwargs, out_val=result)) if packet in flop_registry else 0
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any) -> int:
@@ -54,11 +60,28 @@ def _packed_product(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> int:
     return 2 * x.numel() * weight.shape[0]
 
 
+def _flash(query: torch.Tensor, key: torch.Tensor, *_: Any, window_size_left: int, products: int = 2, **__: Any) -> int:
+    """`products` of each of the last queries [B, P, H, d] with the keys [B, T, H, d] in its window."""
+    (size, last, heads, width), length = query.shape, key.shape[1]
+    seen = sum(min(place + 1, window_size_left + 1) for place in range(length - last, length))
+    return 2 * products * size * heads * width * seen
+
+
+def _flash_back(gradient: torch.Tensor, *inputs: Any, **options: Any) -> int:
+    """Scores again, and the gradients of values, probabilities, queries and keys."""
+    return _flash(*inputs, **options, products=5)
+
+
 _aten = torch.ops.aten
 _ON_CPU: dict[Any, Callable[..., int]] = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back,
 }
 """On a processor: attention, and products with packed weights, for which torch registers no formula."""
+_IN_WINDOW: dict[Any, Callable[..., int]] = {
+    _aten._flash_attention_forward: _flash,
+    _aten._flash_attention_backward: _flash_back,
+}
+"""On a GPU: causal attention in a window, for which torch's formula counts all keys."""
 if _packed := getattr(torch.ops.mkldnn, "_linear_pointwise", None):  # not in every build of torch
     _ON_CPU[_packed] = _packed_product

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_ltm.model.kernels.device import device_type
+
 FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FLASH = torch.ops.aten._flash_attention_forward
 FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -33,7 +35,7 @@ def has_window_kernel(x: Tensor) -> bool:
 
     It has no second derivative: see `chooses_its_kernel`.
     """
-    half = x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
+    half = device_type(x) == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
     fits = x.shape[-1] % 8 == 0 and x.shape[-1] <= 256
     return half and fits and (torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled())
 

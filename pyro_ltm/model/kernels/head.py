@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_ltm.model.kernels import head_tiles
+from pyro_ltm.model.kernels.device import device_type
 
 CHUNK, GPU_CHUNK = 1 << 25, 1 << 28
 """Most bytes of logits in memory at a time, on a CPU and on a GPU. Products slow down with fewer positions at once,
@@ -110,7 +111,7 @@ def _to_weight(hidden: Tensor, weight: Tensor, tokens: Tensor, weights: Tensor, 
 
 def _in_tiles(hidden: Tensor, weight: Tensor) -> bool:
     # In half precision the fused kernel is slower than the products alone.
-    return hidden.device.type == "cpu" and hidden.dtype == weight.dtype != torch.bfloat16 and len(hidden) > 0
+    return device_type(hidden) == "cpu" and hidden.dtype == weight.dtype != torch.bfloat16 and len(hidden) > 0
 
 
 class FrozenWeight:
@@ -132,7 +133,7 @@ class FrozenWeight:
         self._many = many
         self._latest = threading.local()  # two threads must not write over one another's logits
         self._order: Tensor | None = None
-        if many and matrix.dtype == torch.bfloat16 and matrix.device.type == "cpu" and packs_half():
+        if many and matrix.dtype == torch.bfloat16 and device_type(matrix) == "cpu" and packs_half():
             self._order = torch.ops.mkldnn._reorder_linear_weight(matrix.t().contiguous(), PACKED_ROWS)
 
     def logits(self, hidden: Tensor, out: Tensor) -> Tensor:
@@ -165,7 +166,7 @@ STEP = 64
 
 def _pads(matrix: Tensor) -> bool:
     # By itself so that the tests can have a GPU's layout on a CPU.
-    return matrix.device.type == "cuda" and matrix.dtype == torch.bfloat16
+    return device_type(matrix) == "cuda" and matrix.dtype == torch.bfloat16
 
 
 def _in_step(matrix: Tensor) -> Tensor:
@@ -253,7 +254,7 @@ def _capped_softmax(logits: Tensor, tokens: Tensor, dtype: torch.dtype, cap: flo
 
 def _may_look(x: Tensor) -> bool:
     # A GPU would have to be waited for. By itself so that the tests can have the GPU's way on a CPU.
-    return x.device.type == "cpu"
+    return device_type(x) == "cpu"
 
 
 def _values(hidden: Tensor, weight: Tensor, tokens: Tensor, cast: FrozenWeight, cap: float) -> Tensor:
@@ -289,7 +290,7 @@ class _Scratch:
     """Memory for one chunk's logits and (log-)probabilities, used again by the next: asking for it anew takes time."""
 
     def __init__(self, hidden: Tensor, cast: FrozenWeight, dtype: torch.dtype):
-        chunk = CHUNK if hidden.device.type == "cpu" else GPU_CHUNK
+        chunk = CHUNK if device_type(hidden) == "cpu" else GPU_CHUNK
         most = max(16, chunk // (hidden.element_size() * len(cast.rows)))
         size = min(1 << (most.bit_length() - 1), max(len(hidden), 1))
         self.chunks = [slice(first, first + size) for first in range(0, len(hidden), size)]
