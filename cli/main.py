@@ -25,6 +25,7 @@ COMMANDS = (
     "prepare",
     "train",
     "bench",
+    "plan",
     "fit-prior",
     "evaluate",
     "calibrate",
