@@ -200,14 +200,18 @@ def _kinds(plan: Plan) -> list[list[str]]:
     ]
 
 
+def _operations(count: int) -> str:
+    return f"{count / 1e12:,.4g} TFLOP" if count >= 1e12 else f"{count / 1e9:,.4g} GFLOP"
+
+
 def _times(plan: Plan, epochs: float | None) -> list[list[str]]:
     from ..estimate import duration
 
     pieces = f"{plan.micro_batches} micro-batches of {plan.micro_batch} sequences"
     rows = [
         ["a slow step, on each device", f"{pieces if plan.micro_batches > 1 else pieces.replace('batches', 'batch')}"],
-        ["operations of a fast step, of a micro-batch", f"{plan.fast_operations / 1e9:,.4g} GFLOP"],
-        ["operations of the slow step, of a micro-batch", f"{plan.slow_operations / 1e9:,.4g} GFLOP"],
+        ["operations of a fast step, of a micro-batch", _operations(plan.fast_operations)],
+        ["operations of the slow step, of a micro-batch", _operations(plan.slow_operations)],
         ["tokens in a slow step", f"{plan.step_tokens:,}"],
     ]
     if plan.step_seconds is not None and plan.seconds is not None:

@@ -1,4 +1,4 @@
-"""What a training would take on devices that are not here: memory by part, bytes sent, tokens a second, time, cost."""
+"""Memory by part, bytes sent, tokens a second, time and cost of a training on devices that are not here."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Sharing:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training takes.
+    """Memory, traffic, time and cost of a training.
 
     Attributes:
         count, device: on what. config: of the training, with the precision that the device computes in.
@@ -152,7 +152,7 @@ class Pace:
 
 
 def plan_training(config: Config, count: int, device: Device, pace: Pace | None = None) -> Plan:
-    """What the training of `config` takes on `count` devices, a process on each.
+    """The plan of a training of `config` on `count` devices, a process on each.
 
     Raises:
         UserError: whatever training would refuse; or more processes than a slow step has sequences.
@@ -188,7 +188,7 @@ def plan_training(config: Config, count: int, device: Device, pace: Pace | None 
         rate_from=rate_from,
         seconds=seconds,
         cost=None if seconds is None or pace.price is None else pace.price * count * seconds / 3600,
-        fitting=() if sharing.fits else _fitting(config, count, device),
+        fitting=() if sharing.fits else _fitting(config, count, device, found),
     )
 
 
@@ -200,7 +200,7 @@ def _precise(config: Config, device: Device) -> Config:
 
 
 def _local(config: Config, count: int) -> Config:
-    """What the busiest of so many processes does: its share of the sequences, in micro-batches of the same size."""
+    """The share of the busiest of so many processes, in micro-batches of the same size."""
     share = -(-config.slow.sequences // count)
     size = min(config.slow.batch_size, share)
     slow = dataclasses.replace(config.slow, batch_size=size, accumulate=-(-share // size))
@@ -271,12 +271,13 @@ def _seconds(found: Simulation, local: Config, device: Device, pace: Pace) -> tu
     return whole / (pace.utilisation * flops), alone / (pace.utilisation * flops), said
 
 
-def _fitting(config: Config, count: int, device: Device) -> tuple[str, ...] | None:
+def _fitting(config: Config, count: int, device: Device, found: Simulation) -> tuple[str, ...] | None:
     """Settings with which it would fit, those that cost least time first; None where none was found.
 
     Smaller micro-batches, as many sequences in all; then layers that are computed again; then weights that are shared.
     """
-    slow, simulated = config.slow, dict[tuple[int, bool], Simulation]()
+    slow = config.slow
+    simulated = {(slow.batch_size, slow.recompute): found}
     sizes = [size for size in range(slow.batch_size, 0, -1) if slow.batch_size % size == 0]
 
     def settings(kind: str, recompute: bool, size: int) -> Config:

@@ -43,7 +43,7 @@ BESIDE = 2
 
 @dataclass(frozen=True)
 class Simulation:
-    """What a training step of one process holds and does.
+    """Memory and operations of a training step of one process.
 
     Attributes:
         parts: by phase, bytes of each part at the phase's peak.
@@ -133,7 +133,7 @@ class _Step:
         return self.watch.operations - before
 
     def _parts(self, held: dict[str, int]) -> dict[str, int]:
-        """In order. What a fit holds beside its local parameters, which last longer, are activations."""
+        """In order. A fit holds local parameters, which last longer, and activations."""
         local = min(self.loop.local_bytes, held.get(FIT, 0))
         parts = {**held, LOCAL: local, FIT: held.get(FIT, 0) - local}
         return {part: parts[part] for part in sorted(parts, key=_place) if parts[part]}

@@ -51,7 +51,7 @@ def test_each_figure_has_its_row(invoke, settings):
     assert found["ddp"] == ["4.0 GB", "yes", "1.5 GB", "500 ms"]
     assert found["fsdp"][1:] == ["yes", "1.5 GB", "500 ms"]
     assert found["a slow step, on each device"] == ["1 micro-batch of 2 sequences"]
-    assert found["operations of a fast step, of a micro-batch"] == ["2,000 GFLOP"]
+    assert found["operations of a fast step, of a micro-batch"] == ["2 TFLOP"]
     assert found["tokens in a slow step"] == [f"{tokens:,}"]
     assert found["seconds of a slow step with its fast steps"] == [f"{(tokens / 4 / 1000 + 0.5) * 1000:.3g} ms"]
     assert "1,000 tokens a second and device, as given" in result.stdout
