@@ -42,7 +42,7 @@ class Watch(TorchDispatchMode):
         self._known: dict[int, tuple[str, weakref.ref[Any]]] = {}
 
     def enter(self, phase: str, part: str) -> None:
-        """What is made from here on is of this phase and part."""
+        """Counts what is made from here on to this phase and part."""
         self.phase, self.part = phase, part
         self._look()
 
@@ -58,7 +58,7 @@ class Watch(TorchDispatchMode):
 
     @contextmanager
     def within(self, part: str) -> Iterator[None]:
-        """What is made within is of this part."""
+        """Counts what is made within to this part."""
         with self.during(self.phase, part):
             yield
 
