@@ -59,7 +59,7 @@ class LineReporter(Reporter):
     def preparing(self, what: str, pieces: int, characters: int) -> None:
         """A line where another kind of work begins, then now and then."""
         if self._due(what != self._doing):
-            note(f"{PREPARING.get(what, what)}: {characters:,} characters")
+            note(f"{PREPARING.get(what, what)}: {_amount(what, characters)}")
         self._doing = what
 
     def training(self, progress: Progress) -> None:
@@ -132,7 +132,7 @@ class BarReporter(Reporter):
 
     def preparing(self, what: str, pieces: int, characters: int) -> None:
         """The characters read; how many there will be is not known."""
-        self._show(PREPARING.get(what, what), None, 0, f"{characters:,} characters")
+        self._show(PREPARING.get(what, what), None, 0, _amount(what, characters))
 
     def training(self, progress: Progress) -> None:
         """The bar, and a line above it for each validation."""
@@ -166,7 +166,12 @@ PREPARING = {
     "encode": "text to tokens",
     "skip": "going on: reading text whose tokens are there",
     "restart": "what was left of an earlier call is of no use, so from the beginning",
+    "check": "reading tokens to see that they are undamaged",
 }
+
+
+def _amount(what: str, size: int) -> str:
+    return f"{size:,} {'bytes' if what == 'check' else 'characters'}"
 
 
 def figures(progress: Progress, *, short: bool = False) -> str:

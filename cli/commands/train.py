@@ -53,6 +53,15 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Text:
+    """The text to learn from, as far as options say it."""
+
+    data: tuple[str, ...]
+    stream: bool
+    workers: int
+
+
+@dataclass(frozen=True)
 class Start:
     """The run or weights that training begins with, as far as options say it."""
 
@@ -82,6 +91,7 @@ class Start:
         "pyro-ltm train --data data/mine --out runs/mine --preset small --set slow.lr=0.001 --steps 2000",
         "pyro-ltm train --data data/mine --out runs/twin --preset small --set model.thoughts=0",
         "pyro-ltm train --data reviews.jsonl --out runs/reviews --rate 40",
+        "pyro-ltm train --data hf:HuggingFaceFW/fineweb --stream --workers 8 --out runs/web",
         "pyro-ltm train --resume --out runs/mine",
         "pyro-ltm train --resume --out runs/mine --steps 4000 --rewarm 100",
         "pyro-ltm train --data data/mine --out runs/stable --set slow.schedule=wsd --set slow.decay=0 --steps 9000",
@@ -89,11 +99,19 @@ class Start:
         "pyro-ltm train --data letters.txt --init-from runs/mine --out runs/letters --steps 500",
     ),
 )
-@click.option(
-    "--data",
-    metavar="SOURCE_OR_DIR",
-    multiple=True,
-    help="A folder that `prepare` wrote, or text to prepare inside the run folder. Repeatable.",
+@gathered(
+    "text",
+    Text,
+    click.option(
+        "--data",
+        metavar="SOURCE_OR_DIR",
+        multiple=True,
+        help="A folder that `prepare` wrote, or text to prepare inside the run folder. Repeatable.",
+    ),
+    click.option(
+        "--stream", is_flag=True, help="Of text, prepare no more than the run will read: for sources of any size."
+    ),
+    number("--workers", "Processes that make tokens of text; 1: the threads of one.", default=1),
 )
 @click.option("--out", required=True, type=FOLDER, metavar="RUN", help="Run folder to write.")
 @gathered(
@@ -129,7 +147,7 @@ class Start:
 @common(seed=None, seed_help="Seed of all that is random; the same as --set seed=N.", code=True)
 def command(
     *,
-    data: tuple[str, ...],
+    text: Text,
     out: Path,
     plan: Plan,
     start: Start,
@@ -144,6 +162,7 @@ def command(
     closed terminal (SIGHUP), SIGTERM and SIGUSR1 save after the step under way.
     """
     start.check(plan)
+    data = text.data
     how = {"thoughts": plan.rate is not None, "allow_code": common.allow_code}
     base = base_config(plan.preset, data, start.configured(out), start.init_from, **how)
     config = configure(base, plan.config_file, plan.all_settings, common, plan.steps)
@@ -179,6 +198,8 @@ def command(
             init_from=start.init_from,
             tokenizer=tokenizer_file.load(),
             reading=reading,
+            stream=text.stream,
+            workers=text.workers,
             device=device,
             allow_code=common.allow_code,
             on_progress=report.training,

@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 
 from pyro_ltm.data.corpora import is_corpus
-from pyro_ltm.data.digests import Digests
 from pyro_ltm.data.documents import Document
+from pyro_ltm.data.duplicates import Digests
 from pyro_ltm.data.encoding import encode_groups
 from pyro_ltm.data.folder import TokenFolder
 from pyro_ltm.data.hashed_file import Unusable

@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,17 +110,27 @@ class TokenFolder:
         states = (dataclasses.replace(self, appended=self.appended[:n]) for n in range(len(self.appended), -1, -1))
         return next((state for state in states if state.fingerprint == fingerprint), None)
 
-    def verify(self, limit: int | None = None, *, above: int = 0) -> None:
+    def verify(
+        self, limit: int | None = None, *, above: int = 0, report: Callable[[int, int], None] | None = None
+    ) -> None:
         """Reads the files, or those of up to `limit` bytes, or those of more than `above`.
+
+        Args:
+            report: called with the files and the bytes read so far.
 
         Raises:
             UserError: one of them is not what was written.
         """
-        for name, entry in self.own["files"].items():
-            if entry["bytes"] > above and self._is_small(name, limit) and sha256(self.path / name) != entry["sha256"]:
-                raise damaged(self.path, f"{name} is not what was written")
-        for part in self.appended:
-            part.verify(limit, above=above)
+        files = size = 0
+        for part in (self, *self.appended):
+            for name, entry in part.own["files"].items():
+                if entry["bytes"] <= above or not part._is_small(name, limit):
+                    continue
+                if sha256(part.path / name) != entry["sha256"]:
+                    raise damaged(part.path, f"{name} is not what was written")
+                files, size = files + 1, size + entry["bytes"]
+                if report is not None:
+                    report(files, size)
 
     def check_contents(self, limit: int | None = None) -> None:
         """Goes through every token id and sequence, or through those in files of up to `limit` bytes.

@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ltm.data.digests import Digests
 from pyro_ltm.data.documents import Document
+from pyro_ltm.data.duplicates import Digests
 from pyro_ltm.data.encoding import Encoded
 from pyro_ltm.data.hashed_file import HashedFile
 from pyro_ltm.data.manifest import FileEntry, index_name, stream_name, stream_names, token_dtype

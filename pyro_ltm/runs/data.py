@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyro_ltm.data import Reading, TokenDataset, World, prepare
+from pyro_ltm.data import Reading, TokenDataset, TokenFolder, World, prepare
 from pyro_ltm.data.corpora import for_scoring, is_drawn
 from pyro_ltm.data.folder import is_token_folder
 from pyro_ltm.data.manifest import is_prepared
@@ -24,7 +24,11 @@ OWN = "data"
 
 
 def open_data(folder: Path, split: str) -> TokenDataset:
-    """The data recorded in a run folder. Raises UserError when they moved or changed."""
+    """The data recorded in a run folder, without what was appended to them since.
+
+    Raises:
+        UserError: they moved or changed.
+    """
     path = folder / DATA
     try:
         note = read_json(path, DataNote)
@@ -33,12 +37,12 @@ def open_data(folder: Path, split: str) -> TokenDataset:
     except UserError as error:
         raise UserError(f"{error}; name the data with --data") from None
     try:
-        data = TokenDataset(folder / note.folder, split)
+        tokens = TokenFolder.open(folder / note.folder)
+        if recorded := tokens.as_of(note.fingerprint):
+            return TokenDataset(recorded, split)
     except UserError as error:
         raise UserError(f"{error}; or name other data with --data") from None
-    if data.folder.fingerprint != note.fingerprint:
-        raise UserError(f"{data.folder.path}: not the data that {folder} was trained on; name other data with --data")
-    return data
+    raise UserError(f"{tokens.path}: not the data that {folder} was trained on; name other data with --data")
 
 
 @contextmanager

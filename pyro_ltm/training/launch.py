@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pyro_ltm.config import Config, without_code
-from pyro_ltm.data import Preparation, Reading, TokenDataset, Tokenizer, prepare
-from pyro_ltm.data.folder import is_token_folder
+from pyro_ltm.data import Preparation, Reading, TokenDataset, TokenFolder, Tokenizer, prepare
+from pyro_ltm.data.folder import CHECKED, is_token_folder
 from pyro_ltm.data.presets import preset_for
 from pyro_ltm.data.sources import sources_of
 from pyro_ltm.distributed import joined
@@ -83,6 +83,8 @@ def train(
     init_from: str | Path | None = None,
     tokenizer: str | Path | Tokenizer | None = None,
     reading: Reading | None = None,
+    stream: bool = False,
+    workers: int = 1,
     device: str = "cpu",
     allow_code: bool = False,
     **more: Any,
@@ -104,7 +106,8 @@ def train(
         branch_from: a run from whose last checkpoint, optimizer and all, the new one goes on as if it were resumed.
             That run stays as it is. See `branch`.
         init_from: a run whose weights the new one begins with, and whose tokenizer it keeps. See `Origin`.
-        tokenizer, reading: as in `prepare`, where the run prepares its own data.
+        tokenizer, reading, workers: as in `prepare`, where the run prepares its own data.
+        stream: prepare no more of the text than the run will read: as many sequences as its steps take.
         allow_code: as in `Run.load`, of the configuration of a run that goes on, branches or is begun with. What
             `config` names was given leave by whoever made it.
         more: `guide`, `objective`, `optimizer`, `slow_optimizer`, `prior`: a name, a class, or an object, of which a
@@ -145,8 +148,10 @@ def train(
         check_shares(config)
         check_config(config)
         with made_folder(out):
-            text = {"tokenizer": tokenizer, "reading": reading, "progress": watch.on_prepare}
+            text = {"tokenizer": tokenizer, "reading": reading, "workers": workers, "progress": watch.on_prepare}
+            text["sequences"] = config.slow.steps * config.slow.sequences if stream else 0
             training = TokenDataset(_tokens(config, data, out, going_on, origin, text))
+            training.folder.verify(above=CHECKED, report=lambda files, size: watch.on_prepare("check", files, size))
             config, steps = _plan(config, out, training, origin, device, going_on=going_on)
             if rewarm and steps == config.slow.steps:
                 raise UserError("--rewarm is of a run that is extended: give --resume and more --steps than it has")
@@ -259,22 +264,25 @@ def _tokens(
     going_on: bool,
     origin: Origin | None,
     text: dict[str, Any],
-) -> Path:
+) -> TokenFolder:
     """The folder of tokens to train on: the one named, the run's own, or one prepared now inside the run folder.
 
+    Of one that was appended to since the run began: as it was then.
+
     Args:
-        text: how it is prepared: `tokenizer`, `reading` and `progress`.
+        text: how it is prepared: `tokenizer`, `reading`, `sequences`, `workers` and `progress`.
     """
     sources, tokenizer, reading = sources_of(data), text["tokenizer"], text["reading"]
     ready = len(sources) == 1 and is_token_folder(sources[0])
     recorded = going_on and (out / DATA).exists()
-    if (ready or recorded) and (tokenizer or reading not in (None, Reading())):
+    if (ready or recorded) and (tokenizer or text["sequences"] or reading not in (None, Reading())):
         raise UserError(
-            "a tokenizer or a way of reading is of use only for text that is prepared now: "
+            "a tokenizer, a way of reading or --stream is of use only for text that is prepared now: "
             f"{sources[0] if ready else out} has its tokens already; leave it out"
         )
     if ready:
-        return Path(sources[0])
+        named, note = TokenFolder.open(sources[0]), data_note(out) if going_on else None
+        return (note and named.as_of(note.fingerprint)) or named
     if recorded:
         folder = open_data(out, "train").folder
         known = [str(source) for source in folder.meta["sources"]]
@@ -283,16 +291,15 @@ def _tokens(
                 f"{out}: learns from {', '.join(known)}, not from {', '.join(sources)}: leave --data out to go on, or "
                 f"begin another run with --init-from {out}"
             )
-        return folder.path
+        return folder
     with own_data(out) as place:
-        prepared = prepare(
+        return prepare(
             sources,
             place,
             Preparation.of(config),
             overwrite=True,  # what a run that was killed while it began left behind
             **{**text, "tokenizer": origin.tokenizer(tokenizer) if origin else tokenizer},
         )
-    return prepared.path
 
 
 def _whole_path(source: str) -> str:

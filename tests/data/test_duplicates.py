@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyro_ltm.data import Reading, TokenFolder, Tokenizer, prepare
-from pyro_ltm.data.digests import Digests
+from pyro_ltm.data.duplicates import Digests
 
 
 def write_jsonl(path: Path, texts: list[str]) -> str:
