@@ -13,10 +13,10 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -203,3 +203,30 @@ def _losses() -> Iterator[None]:
 def is_loss(error: RuntimeError) -> bool:
     """Whether torch raised it because another process is gone; gloo has no class of its own for that."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, those of which each process keeps a share gathered from all: every process must ask."""
+    return {name: gathered(tensor) for name, tensor in tensors.items()}
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """A tensor of which each process keeps a share (DTensor) gathered from all; any other as it is."""
+    found: Tensor = tensor.full_tensor() if is_shared(tensor) else tensor
+    return found
+
+
+def share_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's share of a whole tensor where it keeps one of `like`, else the tensor itself. Nothing is sent."""
+    if not is_shared(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    at: Any = like
+    found: Tensor = distribute_tensor(tensor.to(like.device), at.device_mesh, at.placements, src_data_rank=None)
+    return found
+
+
+def is_shared(tensor: Any) -> TypeGuard[Any]:
+    """Whether each process keeps a share of it."""
+    return hasattr(tensor, "full_tensor")  # a class that takes long to import

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_ltm.data import TokenDataset
-from pyro_ltm.distributed import current
+from pyro_ltm.distributed import current, share_of, whole
 from pyro_ltm.errors import UserError
 from pyro_ltm.runs.folder import (
     CONFIG,
@@ -19,7 +19,6 @@ from pyro_ltm.runs.folder import (
     WEIGHTS,
     check_tensors,
     check_weights,
-    load_weights,
     write_tensors,
 )
 from pyro_ltm.runs.metrics import MetricsLog
@@ -70,6 +69,7 @@ class Checkpoint:
         tensors = weights | _prefixed(STATE, state.tensors)
         for kind, beside in self.others.items():
             tensors |= _prefixed(f"{kind}.", beside)
+        tensors = whole(tensors)
         if not current().leads:
             return lambda: None
         self._take(tensors)
@@ -120,7 +120,8 @@ class Checkpoint:
         weights = {name: value for name, value in tensors.items() if not name.startswith(others)}
         check_weights(self.run.trainable, weights, path)
         self._load_state(state, meta.numbers or {}, f"{path}: its optimizer state does not fit the run's configuration")
-        load_weights(self.run.trainable, weights, path)
+        own = self.run.trainable.state_dict()
+        self.run.trainable.load_state_dict({name: share_of(value, own[name]) for name, value in weights.items()})
         self._load_others(tensors, f"weights do not fit the run's {CONFIG}")
         counters = Counters(**{entry.name: getattr(meta, entry.name) for entry in fields(Counters)})
         if meta.position != self._position(counters):
@@ -158,7 +159,7 @@ class Checkpoint:
             saved = _of_prefix(f"{kind}.", tensors)
             check_tensors(weights, saved, f"{self.run.folder / TRAINER}: its {kind} {problem}")
             for name, value in saved.items():
-                weights[name].copy_(value)
+                weights[name].copy_(share_of(value, weights[name]))
 
     def _position(self, counters: Counters) -> int:
         """Sequences read since the start of training."""
@@ -186,7 +187,8 @@ class Checkpoint:
         if wanted.numbers.keys() != numbers.keys():
             raise UserError(f"{problem}: it counts {sorted(numbers)} and should count {sorted(wanted.numbers)}")
         if tensors:
-            OptimizerState(tensors, numbers).give(self.optimizer)
+            shares = {name: share_of(value, wanted.tensors[name]) for name, value in tensors.items()}
+            OptimizerState(shares, numbers).give(self.optimizer)
 
 
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_ltm.distributed import gathered, is_shared
 from pyro_ltm.inference import FastLoop, Posterior
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import DrawFrom
@@ -65,18 +66,19 @@ def train_step(
     sequences = torch.full_like(tokens, sum(batch.size for batch in batches))
     tokens, sequences = world.sum(torch.stack([tokens, sequences])).unbind()
     slow_optimizer.zero_grad(set_to_none=True)
-    for index, batch in enumerate(batches):
-        learned, posterior = replace(batch, dropout=seed), None
-        if not decoder_only:  # fast: q(z) of each sequence, the decoder frozen
-            posterior = loop.fit(model, batch, seed=seed, keep_graph=loop.guide.keeps_graph)
-        with parallel.accumulating(more=index + 1 < len(batches)):
-            loss, batch_distortion, batch_rate = parallel.forward(learned, posterior, loop.objective, seed)
-            (loss * world.size / tokens).backward()  # processes average their gradients
-        distortion += batch_distortion
-        rate += batch_rate
+    with parallel.gathered():
+        for index, batch in enumerate(batches):
+            learned, posterior = replace(batch, dropout=seed), None
+            if not decoder_only:  # fast: q(z) of each sequence, the decoder frozen
+                posterior = loop.fit(model, batch, seed=seed, keep_graph=loop.guide.keeps_graph)
+            with parallel.accumulating(more=index + 1 < len(batches)):
+                loss, batch_distortion, batch_rate = parallel.forward(learned, posterior, loop.objective, seed)
+                (loss * world.size / tokens).backward()  # processes average their gradients
+            distortion += batch_distortion
+            rate += batch_rate
     distortion, rate = world.sum(torch.stack([distortion, rate])).unbind()
     parameters = [p for group in slow_optimizer.param_groups for p in group["params"]]
-    grad_norm = nn.utils.clip_grad_norm_(parameters, clip or float("inf"))
+    grad_norm = gathered(nn.utils.clip_grad_norm_(parameters, clip or float("inf")))
     bound = (distortion + rate) / tokens
     finite = torch.isfinite(grad_norm) & torch.isfinite(bound)
     step_where(finite, slow_optimizer)
@@ -89,9 +91,11 @@ def train_step(
 def step_where(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """The optimizer's step if `finite` (bool, a scalar), else none.
 
-    An optimizer that takes `found_inf`, as torch's GradScaler asks, decides on its device; another waits for it.
+    An optimizer that takes `found_inf`, as torch's GradScaler asks, decides on its device; another waits for it, and so
+    does one of shares, with which torch mixes no other tensor.
     """
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
+    shares = any(is_shared(parameter) for group in optimizer.param_groups for parameter in group["params"])
+    if getattr(optimizer, "_step_supports_amp_scaling", False) and not shares:
         vars(optimizer).update(grad_scale=None, found_inf=(~finite).float())
         optimizer.step()
         del vars(optimizer)["grad_scale"], vars(optimizer)["found_inf"]  # of this step alone
@@ -106,6 +110,9 @@ class SlowPass(nn.Module):
         super().__init__()
         self.model: Any = model
         self.guide = guide
+
+    def begin(self) -> None:
+        """Called once before anything else of it, by what wraps it: nothing is to be done."""
 
     def forward(
         self, batch: Batch, posterior: Posterior | None, objective: Objective, seed: int

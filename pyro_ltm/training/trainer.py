@@ -95,7 +95,9 @@ class Trainer:
         check_fits(self.run.config, self.train)
         self.slow = self.run.config.slow
         self.world = current()
-        self.parallel = parallel(SlowPass(self.run.model, self.run.loop.guide))
+        self.parallel = parallel(SlowPass(self.run.model, self.run.loop.guide), self.run.config.distributed.kind)
+        if self.parallel.shares:  # recorded steps would read where weights lay that are gathered anew
+            self.run = replace(self.run, loop=replace(self.run.loop, recorder=None))
         self.optimizer = slow_optimizer(self.run.model, self.run.loop.guide, self.slow, self.run.config.slow_optimizer)
         self.order = DataOrder(len(self.train), self.slow.sequences, self.run.config.seed)
         self.metrics = MetricsLog(self.run.folder / METRICS, writes=self.world.leads)
@@ -141,8 +143,7 @@ class Trainer:
                 if ending and not done:
                     what = "everything is saved" if saved else "its weights have run away, the last good ones are kept"
                     raise Stopped(f"at step {self.counters.step} of {self.slow.steps}; {what}")
-        self.run.model.eval()  # as a run that is loaded
-        return replace(self.run, step=self.counters.step)
+        return replace(self.parallel.whole_run(self.run), step=self.counters.step)
 
     def _save_is_due(self) -> bool:
         minutes = self.slow.save_minutes
@@ -167,8 +168,8 @@ class Trainer:
         model, loop, batch = self.run.model, self.run.loop, self._last
         if batch is None:
             return True
-        state = loop.guide.init(batch)
-        with DrawFrom(Noise(batch.ids, device=batch.device, seed=0)):
+        with self.parallel.gathered(), DrawFrom(Noise(batch.ids, device=batch.device, seed=0)):
+            state = loop.guide.init(batch)
             terms = loop.objective.terms(model, loop.guide, batch, state)
         return not any(self.world.any(not torch.isfinite(terms.log_likelihood).all()))
 
@@ -320,13 +321,14 @@ class Trainer:
 
     def _bound(self, data: TokenDataset) -> Bound:
         """The honest bound of the weights as they are now."""
-        return self.run.evaluate(
-            data,
-            particles=DIFFUSION_DRAWS if self.run.config.model.is_diffusion else 1,
-            sequences=self.slow.eval_sequences,
-            batch_size=self.slow.batch_size,
-            seed=fold(self.run.config.seed, "validation"),
-        )
+        with self.parallel.gathered():
+            return self.run.evaluate(
+                data,
+                particles=1,
+                sequences=self.slow.eval_sequences,
+                batch_size=self.slow.batch_size,
+                seed=fold(self.run.config.seed, "validation"),
+            )
 
     def _keep_if_best(self, nats: float) -> bool:
         """Copies the weights where no validation was as good as this one; whether it did."""

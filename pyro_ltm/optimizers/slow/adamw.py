@@ -23,6 +23,7 @@ class AdamW(SlowOptimizer):
         when="the default, and the paper's",
         reference="arXiv:1711.05101",
     )
+    takes_shares: ClassVar[bool] = True
 
     def build(self, module: nn.Module, slow: SlowConfig) -> torch.optim.Optimizer:
         """Two groups: matrices, which decay, and vectors, which do not."""

@@ -33,10 +33,12 @@ class SlowOptimizer(Member, ABC):
 
     Attributes:
         card: one line each on what it is and when to use it.
+        takes_shares: it moves parameters of which this process keeps a share (DTensor) as it would the whole ones.
     """
 
     card: ClassVar[Card]
     arguments: ClassVar[tuple[str, ...]] = ()
+    takes_shares: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

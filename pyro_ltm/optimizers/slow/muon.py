@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ltm.config import SlowConfig
+from pyro_ltm.distributed import gathered, share_of
 from pyro_ltm.errors import UserError
 from pyro_ltm.optimizers.slow.base import LR_SHARE, ForMatrices, hidden_matrices
 from pyro_ltm.optimizers.slow.joint import Joint
@@ -45,6 +46,7 @@ class Muon(ForMatrices):
         reference="arXiv:2502.16982",
     )
     arguments: ClassVar[tuple[str, ...]] = ("adamw_lr",)
+    takes_shares: ClassVar[bool] = True
     momentum: float = 0.95
     nesterov: bool = True
     ns_steps: int = 5
@@ -113,11 +115,11 @@ class BatchedMuon(torch.optim.Muon):
             learning = [p for p in group["params"] if p.grad is not None]
             count = group.get("parts", 1)
             updates = [self._momentum(p, group["momentum"], group["nesterov"], skipped) for p in learning]
-            pieces = self._orthogonal([piece for update in updates for piece in update.chunk(count)], group)
+            pieces = self._orthogonal([piece for update in updates for piece in gathered(update).chunk(count)], group)
             for index, p in enumerate(learning):
                 parts = pieces[index * count : (index + 1) * count]
                 rate = group["lr"] * _ratio(group["adjust_lr_fn"], *parts[0].shape)
-                moved = (p * (1 - group["lr"] * group["weight_decay"])).add_(torch.cat(parts), alpha=-rate)
+                moved = (p * (1 - group["lr"] * group["weight_decay"])).add_(share_of(torch.cat(parts), p), alpha=-rate)
                 p.copy_(moved if skipped is None else torch.where(skipped, p, moved))
         return loss
 
