@@ -55,6 +55,10 @@ def _attention_back(
     return int(sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape))
 
 
+def _product_in_place(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, *_: Any) -> int:
+    return 2 * left.numel() * right.shape[1]
+
+
 def _packed_product(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> int:
     """Of a weight [outputs, inputs] in the processor's own order (`model.kernels.packed`)."""
     return 2 * x.numel() * weight.shape[0]
@@ -76,8 +80,9 @@ _aten = torch.ops.aten
 _ON_CPU: dict[Any, Callable[..., int]] = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back,
+    _aten.addmm_: _product_in_place,
 }
-"""On a processor: attention, and products with packed weights, for which torch registers no formula."""
+"""For which torch registers no formula: products added in place, and on a processor attention and packed weights."""
 _IN_WINDOW: dict[Any, Callable[..., int]] = {
     _aten._flash_attention_forward: _flash,
     _aten._flash_attention_backward: _flash_back,
