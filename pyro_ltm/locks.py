@@ -36,6 +36,11 @@ except ImportError:  # Windows
 P = ParamSpec("P")
 R = TypeVar("R")
 
+
+class Busy(UserError):
+    """Another process or thread writes what was to be locked."""
+
+
 POLL = 0.05
 """Seconds between the attempts of one who waits."""
 
@@ -60,7 +65,8 @@ def locked(target: Path | str, *, wait: float = 0.0) -> Iterator[None]:
         wait: seconds to wait for another that holds it; 0: refuse at once.
 
     Raises:
-        UserError: another process or thread writes `target`, and the message names it; or no lock can be made there.
+        Busy: another process or thread writes `target`, and the message names it.
+        UserError: no lock can be made there.
     """
     target = Path(os.path.realpath(target))
     mine: set[Path] = _mine.__dict__.setdefault("targets", set())
@@ -122,7 +128,7 @@ def _lock_of(target: Path, deadline: float) -> Iterator[None]:
     with clear_errors(target):
         while (handle := _attempt(path)) is None:
             if time.monotonic() >= deadline:
-                raise UserError(_refusal(target, path))
+                raise Busy(_refusal(target, path))
             time.sleep(POLL)
     if handle != BY_EXISTENCE:
         _handles.add(handle)

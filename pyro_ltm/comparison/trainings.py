@@ -79,15 +79,15 @@ def compare_training(
     check_target(out, "training")
     if not config.model.thoughts:
         raise UserError("model.thoughts = 0: guides and objectives need thoughts; the twin beside them is --twin")
-    config = _with_validations(config)
+    config = with_validations(config)
     guides, objectives = named_parts(guides), named_parts(objectives)
     configs = {
         (guide, objective): pair_config(config, guides[guide], objectives[objective])
         for guide, objective in itertools.product(guides, objectives)
     }
     refusals = find_refusals(guides, list(objectives), lambda *pair: unfit_config(configs[pair]))
-    folder = _open_tokens(config, sources_of(data), out, reading, watching.pop("on_prepare", None))
-    validation = _open_validation(config, folder)
+    folder = open_tokens(config, sources_of(data), out, reading, watching.pop("on_prepare", None))
+    validation = open_validation(config, folder)
     batches = list(dataset_batches(validation, batch_size, "cpu", limit=sequences))
     start = partial(train, data=folder, resume=True, device=device, **watching)
     trainings = _Trainings(config, configs, out / "runs", start, batches, particles, report, on_pair)
@@ -181,14 +181,14 @@ def decoder_training(folder: Path) -> DecoderTraining:
     )
 
 
-def _with_validations(config: Config) -> Config:
+def with_validations(config: Config) -> Config:
     """`config` with as many validations as the bound at equal seconds needs."""
     often = max(1, config.slow.steps // VALIDATIONS)
     slow = dataclasses.replace(config.slow, eval_every=min(config.slow.eval_every or often, often))
     return dataclasses.replace(config, slow=slow)
 
 
-def _open_tokens(config: Config, sources: list[str], out: Path, reading: Reading | None, on_prepare: Any) -> Path:
+def open_tokens(config: Config, sources: list[str], out: Path, reading: Reading | None, on_prepare: Any) -> Path:
     """The folder of tokens to train on: the one named, or `out/data`, prepared now if it is not there."""
     if not sources:
         raise UserError("nothing to train on; name the text with --data")
@@ -210,7 +210,7 @@ def _open_tokens(config: Config, sources: list[str], out: Path, reading: Reading
     return folder
 
 
-def _open_validation(config: Config, folder: Path) -> TokenDataset:
+def open_validation(config: Config, folder: Path) -> TokenDataset:
     """The validation split, on which decoders are scored. Raises UserError where it does not fit the model."""
     validation = TokenDataset(folder, "validation")
     vocab_size = config.model.vocab_size or validation.vocab_size
@@ -249,4 +249,4 @@ def _slug(guide: str, objective: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-.=" else "_" for letter in f"{guide}--{objective}")
 
 
-__all__ = ["compare_training", "decoder_training"]
+__all__ = ["compare_training", "decoder_training", "open_tokens", "open_validation", "with_validations"]

@@ -21,6 +21,7 @@ from pyro_ltm.config.sections import (
 from pyro_ltm.config.toml import (
     RENAMED,
     apply_settings,
+    apply_together,
     dump_toml,
     load_toml,
     merge,
@@ -42,6 +43,7 @@ __all__ = [
     "Scalar",
     "SlowConfig",
     "apply_settings",
+    "apply_together",
     "check_ranges",
     "dump_toml",
     "load_toml",

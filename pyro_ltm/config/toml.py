@@ -82,6 +82,24 @@ def apply_settings(config: Config, settings: typing.Iterable[str]) -> Config:
     return config
 
 
+def apply_together(config: Config, settings: Mapping[str, str], *, where: str) -> Config:
+    """`config` with settings, dotted keys to values in TOML, applied at once: only all of them need fit together.
+
+    Raises:
+        UserError: a key is unknown, a value out of its range, or they do not fit one another; it names `where`.
+    """
+    changes: dict[str, Any] = {}
+    for key, text in settings.items():
+        *tables, name = key.split(".")
+        place = changes
+        for part in tables:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise UserError(f"{where}: {key} and a key above it are both set: leave one out")
+        place[name] = _value(text)
+    return merge(config, changes, where=where)
+
+
 def _value(text: str) -> Any:
     """`text` as a value of TOML; itself where it is none, such as a bare word."""
     try:

@@ -1,0 +1,1 @@
+"""Scaling studies: what size, thoughts, fast steps and data are worth, measured cell by cell."""

@@ -1,0 +1,129 @@
+"""A study read: what lies on the frontier, how each cell stands to its rivals, and the law of each family."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from pyro_ltm.comparison.scaling.grid import EQUALITIES, LTM, STEP_UP, reads
+from pyro_ltm.comparison.scaling.law import FACTORS, RESAMPLINGS, Observations, fit_law, why_no_law
+from pyro_ltm.comparison.scaling.result import Row, Study
+from pyro_ltm.scores.dependence import Places
+from pyro_ltm.scores.estimate import Difference, difference
+
+Point = tuple[float, float]
+
+
+def frontier(points: Iterable[Point]) -> list[Point]:
+    """Of points (cost, nats) those that no other undercuts in one and equals or undercuts in the other, by cost."""
+    found: list[Point] = []
+    for point in sorted(points):
+        if not found or point[1] < found[-1][1]:
+            found.append(point)
+    return found
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far a cell lies below a rival of its shape and seed.
+
+    Attributes:
+        equal: one of `EQUALITIES`. nats_per_token: positive where the cell is lower; stderr: paired by sequence.
+    """
+
+    row: Row
+    rival: Row
+    equal: str
+    nats_per_token: float
+    stderr: float
+
+
+def gaps(study: Study) -> list[Gap]:
+    """Each latent-thought cell against each of its rivals, at equal tokens and at equal training operations."""
+    rivals: dict[Any, list[Row]] = defaultdict(list)
+    keys = {key for row in study.rows for key in row.axes if key != "slow.steps"}
+    for family in study.families:
+        for row in study.of(family) if family != LTM else ():
+            rivals[family, shape(study, row, keys, family)].append(row)
+    found = []
+    for row in study.of(LTM):
+        for family in study.families[1:]:
+            for equal in EQUALITIES:
+                theirs = [one for one in rivals[family, shape(study, row, keys, family)] if _is_equal(row, one, equal)]
+                if theirs:
+                    rival = min(theirs, key=lambda one: one.training_operations)
+                    gap = below(row, rival)
+                    found.append(Gap(row, rival, equal, gap.nats_per_token, gap.stderr))
+    return found
+
+
+def shape(study: Study, row: Row, keys: Iterable[str], family: str) -> tuple[Any, ...]:
+    """The values of all keys on axes that a family looks at, and the seed: equal for a cell and its rivals."""
+    looked_at = sorted(key for key in keys if reads(family, key))
+    return (row.seed, *(str(row.axes.get(key, study.settings.get(key))) for key in looked_at))
+
+
+def _is_equal(row: Row, rival: Row, equal: str) -> bool:
+    if equal == "tokens":
+        return rival.steps == row.steps
+    share = rival.steps * row.training_operations / rival.training_operations  # its steps, if it were equal to the last
+    return share - 1 <= rival.steps <= STEP_UP * share + 1  # a rung of the ladder above; under a budget a step apart
+
+
+def below(row: Row, rival: Row) -> Difference:
+    """How many nats a token `row` lies below `rival` on the same sequences, with the paired error."""
+    nats = [torch.tensor(one.sequence_nats, dtype=torch.float64) for one in (rival, row)]
+    tokens = torch.tensor(row.sequence_tokens, dtype=torch.float64)
+    ids, documents = row.places["ids"], row.places["documents"]
+    places = Places(torch.tensor(ids), None if documents is None else torch.tensor(documents))
+    return difference(nats[0], nats[1], tokens, places)
+
+
+IN_A_LAW = (
+    *("fast.steps", "model.thoughts", "model.dim", "model.layers", "model.heads", "model.hidden"),
+    *("model.embedding_scale", "model.init_std", "slow.steps", "slow.batch_size", "slow.accumulate"),
+)
+"""Keys on axes that the factors of a law stand for: parameters, tokens, fast steps and thoughts."""
+
+
+def beside(row: Row, keys: Sequence[str] = IN_A_LAW) -> str:
+    """The values of a cell's axes but for these keys, in words; empty where there are none."""
+    return ", ".join(f"{key} {value}" for key, value in sorted(row.axes.items()) if key not in keys)
+
+
+def laws(study: Study, *, resamplings: int = RESAMPLINGS) -> list[dict[str, Any]]:
+    """A law for each family, and each value of what no factor stands for, for JSON; where there is none, `why`."""
+    found = []
+    for family in study.families:
+        rows = study.of(family)
+        for where in sorted({beside(row) for row in rows}):
+            seen = Observations.of([row for row in rows if beside(row) == where])
+            why = why_no_law(seen)
+            law = {"why": why} if why else asdict(fit_law(seen, resamplings=resamplings))
+            found.append({"family": family, "where": where, **law})
+    return found
+
+
+def predicted_by(law: Mapping[str, Any], row: Row) -> float | None:
+    """Nats a token that a law, as `laws` gives it, has for a cell; None where it is not one of its cells."""
+    values = {name: getattr(row, FACTORS[name]) for name in law["coefficients"]}
+    if (row.family, beside(row)) != (law["family"], law["where"]) or not all(values.values()):
+        return None
+    powers = (law["coefficients"][name] * value ** -law["exponents"][name] for name, value in values.items())
+    return float(law["floor"] + sum(powers))
+
+
+def averaged(rows: Sequence[Row], value: Callable[[Row], float | None]) -> dict[str, tuple[Row, float]]:
+    """The mean over seeds of a value, by setting, with one of its cells; without cells that have none."""
+    groups: dict[str, list[tuple[Row, float]]] = defaultdict(list)
+    for row in rows:
+        if (one := value(row)) is not None:
+            groups[row.settings].append((row, one))
+    return {name: (group[0][0], sum(one for _, one in group) / len(group)) for name, group in groups.items()}
+
+
+__all__ = ["Gap", "averaged", "below", "beside", "frontier", "gaps", "laws", "predicted_by", "shape"]

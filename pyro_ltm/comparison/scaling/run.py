@@ -1,0 +1,246 @@
+"""A study run: every cell trained in a folder of its own and scored once, by any number of workers on one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyro_ltm.comparison.loop import environment
+from pyro_ltm.comparison.scaling.grid import Cell, Grid, part
+from pyro_ltm.comparison.scaling.result import RUNS, Level, Look, Row, Study, open_study, read_row, refresh, write_row
+from pyro_ltm.comparison.trainings import decoder_training, open_tokens, open_validation, with_validations
+from pyro_ltm.config import Config, ModelConfig
+from pyro_ltm.data import Reading, TokenDataset
+from pyro_ltm.data.sources import sources_of
+from pyro_ltm.errors import UserError
+from pyro_ltm.locks import Busy, locked
+from pyro_ltm.profiling.costs import count_costs
+from pyro_ltm.runs.evaluation_file import evaluation_record, write_evaluation
+from pyro_ltm.runs.protocols import Evaluation, evaluate_protocols, protocols_of
+from pyro_ltm.runs.run import Run
+from pyro_ltm.scores.estimate import Figure
+from pyro_ltm.training.launch import train
+from pyro_ltm.training.schedule import PLAN, flat
+
+PAUSE = 2.0
+"""Seconds until a worker looks again at cells that others have in hand."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How every cell is scored, on validation text.
+
+    Attributes:
+        sequences: from the first; None: all. particles: draws from each posterior.
+        predictive: score the prediction of each token from those before it as well.
+        reference_protocol: give the reference implementation's figure beside, which is no bound.
+    """
+
+    sequences: int | None = 64
+    particles: int = 16
+    batch_size: int = 32
+    predictive: bool = False
+    reference_protocol: bool = False
+
+    def evaluate(self, run: Run, data: TokenDataset) -> Evaluation:
+        """The figures of a run, by each protocol that is asked for and that it has; a twin's bound predicts as well."""
+        more = {"prefix": self.predictive, "reference": self.reference_protocol}
+        asked = [name for name, wanted in more.items() if wanted and run.config.model.thoughts]
+        protocols = ["bound", *(name for name in asked if name in protocols_of(run))]
+        how: dict[str, Any] = {"sequences": self.sequences, "batch_size": self.batch_size, "protocols": protocols}
+        draws = self.particles if run.config.model.thoughts or run.config.model.is_diffusion else 1
+        return evaluate_protocols(run, data, particles=draws, **how)
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Whom a worker tells how far it is.
+
+    Attributes:
+        on_cell: called with a line before a cell is trained, and where others are waited for.
+        training: callbacks of `train`.
+    """
+
+    on_cell: Callable[[str], None] = lambda line: None
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+def tokens_of(
+    config: Config, sources: Sequence[str], out: Path, reading: Reading | None = None, on_prepare: Any = None
+) -> Path:
+    """The folder of tokens that all cells learn from: the one named, or `out/data`, prepared once by whoever is first.
+
+    Raises:
+        UserError: as `prepare`; or there is nothing to hold out, on which cells could be scored.
+    """
+    with locked(out / "data", wait=math.inf):
+        return open_tokens(config, sources_of(sources), out, reading, on_prepare)
+
+
+def run_study(
+    grid: Grid,
+    *,
+    data: Path,
+    out: Path | str,
+    scoring: Scoring | None = None,
+    shard: tuple[int, int] = (1, 1),
+    about: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    watch: Callbacks | None = None,
+) -> Study:
+    """Trains and scores the cells of a grid that are not done yet, each in `out/runs/NAME`, and gives the whole study.
+
+    Several workers may run on one folder at once. None begins a cell that another has in hand: it goes on with the
+    others and comes back, and ends when all of its cells are done; those of a worker that was killed it takes over.
+
+    Args:
+        data: the folder of tokens that all learn from.
+        shard: which part of the cells, of how many: (1, 1) is all of them. about: for people.
+
+    Raises:
+        UserError: bad input; the folder holds a study with other settings.
+        Stopped: interrupted; the same call goes on.
+    """
+    out, watch, scoring = Path(out), watch or Callbacks(), scoring or Scoring()
+    validation = open_validation(grid.common, data)
+    cells = part(grid.cells(), *shard)
+    settings = {**_shared(grid.common), "data": validation.folder.fingerprint, "device": device.partition(":")[0]}
+    settings |= {**dataclasses.asdict(scoring), "budget": dataclasses.asdict(grid.budget)}
+    study = open_study(out, settings, about or {})
+    work = _Work(out / RUNS, data, validation, scoring, device, watch)
+    waiting, said = list(cells), 0
+    while waiting:
+        busy = []
+        for cell in waiting:
+            if (found := work.attempt(cell, f"{cells.index(cell) + 1} of {len(cells)}")) is None:
+                busy.append(cell)
+            elif found:
+                refresh(study, out)
+        if busy and len(busy) == len(waiting):  # nothing else is left to do
+            if len(busy) != said:
+                watch.on_cell(f"waiting for other workers, who have the last {len(busy)} in hand")
+            said = len(busy)
+            time.sleep(PAUSE)
+        waiting = busy
+    refresh(study, out)
+    return study
+
+
+def _shared(common: Config) -> dict[str, Any]:
+    """Settings that all cells share unless an axis says otherwise."""
+    unsaid = ("seed", *PLAN[1:], "slow.save_minutes")
+    return {key: value for key, value in flat(common).items() if key not in unsaid}
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The work on cells: all that is the same for each."""
+
+    runs: Path
+    data: Path
+    validation: TokenDataset
+    scoring: Scoring
+    device: str
+    watch: Callbacks
+
+    def attempt(self, cell: Cell, place: str) -> bool | None:
+        """Does a cell, if it is not done; True where it did, None where another has it in hand."""
+        folder = self.runs / cell.name
+        if read_row(folder) is not None:
+            return False
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(folder))
+            except Busy:
+                return None
+            if read_row(folder) is not None:  # done since it was looked at
+                return False
+            self.watch.on_cell(f"{cell.name} ({place})")
+            write_row(folder, self.row(cell, folder))
+        return True
+
+    def row(self, cell: Cell, folder: Path) -> Row:
+        """A cell trained and scored; one whose training ran away has a note in place of figures."""
+        costs, model = count_costs(cell.config), cell.config.model
+        known: dict[str, Any] = {
+            "name": cell.name,
+            "family": cell.family,
+            "seed": cell.config.seed,
+            "settings": cell.name.removesuffix(f"--seed={cell.config.seed}"),
+            "axes": dict(cell.axes),
+            "steps": cell.config.slow.steps,
+            "layers": model.layers,
+            "dim": model.dim,
+            "thoughts": model.thoughts,
+            "fast_steps": cell.config.fast.steps if model.thoughts else 0,
+            "training_operations": costs.training(cell.config),
+            "score_token_operations": costs.score_token,
+            "write_token_operations": costs.write_token,
+            "machine": environment(),
+            "worker": f"{socket.gethostname()}:{os.getpid()}",
+        }
+        config, how = with_validations(cell.config), dict(self.watch.training)
+        try:
+            run = train(config, data=self.data, out=folder, resume=True, device=self.device, **how)
+            found = self.scoring.evaluate(run, self.validation)
+        except UserError as error:
+            if "finite" not in str(error):
+                raise
+            return Row(**known, note=f"failed: {error}")
+        write_evaluation(run, evaluation_record(run, found, data=f"{self.data} (validation)"))
+        return Row(**known, **_trained(run), **_scored(found, model))
+
+
+def _trained(run: Run) -> dict[str, Any]:
+    """How a run was trained, and its size."""
+    how = decoder_training(run.folder)
+    weights = {id(one): one.numel() for one in run.trainable.parameters()}
+    tables = (getattr(run.model.decoder, name, None) for name in ("tok_embeddings", "output"))
+    outer = {id(table.weight) for table in tables if table is not None}
+    return {
+        "tokens": how.tokens,
+        "seconds": how.seconds,
+        "corpus_tokens": run.dataset("train").tokens,
+        "parameters": sum(weights.values()),
+        "body": sum(size for name, size in weights.items() if name not in outer),
+        "curve": [Look(one.step, one.tokens, one.nats_per_token) for one in how.validation],
+    }
+
+
+def _scored(found: Evaluation, model: ModelConfig) -> dict[str, Any]:
+    """The figures of an evaluation."""
+    bound = found.bound
+    assert bound is not None
+    iwae = Figure.of(bound.sequence_iwae_nats, bound.sequence_tokens, bound.places)
+    levels: dict[str, Any] = {"bound": bound, "iwae": iwae, "predictive": found.prefix}
+    levels |= {"reference": found.reference, "floor": found.floor}
+    layers, latent = bound.active_fraction_by_layer, model.thoughts * model.dim
+    return {
+        **{
+            name: _level(figure.nats_per_token, figure.nats_per_token_stderr)
+            for name, figure in levels.items()
+            if figure
+        },
+        "particles": bound.particles,
+        "rate": bound.kl_nats_per_sequence,
+        "active": round(sum(layers) / len(layers) * latent) if layers else None,
+        "latent": latent,
+        "sequence_nats": [round(nats, 4) for nats in bound.sequence_nats.tolist()],
+        "sequence_tokens": [int(count) for count in bound.sequence_tokens.tolist()],
+        "places": bound.places.to_dict(),
+    }
+
+
+def _level(nats: float, stderr: float) -> Level:
+    return Level(nats, stderr if stderr == stderr else None)
+
+
+__all__ = ["Callbacks", "Scoring", "run_study", "tokens_of"]

@@ -1,0 +1,132 @@
+"""The law of scaling: known ones are found again, intervals hold the truth, and what is not known is not said."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from pyro_ltm.comparison.scaling.analysis import frontier, laws, predicted_by
+from pyro_ltm.comparison.scaling.law import Observations, fit_law, why_no_law
+from pyro_ltm.comparison.scaling.result import Level, Row, Study
+
+FLOOR, COEFFICIENTS, EXPONENTS = 2.0, {"P": 60.0, "T": 0.8}, {"P": 0.35, "T": 0.7}
+
+
+def row(parameters, fast_steps, *, noise=0.0, seed=0, floor=FLOOR, **more):
+    powers = COEFFICIENTS["P"] * parameters ** -EXPONENTS["P"] + COEFFICIENTS["T"] * fast_steps ** -EXPONENTS["T"]
+    shape = {"layers": 2, "dim": 64, "thoughts": 4, "steps": 10, "tokens": 1000, "fast_steps": fast_steps}
+    costs = dict.fromkeys(("training_operations", "score_token_operations", "write_token_operations"), 0.0)
+    costs["training_operations"] = float(parameters * fast_steps)
+    settings = f"ltm--P={parameters}--T={fast_steps}"
+    known = {"name": f"{settings}--seed={seed}", "settings": settings, "family": "ltm", "seed": seed}
+    level = Level((floor + powers) * math.exp(noise), 0.01)
+    return Row(**{**known, **shape, **costs, "parameters": parameters, "bound": level, **more})
+
+
+def rows(noise=0.0, seed=0, sizes=(10_000, 40_000, 160_000, 640_000), steps=(1, 4, 16, 64), seeds=2):
+    generator = torch.Generator().manual_seed(seed)
+    places = [(size, count, one) for size in sizes for count in steps for one in range(seeds)]
+    errors = noise * torch.randn(len(places), generator=generator, dtype=torch.float64)
+    return [row(size, count, noise=float(e), seed=s) for (size, count, s), e in zip(places, errors, strict=True)]
+
+
+def test_finds_a_known_law():
+    law = fit_law(Observations.of(rows()), resamplings=5)
+    assert law.floor == pytest.approx(FLOOR, rel=1e-6)
+    assert law.coefficients == pytest.approx(COEFFICIENTS, rel=1e-5)
+    assert law.exponents == pytest.approx(EXPONENTS, rel=1e-6)
+    assert law.error < 1e-6
+    assert law.held_out < 1e-6 < law.held_out_constant
+    assert law.held_out_cells == 6
+    assert (law.settings, law.cells) == (16, 32)
+    assert law.constant == {"D": 1000.0, "N": 4.0}
+
+
+def covered(tries: int, resamplings: int) -> dict[str, int]:
+    """How often, of so many noisy data sets, the intervals hold the truth."""
+    found = {"E": 0, "P": 0, "T": 0}
+    for seed in range(tries):
+        law = fit_law(Observations.of(rows(noise=3e-3, seed=seed)), resamplings=resamplings)
+        intervals = {"E": law.floor_interval, **law.exponent_intervals}
+        for name, truth in {"E": FLOOR, **EXPONENTS}.items():
+            found[name] += intervals[name][0] <= truth <= intervals[name][1]
+    return found
+
+
+def test_intervals_hold_the_truth():
+    """95 of 100: of 4 tries fewer than 2 hold it once in two thousand times."""
+    assert min(covered(4, 40).values()) >= 2
+
+
+@pytest.mark.long
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    """Of 40 tries at 95% fewer than 33 hold it once in five hundred times."""
+    assert min(covered(40, 200).values()) >= 33
+
+
+def test_the_same_cells_give_the_same_law_whatever_their_order():
+    seen = rows(noise=3e-3)
+    first, second = (fit_law(Observations.of(some), resamplings=5) for some in (seen, seen))
+    assert first == second
+    again = fit_law(Observations.of(seen[::-1]), resamplings=5)
+    assert again.exponents == pytest.approx(first.exponents, rel=1e-4)
+
+
+def test_outliers_do_not_move_it_far():
+    seen = rows()
+    bad = dataclasses.replace(seen[9], bound=Level(2 * seen[9].bound.nats_per_token, 0.01))
+    law = fit_law(Observations.of([*seen[:9], bad, *seen[10:]]), resamplings=5)
+    assert law.exponents == pytest.approx(EXPONENTS, rel=0.02)
+
+
+def test_says_where_it_fails():
+    """Nats that do not depend on the fast steps; and a law that breaks beyond the small cells."""
+    flat = [
+        dataclasses.replace(one, bound=Level(2 + 60 * one.parameters**-0.35 + 1e-3 * (index % 3), 0.01))
+        for index, one in enumerate(rows())
+    ]
+    law = fit_law(Observations.of(flat), resamplings=40)
+    assert any("exponent of fast steps may be 0" in remark for remark in law.remarks)
+    broken = [
+        dataclasses.replace(one, bound=Level(9.0, 0.01)) if one.training_operations > 1e7 else one for one in rows()
+    ]
+    law = fit_law(Observations.of(broken), resamplings=5)
+    assert any("largest cells, left out" in remark for remark in law.remarks)
+
+
+some = rows(steps=(1, 2, 4), sizes=(10, 100, 1000), seeds=1)
+
+
+@pytest.mark.parametrize(
+    ("some", "why"),
+    [
+        (rows(sizes=(100, 200)), "parameters varies, and a power of it needs 3 different values"),
+        (rows(sizes=(100,), steps=(4,)), "no factor varies"),
+        ([some[i] for i in range(9) if (i + i // 3) % 3 < 2], "has 5 numbers and needs 7 settings; there are 6"),
+        ([], "no factor varies"),
+    ],
+)
+def test_too_few_cells_are_absent_with_the_reason(some, why):
+    assert why in why_no_law(Observations.of(some))
+
+
+def test_a_law_for_each_value_of_what_no_factor_stands_for():
+    narrow = [dataclasses.replace(one, axes={"model.window": 8, "fast.steps": one.fast_steps}) for one in rows()]
+    wide = [
+        dataclasses.replace(one, axes={"model.window": 64}, bound=Level(one.bound.nats_per_token - 1, 0.01))
+        for one in rows()
+    ]
+    found = laws(Study({}, [*narrow, *wide]), resamplings=2)
+    assert [law["where"] for law in found] == ["model.window 64", "model.window 8"]
+    assert [law["floor"] for law in found] == pytest.approx([1.0, 2.0], abs=1e-4)
+    assert predicted_by(found[1], narrow[3]) == pytest.approx(narrow[3].bound.nats_per_token)
+    assert predicted_by(found[0], narrow[3]) is None
+
+
+def test_frontier_by_hand():
+    points = [(3.0, 2.0), (1.0, 5.0), (2.0, 5.0), (2.0, 4.0), (4.0, 2.0), (5.0, 1.0), (6.0, 1.5)]
+    assert frontier(points) == [(1.0, 5.0), (2.0, 4.0), (3.0, 2.0), (5.0, 1.0)]
+    assert frontier([]) == []
