@@ -41,6 +41,7 @@ COMMANDS = (
     "optimizers",
     "slow-optimizers",
     "compare",
+    "scale",
     "infer",
     "embed",
     "generate",

@@ -50,6 +50,22 @@ class Text(click.ParamType):
         return str(value)
 
 
+class Numbers(click.ParamType):
+    """Whole numbers, at least zero, with commas between them."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        """The numbers, each once."""
+        try:
+            numbers = [int(part) for part in str(value).split(",")]
+        except ValueError:
+            self.fail(f"'{value}' is no list of whole numbers, such as 4,16", param, ctx)
+        if min(numbers) < 0 or max(numbers) > 1 << 16:
+            self.fail(f"'{value}': each from 0 to {1 << 16}", param, ctx)
+        return list(dict.fromkeys(numbers))
+
+
 def examples(*lines: str) -> str:
     """An epilog with one command a line, as it is."""
     return "\b\n" + ("Example:" if len(lines) == 1 else "Examples:") + "".join(f"\n  {line}" for line in lines)
@@ -259,3 +275,20 @@ fit_settings = click.option(
     help="Fit otherwise than in training: one setting of optimizer.* or fast.*. Repeatable.",
 )
 """--set, for the fast loop alone."""
+
+
+def typed(ctx: click.Context) -> list[str]:
+    """The command as it was typed, but for the order of its options."""
+    words = ["pyro-ltm", str(ctx.info_name)]
+    for param in ctx.command.params:
+        name, value = str(param.name), ctx.params.get(str(param.name))
+        if ctx.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        if isinstance(param, click.Argument):
+            words.append(str(value))
+        elif isinstance(param, click.Option) and param.is_flag:
+            words.append(param.opts[0])
+        else:
+            values: Any = value if param.multiple else [",".join(map(str, value)) if isinstance(value, list) else value]
+            words += [word for one in values for word in (param.opts[0], str(one))]
+    return words

@@ -13,6 +13,7 @@ from pyro_ltm.errors import visible
 from ..options import (
     FOLDER,
     Common,
+    Numbers,
     batch_size,
     common,
     config_option,
@@ -20,6 +21,7 @@ from ..options import (
     number,
     reading_options,
     settings_option,
+    typed,
 )
 
 if TYPE_CHECKING:
@@ -32,22 +34,6 @@ MOST_ROWS, MOST_NOTES = 40, 8
 
 WIDE = 96
 """Columns of a terminal on which all of the table's columns have room."""
-
-
-class Numbers(click.ParamType):
-    """Whole numbers, at least zero, with commas between them."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
-        """The numbers, each once."""
-        try:
-            numbers = [int(part) for part in str(value).split(",")]
-        except ValueError:
-            self.fail(f"'{value}' is no list of whole numbers, such as 4,16", param, ctx)
-        if min(numbers) < 0 or max(numbers) > 1 << 16:
-            self.fail(f"'{value}': each from 0 to {1 << 16}", param, ctx)
-        return list(dict.fromkeys(numbers))
 
 
 @click.command(
@@ -120,7 +106,7 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
     check_target(out, "training" if train else "posteriors")
     guides = split_names(given.pop("guide_names"), FAMILIES)
     objectives = split_names(given.pop("objective_names"), OBJECTIVES)
-    again = _typed(ctx)
+    again = typed(ctx)
     shared: dict[str, Any] = {
         "guides": guides,
         "objectives": objectives,
@@ -269,20 +255,3 @@ def _refuse_foreign_options(ctx: click.Context, names: tuple[str, ...], train: b
     for param in ctx.command.params:
         if param.name in names and ctx.get_parameter_source(param.name) is click.core.ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{param.opts[0]} goes {'with RUN' if train else 'with --train'} alone", ctx)
-
-
-def _typed(ctx: click.Context) -> list[str]:
-    """The command as it was typed, but for the order of its options."""
-    words = ["pyro-ltm", "compare"]
-    for param in ctx.command.params:
-        name, value = str(param.name), ctx.params.get(str(param.name))
-        if ctx.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
-            continue
-        if isinstance(param, click.Argument):
-            words.append(str(value))
-        elif isinstance(param, click.Option) and param.is_flag:
-            words.append(param.opts[0])
-        else:
-            values: Any = value if param.multiple else [",".join(map(str, value)) if isinstance(value, list) else value]
-            words += [word for one in values for word in (param.opts[0], str(one))]
-    return words

@@ -1,0 +1,186 @@
+"""A scaling study as one HTML page that opens from disk, with its plots and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyro_ltm.comparison.scaling.analysis import Gap, gaps, laws
+from pyro_ltm.comparison.scaling.law import FACTORS
+from pyro_ltm.comparison.scaling.result import STUDY, Row, Study, read_rows, save
+from pyro_ltm.files import clear_errors, write_text
+from pyro_ltm.locks import locked
+from pyro_ltm.reports.figures import number, plus_minus
+from pyro_ltm.reports.html import bullets, document, heading, listing, pictures, section, table
+from pyro_ltm.reports.plots import write_pictures
+from pyro_ltm.reports.scaling_plots import NAMES, draw
+
+PAGE = "scaling.html"
+TITLE = "What size, thoughts, fast steps and data are worth"
+
+MEANINGS = {
+    "bound": "An upper bound on nats a token of held-out text: the evidence lower bound on noise that no fit has seen, "
+    "with the whole KL, its sign turned. Of a twin it is the exact figure. ± is one standard error over the text.",
+    "importance-weighted": "A tighter bound from the same draws.",
+    "predictive": "Each token predicted from those before it alone: q is fitted to the text so far.",
+    "reference protocol": "As the reference implementation scores: on the draw that the fit has seen. No bound.",
+    "operations": "Multiplications and additions of matrix products and attention, counted while real steps ran: fast "
+    "and slow steps, subsampling and what is kept between steps taken into account; validations are not counted.",
+    "equal tokens": "The rival of the same shape that read the same sequences in the same order.",
+    "equal operations": "The rival of the same shape with the same operations of training, at most a tenth more.",
+    "rate": "KL(q || prior): nats that the thoughts of a sequence carry. Active: latent dimensions whose posterior "
+    "mean varies over sequences.",
+    "law": "L = E + sum of A x^-alpha over the factors, fitted to the final bounds by the Huber loss of log L. "
+    "Intervals hold 95% of resamplings of settings and seeds.",
+}
+
+
+def write_study(study: Study, out: Path | str) -> Path:
+    """Writes all that a study found: `study.json` with its laws, `study.csv`, plots, and the page, which it gives.
+
+    Raises:
+        UserError: the folder cannot be written, or a cell's file is damaged.
+    """
+    out = Path(out)
+    with locked(out / STUDY, wait=600.0):  # another worker's page may be on its way
+        study.rows = read_rows(out)
+        study.laws = laws(study)
+        save(study, out)
+        path = out / PAGE
+        with clear_errors(out):
+            write_text(path, render(study, write_pictures(draw(study), out / "plots")))
+    return path
+
+
+def render(study: Study, drawn: Mapping[str, tuple[bytes, str]]) -> str:
+    """The page, with PNG pictures and their captions."""
+    found = gaps(study)
+    parts = [
+        heading(TITLE, findings(study, found)),
+        pictures(drawn),
+        section("The fitted law", bullets(law_lines(study))),
+        section("Each cell against its rivals", _wide(*gap_table(found)) if found else ""),
+        section("All cells", _wide(*cell_table(study.rows))),
+        section("Remarks", bullets(remarks(study))),
+        section("What each figure means", listing(MEANINGS)),
+        section("What was run", listing(_facts(study))),
+    ]
+    return document(TITLE, parts)
+
+
+def findings(study: Study, found: Sequence[Gap]) -> list[str]:
+    """The gist of it, a sentence each."""
+    done = {family: study.of(family) for family in study.families}
+    counts = ", ".join(f"{len(rows)} {NAMES[family]}" for family, rows in done.items())
+    lines = [f"Cells: {counts}."] if done else ["No cell has figures yet."]
+    for family, rows in done.items():
+        best = min(rows, key=_nats)
+        kind = "exact" if family == "twin" else "at most"
+        level = plus_minus(_nats(best), best.bound.stderr if best.bound else None)
+        lines.append(f"Lowest of {NAMES[family]}: {level} nats a token ({kind}), {best.name}.")
+    for family in study.families[1:]:
+        for equal, words in (("tokens", "equal tokens"), ("flops", "equal training operations")):
+            some = [gap for gap in found if gap.rival.family == family and gap.equal == equal]
+            if some:
+                below = sum(gap.nats_per_token > 2 * gap.stderr for gap in some)
+                above = sum(gap.nats_per_token < -2 * gap.stderr for gap in some)
+                lines.append(
+                    f"Against {NAMES[family]} at {words}: of {len(some)} cells {below} lie below by more than two "
+                    f"standard errors, {above} above."
+                )
+    return lines
+
+
+def law_lines(study: Study) -> list[str]:
+    """Each law in words, and where it fails."""
+    lines = []
+    for law in study.laws:
+        name = f"{NAMES[law['family']]}{', ' * bool(law['where'])}{law['where']}"
+        if "why" in law:
+            lines.append(f"Law of {name}: none, for {law['why']}.")
+            continue
+        powers = [f"{law['coefficients'][key]:.3g} {key}^-{power:.3f}" for key, power in law["exponents"].items()]
+        terms = " + ".join([f"L = {law['floor']:.3f}", *powers])
+        low, high = law["floor_interval"]
+        ranges = [f"E {low:.3f} to {high:.3f}"]
+        for key, (low, high) in law["exponent_intervals"].items():
+            ranges.append(f"of {FACTORS[key].replace('_', ' ')} ({key}) {low:.3f} to {high:.3f}")
+        missed = f"It misses the {law['cells']} cells that it is fitted to by {law['error']:.4f} nats a token"
+        if law["held_out"] is not None:
+            missed += f", and {law['held_out_cells']} of the largest, left out, by {law['held_out']:.4f}"
+        same = ", ".join(f"{FACTORS[key].replace('_', ' ')} {value:,g}" for key, value in law["constant"].items())
+        notes = [f"95% intervals: {'; '.join(ranges)}", missed, *(f"all have {same}" for _ in [1] if same)]
+        said = ". ".join(one[:1].upper() + one[1:] for one in [*notes, *law["remarks"]])
+        lines.append(f"Law of {name}: {terms}. {said}.")
+    return lines
+
+
+def remarks(study: Study) -> list[str]:
+    """Cells without figures, and what a reader may trip over."""
+    lines = [f"{row.name}: {row.note}" for row in study.rows if row.note]
+    if len({row.seed for row in study.rows}) == 1:
+        lines.append("One seed: errors are of the text that is scored, and not of another training.")
+    if len({str(row.machine.get("processor")) for row in study.rows}) > 1:
+        lines.append("Cells were made on several machines: their seconds are not of one.")
+    return lines
+
+
+def gap_table(found: Sequence[Gap]) -> tuple[list[str], list[list[str]]]:
+    """Cells and how far each lies below its rivals."""
+    columns = ["cell", "rival", "equal", "below, nats a token", "training operations, cell / rival"]
+    columns += ["a written token, cell / rival"]
+    rows = []
+    for gap in found:
+        ratios = [
+            f"{getattr(gap.row, name) / getattr(gap.rival, name):.2f}" if getattr(gap.rival, name) else "-"
+            for name in ("training_operations", "write_token_operations")
+        ]
+        level = plus_minus(gap.nats_per_token, gap.stderr if gap.stderr == gap.stderr else None, 4)
+        rows.append([gap.row.name, gap.rival.name, gap.equal, level, *ratios])
+    return columns, rows
+
+
+def cell_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Every cell."""
+    levels = {
+        "bound": "at most",
+        "iwae": "importance-weighted",
+        "predictive": "predictive",
+        "reference": "reference, no bound",
+    }
+    shown = {name: label for name, label in levels.items() if any(getattr(row, name) for row in rows)}
+    columns = ["cell", "family", "parameters", "tokens", "epochs", "training operations", "a written token"]
+    columns += [*shown.values(), "rate", "active", "remark"]
+    lines = []
+    for row in sorted(rows, key=lambda row: _nats(row) if row.bound else float("inf")):
+        figures = [getattr(row, name) for name in shown]
+        cells = [row.name, NAMES[row.family], f"{row.parameters:,}", f"{row.tokens:,}", f"{row.epochs:.2f}"]
+        cells += [f"{row.training_operations:.3g}", f"{row.write_token_operations:.3g}"]
+        cells += [plus_minus(level.nats_per_token, level.stderr, 4) if level else "-" for level in figures]
+        active = "-" if row.active is None else f"{row.active} of {row.latent}"
+        lines.append([*cells, number(row.rate, 1), active, row.note])
+    return columns, lines
+
+
+def _wide(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return f'<div class="wide">{table(columns, rows)}</div>'
+
+
+def _nats(row: Row) -> float:
+    assert row.bound is not None
+    return row.bound.nats_per_token
+
+
+def _facts(study: Study) -> dict[str, str]:
+    """The command, the machines, and the settings that all cells share."""
+    facts: dict[str, Any] = {**study.about}
+    machines = {
+        ", ".join(f"{key} {value}" for key, value in row.machine.items() if value is not None) for row in study.rows
+    }
+    facts["machines"] = "; ".join(sorted(machines))
+    facts |= {key: value for key, value in study.settings.items() if value not in (None, "")}
+    return {key: str(value) for key, value in facts.items()}
+
+
+__all__ = ["PAGE", "findings", "gap_table", "law_lines", "write_study"]

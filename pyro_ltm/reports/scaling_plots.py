@@ -1,0 +1,246 @@
+"""Pictures of a scaling study: what tokens, operations, size, fast steps and thoughts are worth."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from pyro_ltm.comparison.scaling.analysis import averaged, beside, frontier, predicted_by
+from pyro_ltm.comparison.scaling.result import Row, Study
+from pyro_ltm.reports.plots import COLORS, Figures, legend, legible, panels
+
+NAMES = {"ltm": "latent thoughts", "twin": "twin", "masked-diffusion": "masked diffusion"}
+STYLES: dict[str, dict[str, Any]] = {
+    "ltm": {"color": COLORS[0], "marker": "o"},
+    "twin": {"color": COLORS[1], "marker": "s"},
+    "masked-diffusion": {"color": COLORS[2], "marker": "^"},
+}
+NATS = "nats a token (lower is better)"
+SIZE = ("fast.steps", "model.dim", "model.layers", "model.heads", "model.hidden", "model.embedding_scale")
+"""Keys on axes that the picture of size against fast steps shows."""
+
+
+def draw(study: Study) -> Figures:
+    """Every picture that the cells are enough for, by name, with its caption."""
+    drawn: dict[str, tuple[Figure | None, str]] = {
+        "by-tokens": (
+            plot_curves(study),
+            "Sample efficiency: validation nats against tokens read, of each cell while it was trained (fewer "
+            "sequences than the final figures). Left coloured by fast steps, right by thoughts; grey: the rivals.",
+        ),
+        "by-operations": (
+            plot_frontiers(study),
+            "Final bounds against the operations of training and of a written token. Lines: the frontier of each "
+            "family, beyond which no cell of it lies. Bars: one standard error.",
+        ),
+        "trade": (
+            plot_trade(study),
+            "Size against fast steps: where inference stands in for parameters, a line of equal nats falls to the "
+            "right. Dots are cells, the mean of their seeds; lines between them are interpolated.",
+        ),
+        "by-thoughts": (
+            plot_thoughts(study),
+            "What thoughts carry: the rate, and the latent dimensions that are in use, against their number.",
+        ),
+        "law": (plot_laws(study), "What the fitted law says of each cell against what was measured."),
+        "epochs": (plot_epochs(study), "Where data run out: validation nats against epochs of the training text."),
+        "figures": (
+            plot_figures(study),
+            "The honest figures of each latent-thought cell beside one another, by its bound. The reference "
+            "protocol's, where it was asked for, is no bound: what lies below the others is the protocol.",
+        ),
+    }
+    return {name: (figure, caption) for name, (figure, caption) in drawn.items() if figure is not None}
+
+
+def plot_curves(study: Study) -> Figure | None:
+    """Validation against tokens, coloured by fast steps and by thoughts."""
+    if not (ltms := [row for row in study.of("ltm") if len(_curve(row)) > 1]):
+        return None
+    figure, axes = panels(10.5, 4.4, 1, 2, sharey=True)
+    for place, name in zip(axes, ("fast_steps", "thoughts"), strict=True):
+        values = sorted({getattr(row, name) for row in ltms})
+        for family in study.families[1:]:
+            for row in study.of(family):
+                place.plot(*zip(*_curve(row), strict=True), color="0.75", linewidth=0.8, zorder=1)
+        for row in ltms:
+            colour = _shade(values.index(getattr(row, name)), len(values))
+            place.plot(*zip(*_curve(row), strict=True), color=colour, linewidth=1.2, zorder=2)
+        for index, value in enumerate(values):
+            place.plot([], [], color=_shade(index, len(values)), label=f"{value}")
+        legend(place, title=name.replace("_", " "))
+        place.set_xlabel("tokens read")
+    axes[0].set_ylabel(NATS)
+    return figure
+
+
+def plot_frontiers(study: Study) -> Figure | None:
+    """Final bounds against training operations and against those of a written token."""
+    if not study.families:
+        return None
+    figure, axes = panels(10.5, 4.4, 1, 2, sharey=True)
+    costs = {"training_operations": "operations of training", "write_token_operations": "operations a written token"}
+    for place, (name, label) in zip(axes, costs.items(), strict=True):
+        for family in study.families:
+            rows, style = study.of(family), STYLES[family]
+            points = [(getattr(row, name), _nats(row)) for row in rows]
+            errors = [(row.bound and row.bound.stderr) or 0.0 for row in rows]
+            x, y = zip(*points, strict=True)
+            place.errorbar(x, y, errors, linestyle="none", alpha=0.6, markersize=4, elinewidth=0.6, **style)
+            place.plot(*zip(*frontier(points), strict=True), color=style["color"], label=NAMES[family])
+        place.set_xscale("log")
+        place.xaxis.set_minor_formatter(NullFormatter())
+        place.set_xlabel(label)
+    axes[0].set_ylabel(NATS)
+    legend(axes[0])
+    return figure
+
+
+def plot_trade(study: Study) -> Figure | None:
+    """Lines of equal nats over parameters and fast steps; a panel for each of what else differs."""
+    groups: dict[str, list[tuple[Row, float]]] = defaultdict(list)
+    for row, nats in averaged(study.of("ltm"), _nats).values():
+        groups[beside(row, SIZE)].append((row, nats))
+    groups = {name: cells for name, cells in groups.items() if _spans(cells)}
+    if not groups:
+        return None
+    count = min(len(groups), 6)
+    figure, axes = panels(4.6 * min(count, 3) + 0.6, 4.0 * -(-count // 3), -(-count // 3), min(count, 3))
+    for place in axes[count:]:
+        place.set_visible(False)
+    for place, (name, cells) in zip(axes, sorted(groups.items()), strict=False):
+        size = np.log2([row.parameters for row, _ in cells])
+        steps = np.log2([row.fast_steps for row, _ in cells])
+        levels = np.array([nats for _, nats in cells])
+        # One triangulation for axes of unlike spread.
+        lines = place.tricontour(_unit(steps), _unit(size), levels, levels=8, cmap="viridis")
+        place.clabel(lines, fontsize=7, fmt="%.3f")
+        place.scatter(_unit(steps), _unit(size), c=levels, clip_on=False, cmap="viridis", s=22, zorder=3)
+        _ticks(place.xaxis, steps, "d")
+        _ticks(place.yaxis, size, ",d")
+        place.set_xlabel("fast steps")
+        place.set_ylabel("parameters")
+        if name:
+            place.set_title(legible(name, 40), fontsize=9)
+    return figure
+
+
+def plot_thoughts(study: Study) -> Figure | None:
+    """Rate and active dimensions against the number of thoughts."""
+    rows = study.of("ltm")
+    if len({row.thoughts for row in rows}) < 2:
+        return None
+    figure, axes = panels(9.5, 3.8, 1, 2)
+    steps = sorted({row.fast_steps for row in rows})
+    shown: tuple[tuple[str, Callable[[Row], float | None]], ...] = (
+        ("rate, nats a sequence", lambda row: row.rate),
+        ("active latent dimensions", lambda row: row.active),
+    )
+    for place, (label, value) in zip(axes, shown, strict=True):
+        for index, count in enumerate(steps):
+            cells = averaged([row for row in rows if row.fast_steps == count], value).values()
+            x, y = [row.thoughts for row, _ in cells], [one for _, one in cells]
+            place.plot(x, y, "o", color=_shade(index, len(steps)), alpha=0.8, label=f"{count}")
+        place.set_xlabel("thoughts N")
+        place.set_ylabel(label)
+    legend(axes[0], title="fast steps")
+    return figure
+
+
+def plot_laws(study: Study) -> Figure | None:
+    """Each law against the cells that it was fitted to."""
+    fitted = [law for law in study.laws if "why" not in law]
+    if not fitted:
+        return None
+    figure, (axes,) = panels(5.2, 4.6)
+    for law in fitted:
+        said = [(predicted_by(law, row), _nats(row)) for row in study.of(law["family"])]
+        known = [pair for pair in said if pair[0] is not None]
+        label = f"{NAMES[law['family']]} {law['where']}".strip()
+        axes.plot(*zip(*known, strict=True), linestyle="none", label=label, alpha=0.7, **STYLES[law["family"]])
+    low, high = axes.get_xlim()
+    axes.plot([low, high], [low, high], color="0.6", linewidth=0.8, zorder=0)
+    axes.set_xlabel("the law, nats a token")
+    axes.set_ylabel("measured")
+    legend(axes)
+    return figure
+
+
+def plot_epochs(study: Study) -> Figure | None:
+    """Validation against epochs, where any cell reads its text more than once."""
+    rows = [row for family in study.families for row in study.of(family) if row.epochs > 1 and len(_curve(row)) > 1]
+    if not rows:
+        return None
+    figure, (axes,) = panels(6.4, 4.4)
+    for row in rows:
+        points = [(tokens / row.corpus_tokens, nats) for tokens, nats in _curve(row)]
+        axes.plot(*zip(*points, strict=True), color=STYLES[row.family]["color"], linewidth=1, alpha=0.7)
+    for family in dict.fromkeys(row.family for row in rows):
+        axes.plot([], [], color=STYLES[family]["color"], label=NAMES[family])
+    axes.set_xlabel("epochs of the training text")
+    axes.set_ylabel(NATS)
+    legend(axes)
+    return figure
+
+
+def plot_figures(study: Study) -> Figure | None:
+    """Every figure of the latent-thought cells, in the order of their bounds."""
+    rows = sorted(study.of("ltm"), key=_nats)
+    if not rows:
+        return None
+    figure, (axes,) = panels(8.0, 4.2)
+    kinds = {"bound": "bound", "iwae": "importance-weighted", "predictive": "predictive"}
+    for index, (name, label) in enumerate({**kinds, "reference": "reference protocol, no bound"}.items()):
+        points = [(at, level.nats_per_token) for at, row in enumerate(rows) if (level := getattr(row, name))]
+        if points:
+            marker: dict[str, Any] = {"marker": "osD"[index]} if index < 3 else {"marker": "x", "color": "0.5"}
+            axes.plot(*zip(*points, strict=True), linestyle="none", markersize=4, label=label, **marker)
+    if floors := {row.floor.nats_per_token for row in rows if row.floor}:
+        axes.axhline(min(floors), color="black", linestyle=":", linewidth=1, label="entropy of the text")
+    axes.set_xlabel("latent-thought cells, by their bound")
+    axes.set_ylabel(NATS)
+    legend(axes)
+    return figure
+
+
+def _nats(row: Row) -> float:
+    assert row.bound is not None
+    return row.bound.nats_per_token
+
+
+def _curve(row: Row) -> list[tuple[float, float]]:
+    """Tokens and nats of the validations, but for that of the first weights."""
+    return [(look.tokens, look.nats_per_token) for look in row.curve if look.tokens and look.nats_per_token is not None]
+
+
+def _spans(cells: Sequence[tuple[Row, float]]) -> bool:
+    """Whether cells fill an area of sizes and fast steps, each twice at the least."""
+    places = {(row.parameters, row.fast_steps) for row, _ in cells if row.fast_steps}
+    sizes, steps = ({place[index] for place in places} for index in (0, 1))
+    return len(places) == len(cells) >= 4 and len(sizes) > 1 and len(steps) > 1
+
+
+def _unit(values: Any) -> Any:
+    """Between 0 and 1."""
+    return (values - values.min()) / (values.max() - values.min())
+
+
+def _ticks(axis: Any, logs: Any, form: str) -> None:
+    """The values themselves at their places in `_unit`."""
+    places = np.unique(logs)
+    axis.set_ticks(
+        list((places - logs.min()) / (logs.max() - logs.min())), [f"{round(2**one):{form}}" for one in places]
+    )
+
+
+def _shade(index: int, count: int) -> Any:
+    return colormaps["viridis"](0.9 * index / max(count - 1, 1))
+
+
+__all__ = ["NAMES", "draw"]

@@ -1,0 +1,91 @@
+"""`pyro-ltm scale`: from text to a page; what it takes before; bad input in one line that leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+STUDY = {"model.max_length": 32, "slow.steps": 3, "slow.eval_sequences": 2}
+SCORED = ("--sequences", "4", "--particles", "2")
+
+
+@pytest.fixture(scope="module")
+def study(invoke, settings, text, tmp_path_factory):
+    out = tmp_path_factory.mktemp("studies") / "s"
+    axes = ("--axis", "fast.steps=1,2", "--axis", "model.thoughts=0,2")
+    result = invoke("scale", "--data", text, "--out", out, *axes, "--equal", "tokens", *SCORED, *settings(**STUDY))
+    assert result.exit_code == 0, result.stderr
+    return out, result
+
+
+def test_text_in_and_a_page_out(study):
+    out, result = study
+    for said in (
+        "ltm fast.steps=1",
+        "twin slow.steps=3",
+        "Cells: 2 latent thoughts, 1 twin.",
+        "at equal tokens",
+        "One seed",
+    ):
+        assert said in result.stdout
+    assert "Cell: ltm--fast.steps=1--seed=0 (2 of 3)" in result.stderr
+    found = json.loads((out / "study.json").read_text())
+    assert [cell["family"] for cell in found["cells"]] == ["ltm", "ltm", "twin"]
+    assert "--resume" in found["about"]["command"]
+    assert "sequence_nats" not in found["cells"][0]
+    assert len((out / "study.csv").read_text().splitlines()) == 4
+    page = (out / "scaling.html").read_text()
+    for part in ("All cells", "Each cell against its rivals", "The fitted law", "needs", "Operations", "upper bound"):
+        assert part.lower() in page.lower()
+    assert {path.name for path in (out / "plots").iterdir()} >= {"by-tokens.png", "by-operations.png", "figures.png"}
+
+
+def test_goes_on_only_when_asked_to_and_says_what_is_left(study, invoke, ask, settings, text, refused):
+    out, _ = study
+    words = ("scale", "--data", text, "--out", out, "--equal", "tokens", *SCORED, *settings(**STUDY))
+    again = invoke(*words, "--axis", "fast.steps=1,2")
+    refused(again.exit_code, again.stdout, again.stderr, f"{out}: already holds a study", "--resume")
+    found = ask(*words, "--axis", "fast.steps=1,2,4", "--dry-run", "--device-flops", "1e6", "--device-price", "2")
+    assert [one["name"] for one in found["by_cell"]] == ["ltm--fast.steps=4--seed=0"]
+    (cell,) = found["by_cell"]
+    operations = cell["training_operations"] + cell["scoring_operations"]
+    assert found["hours"] == pytest.approx(operations / 1e6 / 3600)
+    assert found["price"] == pytest.approx(2 * found["hours"])
+    assert cell["tokens"] == 3 * 4 * 32
+    measured = ask(*words, "--axis", "fast.steps=1,4", "--dry-run", "--shard", "2/3")
+    assert measured["cells"] == 1
+    assert 0 < measured["hours"] < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--axis", "model.dim"], "--axis model.dim: expected KEY=V1,V2"),
+        (["--axis", "model.dmi=1,2"], "unknown key model.dmi (did you mean 'dim'?)"),
+        (["--axis", "model.heads=2,3"], "model.dim = 16 with model.heads = 3"),
+        (["--rivals", "cousin"], "--rivals cousin: choose from twin, masked-diffusion"),
+        (["--seeds", "0,x"], "is no list of whole numbers"),
+        (["--seeds", "0,1", "--seed", "2"], "--seed N is the same as --seeds N"),
+        (["--budget-tokens", "0"], "--budget-tokens"),
+        (["--budget-tokens", "5"], "a slow step alone reads 128 tokens"),
+        (["--budget-tokens", "5e5", "--budget-flops", "1e9"], "exclude each other"),
+        (["--shard", "3/2"], "'3/2' is no part such as 2/8"),
+        (["--device-flops", "1e12"], "--device-flops goes with --dry-run"),
+        (["--dry-run", "--device-price", "2"], "--device-price goes with --device-flops"),
+        (["--set", "data.validation_fraction=0.0"], "hold some out"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(options, says, refuse, settings, text, tmp_path):
+    refuse("scale", "--data", text, "--out", tmp_path / "s", *settings(), *options, says=(says,))
+
+
+def test_a_folder_of_something_else_is_left_alone(refuse, settings, text, tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "thesis.txt").write_text("dear")
+    refuse("scale", "--data", text, "--out", tmp_path / "s", *settings(), says=("holds something else",))
+    (tmp_path / "t").write_text("a file")
+    refuse("scale", "--data", text, "--out", tmp_path / "t", *settings(), says=("is a file",))
+    (tmp_path / "u").mkdir()
+    (tmp_path / "u" / "study.json").write_text('{"format": "other"}')
+    refuse("scale", "--data", text, "--out", tmp_path / "u", *settings(), says=("not a study of this release",))
