@@ -7,8 +7,8 @@ Rows come one by one, as `benchmarks.rows` says. A row is a text, a window and a
 on equally many tokens, as in `benchmarks.claim`, and read the same test sequences in the same chunks, each chunk scored
 before anything is learned from it. The LTM fits q to all tokens before a chunk (`evaluate_prefix`), with more and more
 fast steps; the twin takes more and more steps of low-rank adaptation on the chunk that it has just read
-(`evaluate_adapted`), at a rate and on matrices that were best on validation text. Operations are counted as they are
-executed, of scoring as of learning.
+(`evaluate_adapted`), at the rate and on the matrices that are best on validation text for so many steps. Operations are
+counted as they are executed, of scoring as of learning.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ FITS, PARTICLES = (0, 1, 2, 4, 8, 16), 4
 """Fast steps of each fit, natural-gradient ones; draws from q."""
 ADAPTATIONS, RANK = (0, 1, 2, 4, 8, 16), 4
 """Steps on each chunk."""
-RATES = (0.001, 0.003, 0.01, 0.03)
+RATES = (0.001, 0.003, 0.01)
 TARGETS = {"queries and values": ("wq", "wv"), "all matrices": ("wq", "wk", "wv", "wo", "w1", "w2", "w3")}
 TUNED = 8
-"""Validation sequences by which rate and matrices are chosen, at one step on each chunk."""
+"""Validation sequences by which rate and matrices are chosen, for each number of steps."""
 PLAN = [("tinyshakespeare", 8), ("wikitext-2", 8), ("proposals", 8), ("worlds-15", 8), ("wikitext-2", 256)]
 """Texts and windows, the most important first."""
 
@@ -76,8 +76,7 @@ def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
         side: train(claim.config_of(claim.Row(row.text, row.window, side, row.seed), parts), parts.train)
         for side in (LTM, EQUAL_TOKENS)
     }
-    how = tuned(sides[EQUAL_TOKENS], parts.validation)
-    places: list[Places] = []
+    twin, places = sides[EQUAL_TOKENS], list[Places]()
 
     def score(of: Callable[[int], Figure]) -> dict[str, Any]:
         figure = of(SEQUENCES)
@@ -87,20 +86,21 @@ def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
         spent = count_operations(lambda: of(COUNTED)) / tokens
         return {"nats": rounded(figure.sequence_nats), "operations": round(spent)}
 
-    def fit(steps: int) -> Callable[[int], Figure]:
-        return lambda sequences: fitted(sides[LTM], parts.test, steps, sequences)
+    def fit(steps: int) -> dict[str, Any]:
+        return score(lambda sequences: fitted(sides[LTM], parts.test, steps, sequences))
 
-    def adapt(steps: int) -> Callable[[int], Figure]:
-        return lambda sequences: adapted(sides[EQUAL_TOKENS], parts.test, steps, sequences, **how)
+    def adapt(steps: int) -> dict[str, Any]:
+        how = tuned(twin, parts.validation, steps)
+        return how | score(
+            lambda sequences: adapted(twin, parts.test, steps, sequences, rate=how["rate"], targets=how["targets"])
+        )
 
-    result = {
-        "fitted": {str(steps): score(fit(steps)) for steps in FITS},
-        "adapted": {str(steps): score(adapt(steps)) for steps in ADAPTATIONS},
-    }
+    result = {"fitted": {str(steps): fit(steps) for steps in FITS}}
+    result["adapted"] = {str(steps): adapt(steps) for steps in ADAPTATIONS}
     lengths = [int(length) for length in parts.test.lengths[: len(places[0].ids)]]
     trained = {side: {"seconds": round(one.seconds, 1), "steps": one.best_step} for side, one in sides.items()}
     about = {"tokens": lengths, "places": places[0].to_dict(), "trained": trained, "machine": machine()}
-    return asdict(row) | result | about | {"rate": how["rate"], "targets": how["targets"]}
+    return asdict(row) | result | about
 
 
 def fitted(side: Trained, data: TokenDataset, steps: int, sequences: int) -> Figure:
@@ -110,7 +110,7 @@ def fitted(side: Trained, data: TokenDataset, steps: int, sequences: int) -> Fig
         dataset_batches(data, 16, "cpu", limit=sequences),
         scoring_loop(side.run).with_steps(steps),
         particles=PARTICLES,
-        prefixes=[data.sequence_length - 1],
+        prefixes=None,
         stride=data.sequence_length // CHUNKS,
         seed=1,
     )
@@ -124,15 +124,15 @@ def adapted(side: Trained, data: TokenDataset, steps: int, sequences: int, *, ra
     return evaluate_adapted(side.run.model, batches, how, stride=data.sequence_length // CHUNKS, seed=1)
 
 
-def tuned(side: Trained, data: TokenDataset) -> dict[str, Any]:
-    """The rate and the matrices that are best on validation text."""
+def tuned(side: Trained, data: TokenDataset, steps: int) -> dict[str, Any]:
+    """The rate and the matrices that are best on validation text at so many steps, and nats a token there."""
+    ways = [(rate, targets) for rate in RATES for targets in TARGETS]
     found = {
-        (rate, targets): adapted(side, data, 1, TUNED, rate=rate, targets=targets).nats_per_token
-        for rate in RATES
-        for targets in TARGETS
+        way: adapted(side, data, steps, TUNED, rate=way[0], targets=way[1]).nats_per_token
+        for way in (ways if steps else ways[:1])
     }
-    rate, targets = min(found, key=lambda key: found[key])
-    return {"rate": rate, "targets": targets}
+    rate, targets = min(found, key=lambda way: found[way])
+    return {"rate": rate, "targets": targets, "validation": round(found[rate, targets], 5)}
 
 
 def tables(found: Rows) -> dict[str, str]:
@@ -159,6 +159,10 @@ class _Cell:
         alone = self.rows[0]["adapted"]["0"]["operations"]
         return float(max(row[side][str(steps)]["operations"] for row in self.rows) / alone)
 
+    def validation(self, steps: int) -> float:
+        """Nats a token of the adapted twin on validation text, mean of the seeds."""
+        return float(sum(row["adapted"][str(steps)]["validation"] for row in self.rows) / len(self.rows))
+
     def gap(self, higher: torch.Tensor, lower: torch.Tensor) -> str:
         """How far one lies below the other, paired by sequence."""
         found = difference(higher, lower, self.tokens, self.places)
@@ -181,20 +185,18 @@ def _cells(found: Rows) -> list[_Cell]:
 
 
 def _equal(found: Rows) -> str:
-    """For each fit, beside the adaptation of the most steps that costs no more."""
+    """For each fit, beside the adaptation that is best on validation text of those that cost no more."""
     columns = ["text", "window", "seeds", "fast steps", "operations", "gain of fitting", "steps of adaptation"]
     columns += ["operations", "gain of adapting", "LTM below the adapted twin"]
     lines = []
     for cell in _cells(found):
         for steps in FITS[1:]:
             cost = cell.operations("fitted", steps)
-            within = [one for one in ADAPTATIONS if cell.operations("adapted", one) <= cost]
-            if within:
-                other = max(within)
-                between = cell.gap(cell.nats("adapted", other), cell.nats("fitted", steps))
-                mine = [steps, f"{cost:.1f}", cell.gain("fitted", steps)]
-                its = [other, f"{cell.operations('adapted', other):.1f}", cell.gain("adapted", other)]
-                lines.append([*cell.label, len(cell.rows), *mine, *its, between])
+            other = min((one for one in ADAPTATIONS if cell.operations("adapted", one) <= cost), key=cell.validation)
+            between = cell.gap(cell.nats("adapted", other), cell.nats("fitted", steps))
+            mine = [steps, f"{cost:.1f}", cell.gain("fitted", steps)]
+            its = [other, f"{cell.operations('adapted', other):.1f}", cell.gain("adapted", other)]
+            lines.append([*cell.label, len(cell.rows), *mine, *its, between])
     return table(columns, lines)
 
 
@@ -219,7 +221,7 @@ def line(row: Any) -> str:
         side: {steps: round(sum(one["nats"]) / tokens, 4) for steps, one in row[side].items()}
         for side in ("fitted", "adapted")
     }
-    return f"{row['text']} w{row['window']} seed {row['seed']}: {levels}, rate {row['rate']} on {row['targets']}"
+    return f"{row['text']} w{row['window']} seed {row['seed']}: {levels}"
 
 
 STUDY = Study("test-time", __doc__ or "", planned, measure, tables, line)

@@ -57,7 +57,7 @@ def evaluate_prefix(
     loop: FastLoop,
     *,
     particles: int = 16,
-    prefixes: Sequence[int] = (),
+    prefixes: Sequence[int] | None = (),
     stride: int = 0,
     seed: int = 0,
     progress: Count | None = None,
@@ -66,7 +66,8 @@ def evaluate_prefix(
 
     Args:
         particles: draws K of the mixture.
-        prefixes: several m; none: a quarter, a half and three quarters of the sequences' length.
+        prefixes: several m; none: a quarter, a half and three quarters of the sequences' length; None: the sequential
+            figure alone.
         stride: tokens between two fits of the sequential form; 0: an eighth of the length.
         progress: called after each batch.
 
@@ -75,14 +76,15 @@ def evaluate_prefix(
     """
     reader, tally = _Reader(model, loop, particles, seed), Tally(progress)
     after: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    chosen: Sequence[int] = ()
     with evaluating(model):
         for read in batches:
             batch = model.precompute(read)
             if not after:
                 stride = stride or max(1, batch.length // 8)
-                prefixes = prefixes or quarters(batch.length)
-                _check(prefixes, stride, batch.length)
-            for prefix in prefixes:
+                chosen = () if prefixes is None else prefixes or quarters(batch.length)
+                _check(chosen, stride, batch.length)
+            for prefix in chosen:
                 pair = reader.nats(batch, prefix, batch.length), batch.mask[:, prefix:].sum(-1).cpu()
                 after.setdefault(prefix, []).append(pair)
             blocks = range(0, batch.length, stride)

@@ -170,6 +170,9 @@ def test_defaults_and_bad_arguments():
     found = evaluate(model, [batch], prefixes=(), stride=0)
     assert [after.prefix for after in found.by_prefix] == [3, 6, 9]
     assert found.stride == 1
+    alone = evaluate(model, pieces(batch, 1), prefixes=None, stride=0)
+    assert alone.by_prefix == []
+    assert alone.sequence_nats.tolist() == pytest.approx(found.sequence_nats.tolist(), abs=1e-9)
     for options, says in (({"prefixes": [T]}, "leave something"), ({"stride": -1}, "at least 1")):
         with pytest.raises(UserError, match=says):
             evaluate(model, [batch], **options)
