@@ -1,0 +1,141 @@
+"""The design space around `nano`: size, thoughts, fast steps and window, with both rivals, as `pyro-ltm scale` does it.
+
+    python -m benchmarks.scaling --out runs/scaling --shared ../shared [--only wikitext-2] [--hours 2]
+    python -m benchmarks.scaling --table runs/scaling
+
+The first trains and scores cell after cell, the most important first; each is a run folder, so that whoever stops it
+loses little: the same call goes on, and two calls at once share the work. The second puts all cells that are done into
+benchmarks/scaling-DATE.json, their tables into the pages, and draws the page of each study, OUT/STUDY/scaling.html.
+
+A study is of one text and one window. Every cell learns as in `benchmarks.claim`: the same slow optimizer at the same
+rate for both sides and all sizes, chosen at 64 dimensions, so that sizes further away may be served less well. A rival
+has a cell's shape; it reads the same tokens, or takes the same operations, at most a tenth more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import claim, pages, scaling_tables
+from benchmarks.rows import publish
+from benchmarks.texts import TEXTS, prepared
+from benchmarks.trained import configure
+from pyro_ltm.comparison.scaling.analysis import gaps, laws
+from pyro_ltm.comparison.scaling.grid import DIFFUSION, TWIN, Axis, Grid
+from pyro_ltm.comparison.scaling.result import BY_SEQUENCE, Study, open_study, read_rows
+from pyro_ltm.comparison.scaling.run import Callbacks, Scoring, run_study
+from pyro_ltm.reports.scaling_page import write_study
+
+TEXT_NAMES, WINDOWS = ("wikitext-2", "worlds-15"), (8, 128)
+STEPS = 500
+MIDDLE = ["model.thoughts=8", f"slow.steps={STEPS}", "slow.eval_sequences=16", "slow.save_every=100"]
+"""Of a cell where no axis says otherwise, beside `nano` and the fast loop of `benchmarks.claim` (16 fast steps)."""
+SCORING = Scoring(sequences=32, particles=16)
+
+STEPS_AXIS, THOUGHTS_AXIS = "fast.steps=1,4,16,64", "model.thoughts=0,2,8,32"
+# The scale of what is embedded stays that of unit variance.
+SIZE = "model.dim+model.embedding_scale="
+SIZES = ("32+5.657", "64+8.0", "128+11.314", "192+13.856")
+ENDS = [SIZE + ",".join((SIZES[0], SIZES[-1])), "fast.steps=1,64", "model.thoughts=2,32"]
+
+PARTS: list[tuple[list[str], tuple[int, ...]]] = [
+    ([STEPS_AXIS], (0,)),
+    ([THOUGHTS_AXIS], (0,)),
+    ([SIZE + ",".join(SIZES), "fast.steps=4,16,64"], (0,)),
+    (["model.layers=1,2,4"], (0,)),
+    ([THOUGHTS_AXIS, STEPS_AXIS], (0,)),
+    ([], (1, 2)),
+    (ENDS, (0,)),
+    ([SIZE + ",".join(SIZES), "fast.steps=1,4,16,64"], (0,)),
+    (ENDS, (1, 2)),
+]
+"""Axes and seeds, the most important first; cells that an earlier part has are done."""
+
+
+def grids(text: str, window: int, data: Path, out: Path) -> Iterator[tuple[Grid, Path]]:
+    """The parts of a study, and the folder of tokens that they learn from."""
+    parts = prepared(text, data, out)
+    batch = f"slow.batch_size={TEXTS[text].batch_size}"
+    settings = [f"model.window={window}", batch, *claim.SCHEDULE, *claim.GRID[claim.SLOW["ltm"]], *claim.FAST, *MIDDLE]
+    common = configure("nano", parts.train, settings)
+    for axes, seeds in PARTS:
+        yield Grid(common, tuple(map(Axis.parse, axes)), (TWIN, DIFFUSION), seeds), Path(parts.train.folder.path)
+
+
+def studies(only: str) -> list[tuple[str, int]]:
+    """Texts and windows."""
+    return [(text, window) for window in WINDOWS for text in TEXT_NAMES if only in text]
+
+
+def measure(out: Path, data: Path, only: str, hours: float) -> None:
+    """Part after part of all studies, until so many hours are over."""
+    began = time.monotonic()
+    plans = {study: grids(*study, data, out) for study in studies(only)}
+    for _ in PARTS:
+        for (text, window), parts in plans.items():
+            if time.monotonic() - began >= 3600 * hours:
+                return
+            grid, tokens = next(parts)
+            name = folder_of(text, window)
+            watch = Callbacks(lambda line, name=name: print(f"{name}: {line}", flush=True))
+            run_study(grid, data=tokens, out=out / name, scoring=SCORING, watch=watch)
+
+
+def folder_of(text: str, window: int) -> str:
+    """The name of a study."""
+    return f"{text}-w{window}"
+
+
+def published(study: Study) -> dict[str, Any]:
+    """What is kept of a study: each cell's figures, how far it lies below its rivals, and the laws."""
+    left_out = {*BY_SEQUENCE, "machine", "worker", "curve", "note"}
+    rows = [{key: value for key, value in asdict(row).items() if key not in left_out} for row in study.rows]
+    found = [
+        {
+            "cell": gap.row.name,
+            "rival": gap.rival.name,
+            "equal": gap.equal,
+            "below": gap.nats_per_token,
+            "stderr": gap.stderr,
+        }
+        for gap in gaps(study)
+    ]
+    machines = {str(row.machine.get("processor")) for row in study.rows}
+    return {"machines": sorted(machines), "cells": rows, "gaps": found, "laws": laws(study)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line above."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", default="", help="studies with this in the name of their text")
+    parser.add_argument("--hours", type=float, default=1e9, help="begin no part after so many")
+    parser.add_argument("--table", type=Path, help="publish what is done in such a folder, and measure nothing")
+    options = parser.parse_args(arguments)
+    if (options.out is None) == (options.table is None):
+        parser.error("give either --out or --table")
+    torch.set_num_threads(1)
+    if options.out:
+        measure(options.out, options.shared / "data", options.only, options.hours)
+        return
+    measured = {}
+    for text, window in studies(""):
+        folder = options.table / folder_of(text, window)
+        if rows := read_rows(folder):
+            study = open_study(folder, {}, {"command": "python -m benchmarks.scaling"})
+            study.rows = rows
+            write_study(study, folder)
+            measured[folder.name] = published(study)
+    pages.write(scaling_tables.tables(publish("scaling", measured)))
+
+
+if __name__ == "__main__":
+    main()

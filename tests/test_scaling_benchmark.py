@@ -1,0 +1,67 @@
+"""The study of the design space runs at a tiny size, goes on where it was, and its tables say what its cells say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import pages, scaling, scaling_tables, texts
+from pyro_ltm.comparison.scaling.grid import Axis, Grid
+
+WORLD = "worlds-15"
+TINY = ["model.dim=16", "model.thoughts=4", "slow.steps=2", "slow.eval_sequences=1"]
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Worlds of three sentences, few cells."""
+    sources = {"train": "worlds:documents=60,length=3", "test": "worlds:documents=6,length=3"}
+    one = texts.Text(label="tiny worlds", length=32, batch_size=2, test_sequences=4, **sources)
+    monkeypatch.setitem(texts.TEXTS, WORLD, one)
+    parts = [(["fast.steps=1,2"], (0,)), ([], (0, 1))]
+    for name, value in {"TEXT_NAMES": (WORLD,), "WINDOWS": (8,), "MIDDLE": TINY, "PARTS": parts}.items():
+        monkeypatch.setattr(scaling, name, value)
+    monkeypatch.setattr(scaling, "SCORING", scaling.Scoring(sequences=3, particles=2))
+    monkeypatch.setattr(pages, "FIGURES", tmp_path)
+    monkeypatch.setattr(pages, "pages", list)
+    return tmp_path
+
+
+def test_cells_are_measured_once_and_published(tiny, capsys, monkeypatch):
+    call = ["--out", str(tiny / "runs"), "--shared", str(tiny)]
+    monkeypatch.setattr(scaling, "PARTS", [*scaling.PARTS, *scaling.PARTS])  # done cells are passed over
+    scaling.main(call)
+    begun = capsys.readouterr().out.splitlines()
+    assert len(begun) == len(set(begun)) >= 4 + 2 * 3
+    scaling.main(["--table", str(tiny / "runs")])
+    (path,) = tiny.glob("scaling-*.json")
+    found = json.loads(path.read_text())
+    (study,) = found.values()
+    assert len(study["cells"]) == len(begun)
+    assert {gap["equal"] for gap in study["gaps"]} == {"tokens", "flops"}
+    assert (tiny / "runs" / "worlds-15-w8" / "scaling.html").is_file()
+    made = scaling_tables.tables(found)
+    assert made["scaling cells"].count("\n") == 2 + len(begun)
+    assert "tiny worlds | 8 | latent thoughts | none: " in made["scaling laws"]
+    same = {"thoughts": 4, "dim": 16, "layers": 2}
+    by_steps = scaling_tables._by(found, "fast_steps", "fast steps", same)
+    (cell,) = scaling_tables.ltms(study["cells"], {**same, "fast_steps": 1})
+    assert f"| tiny worlds | 8 | 1 | {cell['bound']['nats_per_token']:.4f} |" in by_steps
+
+
+def test_the_plan_is_of_cells_that_can_be_trained():
+    """At equal tokens, for which nothing has to be counted."""
+    common = scaling.configure("nano", FakeTokens(512), [*scaling.claim.FAST, *scaling.MIDDLE])
+    names = set()
+    for axes, seeds in scaling.PARTS:
+        grid = Grid(common, tuple(map(Axis.parse, axes)), (scaling.TWIN, scaling.DIFFUSION), seeds, equal=("tokens",))
+        names |= {cell.name for cell in grid.cells() if cell.family == "ltm"}
+    assert 50 < len(names) < 80
+
+
+class FakeTokens:
+    vocab_size = 1024
+
+    def __init__(self, sequence_length: int):
+        self.sequence_length = sequence_length
