@@ -135,8 +135,8 @@ def _kept(out: Path) -> Iterator[None]:
 
     try:
         yield
-    except BaseException:
-        if place := kept(out):
+    except BaseException as error:
+        if (place := kept(out)) and str(place) not in str(error):
             note(f"What is done is kept in {place}: the same command goes on from there; remove it to begin anew.")
         raise
 
