@@ -27,8 +27,9 @@ from pyro_ltm.data.packing import SplitWriter, Written
 from pyro_ltm.data.shards import Shards
 from pyro_ltm.data.text import Pass, Text
 from pyro_ltm.data.tokenizer import Tokenizer
+from pyro_ltm.digests import KEY, with_digest, without_digest
 from pyro_ltm.errors import UserError
-from pyro_ltm.reading import Count, read_json
+from pyro_ltm.reading import Count, fitted, read_json
 
 Progress = Callable[[str, int, int], None]
 """Called now and then with what is done, and the pieces of text and characters done in it.
@@ -111,7 +112,7 @@ class Filling:
         note = self.folder.parent / PROGRESS
         temporary = note.with_suffix(".tmp")
         with open(temporary, "wb") as file:
-            file.write(msgspec.json.encode(saved))
+            file.write(json.dumps(with_digest(msgspec.to_builtins(saved))).encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, note)
@@ -119,7 +120,10 @@ class Filling:
     def _saved(self) -> Saved | None:
         """How far an earlier one came; None where there is none, or it filled the folder otherwise, and was removed."""
         try:
-            saved = read_json(self.folder.parent / PROGRESS, Saved)
+            note = read_json(self.folder.parent / PROGRESS, dict[str, Any])
+            if KEY not in note:
+                raise Unusable(f"{PROGRESS} has no checksum")
+            saved = fitted(without_digest(note), Saved)
         except FileNotFoundError:
             saved = None
         except UserError as error:

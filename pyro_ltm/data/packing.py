@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pyro_ltm.data.documents import Document
 from pyro_ltm.data.duplicates import Digests
 from pyro_ltm.data.encoding import Encoded
-from pyro_ltm.data.hashed_file import HashedFile
+from pyro_ltm.data.hashed_file import HashedFile, Unusable
 from pyro_ltm.data.manifest import FileEntry, index_name, stream_name, stream_names, token_dtype
 from pyro_ltm.data.tokenizer import Tokenizer
 from pyro_ltm.data.tokenizer.round_trip import RoundTrip
@@ -80,6 +80,8 @@ class SplitWriter:
             if packing == "document":
                 self._index = files.enter_context(self._open(index_name(split)))
             shards = stream_names(split, self.written.files) or [stream_name(split)]
+            if written is not None:
+                self._check(written, shards)
             for full in shards[:-1]:
                 self._open(full).close()
             self._shard, self._stream = len(shards) - 1, files.enter_context(self._open(shards[-1]))
@@ -160,6 +162,16 @@ class SplitWriter:
     def has_shards(self) -> bool:
         """Whether it took more than one file."""
         return self._shard > 0
+
+    def _check(self, written: Written, shards: list[str]) -> None:
+        """Raises Unusable where what was written does not agree with itself."""
+        size = self._dtype.itemsize
+        sizes = [written.files[name].bytes for name in shards if name in written.files]
+        full = all(shard == SHARD * size for shard in sizes[:-1]) and max(sizes, default=0) <= SHARD * size
+        rows = written.files.get(index_name(self._split))
+        fits = self._index is None or (rows is not None and rows.bytes == _HEADER + 16 * written.rows)
+        if not (full and fits and sum(sizes) == written.position * size and written.document_start < written.position):
+            raise Unusable(f"what is noted of {self._split} does not fit its files")
 
     def _end_document(self) -> None:
         written = self.written

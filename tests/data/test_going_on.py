@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import json
 import multiprocessing
 import os
@@ -17,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import fuzz
 from helpers.processes import FORKS
 
 from pyro_ltm.data import TokenFolder, Tokenizer, append, encoding, filling, packing, prepare
 from pyro_ltm.data.encoding import Encoded, encode_groups
 from pyro_ltm.data.packing import SplitWriter
+from pyro_ltm.digests import with_digest, without_digest
 from pyro_ltm.files import process_lives, unfinished
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks, kills and limits of another system")
@@ -136,6 +140,13 @@ def left(source: str, tmp_path_factory: pytest.TempPathFactory, small_tokenizer:
         return folder, prepare([source], tmp_path_factory.mktemp("whole") / "out", **how).path
 
 
+def forged(note: str) -> str:
+    """A note with a checksum of its own, whose counts do not fit the files."""
+    content = without_digest(json.loads(note))
+    content["splits"]["train"]["position"] += 1000
+    return json.dumps(with_digest(content))
+
+
 def damages(place: Path) -> dict[str, Callable[[], object]]:
     """What may happen to what was left."""
     partial = place / "out.partial"
@@ -154,6 +165,8 @@ def damages(place: Path) -> dict[str, Callable[[], object]]:
         "another tokenizer": lambda: (partial / "tokenizer.json").write_text("{}"),
         "half a note": lambda: os.truncate(note, 30),
         "a wrong note": lambda: note.write_text('{"recipe": 7}'),
+        "a bit of the note": lambda: note.write_text(note.read_text().replace('"position": ', '"position": 1', 1)),
+        "another's note": lambda: note.write_text(forged(note.read_text())),
     }
 
 
@@ -186,6 +199,31 @@ def test_other_settings_or_another_text_begin_anew(
     prepare([str(text)], out, **{**other, **how})
     assert "restart" in said
     assert files_of(out) == files_of(prepare([str(text)], tmp_path / "whole", **how).path)
+
+
+@pytest.mark.parametrize("notes", [6, pytest.param(500, marks=pytest.mark.long)])
+def test_whatever_a_note_says_it_is_read_or_not_used(
+    source: str, left: tuple[Path, Path], tmp_path: Path, small_tokenizer: Tokenizer, notes: int
+) -> None:
+    """Wrong entries under a right checksum: no crash, no hang, and nothing is written elsewhere."""
+    draw, how = random.Random(0), options("contiguous", small_tokenizer)
+    for number in range(notes):
+        folder = tmp_path / str(number)
+        shutil.copytree(left[0], folder)
+        note = unfinished(folder / "out") / "progress.json"
+        content = note.read_bytes()
+        if number % 2:  # as a disk damages it
+            note.write_bytes(fuzz.mutate_json(draw, content))
+        else:
+            changed = fuzz.mutate_json(draw, json.dumps(without_digest(json.loads(content))).encode())
+            with contextlib.suppress(ValueError, TypeError):
+                changed = json.dumps(with_digest(json.loads(changed))).encode()
+            note.write_bytes(changed)
+        fuzz.answer(functools.partial(prepare, [source], folder / "out", **how))
+        assert os.listdir(folder) == ["out"]
+        if number % 2:
+            assert files_of(folder / "out") == files_of(left[1])
+        shutil.rmtree(folder)
 
 
 # Killed

@@ -270,6 +270,7 @@ KINDS = {
     "metrics": Kind("run/metrics.jsonl", fuzz.mutate_lines, read_rows, many=1500),
     "note of the data": Kind("run/data.json", fuzz.mutate_json, lambda world: open_data(world.folder / "run", "train")),
     "prepared": Kind("tokens/meta.json", fuzz.mutate_json, partial(read_prepared, name="tokens"), many=2000),
+    "prepared in shards": Kind("shards/meta.json", fuzz.mutate_json, partial(read_prepared, name="shards"), few=30),
     "lying ids": Kind("lying/train.bin", fuzz.mutate_bytes, read_lying, few=60, writes=True),
     "lying index": Kind("lying/train.index.npy", fuzz.mutate_bytes, read_lying, few=60, writes=True),
     "lying meta": Kind("lying/meta.json", fuzz.mutate_json, partial(read_prepared, name="lying")),
@@ -314,6 +315,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     (folder / "birds.txt").write_text(TEXT)
     options = {"vocab_size": 280, "sequence_length": 16}
     tokens = ltm.prepare([str(folder / "birds.txt")], folder / "tokens", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_ltm.data.packing.SHARD", 300)
+        ltm.prepare([str(folder / "birds.txt")], folder / "shards", **options)
     config = ltm.apply_settings(ltm.preset("nano"), TINY)
     run = ltm.train(config, data=tokens.path, out=folder / "run")
     shutil.copytree(run.folder, folder / "sealed")
