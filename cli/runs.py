@@ -48,9 +48,16 @@ def check_device(name: str) -> str:
 def open_run(folder: Path, common: Common) -> Run:
     """The run in `folder`, on the device and in the precision asked for."""
     device = check_device(common.device)
+    from pyro_ltm.distributed import current
     from pyro_ltm.runs import Run
 
-    return Run.load(folder, device=device, dtype=common.dtype, weights=common.weights, allow_code=common.allow_code)
+    return Run.load(
+        folder,
+        device=current().device(device),
+        dtype=common.dtype,
+        weights=common.weights,
+        allow_code=common.allow_code,
+    )
 
 
 def open_scorer(folder: Path, common: Common) -> Run | Scorer:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from pyro_ltm.distributed import World
 
-COMMANDS = ("train",)
+COMMANDS = ("train", "evaluate", "infer", "embed")
 """Those that share their work."""
 
 _world: World | None = None
@@ -65,6 +65,16 @@ def tell_end(line: str) -> None:
         click.echo(line, err=True)
     elif _world.speaks_of_end():
         click.echo(line, file=sys.__stderr__)
+
+
+def share_of(total: int) -> int:
+    """Of `total` things that the processes share, how many the first takes."""
+    return total if _world is None else _world.part(total).stop
+
+
+def of_leader(context: Callable[[], AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
+    """`context()` in the first process; in the others, nothing."""
+    return context() if _world is None or _world.leads else nullcontext()
 
 
 def only_leader() -> None:

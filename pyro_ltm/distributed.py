@@ -74,9 +74,10 @@ class World:
         """The value that the leader gives here; the others wait for it, however long it takes."""
         return value
 
-    def part(self, count: int) -> range:
-        """Of `count` things in a row, those that this process takes: neighbours."""
-        return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+    def part(self, count: int) -> slice:
+        """Of `count` things in a row, those that this process takes: neighbours, and of few the leader some."""
+        begin, end = (-(-rank * count // self.size) for rank in (self.rank, self.rank + 1))
+        return slice(begin, end)
 
     def speaks_of_end(self) -> bool:
         """Whether it is for this process to say how all of them end: the first that asks does."""
@@ -135,11 +136,28 @@ LOST = "another process of this command has ended before its time; a training go
 
 _current: World = World()
 _joined = 0
+_sharing = False
 
 
 def current() -> World:
     """The group that this process is in."""
     return _current
+
+
+def team() -> World:
+    """The processes that share what is scored here (`sharing`); elsewhere each scores by itself."""
+    return _current if _sharing else World()
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """Within it all processes score the same sequences together: each its part, and each has the figures of all."""
+    global _sharing
+    before, _sharing = _sharing, True
+    try:
+        yield
+    finally:
+        _sharing = before
 
 
 def are_several() -> bool:

@@ -53,12 +53,14 @@ def command(
     tokens. Each row has the document's number in the input, its id, the columns asked for, and how its text begins. The
     same text has the same row wherever it stands. A command that was killed goes on where it was, if it is given again.
     """
+    from pyro_ltm.distributed import sharing
     from pyro_ltm.locks import locked
     from pyro_ltm.runs.embeddings_file import check_columns, check_suffix, write_embeddings
     from pyro_ltm.runs.partial_fits import PartialFits
 
     from ..output import emit, say, show_next
     from ..runs import check_target, open_run
+    from ..several import of_leader, only_leader
 
     check_suffix(out)
     check_target(out, Path(source))
@@ -67,8 +69,9 @@ def command(
     fitting = fitting_of(how, common.seed)
     fit = fitting.about(run)
     chosen: dict[str, Any] = {"layers": layers, "windows": windows, "draw": draw}
-    with locked(out):
+    with of_leader(lambda: locked(out)), sharing():
         found = rows_of(run, source, fitting, reading, columns=columns, id_column=id_column, out=out, **chosen)
+        only_leader()
         rows = found.rows
         about = {**run.about, "input": source, "windows": windows, "draw": draw}
         write_embeddings(out, rows, {**about, "fingerprint": run.fingerprint, "fit": fit})

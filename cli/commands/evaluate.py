@@ -121,11 +121,14 @@ def command(
         check_twin(run, twin)
     if run.config.fast.noise == "fixed":
         note(FIXED_NOISE)
+    from pyro_ltm.distributed import sharing
     from pyro_ltm.runs.evaluation_file import evaluation_record
     from pyro_ltm.runs.protocols import evaluate_protocols, protocols_of
 
-    with reporter() as report, open_data(run, data, reading, report) as scored:
-        total = min(scoring["sequences"] or len(scored), len(scored))
+    from ..several import only_leader, share_of
+
+    with reporter() as report, open_data(run, data, reading, report) as scored, sharing():
+        total = share_of(min(scoring["sequences"] or len(scored), len(scored)))
         found = evaluate_protocols(
             run,
             scored,
@@ -136,6 +139,7 @@ def command(
             **given(**scoring),
         )
         where = data or f"{scored.folder.path} ({scored.split})"
+    only_leader()
     result = evaluation_record(original, found, data=where, settings=settings, twin=twin)
     if data is None and run.weights == "last":
         _save(run, result)

@@ -55,11 +55,13 @@ def command(
     if (text is None) == (source is None):
         raise click.UsageError("give either --text or --input")
     from pyro_ltm.data.sources import find_source, listed
+    from pyro_ltm.distributed import sharing
     from pyro_ltm.runs.documents import cut_documents, infer_documents, piece_of_text
 
     from ..output import emit, nats, note, say, show_next
     from ..progress import reporter
     from ..runs import check_thoughts_target, open_run
+    from ..several import only_leader
     from ..sources import remarks
 
     check_thoughts_target(out)
@@ -67,9 +69,10 @@ def command(
     found = None if source is None else find_source(source, dataclasses.replace(reading, id_column=id_column))
     pieces = [piece_of_text(run, str(text))] if found is None else cut_documents(run, found.read(), found.spec)
     seed = common.seed or 0
-    with reporter() as report:
+    with reporter() as report, sharing():
         count = report.counting("infer", None)
         inferred = infer_documents(run, pieces, seed=seed, progress=lambda done: count(done, math.nan), **how)
+    only_leader()
     read: dict[str, Any] = listed([found]) if found else {}
     for line in remarks(read):
         note(line)

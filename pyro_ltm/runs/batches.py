@@ -10,6 +10,7 @@ import torch
 
 from pyro_ltm.config import Config
 from pyro_ltm.data import TokenDataset
+from pyro_ltm.distributed import team
 from pyro_ltm.errors import UserError
 from pyro_ltm.types import Batch
 
@@ -20,10 +21,16 @@ if TYPE_CHECKING:
 def dataset_batches(
     data: TokenDataset, batch_size: int, device: torch.device | str, *, limit: int | None = None
 ) -> Iterator[Batch]:
-    """The first `limit` sequences of `data` in order (all when None), in batches on `device`, with their documents."""
-    documents = torch.from_numpy(data.documents(limit))
-    for start in range(0, len(documents), batch_size):
-        rows = range(start, min(start + batch_size, len(documents)))
+    """The first `limit` sequences of `data` in order (all when None), in batches on `device`, with their documents.
+
+    Of several processes that share them (`distributed.sharing`) each has its part: whole batches, smaller ones where
+    there are fewer than processes.
+    """
+    documents, shared = torch.from_numpy(data.documents(limit)), team()
+    size = max(1, min(batch_size, -(-len(documents) // shared.size)))
+    starts = range(0, len(documents), size)
+    for start in starts[shared.part(len(starts))]:
+        rows = range(start, min(start + size, len(documents)))
         yield replace(data.batch(rows), documents=documents[rows.start : rows.stop]).to(device)
 
 

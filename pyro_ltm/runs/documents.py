@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from pyro_ltm.data import Document
 from pyro_ltm.data.tokenizer.cutting import encodable_pieces
+from pyro_ltm.distributed import team
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference.codec import continuation, encode_for
 from pyro_ltm.noise import fold
@@ -133,6 +135,8 @@ def infer_documents(
 ) -> DocumentThoughts:
     """Fits q(z) to each piece; `progress` is called with the sequences done.
 
+    Where several processes share it (`distributed.sharing`), each fits every so many-th batch, and all have all.
+
     Args:
         same_noise: all fits draw the same noise, so that a text has the same thoughts wherever it stands, and what two
             texts differ by is no chance; else each draws its own, keyed by its place in the input.
@@ -144,14 +148,17 @@ def infer_documents(
         UserError: the model has no thoughts, or there is no piece.
     """
     check_thinks(run)
-    found: dict[str, list[Tensor]] = {}
+    shared, fits = team(), list[tuple[int, dict[str, Tensor]]]()
     texts: list[str] = []
     documents: dict[int, dict[str, Any]] = {}
     left = iter(pieces)
-    while group := list(itertools.islice(left, batch_size)):
+    for number in itertools.count():
+        group = list(itertools.islice(left, batch_size))
+        if not group:
+            break
         places = torch.arange(len(texts), len(texts) + len(group))
         tensors = kept.take(len(texts), len(group)) if kept else {}
-        if not tensors:
+        if not tensors and number % shared.size == shared.rank:
             batch = Batch.from_lists([one.tokens for one in group], pad=run.tokenizer.end_of_text)
             # Keyed by a sequence's place in the input, or not at all, so that batches change nothing.
             batch = dataclasses.replace(batch, ids=torch.zeros_like(places) if same_noise else places).to(run.device)
@@ -159,9 +166,8 @@ def infer_documents(
             tensors = {name: value for name, value in tensors.items() if states or not name.startswith("state.")}
         if kept:
             kept.add(tensors)
-        documents_of = {"document": torch.tensor([one.number for one in group])}
-        for name, value in (tensors | documents_of).items():
-            found.setdefault(name, []).append(value)
+        if tensors:
+            fits.append((number, tensors | {"document": torch.tensor([one.number for one in group])}))
         texts += [continuation(run.tokenizer, one.tokens[:1], one.tokens[1:])[:SHOWN] for one in group]
         for one in group:
             about: dict[str, Any] = {"document": one.number, "origin": one.document.origin}
@@ -171,9 +177,9 @@ def infer_documents(
         progress(len(texts))
     if not texts:
         raise UserError("the input has no text: nothing to infer")
-    return DocumentThoughts(
-        {name: torch.cat(values) for name, values in found.items()}, texts, list(documents.values())
-    )
+    ordered = [tensors for _, tensors in sorted(shared.gather(fits), key=itemgetter(0))]
+    found = {name: torch.cat([tensors[name] for tensors in ordered]) for name in ordered[0]}
+    return DocumentThoughts(found, texts, list(documents.values()))
 
 
 def check_thinks(run: Run) -> None:

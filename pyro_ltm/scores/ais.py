@@ -11,6 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_ltm.distributed import team
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference import FastLoop
 from pyro_ltm.inference.ais import anneal
@@ -118,4 +119,5 @@ def start_of(model: LatentThoughtModel, batch: Batch, loop: FastLoop, start: str
 
 
 def _mean(values: list[Tensor]) -> float:
+    values = team().gather(values)
     return float(torch.cat(values).mean()) if values else math.nan

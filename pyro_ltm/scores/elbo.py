@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ltm.distributed import team
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference import FastLoop, Posterior
 from pyro_ltm.model import LatentThoughtModel
@@ -173,7 +174,7 @@ class _Sums:
         self.distortions: list[Tensor] = []
         self.zeroed: list[Tensor] = []
         self.iwae: dict[int, list[Tensor]] = {count: [] for count in doublings(particles)}
-        self.sums: dict[str, float] = {}
+        self.sums: dict[str, list[float]] = {}
         self.first: Batch | None = None
         self.last: Tensor | None = None
         self.bytes = 0
@@ -237,10 +238,8 @@ class _Sums:
         """The figures of the whole corpus."""
         nats, tokens, places = self.tally.whole()
         total, sequences = float(tokens.sum()), len(nats)
-        if sequences == 1:
-            self._sum(shuffled=torch.tensor(math.nan))
-        elif self.first is not None and self.last is not None:
-            self._sum(shuffled=-self._log_likelihood(self.first, self.last))
+        self._close_circle(sequences)
+        self._gather()
         mean, error = float(nats.sum()) / total, ratio_error(nats, tokens, places)
         bits = total / math.log(2) / self.bytes if self.bytes else math.nan  # a byte, for each nat a token
         iwae = {count: torch.cat(values) for count, values in self.iwae.items()}
@@ -259,7 +258,7 @@ class _Sums:
             perplexity=perplexity(mean),
             bits_per_byte=mean * bits,
             bits_per_byte_stderr=error.stderr * bits,
-            distortion_nats_per_token=self.sums["distortion"] / total,
+            distortion_nats_per_token=sum(self.sums["distortion"]) / total,
             kl_nats_per_sequence=float(rates.mean()),
             kl_nats_per_sequence_stderr=mean_error(rates, places).stderr,
             exchange_rate=exchange_rate(zeroed, distortions, rates, places),
@@ -271,9 +270,9 @@ class _Sums:
             effective_sample_size_stderr=mean_error(ess, places).stderr,
             pareto_k=ParetoK.of(torch.cat(self.tails), self.particles) if self.tails else None,
             no_pareto_k=self.no_pareto_k,
-            distortion_from_prior=self.sums["from_prior"] / total,
-            distortion_zeroed=self.sums["zeroed"] / total,
-            distortion_shuffled=self.sums["shuffled"] / total,
+            distortion_from_prior=sum(self.sums["from_prior"]) / total,
+            distortion_zeroed=sum(self.sums["zeroed"]) / total,
+            distortion_shuffled=sum(self.sums["shuffled"]) / total,
             active_fraction_by_layer=[float(layer.mean()) for layer in layers],
             guide=type(loop.guide).__name__,
             tokens=int(total),
@@ -288,10 +287,34 @@ class _Sums:
             places=places,
         )
 
+    def _close_circle(self, sequences: int) -> None:
+        """Scores the first sequence with the thoughts of the last one: of several processes, of that of the one before.
+
+        One that has none is passed by.
+        """
+        lasts, rank = team().gather([None if self.last is None else self.last.cpu()]), team().rank
+        before = [last for last in (*lasts[rank:], *lasts[:rank]) if last is not None]
+        if sequences == 1 and self.first is not None:
+            self._sum(shuffled=torch.tensor(math.nan))
+        elif self.first is not None:
+            self._sum(shuffled=-self._log_likelihood(self.first, before[-1].to(self.first.device)))
+
+    def _gather(self) -> None:
+        """Adds what the other processes have, where several share what is scored."""
+        shared = team()
+        self.ess, self.tails, self.rates, self.distortions, self.zeroed = map(
+            shared.gather, (self.ess, self.tails, self.rates, self.distortions, self.zeroed)
+        )
+        self.iwae = {count: shared.gather(values) for count, values in self.iwae.items()}
+        parts = shared.gather([self.sums])
+        self.sums = {name: [value for part in parts for value in part.get(name, [])] for name in parts[0]}
+        self.mean, self.square = (torch.stack(shared.gather([part])).sum(0) for part in (self.mean, self.square))
+        self.bytes = sum(shared.gather([self.bytes]))
+
     def _log_likelihood(self, batch: Batch, thoughts: Tensor) -> Tensor:
         assert batch.targets is not None  # a batch without targets has nothing to score
         return self.model.likelihood(thoughts, batch).log_prob(batch.targets).double()
 
     def _sum(self, **values: Tensor) -> None:
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value.sum())
+            self.sums.setdefault(name, []).append(float(value.sum()))

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from pyro_ltm.distributed import team
 from pyro_ltm.errors import UserError
 from pyro_ltm.scores.dependence import Blocks, Places, error_of_sum
 from pyro_ltm.types import Batch
@@ -93,10 +94,14 @@ class Tally:
             self.progress(len(done), float(done.sum() / torch.cat(self._tokens).sum()))
 
     def whole(self) -> tuple[Tensor, Tensor, Places]:
-        """Of all sequences: nats and tokens, float64 [S], and places. Raises UserError where there are none."""
-        if not self._nats:
+        """Of all sequences: nats and tokens, float64 [S], and places. Raises UserError where there are none.
+
+        Those of other processes are among them, where several share what is scored (`distributed.sharing`).
+        """
+        nats, tokens = team().gather(self._nats), team().gather(self._tokens)
+        if not nats:
             raise UserError("nothing to score: no sequences")
-        return torch.cat(self._nats), torch.cat(self._tokens).double(), Places.joined(self._places)
+        return torch.cat(nats), torch.cat(tokens).double(), Places.joined(team().gather(self._places))
 
     def figure(self, kind: type[F], name: str, **more: Any) -> F:
         """The figure of all sequences. Raises UserError where there are none, or where it is not finite."""

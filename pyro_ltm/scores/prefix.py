@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_ltm.distributed import team
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference import FastLoop
 from pyro_ltm.model import LatentThoughtModel, TokenSequence
@@ -90,13 +91,14 @@ def evaluate_prefix(
             blocks = range(0, batch.length, stride)
             tally.add(batch, sum((reader.nats(batch, at, at + stride) for at in blocks), torch.zeros(batch.size)))
     sequences, _, places = tally.whole()
+    parts, (stride, *_) = team().gather([after]), team().gather([stride])  # the first has sequences, if there are any
     return tally.figure(
         Prefix,
         "predictive figure",
         stride=stride,
         by_prefix=[
             AfterPrefix.of(torch.cat([n for n, _ in pairs]), torch.cat([t for _, t in pairs]), places, prefix=prefix)
-            for prefix, pairs in after.items()
+            for prefix, pairs in ((at, [pair for part in parts for pair in part.get(at, [])]) for at in parts[0])
         ],
         particles=particles,
         fast_steps=loop.steps,

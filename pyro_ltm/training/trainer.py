@@ -15,7 +15,7 @@ from torch import nn
 
 from pyro_ltm.config import ADAMW, Component, SlowConfig
 from pyro_ltm.data import DataOrder, TokenDataset, unigram_nats
-from pyro_ltm.distributed import current
+from pyro_ltm.distributed import current, sharing
 from pyro_ltm.errors import UserError, warn
 from pyro_ltm.files import write_text
 from pyro_ltm.inference import FastLoop
@@ -320,8 +320,8 @@ class Trainer:
         self.on_progress(Progress(step, steps, nan, nan, nan, nan, bound, average, is_best, self._shown("bound")))
 
     def _bound(self, data: TokenDataset) -> Bound:
-        """The honest bound of the weights as they are now."""
-        with self.parallel.gathered():
+        """The honest bound of the weights as they are now, of which each process scores a part."""
+        with self.parallel.gathered(), sharing():
             return self.run.evaluate(
                 data,
                 particles=1,

@@ -13,7 +13,7 @@ from typing import Any
 
 from helpers.processes import FORKS
 
-PATIENCE = 100
+PATIENCE = 250
 
 
 def free_port() -> int:

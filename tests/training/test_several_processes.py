@@ -18,11 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pyro_ltm as ltm
 from pyro_ltm.config import SlowConfig
 from pyro_ltm.data import DataOrder, TokenDataset
-from pyro_ltm.distributed import current, whole
+from pyro_ltm.distributed import current, sharing, whole
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference.build import build
 from pyro_ltm.runs.folder import trainable
 from pyro_ltm.runs.metrics import read_metrics
+from pyro_ltm.scores.estimate import plain
 from pyro_ltm.training import Stopped, Trainer, train_step
 from pyro_ltm.training.parallel import parallel
 from pyro_ltm.training.step import SlowPass
@@ -97,7 +98,10 @@ def train_each(ways, data, folder):
     return [train(settings, data, folder / f"of {current().size}, {way}") for way, settings in ways.items()]
 
 
-@pytest.mark.parametrize("ways", [WAYS, pytest.param(LONG, marks=pytest.mark.long)], ids=["quick", "more"])
+PARTS = [dict(list(LONG.items())[first::4]) for first in range(4)]
+
+
+@pytest.mark.parametrize("ways", [WAYS, *(pytest.param(part, marks=pytest.mark.long) for part in PARTS)])
 def test_two_processes_train_as_one(ways, tokens, tmp_path):
     expected = train_each(ways, tokens, tmp_path)
     leader, other = on_ranks(2, train_each, ways, tokens, tmp_path)
@@ -198,6 +202,34 @@ def test_gradients_are_the_same_in_all_processes_and_those_of_one():
         *_, slow = rank[-1]
         # Weights are gathered once, and gradients reduced: the decoder's layer, the two of the encoder, and all else.
         assert slow["allgather_base"] == slow["reduce_scatter_base"] == 4, slow
+
+
+SCORES = {
+    "bound": lambda run, **how: run.evaluate(particles=2, **how),
+    "prefix": lambda run, **how: run.evaluate_prefix(particles=2, prefixes=[3, 9], stride=6, **how),
+    "reference": lambda run, **how: run.evaluate_reference(**how),
+    "annealed": lambda run, **how: run.evaluate_annealed(start="prior", temperatures=2, chains=2, leapfrogs=1, **how),
+}
+
+
+def scores(folder):
+    """Figures of five sequences in whole batches, and of two, in double precision."""
+    run = ltm.Run.load(folder)
+    run.model.double()
+    with double(), sharing():
+        rows = run.embed(["The bird sang.", "Two songs.", "To the trees.", "A bird."] * 2, batch_size=3)
+        found = [score(run, sequences=5, batch_size=2) for score in SCORES.values()]
+        found = [
+            one.to_dict() if hasattr(one, "to_dict") else plain(one) for one in [*found, run.evaluate(sequences=2)]
+        ]
+        return [*found, rows.tolist()]
+
+
+def test_scores_are_those_of_one_process(tiny_run):
+    expected = scores(tiny_run)
+    for found in on_ranks(3, scores, tiny_run):
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other, one)
 
 
 def stopped(settings, data, out, rank, step):
