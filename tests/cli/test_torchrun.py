@@ -10,8 +10,10 @@ import sys
 import time
 
 import pytest
+import torch
 from helpers.processes import Forked
 from helpers.ranks import environments
+from safetensors.torch import load_file
 
 PATIENCE = 100
 
@@ -98,6 +100,26 @@ def test_killed_alone_and_begun_again(command, tmp_path):
     assert (codes, out) == ([0, 0], "")
     assert "Stopped: at step" in err
     assert err.count("goes on from step") == 1
+
+
+def test_scored_and_fitted_together(own_run, trained, ask, tmp_path):
+    """With the figures of one process, in one file."""
+    codes, out, err = Ranks("evaluate", own_run, "--sequences", 6, "--batch-size", 3, "--json").end()
+    assert codes == [0, 0], err
+    bound, alone = json.loads(out)["bound"], ask("evaluate", trained, "--sequences", 6, "--batch-size", 3)["bound"]
+    assert bound.keys() == alone.keys()
+    same = {key for key in bound if bound[key] == alone[key]}
+    assert bound.keys() - same <= {"distortion_shuffled"}, "its sum is in another order"
+    assert bound["distortion_shuffled"] == pytest.approx(alone["distortion_shuffled"], rel=1e-6)
+    texts = tmp_path / "texts.txt"
+    texts.write_text("mison dulo.\nlomika.\n" * 4)
+    for command in ("infer --input", "embed --data"):
+        name, option = command.split()
+        codes, _, err = Ranks(name, own_run, option, texts, "--out", tmp_path / f"{name}.safetensors").end()
+        assert codes == [0, 0], err
+        ask(name, trained, option, texts, "--out", tmp_path / f"alone-{name}.safetensors")
+        ours, theirs = (load_file(tmp_path / f"{which}{name}.safetensors") for which in ("", "alone-"))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def torchrun(*arguments, processes=2, restarts=0):
