@@ -29,9 +29,11 @@ import torch
 from helpers import fuzz
 from helpers.bases import write_base_without_weights
 from helpers.figures import comparison
+from helpers.scaling_rows import row, show_cells
 
 import pyro_ltm as ltm
 from pyro_ltm.comparison.comparison_file import check_target, save
+from pyro_ltm.comparison.scaling.result import write_row
 from pyro_ltm.comparison.trainings import decoder_training
 from pyro_ltm.config import load_toml
 from pyro_ltm.data import TokenDataset, Tokenizer, read_source, unigram_nats
@@ -192,6 +194,10 @@ def read_comparison(world: World) -> None:
             to_png(figure)
 
 
+def read_cells(world: World) -> None:
+    show_cells(world.folder / "study", world.seldom((world.folder / "study/runs/c/cell.json").read_bytes()))
+
+
 def read_text(world: World, name: str) -> None:
     for document in read_source(str(world.folder / name)):
         assert document.text.encode() is not None
@@ -276,6 +282,7 @@ KINDS = {
     "lying meta": Kind("lying/meta.json", fuzz.mutate_json, partial(read_prepared, name="lying")),
     "evaluation": Kind("run/evaluation.json", fuzz.mutate_json, read_figures, many=1500),
     "comparison": Kind("compared/compare.json", fuzz.mutate_json, read_comparison, many=1500),
+    "cell of a study": Kind("study/runs/c/cell.json", fuzz.mutate_json, read_cells, many=1500),
     "thoughts": Kind("a.st", fuzz.mutate_tensors, lambda world: read_thoughts(world.folder / "a.st")),
     "thoughts in .npz": Kind("a.npz", fuzz.mutate_bytes, lambda world: read_thoughts(world.folder / "a.npz")),
     "embeddings": Kind("e.safetensors", fuzz.mutate_tensors, partial(read_embedded, name="e.safetensors"), few=60),
@@ -352,6 +359,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     write_evaluation(run, {**evaluation.to_dict(), **of, "settings": ["fast.steps=1"]})
     (folder / "compared").mkdir()
     save(comparison(), folder / "compared")
+    write_row(folder / "study" / "runs" / "c", row(40, 2))
     write_thoughts(folder / "a.npz", {"thoughts": torch.ones(2, 2, 16)}, {"texts": ["a", "b"]})
     write_thoughts(folder / "a.st", {"thoughts": torch.ones(2, 2, 16)}, {"texts": ["a", "b"]})
     embedded = embed_texts(run, ["The 7th bird sang.", "9 trees."])

@@ -53,7 +53,10 @@ def gaps(study: Study) -> list[Gap]:
     for row in study.of(LTM):
         for family in study.families[1:]:
             for equal in EQUALITIES:
-                theirs = [one for one in rivals[family, shape(study, row, keys, family)] if _is_equal(row, one, equal)]
+                same = (one for one in rivals[family, shape(study, row, keys, family)] if one.sequence_tokens)
+                theirs = [
+                    one for one in same if _is_equal(row, one, equal) and one.sequence_tokens == row.sequence_tokens
+                ]
                 if theirs:
                     rival = min(theirs, key=lambda one: one.training_operations)
                     gap = below(row, rival)
@@ -68,6 +71,8 @@ def shape(study: Study, row: Row, keys: Iterable[str], family: str) -> tuple[Any
 
 
 def _is_equal(row: Row, rival: Row, equal: str) -> bool:
+    if not row.sequence_tokens or row.sequence_tokens != rival.sequence_tokens:
+        return False
     if equal == "tokens":
         return rival.steps == row.steps
     share = rival.steps * row.training_operations / rival.training_operations  # its steps, if it were equal to the last
@@ -96,22 +101,41 @@ def beside(row: Row, keys: Sequence[str] = IN_A_LAW) -> str:
 
 
 def laws(study: Study, *, resamplings: int = RESAMPLINGS) -> list[dict[str, Any]]:
-    """A law for each family, and each value of what no factor stands for, for JSON; where there is none, `why`."""
+    """A law for each family, and each value of all that no power can stand for, for JSON; where there is none, `why`.
+
+    That is what no factor stands for, and a factor that has two values alone.
+    """
     found = []
     for family in study.families:
-        rows = study.of(family)
-        for where in sorted({beside(row) for row in rows}):
-            seen = Observations.of([row for row in rows if beside(row) == where])
+        groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+        for row in study.of(family):
+            groups[(beside(row),)].append(row)
+        for symbol in FACTORS:
+            parts: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+            for where, rows in groups.items():
+                for row in rows:
+                    parts[where + _apart(row, symbol, rows)].append(row)
+            groups = parts
+        for where, rows in sorted(groups.items()):
+            seen = Observations.of(rows)
             why = why_no_law(seen)
             law = {"why": why} if why else asdict(fit_law(seen, resamplings=resamplings))
-            found.append({"family": family, "where": where, **law})
+            of = {"family": family, "where": ", ".join(filter(None, where)), "of": [row.name for row in rows]}
+            found.append({**of, **law})
     return found
+
+
+def _apart(row: Row, symbol: str, rows: Sequence[Row]) -> tuple[str, ...]:
+    """The value of a factor by which cells are fitted apart; nothing of one that a power can stand for."""
+    name = FACTORS[symbol]
+    few = len({getattr(one, name) for one in rows}) == 2
+    return (f"{name.replace('_', ' ')} {getattr(row, name):,}",) if few else ()
 
 
 def predicted_by(law: Mapping[str, Any], row: Row) -> float | None:
     """Nats a token that a law, as `laws` gives it, has for a cell; None where it is not one of its cells."""
     values = {name: getattr(row, FACTORS[name]) for name in law["coefficients"]}
-    if (row.family, beside(row)) != (law["family"], law["where"]) or not all(values.values()):
+    if row.name not in law["of"] or not all(values.values()):
         return None
     powers = (law["coefficients"][name] * value ** -law["exponents"][name] for name, value in values.items())
     return float(law["floor"] + sum(powers))

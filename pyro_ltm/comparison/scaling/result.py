@@ -11,7 +11,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -34,7 +34,9 @@ PATIENCE = 60.0
 
 Error = Annotated[float, msgspec.Meta(ge=0)] | None
 """A standard error; None where it is not known."""
-Operations = Annotated[float, msgspec.Meta(ge=0)]
+Operations = Annotated[float, msgspec.Meta(gt=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
+Family = Literal["ltm", "twin", "masked-diffusion"]
 
 
 @dataclass(frozen=True)
@@ -77,17 +79,17 @@ class Row:
     """
 
     name: str
-    family: str
+    family: Family
     seed: Count
     settings: str
     axes: dict[str, Any] = field(default_factory=dict)
-    steps: Count
+    steps: Positive
     tokens: Count = 0
     corpus_tokens: Count = 0
-    parameters: Count = 0
+    parameters: Positive = 1
     body: Count = 0
-    layers: Count
-    dim: Count
+    layers: Positive
+    dim: Positive
     thoughts: Count
     fast_steps: Count
     training_operations: Operations
@@ -154,7 +156,10 @@ def read_row(folder: Path) -> Row | None:
         found = read_json(path, dict[str, Any])
         if found.pop("format", None) != FORMAT:
             raise UserError(f"{path}: not a cell of this release ({FORMAT}); move the folder away to train it again")
-        return fitted(found, Row)
+        row = fitted(found, Row)
+        if len({len(row.sequence_nats), len(row.sequence_tokens), len(row.places.get("ids") or ())}) > 1:
+            raise UserError("sequence_nats, sequence_tokens and places.ids are of unlike lengths")
+        return row
     except FileNotFoundError:
         return None
     except UserError as error:

@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import pytest
-import torch
+from helpers.scaling_rows import COEFFICIENTS, EXPONENTS, FLOOR, rows
 
 from pyro_ltm.comparison.scaling.analysis import frontier, laws, predicted_by
 from pyro_ltm.comparison.scaling.law import Observations, fit_law, why_no_law
-from pyro_ltm.comparison.scaling.result import Level, Row, Study
-
-FLOOR, COEFFICIENTS, EXPONENTS = 2.0, {"P": 60.0, "T": 0.8}, {"P": 0.35, "T": 0.7}
-
-
-def row(parameters, fast_steps, *, noise=0.0, seed=0, floor=FLOOR, **more):
-    powers = COEFFICIENTS["P"] * parameters ** -EXPONENTS["P"] + COEFFICIENTS["T"] * fast_steps ** -EXPONENTS["T"]
-    shape = {"layers": 2, "dim": 64, "thoughts": 4, "steps": 10, "tokens": 1000, "fast_steps": fast_steps}
-    costs = dict.fromkeys(("training_operations", "score_token_operations", "write_token_operations"), 0.0)
-    costs["training_operations"] = float(parameters * fast_steps)
-    settings = f"ltm--P={parameters}--T={fast_steps}"
-    known = {"name": f"{settings}--seed={seed}", "settings": settings, "family": "ltm", "seed": seed}
-    level = Level((floor + powers) * math.exp(noise), 0.01)
-    return Row(**{**known, **shape, **costs, "parameters": parameters, "bound": level, **more})
-
-
-def rows(noise=0.0, seed=0, sizes=(10_000, 40_000, 160_000, 640_000), steps=(1, 4, 16, 64), seeds=2):
-    generator = torch.Generator().manual_seed(seed)
-    places = [(size, count, one) for size in sizes for count in steps for one in range(seeds)]
-    errors = noise * torch.randn(len(places), generator=generator, dtype=torch.float64)
-    return [row(size, count, noise=float(e), seed=s) for (size, count, s), e in zip(places, errors, strict=True)]
+from pyro_ltm.comparison.scaling.result import Level, Study
 
 
 def test_finds_a_known_law():
@@ -49,7 +28,7 @@ def covered(tries: int, resamplings: int) -> dict[str, int]:
     """How often, of so many noisy data sets, the intervals hold the truth."""
     found = {"E": 0, "P": 0, "T": 0}
     for seed in range(tries):
-        law = fit_law(Observations.of(rows(noise=3e-3, seed=seed)), resamplings=resamplings)
+        law = fit_law(Observations.of(rows(noise=3e-3, seed=seed, seeds=1)), resamplings=resamplings)
         intervals = {"E": law.floor_interval, **law.exponent_intervals}
         for name, truth in {"E": FLOOR, **EXPONENTS}.items():
             found[name] += intervals[name][0] <= truth <= intervals[name][1]
@@ -113,10 +92,11 @@ def test_too_few_cells_are_absent_with_the_reason(some, why):
     assert why in why_no_law(Observations.of(some))
 
 
-def test_a_law_for_each_value_of_what_no_factor_stands_for():
+def test_a_law_for_each_value_of_what_no_power_can_stand_for():
+    """Another window; and one of two numbers of thoughts."""
     narrow = [dataclasses.replace(one, axes={"model.window": 8, "fast.steps": one.fast_steps}) for one in rows()]
     wide = [
-        dataclasses.replace(one, axes={"model.window": 64}, bound=Level(one.bound.nats_per_token - 1, 0.01))
+        dataclasses.replace(one, axes={"model.window": 64}, name=f"wide-{one.name}", bound=lower(one, 1))
         for one in rows()
     ]
     found = laws(Study({}, [*narrow, *wide]), resamplings=2)
@@ -124,6 +104,13 @@ def test_a_law_for_each_value_of_what_no_factor_stands_for():
     assert [law["floor"] for law in found] == pytest.approx([1.0, 2.0], abs=1e-4)
     assert predicted_by(found[1], narrow[3]) == pytest.approx(narrow[3].bound.nats_per_token)
     assert predicted_by(found[0], narrow[3]) is None
+    few = [dataclasses.replace(one, thoughts=8, name=f"eight-{one.name}", bound=lower(one, 0.5)) for one in rows()]
+    found = laws(Study({}, [*rows(), *few]), resamplings=2)
+    assert {law["where"]: law["floor"] for law in found} == pytest.approx({"thoughts 4": 2.0, "thoughts 8": 1.5})
+
+
+def lower(row, nats):
+    return Level(row.bound.nats_per_token - nats, 0.01)
 
 
 def test_frontier_by_hand():

@@ -1,0 +1,97 @@
+"""The page of a scaling study: every picture that its cells are enough for, and sentences that are so."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from helpers.scaling_rows import row, rows
+
+from pyro_ltm.comparison.scaling.analysis import gaps, laws
+from pyro_ltm.comparison.scaling.result import Level, Study, read_rows, write_row
+from pyro_ltm.reports.plots import to_png
+from pyro_ltm.reports.scaling_page import cell_table, findings, gap_table, law_lines, remarks, render, write_study
+from pyro_ltm.reports.scaling_plots import draw
+
+
+def twin(size: int, steps: int, seed: int):
+    one = row(size, 0, family="twin", seed=seed, steps=steps, thoughts=0, rate=0.0, active=None, latent=0)
+    name = f"twin--{size}--slow.steps={steps}"
+    return dataclasses.replace(one, settings=name, name=f"{name}--seed={seed}", training_operations=size * steps / 10)
+
+
+@pytest.fixture(scope="module")
+def study():
+    places = [(size, steps, n) for size in (10_000, 40_000, 160_000) for steps in (1, 4, 16) for n in (4, 8)]
+    ltms = [
+        row(
+            size,
+            steps,
+            seed=seed,
+            thoughts=n,
+            settings=f"ltm-{size}-{steps}-{n}",
+            name=f"ltm-{size}-{steps}-{n}-{seed}",
+        )
+        for size, steps, n in places
+        for seed in (0, 1)
+    ]
+    levels = {"predictive": Level(3.0, 0.1), "reference": Level(1.0, None), "floor": Level(1.5, 0.0)}
+    ltms[0] = dataclasses.replace(ltms[0], **levels)
+    twins = [twin(size, steps, seed) for size in (10_000, 40_000, 160_000) for steps in (10, 20, 50) for seed in (0, 1)]
+    failed = row(5, 1, name="ltm--<b>", settings="ltm--<b>", bound=None, note="failed: not finite")
+    study = Study({"slow.lr": 0.01}, [*ltms, *twins, failed], {"command": "pyro-ltm scale $x$"})
+    study.laws = laws(study, resamplings=5)
+    return study
+
+
+def test_every_picture_is_painted(study):
+    drawn = draw(study)
+    assert set(drawn) == {"by-tokens", "by-operations", "trade", "by-thoughts", "law", "epochs", "figures"}
+    for figure, caption in drawn.values():
+        assert to_png(figure).startswith(b"\x89PNG")
+        assert caption.endswith(".")
+
+
+def test_few_cells_have_few_pictures():
+    assert draw(Study({})) == {}
+    assert set(draw(Study({}, [twin(10, 10, 0)]))) == {"by-operations", "epochs"}
+    assert set(draw(Study({}, rows(sizes=(10,), steps=(1, 2))))) == {"by-tokens", "by-operations", "epochs", "figures"}
+
+
+def test_sentences_say_what_the_cells_do(study):
+    said = findings(study, gaps(study))
+    assert said[0] == "Cells: 36 latent thoughts, 18 twin."
+    assert any(line.startswith("Against twin at equal tokens: of 36 cells") for line in said)
+    assert any("Lowest of twin" in line and "(exact)" in line for line in said)
+    assert [line.partition(" L = ")[0] for line in law_lines(study)] == [
+        "Law of latent thoughts, thoughts 4:",
+        "Law of latent thoughts, thoughts 8:",
+        "Law of twin:",
+    ]
+    assert "95% intervals: E 2.0" in law_lines(study)[0]
+    assert remarks(study) == ["ltm--<b>: failed: not finite"]
+    assert findings(Study({}), []) == ["No cell has figures yet."]
+
+
+def test_tables_hold_every_cell_and_each_difference(study):
+    columns, lines = cell_table(study.rows)
+    assert len(lines) == len(study.rows)
+    assert "reference, no bound" in columns
+    assert lines[-1][-1] == "failed: not finite"
+    _, differences = gap_table(gaps(study))
+    assert {line[2] for line in differences} == {"tokens", "flops"}
+    first = gaps(study)[0]
+    level = first.rival.bound.nats_per_token - first.row.bound.nats_per_token
+    assert first.nats_per_token == pytest.approx(level)
+
+
+def test_the_page_opens_from_disk_and_takes_nothing_for_markup(study, tmp_path):
+    for one in study.rows[:3]:
+        write_row(tmp_path / "runs" / one.name, one)
+    assert read_rows(tmp_path) == sorted(study.rows[:3], key=lambda one: one.name)
+    page = write_study(Study(study.settings, about=study.about), tmp_path).read_text()
+    assert page.count('src="data:image/png') >= 3
+    assert "http" not in page.partition("<body>")[2]
+    whole = render(study, {})
+    assert "ltm--&lt;b&gt;" in whole
+    assert "<b>" not in whole
