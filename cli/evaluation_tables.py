@@ -32,14 +32,16 @@ def show(found: Evaluation, where: str) -> None:
     own = scored.fast_steps, getattr(scored, "particles", 1), scored.seed
     noise = "fresh noise" if found.bound or found.prefix else "the noise of the fit"
     say(f"{own[0]} fast steps, {own[1]} particles, {noise}, seed {own[2]}")
-    if gap := found.below_twin.get("bound"):
-        side = "below" if gap.nats_per_token >= 0 else "above"
-        say(f"The bound is {abs(gap.nats_per_token):.4f}{margin(gap.stderr)} nats a token {side} the twin's.")
+    for whose, gaps in (("twin's", found.below_twin), ("masked diffusion's", found.below_masked_diffusion)):
+        if gap := gaps.get("bound"):
+            side = "below" if gap.nats_per_token >= 0 else "above"
+            say(f"The bound is {abs(gap.nats_per_token):.4f}{margin(gap.stderr)} nats a token {side} the {whose}.")
 
 
 def _show_bound(found: Evaluation, bound: Bound) -> None:
-    """The bound, its parts, and the twin's."""
-    both: list[Bound] = [bound, *([found.twin] if found.twin else [])]
+    """The bound, its parts, and those of the rivals."""
+    columns = {"this run": bound, "twin": found.twin, "masked diffusion": found.masked_diffusion}
+    both: list[Bound] = [one for one in columns.values() if one]
 
     def row(name: str, figure: Any) -> list[str]:
         return [name, *(figure(one) for one in both)]
@@ -69,10 +71,10 @@ def _show_bound(found: Evaluation, bound: Bound) -> None:
         [f"active dimensions, layer {layer}", f"{share:.0%}", *["-"] * (len(both) - 1)]
         for layer, share in enumerate(bound.active_fraction_by_layer, 1)
     ]
-    for entry, share in zip(shares, both[-1].active_fraction_by_layer, strict=False):
-        entry[-1] = f"{share:.0%}"  # a second model with thoughts has shares of its own
-    columns = ["", "this run", *(["twin"] if found.twin else [])]
-    show_table("Upper bound on nats, and what it is made of", columns, rows + shares)
+    for entry, share in zip(shares, found.twin.active_fraction_by_layer if found.twin else (), strict=False):
+        entry[2] = f"{share:.0%}"  # a second model with thoughts has shares of its own
+    named = ["", *(name for name, one in columns.items() if one)]
+    show_table("Upper bound on nats, and what it is made of", named, rows + shares)
     if bound.no_pareto_k and bound.active_fraction_by_layer:
         say(f"No Pareto k of the importance weights: {bound.no_pareto_k} (--particles).")
     if found.no_exchange_rate:
@@ -91,7 +93,8 @@ def _exchange_rows(found: Evaluation, both: list[Bound]) -> list[list[str]]:
 
     rows = [["  saved a nat of rate, against no thoughts", *(shown(one.exchange_rate) for one in both)]]
     if found.exchange_rate:
-        rows.append(["  saved a nat of rate, against the twin", shown(found.exchange_rate), "-"])
+        rest = ["-"] * (len(both) - 1)
+        rows.append(["  saved a nat of rate, against the twin", shown(found.exchange_rate), *rest])
     return rows if any(one.active_fraction_by_layer for one in both) else []
 
 
@@ -129,7 +132,8 @@ def _show_prefix(found: Evaluation, prefix: Prefix) -> None:
         above = [_gap(found.above_floor.get(name)), _way(found, name)][: len(floor)]
         return [label, _figure(figure), *([_figure(its), _gap(found.below_twin.get(name))] if its else []), *above]
 
-    rows = [row(f"all, a fit every {prefix.stride}", "prefix", prefix, twin)]
+    blocks = f"all, {'a fit every' if prefix.fast_steps else 'in blocks of'} {prefix.stride}"
+    rows = [row(blocks, "prefix", prefix, twin)]
     for index, after in enumerate(prefix.by_prefix):
         its = twin.by_prefix[index] if twin else None
         rows.append(row(f"after the first {after.prefix}", f"after {after.prefix} tokens", after, its))

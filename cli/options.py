@@ -206,10 +206,10 @@ reading_options = gathered(
 """Adds the options of how text is read, and hands them over as one argument `reading`, a `Reading`."""
 
 
-def _decoding(temperature: float, top_k: int, top_p: float) -> DecodingOptions:
+def _decoding(temperature: float, top_k: int, top_p: float, diffusion_steps: int) -> DecodingOptions:
     from pyro_ltm.model import DecodingOptions
 
-    return DecodingOptions(temperature=temperature, top_k=top_k, top_p=top_p)
+    return DecodingOptions(temperature=temperature, top_k=top_k, top_p=top_p, diffusion_steps=diffusion_steps)
 
 
 def sampling(temperature: float = 1.0) -> Callable[[F], F]:
@@ -236,6 +236,13 @@ def sampling(temperature: float = 1.0) -> Callable[[F], F]:
             default=1.0,
             help="Keep the fewest tokens that reach probability P; 1: all.",
         ),
+        number(
+            "--diffusion-steps",
+            "Of a masked diffusion: passes in which it writes a text.",
+            default=0,
+            least=0,
+            show_default="one a token",
+        ),
     )
 
 
@@ -250,6 +257,13 @@ allow_code_option = click.option(
     "--allow-code",
     is_flag=True,
     help="Run code from outside of the library that a run or --config names (module:Class). --set needs no leave.",
+)
+masked_diffusion_option = click.option(
+    "--masked-diffusion",
+    "diffusion_folder",
+    metavar="RUN",
+    type=FOLDER,
+    help="A run of the same decoder with model.kind=masked-diffusion, to score by its bound beside it.",
 )
 run_argument = click.argument("run_folder", metavar="RUN", type=FOLDER)
 preset_option = click.option(

@@ -6,7 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyro_ltm.errors import UserError
 
@@ -72,6 +72,34 @@ def open_scorer(folder: Path, common: Common) -> Run | Scorer:
     from pyro_ltm.integrations.causal_lm import CausalLM
 
     return CausalLM.load(folder, device=device, dtype=common.dtype)
+
+
+def open_rivals(
+    run: Run, twin: Path | None, diffusion: Path | None, common: Common, *, base: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Runs to score beside `run`, by what they are, and for JSON which they are; says in what else they differ.
+
+    Args:
+        base: the twin of a graft is its base model, where no other is given.
+    """
+    from pyro_ltm.runs.twin import base_of, check_masked_diffusion
+
+    from .output import note
+
+    found: dict[str, Any] = {}
+    about: dict[str, Any] = {}
+    own = open_run(twin, common) if twin else base_of(run) if base else None
+    if own is not None:
+        found["twin"] = own
+        about |= {"twin_run": str(twin), "twin_differs": check_twin(run, own)}
+    if diffusion is not None:
+        rival = found["masked_diffusion"] = open_run(diffusion, common)
+        differs = check_masked_diffusion(run, rival)
+        about |= {"masked_diffusion_run": str(diffusion), "masked_diffusion_differs": differs}
+        if differs:
+            what = "thoughts and the order of writing are not all that sets run and masked diffusion apart"
+            note(f"Warning: {what}. Of the latter: {'; '.join(differs)}.")
+    return found, about
 
 
 def check_twin(run: Run, twin: Run) -> list[str]:

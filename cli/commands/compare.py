@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from pyro_ltm.comparison.result import Comparison
     from pyro_ltm.data import Reading
 
+OF_TRAINING = ("preset", "config_file", "steps", "twin", "masked_diffusion")
+"""Options that go with --train alone."""
 MOST_ROWS, MOST_NOTES = 40, 8
 """Pairs and remarks on the terminal; the page has all of them."""
-
-
 WIDE = 96
 """Columns of a terminal on which all of the table's columns have room."""
 
@@ -75,6 +75,7 @@ WIDE = 96
 @settings_option
 @click.option("--steps", metavar="N", type=int, help="With --train: slow steps of each decoder.")
 @click.option("--twin", is_flag=True, help="With --train: train the autoregressive twin as well.")
+@click.option("--masked-diffusion", is_flag=True, help="With --train: train the masked diffusion as well.")
 @common(seed=None, seed_help="Seed of the noise; with --train, of all that is random. Default: 0.", weights=True)
 def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, **given: Any) -> None:
     """Compares guides and objectives by the same honest figures, whatever each of them optimized.
@@ -88,7 +89,7 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
     ctx = click.get_current_context()
     if (run_folder is None) != train:
         raise click.UsageError("give either RUN or --train", ctx)
-    foreign = ("guide_steps", "rhat", "weights") if train else ("preset", "config_file", "steps", "twin")
+    foreign = ("guide_steps", "rhat", "weights") if train else OF_TRAINING
     _refuse_foreign_options(ctx, foreign, train)
     if train and len(given["fast_steps"] or []) > 1:
         raise click.UsageError("--train takes one number of --fast-steps", ctx)
@@ -145,7 +146,7 @@ def _fit(
     from ..progress import reporter
     from ..runs import open_data, open_run
 
-    for name in ("preset", "config_file", "steps", "twin"):
+    for name in OF_TRAINING:
         options.pop(name)
     run = open_run(run_folder, common).with_fast_loop(settings)
     if run.config.fast.noise == "fixed":

@@ -18,6 +18,7 @@ from ..options import (
     fit_settings,
     gathered,
     given,
+    masked_diffusion_option,
     number,
     reading_options,
     run_argument,
@@ -87,6 +88,7 @@ def _annealing(ais: int | None, ais_chains: int | None, ais_leapfrogs: int | Non
     type=FOLDER,
     help="A run to score on the same data, beside it; default: of a graft, its base model, else none.",
 )
+@masked_diffusion_option
 @number("--sequences", "Score only so many, from the first; default: all.")
 @batch_size
 @common(seed_help="Seed of the noise.", weights=True)
@@ -98,6 +100,7 @@ def command(
     reading: Reading,
     settings: tuple[str, ...],
     twin_folder: Path | None,
+    diffusion_folder: Path | None,
     common: Common,
     **scoring: Any,
 ) -> None:
@@ -108,17 +111,13 @@ def command(
     of --weights average or best.
     """
     _check(protocol, scoring)
-    from pyro_ltm.runs.twin import base_of
-
     from ..output import FIXED_NOISE, emit, note
     from ..progress import reporter
-    from ..runs import check_twin, open_data, open_run
+    from ..runs import open_data, open_rivals, open_run
 
     original = open_run(run_folder, common)
     run = original.with_fast_loop(settings)
-    twin = open_run(twin_folder, common) if twin_folder else base_of(original)
-    if twin is not None:
-        check_twin(run, twin)
+    rivals, _ = open_rivals(run, twin_folder, diffusion_folder, common, base=True)
     if run.config.fast.noise == "fixed":
         note(FIXED_NOISE)
     from pyro_ltm.distributed import sharing
@@ -133,14 +132,14 @@ def command(
             run,
             scored,
             protocols=protocols_of(run) if protocol == "all" else (protocol,),
-            twin=twin,
+            **rivals,
             seed=common.seed or 0,
             counting=lambda name: report.counting(f"evaluate {name}", total),
             **given(**scoring),
         )
         where = data or f"{scored.folder.path} ({scored.split})"
     only_leader()
-    result = evaluation_record(original, found, data=where, settings=settings, twin=twin)
+    result = evaluation_record(original, found, data=where, settings=settings, **rivals)
     if data is None and run.weights == "last":
         _save(run, result)
     if common.as_json:

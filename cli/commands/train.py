@@ -90,6 +90,7 @@ class Start:
         "pyro-ltm train --data python-docs --out runs/first",
         "pyro-ltm train --data data/mine --out runs/mine --preset small --set slow.lr=0.001 --steps 2000",
         "pyro-ltm train --data data/mine --out runs/twin --preset small --set model.thoughts=0",
+        "pyro-ltm train --data data/mine --out runs/diffusion --preset small --set model.kind=masked-diffusion",
         "pyro-ltm train --data reviews.jsonl --out runs/reviews --rate 40",
         "pyro-ltm train --data hf:HuggingFaceFW/fineweb --stream --workers 8 --out runs/web",
         "pyro-ltm train --resume --out runs/mine",
@@ -155,7 +156,8 @@ def command(
     reading: Reading,
     common: Common,
 ) -> None:
-    """Trains a latent-thought language model, or with --set model.thoughts=0 its autoregressive twin.
+    """Trains a latent-thought language model, or with --set model.thoughts=0 its autoregressive twin, or with --set
+    model.kind=masked-diffusion a masked diffusion.
 
     Settings come from the preset, then --config, then --set, then --steps, --seed and --dtype. The run folder says what
     they were. A run that was stopped or killed goes on with --resume and ends as if nothing had happened. Ctrl-C, a
@@ -346,8 +348,7 @@ def _report(run: Run, leave: list[str], as_json: bool) -> None:
         say("Nats a token on validation text (lower is better):")
         say(f"  {nats(summary['unigram_nats_per_token']):>9}  unigram, knowing only how common each token is")
         say(f"  {nats(summary['untrained_nats_per_token']):>9}  untrained model")
-        model = run.config.model
-        kind = "an upper bound" if model.thoughts or model.is_diffusion else "exact, it has no thoughts"
+        kind = "exact, it has no thoughts" if run.config.model.is_exact else "an upper bound"
         say(f"  {nats(level):>9}  this model, {kind}")
         _say_rate(run, summary["validation"].get("kl_nats_per_sequence"))
         slow, best = run.config.slow, summary["best_validation"]

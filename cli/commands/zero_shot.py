@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import FOLDER, Common, batch_size, common, examples, fast_steps, fit_settings, number, run_argument
+from ..options import (
+    FOLDER,
+    Common,
+    batch_size,
+    common,
+    examples,
+    fast_steps,
+    fit_settings,
+    masked_diffusion_option,
+    number,
+    run_argument,
+)
 
 if TYPE_CHECKING:
     from pyro_ltm.tasks.text_tasks import Level, Task
@@ -19,7 +30,7 @@ if TYPE_CHECKING:
 
 UNITS = ("nats_per_token", "bits_per_byte", "word_perplexity")
 FIGURES = tuple(name for unit in UNITS for name in (unit, f"{unit}_stderr"))
-COMPARED = ("twin", "floor")
+COMPARED = ("twin", "masked diffusion", "floor")
 """Figures to compare a task's first with: they stand in its table."""
 GAP = 3
 """Characters between two columns of a table."""
@@ -45,6 +56,7 @@ GAP = 3
     help="bound: an upper bound on nats. prefix: what is predicted from the text so far.",
 )
 @click.option("--twin", "twin_folder", metavar="RUN", type=FOLDER, help="A run to score on the same text.")
+@masked_diffusion_option
 @number("--particles", "Draws from each posterior.", default=16, metavar="K")
 @fast_steps
 @fit_settings
@@ -60,6 +72,7 @@ def command(
     only: tuple[str, ...],
     protocol: str,
     twin_folder: Path | None,
+    diffusion_folder: Path | None,
     stride: int | None,
     settings: tuple[str, ...],
     out: Path | None,
@@ -78,20 +91,18 @@ def command(
 
     from ..output import emit
     from ..progress import reporter
-    from ..runs import check_twin, open_run
+    from ..runs import open_rivals, open_run
 
     tasks = _tasks(tasks_file, only, out)
     run = open_run(run_folder, common).with_fast_loop(settings)
-    twin = open_run(twin_folder, common) if twin_folder else None
-    differs = check_twin(run, twin) if twin is not None else []
+    rivals, about = open_rivals(run, twin_folder, diffusion_folder, common)
     from pyro_ltm.tasks.zero_shot import score_task
 
     options |= {"protocols": ("bound", "prefix") if protocol == "all" else (protocol,)}
     options |= {"stride": stride or 0, "seed": common.seed or 0}
     with reporter() as report:
-        scores = {task.name: score_task(run, task, twin=twin, counting=report.counting, **options) for task in tasks}
-    result: dict[str, Any] = {**run.about, "settings": list(settings)}
-    result |= {"twin_run": str(twin_folder), "twin_differs": differs} if twin_folder else {}
+        scores = {task.name: score_task(run, task, **rivals, counting=report.counting, **options) for task in tasks}
+    result: dict[str, Any] = {**run.about, "settings": list(settings), **about}
     result["tasks"] = {name: score.to_dict() for name, score in scores.items()}
     if out:
         write_text(out, _csv(result) if out.suffix == ".csv" else json.dumps(result, indent=2) + "\n")
@@ -196,7 +207,7 @@ def _label(score: TaskScore, name: str) -> str:
     if name == "importance-weighted":
         return f"IWAE, {score.particles} draws"
     if name == "prefix":
-        return f"a fit every {score.stride} tokens"
+        return f"{'a fit every' if score.fast_steps else 'in blocks of'} {score.stride} tokens"
     return name if name in COMPARED else "ELBO" if score.fitted else "exact"
 
 

@@ -64,14 +64,14 @@ def run_plan(
     *,
     out: Path | None,
     about: Mapping[str, Any] | None,
-    twin: Callable[[], PairScore] | None = None,
+    rivals: Mapping[str, Callable[[], PairScore]] | None = None,
 ) -> Comparison:
     """Scores all pairs of a plan that are not in `out` yet.
 
     Args:
         score: gives the figures of a pair; called with its key and its place among the pairs, such as `2/6`.
         out: the folder in which each pair is saved once it is scored; None: in memory alone.
-        about: for people: what was run. twin: gives the figures of the twin; None: without one.
+        about: for people: what was run. rivals: give the figures of some of `RIVALS`, by name; None: without any.
 
     Raises:
         UserError: `out` holds a comparison with other settings.
@@ -87,9 +87,10 @@ def run_plan(
         if why:
             comparison.refuse(guide, objective, why)
     save(comparison, out)
-    if twin and comparison.twin is None:
-        comparison.twin = twin()
-        save(comparison, out)
+    for name, rival in (rivals or {}).items():
+        if name not in comparison.rivals:
+            setattr(comparison, name, rival())
+            save(comparison, out)
     for index, key in enumerate(plan.keys, 1):
         if comparison.find(key) is None:
             comparison.pairs.append(score(key, f"{index}/{len(plan.keys)}"))

@@ -160,6 +160,9 @@ class Refused:
     reason: str
 
 
+RIVALS = ("twin", "masked_diffusion")
+"""The autoregressive twin, and the masked diffusion."""
+
 MOST_SHOWN = 8
 """Pairs that a comparison shows of itself, the best ones."""
 
@@ -175,7 +178,7 @@ class Comparison:
         definitions: class and options behind each name, by axis (`guides`, `objectives`).
         token_counts: targets of each sequence. places: where they stand in their text; None for a comparison of a
             release that did not write it, whose differences take sequences as independent.
-        twin: the autoregressive twin, trained alike, to compare with.
+        twin, masked_diffusion: the rivals without thoughts, trained alike, to compare with.
     """
 
     kind: Kind
@@ -188,6 +191,7 @@ class Comparison:
     pairs: list[PairScore] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
     twin: PairScore | None = None
+    masked_diffusion: PairScore | None = None
 
     def __repr__(self) -> str:
         ranked = self.ranked()
@@ -207,9 +211,15 @@ class Comparison:
         return sorted(self.pairs, key=lambda pair: pair.level)
 
     @property
-    def with_twin(self) -> list[PairScore]:
-        """All pairs as they were scored, and the twin where there is one."""
-        return [*self.pairs, *([self.twin] if self.twin else [])]
+    def rivals(self) -> dict[str, PairScore]:
+        """Those that were scored, under the names of their attributes."""
+        found = {name: getattr(self, name) for name in RIVALS}
+        return {name: rival for name, rival in found.items() if rival}
+
+    @property
+    def with_rivals(self) -> list[PairScore]:
+        """All pairs as they were scored, and the rivals."""
+        return [*self.pairs, *self.rivals.values()]
 
     @property
     def best(self) -> PairScore | None:
@@ -252,11 +262,11 @@ class Comparison:
     def equal_seconds(self) -> dict[Key, dict[str, Any]]:
         """Each decoder's last validation within the seconds of the fastest training: a fair look at unlike costs.
 
-        The twin, which has no fast steps to take, sets no limit to the others.
+        The rivals, which have no fast steps to take, set no limit to the others.
         """
         limit = min((pair.training.seconds for pair in self.pairs if pair.training), default=None)
         found: dict[Key, dict[str, Any]] = {}
-        for pair in self.with_twin:
+        for pair in self.with_rivals:
             validations = pair.training.validation if pair.training else []
             within = [row for row in validations if limit is not None and row.seconds <= limit]
             if within:
@@ -287,8 +297,8 @@ class Comparison:
         equal = self.equal_seconds()
         found: dict[str, Any] = {"format": FORMAT, "protocol": PROTOCOL}
         found |= msgspec.to_builtins(self, enc_hook=_builtin)
-        rows = [*found["pairs"], *([found["twin"]] if self.twin else [])]
-        for row, pair in zip(rows, self.with_twin, strict=True):
+        rows = [*found["pairs"], *(found[name] for name in self.rivals)]
+        for row, pair in zip(rows, self.with_rivals, strict=True):
             behind = self.difference_to_best(pair)
             row["difference_to_best"] = dataclasses.asdict(behind) if behind else None
             if pair.training is None:
@@ -301,14 +311,14 @@ class Comparison:
     def from_dict(cls, found: Mapping[str, Any]) -> Comparison:
         """Comparison from the output of `to_dict`. Raises UserError, naming the place, for anything else."""
         found = {RENAMED.get(key, key): value for key, value in found.items()}
-        _require(found, cls, optional=("places",))
+        _require(found, cls, optional=("places", "masked_diffusion"))
         comparison = fitted(found, cls, dec_hook=_tensor)
         if set(comparison.definitions) != {"guides", "objectives"}:
             raise UserError("definitions: expected guides and objectives")
         count = len(comparison.token_counts)
         rows = {f"pairs[{index}]": row for index, row in enumerate(found["pairs"])}
-        rows |= {"twin": found["twin"]} if comparison.twin else {}
-        for (where, row), pair in zip(rows.items(), comparison.with_twin, strict=True):
+        rows |= {name: found[name] for name in comparison.rivals}
+        for (where, row), pair in zip(rows.items(), comparison.with_rivals, strict=True):
             _require(row, PairScore, optional=("training", *ADDED), where=f"{where}: ")
             if pair.elbo and len(pair.nats_by_sequence) != count:
                 raise UserError(f"{where}: {len(pair.nats_by_sequence)} nats_by_sequence of {count} sequences")

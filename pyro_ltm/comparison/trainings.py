@@ -22,6 +22,7 @@ from pyro_ltm.data.sources import sources_of
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import made_folder
 from pyro_ltm.locks import locks_out
+from pyro_ltm.noise import fold
 from pyro_ltm.runs.batches import check_fits, dataset_batches
 from pyro_ltm.runs.folder import METRICS
 from pyro_ltm.runs.metrics import read_metrics
@@ -51,6 +52,7 @@ def compare_training(
     particles: int = 64,
     batch_size: int = 32,
     twin: bool = False,
+    masked_diffusion: bool = False,
     reading: Reading | None = None,
     device: str = "cpu",
     about: Mapping[str, Any] | None = None,
@@ -67,7 +69,7 @@ def compare_training(
         config: what all pairs share. data: a prepared folder, or text to prepare in `out/data`.
         guides, objectives: as in `compare_run`.
         sequences: validation sequences to score, from the first; None: all.
-        twin: train and score the autoregressive twin as well.
+        twin, masked_diffusion: train and score this rival as well.
         on_pair: called with a label before each training.
         watching: `on_progress`, `on_begin`, `on_prepare` and `on_interrupt`, as in `train`.
 
@@ -78,7 +80,10 @@ def compare_training(
     out = Path(out)
     check_target(out, "training")
     if not config.model.thoughts:
-        raise UserError("model.thoughts = 0: guides and objectives need thoughts; the twin beside them is --twin")
+        raise UserError(
+            "model.thoughts = 0: guides and objectives need thoughts; the rivals beside them are --twin and "
+            "--masked-diffusion"
+        )
     config = with_validations(config)
     guides, objectives = named_parts(guides), named_parts(objectives)
     configs = {
@@ -93,7 +98,9 @@ def compare_training(
     trainings = _Trainings(config, configs, out / "runs", start, batches, particles, report, on_pair)
     settings = {"data": validation.folder.fingerprint, "batch_size": batch_size, "device": device.partition(":")[0]}
     plan, about = trainings.plan(refusals, settings), {"data": str(folder), **(about or {})}
-    return run_plan(plan, batches, trainings.score, out=out, about=about, twin=trainings.score_twin if twin else None)
+    asked = {"twin": twin, "masked_diffusion": masked_diffusion}
+    rivals = {name: partial(trainings.score_rival, name) for name, wanted in asked.items() if wanted}
+    return run_plan(plan, batches, trainings.score, out=out, about=about, rivals=rivals)
 
 
 @dataclass(frozen=True)
@@ -137,19 +144,21 @@ class _Trainings:
             return failed(key, error)
         return self._score(run, key, label)
 
-    def score_twin(self) -> PairScore:
-        """Trains the twin and scores it."""
-        self.on_pair("twin")
-        config = dataclasses.replace(self.config, model=self.config.model.twin)
-        return self._score(self.train(config, out=self.runs / "twin"), ("twin", "exact", 0), "twin")
+    def score_rival(self, name: str) -> PairScore:
+        """Trains the rival of this name, an attribute of `ModelConfig`, and scores it."""
+        words, model = name.replace("_", " "), getattr(self.config.model, name)
+        self.on_pair(words)
+        run = self.train(dataclasses.replace(self.config, model=model), out=self.runs / words.replace(" ", "-"))
+        return self._score(run, (words, "exact" if model.is_exact else "bound", 0), words)
 
     def _score(self, run: Run, key: Key, label: str) -> PairScore:
         """A trained decoder's figures: by its own fast loop, where that has a bound."""
         loop = run.loop.with_density()
         progress = self.report(f"score {label}", sum(batch.size for batch in self.batches)) if self.report else None
 
-        batches = [batch.to(run.device) for batch in self.batches]
         draws: dict[str, Any] = {"particles": self.particles, "seed": run.config.seed}
+        hiding = (fold(run.config.seed, "score"), self.particles)
+        batches = [dataclasses.replace(batch.to(run.device), hiding=hiding) for batch in self.batches]
         found = attempt(partial(score_pair, run.model, batches, loop, progress=progress, **draws), key)
         found = found.with_note("" if loop is run.loop else MEAN_FIELD_INSTEAD)
         return dataclasses.replace(found, training=decoder_training(run.folder))

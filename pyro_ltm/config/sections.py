@@ -99,6 +99,11 @@ class ModelConfig:
         return self.kind == "masked-diffusion"
 
     @property
+    def is_exact(self) -> bool:
+        """Whether the nats of a text are known exactly: of an autoregressive twin."""
+        return not self.thoughts and not self.is_diffusion
+
+    @property
     def positions(self) -> int:
         """Tokens that the decoder reads at most: the inputs, and of a masked diffusion the last target as well."""
         return self.max_length + self.is_diffusion
@@ -116,6 +121,11 @@ class ModelConfig:
     def twin(self) -> ModelConfig:
         """The same decoder without thoughts, that writes one token after the other: the autoregressive twin."""
         return dataclasses.replace(self, thoughts=0, kind="autoregressive")
+
+    @property
+    def masked_diffusion(self) -> ModelConfig:
+        """The same decoder without thoughts and without the causal mask: the masked diffusion beside it."""
+        return dataclasses.replace(self, thoughts=0, kind="masked-diffusion")
 
     @property
     def no_thoughts(self) -> str:

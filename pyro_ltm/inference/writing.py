@@ -14,7 +14,7 @@ from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.inference.codec import Codec, continuation
 from pyro_ltm.inference.fast_loop import FastLoop
 from pyro_ltm.inference.posterior import Posterior
-from pyro_ltm.model import DecodingOptions, LatentThoughtModel, sample_tokens
+from pyro_ltm.model import DecodingOptions, LatentThoughtModel
 from pyro_ltm.noise import fold
 from pyro_ltm.plugins import blamed
 from pyro_ltm.types import Batch
@@ -157,8 +157,7 @@ class Writer:
         before = [[*row.prompt, *one.tokens] for row, one in zip(rows, written, strict=True)]
         lengths, end = [len(tokens) for tokens in before], self.codec.end_of_text
         padded = [tokens + [end] * (max(lengths) - len(tokens)) for tokens in before]
-        found = sample_tokens(
-            self.model.decoder,
+        found = self.model.write(
             torch.stack([one.thoughts for one in written]),
             torch.tensor(padded, device=self.model.device),
             room,

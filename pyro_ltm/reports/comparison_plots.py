@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,11 @@ from pyro_ltm.reports.plots import legible, panels
 PALETTE = [colormaps["tab10"](index) for index in range(10)]
 MARKERS = "osD^vP*X<>pd1234+x"
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
+RIVAL_LINES: dict[str, dict[str, Any]] = {
+    "twin": {"color": "0.4", "linestyle": ":"},
+    "masked_diffusion": {"color": "0.4", "linestyle": "-."},
+}
+RIVAL_MARKERS = {"twin": "x", "masked_diffusion": "+"}
 GREY, FAILED = "#d9d9d9", "#f4c7c3"
 
 
@@ -56,8 +61,9 @@ def plot_curves(comparison: Comparison, axis: str) -> Figure:
             index = names.index(getattr(line.pair, colours))
             _draw_line(place, line, index, main=line.pair.fast_steps == longest)
         _name_those_off(place, [getattr(line.pair, colours) for line in group if line.points[-1][1] > high])
-        if comparison.twin and comparison.twin.elbo:
-            place.axhline(comparison.twin.level, color="0.4", linestyle=":", linewidth=1)
+        for name, rival in comparison.rivals.items():
+            if rival.elbo:
+                place.axhline(rival.level, **RIVAL_LINES[name], linewidth=1)
         if apart:
             place.set_title(legible(group[0].pair.guide), fontsize=10)
         place.tick_params(labelsize=8)
@@ -69,7 +75,7 @@ def plot_curves(comparison: Comparison, axis: str) -> Figure:
         axes[0].set_ylim(low, high)
     figure.supxlabel(_axis_label(comparison, axis), fontsize=10)
     figure.supylabel("upper bound, nats a token", fontsize=10)
-    _legend_above(figure, names, twin=comparison.twin is not None)
+    _legend_above(figure, names, comparison.rivals)
     return figure
 
 
@@ -108,8 +114,9 @@ def plot_rate_distortion(comparison: Comparison) -> Figure:
         style = {**colours[guides.index(pair.guide)], "marker": markers[objectives.index(pair.objective)]}
         place = pair.rate or 0.0, pair.distortion or 0.0
         axes.plot(*place, linestyle="none", markersize=7, alpha=0.85, **style)
-    if comparison.twin and comparison.twin.elbo:
-        axes.plot(0, comparison.twin.level, marker="x", color="black", markersize=8, linestyle="none")
+    for name, rival in comparison.rivals.items():
+        if rival.elbo:
+            axes.plot(0, rival.level, marker=RIVAL_MARKERS[name], color="black", markersize=8, linestyle="none")
     _equal_bounds(axes, comparison)
     axes.set_xlabel("rate: KL, nats a sequence")
     axes.set_ylabel("distortion, nats a token")
@@ -265,10 +272,10 @@ def _equal_bounds(axes: Axes, comparison: Comparison) -> None:
     axes.set_ylim(bottom, top)
 
 
-def _legend_above(figure: Figure, names: Sequence[str], *, twin: bool) -> None:
+def _legend_above(figure: Figure, names: Sequence[str], rivals: Iterable[str]) -> None:
     """A legend of the lines, in as many columns as the figure has room for."""
     handles = [Line2D([], [], label=legible(name), **_style(index)) for index, name in enumerate(names)]
-    handles += [Line2D([], [], color="0.4", linestyle=":", label="twin")] if twin else []
+    handles += [Line2D([], [], **RIVAL_LINES[name], label=name.replace("_", " ")) for name in rivals]
     longest = max((len(str(handle.get_label())) for handle in handles), default=1)
     columns = max(1, min(len(handles), int(figure.get_figwidth() / (0.55 + 0.075 * longest))))
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)

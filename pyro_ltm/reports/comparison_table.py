@@ -105,6 +105,8 @@ def findings(comparison: Comparison) -> list[str]:
             )
     if comparison.twin and comparison.twin.elbo:
         lines.append(f"The twin without thoughts: {pm(comparison.twin.elbo, 4)} nats a token, exactly.")
+    if comparison.masked_diffusion and comparison.masked_diffusion.elbo:
+        lines.append(f"The masked diffusion: at most {pm(comparison.masked_diffusion.elbo, 4)} nats a token.")
     return lines
 
 
@@ -117,17 +119,20 @@ def notes(comparison: Comparison) -> list[str]:
     said: dict[str, list[str]] = {}
     for pair in _all(comparison):
         if pair.note:
-            said.setdefault(pair.note, []).append(
-                "twin" if pair is comparison.twin else f"{pair.guide} with {pair.objective}"
-            )
+            rival = _is_rival(pair, comparison)
+            said.setdefault(pair.note, []).append(pair.guide if rival else f"{pair.guide} with {pair.objective}")
     for one in comparison.refused:
         said.setdefault(f"does not fit: {one.reason}", []).append(f"{one.guide} with {one.objective}")
     return [f"{'; '.join(dict.fromkeys(names))}: {text}" for text, names in said.items()]
 
 
 def _all(comparison: Comparison) -> list[PairScore]:
-    """Its pairs, the lowest bound first, and its twin."""
-    return [*comparison.ranked(), *([comparison.twin] if comparison.twin else [])]
+    """Its pairs, the lowest bound first, and the rivals."""
+    return [*comparison.ranked(), *comparison.rivals.values()]
+
+
+def _is_rival(pair: PairScore, comparison: Comparison) -> bool:
+    return any(pair is rival for rival in comparison.rivals.values())
 
 
 def _named(pairs: list[PairScore], comparison: Comparison) -> str:
@@ -139,7 +144,7 @@ def _named(pairs: list[PairScore], comparison: Comparison) -> str:
 def name_of(pair: PairScore, comparison: Comparison) -> str:
     """The pair in words; its fast steps where pairs differ in them."""
     steps = f", {pair.fast_steps} steps" if len(comparison.fast_steps) > 1 else ""
-    return f"{pair.guide} with {pair.objective}{steps}" if pair is not comparison.twin else "twin"
+    return pair.guide if _is_rival(pair, comparison) else f"{pair.guide} with {pair.objective}{steps}"
 
 
 def training_arrival(pair: PairScore, key: str) -> Any:
@@ -165,8 +170,8 @@ def pm(value: Estimate | None, digits: int = 3) -> str:
 
 
 def saved(comparison: Comparison, pair: PairScore) -> str:
-    """The exchange rate and its standard error; none of a twin."""
-    found = comparison.exchange_rate(pair) if pair is not comparison.twin else None
+    """The exchange rate and its standard error; none of a rival."""
+    found = None if _is_rival(pair, comparison) else comparison.exchange_rate(pair)
     return plus_minus(found.nats_per_nat, found.stderr, 2) if found else "-"
 
 

@@ -53,7 +53,12 @@ def levels(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
             found[f"importance-weighted, {last['particles']} (at most)"] = {**level, "key": "importance-weighted"}
         for start, one in bound.get("ais", {}).items():
             found[f"annealed from {start} (at most)"] = {**one, "key": f"AIS from {start}"}
-    names = {"prefix": "predictive, sequential", "twin": "twin (exact)", "reference": "reference: NOT a bound"}
+    names = {
+        "prefix": "predictive, sequential",
+        "twin": "twin (exact)",
+        "masked_diffusion": "masked diffusion (at most)",
+    }
+    names |= {"reference": "reference: NOT a bound"}
     return found | {name: {**result[key], "key": key} for key, name in names.items() if key in result}
 
 

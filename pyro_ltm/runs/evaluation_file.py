@@ -16,7 +16,7 @@ from pyro_ltm.files import clear_errors, write_text
 from pyro_ltm.locks import locked
 from pyro_ltm.reading import Count, fitted, read_json
 from pyro_ltm.runs.folder import EVALUATION
-from pyro_ltm.runs.protocols import DISTANCES, PROTOCOLS, Evaluation
+from pyro_ltm.runs.protocols import DISTANCES, PROTOCOLS, SCORED, Evaluation
 from pyro_ltm.runs.run import Run
 from pyro_ltm.scores.dependence import Blocks
 
@@ -119,9 +119,12 @@ class EvaluationRecord(msgspec.Struct):
     prefix: Scored | None = None
     reference: Scored | None = None
     twin: Level | None = None
+    masked_diffusion: Level | None = None
+    masked_diffusion_fingerprint: str | None = None
     floor: FloorRecord | None = None
     above_floor: dict[str, Gap] = {}
     below_twin: dict[str, Gap] = {}
+    below_masked_diffusion: dict[str, Gap] = {}
     closed: dict[str, Part] = {}
     exchange_rate: Exchange | None = None
 
@@ -157,18 +160,20 @@ def read_evaluation(run: Run, file: Path | None = None) -> dict[str, Any] | None
 
 
 def evaluation_record(
-    run: Run, found: Evaluation, *, data: str, settings: Sequence[str] = (), twin: Run | None = None
+    run: Run, found: Evaluation, *, data: str, settings: Sequence[str] = (), **rivals: Run
 ) -> dict[str, Any]:
-    """An evaluation as `evaluate --json` prints it: `found`, and of which run, data and twin it is.
+    """An evaluation as `evaluate --json` prints it: `found`, and of which run, data and rivals it is.
 
     Args:
         run: as it was trained. settings: how its posteriors were fitted otherwise.
+        rivals: `twin` and `masked_diffusion`, where they are scored beside it.
     """
     result = {**found.to_dict(), **run.about, "fingerprint": run.fingerprint, "data": data}
     if settings:
         result["settings"] = list(settings)
-    if twin is not None:
-        result |= {"twin_run": str(twin.folder), "twin_step": twin.step, "twin_fingerprint": twin.fingerprint}
+    for name, rival in rivals.items():
+        which = {"run": str(rival.folder), "step": rival.step, "fingerprint": rival.fingerprint}
+        result |= {f"{name}_{key}": value for key, value in which.items()}
     return result
 
 
@@ -230,7 +235,7 @@ def _protocol(figure: str) -> str:
 def _check(found: Mapping[str, Any]) -> None:
     """Raises UserError, naming the place, where `found` is not what `evaluate --json` prints."""
     record = fitted(found, EvaluationRecord)
-    for key in ("bound", "prefix", "reference", "twin", "floor"):
+    for key in SCORED:
         if key in found and found[key] is None:
             raise UserError(f"{key}: expected object, got null")
     if record.bound is None and record.prefix is None and record.reference is None:

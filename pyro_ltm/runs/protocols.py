@@ -9,7 +9,7 @@ from typing import Any
 from pyro_ltm.data import TokenDataset, World
 from pyro_ltm.errors import UserError
 from pyro_ltm.runs.run import Run
-from pyro_ltm.runs.twin import check_twin
+from pyro_ltm.runs.twin import check_masked_diffusion, check_twin
 from pyro_ltm.scores import (
     AnnealedBound,
     Bound,
@@ -32,10 +32,12 @@ from pyro_ltm.scores.estimate import plain
 from pyro_ltm.scores.prefix import quarters
 
 PROTOCOLS = ("bound", "prefix", "reference")
+SCORED = (*PROTOCOLS, "twin", "masked_diffusion", "floor")
+"""The figures of an evaluation."""
 IGNORED = 0.01
 """Another sequence's thoughts cost fewer nats a token than this: the decoder ignores them."""
 
-DISTANCES = ("above_floor", "below_twin", "closed")
+DISTANCES = ("above_floor", "below_twin", "below_masked_diffusion", "closed")
 """Distances that an evaluation gives of its valid figures, by figure."""
 
 Count = Callable[[int, float], None]
@@ -50,12 +52,15 @@ class Evaluation:
         bound: an upper bound on the nats a token. annealed: one by annealing, by where it starts.
         prefix: predictive figures. reference: no bound.
         twin: the twin's exact figure; twin_prefix: its predictive figures.
-        twin_differs: `training_differences`; empty where thoughts are all that sets the twin apart.
+        masked_diffusion: the bound of that rival.
+        twin_differs, masked_diffusion_differs: `training_differences`; empty where thoughts, and the order in which
+            tokens are written, are all that sets the rival apart.
         no_bytes: why there is no figure by the byte; empty where there is one.
         floor: the text's own entropy; no_floor: why a world's text has none here.
         no_density: why rates and bounds are on average too high, under a prior without a density; else empty.
-        above_floor: by figure, how far it lies above the floor. below_twin: how far below the twin on the same tokens;
-            both paired by sequence. closed: what share of the distance from twin to floor that is.
+        above_floor: by figure, how far it lies above the floor. below_twin, below_masked_diffusion: how far below that
+            rival on the same tokens; all paired by sequence. closed: what share of the distance from twin to floor that
+            is.
         exchange_rate: nats of distortion that thoughts save a nat of rate, against the twin (see `exchange`).
     """
 
@@ -65,13 +70,16 @@ class Evaluation:
     reference: Reference | None = None
     twin: Bound | None = None
     twin_prefix: Prefix | None = None
+    masked_diffusion: Bound | None = None
     twin_differs: list[str] = field(default_factory=list)
+    masked_diffusion_differs: list[str] = field(default_factory=list)
     no_bytes: str = ""
     floor: Floor | None = None
     no_floor: str = ""
     no_density: str = ""
     above_floor: dict[str, Difference] = field(default_factory=dict)
     below_twin: dict[str, Difference] = field(default_factory=dict)
+    below_masked_diffusion: dict[str, Difference] = field(default_factory=dict)
     closed: dict[str, Share] = field(default_factory=dict)
     exchange_rate: ExchangeRate | None = None
 
@@ -89,15 +97,16 @@ class Evaluation:
         return bound.distortion_shuffled - bound.distortion_nats_per_token < IGNORED
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: `bound`, `prefix`, `reference`, `twin` and `floor`, each with `nats_per_token`, where they are."""
-        parts = {name: getattr(self, name) for name in ("bound", "prefix", "reference", "twin", "floor")}
+        """For JSON: what is in `SCORED`, each with `nats_per_token`, where they are."""
+        parts = {name: getattr(self, name) for name in SCORED}
         result: dict[str, Any] = {name: plain(part) for name, part in parts.items() if part is not None}
         if self.annealed:
             result["bound"]["ais"] = {start: plain(one) for start, one in self.annealed.items()}
         if self.twin_prefix:
             result["twin"]["prefix"] = plain(self.twin_prefix)
-        if self.twin:
-            result["twin"]["differs"] = self.twin_differs
+        for name in ("twin", "masked_diffusion"):
+            if name in result:
+                result[name]["differs"] = getattr(self, f"{name}_differs")
         if self.exchange_rate:
             result["exchange_rate"] = plain(self.exchange_rate)
         for name in ("no_bytes", "no_floor", "no_density"):
@@ -155,6 +164,7 @@ def evaluate_protocols(
     how: Scoring | None = None,
     *,
     twin: Run | None = None,
+    masked_diffusion: Run | None = None,
     counting: Callable[[str], Count] | None = None,
     **settings: Any,
 ) -> Evaluation:
@@ -163,17 +173,21 @@ def evaluate_protocols(
     Args:
         how: None: `Scoring()`. settings: single ones of it, by name, in place of those of `how`.
         twin: another run, scored on the same tokens where a likelihood is meant (`bound`, `prefix`).
+        masked_diffusion: another run, whose bound is taken on the same tokens.
         counting: gives what is called with the progress of the figure of this name.
 
     Raises:
-        UserError: `twin` is not the twin of `run`; a run without thoughts is asked for what only thoughts have; or a
-            bound or a predictive figure lies below the text's entropy: an error, and not a result.
+        UserError: `twin` is not the twin of `run`, or `masked_diffusion` not its rival; a run without thoughts is asked
+            for what only thoughts have; or a bound or a predictive figure lies below the text's entropy: an error, and
+            not a result.
     """
     how = replace(how or Scoring(), **settings)
     _check_asked(run, how)
     found: dict[str, Any] = {"no_bytes": data.why_no_bytes, "no_density": why_no_density(run)}
     if twin is not None:
         found["twin_differs"] = check_twin(run, twin)
+    if masked_diffusion is not None:
+        found["masked_diffusion_differs"] = check_masked_diffusion(run, masked_diffusion)
     prefixes = how.prefixes or quarters(int(data.lengths[: how.sequences].max(initial=0)))
     found |= _floor(run, data, how, prefixes if "prefix" in how.protocols else ())
 
@@ -198,6 +212,8 @@ def evaluate_protocols(
         found["twin"] = score(twin.evaluate, "twin", particles=1)
         if "prefix" in how.protocols:
             found["twin_prefix"] = score(twin.evaluate_prefix, "twin's prefix", **cut)
+    if masked_diffusion is not None:
+        found["masked_diffusion"] = score(masked_diffusion.evaluate, "masked diffusion", particles=how.particles)
     return Evaluation(**found, **distances(found), exchange_rate=_exchange_rate(found))
 
 
@@ -225,7 +241,7 @@ def _floor(run: Run, data: TokenDataset, how: Scoring, prefixes: Sequence[int]) 
 
 def distances(found: dict[str, Any]) -> dict[str, Any]:
     """Where the valid figures stand above the floor and below the twin, and what share of the way that is."""
-    floor, twin = found.get("floor"), found.get("twin")
+    floor, twin, diffusion = (found.get(name) for name in ("floor", "twin", "masked_diffusion"))
     gaps: dict[str, dict[str, Any]] = {name: {} for name in DISTANCES}
     for name, (figure, its, least) in _sides(found).items():
         tokens, places = figure.sequence_tokens, figure.places
@@ -240,8 +256,13 @@ def distances(found: dict[str, Any]) -> dict[str, Any]:
             if way.nats_per_token > 3 * way.stderr:  # else there is no way to speak of
                 part, whole = its.sequence_nats - figure.sequence_nats, its.sequence_nats - least.sequence_nats
                 gaps["closed"][name] = share(part, whole, places)
-    if floor is not None and twin is not None:
-        gaps["above_floor"]["twin"] = check_floor("twin", twin, floor)
+    for name, figure in valid_figures(found).items():
+        if diffusion is not None:
+            nats = (diffusion.sequence_nats, figure.sequence_nats)
+            gaps["below_masked_diffusion"][name] = difference(*nats, figure.sequence_tokens, figure.places)
+    for name, rival in (("twin", twin), ("masked diffusion", diffusion)):
+        if floor is not None and rival is not None:
+            gaps["above_floor"][name] = check_floor(name, rival, floor)
     return gaps
 
 

@@ -172,10 +172,11 @@ class Run:
     def __repr__(self) -> str:
         config, written = self.config, str(self.model.decoder.compute_dtype).removeprefix("torch.")
         shape, size = config.model, sum(parameter.numel() for parameter in self.trainable.parameters())
+        what = "masked diffusion" if shape.is_diffusion else f"{shape.thoughts} thoughts"
         names = {axis: one.name for axis, one in config.components.items()}
         lines = [
             f"Run {self.folder}: step {self.step:,} of {config.slow.steps:,}, {self.weights} weights",
-            f"  model      {size:,} parameters: D {shape.dim}, {shape.layers} layers, {shape.thoughts} thoughts, up to "
+            f"  model      {size:,} parameters: D {shape.dim}, {shape.layers} layers, {what}, up to "
             f"{shape.max_length:,} tokens of {shape.vocab_size:,}; {written} on {self.device}",
             f"  prior      {names['prior']}",
             f"  guide      {names['guide']} by {names['objective']}, {self.loop.steps} steps of {names['optimizer']}",
@@ -266,9 +267,10 @@ class Run:
     def evaluate_prefix(self, data: TokenDataset | None = None, **how: Any) -> Prefix:
         """The predictive score of texts whose beginnings were read: see the function of this name, and `evaluate`."""
         data = self.scored(data)
-        # Documents may leave the end of every sequence empty.
+        # Documents may leave the end of every sequence empty. But a masked diffusion would be told that none is longer.
         longest = int(data.lengths[: how.get("sequences")].max(initial=0))
-        return self._score(evaluate_prefix, data, self.loop, length=longest, **how)
+        length = None if self.config.model.is_diffusion else longest
+        return self._score(evaluate_prefix, data, self.loop, length=length, **how)
 
     def evaluate_annealed(self, data: TokenDataset | None = None, **how: Any) -> AnnealedBound:
         """A bound by annealed importance sampling: see the function of this name, and `evaluate`."""

@@ -1,10 +1,11 @@
-"""The autoregressive twin of a run: the same decoder without thoughts, trained on the same tokens."""
+"""The rivals of a run, trained on the same tokens: its decoder without thoughts, and that as a masked diffusion."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+from pyro_ltm.config import ModelConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference.build import build
 from pyro_ltm.runs.notes import origin_note
@@ -39,16 +40,29 @@ def check_twin(run: Run, twin: Run) -> list[str]:
     Raises:
         UserError: they do not read the same tokens, or the second is not the first's decoder without thoughts.
     """
+    return _checked(run, twin, "--twin", run.config.model.twin, "model.thoughts = 0")
+
+
+def check_masked_diffusion(run: Run, rival: Run) -> list[str]:
+    """`check_twin` of the same decoder without the causal mask."""
+    return _checked(
+        run, rival, "--masked-diffusion", run.config.model.masked_diffusion, "model.kind = masked-diffusion"
+    )
+
+
+def _checked(run: Run, twin: Run, option: str, wanted: ModelConfig, words: str) -> list[str]:
+    """See `check_twin`; `wanted` is the shape of the rival that the `option` names, and `words` its setting."""
+    what = option.removeprefix("--").replace("-", " ")
     if twin.tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise UserError(
-            f"--twin {twin.folder}: has another tokenizer than {run.folder}, so nats a token cannot be compared; "
+            f"{option} {twin.folder}: has another tokenizer than {run.folder}, so nats a token cannot be compared; "
             "train both on the same prepared folder"
         )
     begun = {name: getattr(run.config.model, name) for name in BEGUN}
     same_base = twin.config.graft.digest == run.config.graft.digest
-    if replace(twin.config.model, **begun) != run.config.model.twin or not same_base:
+    if replace(twin.config.model, **begun) != wanted or not same_base:
         raise UserError(
-            f"--twin {twin.folder}: not the twin of {run.folder}, which is the same decoder with model.thoughts = 0; "
+            f"{option} {twin.folder}: not the {what} of {run.folder}, which is the same decoder with {words}; "
             "evaluate another model by itself"
         )
     return training_differences(run, twin)

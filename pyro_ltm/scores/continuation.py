@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pyro_ltm.inference import FastLoop
 from pyro_ltm.model import LatentThoughtModel
+from pyro_ltm.model.sampling import check_in_order
 from pyro_ltm.noise import Noise, draw, fold
 from pyro_ltm.types import Batch
 
@@ -61,6 +62,9 @@ class Predictor:
         loop: fits q. An objective that compares sequences gets one at a time.
         particles: draws K of the mixture; the twin needs none.
         batch_size: sequences at a time.
+
+    Raises:
+        UserError: the model does not foretell one token after the other.
     """
 
     model: LatentThoughtModel
@@ -68,6 +72,9 @@ class Predictor:
     particles: int = 16
     batch_size: int = 16
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_in_order(self.model.decoder)
 
     @torch.no_grad()
     def score(self, pieces: Sequence[Piece], progress: Callable[[int, float], None] | None = None) -> list[Scored]:

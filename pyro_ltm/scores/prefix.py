@@ -4,7 +4,8 @@ Protocol: q is fitted to the first m tokens alone; the tokens after them are sco
 over K fresh draws from q, -log mean_k p(after | first m, z_k). That is a predictive distribution over texts, so no
 such figure lies below the entropy in expectation, and an autoregressive model's exact figure on the same tokens stands
 beside it. Sequentially, q is fitted again at every `stride` tokens, the first block being scored under the prior: then
-every token of the text is predicted from those before it.
+every token of the text is predicted from those before it. A masked diffusion has a bound on the same: of each block
+given those before it, what comes after it being hidden.
 """
 
 from __future__ import annotations
@@ -124,6 +125,8 @@ class _Reader:
     def nats(self, batch: Batch, start: int, end: int) -> Tensor:
         """[B] -log p(tokens from `start` to `end` | those before), float64 on the CPU."""
         noise = Noise(batch.ids, device=batch.device, seed=fold(self.seed, "score", start))
+        if self.model.config.is_diffusion:
+            return self._bound(batch, start, end)
         if not self.model.config.thoughts:
             return -self._log_likelihood(batch.beginning(end), self._prior(batch, 1, noise)[0], start)
         if start:
@@ -134,6 +137,14 @@ class _Reader:
             thoughts = self._prior(batch, self.particles, noise)
         each = torch.stack([self._log_likelihood(batch.beginning(end), z, start) for z in thoughts])
         return math.log(len(each)) - torch.logsumexp(each, 0)
+
+    def _bound(self, batch: Batch, start: int, end: int) -> Tensor:
+        """[B] a masked diffusion's bound on the same nats, on draws of their own for each start."""
+        assert batch.targets is not None  # a batch without targets has nothing to score
+        hiding = (fold(self.seed, "score", start), self.particles)
+        scored = dataclasses.replace(batch, token_slice=slice(start, min(end, batch.length)), hiding=hiding)
+        none = torch.zeros(batch.size, 0, self.model.config.dim, device=batch.device)
+        return -self.model.likelihood(none, scored).log_prob(batch.targets).double().cpu()
 
     def _prior(self, batch: Batch, particles: int, noise: Noise) -> Tensor:
         return draw(self.model.prior().expand(torch.Size([particles, batch.size])), noise)

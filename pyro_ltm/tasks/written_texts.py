@@ -212,10 +212,17 @@ class RunScorer:
     fast_steps: int | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.run.config.model.is_diffusion:
+            raise UserError(
+                f"--scorer {self.run.folder}: a masked diffusion writes a text into a given room, and what it costs "
+                "depends on that: take an autoregressive twin, or a run with thoughts"
+            )
+
     @property
     def is_exact(self) -> bool:
         """A twin's nats are exact."""
-        return not self.run.config.model.thoughts
+        return self.run.config.model.is_exact
 
     @property
     def feature_name(self) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pyro_ltm.config import ModelConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.runs.protocols import Count, Evaluation, evaluate_protocols, valid_figures
 from pyro_ltm.runs.run import Run
@@ -17,6 +18,8 @@ from pyro_ltm.scores.estimate import plain
 from pyro_ltm.tasks.text_tasks import Level, Task, TextCounts, prepare_task
 
 UPPER_BOUND = "upper bound on nats: z fitted to the sequence that is scored, the whole KL charged, fresh noise"
+BY_ORDERS = "upper bound on nats: the mean over orders in which a masked diffusion may write them, on fresh noise"
+DIFFUSION = "masked diffusion"
 EXACT = "exact: an autoregressive model has nothing to bound"
 PREDICTIVE = "predictive: each token from the text before it alone"
 FLOOR = "floor: the text's own entropy, exactly, which no bound and no prediction can lie below"
@@ -27,7 +30,8 @@ class TaskScore:
     """The figures of one task.
 
     Attributes:
-        task: what was scored. levels: figures by name: `bound`, `importance-weighted`, `prefix`, `twin`, `floor`.
+        task: what was scored. levels: figures by name: `bound`, `importance-weighted`, `prefix`, `twin`,
+            `masked diffusion`, `floor`.
         meanings: what kind of figure each is.
         below_twin, above_floor: how far below the twin and above the floor, paired by sequence, in nats a token.
         no_bytes: why there are no figures by the byte and the word; empty where there are some.
@@ -58,7 +62,7 @@ class TaskScore:
 
     @property
     def fitted(self) -> bool:
-        """Whether there were thoughts to fit; the twin's figures are exact."""
+        """Whether its figures are bounds; the twin's are exact."""
         return self.meanings[next(iter(self.levels))] != EXACT
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,13 +83,13 @@ def score_task(
     counting: Callable[[str, int], Count] | None = None,
     **scoring: Any,
 ) -> TaskScore:
-    """Scores `run`, and its twin on the same tokens, on one task.
+    """Scores `run`, and its rivals on the same tokens, on one task.
 
     Args:
         particles: draws K, of the importance-weighted bound and of the predictive mixture.
         sequences: at most so many; None: as the task says.
         counting: begins to count the sequences of a figure, of so many, and gives what is called with the progress.
-        scoring: `protocols` of `bound` and `prefix`, `twin` and the rest of `evaluate_protocols`.
+        scoring: `protocols` of `bound` and `prefix`, `twin`, `masked_diffusion` and the rest of `evaluate_protocols`.
 
     Raises:
         UserError: the text cannot be read, its sequences do not fit the model, or a figure lies below the entropy of a
@@ -110,16 +114,17 @@ def score_task(
 def _task_score(run: Run, task: Task, found: Evaluation, scored: TextCounts, **more: Any) -> TaskScore:
     """The figures of an evaluation as those of a task, over the words and bytes that were scored."""
     first: Any = found.bound or found.prefix
-    exact = not run.config.model.thoughts
+    model = run.config.model
     figures: dict[str, Any] = valid_figures({"bound": found.bound, "prefix": found.prefix})
-    if exact or first.particles == 1:
+    if not model.thoughts or first.particles == 1:
         figures.pop("importance-weighted", None)  # it says nothing that the bound does not
-    figures |= {name: one for name, one in (("twin", found.twin), ("floor", found.floor)) if one}
+    others = (("twin", found.twin), (DIFFUSION, found.masked_diffusion), ("floor", found.floor))
+    figures |= {name: one for name, one in others if one}
     counts = None if found.no_bytes else scored
     return TaskScore(
         task=task,
         levels={name: Level.of(figure, first.tokens, counts) for name, figure in figures.items()},
-        meanings={name: _meaning(name, exact) for name in figures},
+        meanings={name: _meaning(name, model) for name in figures},
         below_twin={name: gap for name, gap in found.below_twin.items() if name in figures},
         above_floor={name: gap for name, gap in found.above_floor.items() if name in figures},
         no_bytes=found.no_bytes,
@@ -145,10 +150,12 @@ def _named(task: Task) -> Iterator[None]:
         raise UserError(f"tasks.{task.name}: {error}") from None
 
 
-def _meaning(name: str, exact: bool) -> str:
+def _meaning(name: str, model: ModelConfig) -> str:
     if name == "floor":
         return FLOOR
-    if name == "twin" or exact:
+    if name == DIFFUSION or (model.is_diffusion and name != "twin"):
+        return BY_ORDERS
+    if name == "twin" or model.is_exact:
         return EXACT
     return PREDICTIVE if name == "prefix" else UPPER_BOUND
 

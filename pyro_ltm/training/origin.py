@@ -83,7 +83,7 @@ class Origin:
         size = config.model.vocab_size or self.run.config.model.vocab_size
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
         ours, theirs = flat(config), flat(self.run.config)
-        for key in ours:
+        for key in sorted(ours, key=lambda key: key != "model.kind"):  # which others follow from
             if key.startswith(("model.", "graft.")) and key not in ANYHOW and ours[key] != theirs[key]:
                 raise UserError(
                     f"{self.run.folder}: its weights are of {key} = {theirs[key]}, and not {ours[key]}: "

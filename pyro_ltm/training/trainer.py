@@ -343,7 +343,7 @@ class Trainer:
     def _shown(self, figure: str) -> str:
         """`figure`; where nothing is fitted "exact", or "diffusion"."""
         model = self.run.config.model
-        return figure if model.thoughts else "diffusion" if model.is_diffusion else "exact"
+        return figure if model.thoughts else "exact" if model.is_exact else "diffusion"
 
     def _interrupt(self) -> bool:
         """Ends the run after the step under way; False where that was asked for before, and is to be at once."""

@@ -187,11 +187,11 @@ def test_interrupted_it_goes_on(number, compared, invoke, fork, trained, tmp_pat
 
 @pytest.fixture(scope="module")
 def training(settings, trained):
-    """`training(out)`: the arguments of a comparison of two trained decoders and the twin."""
+    """`training(out)`: the arguments of a comparison of two trained decoders and both rivals."""
     changed = settings(**{"slow.steps": 8, "slow.save_every": 2})
     return lambda out: [
         *("compare", "--train", "--data", trained / "data", *changed, *PAIRS, *SCORED),
-        *("--twin", "--fast-steps", 1, "--out", out),
+        *("--twin", "--masked-diffusion", "--fast-steps", 1, "--out", out),
     ]
 
 
@@ -206,16 +206,26 @@ def trained_pairs(invoke, training, tmp_path_factory):
 
 def test_training(trained_pairs, ask, invoke, training):
     out, result = trained_pairs
-    for expected in ("= time", "trained", "twin", "At equal seconds", "scored by a mean-field fit"):
+    for expected in (
+        "= time",
+        "trained",
+        "twin",
+        "The masked diffusion: at most",
+        "At equal seconds",
+        "scored by a mean-field fit",
+    ):
         assert expected in result.stdout
     assert "Training: delta × map (2/2)" in result.stderr
     answer = ask(*training(out))
     assert [row["guide"] for row in answer["pairs"]] == ["mean-field", "delta"]
     assert answer["pairs"][0]["training"]["steps"] == 8
     assert answer["pairs"][0]["equal_seconds"]["limit_seconds"] > 0
-    assert answer["twin"]["elbo"]["nats_per_token"] > 0
+    for name in ("twin", "masked_diffusion"):
+        assert answer[name]["elbo"]["nats_per_token"] > 0
+        assert answer[name]["training"]["steps"] == 8
+    assert answer["masked_diffusion"]["iwae"] == answer["masked_diffusion"]["elbo"]
     runs = {path.name for path in (out / "runs").iterdir()}
-    assert runs == {"delta--map", "mean-field--analytic-elbo", "twin"}
+    assert runs == {"delta--map", "mean-field--analytic-elbo", "twin", "masked-diffusion"}
     assert "with slow.lr = " in invoke(*training(out), "--set", "slow.lr=0.5").stderr
 
 
@@ -240,7 +250,7 @@ def test_killed_while_it_trains_it_goes_on(trained_pairs, training, invoke, fork
         assert row["elbo"] == undisturbed["elbo"]
         assert row["nats_by_sequence"] == undisturbed["nats_by_sequence"]
         assert row["training"]["tokens"] == undisturbed["training"]["tokens"]
-    for name in ("delta--map", "mean-field--analytic-elbo", "twin"):
+    for name in ("delta--map", "mean-field--analytic-elbo", "twin", "masked-diffusion"):
         files = [folder / "runs" / name / "model.safetensors" for folder in (out, trained_pairs[0])]
         assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -253,6 +263,7 @@ def test_killed_while_it_trains_it_goes_on(trained_pairs, training, invoke, fork
         (["run", "--steps", "3"], "--steps goes with --train alone"),
         (["run", "--preset", "nano"], "--preset goes with --train alone"),
         (["run", "--twin"], "--twin goes with --train alone"),
+        (["run", "--masked-diffusion"], "--masked-diffusion goes with --train alone"),
         (["--train", "--guide-steps", "3"], "--guide-steps goes with RUN alone"),
         (["--train", "--rhat"], "--rhat goes with RUN alone"),
         (["--train", "--fast-steps", "3,4"], "--train takes one number of --fast-steps"),
