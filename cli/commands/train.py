@@ -156,8 +156,9 @@ def command(
     reading: Reading,
     common: Common,
 ) -> None:
-    """Trains a latent-thought language model, or with --set model.thoughts=0 its autoregressive twin, or with --set
-    model.kind=masked-diffusion a masked diffusion.
+    """Trains a latent-thought language model, or with --set model.thoughts=0 its autoregressive twin.
+
+    With --set model.kind=masked-diffusion, its decoder without thoughts and without the causal mask.
 
     Settings come from the preset, then --config, then --set, then --steps, --seed and --dtype. The run folder says what
     they were. A run that was stopped or killed goes on with --resume and ends as if nothing had happened. Ctrl-C, a
