@@ -24,7 +24,7 @@ State = dict[str, Tensor]
 """Local variational parameters: tensors with leading dimension B that live for one batch."""
 
 
-_ON_CPU = ("ids", "documents")
+_ON_CPU = ("ids", "documents", "step_places")
 """Numbers that say where the sequences of a batch come from: one each, always on the CPU."""
 
 
@@ -47,6 +47,8 @@ class Batch:
         dropout: seed by which the decoder drops numbers, of a slow step; None: it drops none.
         padding_is_end: the targets that do not count say that the text has ended, as in sequences of one document each;
             False: what would stand there is not known. An autoregressive decoder never reads them.
+        step_places: [B] int64, where each sequence stands among the `step_size` of its slow step, whichever process and
+            micro-batch it is in; None: the batch is the whole step. They stay on the CPU, too.
         hiding: seed and number K of the draws by which a masked diffusion hides tokens where it is scored; None: one
             draw, by `dropout` where that is given.
     """
@@ -62,6 +64,8 @@ class Batch:
     context_of: Weights | None = None
     dropout: int | None = None
     padding_is_end: bool = False
+    step_places: Tensor | None = None
+    step_size: int = 0
     hiding: tuple[int, int] | None = None
 
     @classmethod

@@ -125,15 +125,16 @@ def hide(batch: Batch) -> Iterator[Hidden]:
     """The draws by which a batch is scored, on the CPU.
 
     Times are stratified: those of a sequence's K draws, so that its score does not depend on its batch; or, in a slow
-    step, those of the sequences of the batch, each of which has every stratum with the same probability.
+    step, those of all its sequences, each of which has every stratum with the same probability.
     """
     scored, given = scored_and_given(batch)
     if batch.dropout is None:
         seed, draws = batch.hiding or (0, 1)
         strata, count = torch.arange(draws).expand(batch.size, -1), draws
     else:
-        seed, draws, count = batch.dropout, 1, batch.size
-        strata = ((torch.arange(count) + random.Random(fold(seed, "strata")).randrange(count)) % count)[:, None]
+        seed, draws, count = batch.dropout, 1, batch.step_size or batch.size
+        places = torch.arange(count) if batch.step_places is None else batch.step_places
+        strata = ((places + random.Random(fold(seed, "strata")).randrange(count)) % count)[:, None]
     generators = [torch.Generator().manual_seed(fold(seed, "hide", name)) for name in batch.ids.tolist()]
     times = torch.stack([torch.rand(draws, generator=own, dtype=torch.float64) for own in generators])
     times = (strata + 1 - times) / count  # in (0, 1]

@@ -211,9 +211,13 @@ class Trainer:
     def _batches(self) -> list[Batch]:
         """The sequences of the step that are this process's, in micro-batches."""
         first = self.counters.step * self.slow.sequences  # read since the start of training
-        indices = self.order.indices(first)[self.world.rank :: self.world.size]
-        starts, size = range(0, len(indices), self.slow.batch_size), self.slow.batch_size
-        return [self.train.batch(indices[start : start + size]).to(self.run.device) for start in starts]
+        indices = self.order.indices(first)
+        places = torch.arange(len(indices))[self.world.rank :: self.world.size]
+        batches = []
+        for some in places.split(self.slow.batch_size):
+            batch = self.train.batch(indices[some.numpy()]).to(self.run.device)
+            batches.append(replace(batch, step_places=some, step_size=len(indices)))
+        return batches
 
     def _step(self) -> None:
         counters, seed = self.counters, self.run.config.seed

@@ -149,6 +149,17 @@ def test_strata_lower_the_variance_and_leave_the_mean():
     assert all(agrees(sequence, mean_nats) for sequence in steps.unbind(1))
 
 
+def test_strata_are_those_of_the_whole_step_however_it_is_split():
+    batch = Batch.from_tokens(torch.randint(9, (6, 9), generator=torch.Generator().manual_seed(0)))
+    (whole,) = hide(dataclasses.replace(batch, dropout=3))
+    parts = torch.arange(6)[1::2], torch.arange(6)[::2]
+    for part in parts:
+        some = dataclasses.replace(batch.select(part), dropout=3, step_places=part, step_size=6)
+        (drawn,) = hide(some)
+        assert torch.equal(drawn.hidden, whole.hidden[part])
+        assert torch.equal(drawn.weight, whole.weight[part])
+
+
 def test_each_set_of_hidden_tokens_is_as_likely_as_the_time_makes_it():
     rows = 6000
     (drawn,) = hide(copies([START, 2, 0, 1], rows))

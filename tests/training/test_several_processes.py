@@ -87,6 +87,7 @@ MORE = {
     "accumulated": ["slow.batch_size=2", "slow.accumulate=3", "slow_optimizer.name=muon"],
     "target": ["objective.name=target-rate", "guide.name=full-rank"],
     "twin": ["model.thoughts=0"],
+    "masked diffusion": ["model.kind=masked-diffusion", "slow.batch_size=3", "slow.accumulate=2"],
     "sampler": ["guide.name=langevin", "objective.name=map"],
     "prompt": ["prior.name=conditional", "objective.name=elbo"],
     "dropout": ["model.dropout=0.2", "slow.recompute=true", "fast.subsample=4"],
