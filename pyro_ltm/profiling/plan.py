@@ -155,13 +155,19 @@ def plan_training(config: Config, count: int, device: Device, pace: Pace | None 
     """The plan of a training of `config` on `count` devices, a process on each.
 
     Raises:
-        UserError: whatever training would refuse; or more processes than a slow step has sequences.
+        UserError: whatever training would refuse; more processes than a slow step has sequences; or a masked diffusion,
+            of which the draw decides how many tokens its head foretells.
     """
     pace = pace or Pace()
     config = _precise(config, device)
     check_config(config)
     if config.slow.sequences < count:
         raise UserError(f"{count} devices for the {config.slow.sequences} sequences of a slow step: take fewer")
+    if config.model.is_diffusion:
+        raise UserError(
+            f"model.kind = {config.model.kind}: what its step does depends on which tokens are hidden, which is not "
+            "planned: time it on the device itself, with pyro-ltm bench"
+        )
     local = _local(config, count)
     found = simulate(local, device.kind)
     sharings = {kind: _sharing(found, config, count, device, kind) for kind in (KINDS if count > 1 else KINDS[:1])}

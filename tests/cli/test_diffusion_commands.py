@@ -91,6 +91,7 @@ def test_its_texts_are_scored(ask, diffusion, twin, refuse):
 @pytest.mark.parametrize(
     ("command", "says"),
     [
+        (("lm-eval", "RUN", "--tasks", "none"), "one token after the other"),
         (("infer", "RUN", "--text", "kalo", "--out", "t.safetensors"), "nothing to infer"),
         (("reconstruct", "RUN", "--text", "kalo"), "nothing to infer"),
         (("calibrate", "RUN"), "no posterior"),
@@ -104,6 +105,11 @@ def test_what_needs_thoughts_refuses_it(refuse, diffusion, command, says, tmp_pa
     words = [diffusion if word == "RUN" else word for word in command]
     words = [tmp_path / word if word in ("t.safetensors", "p", "c") else word for word in words]
     refuse(*words, quiet=False, says=("masked diffusion", says))
+
+
+def test_its_step_is_not_planned(refuse):
+    kind = ("--set", "model.kind=masked-diffusion")
+    refuse("plan", "--preset", "nano", "--devices", "1xH100", *kind, says=("model.kind = masked-diffusion", "bench"))
 
 
 def test_the_wrong_rival_is_refused(refuse, trained, twin, diffusion):
