@@ -201,7 +201,8 @@ def test_other_settings_or_another_text_begin_anew(
     assert files_of(out) == files_of(prepare([str(text)], tmp_path / "whole", **how).path)
 
 
-@pytest.mark.parametrize("notes", [6, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("notes", [6, pytest.param(100, marks=pytest.mark.long)])
 def test_whatever_a_note_says_it_is_read_or_not_used(
     source: str, left: tuple[Path, Path], tmp_path: Path, small_tokenizer: Tokenizer, notes: int
 ) -> None:
