@@ -156,7 +156,6 @@ class Filling:
             "python": _PYTHON if any(map(is_corpus, self.text.specs)) else None,
             **content,
         }
-        (self.folder / META).unlink(missing_ok=True)
         meta["files"] = {
             file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(self.folder.iterdir())
         }
@@ -177,6 +176,10 @@ class Filling:
         if saved is not None:
             if not file.is_file() or sha256(file) != saved.tokenizer:
                 raise Unusable(f"{TOKENIZER} is not what was written")
+            known = {TOKENIZER, *(name for written in saved.splits.values() for name in written.files)}
+            for later in self.folder.iterdir():  # begun after the note was written
+                if later.name not in known:
+                    later.unlink()
             return self.tokenizer or Tokenizer.load(file), saved
         tokenizer = self.tokenizer
         if tokenizer is None:

@@ -201,6 +201,19 @@ def test_other_settings_or_another_text_begin_anew(
     assert files_of(out) == files_of(prepare([str(text)], tmp_path / "whole", **how).path)
 
 
+def test_files_of_text_that_is_gone_on_with_no_more_do_not_stay(
+    source: str, left: tuple[Path, Path], tmp_path: Path, small_tokenizer: Tokenizer
+) -> None:
+    """Such as the next shard, begun just before the kill, where the end of the text was cut off since."""
+    shutil.copytree(left[0], tmp_path, dirs_exist_ok=True)
+    (unfinished(tmp_path / "out") / "out.partial/train.0099.bin").write_bytes(b"ab")
+    said: list[str] = []
+    how = options("contiguous", small_tokenizer)
+    prepare([source], tmp_path / "out", progress=lambda what, *done: said.append(what), **how)
+    assert "restart" not in said
+    assert files_of(tmp_path / "out") == files_of(left[1])
+
+
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize("notes", [6, pytest.param(100, marks=pytest.mark.long)])
 def test_whatever_a_note_says_it_is_read_or_not_used(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -216,3 +217,16 @@ def test_only_the_first_sequences(source: str, refused, options: dict, tmp_path:
     message = refused(prepare, [few], tmp_path / "few", sequences=2, **options)
     assert message.startswith("sequences = 2: of fewer than twenty documents the ends are held out")
     assert refused(prepare, [few], tmp_path / "few", sequences=-1, **options) == "sequences = -1: must be at least 0"
+
+
+def test_a_folder_of_an_earlier_release_is_read_and_appended_to(more: str, tmp_path: Path) -> None:
+    """It counts neither the texts that change nor unknown tokens, nor names the files that were read."""
+    release = Path(__file__).parents[1] / "fixtures/release-0.1.0/tokens"
+    old = TokenFolder.open(shutil.copytree(release, tmp_path / "tokens"))
+    after = append([more], old.path)
+    whole, before = everything(TokenDataset(after)), everything(TokenDataset(old))
+    assert [rows[: len(before[0])] for rows in whole] == before
+    assert len(whole[0]) == len(before[0]) + len(TokenDataset(after.appended[0]))
+    assert after.meta["splits"]["train"].keys() == old.meta["splits"]["train"].keys()
+    assert after.as_of(old.fingerprint) == old
+    assert check(after.path).fingerprint == after.fingerprint
