@@ -179,15 +179,16 @@ def test_rotation_makes_scores_depend_on_distance_alone():
 @needs_a_gpu
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.filterwarnings("ignore"))])
 @pytest.mark.parametrize(("width", "window", "seen"), [(64, 16, 0), (32, 7, 0), (64, 16, 77), (128, 2, 0)])
-def test_a_gpus_kernel_sees_the_same_window(width, window, seen, compiled):
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_gpus_kernel_sees_the_same_window(width, window, seen, compiled, causal):
     """Half precision on a GPU: values and gradients against a dense mask in double precision."""
     generator = torch.Generator().manual_seed(0)
     q, k, v, weight = torch.randn(4, 2, 3, 100, width, generator=generator).bfloat16().to("cuda")
     q, weight = q[:, :, seen:], weight[:, :, seen:]
     leaves, exact = ([x.to(dtype).requires_grad_() for x in (q, k, v)] for dtype in (torch.bfloat16, torch.float64))
     assert has_window_kernel(leaves[0])
-    ours = (torch.compile(windowed_attention) if compiled else windowed_attention)(*leaves, window)
-    plain = dense(*exact, window)
+    ours = (torch.compile(windowed_attention) if compiled else windowed_attention)(*leaves, window, causal=causal)
+    plain = dense(*exact, window, causal)
     torch.testing.assert_close(ours.double(), plain, atol=2**-7, rtol=2**-7)
     for mine, theirs in zip(
         torch.autograd.grad((ours * weight).sum(), leaves),
