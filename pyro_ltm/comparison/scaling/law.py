@@ -28,7 +28,7 @@ VALUES = 3
 HUBER = 1e-3
 """Relative errors beyond this count by their size alone, not by their square (arXiv:2203.15556)."""
 
-STARTS, RESAMPLINGS, ITERATIONS = 64, 200, 200
+STARTS, RESAMPLINGS, ITERATIONS = 32, 200, 200
 SETTLED = 1e-7
 """A fit has ended whose step lowers the loss by less than this share of it."""
 HELD_OUT = 0.2

@@ -48,9 +48,9 @@ def test_a_rival_of_equal_operations_is_given_at_most_a_tenth_more():
 
 
 def test_a_new_axis_keeps_the_names_of_cells_that_are_there():
-    before = set(names(grid("model.dim=16,32").cells()))
-    assert before <= set(names(grid("model.dim=16,32", "fast.steps=2,8").cells()))
-    assert before <= set(names(grid("model.dim=16,32,48").cells()))
+    before = set(names(grid("model.dim=16,32", equal=("tokens",)).cells()))
+    assert before <= set(names(grid("model.dim=16,32", "fast.steps=2,8", equal=("tokens",)).cells()))
+    assert before <= set(names(grid("model.dim=16,32,48", equal=("tokens",)).cells()))
 
 
 def test_a_cell_without_thoughts_is_the_twin():

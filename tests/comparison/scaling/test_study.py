@@ -109,6 +109,7 @@ def test_shards_are_the_whole_and_extension_trains_only_what_is_new(undisturbed,
     assert len((parts / "study.csv").read_text().splitlines()) == 7
 
 
+@pytest.mark.long
 def test_a_cell_that_another_has_in_hand_is_come_back_to(undisturbed, tokens, tmp_path):
     """A worker goes on with others; when the other has died, it takes the cell over."""
     out = Path(shutil.copytree(undisturbed, tmp_path / "s"))
