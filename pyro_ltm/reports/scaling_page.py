@@ -8,8 +8,8 @@ from typing import Any
 
 from pyro_ltm.comparison.scaling.analysis import Gap, gaps, laws
 from pyro_ltm.comparison.scaling.law import FACTORS
-from pyro_ltm.comparison.scaling.result import STUDY, Row, Study, read_rows, save
-from pyro_ltm.files import clear_errors, write_text
+from pyro_ltm.comparison.scaling.result import PATIENCE, STUDY, Row, Study, read_rows, save
+from pyro_ltm.files import write_text
 from pyro_ltm.locks import locked
 from pyro_ltm.reports.figures import number, plus_minus
 from pyro_ltm.reports.html import bullets, document, heading, listing, pictures, section, table
@@ -43,14 +43,12 @@ def write_study(study: Study, out: Path | str) -> Path:
         UserError: the folder cannot be written, or a cell's file is damaged.
     """
     out = Path(out)
-    with locked(out / STUDY, wait=600.0):  # another worker's page may be on its way
-        study.rows = read_rows(out)
-        study.laws = laws(study)
+    study.rows = read_rows(out)
+    study.laws = laws(study)
+    with locked(out / STUDY, wait=PATIENCE):
         save(study, out)
-        path = out / PAGE
-        with clear_errors(out):
-            write_text(path, render(study, write_pictures(draw(study), out / "plots")))
-    return path
+    write_text(out / PAGE, render(study, write_pictures(draw(study), out / "plots")))
+    return out / PAGE
 
 
 def render(study: Study, drawn: Mapping[str, tuple[bytes, str]]) -> str:

@@ -29,7 +29,7 @@ STUDY, TABLE, CELL, RUNS = "study.json", "study.csv", "cell.json", "runs"
 BY_SEQUENCE = ("sequence_nats", "sequence_tokens", "places")
 """Figures of a row that are long, and of use for paired differences alone."""
 
-PATIENCE = 60.0
+PATIENCE = 600.0
 """Seconds to wait while another worker writes the study."""
 
 Error = Annotated[float, msgspec.Meta(ge=0)] | None
