@@ -35,6 +35,7 @@ from pyro_ltm.tasks.few_shot import score_lessons
 
 LTM, EQUAL_TOKENS, LONGER = "ltm", "twin", "twin, longer"
 SHOTS = (0, 1, 2, 4, 8)
+HEADS = [f"{shots} shot{'s' * (shots != 1)}" for shots in SHOTS]
 LEARNED, ASKED = 20_000, 128
 """Documents to learn from, and to ask about."""
 STEPS, BATCH, PARTICLES = 600, 16, 8
@@ -195,7 +196,7 @@ def _columns(found: Rows, figure: str, best: str) -> str:
         known = [f"{getattr(task(name, size).known_after(shots), best):.3f}" for shots in SHOTS]
         lines.append([name, size, "", "best, exactly", "", *known])
     lines.sort(key=lambda line: (*EASY, *HARD).index((line[0], line[1])))
-    return table(["task", "size", "window", "side", "seeds", *(f"{shots} shots" for shots in SHOTS)], lines)
+    return table(["task", "size", "window", "side", "seeds", *HEADS], lines)
 
 
 def _accuracy(found: Rows) -> str:
@@ -220,7 +221,7 @@ def _gaps(found: Rows) -> str:
                 gaps = [_mean(mine, "fitted", shots, "right") - _mean(its, "fitted", shots, "right") for shots in SHOTS]
                 shown = [f"{float(gap.mean()):+.3f} ± {mean_error(gap, None).stderr:.3f}" for gap in gaps]
                 lines.append([*_label(key), twin, len(pairs), *shown])
-    return table(["task", "size", "window", "LTM", "above", "seeds", *(f"{shots} shots" for shots in SHOTS)], lines)
+    return table(["task", "size", "window", "LTM", "above", "seeds", *HEADS], lines)
 
 
 def _rows(found: Rows) -> str:
@@ -233,7 +234,7 @@ def _rows(found: Rows) -> str:
             ]
             lines.append([*_label(key), row["seed"], *cost, *right])
     columns = ["task", "size", "window", "side", "seed", "steps", "parameters", "TFLOP", "s"]
-    return table([*columns, *(f"{shots} shots" for shots in SHOTS)], lines)
+    return table([*columns, *HEADS], lines)
 
 
 def _shares(row: Any) -> dict[str, float]:
