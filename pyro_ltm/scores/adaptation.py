@@ -84,10 +84,11 @@ def evaluate_adapted(
         progress: called after each batch.
 
     Raises:
-        UserError: a model with thoughts, one without the matrices that are named, or no sequences.
+        UserError: a model with thoughts, a masked diffusion, no matrices of these names, or no sequences.
     """
-    if model.config.thoughts:
-        raise UserError("test-time training is of an autoregressive model: this one has thoughts, which are fitted")
+    if model.config.thoughts or model.config.is_diffusion:
+        why = "has thoughts, which are fitted" if model.config.thoughts else "is a masked diffusion"
+        raise UserError(f"test-time training is of an autoregressive model without thoughts: this one {why}")
     if stride < 0:
         raise UserError(f"stride = {stride}: at least 1 token")
     targets, tally = _targets(model, adaptation.targets), Tally(progress)

@@ -128,7 +128,7 @@ def evaluate_few_shot(
             progress.
 
     Raises:
-        UserError: no such task, more shots than a document has, or more than the model reads.
+        UserError: no such task, more shots than a document has or than the model reads, or a masked diffusion.
     """
     spec = for_scoring(source or source_of(run))
     asked = parse(spec)
@@ -139,6 +139,8 @@ def evaluate_few_shot(
     found = {}
     for name, one in {"run": run, "twin": twin}.items():
         if one is not None:
+            if one.config.model.is_diffusion:
+                raise UserError(f"{one.folder}: a masked diffusion, which has no likeliest next token: not supported")
             loop = one.loop.with_steps(fast_steps)
             scorer = Predictor(one.model, loop, particles=particles, batch_size=batch_size, seed=seed)
             count = counting(f"few-shot: {name}", len(shots)) if counting else None

@@ -204,3 +204,5 @@ def test_thoughts_no_sequences_and_no_figure_are_refused():
         adapted(tiny_model(), tiny_batch(2))
     with pytest.raises(UserError, match="no sequences"):
         evaluate_adapted(twin(), [], Adaptation())
+    with pytest.raises(UserError, match="masked diffusion"):
+        adapted(tiny_model(tiny_config(thoughts=0, kind="masked-diffusion")), tiny_batch(2))
