@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeGuard, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -135,7 +136,6 @@ class Group(World):
 LOST = "another process of this command has ended before its time; a training goes on with --resume"
 
 _current: World = World()
-_joined = 0
 _sharing = False
 
 
@@ -191,8 +191,6 @@ def joined() -> Iterator[World]:
 
 def _group() -> Group:
     """The group of this process. Raises UserError where the others cannot be reached."""
-    global _joined
-    _joined += 1  # a group's keys in the store are its own
     rank, size, local = (int(os.environ.get(name) or 0) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     backend = "gloo"
     if torch.cuda.is_available() and local < torch.cuda.device_count():
@@ -200,11 +198,35 @@ def _group() -> Group:
         backend = "cpu:gloo,cuda:nccl"
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
-        store = dist.PrefixStore(f"pyro-ltm/{_joined}", store)
+        store = dist.PrefixStore(f"pyro-ltm/{_agreed(store, rank, size)}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"process {rank} of {size} cannot reach the others: {error}") from None
     return Group(store, rank, size, local)
+
+
+def _agreed(store: dist.Store, rank: int, size: int) -> str:
+    """A name for this group, which no earlier one in the store had: `torchrun` keeps its store when it starts anew.
+
+    What lies there may be of processes that are dead. So each asks by a name of its own, and goes by the answer to it.
+    """
+    own, deadline = uuid4().hex, time.monotonic() + PATIENCE.total_seconds()
+    if rank:
+        store.set(f"pyro-ltm/asks/{rank}", own)
+        name = store.get(f"pyro-ltm/answer/{own}").decode()  # waits
+        store.set(f"pyro-ltm/{name}/there/{rank}", "")
+        return name
+    missing = set(range(1, size))
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"pyro-ltm/{own}/there/{other}"]):
+                missing.discard(other)
+            elif store.check([f"pyro-ltm/asks/{other}"]):
+                store.set(f"pyro-ltm/answer/{store.get(f'pyro-ltm/asks/{other}').decode()}", own)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"processes {', '.join(map(str, sorted(missing)))} have not come")
+        time.sleep(POLL if missing else 0.0)
+    return own
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from helpers.processes import FORKS
@@ -62,3 +63,20 @@ def _run(environment: dict[str, str], answer: Any, function: Callable[..., Any],
     except BaseException:
         answer.send_bytes(pickle.dumps((False, traceback.format_exc())))
         sys.exit(1)
+
+
+def call_command(words: list[str], folder: Path) -> None:
+    """`pyro-ltm` in the process that this is; its id goes into `folder`, by its rank, and how often one was started."""
+    import pyro_ltm_cli.main
+    import torch
+
+    torch.set_num_threads(1)
+    (folder / os.environ["RANK"]).write_text(str(os.getpid()))
+    with (folder / "starts").open("a") as starts:
+        starts.write("x")
+    sys.argv = ["pyro-ltm", *words]
+    try:
+        pyro_ltm_cli.main.main()
+    except SystemExit as end:
+        if end.code:
+            raise
