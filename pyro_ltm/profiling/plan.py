@@ -12,6 +12,7 @@ from pyro_ltm.config import Config, merge
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference.build import check_config
 from pyro_ltm.model.precision import resolve_dtype
+from pyro_ltm.optimizers.slow import SLOW_OPTIMIZERS
 from pyro_ltm.profiling.devices import Device
 from pyro_ltm.profiling.simulation import (
     DATA,
@@ -24,6 +25,7 @@ from pyro_ltm.profiling.simulation import (
     Simulation,
     simulate,
 )
+from pyro_ltm.training.parallel import check_shares
 
 GATHERED, RECORDED = "weights, gathered", "recorded fast loop"
 AVERAGE, BEST = "average of the weights", "weights of the best validation"
@@ -155,14 +157,13 @@ def plan_training(config: Config, count: int, device: Device, pace: Pace | None 
     """The plan of a training of `config` on `count` devices, a process on each.
 
     Raises:
-        UserError: whatever training would refuse; more processes than a slow step has sequences; or a masked diffusion,
-            of which the draw decides how many tokens its head foretells.
+        UserError: whatever training would refuse; or a masked diffusion, of which the draw decides how many tokens its
+            head foretells.
     """
     pace = pace or Pace()
     config = _precise(config, device)
     check_config(config)
-    if config.slow.sequences < count:
-        raise UserError(f"{count} devices for the {config.slow.sequences} sequences of a slow step: take fewer")
+    check_shares(config, count)
     if config.model.is_diffusion:
         raise UserError(
             f"model.kind = {config.model.kind}: what its step does depends on which tokens are hidden, which is not "
@@ -170,7 +171,7 @@ def plan_training(config: Config, count: int, device: Device, pace: Pace | None 
         )
     local = _local(config, count)
     found = simulate(local, device.kind)
-    sharings = {kind: _sharing(found, config, count, device, kind) for kind in (KINDS if count > 1 else KINDS[:1])}
+    sharings = {kind: _sharing(found, config, count, device, kind) for kind in _kinds(config, count)}
     config = config if count > 1 else merge(config, {"distributed": {"kind": "ddp"}})
     sharing = sharings[config.distributed.kind]
     step_tokens = config.slow.sequences * config.model.max_length
@@ -198,6 +199,12 @@ def plan_training(config: Config, count: int, device: Device, pace: Pace | None 
     )
 
 
+def _kinds(config: Config, count: int) -> tuple[str, ...]:
+    """Ways in which so many processes can share the training."""
+    shares = count > 1 and SLOW_OPTIMIZERS.build(config.slow_optimizer).takes_shares
+    return KINDS if shares else KINDS[:1]
+
+
 def _precise(config: Config, device: Device) -> Config:
     """`config` with the precision that it takes on `device`: on a GPU `auto` is bfloat16."""
     if config.dtype == "auto" and device.kind == "cuda":
@@ -214,11 +221,12 @@ def _local(config: Config, count: int) -> Config:
 
 
 def _sharing(found: Simulation, config: Config, count: int, device: Device, kind: str) -> Sharing:
-    phases = {phase: _parts(found, config, device, phase) for phase in found.parts}
+    records = kind == "ddp" and _records(found, config, device)
+    phases = {phase: _parts(found, config, phase, records) for phase in found.parts}
     weights = phases[SLOW][WEIGHTS]
     sent = 2 * found.learned_bytes
     if kind == "fsdp":
-        phases = {phase: _sharded(parts, found, count, phase) for phase, parts in phases.items()}
+        phases = {phase: _sharded(parts, found, config, count, phase) for phase, parts in phases.items()}
         sent = weights + found.learned_bytes  # gathered once, and the gradients scattered
     sent = round(sent * (count - 1) / count)  # of a ring, which each piece of them leaves out one device of
     peak = max(sum(parts.values()) for parts in phases.values())
@@ -226,12 +234,12 @@ def _sharing(found: Simulation, config: Config, count: int, device: Device, kind
     return Sharing(kind, phases, sent, send if sent else 0.0, peak <= USABLE * device.memory_bytes)
 
 
-def _parts(found: Simulation, config: Config, device: Device, phase: str) -> dict[str, int]:
+def _parts(found: Simulation, config: Config, phase: str, records: bool) -> dict[str, int]:
     """Bytes of one process that holds everything."""
     parts = dict(found.parts[phase])
     copies = {AVERAGE: bool(config.slow.average), BEST: config.slow.keep_best}
     parts |= {name: parts[WEIGHTS] for name, kept in copies.items() if kept}
-    if phase != FAST and _records(found, config, device):
+    if records and phase != FAST:
         held = (WEIGHTS, GRADIENTS, DATA)
         fit = {name: size for name, size in found.parts[FAST].items() if name not in held}
         parts[RECORDED] = sum(size for name, size in fit.items() if not name.startswith(OPTIMIZER))
@@ -245,10 +253,10 @@ def _records(found: Simulation, config: Config, device: Device) -> bool:
     return device.kind == "cuda" and fast.record and plain and found.is_recorded and FAST in found.parts
 
 
-def _sharded(parts: dict[str, int], found: Simulation, count: int, phase: str) -> dict[str, int]:
+def _sharded(parts: dict[str, int], found: Simulation, config: Config, count: int, phase: str) -> dict[str, int]:
     """The same where each of `count` processes keeps a share (FSDP); weights are whole from fast steps to slow step.
 
-    Gradients are whole layer by layer, until they are scattered.
+    Gradients are whole until those of the last micro-batch are there, and scattered then, layer by layer.
     """
     shared = {WEIGHTS, GRADIENTS, AVERAGE, BEST}
     sharded = {
@@ -257,8 +265,9 @@ def _sharded(parts: dict[str, int], found: Simulation, count: int, phase: str) -
     }
     if phase != STEP:
         sharded[GATHERED] = parts[WEIGHTS]
-    if phase == SLOW and GRADIENTS in parts:
-        sharded[GRADIENTS] += min(max(found.groups), parts[GRADIENTS])
+    if phase != STEP and GRADIENTS in parts:
+        whole = parts[GRADIENTS] if _local(config, count).slow.accumulate > 1 else max(found.groups)
+        sharded[GRADIENTS] = min(whole + sharded[GRADIENTS], parts[GRADIENTS])
     return sharded
 
 
@@ -296,7 +305,7 @@ def _fitting(config: Config, count: int, device: Device, found: Simulation) -> t
             simulated[size, recompute] = simulate(_local(changed, count), device.kind)
         return _sharing(simulated[size, recompute], changed, count, device, kind).fits
 
-    for kind, recompute in itertools.product(KINDS if count > 1 else KINDS[:1], sorted({slow.recompute, True})):
+    for kind, recompute in itertools.product(_kinds(config, count), sorted({slow.recompute, True})):
         if fits(kind, recompute, sizes[-1]):
             size = next(size for size in sizes if fits(kind, recompute, size))
             return _differences(config, settings(kind, recompute, size))

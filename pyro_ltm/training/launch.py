@@ -15,7 +15,7 @@ from pyro_ltm.data import Preparation, Reading, TokenDataset, TokenFolder, Token
 from pyro_ltm.data.folder import CHECKED, is_token_folder
 from pyro_ltm.data.presets import preset_for
 from pyro_ltm.data.sources import sources_of
-from pyro_ltm.distributed import joined
+from pyro_ltm.distributed import current, joined
 from pyro_ltm.errors import UserError, warn
 from pyro_ltm.files import made_folder
 from pyro_ltm.inference.build import build, check_config
@@ -145,7 +145,7 @@ def train(
         config = config or with_parts(starting_config(data, *start, **trust), **parts)
         if config.graft.base and origin is None and not going_on:
             raise UserError("graft.base: a graft begins with 'pyro-ltm graft', and learns with --init-from that run")
-        check_shares(config)
+        check_shares(config, current().size)
         check_config(config)
         with made_folder(out):
             text = {"tokenizer": tokenizer, "reading": reading, "workers": workers, "progress": watch.on_prepare}

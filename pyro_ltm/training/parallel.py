@@ -145,15 +145,15 @@ def parallel(module: nn.Module, kind: str = "ddp") -> Parallel:
     return Sharded(module) if kind == "fsdp" else Replicated(module)
 
 
-def check_shares(config: Config) -> None:
-    """Raises UserError where the processes that there are cannot share a training."""
-    world, sequences = current(), config.slow.sequences
-    if world.size == 1:
+def check_shares(config: Config, size: int) -> None:
+    """Raises UserError where so many processes cannot share a training."""
+    sequences = config.slow.sequences
+    if size == 1:
         return
-    if sequences < world.size:
+    if sequences < size:
         raise UserError(
-            f"{world.size} processes for the {sequences} sequences of a slow step: start fewer, or set slow.batch_size "
-            f"and slow.accumulate so that their product is at least {world.size}"
+            f"{size} processes for the {sequences} sequences of a slow step: start fewer, or set slow.batch_size "
+            f"and slow.accumulate so that their product is at least {size}"
         )
     if config.model.thoughts and build_objective(config.objective, config.model).couples_batch:
         raise UserError(

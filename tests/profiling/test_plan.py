@@ -68,8 +68,10 @@ def test_memory_of_each_kind_of_sharing():
     shares = {WEIGHTS: 200, OPTIMIZER + "exp_avg": 200, OPTIMIZER + "exp_avg_sq": 200, DATA: 8, AVERAGE: 200}
     phases = found.sharings["fsdp"].phases
     assert phases[FAST] == {**shares, GATHERED: 800, COPIES: 400, FIT: 80}
-    assert phases[SLOW] == {**shares, GATHERED: 800, GRADIENTS: 200 + 400, LEARN: 8000, RECORDED: 480}
-    assert phases[STEP] == {**shares, GRADIENTS: 200, RECORDED: 480}
+    assert phases[SLOW] == {**shares, GATHERED: 800, GRADIENTS: 200 + 400, LEARN: 8000}
+    assert phases[STEP] == {**shares, GRADIENTS: 200}
+    more = planned("slow.accumulate=8").sharings["fsdp"].phases
+    assert more[SLOW][GRADIENTS] == 800, "whole until the last of its two micro-batches"
     assert found.sharing is found.sharings["ddp"]
     assert (found.sharing.peak, found.sharing.peak_bytes) == (SLOW, sum(slow.values()))
 
@@ -124,8 +126,8 @@ def test_time_from_a_rate():
         (4_300, 1, ("slow.batch_size=1", "slow.accumulate=32")),
         (4_100, 1, ("slow.recompute=true",)),
         (3_700, 1, ("slow.batch_size=4", "slow.accumulate=8", "slow.recompute=true")),
-        (3_200, 4, ("slow.batch_size=1", "slow.accumulate=32", "distributed.kind=fsdp")),
-        (2_500, 4, ("slow.batch_size=4", "slow.accumulate=8", "slow.recompute=true", "distributed.kind=fsdp")),
+        (3_250, 4, ("slow.batch_size=1", "slow.accumulate=32", "distributed.kind=fsdp")),
+        (2_650, 4, ("slow.batch_size=4", "slow.accumulate=8", "slow.recompute=true", "distributed.kind=fsdp")),
         (1_000, 4, None),
     ],
 )
@@ -174,5 +176,13 @@ def test_unknown_device_says_which_are_known():
 
 
 def test_more_devices_than_sequences():
-    with pytest.raises(UserError, match="33 devices for the 32 sequences"):
+    with pytest.raises(UserError, match="33 processes for the 32 sequences"):
         planned(count=33)
+
+
+def test_only_what_can_be_is_shared():
+    assert list(planned("slow_optimizer.name=soap").sharings) == ["ddp"]
+    with pytest.raises(UserError, match=r"soap needs whole matrices"):
+        planned("slow_optimizer.name=soap", "distributed.kind=fsdp")
+    with pytest.raises(UserError, match="compares the sequences of a batch"):
+        planned("objective.name=mmd")
