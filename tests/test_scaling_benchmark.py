@@ -28,6 +28,7 @@ def tiny(monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.mark.long
 def test_cells_are_measured_once_and_published(tiny, capsys):
     scaling.main(["--out", str(tiny / "runs"), "--shared", str(tiny)])
     begun = capsys.readouterr().out.splitlines()

@@ -29,7 +29,12 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
+LONG = ("unrolled",)
+
+
+@pytest.mark.parametrize(
+    "settings", [pytest.param(SHAPES[name], id=name, marks=[pytest.mark.long] * (name in LONG)) for name in SHAPES]
+)
 def test_costs_are_those_of_all_the_work_counted_whole(settings):
     config = configure("model.vocab_size=280", *settings)
     found, whole = count_costs(config), _Counting(config, {})
