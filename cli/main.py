@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from pyro_ltm.errors import UserError, visible
+from pyro_ltm.errors import UserError, is_out_of_memory, visible
 
 from .failure import BAD_INPUT, INTERRUPTED, Failure
 from .several import COMMANDS as SHARED
@@ -97,7 +97,7 @@ class LazyGroup(click.Group):
         except MemoryError:
             raise Failure(OUT_OF_MEMORY) from None
         except RuntimeError as error:
-            if not (known := OUT_OF_MEMORY if _is_out_of_memory(error) else loss(error)):
+            if not (known := OUT_OF_MEMORY if is_out_of_memory(error) else loss(error)):
                 raise
             raise Failure(known) from None
         except OSError as error:
@@ -143,11 +143,6 @@ def _end(message: str, exit_code: int, ctx: click.Context | None = None) -> NoRe
         line = f"{line.rstrip('.')} (see {ctx.command_path} --help)"
     tell_end(f"{'Stopped' if exit_code == INTERRUPTED else 'Error'}: {line}")
     sys.exit(exit_code)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch ran out of memory; on the CPU it has no class of its own for that."""
-    return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
 
 
 def _forget_stdout(error: OSError) -> None:

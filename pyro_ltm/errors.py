@@ -32,6 +32,13 @@ class Damaged(UserError):
     """A file that holds something else than what was written into it, or is cut short: an earlier one may do."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python or torch found no memory; for the CPU's torch has no class of its own."""
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in said or "bad_alloc" in said
+    return isinstance(error, MemoryError) or of_torch
+
+
 def warn(text: str) -> None:
     """A warning of Python's: how a user hears what a caller had no ear for."""
     warnings.warn(text, stacklevel=3)

@@ -53,14 +53,17 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """
     try:
         with open(path, "rb") as file:
-            content = file.read(limit + 1)
+            content = bytearray()
+            # Memory for what there is, and not for all that there might be.
+            while (part := file.read(min(MEBIBYTE, limit + 1 - len(content)))) and len(content) <= limit:
+                content += part
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(str(path)) from None
     except (OSError, ValueError) as error:  # a NUL in the path is a ValueError
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
     if len(content) > limit:
         raise UserError(f"{path}: larger than {limit / MEBIBYTE:g} MiB, which no file of its kind is")
-    return content
+    return bytes(content)
 
 
 def read_json(path: Path, kind: type[T], *, limit: int = LARGEST_JSON) -> T:

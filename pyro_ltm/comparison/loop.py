@@ -16,7 +16,7 @@ import torch
 from pyro_ltm.comparison.comparison_file import open_comparison, save
 from pyro_ltm.comparison.pair_score import Progress
 from pyro_ltm.comparison.result import Comparison, Key, Kind, PairScore
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import UserError, is_out_of_memory
 from pyro_ltm.types import Batch
 
 Report = Callable[[str, int | None], Progress]
@@ -105,7 +105,7 @@ def attempt(work: Callable[[], PairScore], key: Key) -> PairScore:
     except (UserError, torch.linalg.LinAlgError) as error:
         return failed(key, error)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return failed(key, "out of memory")
 

@@ -26,7 +26,10 @@ Figure = float | None
 
 
 class TrainRow(msgspec.Struct, tag_field="kind", tag="train"):
-    """A slow step, as `Trainer` measures it; of the three levels it has the one that fits its noise."""
+    """A slow step, as `Trainer` measures it; of the three levels it has the one that fits its noise.
+
+    `note`: what the user was told after it.
+    """
 
     step: Count
     tokens: Count
@@ -40,6 +43,7 @@ class TrainRow(msgspec.Struct, tag_field="kind", tag="train"):
     distortion_nats_per_token: Figure = None
     kl_nats_per_sequence: Figure = None
     grad_norm: Figure = None
+    note: str | None = None
 
 
 class ValidationRow(msgspec.Struct, tag_field="kind", tag="validation"):

@@ -170,10 +170,10 @@ class Checkpoint:
         if meta.data != self.data.folder.fingerprint:
             raise UserError(f"{self.run.folder}: was not trained on {self.data.folder.path}; give its own data")
         settings = renamed(meta.settings) if meta.settings else flat(self.run.config)
-        if changed := changes(self.run.config, settings, meta.step):
+        for key, value in changes(self.run.config, settings, meta.step).items():
             raise UserError(
                 f"{self.run.folder}: its checkpoint was made by another configuration than its {CONFIG} is now: "
-                f"{changed[0]} was {settings.get(changed[0])!r}; put it back as it was"
+                f"{key} was {value!r}; put it back as it was"
             )
 
     def _load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Number], problem: str) -> None:

@@ -33,7 +33,10 @@ DAMAGED = "trainer-damaged.safetensors"
 
 @dataclass
 class Counters:
-    """Counts over a whole run, resumed or not, and its best validation so far in nats a token, if it keeps that."""
+    """Counts over a whole run, resumed or not, and its best validation so far in nats a token, if it keeps that.
+
+    `unused_in_a_row`, `runaway_in_a_row`, `lowest_rate`: what `Health` goes by.
+    """
 
     step: Count = 0
     tokens: Count = 0
@@ -42,6 +45,9 @@ class Counters:
     skipped_in_a_row: Count = 0
     best_step: Count = 0
     best_nats: float | None = None
+    unused_in_a_row: Count = 0
+    runaway_in_a_row: Count = 0
+    lowest_rate: float | None = None
 
 
 @dataclass(kw_only=True)

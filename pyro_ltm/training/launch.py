@@ -23,7 +23,7 @@ from pyro_ltm.inference.parts import AXES, with_known, with_parts
 from pyro_ltm.locks import locked
 from pyro_ltm.model.precision import resolve_dtype
 from pyro_ltm.presets import preset
-from pyro_ltm.runs.base import load_config, share_base
+from pyro_ltm.runs.base import load_config, save_config, share_base
 from pyro_ltm.runs.batches import check_fits
 from pyro_ltm.runs.data import open_data, own_data
 from pyro_ltm.runs.folder import (
@@ -45,7 +45,8 @@ from pyro_ltm.training.branch import branch, check_branch
 from pyro_ltm.training.kept import kept
 from pyro_ltm.training.origin import Origin, note_origin
 from pyro_ltm.training.parallel import check_shares
-from pyro_ltm.training.schedule import check_same
+from pyro_ltm.training.schedule import check_same, going_on_as
+from pyro_ltm.training.shortage import told_what_fits
 from pyro_ltm.training.trainer import Progress
 
 WRITTEN = (TOKENIZER, *WEIGHTS.values(), TRAINER, METRICS, EVALUATION, "plots/training.png")
@@ -99,7 +100,8 @@ def train(
         data: a folder that `prepare` wrote, or sources to prepare inside the run folder; None when resuming.
         out: the run folder.
         resume: go on from the last checkpoint; a run that was killed before its first one starts again. A `config` with
-            other `slow.steps` than the run's extends it (see `Trainer.extend`); nothing else may differ.
+            other `slow.steps` than the run's extends it (see `Trainer.extend`); else it may differ only in what changes
+            no figure: how micro-batches split a slow step, what is computed again, when checkpoints are saved.
         rewarm: slow steps in which the learning rate rises again where the run is extended.
         decay: slow steps in which the rate of a run of `slow.schedule` wsd falls from where it is resumed, or branches;
             they are its last.
@@ -136,7 +138,8 @@ def train(
             check_branch(trunk, out)
             config = config or with_parts(starting_config(None, trunk, **trust), **parts)
             steps = _plan(config, trunk, open_data(trunk, "train"), None, device, going_on=True)[1]
-            config = with_known(branch(trunk, out, steps=steps, rewarm=rewarm, decay=decay), config)
+            branched = branch(trunk, out, steps=steps, rewarm=rewarm, decay=decay)
+            config = with_known(going_on_as(branched, config), config)
             resume, rewarm, decay = True, 0, 0  # the branch has them; resuming it trains it
         going_on = _check_folder(out, resume, data)
         trained = going_on and bool(kept(out))
@@ -156,6 +159,8 @@ def train(
             if rewarm and steps == config.slow.steps:
                 raise UserError("--rewarm is of a run that is extended: give --resume and more --steps than it has")
             config = share_base(config, out)
+            if going_on and config.slow != load_config(out).slow:
+                save_config(out, config)
             model, loop = build(config, device=device)
             if origin is not None:
                 origin.give(trainable(model, loop.guide), config)
@@ -176,7 +181,8 @@ def train(
         trainer = beginning.trainer(run, training, watch.on_progress, watch.on_interrupt, watch.on_note)
         if going_on:
             watch.on_resume(trainer.counters.step, trainer.slow.steps)
-        watch.on_begin(trainer.run.config, training, trainer.counters.step, device)
+        with told_what_fits(out, trainer.slow):  # it may measure a step
+            watch.on_begin(trainer.run.config, training, trainer.counters.step, device)
         return trainer.fit()
 
 
@@ -241,7 +247,7 @@ def _plan(
     """The configuration to train by, as the data and the device are, and the steps asked for.
 
     Raises:
-        UserError: data or origin do not fit it, or the run in `out` was configured otherwise, but for its steps.
+        UserError: data or origin do not fit it, or the run in `out` was configured otherwise (see `check_same`).
     """
     config = as_the_data_are(origin.fitting(config, training) if origin else config, training)
     saved = load_config(out) if going_on else None
@@ -250,7 +256,7 @@ def _plan(
     config, steps = resolve_dtype(config, device), config.slow.steps
     if saved is not None:
         check_same(config, saved, out)
-        config = with_known(saved, config)
+        config = with_known(going_on_as(saved, config), config)
     check_fits(config, training)
     if config.slow.keep_best and "validation" not in training.folder.splits:
         raise UserError(f"slow.keep_best = true: {training.folder.path} has no validation split by which one is best")

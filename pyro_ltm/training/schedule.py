@@ -15,6 +15,12 @@ from pyro_ltm.optimizers import schedule
 PLAN = ("slow.steps", "slow.planned", "slow.changed_at", "slow.rewarm", "slow.decay_steps")
 """Keys that `extended` sets."""
 
+SPLIT = ("slow.batch_size", "slow.accumulate")
+"""Keys by whose product a slow step reads so many sequences; how they split it changes no figure but by rounding."""
+
+ANYHOW = (*SPLIT, "slow.recompute", "slow.save_every", "slow.save_minutes", "slow.keep_checkpoints")
+"""Keys by which a run may go on otherwise: they change no figure."""
+
 COMPONENTS = ("guide.", "objective.", "optimizer.", "slow_optimizer.", "prior.")
 """Their options that a plan does not name are their class's, so one that is named is a difference."""
 
@@ -132,6 +138,19 @@ def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
     return first | {now(key): value for key, value in settings.items()}
 
 
+def going_on_as(saved: Config, asked: Config) -> Config:
+    """The configuration of a run that goes on: as `saved`, but for what it may go on with otherwise, as `asked`."""
+    settings = flat(asked)
+    free = {key.removeprefix("slow."): settings[key] for key in ANYHOW}
+    return dataclasses.replace(saved, slow=dataclasses.replace(saved.slow, **free))
+
+
+def _without_free(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat configuration without the keys by which a run may go on otherwise; of `SPLIT` the product stays."""
+    kept = {key: value for key, value in settings.items() if key not in ANYHOW}
+    return {**kept, " × ".join(SPLIT): math.prod(settings.get(key, 1) for key in SPLIT)}
+
+
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Keys in which two flat configurations differ. One that a release has and another has not is none."""
     return [
@@ -141,21 +160,25 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     ]
 
 
-def changes(config: Config, settings: Mapping[str, Any], step: int) -> list[str]:
-    """Keys in which a run's configuration is not `settings`, by which its checkpoint at `step` was made.
+def changes(config: Config, settings: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """Keys, and their values, in which `settings`, by which a checkpoint at `step` was made, are not the run's.
 
     Its plan may be another one where it was extended at that very step: then it was killed before the next checkpoint.
     """
-    changed = differences(flat(config), settings)
+    then = _without_free(settings)
+    changed = differences(_without_free(flat(config)), then)
     slow, planned = config.slow, settings.get("slow.planned") or settings.get("slow.steps")
     if slow.changed_at == step and slow.planned == planned:
         changed = [key for key in changed if key not in PLAN]
-    return changed
+    return {key: then.get(key) for key in changed}
 
 
 def check_same(config: Config, saved: Config, folder: Path) -> None:
-    """Raises UserError naming in what, but for the steps, the run in `folder` is to go on otherwise than configured."""
-    ours, theirs = flat(config), flat(saved)
+    """Raises UserError naming in what the run in `folder` may not go on otherwise than configured.
+
+    It may in its steps, and in what changes no figure (`ANYHOW`).
+    """
+    ours, theirs = _without_free(flat(config)), _without_free(flat(saved))
     for key in PLAN:  # what one who names no more than other steps does not know
         ours[key] = ours[key] if ours[key] and key != "slow.steps" else theirs[key]
     if keys := [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]:

@@ -31,10 +31,12 @@ from pyro_ltm.scores import Bound
 from pyro_ltm.training.average import Average
 from pyro_ltm.training.background import Background
 from pyro_ltm.training.checkpoint import Checkpoint
+from pyro_ltm.training.health import Health
 from pyro_ltm.training.interruption import Stopped, on_end_signal
 from pyro_ltm.training.kept import Counters
 from pyro_ltm.training.parallel import parallel
 from pyro_ltm.training.schedule import learning_rate, phase, plan_row, replanned
+from pyro_ltm.training.shortage import told_what_fits
 from pyro_ltm.training.step import SlowPass, StepReport, train_step
 from pyro_ltm.types import Batch
 
@@ -117,7 +119,8 @@ class Trainer:
 
         Raises:
             Stopped: interrupted; everything up to the last step is saved.
-            UserError: too many non-finite losses in a row, or the disk is full; the last good checkpoint stays.
+            UserError: too many non-finite losses in a row, or the disk or the memory is full; the last good checkpoint
+                stays.
         """
         # Checkpoints are written while training goes on, but the last one, and that at a signal.
         # Distributions check no arguments here: it costs time, and a value that is not finite is counted, not raised.
@@ -126,6 +129,7 @@ class Trainer:
             on_end_signal(self._interrupt),
             closing(self.metrics),
             closing(self.background),
+            told_what_fits(self.run.folder, self.slow),
         ):
             if self.counters.step == 0:
                 self._begin()
@@ -265,6 +269,9 @@ class Trainer:
             "grad_norm": float(report.grad_norm),
             "skipped": counters.skipped,
         }
+        if note := self._remark(rate, loop, decoder_only):
+            row["note"] = note
+            self.on_note(f"step {counters.step}: {note}")
         self.metrics.write("train", row)
         shown = "exact" if decoder_only else self._shown(figure)
         first, speed = self.run.config.decoder_warmup_steps, int(report.tokens) / seconds
@@ -272,6 +279,14 @@ class Trainer:
         self.on_progress(
             Progress(step, steps, speed, bound, distortion, rate, figure=shown, decoder_warmup_steps=first)
         )
+
+    def _remark(self, rate: float, loop: FastLoop, decoder_only: bool) -> str | None:
+        """What there is to say of the thoughts, where there are any and their KL has its whole weight."""
+        model = self.run.config.model
+        if decoder_only or not model.thoughts or loop.objective.beta != self.run.loop.objective.beta:
+            return None
+        tokens = self.counters.tokens / (self.counters.step * self.slow.sequences)
+        return Health(tokens, model.vocab_size, loop.guide.has_density).remark(rate, self.counters)
 
     def _count(self, report: StepReport, batches: list[Batch]) -> None:
         """Counts tokens, and steps skipped because they were not finite; stops the run when there are too many."""
