@@ -19,7 +19,7 @@ GROWTH = 4.0
 
 @dataclass(frozen=True)
 class Health:
-    """What is looked at after a slow step; what it remembers are counters, so that a resumed run says the same.
+    """A look at the rate after a slow step; its memory are counters, so that a resumed run says the same.
 
     Attributes:
         tokens: of a sequence, on average. vocab_size: tokens that there are.
@@ -31,7 +31,7 @@ class Health:
     has_density: bool = True
 
     def remark(self, rate: float, counters: Counters) -> str | None:
-        """What there is to say after a step with this rate, nats a sequence; mostly nothing."""
+        """A line on a step with this rate, nats a sequence, where there is something to say."""
         if not math.isfinite(rate):
             return None
         unused = self.has_density and rate < UNUSED

@@ -281,7 +281,7 @@ class Trainer:
         )
 
     def _remark(self, rate: float, loop: FastLoop, decoder_only: bool) -> str | None:
-        """What there is to say of the thoughts, where there are any and their KL has its whole weight."""
+        """A line on the thoughts, where there are any, their KL has its whole weight, and there is something to say."""
         model = self.run.config.model
         if decoder_only or not model.thoughts or loop.objective.beta != self.run.loop.objective.beta:
             return None

@@ -45,7 +45,7 @@ def victims(settings, text, trained, tmp_path_factory):
             lambda out: ["embed", trained, "--data", documents, "--out", out, "--batch-size", 2, "--fast-steps", 20],
             kills.embedded,
         ),
-        "prepare": Victim(lambda out: ["prepare", longer, "--out", out, "--vocab-size", 300], kills.files),
+        "prepare": Victim(lambda out: ["prepare", longer, "--out", out, "--vocab-size", 300], kills.files, once=True),
     }
 
 
@@ -66,16 +66,20 @@ def undisturbed(victims, tmp_path_factory):
 
 def killed(victim, result, seconds, where, times, seed, tmp_path):
     """How many of `times` kills hit a running process; after them the command ends as if there had been none."""
-    draw, hits = random.Random(seed), 0
+    draw, hits, ended = random.Random(seed), 0, False
     out = tmp_path / "work" / "out.npz"
     out.parent.mkdir()
     victim.begin(out)
     for _ in range(times):
         if where == ANY:
-            hits += victim.kill_after(draw.uniform(0, seconds), out)
+            hit = victim.kill_after(draw.uniform(0, seconds), out)
         else:
-            hits += victim.kill_in_a_write("trainer.safetensors", draw.randint(1, 4), out, draw)
-    victim.end(out)
+            hit = victim.kill_in_a_write("trainer.safetensors", draw.randint(1, 4), out, draw)
+        hits += hit
+        if ended := victim.once and not hit:
+            break
+    if not ended:
+        victim.end(out)
     assert victim.result(out) == result
     return hits
 

@@ -33,11 +33,13 @@ class Victim:
         arguments: of the command line, by the path that it writes.
         result: what it leaves there, apart from what a clock says and from where it lies; equal for equal work.
         begin: puts there what must be there before.
+        once: when it is done, it is not to be started again.
     """
 
     arguments: Callable[[Path], list[object]]
     result: Callable[[Path], Any]
     begin: Callable[[Path], None] = lambda out: None
+    once: bool = False
 
     def undisturbed(self, out: Path) -> float:
         """Lets it run in peace. Gives the seconds that took."""
