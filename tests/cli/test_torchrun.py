@@ -15,7 +15,7 @@ from helpers.processes import Forked
 from helpers.ranks import environments
 from safetensors.torch import load_file
 
-PATIENCE = 100
+PATIENCE = 250
 
 
 class Ranks:
