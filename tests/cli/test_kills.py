@@ -86,7 +86,7 @@ def killed(victim, result, seconds, where, times, seed, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "where", "times"),
-    [("train", WRITE, 2), ("train --init-from", ANY, 1), ("compare", ANY, 1), ("embed", ANY, 1), ("evaluate", ANY, 1)],
+    [("train", WRITE, 2), ("embed", ANY, 1)],
 )
 def test_killed(name, where, times, victims, undisturbed, tmp_path):
     result, seconds = undisturbed(name)
