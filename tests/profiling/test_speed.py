@@ -162,6 +162,7 @@ def test_validations_are_as_many_as_training_makes(monkeypatch, every):
     trainer.slow = config(**{"slow.steps": 5, "slow.eval_every": every}).slow
     trainer.run, trainer.metrics = Run(Path(), Config(), MagicMock(), MagicMock(), MagicMock(), 0), MagicMock()
     trainer.train = trainer.validation = None
+    trainer.background = MagicMock()
 
     def step():
         trainer.counters.step += 1
