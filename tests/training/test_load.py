@@ -48,7 +48,7 @@ def run(steps, every, tiny_run, tmp_path):
     meter = Meter(every)
     settings = [f"slow.steps={steps}", "slow.save_every=50", "slow.eval_every=100", "slow.average=0.99"]
     config = configure(*settings, "slow.keep_best=true", "slow.lr=0.001")
-    ltm.train(config, data=tiny_run / "data", out=tmp_path / "run", on_progress=meter)
+    ltm.train(config, data=tiny_run / "data", out=tmp_path / "run", on_progress=meter, on_note=print)
     return meter
 
 
