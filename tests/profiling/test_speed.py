@@ -14,6 +14,7 @@ from helpers.tiny import tiny_batch, tiny_config
 
 from pyro_ltm.config import Config, apply_settings
 from pyro_ltm.data import TokenDataset, prepare
+from pyro_ltm.distributed import World
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference.build import build
@@ -162,7 +163,8 @@ def test_validations_are_as_many_as_training_makes(monkeypatch, every):
     trainer.slow = config(**{"slow.steps": 5, "slow.eval_every": every}).slow
     trainer.run, trainer.metrics = Run(Path(), Config(), MagicMock(), MagicMock(), MagicMock(), 0), MagicMock()
     trainer.train = trainer.validation = None
-    trainer.background = MagicMock()
+    trainer.background, trainer.world = MagicMock(), World()
+    trainer.parallel = SimpleNamespace(whole_run=lambda run: run)
 
     def step():
         trainer.counters.step += 1
