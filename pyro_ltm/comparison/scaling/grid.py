@@ -146,6 +146,8 @@ class Grid:
     equal: Sequence[str] = EQUALITIES
 
     def __post_init__(self) -> None:
+        if self.common.model.is_diffusion:  # its cells would have no thoughts, and be called twins
+            raise UserError("model.kind = masked-diffusion: leave it out, and take --rivals masked-diffusion")
         keys = [key for axis in self.axes for key in axis.keys]
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise UserError(f"--axis {twice[0]}: is on two axes")

@@ -129,3 +129,8 @@ def test_bad_grids_are_refused_in_a_line(axes, more, says):
     assert says in str(found.value)
     with pytest.raises(UserError, match="exclude each other"):
         Budget(tokens=1, flops=1)
+
+
+def test_a_masked_diffusion_is_no_cell_that_would_be_called_a_twin():
+    with pytest.raises(UserError, match=r"model\.kind = masked-diffusion: .* --rivals masked-diffusion"):
+        Grid(configure("model.kind=masked-diffusion"))
