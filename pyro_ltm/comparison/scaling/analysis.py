@@ -58,7 +58,7 @@ def gaps(study: Study) -> list[Gap]:
                     one for one in same if _is_equal(row, one, equal) and one.sequence_tokens == row.sequence_tokens
                 ]
                 if theirs:
-                    rival = min(theirs, key=lambda one: one.training_operations)
+                    rival = min(theirs, key=lambda one: _too_few(row, one))
                     gap = below(row, rival)
                     found.append(Gap(row, rival, equal, gap.nats_per_token, gap.stderr))
     return found
@@ -77,6 +77,12 @@ def _is_equal(row: Row, rival: Row, equal: str) -> bool:
         return rival.steps == row.steps
     share = rival.steps * row.training_operations / rival.training_operations  # its steps, if it were equal to the last
     return share - 1 <= rival.steps <= STEP_UP * share + 1  # a rung of the ladder above; under a budget a step apart
+
+
+def _too_few(row: Row, rival: Row) -> tuple[bool, float]:
+    """By this a rival comes first that has as many training operations as `row`, and of these the nearest."""
+    more = rival.training_operations - row.training_operations
+    return more < 0, abs(more)
 
 
 def below(row: Row, rival: Row) -> Difference:

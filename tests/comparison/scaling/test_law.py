@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from helpers.scaling_rows import COEFFICIENTS, EXPONENTS, FLOOR, rows
+from helpers.scaling_rows import COEFFICIENTS, EXPONENTS, FLOOR, row, rows
 
-from pyro_ltm.comparison.scaling.analysis import frontier, laws, predicted_by
+from pyro_ltm.comparison.scaling.analysis import frontier, gaps, laws, predicted_by
 from pyro_ltm.comparison.scaling.law import Observations, fit_law, why_no_law
 from pyro_ltm.comparison.scaling.result import Level, Study
 
@@ -117,3 +117,13 @@ def test_frontier_by_hand():
     points = [(3.0, 2.0), (1.0, 5.0), (2.0, 5.0), (2.0, 4.0), (4.0, 2.0), (5.0, 1.0), (6.0, 1.5)]
     assert frontier(points) == [(1.0, 5.0), (2.0, 4.0), (3.0, 2.0), (5.0, 1.0)]
     assert frontier([]) == []
+
+
+def test_the_rival_of_equal_operations_has_no_fewer_where_one_has_as_many():
+    cell = row(10_000, 4, training_operations=9.5e4, steps=5)
+    twins = [
+        row(10_000, 0, family="twin", steps=steps, training_operations=steps * 1e4, name=f"twin-{steps}", thoughts=0)
+        for steps in (9, 10, 11)
+    ]
+    assert [gap.rival.steps for gap in gaps(Study({}, [cell, *twins]))] == [10]
+    assert [gap.rival.steps for gap in gaps(Study({}, [cell, twins[0]]))] == [9]
