@@ -22,13 +22,14 @@ TITLE = "What size, thoughts, fast steps and data are worth"
 MEANINGS = {
     "bound": "An upper bound on nats a token of held-out text: the evidence lower bound on noise that no fit has seen, "
     "with the whole KL, its sign turned. Of a twin it is the exact figure. ± is one standard error over the text.",
-    "importance-weighted": "A tighter bound from the same draws.",
+    "importance-weighted": "A tighter bound from the same draws, where there are thoughts to draw.",
     "predictive": "Each token predicted from those before it alone: q is fitted to the text so far.",
     "reference protocol": "As the reference implementation scores: on the draw that the fit has seen. No bound.",
     "operations": "Multiplications and additions of matrix products and attention, counted while real steps ran: fast "
     "and slow steps, subsampling and what is kept between steps taken into account; validations are not counted.",
     "equal tokens": "The rival of the same shape that read the same sequences in the same order.",
-    "equal operations": "The rival of the same shape with the same operations of training, at most a tenth more.",
+    "equal operations": "The rival of the same shape with the same operations of training, or at most a tenth "
+    "and a slow step more; under a budget each takes the slow steps that it allows.",
     "rate": "KL(q || prior): nats that the thoughts of a sequence carry. Active: latent dimensions whose posterior "
     "mean varies over sequences.",
     "law": "L = E + sum of A x^-alpha over the factors, fitted to the final bounds by the Huber loss of log L. "
@@ -152,7 +153,8 @@ def cell_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     columns += [*shown.values(), "rate", "active", "remark"]
     lines = []
     for row in sorted(rows, key=lambda row: _nats(row) if row.bound else float("inf")):
-        figures = [getattr(row, name) for name in shown]
+        # Without thoughts, no draws are weighted: the bound is all there is.
+        figures = [getattr(row, name) if row.thoughts or name != "iwae" else None for name in shown]
         cells = [row.name, NAMES[row.family], f"{row.parameters:,}", f"{row.tokens:,}", f"{row.epochs:.2f}"]
         cells += [f"{row.training_operations:.3g}", f"{row.write_token_operations:.3g}"]
         cells += [plus_minus(level.nats_per_token, level.stderr, 4) if level else "-" for level in figures]
@@ -177,7 +179,8 @@ def _facts(study: Study) -> dict[str, str]:
         ", ".join(f"{key} {value}" for key, value in row.machine.items() if value is not None) for row in study.rows
     }
     facts["machines"] = "; ".join(sorted(machines))
-    facts |= {key: value for key, value in study.settings.items() if value not in (None, "")}
+    on_axes = {key for row in study.rows for key in row.axes}
+    facts |= {key: value for key, value in study.settings.items() if value not in (None, "") and key not in on_axes}
     return {key: str(value) for key, value in facts.items()}
 
 

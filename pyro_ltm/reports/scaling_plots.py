@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from pyro_ltm.comparison.scaling.analysis import averaged, beside, frontier, predicted_by
 from pyro_ltm.comparison.scaling.result import Row, Study
@@ -203,6 +203,7 @@ def plot_figures(study: Study) -> Figure | None:
             axes.plot(*zip(*points, strict=True), linestyle="none", markersize=4, label=label, **marker)
     if floors := {row.floor.nats_per_token for row in rows if row.floor}:
         axes.axhline(min(floors), color="black", linestyle=":", linewidth=1, label="entropy of the text")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("latent-thought cells, by their bound")
     axes.set_ylabel(NATS)
     legend(axes)

@@ -39,7 +39,7 @@ def study():
     ltms[0] = dataclasses.replace(ltms[0], **levels)
     twins = [twin(size, steps, seed) for size in (10_000, 40_000, 160_000) for steps in (10, 20, 50) for seed in (0, 1)]
     failed = row(5, 1, name="ltm--<b>", settings="ltm--<b>", bound=None, note="failed: not finite")
-    study = Study({"slow.lr": 0.01}, [*ltms, *twins, failed], {"command": "pyro-ltm scale $x$"})
+    study = Study({"slow.lr": 0.01, "fast.steps": 4}, [*ltms, *twins, failed], {"command": "pyro-ltm scale $x$"})
     study.laws = laws(study, resamplings=5)
     return study
 
@@ -78,6 +78,8 @@ def test_tables_hold_every_cell_and_each_difference(study):
     assert len(lines) == len(study.rows)
     assert "reference, no bound" in columns
     assert lines[-1][-1] == "failed: not finite"
+    weighted = {(line[1], line[columns.index("importance-weighted")] != "-") for line in lines[:-1]}
+    assert weighted == {("latent thoughts", True), ("twin", False)}, "draws weigh nothing where there are no thoughts"
     _, differences = gap_table(gaps(study))
     assert {line[2] for line in differences} == {"tokens", "flops"}
     first = gaps(study)[0]
@@ -92,6 +94,8 @@ def test_the_page_opens_from_disk_and_takes_nothing_for_markup(study, tmp_path):
     page = write_study(Study(study.settings, about=study.about), tmp_path).read_text()
     assert page.count('src="data:image/png') >= 3
     assert "http" not in page.partition("<body>")[2]
+    assert "slow.lr" in page
+    assert "fast.steps" not in page.partition("What was run")[2], "what is on an axis is no setting of all cells"
     whole = render(study, {})
     assert "ltm--&lt;b&gt;" in whole
     assert "<b>" not in whole
