@@ -75,7 +75,7 @@ class Plan:
             config,
             tuple(map(Axis.parse, self.axes)),
             () if self.rivals == "none" else tuple(self.rivals.split(",")),
-            tuple(self.seeds or [seed or 0]),
+            tuple(self.seeds or [config.seed]),
             budget if priced or not self.budget_flops else Budget(),
             equal if priced else ("tokens",),
         )
@@ -136,14 +136,19 @@ positive = click.FloatRange(0, min_open=True)
         default="twin",
         help="Beside each cell: twin, masked-diffusion, or both with a comma; none.",
     ),
-    click.option("--seeds", metavar="N,...", type=Numbers(), show_default="0", help="Seeds of each cell."),
+    click.option("--seeds", metavar="N,...", type=Numbers(), help="Seeds of each cell; default: the setting's."),
     click.option(
         "--equal",
         type=click.Choice(["tokens", "flops", "tokens+flops"]),
         default="tokens+flops",
         help="Rivals are trained on as many tokens as a cell, with as many operations, or a rival each.",
     ),
-    click.option("--budget-tokens", metavar="X", type=positive, help="Train each cell on at most X tokens."),
+    click.option(
+        "--budget-tokens",
+        metavar="X",
+        type=positive,
+        help="Train each cell on at most X tokens; rivals of equal operations read more.",
+    ),
     click.option("--budget-flops", metavar="X", type=positive, help="Train each cell with at most X operations."),
 )
 @preset_option

@@ -56,6 +56,8 @@ def test_goes_on_only_when_asked_to_and_says_what_is_left(study, invoke, ask, se
     found = ask(*words, "--axis", "fast.steps=1,2,4", "--dry-run", "--device-flops", "1e6", "--device-price", "2")
     assert [one["name"] for one in found["by_cell"]] == ["ltm--fast.steps=4--seed=0"]
     (cell,) = found["by_cell"]
+    reseeded = ask(*words, "--set", "seed=3", "--dry-run", "--device-flops", "1e6")
+    assert [one["name"] for one in reseeded["by_cell"]] == ["ltm--seed=3", "twin--slow.steps=3--seed=3"]
     operations = cell["training_operations"] + cell["scoring_operations"]
     assert found["hours"] == pytest.approx(operations / 1e6 / 3600)
     assert found["price"] == pytest.approx(2 * found["hours"])
