@@ -8,7 +8,7 @@ from typing import Any
 
 from pyro_ltm.comparison.scaling.analysis import Gap, gaps, laws
 from pyro_ltm.comparison.scaling.law import FACTORS
-from pyro_ltm.comparison.scaling.result import PATIENCE, STUDY, Row, Study, read_rows, save
+from pyro_ltm.comparison.scaling.result import PATIENCE, STUDY, Row, Study, save
 from pyro_ltm.files import write_text
 from pyro_ltm.locks import locked
 from pyro_ltm.reports.figures import number, plus_minus
@@ -44,7 +44,7 @@ def write_study(study: Study, out: Path | str) -> Path:
         UserError: the folder cannot be written, or a cell's file is damaged.
     """
     out = Path(out)
-    study.rows = read_rows(out)
+    study.read(out)
     study.laws = laws(study)
     with locked(out / STUDY, wait=PATIENCE):
         save(study, out)

@@ -162,7 +162,7 @@ def plot_laws(study: Study) -> Figure | None:
     for law in fitted:
         said = [(predicted_by(law, row), _nats(row)) for row in study.of(law["family"])]
         known = [pair for pair in said if pair[0] is not None]
-        label = f"{NAMES[law['family']]} {law['where']}".strip()
+        label = ", ".join(filter(None, (NAMES[law["family"]], law["where"])))
         axes.plot(*zip(*known, strict=True), linestyle="none", label=label, alpha=0.7, **STYLES[law["family"]])
     low, high = axes.get_xlim()
     axes.plot([low, high], [low, high], color="0.6", linewidth=0.8, zorder=0)

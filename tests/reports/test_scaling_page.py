@@ -87,6 +87,24 @@ def test_tables_hold_every_cell_and_each_difference(study):
     assert first.nats_per_token == pytest.approx(level)
 
 
+def test_cells_from_before_an_axis_have_its_setting(tmp_path):
+    before = row(10, 1, name="ltm--a", axes={"model.dim": 10})
+    rival = row(10, 0, name="twin--b", family="twin", thoughts=0, axes={"model.dim": 10}, steps=7)
+    after = row(10, 1, name="ltm--c", axes={"model.dim": 10, "slow.lr": 0.1, "fast.steps": 1, "slow.steps": 10})
+    for one in (before, rival, after):
+        write_row(tmp_path / "runs" / one.name, one)
+    study = Study({"slow.lr": 0.01, "fast.steps": 1, "slow.steps": 5})
+    write_study(study, tmp_path)
+    assert [one.axes for one in study.rows] == [
+        {"model.dim": 10, "slow.lr": 0.01, "fast.steps": 1, "slow.steps": 10},
+        after.axes,
+        {"model.dim": 10, "slow.lr": 0.01, "slow.steps": 7},
+    ]
+    lines = (tmp_path / "study.csv").read_text().splitlines()
+    assert lines[0].startswith("model.dim,slow.lr,fast.steps,slow.steps,name")
+    assert [line.split(",")[1] for line in lines[1:]] == ["0.01", "0.1", "0.01"]
+
+
 def test_the_page_opens_from_disk_and_takes_nothing_for_markup(study, tmp_path):
     for one in study.rows[:3]:
         write_row(tmp_path / "runs" / one.name, one)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from pyro_ltm.comparison.comparison_file import at
+from pyro_ltm.comparison.scaling.grid import reads
 from pyro_ltm.config import Config
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import clear_errors, write_text
@@ -139,6 +140,14 @@ class Study:
         parts = {"about": self.about, "settings": self.settings, "cells": rows, "laws": self.laws}
         return {"format": FORMAT, **parts}
 
+    def read(self, out: Path) -> None:
+        """Takes in the cells in `out` that are done. Those from before an axis have its setting of all cells."""
+        self.rows = read_rows(out)
+        keys = dict.fromkeys(key for row in self.rows for key in row.axes)
+        for row in self.rows:
+            known = {**self.settings, "slow.steps": row.steps}
+            row.axes.update({key: known[key] for key in keys if key in known and reads(row.family, key)} | row.axes)
+
     def of(self, family: str) -> list[Row]:
         """The cells of a family that have figures."""
         return [row for row in self.rows if row.family == family and row.bound is not None]
@@ -210,7 +219,8 @@ def open_study(out: Path, settings: Mapping[str, Any], about: Mapping[str, Any])
                 raise UserError(
                     f"{out}: its study was made with {key} = {was!r} and not {value!r}; choose another --out"
                 )
-        study = Study(dict(before["settings"] if before else wanted), read_rows(out), dict(about))
+        study = Study(dict(before["settings"] if before else wanted), about=dict(about))
+        study.read(out)
         save(study, out)
     return study
 
@@ -218,7 +228,7 @@ def open_study(out: Path, settings: Mapping[str, Any], about: Mapping[str, Any])
 def refresh(study: Study, out: Path) -> None:
     """Takes in the cells that any worker has done meanwhile, and writes the study."""
     with locked(out / STUDY, wait=PATIENCE):
-        study.rows = read_rows(out)
+        study.read(out)
         save(study, out)
 
 
