@@ -214,15 +214,24 @@ def open_study(out: Path, settings: Mapping[str, Any], about: Mapping[str, Any])
     with locked(out / STUDY, wait=PATIENCE):
         before = check_target(out)
         known = {**flat(Config()), **before["settings"]} if before else wanted  # a release before had fewer settings
-        for key, value in wanted.items():
-            if (was := known.get(key)) != value:
-                raise UserError(
-                    f"{out}: its study was made with {key} = {was!r} and not {value!r}; choose another --out"
-                )
+        if differs := _difference(known, wanted):
+            raise UserError(f"{out}: its study was made with {differs}; choose another --out")
         study = Study(dict(before["settings"] if before else wanted), about=dict(about))
         study.read(out)
         save(study, out)
     return study
+
+
+def _difference(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The first of the settings `wanted` that is another in `known`, in words; empty where none is."""
+    for key, value in wanted.items():
+        was = known.get(key)
+        if isinstance(was, dict) and isinstance(value, dict):
+            if inner := _difference(was, value):
+                return f"{key}.{inner}"
+        elif was != value:
+            return f"{key} = {was!r} and not {value!r}"
+    return ""
 
 
 def refresh(study: Study, out: Path) -> None:

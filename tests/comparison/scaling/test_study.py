@@ -13,7 +13,7 @@ from helpers.tiny_run import TINY, configure
 
 import pyro_ltm as ltm
 from pyro_ltm.comparison.scaling.analysis import below, gaps
-from pyro_ltm.comparison.scaling.grid import DIFFUSION, TWIN, Axis, Grid
+from pyro_ltm.comparison.scaling.grid import DIFFUSION, TWIN, Axis, Budget, Grid
 from pyro_ltm.comparison.scaling.result import Study, read_row, read_rows
 from pyro_ltm.comparison.scaling.run import Scoring, run_study
 from pyro_ltm.data import TokenDataset
@@ -172,6 +172,8 @@ def test_a_study_with_other_settings_is_refused_and_left_alone(undisturbed, toke
         run_study(other, data=tokens, out=out, scoring=SCORING)
     with pytest.raises(UserError, match="particles = 2 and not 16"):
         run_study(grid_of(tokens, *AXES), data=tokens, out=out, scoring=Scoring(sequences=4))
+    with pytest.raises(UserError, match=r"made with budget.tokens = None and not 960; choose another --out"):
+        run_study(grid_of(tokens, *AXES, budget=Budget(tokens=960)), data=tokens, out=out, scoring=SCORING)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     (out / "runs" / "ltm--seed=0" / "cell.json").write_text('{"format": "pyro-ltm scaling study 1", "name": 3}')
     with pytest.raises(UserError, match=r"cell.json: name: expected str, got int; remove the file to score"):
