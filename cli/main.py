@@ -65,6 +65,10 @@ class LazyGroup(click.Group):
         """The commands in the order of use."""
         return list(COMMANDS)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does it; without a word the help is shown."""
+        return super().parse_args(ctx, args or ["--help"])
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of this name; None when there is none."""
         if cmd_name not in COMMANDS:
@@ -199,8 +203,11 @@ def main() -> None:
             setattr(sys, name, stream)
         if hasattr(stream, "reconfigure"):  # text that the terminal cannot show is no reason to stop
             stream.reconfigure(errors="backslashreplace")
-    with together():
-        cli.main()
+    try:
+        with together():
+            cli.main()
+    except UserError as error:  # the other processes cannot be reached
+        _end(str(error), BAD_INPUT)
 
 
 if __name__ == "__main__":

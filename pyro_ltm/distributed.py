@@ -200,6 +200,7 @@ def _group() -> Group:
         store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
         store = dist.PrefixStore(f"pyro-ltm/{_agreed(store, rank, size)}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        _all_connected(store, rank, size)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"process {rank} of {size} cannot reach the others: {error}") from None
     return Group(store, rank, size, local)
@@ -227,6 +228,15 @@ def _agreed(store: dist.Store, rank: int, size: int) -> str:
             raise RuntimeError(f"processes {', '.join(map(str, sorted(missing)))} have not come")
         time.sleep(POLL if missing else 0.0)
     return own
+
+
+def _all_connected(store: dist.Store, rank: int, size: int) -> None:
+    """Waits until every process is connected: one with nothing to do would be gone before the last has reached it."""
+    for stage in ("connected", "seen"):
+        if store.add(stage, 1) == size:
+            store.set(f"all {stage}", "")
+        if stage == "connected" or rank == 0:  # the leader may keep the store, and leaves it last
+            store.wait([f"all {stage}"])
 
 
 @contextmanager

@@ -101,6 +101,13 @@ def test_every_option_says_what_it_does(name):
     assert silent == []
 
 
+def test_no_word_at_all_shows_the_help(invoke):
+    result = invoke()
+    assert result.exit_code == 0
+    assert result.stdout == invoke("--help").stdout
+    assert result.stderr == ""
+
+
 def test_unknown_command_gets_a_suggestion(invoke, refused):
     result = invoke("trian")
     refused(result.exit_code, result.stdout, result.stderr, "'trian'", "did you mean 'train'?")

@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers.processes import Forked
 from helpers.ranks import environments
 from safetensors.torch import load_file
@@ -19,15 +21,16 @@ PATIENCE = 250
 
 
 class Ranks:
-    """The command line in several processes; `file_size` is that of the first alone (see `Forked`)."""
+    """The command line in several processes; `file_size` is that of the first alone, `first` of the others."""
 
-    def __init__(self, *arguments, size=2, file_size=None):
+    def __init__(self, *arguments, size=2, file_size=None, first=None):
         self.processes = []
         for environment in environments(size):
             with pytest.MonkeyPatch.context() as patch:
                 for name, value in environment.items():
                     patch.setenv(name, value)
-                self.processes.append(Forked(*arguments, file_size=None if self.processes else file_size))
+                options = {"first": first} if self.processes else {"file_size": file_size}
+                self.processes.append(Forked(*arguments, **options))
 
     def end(self):
         """Exit codes, and what all of them said on stdout, and on stderr."""
@@ -69,6 +72,34 @@ def wait_for_step(step, out, *processes):
 
 def test_what_is_of_one_process_is_refused(trained):
     assert "generate runs in one process: start it without torchrun" in told(*Ranks("generate", trained).end())
+
+
+def connect_slowly():
+    connect = dist.init_process_group
+
+    def slowly(*arguments, **options):
+        connect(*arguments, **options)
+        time.sleep(0.5)  # as if the last connection took so long
+        Path("connected").touch()
+
+    dist.init_process_group = slowly
+
+
+def test_none_ends_before_all_are_connected(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ranks = Ranks("--version", first=connect_slowly)
+    ranks.processes[0].communicate(timeout=PATIENCE)
+    assert Path("connected").exists()
+    assert ranks.end()[0] == [0, 0]
+
+
+def test_others_that_cannot_be_reached(refused, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    process = Forked("train", "--resume", "--out", "run")
+    said = process.communicate(timeout=PATIENCE)
+    refused(process.returncode, *said, "process 0 of 2 cannot reach the others", "MASTER_PORT")
 
 
 def test_bad_input_is_told_once(tmp_path):
