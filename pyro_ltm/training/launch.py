@@ -179,6 +179,8 @@ def train(
         )
         world.tell(beginning)
         trainer = beginning.trainer(run, training, watch.on_progress, watch.on_interrupt, watch.on_note)
+        if trained:
+            _put_back_tokenizer(run, watch.on_note)
         if going_on:
             watch.on_resume(trainer.counters.step, trainer.slow.steps)
         with told_what_fits(out, trainer.slow):  # it may measure a step
@@ -204,6 +206,19 @@ def starting_config(
     if init_from is not None:
         return Origin(Run.load(init_from, allow_code=allow_code, known=known)).config
     return preset(preset_for(data))
+
+
+def _put_back_tokenizer(run: Run, say: Callable[[str], None]) -> None:
+    """Writes the run's tokenizer, that of its data, once more where its file is gone or changed."""
+    path = run.folder / TOKENIZER
+    try:
+        if Tokenizer.load(path).fingerprint == run.tokenizer.fingerprint:
+            return
+        reason = f"{path}: not the tokenizer of the run's data"
+    except UserError as error:
+        reason = str(error)
+    run.tokenizer.save(path)
+    say(f"{reason}; written again from the run's data")
 
 
 def _check_folder(out: Path, resume: bool, data: object) -> bool:
@@ -298,6 +313,8 @@ def _tokens(
                 f"begin another run with --init-from {out}"
             )
         return folder
+    if not sources:
+        raise UserError(f"{out / DATA}: missing; name the data with --data")
     with own_data(out) as place:
         return prepare(
             sources,

@@ -75,6 +75,24 @@ def test_none_that_is_good(run):
     assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
+@pytest.mark.parametrize("damage", [cut, os.unlink])
+def test_a_tokenizer_is_written_again(damage, run, tiny_run):
+    damage(run / "tokenizer.json")
+    said = go_on(run)
+    assert len(said) == 1
+    assert said[0].startswith(f"{run / 'tokenizer.json'}: ")
+    assert said[0].endswith("; written again from the run's data")
+    assert (run / "tokenizer.json").read_bytes() == (tiny_run / "tokenizer.json").read_bytes()
+    assert go_on(run) == []
+
+
+def test_a_run_that_lost_the_name_of_its_data(run, tiny_run):
+    (run / "data.json").unlink()
+    with pytest.raises(UserError, match=r"data\.json: missing; name the data with --data"):
+        go_on(run)
+    ltm.train(None, data=tiny_run / "data", out=run, resume=True)
+
+
 def test_nobody_who_listens_is_warned_all_the_same(run):
     flip(run / LAST)
     with pytest.warns(UserWarning, match="goes on from trainer-2"):
