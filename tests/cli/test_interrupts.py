@@ -50,7 +50,7 @@ def undisturbed(command, fork, tmp_path_factory):
 
 def preparing(out):
     """Text is being turned into tokens."""
-    return any(out.glob(".*.partial"))
+    return any(out.glob(".*.unfinished"))
 
 
 def rows(count):
@@ -166,7 +166,7 @@ def test_killed_while_preparing_alone_then_prepared_anew(command, fork, tmp_path
     out = tmp_path / "data"
     arguments = ["prepare", command(out)[2], "--out", out, "--vocab-size", 300]
     process = fork(*arguments)
-    assert wait_for(lambda folder: any(tmp_path.glob(".*.partial")), process, out)
+    assert wait_for(lambda folder: any(tmp_path.glob(".*.unfinished")), process, out)
     process.kill()
     process.communicate(timeout=PATIENCE)
     assert not out.exists()
