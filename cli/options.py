@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,17 @@ def common(
     )
 
 
+class FiniteRange(click.FloatRange):
+    """A number in a range: neither infinite nor nan, which no bound refuses."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does it. Fails on what is no finite number."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value} is no finite number", param, ctx)
+        return found
+
+
 def number(
     flag: str, help: str, *, least: int = 1, default: int | None = None, metavar: str = "N", **more: Any
 ) -> Callable[[F], F]:
@@ -198,7 +210,7 @@ reading_options = gathered(
     click.option(
         "--record-limit",
         metavar="MIB",
-        type=click.FloatRange(0, 4096, min_open=True),
+        type=FiniteRange(0, 4096, min_open=True),
         default=16,
         help="Longest record, and longest line of text without a space.",
     ),

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..options import FOLDER, Common, batch_size, common, examples, number, run_argument
+from ..options import FOLDER, Common, FiniteRange, batch_size, common, examples, number, run_argument
 
 
 @click.command(
@@ -19,7 +19,7 @@ from ..options import FOLDER, Common, batch_size, common, examples, number, run_
 @click.option("--out", type=FOLDER, required=True, metavar="DIR", help="A new folder for the run under this prior.")
 @number("--sequences", "Fit to so many training sequences, drawn at random.", default=1024)
 @number("--steps", "Steps of Adam.", default=500)
-@click.option("--lr", type=click.FloatRange(0, min_open=True), default=0.01, help="Its first learning rate.")
+@click.option("--lr", type=FiniteRange(0, min_open=True), default=0.01, help="Its first learning rate.")
 @number("--score-sequences", "Score so many held-out sequences, from the first; default: all.")
 @click.option("--particles", metavar="K", type=click.IntRange(1, 4096), default=4, help="Draws from each posterior.")
 @batch_size

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import FOLDER, Common, common, examples, fast_steps, fit_settings, number, run_argument
+from ..options import FOLDER, Common, FiniteRange, common, examples, fast_steps, fit_settings, number, run_argument
 from ..rethinking import rethinking_options
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @number("--k", "Samples of which one must be right.", default=5, metavar="K")
 @number("--samples", "Samples for each problem; default: K.")
 @number("--limit", "Only the first N problems.")
-@click.option("--temperature", metavar="X", type=click.FloatRange(0), default=0.7, help="0: the likeliest token.")
+@click.option("--temperature", metavar="X", type=FiniteRange(0), default=0.7, help="0: the likeliest token.")
 @number("--max-new-tokens", "Length of an answer.", default=256)
 @rethinking_options
 @click.option("--samples-out", type=FOLDER, metavar="FILE", help="Where to keep all that was written, .jsonl.")

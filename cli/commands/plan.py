@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..options import FOLDER, Common, common, config_option, examples, gathered, preset_option, settings_option
+from ..options import (
+    FOLDER,
+    Common,
+    FiniteRange,
+    common,
+    config_option,
+    examples,
+    gathered,
+    preset_option,
+    settings_option,
+)
 
 if TYPE_CHECKING:
     from pyro_ltm.config import Config
@@ -15,7 +25,7 @@ if TYPE_CHECKING:
     from pyro_ltm.profiling.devices import Device
     from pyro_ltm.profiling.plan import Pace, Plan
 
-ABOVE_ZERO = click.FloatRange(0, min_open=True)
+ABOVE_ZERO = FiniteRange(0, min_open=True)
 
 
 def _devices(
@@ -69,7 +79,7 @@ devices_options = gathered(
 @click.option(
     "--utilisation",
     metavar="SHARE",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     help="Share of the devices' operations a second that is reached; default: 0.11, the least that an H100 did.",
 )
 @click.option("--price", metavar="X", type=ABOVE_ZERO, help="Of a device for an hour.")

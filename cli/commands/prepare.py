@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import FOLDER, Common, TokenizerFile, common, examples, number, reading_options, tokenizer_options
+from ..options import (
+    FOLDER,
+    Common,
+    FiniteRange,
+    TokenizerFile,
+    common,
+    examples,
+    number,
+    reading_options,
+    tokenizer_options,
+)
 
 if TYPE_CHECKING:
     from pyro_ltm.data import Reading, TokenFolder
@@ -45,7 +55,7 @@ if TYPE_CHECKING:
 @click.option(
     "--validation-fraction",
     metavar="X",
-    type=click.FloatRange(0, 0.9),
+    type=FiniteRange(0, 0.9),
     default=0.1,
     help="Share of the text to hold out.",
 )

@@ -13,6 +13,7 @@ import click
 from ..options import (
     FOLDER,
     Common,
+    FiniteRange,
     Numbers,
     batch_size,
     common,
@@ -103,7 +104,7 @@ def _scoring(sequences: int, particles: int, batch_size: int, predictive: bool, 
     return Scoring(sequences, particles, batch_size, predictive, reference_protocol)
 
 
-positive = click.FloatRange(0, min_open=True)
+positive = FiniteRange(0, min_open=True)
 
 
 @click.command(
@@ -163,7 +164,7 @@ positive = click.FloatRange(0, min_open=True)
     click.option(
         "--device-flops", metavar="X", type=positive, help="With --dry-run: hours at X operations a second, sustained."
     ),
-    click.option("--device-price", metavar="X", type=click.FloatRange(0), help="Price of an hour of that machine."),
+    click.option("--device-price", metavar="X", type=FiniteRange(0), help="Price of an hour of that machine."),
 )
 @gathered(
     "scoring",

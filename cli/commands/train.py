@@ -14,6 +14,7 @@ import click
 from ..options import (
     FOLDER,
     Common,
+    FiniteRange,
     TokenizerFile,
     common,
     config_option,
@@ -125,7 +126,7 @@ class Start:
     click.option(
         "--rate",
         metavar="NATS",
-        type=click.FloatRange(0, min_open=True),
+        type=FiniteRange(0, min_open=True),
         help="Nats that thoughts carry of a text, on average: the least distortion at this rate (objective mean-rate).",
     ),
 )

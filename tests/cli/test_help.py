@@ -122,6 +122,8 @@ def test_unknown_command_gets_a_suggestion(invoke, refused):
         (["evaluate", "x", "--dtype", "float16"], "'--dtype': 'float16' is not one of"),
         (["evaluate", "x", "--partikles", "3"], "--partikles"),
         (["generate", "x", "--num", "0"], "'--num'"),
+        (["plan", "--devices", "8xH100", "--rate", "nan"], "'--rate': nan is no finite number"),
+        (["plan", "--devices", "8xH100", "--price", "inf"], "'--price': inf is no finite number"),
         (["train"], "Missing option '--out'"),
         (["prepare", "--out", "x"], "Missing argument 'SOURCE...'"),
         (["prepare", "x", "--out", "x", "--vocab-size", "300", "--tokenizer", "x"], "exclude each other"),
