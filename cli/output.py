@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -24,9 +24,9 @@ def emit(result: Mapping[str, Any]) -> None:
     click.echo(json.dumps(_plain(result), indent=2, allow_nan=False))
 
 
-def note(message: str) -> None:
-    """A line for people, on stderr."""
-    click.echo(visible(message), err=True)
+def note(message: str, file: TextIO | None = None) -> None:
+    """A line for people, on stderr, or in `file`."""
+    click.echo(visible(message), err=True, file=file)
 
 
 def say(line: str = "") -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .output import note
+
 if TYPE_CHECKING:
     from pyro_ltm.distributed import World
 
@@ -62,9 +64,9 @@ def loss(error: RuntimeError) -> str:
 def tell_end(line: str) -> None:
     """Says on stderr how the command ends; of several processes the first that has something to say does."""
     if _world is None:
-        click.echo(line, err=True)
+        note(line)
     elif _world.speaks_of_end():
-        click.echo(line, file=sys.__stderr__)
+        note(line, file=sys.__stderr__)
 
 
 def share_of(total: int) -> int:

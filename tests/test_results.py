@@ -14,6 +14,7 @@ from benchmarks import (
     claim_picture,
     claim_tables,
     field_tables,
+    in_context,
     pages,
     pictures,
     priors,
@@ -21,8 +22,10 @@ from benchmarks import (
     representations_tables,
     results,
     rethinking,
+    scaling_tables,
     speed_short,
     table,
+    test_time,
     twins,
 )
 from benchmarks.pages import newest
@@ -36,6 +39,9 @@ HOW = {
     "speed": "benchmarks",
     "representations": "benchmarks.representations",
     "priors": "benchmarks.priors",
+    "in-context": "benchmarks.in_context",
+    "test-time": "benchmarks.test_time",
+    "scaling": "benchmarks.scaling",
 }
 """What makes and publishes each kind of figures."""
 
@@ -51,6 +57,9 @@ def made(kind):
         "speed": [table.tables, speed_short.tables],
         "representations": [representations_tables.tables],
         "priors": [lambda rows: {"priors": priors.table(rows)}],
+        "in-context": [in_context.tables],
+        "test-time": [test_time.tables],
+        "scaling": [scaling_tables.tables],
     }
     return {name: text for make in makers[kind] for name, text in make(newest(kind)).items()}
 

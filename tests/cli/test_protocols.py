@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pyro_ltm.config import apply_settings
+from pyro_ltm.digests import without_digest
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.evaluation_file import merged
 from pyro_ltm.runs.twin import training_differences
@@ -81,7 +82,7 @@ def test_a_protocol_does_not_erase_another(ask, worldly, tmp_path):
     run = shutil.copytree(worldly[0], tmp_path / "run", ignore=shutil.ignore_patterns("evaluation.json", "*.png"))
 
     def kept():
-        return json.loads((run / "evaluation.json").read_text())
+        return without_digest(json.loads((run / "evaluation.json").read_text()))
 
     options = ["--sequences", 3, "--twin", worldly[1]]
     bound = ask("evaluate", run, *options)

@@ -9,6 +9,7 @@ import math
 import pytest
 
 from pyro_ltm.config import apply_settings
+from pyro_ltm.digests import without_digest
 from pyro_ltm.reports.training_plots import training_picture
 from pyro_ltm.runs import Run
 from pyro_ltm.thoughts import probes
@@ -103,7 +104,7 @@ def test_figures_that_are_not_of_this_run_are_refused(ask, invoke, refuse, own_r
             file.write_text(content)
         refuse("report", own_run, "--evaluation", file, "--out", tmp_path / "page", says=(says,))
     evaluation = own_run / "evaluation.json"
-    old = json.loads(evaluation.read_text())
+    old = without_digest(json.loads(evaluation.read_text()))
     evaluation.write_text(json.dumps(old | {"fingerprint": "0"}))
     assert (
         "evaluation.json is not of this run as it is now, and not shown"
