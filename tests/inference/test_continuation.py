@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyro_ltm.config import Config
-from pyro_ltm.inference import build, continuation, generate, writing
+from pyro_ltm.inference import build, continuation, generate
 from pyro_ltm.inference.codec import INCOMPLETE
+from pyro_ltm.model import program
 
 token = st.integers(0, 10**6)
 
@@ -75,7 +76,7 @@ def test_generated_texts_go_on_from_their_prompts(prompt: str, monkeypatch) -> N
     def write(decoder, thoughts, tokens, count, **options):
         return torch.cat([tokens, torch.tensor([[*word, codec.end_of_text]] * len(tokens))], 1)
 
-    monkeypatch.setattr(writing, "sample_tokens", write)
+    monkeypatch.setattr(program, "sample_tokens", write)
     found = generate(model, loop, codec, prompt=prompt, num=2, seed=1)
     assert [one.text for one in found] == [" more" if prompt else "more"] * 2
     assert all(one.ended and one.tokens == len(word) for one in found)
