@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 import itertools
 from collections import Counter
 
@@ -28,6 +27,7 @@ from pyro_ltm.inference.samplers import ParticleGuide
 from pyro_ltm.noise import KINDS, DrawFrom, Noise
 from pyro_ltm.objectives import IWAE, OBJECTIVES
 from pyro_ltm.optimizers import OPTIMIZERS, Adam
+from pyro_ltm.registry import parameters_of
 from pyro_ltm.training import train_step
 from pyro_ltm.types import State
 
@@ -212,7 +212,7 @@ def test_every_member_has_its_card_and_its_defaults(axis):
         card = member.card
         assert all((card.summary, card.cost, card.when, card.reference)), name
         assert card is vars(member).get("card"), f"{name} shows another's card"
-        parameters = inspect.signature(member).parameters
+        parameters = parameters_of(member)
         assert set(member.arguments) <= set(parameters), name
         shape = {"thoughts", "dim", "vocab_size", "max_length"} if axis == "guide" else set()
         assert not [key for key, p in parameters.items() if p.default is p.empty and key not in shape], name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 
 import pyro
@@ -16,6 +15,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Delta, MeanField
 from pyro_ltm.noise import DrawFrom, Noise
 from pyro_ltm.objectives import MMD, OBJECTIVES, FreeBits, Objective
+from pyro_ltm.registry import parameters_of
 
 # Their gradient to q is that of the value (with the noise held).
 PLAIN = [
@@ -39,7 +39,7 @@ def test_cards_and_arguments(name):
     kind = OBJECTIVES[name]
     assert all(dataclasses.asdict(kind.card).values())
     assert not any("\n" in line for line in dataclasses.asdict(kind.card).values())
-    parameters = inspect.signature(kind).parameters
+    parameters = parameters_of(kind)
     assert set(kind.arguments) <= set(parameters)
     for parameter in parameters.values():
         assert type(parameter.default) in (bool, int, float, str), "each option can be written in TOML"
@@ -71,7 +71,7 @@ def test_arguments_after_the_name(text, options):
 
 
 def options_of(kind):
-    return [(name, kind, value) for name, value in inspect.signature(OBJECTIVES[kind]).parameters.items()]
+    return [(name, kind, value) for name, value in parameters_of(OBJECTIVES[kind]).items()]
 
 
 @pytest.mark.parametrize(
