@@ -128,10 +128,12 @@ def resume(world: World, name: str = "resumed") -> None:
     said: list[str] = []
     own = Run(folder, run.config, run.model, run.loop, run.tokenizer, 0)
     trainer = Trainer(own, world.data, None, on_note=said.append)
+    weights = {key: value.clone() for key, value in run.trainable.state_dict().items()}
     try:
         trainer.resume()
     finally:
         trainer.metrics.close()
+        run.trainable.load_state_dict(weights)  # the other kinds are of this run, and not of an earlier checkpoint
     if said:
         raise UserError(said[0])
 
