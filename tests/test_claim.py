@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.tiny_world import TINY, WORLD, use_tiny_world
 
 from benchmarks import claim, claim_picture, claim_tables, search, texts
 from benchmarks.claim import EQUAL_TOKENS, LONGER, LTM, LTM_FEW, TWIN_FEW, WIDER, Row
@@ -13,22 +14,10 @@ from pyro_ltm.config import apply_settings
 from pyro_ltm.profiling.operations import count_operations
 from pyro_ltm.scores import difference
 
-TINY = ["model.dim=16", "model.layers=1", "model.thoughts=2", "slow.batch_size=2", "slow.warmup=1"]
-WORLD = "worlds-15"
-
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """Worlds of three sentences for a decoder of one layer."""
-    one = texts.Text(
-        label="tiny worlds",
-        train="worlds:documents=60,length=3",
-        test="worlds:documents=6,length=3",
-        length=32,
-        batch_size=2,
-        test_sequences=4,
-    )
-    monkeypatch.setitem(texts.TEXTS, WORLD, one)
+    use_tiny_world(monkeypatch)
     changed = {"PLAN": [(WORLD, 8)], "FEW_TEXTS": (WORLD,), "MINI_TEXTS": (), "STEPS": 3, "FEW": 6, "LOOKS": 1}
     for name, value in (changed | {"PROMPT": 4, "SCHEDULE": [*claim.SCHEDULE, *TINY]}).items():
         monkeypatch.setattr(claim, name, value)

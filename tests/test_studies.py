@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.tiny_world import TINY, WORLD, use_tiny_world
 
-from benchmarks import claim, epochs, in_context, pages, rows, test_time, texts
+from benchmarks import claim, epochs, in_context, pages, rows, test_time
 from pyro_ltm.data.in_context import task
 from pyro_ltm.scores import difference
-
-TINY = ["model.dim=16", "model.layers=1", "model.thoughts=2", "slow.batch_size=2", "slow.warmup=1"]
-WORLD = "worlds-15"
 
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """Worlds of three sentences for a decoder of one layer."""
-    one = texts.Text(
-        label="tiny worlds",
-        train="worlds:documents=60,length=3",
-        test="worlds:documents=6,length=3",
-        length=32,
-        batch_size=2,
-        test_sequences=4,
-    )
-    monkeypatch.setitem(texts.TEXTS, WORLD, one)
+    use_tiny_world(monkeypatch)
     monkeypatch.setattr(claim, "STEPS", 2)
     monkeypatch.setattr(claim, "SCHEDULE", [*claim.SCHEDULE, *TINY])
     return tmp_path

@@ -174,7 +174,7 @@ def _report(plan: Plan, name: str, epochs: float | None, as_json: bool) -> None:
         show_table("Sharing", ["distributed.kind", "memory at the peak", "fits", "sent in a step", "for"], _kinds(plan))
         say("Sent by each device once in a slow step; fast steps send nothing.")
     show_table("Time", ["", ""], _times(plan, epochs))
-    say(f"The rate: {plan.rate_from}. Validations and saves come on top of it; sending hides behind nothing.")
+    say(f"The rate: {plan.rate_from}. Validations and saves come on top; sending takes time of its own.")
 
 
 def _say_whether_it_fits(plan: Plan) -> None:
