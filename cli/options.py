@@ -305,8 +305,13 @@ fit_settings = click.option(
 
 def typed(ctx: click.Context) -> list[str]:
     """The command as it was typed, but for the order of its options."""
-    words = ["pyro-ltm", str(ctx.info_name)]
-    for param in ctx.command.params:
+    return ["pyro-ltm", str(ctx.info_name), *typed_options(ctx, *(str(param.name) for param in ctx.command.params))]
+
+
+def typed_options(ctx: click.Context, *names: str) -> list[str]:
+    """Those of the named arguments and options that were typed, as words: another command may need the same."""
+    words: list[str] = []
+    for param in filter(lambda param: param.name in names, ctx.command.params):
         name, value = str(param.name), ctx.params.get(str(param.name))
         if ctx.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
             continue
@@ -315,6 +320,7 @@ def typed(ctx: click.Context) -> list[str]:
         elif isinstance(param, click.Option) and param.is_flag:
             words.append(param.opts[0])
         else:
-            values: Any = value if param.multiple else [",".join(map(str, value)) if isinstance(value, list) else value]
-            words += [word for one in values for word in (param.opts[0], str(one))]
+            values = value if param.multiple else [value]
+            each = (",".join(map(str, one)) if isinstance(one, list | tuple) else str(one) for one in values)
+            words += [word for one in each for word in (param.opts[0], one)]
     return words

@@ -14,6 +14,7 @@ from .options import Common
 from .progress import Reporter
 
 if TYPE_CHECKING:
+    from pyro_ltm.config import Config
     from pyro_ltm.data import Reading, TokenDataset
     from pyro_ltm.runs import Run
     from pyro_ltm.tasks.written_texts import Scorer
@@ -43,6 +44,11 @@ def check_device(name: str) -> str:
     elif device.type != "cpu":
         raise UserError(f"--device {name}: not supported; choose cpu, cuda, cuda:1 or mps")
     return name
+
+
+def leave_of(config: Config) -> list[str]:
+    """--allow-code, where a run of this configuration holds classes of the user's own: commands refuse it without."""
+    return ["--allow-code"] if any(one.own_class for one in config.components.values()) else []
 
 
 def open_run(folder: Path, common: Common) -> Run:

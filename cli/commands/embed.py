@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import FOLDER, Common, common, examples, reading_options, run_argument
+from ..options import FOLDER, Common, common, examples, reading_options, run_argument, typed_options
 from ..thought_options import columns_option, fitting_of, fitting_options, id_column_option, layers_option, rows_of
 
 if TYPE_CHECKING:
     from pyro_ltm.data import Reading
+
+
+FITTED_BY = ("layers", "fast_steps", "settings", "seed")
+"""Options by which another command must fit, too, to compare with these rows."""
 
 
 @click.command(
@@ -85,4 +89,5 @@ def command(
         return
     say(f"{documents:,} documents, {len(rows):,} rows of {shape[1]:,} features, {tokens:,} tokens")
     say(f"{fit['fast_steps']} fast steps; written to {out}")
-    show_next(["pyro-ltm", "neighbours", str(run_folder), rows.texts[0], "--among", str(out)])
+    same = typed_options(click.get_current_context(), "weights", "allow_code", *FITTED_BY)
+    show_next(["pyro-ltm", "neighbours", str(run_folder), "--among", str(out), *same, "--", rows.texts[0]])

@@ -37,7 +37,7 @@ def command(
 
     from ..output import emit, show_next
     from ..progress import reporter
-    from ..runs import open_run
+    from ..runs import leave_of, open_run
 
     prior = PRIORS.parse(name)
     run = open_run(run_folder, common)
@@ -55,10 +55,12 @@ def command(
     if common.as_json:
         bounds = {key: bound.to_dict() for key in ("before", "after") if (bound := getattr(found, key))}
         gained = found.gained and {"nats_per_token": found.gained.nats_per_token, "stderr": found.gained.stderr}
-        emit({"run": str(out), "sequences": found.sequences, "steps": found.steps, **bounds, "gained": gained})
+        result = {"run": str(out), "sequences": found.sequences, "steps": found.steps, **bounds, "gained": gained}
+        emit(result | ({"foretold": vars(found.foretold)} if found.foretold else {}))
         return
     _show(found, run.config.prior.name, name)
-    show_next(["pyro-ltm", "generate", str(out)], ["pyro-ltm", "evaluate", str(out)])
+    leave = leave_of(found.run.config)
+    show_next(["pyro-ltm", "generate", str(out), *leave], ["pyro-ltm", "evaluate", str(out), *leave])
 
 
 def _show(found: Any, old: str, new: str) -> None:
@@ -81,5 +83,10 @@ def _show(found: Any, old: str, new: str) -> None:
         row("  with thoughts from the prior", lambda b: nats(b.distortion_from_prior)),
     ]
     show_table("Held-out text", ["", old, new], rows)
+    if found.foretold:
+        spared = f"{nats(found.foretold.nats_per_sequence, 2)}{margin(found.foretold.stderr, 2)}"
+        say(f"Once the beginning of a text is known, its thoughts cost {spared} nats less under {new}.")
+        say(f"Without one {new} is N(0, I), and so is what bounds are taken under.")
+        return
     way = "lower" if gained.nats_per_token >= 0 else "higher"
     say(f"The bound is {abs(gained.nats_per_token):.4f}{margin(gained.stderr)} nats a token {way} under {new}.")

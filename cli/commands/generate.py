@@ -60,6 +60,9 @@ if TYPE_CHECKING:
 @click.option("--thoughts", "thoughts_file", type=FOLDER, metavar="FILE", help="Thoughts that `infer` wrote.")
 @click.option("--out", type=FOLDER, metavar="FILE", help="Where to write the rows of --prompts; default: stdout.")
 @number("--batch-size", "Texts of --prompts at a time.", default=32)
+@click.option(
+    "--operations", is_flag=True, help="With --json: operations a token, too. The first texts are written once more."
+)
 @fast_steps
 @common(weights=True)
 def command(
@@ -83,11 +86,12 @@ def command(
     With --prompts each row has id, prompt, continuation, sample, tokens, ended and seed. What follows a prompt does not
     depend on the others in the file. With --rethink rows have the scores of all R + 1 texts, and which was kept.
 
-    --json also gives seconds and operations for each token that is left; for the latter the first texts are written
-    once more.
+    --json also gives the seconds for each token that is left.
     """
     if prompts_file and (prompt or thoughts_file):
         raise click.UsageError("--prompts: give neither --prompt nor --thoughts beside it")
+    if how["operations"] and not common.as_json:
+        raise click.UsageError("--operations goes with --json")
     if out and not prompts_file:
         raise click.UsageError("--out: is for the rows of --prompts, which is not given")
     from pyro_ltm.runs.thoughts_file import read_thoughts
@@ -124,11 +128,12 @@ def command(
 
 def _written(run: Run, common: Common, how: dict[str, Any]) -> tuple[list[Generated], dict[str, Any]]:
     """The texts; with --json also what they cost."""
+    count = how.pop("operations")
     if not common.as_json:
         return run.generate(**how), {}
     from pyro_ltm.profiling.writing import measured
 
-    texts, cost = measured(run, **how)
+    texts, cost = measured(run, count=count, **how)
     return texts, {"cost": dataclasses.asdict(cost)}
 
 

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import FOLDER, Common, Text, batch_size, common, examples, fast_steps, reading_options, run_argument
+from ..options import (
+    FOLDER,
+    Common,
+    Text,
+    batch_size,
+    common,
+    examples,
+    fast_steps,
+    reading_options,
+    run_argument,
+    typed_options,
+)
 
 if TYPE_CHECKING:
     from pyro_ltm.data import Reading
@@ -90,4 +101,5 @@ def command(
     say(f"{documents:,} documents, {sequences:,} sequences, {tokens:,} tokens")
     say(f"{steps} fast steps: {nats(level)} nats a token at the last one")
     say(f"Thoughts {shape} written to {out}")
-    show_next(["pyro-ltm", "generate", str(run_folder), "--thoughts", str(out)])
+    same = typed_options(click.get_current_context(), "weights", "allow_code")
+    show_next(["pyro-ltm", "generate", str(run_folder), "--thoughts", str(out), *same])

@@ -173,7 +173,7 @@ def command(
     if plan.rate is not None and not config.model.thoughts:
         raise click.UsageError("--rate: a twin (model.thoughts = 0) has no thoughts that could carry anything")
 
-    from ..runs import check_device
+    from ..runs import check_device, leave_of
 
     device = check_device(common.device)
     from pyro_ltm.data.folder import is_token_folder
@@ -189,7 +189,7 @@ def command(
     is_text = not all(map(is_token_folder, data))
     if start.resume and is_text and (out / "data.json").is_file():
         note(f"Going on with the data of {out}; text named with --data is not read again.")
-    leave = ["--allow-code"] if any(one.own_class for one in config.components.values()) else []
+    leave = leave_of(config)
     with _interruptible(out, device, leave), reporter() as report:
         run = train(
             config,

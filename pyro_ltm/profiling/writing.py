@@ -21,22 +21,31 @@ class WritingCost:
 
     Attributes:
         tokens: in the texts that are left, the ends that the model wrote among them.
-        seconds_per_token: of the wall clock, over all texts. operations_per_token: see `count_operations`; of the first
-            texts, as many as go together, which were written once more to be counted.
+        seconds_per_token: of the wall clock, over all texts.
+        operations_per_token: see `count_operations`; of the first texts, as many as go together, which were written
+            once more to be counted. None: not asked for.
     """
 
     tokens: int
     seconds_per_token: float
-    operations_per_token: float
+    operations_per_token: float | None = None
 
 
-def measured(run: Run, *, prompts: Sequence[str] | None = None, **how: Any) -> tuple[list[Generated], WritingCost]:
-    """The texts of `Run.generate`, and their cost."""
+def measured(run: Run, *, count: bool = False, **how: Any) -> tuple[list[Generated], WritingCost]:
+    """The texts of `Run.generate`, and their cost; with `count` also in operations."""
     began = time.perf_counter()
-    texts = run.generate(prompts=prompts, **how)
+    texts = run.generate(**how)
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
-    seconds = time.perf_counter() - began
+    tokens = max(_emitted(texts), 1)
+    cost = WritingCost(_emitted(texts), (time.perf_counter() - began) / tokens)
+    if count:
+        cost = dataclasses.replace(cost, operations_per_token=_operations(run, **how))
+    return texts, cost
+
+
+def _operations(run: Run, *, prompts: Sequence[str] | None = None, **how: Any) -> float:
+    """Operations a token of the first texts, which are written again: to count while time is taken would take some."""
     # A recorded fit would hide its operations.
     plain = dataclasses.replace(run, loop=dataclasses.replace(run.loop, recorder=None))
     if prompts is not None:
@@ -44,8 +53,7 @@ def measured(run: Run, *, prompts: Sequence[str] | None = None, **how: Any) -> t
     how |= {"progress": None}
     again: list[Generated] = []
     operations = count_operations(lambda: again.extend(plain.generate(prompts=prompts, **how)))
-    tokens = _emitted(texts)
-    return texts, WritingCost(tokens, seconds / max(tokens, 1), operations / max(_emitted(again), 1))
+    return operations / max(_emitted(again), 1)
 
 
 def _emitted(texts: Sequence[Generated]) -> int:

@@ -22,12 +22,13 @@ from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import fold
 from pyro_ltm.optimizers import schedule
 from pyro_ltm.runs.base import share_base
-from pyro_ltm.runs.batches import check_fits
+from pyro_ltm.runs.batches import check_fits, dataset_batches
 from pyro_ltm.runs.folder import trainable
 from pyro_ltm.runs.notes import note_data
 from pyro_ltm.runs.run import Run
 from pyro_ltm.scores import Bound
-from pyro_ltm.scores.estimate import Difference, difference
+from pyro_ltm.scores.dependence import Places
+from pyro_ltm.scores.estimate import Difference, difference, mean_error
 from pyro_ltm.training.origin import PRIOR
 from pyro_ltm.types import Batch, frozen
 
@@ -48,6 +49,7 @@ class FittedPrior:
         before, after: the bound on held-out text under the old prior and the new one, posteriors fitted under each;
             None where the run has no held-out text.
         gained: nats a token by which the bound fell, paired by sequence.
+        foretold: of held-out text, for a prior that reads prompts, whose bound is that of N(0, I).
     """
 
     run: Run
@@ -56,6 +58,18 @@ class FittedPrior:
     before: Bound | None = None
     after: Bound | None = None
     gained: Difference | None = None
+    foretold: Foretold | None = None
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """Nats of a sequence's thoughts that its beginning spares: log p(z | prompt) - log p(z), mean and standard error.
+
+    The length of the beginning is drawn for each sequence, as in training.
+    """
+
+    nats_per_sequence: float
+    stderr: float
 
 
 @locks_out
@@ -182,4 +196,20 @@ def _scored(run: Run, found: FittedPrior, data: TokenDataset, batch_size: int, s
     held_out = TokenDataset(data.folder, "validation")
     before, after = (one.evaluate(held_out, **how) for one in (run, found.run))
     gained = difference(before.sequence_nats, after.sequence_nats, before.sequence_tokens, before.places)
-    return dataclasses.replace(found, before=before, after=after, gained=gained)
+    foretold = None
+    if found.run.model.prior.reads_prompt:
+        foretold = foretell(found.run, held_out, how["sequences"], batch_size, how["seed"])
+    return dataclasses.replace(found, before=before, after=after, gained=gained, foretold=foretold)
+
+
+@torch.no_grad()
+def foretell(run: Run, data: TokenDataset, sequences: int | None, batch_size: int, seed: int) -> Foretold:
+    """How much beginnings tell the run's prior of the thoughts of the first `sequences` of `data`; None: of all."""
+    model, spared, places = run.model, [], []
+    for batch in dataset_batches(data, batch_size, run.device, limit=sequences):
+        posterior = run.loop.fit_to_score(model, batch, seed=fold(seed, "fit"))
+        z = posterior.with_noise(fold(seed, "score")).sample()[0]
+        spared.append(-model.prior().log_prob(z) - model.prompt_loss(batch, z, seed=fold(seed, "prompt")))
+        places.append(Places.of(batch))
+    nats = torch.cat(spared).double().cpu()
+    return Foretold(float(nats.mean()), mean_error(nats, Places.joined(places)).stderr)

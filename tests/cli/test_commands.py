@@ -268,7 +268,7 @@ def test_generate(prompt, origin, ask, trained):
     assert len(result["texts"]) == 3
     assert all(text["tokens"] <= 5 for text in result["texts"])
     assert result.pop("cost")["tokens"] == sum(text["tokens"] + text["ended"] for text in result["texts"])
-    again = ask("generate", trained, "--prompt", prompt, *options)
+    again = ask("generate", trained, "--prompt", prompt, *options, "--operations")
     assert again.pop("cost")["operations_per_token"] > 0
     assert again == result
     fewer = ask("generate", trained, "--prompt", prompt, *options, "--num", 2)

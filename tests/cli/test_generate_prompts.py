@@ -70,14 +70,14 @@ def test_rethinking(ask, invoke, trained, lines, tmp_path, monkeypatch):
     keep = [*options, "--rethink", 2, "--keep"]
     for row in ask(*keep, "rewards_of_mine:brevity", "--prompts", lines)["rows"]:
         assert max(row["scores"]) == -len(row["prompt"] + row["continuation"]) == row["scores"][row["kept"]]
-    first = ask(*options, "--prompt", "kalo")
+    first = ask(*options, "--prompt", "kalo", "--operations")
     (text,) = ask(*keep, "rewards_of_mine:never", "--prompt", "kalo")["texts"]
     drafts = text.pop("drafts")
     assert text == first["texts"][0] | {"kept": 0, "scores": [None] * 3}, "JSON has no infinity"
     assert (len(drafts), drafts[0]) == (3, text["text"])
     (text,) = ask(*keep, "bound", "--prompt", "kalo")["texts"]
     assert len(text["scores"]) == 3
-    dear = ask(*options, "--prompt", "kalo", "--refit-every", 1)["cost"]["operations_per_token"]
+    dear = ask(*options, "--prompt", "kalo", "--refit-every", 1, "--operations")["cost"]["operations_per_token"]
     assert dear > first["cost"]["operations_per_token"]
     assert invoke(*options, "--prompt", "kalo", "--rethink", 0).stdout == invoke(*options, "--prompt", "kalo").stdout
     for name, says in {

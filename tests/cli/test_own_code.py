@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -89,6 +90,30 @@ def test_with_leave_it_runs(own, invoke, ask, home, settings, trained):
     new = ("train", "--data", trained / "data", "--out", home / "new", *settings(**{"slow.steps": 1}))
     assert invoke(*new, "--config", "mine.toml", "--allow-code").exit_code == 0
     assert 'name = "cli_parts:Isotropic"' in (home / "new/config.toml").read_text()
+
+
+@pytest.mark.usefixtures("_unknown")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "--resume", "--out", "RUN", "--allow-code"),
+        ("infer", "RUN", "--text", "kalo", "--out", "z.npz", "--allow-code"),
+        ("embed", "RUN", "--data", "texts.txt", "--out", "z.npz", "--fast-steps", "1", "--seed", "3", "--allow-code"),
+        ("fit-prior", "TRAINED", "--prior", "cli_parts:Wide", "--out", "fitted", "--steps", "2", "--sequences", "4"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_commands_to_try_next_run_as_they_are_printed(command, own, invoke, trained, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(own.parent)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.txt").write_text("-- kalo miter")
+    done = invoke(*({"RUN": own, "TRAINED": trained}.get(word, word) for word in command))
+    assert done.exit_code == 0, done.stderr
+    follow = [shlex.split(line) for line in done.stdout.partition("Next:\n")[2].splitlines()]
+    assert follow
+    for words in follow:
+        result = invoke(*words[1:])
+        assert (words[0], result.exit_code) == ("pyro-ltm", 0), result.stderr
 
 
 @pytest.mark.usefixtures("_unknown")

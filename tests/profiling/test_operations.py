@@ -40,13 +40,24 @@ def test_cost_of_a_written_token(tmp_path):
     model, loop = build(config)
     run = Run(tmp_path, config, model, loop, Letters(), 0)
     how = {"max_new_tokens": 4, "seed": 1}
-    texts, cost = measured(run, prompts=["ab", "cde", "f"], num=2, **how)
+    texts, cost = measured(run, prompts=["ab", "cde", "f"], num=2, count=True, **how)
     assert texts == run.generate(prompts=["ab", "cde", "f"], num=2, **how)
     assert cost.tokens == sum(one.tokens + one.ended for one in texts)
     assert cost.seconds_per_token > 0
     counted = count_operations(lambda: run.generate(prompts=["ab", "cde", "f"], num=2, **how))
     assert cost.operations_per_token == counted / cost.tokens
-    _, dearer = measured(run, prompts=["ab", "cde", "f"], num=2, rethinking=Rethinking(rounds=3), **how)
+    _, dearer = measured(run, prompts=["ab", "cde", "f"], num=2, rethinking=Rethinking(rounds=3), count=True, **how)
     assert dearer.operations_per_token > 2 * cost.operations_per_token
-    _, one = measured(run, prompt="ab", **how)
+    _, one = measured(run, prompt="ab", count=True, **how)
     assert one.operations_per_token > 0
+
+
+def test_texts_are_written_once_where_no_operations_are_asked_for(tmp_path, monkeypatch):
+    config = Config(model=tiny_config(vocab_size=21, max_length=16, layers=1, thoughts=2))
+    run = Run(tmp_path, config, *build(config), Letters(), 0)
+    calls = []
+    monkeypatch.setattr(
+        Run, "generate", lambda *_, generate=Run.generate, **how: calls.append(how) or generate(run, **how)
+    )
+    texts, cost = measured(run, prompt="ab", max_new_tokens=4, seed=1)
+    assert (len(texts), len(calls), cost.operations_per_token) == (1, 1, None)

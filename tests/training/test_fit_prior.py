@@ -19,10 +19,10 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import Posterior
 from pyro_ltm.model import LatentThoughtModel
-from pyro_ltm.noise import Noise
+from pyro_ltm.noise import Noise, fold
 from pyro_ltm.priors import PRIORS
 from pyro_ltm.runs import Run
-from pyro_ltm.training.fit_prior import fit_prior, learn
+from pyro_ltm.training.fit_prior import fit_prior, foretell, learn
 
 WIDTH = 0.5
 
@@ -90,6 +90,28 @@ def test_the_run_stays_and_another_has_the_prior(trained, tmp_path):
     again = new.evaluate(sequences=4, batch_size=4)
     assert again.nats_per_token == pytest.approx(found["after"]["nats_per_token"], rel=1e-6)
     assert new.generate(num=1, max_new_tokens=3)
+
+
+def test_a_prior_that_reads_prompts_is_judged_by_what_they_tell_it(trained, tmp_path):
+    """Its bound is that of N(0, I) whatever it learns. A shift c of its mean spares c z - c^2 / 2 in each dimension."""
+    words = ["fit-prior", trained, "--prior", "conditional", "--out", tmp_path / "new", "--sequences", 8, "--steps", 5]
+    words += ["--batch-size", 4, "--score-sequences", 4]
+    result = click.testing.CliRunner().invoke(cli, [str(word) for word in words])
+    assert result.exit_code == 0, result.stderr
+    run = Run.load(tmp_path / "new")
+    data, shift = run.dataset("validation"), 0.3
+    found = foretell(run, data, 4, 4, 0)
+    spared = f"{found.nats_per_sequence:.2f} ± {found.stderr:.2f} nats less"
+    assert f"Once the beginning of a text is known, its thoughts cost {spared} under conditional." in result.stdout
+    last = run.model.prior.network[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([shift, 0.0]).repeat_interleave(len(last.bias) // 2))
+    batch = data.batch(range(4))
+    posterior = run.loop.fit_to_score(run.model, batch, seed=fold(0, "fit"))
+    z = posterior.with_noise(fold(0, "score")).sample()[0]
+    spared = (shift * z - shift**2 / 2).sum((1, 2))
+    assert foretell(run, data, 4, 4, 0).nats_per_sequence == pytest.approx(float(spared.mean()), rel=1e-4)
 
 
 @pytest.mark.parametrize(
