@@ -1,6 +1,6 @@
 """The design space around `nano`: size, thoughts, fast steps and window, with both rivals, as `pyro-ltm scale` does it.
 
-    python -m benchmarks.scaling --out runs/scaling --shared ../shared [--only wikitext-2] [--hours 2]
+    python -m benchmarks.scaling --out runs/scaling --shared ../shared [--only wikitext-2-w8] [--hours 2]
     python -m benchmarks.scaling --table runs/scaling
 
 The first trains and scores cell after cell, the most important first; each is a run folder, so that whoever stops it
@@ -39,24 +39,27 @@ MIDDLE = ["model.thoughts=8", f"slow.steps={STEPS}", "slow.eval_sequences=16", "
 """Of a cell where no axis says otherwise, beside `nano` and the fast loop of `benchmarks.claim` (16 fast steps)."""
 SCORING = Scoring(sequences=32, particles=16)
 
-STEPS_AXIS, THOUGHTS_AXIS = "fast.steps=1,4,16,64", "model.thoughts=0,2,8,32"
 # The scale of what is embedded stays that of unit variance.
 SIZE = "model.dim+model.embedding_scale="
-SIZES = ("32+5.657", "64+8.0", "128+11.314", "192+13.856")
-ENDS = [SIZE + ",".join((SIZES[0], SIZES[-1])), "fast.steps=1,64", "model.thoughts=2,32"]
+SIZES = ("32+5.657", "128+11.314")
+LARGEST = "192+13.856"
+STEPS_AXIS, THOUGHTS_AXIS, SIZE_AXIS = "fast.steps=1,4,16,64", "model.thoughts=0,2,8,32", SIZE + ",".join(SIZES)
+ENDS = [f"{SIZE}{SIZES[0]},{LARGEST}", "fast.steps=1,64", "model.thoughts=2,32"]
 
-PARTS: list[tuple[list[str], tuple[int, ...]]] = [
-    ([STEPS_AXIS], (0,)),
-    ([THOUGHTS_AXIS], (0,)),
-    ([SIZE + ",".join(SIZES), "fast.steps=4,16,64"], (0,)),
-    (["model.layers=1,2,4"], (0,)),
-    ([THOUGHTS_AXIS, STEPS_AXIS], (0,)),
-    ([], (1, 2)),
-    (ENDS, (0,)),
-    ([SIZE + ",".join(SIZES), "fast.steps=1,4,16,64"], (0,)),
-    (ENDS, (1, 2)),
+PARTS: list[tuple[list[str], tuple[int, ...], tuple[str, ...]]] = [
+    (["fast.steps=1,4,16"], (0,), (TWIN, DIFFUSION)),
+    (["model.thoughts=2,32"], (0,), (TWIN, DIFFUSION)),
+    ([SIZE_AXIS, "fast.steps=4,16"], (0,), (TWIN,)),
+    ([], (1, 2), (TWIN, DIFFUSION)),
+    (["fast.steps=64"], (0,), (TWIN,)),
+    (["model.layers=1,4"], (0,), (TWIN,)),
+    ([SIZE_AXIS, STEPS_AXIS], (0,), (TWIN,)),
+    ([STEPS_AXIS], (1, 2), (TWIN,)),
+    ([THOUGHTS_AXIS, STEPS_AXIS], (0,), (TWIN,)),
+    ([SIZE + LARGEST, STEPS_AXIS], (0,), (TWIN,)),
+    (ENDS, (0, 1, 2), (TWIN, DIFFUSION)),
 ]
-"""Axes and seeds, the most important first; cells that an earlier part has are done."""
+"""Axes, seeds and rivals, the most important first; cells that an earlier part has are done."""
 
 
 def grids(text: str, window: int, data: Path, out: Path) -> Iterator[tuple[Grid, Path]]:
@@ -65,13 +68,13 @@ def grids(text: str, window: int, data: Path, out: Path) -> Iterator[tuple[Grid,
     batch = f"slow.batch_size={TEXTS[text].batch_size}"
     settings = [f"model.window={window}", batch, *claim.SCHEDULE, *claim.GRID[claim.SLOW["ltm"]], *claim.FAST, *MIDDLE]
     common = configure("nano", parts.train, settings)
-    for axes, seeds in PARTS:
-        yield Grid(common, tuple(map(Axis.parse, axes)), (TWIN, DIFFUSION), seeds), Path(parts.train.folder.path)
+    for axes, seeds, rivals in PARTS:
+        yield Grid(common, tuple(map(Axis.parse, axes)), rivals, seeds), Path(parts.train.folder.path)
 
 
 def studies(only: str) -> list[tuple[str, int]]:
     """Texts and windows."""
-    return [(text, window) for window in WINDOWS for text in TEXT_NAMES if only in text]
+    return [(text, window) for window in WINDOWS for text in TEXT_NAMES if only in folder_of(text, window)]
 
 
 def measure(out: Path, data: Path, only: str, hours: float) -> None:
@@ -116,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", default="", help="studies with this in the name of their text")
+    parser.add_argument("--only", default="", help="studies with this in their name, such as w8")
     parser.add_argument("--hours", type=float, default=1e9, help="begin no part after so many")
     parser.add_argument("--table", type=Path, help="publish what is done in such a folder, and measure nothing")
     options = parser.parse_args(arguments)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import pages, scaling, scaling_tables, texts
-from pyro_ltm.comparison.scaling.grid import Axis, Grid
+from pyro_ltm.comparison.scaling.grid import DIFFUSION, TWIN, Axis, Grid
 
 WORLD = "worlds-15"
 TINY = ["model.dim=16", "model.thoughts=4", "slow.steps=2", "slow.eval_sequences=1"]
@@ -19,7 +19,7 @@ def tiny(monkeypatch, tmp_path):
     sources = {"train": "worlds:documents=60,length=3", "test": "worlds:documents=6,length=3"}
     one = texts.Text(label="tiny worlds", length=32, batch_size=2, test_sequences=4, **sources)
     monkeypatch.setitem(texts.TEXTS, WORLD, one)
-    parts = [(["fast.steps=1"], (0,)), (["fast.steps=1"], (0,))]  # the second has nothing left to do
+    parts = [(["fast.steps=1"], (0,), (TWIN, DIFFUSION))] * 2  # the second has nothing left to do
     for name, value in {"TEXT_NAMES": (WORLD,), "WINDOWS": (8,), "MIDDLE": TINY, "PARTS": parts}.items():
         monkeypatch.setattr(scaling, name, value)
     monkeypatch.setattr(scaling, "SCORING", scaling.Scoring(sequences=3, particles=2))
@@ -53,7 +53,7 @@ def test_the_plan_is_of_cells_that_can_be_trained():
     """The latent-thought models, whose shapes the rivals have."""
     common = scaling.configure("nano", FakeTokens(512), [*scaling.claim.FAST, *scaling.MIDDLE])
     names = set()
-    for axes, seeds in scaling.PARTS:
+    for axes, seeds, _ in scaling.PARTS:
         grid = Grid(common, tuple(map(Axis.parse, axes)), (), seeds)
         names |= {cell.name for cell in grid.cells() if cell.family == "ltm"}
     assert 50 < len(names) < 80
