@@ -58,17 +58,30 @@ MODELS: Mapping[str, tuple[str, Sequence[str]]] = {
     LIKELIHOOD: (LIKELIHOOD, []),
 }
 """Preset and settings, by the name of the features; a twin has none, and says what texts cost without thoughts."""
+DECODERS: Mapping[str, Sequence[str]] = {
+    "Muon": ["slow_optimizer.name=muon", "slow.lr=0.06"],
+    "900 slow steps": ["slow.steps=900"],
+    "window 8": ["model.window=8"],
+    "1 layer": ["model.layers=1"],
+    "width 128": ["model.dim=128", "model.embedding_scale=11.314"],
+}
+"""What the decoder is and how it learns: each has a twin of its own."""
+THOUGHTS: Mapping[str, Sequence[str]] = {
+    **{f"rate {nats}": [f"objective.nats={nats}"] for nats in (10, 20, 80)},
+    "a multiplier a text": ["objective.name=target-rate", "objective.nats=40"],
+    "natural gradient": ["optimizer.name=natural", "optimizer.lr=0.3"],
+    "low-rank:8": ["guide.name=low-rank", "guide.rank=8"],
+    "4 fast steps": ["fast.steps=4"],
+    "64 fast steps": ["fast.steps=64"],
+    "mixture prior": ["prior.name=mixture", "prior.components=32"],
+    "16 thoughts": ["model.thoughts=16"],
+    "decoder_warmup": ["slow.decoder_warmup=0.1"],
+    "cross-attention from zero": ["model.zero_cross_attention=true"],
+}
+"""What thoughts are and how they are fitted: the twin is that of `OURS`."""
 DIAL: Mapping[str, tuple[str, Sequence[str]]] = {
-    **{f"rate {nats}": (OURS, [f"objective.nats={nats}"]) for nats in (10, 20, 80)},
-    "a multiplier a text": (OURS, ["objective.name=target-rate", "objective.nats=40"]),
-    "AdamW": (OURS, ["slow_optimizer.name=adamw", "slow.lr=0.01"]),
-    "twin, AdamW": (OURS, [*TWIN, "slow_optimizer.name=adamw", "slow.lr=0.01"]),
-    "natural gradient": (OURS, ["optimizer.name=natural", "optimizer.lr=0.3"]),
-    "window 8": (OURS, ["model.window=8"]),
-    "low-rank:8": (OURS, ["guide.name=low-rank", "guide.rank=8"]),
-    "4 fast steps": (OURS, ["fast.steps=4"]),
-    "16 fast steps": (OURS, ["fast.steps=16"]),
-    "decoder_warmup": (OURS, ["slow.decoder_warmup=0.1"]),
+    **{name: (OURS, settings) for name, settings in (*THOUGHTS.items(), *DECODERS.items())},
+    **{f"twin, {name}": (OURS, [*TWIN, *settings]) for name, settings in DECODERS.items()},
 }
 """Likewise, for the page of the dial: what a rate buys, and what makes it dear."""
 
@@ -93,7 +106,7 @@ PLAIN = str.maketrans(":,=/", "    ")
 def planned(sets: Sequence[str], seeds: Sequence[int], dial: bool) -> Iterator[Row]:
     """The rows in order: of each seed the sets in turn, the twin before the models that are compared with it."""
     if dial:
-        yield from (Row("four-kinds", name, seeds[0]) for name in (*MODELS, *DIAL))
+        yield from (Row("four-kinds", name, seed) for seed in seeds for name in (*MODELS, *DIAL))
         return
     yield from (Row(texts, TFIDF, 0) for texts in sets)
     for seed in seeds:

@@ -82,12 +82,18 @@ def dial(rows: Rows) -> str:
 
 
 def twin_of(row: Mapping[str, Any], rows: Rows) -> Mapping[str, Any] | None:
-    """The twin of the same texts and seed whose slow optimizer is the same, else None."""
+    """The twin of the same texts and seed that has the same decoder and has learned likewise, else None."""
     for one in rows.values():
-        same = all(one[key] == row[key] for key in ("texts", "seed")) and one.get("slow") == row.get("slow")
-        if same and one.get("twin"):
+        same = all(one.get(key) == row.get(key) for key in ("texts", "seed", "slow", "slow_steps"))
+        if one.get("twin") and same and decoder_settings(one) == decoder_settings(row):
             return one
     return None
+
+
+def decoder_settings(row: Mapping[str, Any]) -> set[str]:
+    """Those of a row's settings that a twin has, too."""
+    own = ("model.thoughts=", "model.zero_cross_attention=", "slow.decoder_warmup=")
+    return {one for one in row["settings"] if one.startswith(("model.", "slow")) and not one.startswith(own)}
 
 
 def exchange(row: Mapping[str, Any], twin: Mapping[str, Any] | None) -> str:

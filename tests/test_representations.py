@@ -79,11 +79,14 @@ def test_overlap_counts_tokens_wherever_they_stand():
     assert program.overlap(true, torch.tensor([4, 5])) == 0.0
 
 
-def test_a_row_is_held_against_the_twin_of_its_own_seed_and_optimizer():
-    common = {"texts": "four-kinds", "seed": 0, "slow": "muon 0.06", "twin": False}
+def test_a_row_is_held_against_the_twin_of_its_own_seed_decoder_and_optimizer():
+    common = {"texts": "four-kinds", "seed": 0, "slow": "muon 0.06", "slow_steps": 300, "twin": False}
+    common["settings"] = ["model.window=8", "model.thoughts=16", "fast.steps=4"]
     row = common | {"features_named": "nano-thoughts", "nats": [9.0, 13.0], "rates": [2.0, 2.0], "rate": 2.0}
     twins = {name: common | {"twin": True, "nats": nats, **more} for name, nats, more in (
-        ("own", [8.0, 12.0], {}), ("other seed", [1.0, 1.0], {"seed": 1}), ("other", [1.0, 1.0], {"slow": "adamw"}),
+        ("seed", [1.0, 1.0], {"seed": 1}), ("other", [1.0, 1.0], {"slow": "adamw"}),
+        ("longer", [1.0, 1.0], {"slow_steps": 900}), ("window", [1.0, 1.0], {"settings": ["model.thoughts=0"]}),
+        ("own", [8.0, 12.0], {"settings": ["model.thoughts=0", "model.window=8"]}),
     )}  # fmt: skip
     assert tables.twin_of(row, twins | {"row": row}) is twins["own"]
     found = exchange_rate(torch.tensor([8.0, 12.0]), torch.tensor([7.0, 11.0]), torch.tensor([2.0, 2.0]), None)
