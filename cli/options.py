@@ -14,6 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from pyro_ltm.data import Reading, Tokenizer
+    from pyro_ltm.inference.ais import Annealing
     from pyro_ltm.model import DecodingOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -301,6 +302,15 @@ fit_settings = click.option(
     help="Fit otherwise than in training: one setting of optimizer.* or fast.*. Repeatable.",
 )
 """--set, for the fast loop alone."""
+
+
+def annealing(temperatures: int | None, chains: int | None, leapfrogs: int | None) -> Annealing | None:
+    """How chains are annealed over so many temperatures; None where there are to be none."""
+    if not temperatures:
+        return None
+    from pyro_ltm.inference.ais import Annealing
+
+    return Annealing(**given(temperatures=temperatures, chains=chains, leapfrogs=leapfrogs))
 
 
 def typed(ctx: click.Context) -> list[str]:

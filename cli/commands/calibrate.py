@@ -9,6 +9,7 @@ import click
 
 from ..options import (
     Common,
+    annealing,
     batch_size,
     common,
     examples,
@@ -24,12 +25,10 @@ if TYPE_CHECKING:
     from pyro_ltm.scores import Calibration, Sandwich
 
 
-def _annealing(
-    sandwich: int | None, chains: int | None, leapfrogs: int | None, particles: int | None
-) -> dict[str, Any]:
+def _sandwich(sandwich: int | None, chains: int | None, leapfrogs: int | None, particles: int | None) -> dict[str, Any]:
     if not sandwich and (chains or leapfrogs or particles):
         raise click.UsageError("--chains, --leapfrogs and --particles are of --sandwich N, which is not given")
-    return given(temperatures=sandwich, chains=chains, leapfrogs=leapfrogs, particles=particles)
+    return given(annealing=annealing(sandwich, chains, leapfrogs), particles=particles)
 
 
 @click.command(
@@ -45,8 +44,8 @@ def _annealing(
 @number("--length", "Tokens of each; default: as in the run's data.")
 @number("--draws", "Draws of q among which the truth is ranked; N + 1 is best a multiple of 20.", default=99)
 @gathered(
-    "annealing",
-    _annealing,
+    "asked",
+    _sandwich,
     number(
         "--sandwich",
         "Also anneal over N temperatures from q to the posterior and back from the truth: bounds on these texts' nats "
@@ -65,7 +64,7 @@ def command(
     run_folder: Path,
     texts: int,
     draws: int,
-    annealing: dict[str, Any],
+    asked: dict[str, Any],
     settings: tuple[str, ...],
     common: Common,
     **how: Any,
@@ -84,9 +83,9 @@ def command(
     with reporter() as report:
         found = run.calibrate(texts, draws=draws, progress=report.counting("calibrate", texts, "texts"), **how)
         sandwich = None
-        if annealing:
+        if asked:
             count = report.counting("anneal both ways", texts, "texts")
-            sandwich = run.sandwich(texts, progress=count, **annealing, **how)
+            sandwich = run.sandwich(texts, progress=count, **asked, **how)
     result: dict[str, Any] = {"calibration": found.to_dict()}
     if sandwich:
         result["sandwich"] = sandwich.to_dict()

@@ -11,6 +11,7 @@ import click
 from ..options import (
     FOLDER,
     Common,
+    annealing,
     batch_size,
     common,
     examples,
@@ -26,16 +27,17 @@ from ..options import (
 
 if TYPE_CHECKING:
     from pyro_ltm.data import Reading
+    from pyro_ltm.inference.ais import Annealing
     from pyro_ltm.runs import Run
 
 READS = {"particles": ("bound", "prefix"), "prefix": ("prefix",), "stride": ("prefix",), "ais": ("bound",)}
 """Which protocols read an option."""
 
 
-def _annealing(ais: int | None, ais_chains: int | None, ais_leapfrogs: int | None) -> dict[str, Any]:
+def _annealing(ais: int | None, ais_chains: int | None, ais_leapfrogs: int | None) -> Annealing | None:
     if not ais and (ais_chains or ais_leapfrogs):
         raise click.UsageError("--ais-chains and --ais-leapfrogs are of --ais N, which is not given")
-    return given(temperatures=ais, chains=ais_chains, leapfrogs=ais_leapfrogs)
+    return annealing(ais, ais_chains, ais_leapfrogs)
 
 
 @click.command(

@@ -1,5 +1,6 @@
 """The fast loop: posteriors fitted to sequences, and what they are good for."""
 
+from pyro_ltm.inference.ais import Annealing
 from pyro_ltm.inference.build import build
 from pyro_ltm.inference.codec import continuation
 from pyro_ltm.inference.compatibility import check_fit
@@ -12,6 +13,7 @@ from pyro_ltm.inference.writing import Rethinking
 
 __all__ = [
     "FAMILIES",
+    "Annealing",
     "FastLoop",
     "Generated",
     "Plateau",

@@ -24,6 +24,36 @@ SCHEDULES = ("sigmoid", "linear")
 """Temperatures closer together at both ends (arXiv:1611.04273), or evenly apart."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Annealing:
+    """How chains are annealed from a density that we know to the posterior.
+
+    Args:
+        temperatures: above 0. chains: C of each sequence. leapfrogs: of each transition.
+        schedule: one of `SCHEDULES`.
+
+    Raises:
+        UserError: a schedule that is not one of them, or a count below 1.
+    """
+
+    temperatures: int = 32
+    chains: int = 4
+    leapfrogs: int = 4
+    schedule: str = "sigmoid"
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"schedule = {self.schedule!r}: choose from {', '.join(SCHEDULES)}")
+        for name in ("temperatures", "chains", "leapfrogs"):
+            if (count := getattr(self, name)) < 1:
+                raise UserError(f"{name} = {count}: at least 1")
+
+    @property
+    def ladder(self) -> list[float]:
+        """The temperatures from 0 to 1, both among them."""
+        return temperatures(self.temperatures, schedule=self.schedule).tolist()
+
+
 @dataclass(frozen=True)
 class AISResult:
     """Results of the chains.
@@ -45,17 +75,7 @@ def temperatures(steps: int, *, schedule: str = "sigmoid", sharpness: float = 4.
     return (line - line[0]) / (line[-1] - line[0])
 
 
-def anneal(
-    target: LogJoint,
-    start: TorchDistribution,
-    *,
-    noise: Noise,
-    tuning: Noise,
-    steps: int = 32,
-    chains: int = 4,
-    leapfrogs: int = 4,
-    schedule: str = "sigmoid",
-) -> AISResult:
+def anneal(target: LogJoint, start: TorchDistribution, how: Annealing, *, noise: Noise, tuning: Noise) -> AISResult:
     """Annealed importance sampling along q0(z)^(1 - b) p(x, z)^b, from q0 = `start` at b = 0 to the posterior at b = 1.
 
     Each step raises b, adds what that changes to the weights, then moves the chains by one Hamiltonian transition that
@@ -66,27 +86,12 @@ def anneal(
         target: log p(x, z) of the batch.
         start: batch shape [B], event shape [N, D]; the prior, or a fitted posterior.
         noise: of the run that counts. tuning: of the run that tunes; another stream.
-        steps: temperatures above 0. chains: C. leapfrogs: of each transition.
-        schedule: one of `SCHEDULES`.
-
-    Raises:
-        UserError: a schedule that is not one of them, or a count below 1.
     """
-    ladder, sizes = _tuned(target, start, tuning, steps, chains, leapfrogs, schedule)
-    return _run(target, start, ladder, noise, sizes, chains, leapfrogs, tune=False)
+    return _run(target, start, how, noise, _tuned(target, start, how, tuning), tune=False)
 
 
 def anneal_both_ways(
-    target: LogJoint,
-    start: TorchDistribution,
-    exact: Tensor,
-    *,
-    noise: Noise,
-    tuning: Noise,
-    steps: int = 32,
-    chains: int = 4,
-    leapfrogs: int = 4,
-    schedule: str = "sigmoid",
+    target: LogJoint, start: TorchDistribution, exact: Tensor, how: Annealing, *, noise: Noise, tuning: Noise
 ) -> tuple[AISResult, AISResult]:
     """`anneal`, and the same path backwards from an exact draw of each posterior (bidirectional Monte Carlo).
 
@@ -95,67 +100,42 @@ def anneal_both_ways(
 
     Args:
         exact: [B, N, D]; all chains of a sequence begin there. The others: as in `anneal`.
-
-    Raises:
-        UserError: as `anneal`.
     """
-    ladder, sizes = _tuned(target, start, tuning, steps, chains, leapfrogs, schedule)
-    forward = _run(target, start, ladder, noise, sizes, chains, leapfrogs, tune=False)
-    z = exact.expand(chains, *exact.shape)
-    path = _Path(target, start, _width(start, z))
+    ladder, sizes = how.ladder, _tuned(target, start, how, tuning)
+    forward = _run(target, start, how, noise, sizes, tune=False)
+    z = exact.expand(how.chains, *exact.shape)
+    path = _Path(target, start, _width(start, z), how.leapfrogs)
     here = path.at(z)
     weight, acceptance = torch.zeros(z.shape[:2], dtype=torch.float64, device=z.device), []
-    for step in reversed(range(steps)):
+    for step in reversed(range(how.temperatures)):
         before, now = ladder[step], ladder[step + 1]
-        here, ratio = path.move(here, now, sizes[step].to(z), leapfrogs, noise)
+        here, ratio = path.move(here, now, sizes[step].to(z), noise)
         weight = weight + (now - before) * here.gap.double()
         acceptance.append(ratio.clamp(max=0).exp().mean(0))
     return forward, AISResult(weight, torch.stack(acceptance[::-1]))
 
 
-def _tuned(
-    target: LogJoint,
-    start: TorchDistribution,
-    tuning: Noise,
-    steps: int,
-    chains: int,
-    leapfrogs: int,
-    schedule: str,
-) -> tuple[list[float], Tensor]:
-    """The temperatures from 0 to 1, and the step sizes [steps, B] that a run on the noise `tuning` found."""
-    if schedule not in SCHEDULES:
-        raise UserError(f"schedule = {schedule!r}: choose from {', '.join(SCHEDULES)}")
-    for name, count in (("temperatures", steps), ("chains", chains), ("leapfrogs", leapfrogs)):
-        if count < 1:
-            raise UserError(f"{name} = {count}: at least 1")
-    ladder = temperatures(steps, schedule=schedule).tolist()
-    sizes = torch.full((steps, start.batch_shape[0]), 0.5, dtype=torch.float64)
-    _run(target, start, ladder, tuning, sizes, chains, leapfrogs, tune=True)
-    return ladder, sizes
+def _tuned(target: LogJoint, start: TorchDistribution, how: Annealing, tuning: Noise) -> Tensor:
+    """The step sizes [temperatures, B] that a run on the noise `tuning` found."""
+    sizes = torch.full((how.temperatures, start.batch_shape[0]), 0.5, dtype=torch.float64)
+    _run(target, start, how, tuning, sizes, tune=True)
+    return sizes
 
 
 def _run(
-    target: LogJoint,
-    start: TorchDistribution,
-    ladder: list[float],
-    noise: Noise,
-    sizes: Tensor,
-    chains: int,
-    leapfrogs: int,
-    *,
-    tune: bool,
+    target: LogJoint, start: TorchDistribution, how: Annealing, noise: Noise, sizes: Tensor, *, tune: bool
 ) -> AISResult:
-    """One pass over the temperatures `ladder`; `sizes` [steps, B] are read, or with `tune` written."""
+    """One pass over the temperatures; `sizes` [temperatures, B] are read, or with `tune` written."""
     with torch.no_grad():
-        z = draw(start.expand(torch.Size([chains, *start.batch_shape])), noise)
-    path = _Path(target, start, _width(start, z))
+        z = draw(start.expand(torch.Size([how.chains, *start.batch_shape])), noise)
+    path = _Path(target, start, _width(start, z), how.leapfrogs)
     here = path.at(z)
     weight, acceptance = torch.zeros(z.shape[:2], dtype=torch.float64, device=z.device), []
     size = sizes[0]
-    for step, (before, now) in enumerate(itertools.pairwise(ladder)):
+    for step, (before, now) in enumerate(itertools.pairwise(how.ladder)):
         weight = weight + (now - before) * here.gap.double()
         size = size if tune else sizes[step]
-        here, ratio = path.move(here, now, size.to(z), leapfrogs, noise)
+        here, ratio = path.move(here, now, size.to(z), noise)
         taken = ratio.clamp(max=0).exp().mean(0)
         acceptance.append(taken)
         if tune:
@@ -200,11 +180,12 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Path:
-    """The densities between q0 and the posterior."""
+    """The densities between q0 and the posterior, and transitions of so many leapfrogs that keep them."""
 
     target: LogJoint
     start: TorchDistribution
     width: Tensor
+    leapfrogs: int
 
     def at(self, z: Tensor) -> _Place:
         """Both densities and their slopes at z [C, B, N, D]."""
@@ -215,7 +196,7 @@ class _Path:
             (joint_slope,) = torch.autograd.grad(log_joint.sum(), leaf)
         return _Place(z.detach(), log_start.detach(), log_joint.detach(), start_slope, joint_slope)
 
-    def move(self, here: _Place, share: float, size: Tensor, leapfrogs: int, noise: Noise) -> tuple[_Place, Tensor]:
+    def move(self, here: _Place, share: float, size: Tensor, noise: Noise) -> tuple[_Place, Tensor]:
         """One Hamiltonian transition (Neal 2011) that keeps the density at `share`, and its log acceptance [C, B]."""
         shape = here.z.shape
         normals = noise.normal(torch.Size([*shape[:2], shape[2:].numel() + 1]), event_dims=1, dtype=here.z.dtype)
@@ -223,7 +204,7 @@ class _Path:
         step = size[:, None, None] * self.width
         energy = momentum.square().sum((-2, -1)) / 2 - here.level(share)
         there = here
-        for _ in range(leapfrogs):
+        for _ in range(self.leapfrogs):
             momentum = momentum + step / 2 * there.slope(share)
             there = self.at(there.z + step * momentum)
             momentum = momentum + step / 2 * there.slope(share)

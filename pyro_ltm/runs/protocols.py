@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pyro_ltm.data import TokenDataset, World
 from pyro_ltm.errors import UserError
+from pyro_ltm.inference.ais import Annealing
 from pyro_ltm.runs.run import Run
 from pyro_ltm.runs.twin import check_masked_diffusion, check_twin
 from pyro_ltm.scores import (
@@ -152,7 +153,7 @@ class Scoring:
     fast_steps: int | None = None
     prefixes: Sequence[int] = ()
     stride: int = 0
-    annealing: Mapping[str, Any] | None = None
+    annealing: Annealing | None = None
     sequences: int | None = None
     batch_size: int = 32
     seed: int = 0
@@ -200,9 +201,9 @@ def evaluate_protocols(
     if "bound" in how.protocols:
         found["bound"] = score(run.evaluate, "bound", particles=how.particles, **fitted)
         if how.annealing:
-            annealing = {**fitted, **how.annealing}
+            annealed: dict[str, Any] = {**fitted, "annealing": how.annealing}
             found["annealed"] = {
-                start: score(run.evaluate_annealed, f"AIS from {start}", start=start, **annealing) for start in STARTS
+                start: score(run.evaluate_annealed, f"AIS from {start}", start=start, **annealed) for start in STARTS
             }
     if "prefix" in how.protocols:
         found["prefix"] = score(run.evaluate_prefix, "prefix", **cut, **fitted)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from pyro_ltm.distributed import team
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference import FastLoop
-from pyro_ltm.inference.ais import anneal
+from pyro_ltm.inference.ais import Annealing, anneal
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import Noise, fold
@@ -50,10 +49,7 @@ def evaluate_annealed(
     loop: FastLoop,
     *,
     start: str,
-    temperatures: int = 32,
-    chains: int = 4,
-    leapfrogs: int = 4,
-    schedule: str = "sigmoid",
+    annealing: Annealing | None = None,
     seed: int = 0,
     progress: Count | None = None,
 ) -> AnnealedBound:
@@ -62,14 +58,16 @@ def evaluate_annealed(
     Costs about 2 * temperatures * leapfrogs * chains decoder passes with their gradients for each sequence. The prior
     needs many temperatures; q few, where it is close.
 
+    Args:
+        annealing: None: `Annealing()`.
+
     Raises:
-        UserError: a start that is not one of `STARTS`, a schedule that is not one of `SCHEDULES`, a count below 1, or
-            a guide that is a point.
+        UserError: a start that is not one of `STARTS`, or a guide that is a point.
     """
     if start not in STARTS:
         raise UserError(f"start = {start!r}: choose from {', '.join(STARTS)}")
     check_annealing(model.prior)
-    how: dict[str, Any] = {"chains": chains, "leapfrogs": leapfrogs, "schedule": schedule}
+    how = annealing or Annealing()
     tally, acceptance, sizes = Tally(progress), [], []
     with evaluating(model):
         for read in batches:
@@ -79,19 +77,18 @@ def evaluate_annealed(
                 Noise(batch.ids, device=batch.device, seed=fold(seed, name, start)) for name in ("anneal", "tune")
             )
             with frozen(model), frozen(loop.guide), model.fused_weights():
-                found = anneal(LogJoint(model, batch), q, noise=noise, tuning=tuning, steps=temperatures, **how)
+                found = anneal(LogJoint(model, batch), q, how, noise=noise, tuning=tuning)
             acceptance.append(found.acceptance.mean(0).double().cpu())
             sizes.append(effective_sample_size(found.log_weight.cpu()))
-            tally.add(batch, importance_nats(found.log_weight.cpu(), chains))
+            tally.add(batch, importance_nats(found.log_weight.cpu(), how.chains))
     return tally.figure(
         AnnealedBound,
         "annealed bound",
         start=start,
-        temperatures=temperatures,
         acceptance=_mean(acceptance),
         effective_sample_size=_mean(sizes),
         seed=seed,
-        **how,
+        **vars(how),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference import FastLoop
-from pyro_ltm.inference.ais import anneal_both_ways
+from pyro_ltm.inference.ais import Annealing, anneal_both_ways
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import Noise, fold
@@ -61,10 +61,7 @@ def evaluate_sandwich(
     written: Iterable[Written],
     loop: FastLoop,
     *,
-    temperatures: int = 32,
-    chains: int = 4,
-    leapfrogs: int = 4,
-    schedule: str = "sigmoid",
+    annealing: Annealing | None = None,
     particles: int = 16,
     seed: int = 0,
     progress: Count | None = None,
@@ -75,13 +72,14 @@ def evaluate_sandwich(
 
     Args:
         written: texts of the model itself (`write_texts`): of others the upper side does not hold.
+        annealing: None: `Annealing()`.
 
     Raises:
         UserError: as `evaluate_annealed`; or the prior's density is an estimate, by which the lower side does not hold.
     """
     if not getattr(model.prior, "has_exact_density", True):
         raise UserError(f"{type(model.prior).__name__} only estimates its density: no annealing back bounds the nats")
-    how: dict[str, Any] = {"chains": chains, "leapfrogs": leapfrogs, "schedule": schedule}
+    how = annealing or Annealing()
     tallies = {name: Tally() for name in ("at_most", "at_least", "bound", "importance_weighted")}
     tallies["at_most"].progress = progress
     taken: list[list[torch.Tensor]] = [[], []]
@@ -94,16 +92,14 @@ def evaluate_sandwich(
             assert q is not None  # a point has no score, which says so
             noise, tuning = (Noise(batch.ids, device=batch.device, seed=fold(seed, name)) for name in ("way", "tune"))
             with frozen(model), frozen(loop.guide), model.fused_weights():
-                both = anneal_both_ways(
-                    LogJoint(model, batch), q, thoughts, noise=noise, tuning=tuning, steps=temperatures, **how
-                )
+                both = anneal_both_ways(LogJoint(model, batch), q, thoughts, how, noise=noise, tuning=tuning)
             forward, back = (found.log_weight.cpu() for found in both)
             for one, share in zip(taken, both, strict=True):
                 one.append(share.acceptance.mean(0).double().cpu())
-            tallies["at_least"].add(batch, -importance_nats(-back, chains))
+            tallies["at_least"].add(batch, -importance_nats(-back, how.chains))
             tallies["bound"].add(batch, terms.distortion.double() + terms.rate.double())
             tallies["importance_weighted"].add(batch, importance_nats(terms.log_weight.double(), particles))
-            tallies["at_most"].add(batch, importance_nats(forward, chains))
+            tallies["at_most"].add(batch, importance_nats(forward, how.chains))
     figures: dict[str, Any] = {name: tally.figure(Figure, name.replace("_", " ")) for name, tally in tallies.items()}
     most, least, bound = figures["at_most"], figures["at_least"], figures["bound"]
 
@@ -116,11 +112,10 @@ def evaluate_sandwich(
         loose_at_least=above(bound, most),
         loose_at_most=above(bound, least),
         texts=len(most.sequence_nats),
-        temperatures=temperatures,
         particles=particles,
         acceptance=[float(torch.cat(one).mean()) for one in taken],
         guide=type(loop.guide).__name__,
         fast_steps=loop.steps,
         seed=seed,
-        **how,
+        **vars(how),
     )

@@ -11,7 +11,7 @@ import torch
 from helpers.linear_gaussian import CorrelatedGaussian, random_covariance
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference.ais import SCHEDULES, anneal, anneal_both_ways, temperatures
+from pyro_ltm.inference.ais import SCHEDULES, Annealing, anneal, anneal_both_ways, temperatures
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.noise import Noise
 
@@ -41,7 +41,7 @@ def starts(model, batch) -> dict[str, dist.TorchDistribution]:
 
 def run(model, batch, start, steps, *, seed=1, **options):
     noise, tuning = Noise(batch.ids, seed=seed), Noise(batch.ids, seed=seed + 1000)
-    return anneal(LogJoint(model, batch), start, noise=noise, tuning=tuning, steps=steps, **options)
+    return anneal(LogJoint(model, batch), start, Annealing(temperatures=steps, **options), noise=noise, tuning=tuning)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -54,11 +54,10 @@ def test_temperatures_rise_from_0_to_1(schedule):
     assert even == (schedule == "linear")
 
 
-@pytest.mark.parametrize("bad", [{"schedule": "cubic"}, {"steps": 0}, {"chains": 0}, {"leapfrogs": 0}])
+@pytest.mark.parametrize("bad", [{"schedule": "cubic"}, {"temperatures": 0}, {"chains": 0}, {"leapfrogs": 0}])
 def test_what_cannot_be_run_is_refused(bad):
-    model, batch = gaussian()
     with pytest.raises(UserError, match=r"choose from sigmoid, linear|at least 1"):
-        run(model, batch, starts(model, batch)["prior"], **({"steps": 2} | bad))
+        Annealing(**bad)
 
 
 def test_the_schedule_is_the_one_asked_for():
@@ -128,7 +127,8 @@ def written(covariance, copies):
 
 def both(model, batch, start, exact, steps, seed=1, **options):
     noise, tuning = Noise(batch.ids, seed=seed), Noise(batch.ids, seed=seed + 1000)
-    return anneal_both_ways(LogJoint(model, batch), start, exact, noise=noise, tuning=tuning, steps=steps, **options)
+    how = Annealing(temperatures=steps, **options)
+    return anneal_both_ways(LogJoint(model, batch), start, exact, how, noise=noise, tuning=tuning)
 
 
 @pytest.mark.parametrize("origin", ["prior", "q"])

@@ -13,7 +13,7 @@ from torch import nn
 from pyro_ltm.config import Component, Config, FastConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import GUIDES, MeanField
-from pyro_ltm.inference import FastLoop, build, generate
+from pyro_ltm.inference import Annealing, FastLoop, build, generate
 from pyro_ltm.inference.generation import sample_tokens
 from pyro_ltm.model import Decoder, LatentThoughtModel, TokenSequence
 from pyro_ltm.model.protocol import TokenDecoder
@@ -223,5 +223,6 @@ def test_guides_objectives_and_optimizers_work_under_learned_priors(guide, objec
 def test_chains_are_annealed_from_a_learned_prior(prior):
     config = Config(model=tiny_config(), prior=Component(name=prior), objective=Component(name="stl"))
     model, loop = build(config)
-    found = evaluate_annealed(model, [tiny_batch(2)], loop, start="prior", temperatures=2, chains=2, leapfrogs=1)
+    how = Annealing(temperatures=2, chains=2, leapfrogs=1)
+    found = evaluate_annealed(model, [tiny_batch(2)], loop, start="prior", annealing=how)
     assert math.isfinite(found.nats_per_token)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from helpers.loops import take_loop
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Delta, MeanField
-from pyro_ltm.inference import ais as annealing
+from pyro_ltm.inference import ais
+from pyro_ltm.inference.ais import Annealing
 from pyro_ltm.objectives import MAP, AnalyticELBO
 from pyro_ltm.optimizers import Adam
 from pyro_ltm.scores import evaluate_annealed
@@ -37,6 +39,8 @@ def _double_precision():
 
 def evaluate(model, batches, **options):
     options = {"guide": Exact(model), "objective": AnalyticELBO()} | options
+    named = [field.name for field in dataclasses.fields(Annealing) if field.name in options]
+    options["annealing"] = Annealing(**{name: options.pop(name) for name in named})
     return evaluate_annealed(model, batches, take_loop(options), **options)
 
 
@@ -97,15 +101,15 @@ def test_what_counts_is_neither_tuned_nor_on_the_noise_that_was(monkeypatch):
     model = Known()
     runs = []
 
-    def watch(target, start, ladder, noise, sizes, *counts, tune):
+    def watch(target, start, how, noise, sizes, *, tune):
         runs.append((tune, noise.seeds))
         before = sizes.clone()
-        found = run(target, start, ladder, noise, sizes, *counts, tune=tune)
+        found = run(target, start, how, noise, sizes, tune=tune)
         assert torch.equal(before, sizes) is not tune
         return found
 
-    run = annealing._run
-    monkeypatch.setattr(annealing, "_run", watch)
+    run = ais._run
+    monkeypatch.setattr(ais, "_run", watch)
     evaluate(model, [model.data(3)], start="prior", temperatures=3)
     (first, tuning), (second, noise) = runs
     assert (first, second) == (True, False)

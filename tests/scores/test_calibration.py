@@ -17,7 +17,7 @@ from torch.distributions import kl_divergence
 from pyro_ltm.config import ModelConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Delta, MeanField
-from pyro_ltm.inference import FastLoop
+from pyro_ltm.inference import Annealing, FastLoop
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.objectives import MAP, AnalyticELBO
 from pyro_ltm.optimizers import Adam
@@ -180,7 +180,8 @@ def test_the_sandwich_holds_the_evidence_and_how_loose_the_bound_is():
     ((batch, z),) = written(model, (copies,))
     exact = -model.log_evidence(batch)
     tokens = batch.length
-    found = evaluate_sandwich(model, [(batch, z)], loop, temperatures=16, chains=2, leapfrogs=3, particles=4)
+    how = Annealing(temperatures=16, chains=2, leapfrogs=3)
+    found = evaluate_sandwich(model, [(batch, z)], loop, annealing=how, particles=4)
     for figure, side in ((found.at_most, 1), (found.at_least, -1)):
         above = side * (figure.sequence_nats - exact)
         assert above.mean() > -3 * above.std() / copies**0.5

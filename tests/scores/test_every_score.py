@@ -16,7 +16,7 @@ from pyro_ltm.comparison.pair_score import score_pair
 from pyro_ltm.comparison.train_guide import GuideTraining, train_guide
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Amortized, MeanField
-from pyro_ltm.inference import FastLoop
+from pyro_ltm.inference import Annealing, FastLoop
 from pyro_ltm.objectives import MMD, OBJECTIVES, AnalyticELBO, as_objective
 from pyro_ltm.optimizers import Adam
 from pyro_ltm.scores import (
@@ -46,8 +46,8 @@ def prefix(model, batch, objective):
 
 
 def annealed(model, batch, objective):
-    how = {"temperatures": 2, "chains": 2, "leapfrogs": 1, "start": "q"}
-    return evaluate_annealed(model, [batch], loop(objective), **how).sequence_nats
+    how = Annealing(temperatures=2, chains=2, leapfrogs=1)
+    return evaluate_annealed(model, [batch], loop(objective), start="q", annealing=how).sequence_nats
 
 
 def reference(model, batch, objective):
@@ -133,7 +133,7 @@ ENTRIES = {
     "bound": lambda model, batches, objective: evaluate_bound(model, batches, loop(objective)),
     "prefix": lambda model, batches, objective: evaluate_prefix(model, batches, loop(objective), particles=1, stride=6),
     "annealed": lambda model, batches, objective: evaluate_annealed(
-        model, batches, loop(objective), start="q", temperatures=2, chains=1, leapfrogs=1
+        model, batches, loop(objective), start="q", annealing=Annealing(temperatures=2, chains=1, leapfrogs=1)
     ),
     "reference": lambda model, batches, objective: evaluate_reference(model, batches, fast_steps=1),
     "train_guide": train,

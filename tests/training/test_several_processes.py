@@ -20,7 +20,7 @@ from pyro_ltm.config import SlowConfig
 from pyro_ltm.data import DataOrder, TokenDataset
 from pyro_ltm.distributed import current, sharing, whole
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference.build import build
+from pyro_ltm.inference import Annealing, build
 from pyro_ltm.runs.folder import trainable
 from pyro_ltm.runs.metrics import read_metrics
 from pyro_ltm.scores.estimate import plain
@@ -205,11 +205,12 @@ def test_gradients_are_the_same_in_all_processes_and_those_of_one():
         assert slow["allgather_base"] == slow["reduce_scatter_base"] == 4, slow
 
 
+FEW = Annealing(temperatures=2, chains=2, leapfrogs=1)
 SCORES = {
     "bound": lambda run, **how: run.evaluate(particles=2, **how),
     "prefix": lambda run, **how: run.evaluate_prefix(particles=2, prefixes=[3, 9], stride=6, **how),
     "reference": lambda run, **how: run.evaluate_reference(**how),
-    "annealed": lambda run, **how: run.evaluate_annealed(start="prior", temperatures=2, chains=2, leapfrogs=1, **how),
+    "annealed": lambda run, **how: run.evaluate_annealed(start="prior", annealing=FEW, **how),
 }
 
 
