@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pyro_ltm.errors import visible
 
 from .output import figure, margin, note
+from .several import are_several
 
 if TYPE_CHECKING:
     from pyro_ltm.training import Progress
@@ -42,6 +43,23 @@ def reporter() -> Reporter:
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     interactive = console.is_terminal and not console.is_dumb_terminal
     return BarReporter(console) if interactive else LineReporter()
+
+
+def of_training(report: Reporter) -> dict[str, Any]:
+    """Callbacks of `train`: what is shown while a run is prepared and trained."""
+    from .estimate import announce
+
+    return {
+        "on_prepare": report.preparing,
+        "on_begin": announce,
+        "on_progress": report.training,
+        "on_interrupt": say_stopping,
+    }
+
+
+def say_stopping() -> None:
+    """Says that the step under way is the last; several processes end no sooner by a second signal."""
+    note(f"Stopping after this step, then saving{'' if are_several() else '; Ctrl-C once more to stop at once'}.")
 
 
 class LineReporter(Reporter):

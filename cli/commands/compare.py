@@ -173,9 +173,8 @@ def _train(
     from pyro_ltm.config import merge
     from pyro_ltm.presets import preset as named
 
-    from ..estimate import announce
     from ..output import FIXED_NOISE, note
-    from ..progress import reporter
+    from ..progress import of_training, reporter
     from ..runs import check_device
     from .train import configure
 
@@ -193,10 +192,7 @@ def _train(
             device=check_device(common.device),
             report=report.counting,
             on_pair=lambda label: note(f"Training: {label}"),
-            on_progress=report.training,
-            on_prepare=report.preparing,
-            on_begin=announce,
-            on_interrupt=lambda: note("Stopping after this step, then saving; once more to stop at once."),
+            **of_training(report),
             **options,
         )
 

@@ -219,17 +219,14 @@ def _run(plan: Plan, config: Config, out: Path, again: Sequence[str], common: Co
 
     from ..failure import INTERRUPTED, Failure
     from ..output import note
-    from ..progress import reporter
+    from ..progress import reporter, say_stopping
 
     data, reading = given.pop("data"), given.pop("reading")
     try:
         with reporter() as report:
             tokens = tokens_of(config, data, out, reading, report.preparing)
             grid = plan.grid(as_the_data_are(config, TokenDataset(tokens)), common.seed)
-            training = {
-                "on_progress": report.training,
-                "on_interrupt": lambda: note("Stopping after this step, then saving; once more to stop at once."),
-            }
+            training = {"on_progress": report.training, "on_interrupt": say_stopping}
             watch = Callbacks(lambda line: note(f"Cell: {line}"), training)
             return run_study(grid, data=tokens, out=out, about={"command": shlex.join(again)}, watch=watch, **given)
     except (Stopped, KeyboardInterrupt) as stopped:

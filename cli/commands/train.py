@@ -20,6 +20,7 @@ from ..options import (
     config_option,
     examples,
     gathered,
+    given,
     number,
     preset_option,
     reading_options,
@@ -51,6 +52,15 @@ class Plan:
         if any(setting.startswith("objective.") for setting in self.settings):
             raise click.UsageError("--rate says what the objective is (mean-rate): leave --set objective.* out")
         return ("objective.name=mean-rate", f"objective.nats={self.rate}", *self.settings)
+
+    def config(self, data: Sequence[str], start: Start, out: Path, common: Common) -> Config:
+        """What to train. Raises UsageError where a rate is asked of a model without thoughts."""
+        how = {"thoughts": self.rate is not None, "allow_code": common.allow_code}
+        base = base_config(self.preset, data, start.configured(out), start.init_from, **how)
+        config = configure(base, self.config_file, self.all_settings, common, self.steps)
+        if self.rate is not None and not config.model.thoughts:
+            raise click.UsageError("--rate: a twin (model.thoughts = 0) has no thoughts that could carry anything")
+        return config
 
 
 @dataclass(frozen=True)
@@ -166,12 +176,7 @@ def command(
     closed terminal (SIGHUP), SIGTERM and SIGUSR1 save after the step under way.
     """
     start.check(plan)
-    data = text.data
-    how = {"thoughts": plan.rate is not None, "allow_code": common.allow_code}
-    base = base_config(plan.preset, data, start.configured(out), start.init_from, **how)
-    config = configure(base, plan.config_file, plan.all_settings, common, plan.steps)
-    if plan.rate is not None and not config.model.thoughts:
-        raise click.UsageError("--rate: a twin (model.thoughts = 0) has no thoughts that could carry anything")
+    config = plan.config(text.data, start, out, common)
 
     from ..runs import check_device, leave_of
 
@@ -180,38 +185,27 @@ def command(
     from pyro_ltm.reports.training_plots import plot_run
     from pyro_ltm.training import train
 
-    from ..estimate import announce
     from ..output import note
-    from ..progress import reporter
-    from ..several import are_several, only_leader
+    from ..progress import of_training, reporter
+    from ..several import only_leader
     from ..sources import remarks
 
-    is_text = not all(map(is_token_folder, data))
+    is_text = not all(map(is_token_folder, text.data))
     if start.resume and is_text and (out / "data.json").is_file():
         note(f"Going on with the data of {out}; text named with --data is not read again.")
     leave = leave_of(config)
     with _interruptible(out, device, leave), reporter() as report:
         run = train(
             config,
-            data=data,
             out=out,
-            resume=start.resume,
-            rewarm=start.rewarm or 0,
-            decay=start.decay or 0,
-            branch_from=start.branch_from,
-            init_from=start.init_from,
+            **given(**vars(start), **vars(text)),
             tokenizer=tokenizer_file.load(),
             reading=reading,
-            stream=text.stream,
-            workers=text.workers,
             device=device,
             allow_code=common.allow_code,
-            on_progress=report.training,
-            on_prepare=report.preparing,
-            on_interrupt=lambda: note(f"Stopping after this step, then saving{'' if are_several() else AT_ONCE}."),
+            **of_training(report),
             on_note=note,
             on_resume=lambda step, steps: note(_begins(out, step, steps)),
-            on_begin=announce,
         )
     only_leader()
     plot_run(out)
@@ -219,9 +213,6 @@ def command(
         for line in remarks(run.dataset("train").meta):
             note(line)
     _report(run, leave, common.as_json)
-
-
-AT_ONCE = "; Ctrl-C once more to stop at once"
 
 
 @contextlib.contextmanager

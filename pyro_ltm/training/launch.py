@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pyro_ltm.config import Config, without_code
-from pyro_ltm.data import Preparation, Reading, TokenDataset, TokenFolder, Tokenizer, prepare
-from pyro_ltm.data.folder import CHECKED, is_token_folder
+from pyro_ltm.data import TokenDataset, Tokenizer
+from pyro_ltm.data.folder import CHECKED
 from pyro_ltm.data.presets import preset_for
-from pyro_ltm.data.sources import sources_of
 from pyro_ltm.distributed import current, joined
 from pyro_ltm.errors import UserError, warn
 from pyro_ltm.files import made_folder
@@ -25,7 +24,7 @@ from pyro_ltm.model.precision import resolve_dtype
 from pyro_ltm.presets import preset
 from pyro_ltm.runs.base import load_config, save_config, share_base
 from pyro_ltm.runs.batches import check_fits
-from pyro_ltm.runs.data import open_data, own_data
+from pyro_ltm.runs.data import open_data
 from pyro_ltm.runs.folder import (
     CONFIG,
     EVALUATION,
@@ -36,7 +35,6 @@ from pyro_ltm.runs.folder import (
     WEIGHTS,
     WeightsMeta,
     read_tensors,
-    trainable,
 )
 from pyro_ltm.runs.notes import DATA, ORIGIN, data_note, note_data, origin_note
 from pyro_ltm.runs.run import Run
@@ -47,7 +45,8 @@ from pyro_ltm.training.origin import Origin, note_origin
 from pyro_ltm.training.parallel import check_shares
 from pyro_ltm.training.schedule import check_same, going_on_as
 from pyro_ltm.training.shortage import told_what_fits
-from pyro_ltm.training.trainer import Progress
+from pyro_ltm.training.text import Text
+from pyro_ltm.training.trainer import Progress, Trainer
 
 WRITTEN = (TOKENIZER, *WEIGHTS.values(), TRAINER, METRICS, EVALUATION, "plots/training.png")
 """Files that a run has only after its configuration: in a folder without one, these are somebody else's."""
@@ -72,20 +71,43 @@ class Callbacks:
     on_note: Callable[[str], None] = warn
 
 
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """With what a training begins: with nothing, a checkpoint of its own or of another run, or another run's weights.
+
+    Args:
+        resume: go on from the last checkpoint; a run that was killed before its first one starts again. A `config` with
+            other `slow.steps` than the run's extends it (see `Trainer.extend`); else it may differ only in what changes
+            no figure: how micro-batches split a slow step, what is computed again, when checkpoints are saved.
+        rewarm: slow steps in which the learning rate rises again where the run is extended.
+        decay: slow steps in which the rate of a run of `slow.schedule` wsd falls from where it is resumed, or branches;
+            they are its last.
+        branch_from: a run from whose last checkpoint, optimizer and all, the new one goes on as if it were resumed.
+            That run stays as it is. See `branch`.
+        init_from: a run whose weights the new one begins with, and whose tokenizer it keeps. See `Origin`.
+    """
+
+    resume: bool = False
+    rewarm: int = 0
+    decay: int = 0
+    branch_from: str | Path | None = None
+    init_from: str | Path | None = None
+
+    def check(self, data: object) -> None:
+        """Raises UserError where two of them, or one and the `data`, do not go together."""
+        if self.decay and (self.rewarm or not (self.resume or self.branch_from)):
+            raise UserError("--decay goes with --resume or --branch-from, and without --rewarm: it begins at the peak")
+        if self.branch_from is not None and (data or self.init_from or self.resume):
+            raise UserError("--branch-from names what to go on with: leave --data, --init-from and --resume out")
+
+
 def train(
     config: Config | None,
     *,
-    data: str | Path | Sequence[str] | None,
     out: str | Path,
+    data: str | Path | Sequence[str] | None = None,
     resume: bool = False,
-    rewarm: int = 0,
-    decay: int = 0,
-    branch_from: str | Path | None = None,
     init_from: str | Path | None = None,
-    tokenizer: str | Path | Tokenizer | None = None,
-    reading: Reading | None = None,
-    stream: bool = False,
-    workers: int = 1,
     device: str = "cpu",
     allow_code: bool = False,
     **more: Any,
@@ -97,95 +119,117 @@ def train(
 
     Args:
         config: what to train; None takes the run's own when resuming, else that of `init_from` or of `preset_for`.
-        data: a folder that `prepare` wrote, or sources to prepare inside the run folder; None when resuming.
         out: the run folder.
-        resume: go on from the last checkpoint; a run that was killed before its first one starts again. A `config` with
-            other `slow.steps` than the run's extends it (see `Trainer.extend`); else it may differ only in what changes
-            no figure: how micro-batches split a slow step, what is computed again, when checkpoints are saved.
-        rewarm: slow steps in which the learning rate rises again where the run is extended.
-        decay: slow steps in which the rate of a run of `slow.schedule` wsd falls from where it is resumed, or branches;
-            they are its last.
-        branch_from: a run from whose last checkpoint, optimizer and all, the new one goes on as if it were resumed.
-            That run stays as it is. See `branch`.
-        init_from: a run whose weights the new one begins with, and whose tokenizer it keeps. See `Origin`.
-        tokenizer, reading, workers: as in `prepare`, where the run prepares its own data.
-        stream: prepare no more of the text than the run will read: as many sequences as its steps take.
+        data: a folder that `prepare` wrote, or sources to prepare inside the run folder; None when resuming.
+        resume, init_from: go on from the last checkpoint; or begin with another run's weights: see `Start`.
         allow_code: as in `Run.load`, of the configuration of a run that goes on, branches or is begun with. What
             `config` names was given leave by whoever made it.
-        more: `guide`, `objective`, `optimizer`, `slow_optimizer`, `prior`: a name, a class, or an object, of which a
-            copy is trained (the run notes how to make it again, or that it must be given again); and see `Callbacks`.
+        more: what else is in `Start` (`rewarm`, `decay`, `branch_from`) and in `Text` (`tokenizer`, `reading`,
+            `stream`, `workers`); `guide`, `objective`, `optimizer`, `slow_optimizer`, `prior`: a name, a class, or an
+            object, of which a copy is trained (the run notes how to make it again, or that it must be given again);
+            and see `Callbacks`.
 
     Raises:
         UserError: bad input; `out` holds a run already and `resume` is False; another process writes it; resuming with
             another configuration; or the weights of `init_from` do not fit.
         Stopped: interrupted after saving.
     """
-    parts = {axis: more.pop(axis) for axis in AXES if axis in more}
-    out, watch = Path(out), Callbacks(**more)
+
+    def taken(names: Iterable[str]) -> dict[str, Any]:
+        return {name: more.pop(name) for name in names if name in more}
+
+    start = Start(resume=resume, init_from=init_from, **taken(("rewarm", "decay", "branch_from")))
+    text = Text(data=data, **taken(("tokenizer", "reading", "stream", "workers")))
+    parts, out, watch = taken(AXES), Path(out), Callbacks(**more)
     known = with_parts(config or Config(), **parts)
     with joined() as world, locked(out) if world.leads else nullcontext():
         device = world.device(device)
         if not world.leads:
             return follow(out, known, device)
-        config = known if config else None
-        trust: dict[str, Any] = {"allow_code": allow_code, "known": known}
-        if decay and (rewarm or not (resume or branch_from)):
-            raise UserError("--decay goes with --resume or --branch-from, and without --rewarm: it begins at the peak")
-        if branch_from is not None:
-            if data or init_from or resume:
-                raise UserError("--branch-from names what to go on with: leave --data, --init-from and --resume out")
-            trunk = Path(branch_from)
-            check_branch(trunk, out)
-            config = config or with_parts(starting_config(None, trunk, **trust), **parts)
-            steps = _plan(config, trunk, open_data(trunk, "train"), None, device, going_on=True)[1]
-            branched = branch(trunk, out, steps=steps, rewarm=rewarm, decay=decay)
-            config = with_known(going_on_as(branched, config), config)
-            resume, rewarm, decay = True, 0, 0  # the branch has them; resuming it trains it
-        going_on = _check_folder(out, resume, data)
+        launch = _Launch(out, device, parts, {"allow_code": allow_code, "known": known}, watch)
+        return launch.trainer(known if config else None, start, text).fit()
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """A run as the first process begins it, or goes on with it.
+
+    Attributes:
+        parts: of the configuration, those that came from Python. trust: `allow_code` and `known`, as in `Run.load`.
+    """
+
+    out: Path
+    device: str
+    parts: Mapping[str, Any]
+    trust: Mapping[str, Any]
+    watch: Callbacks
+
+    def trainer(self, config: Config | None, start: Start, text: Text) -> Trainer:
+        """The run prepared, planned, built and written, and its trainer, about to take the first step."""
+        start.check(text.data)
+        if start.branch_from is not None:
+            config, start = self._branched(config, Path(start.branch_from), start)
+        out, watch = self.out, self.watch
+        going_on = _check_folder(out, start.resume, text.data)
         trained = going_on and bool(kept(out))
-        origin = Origin.find(out, init_from, going_on=going_on, trained=trained, **trust)
-        start = out if going_on else None, origin.run.folder if origin else None
-        config = config or with_parts(starting_config(data, *start, **trust), **parts)
+        origin = Origin.find(out, start.init_from, going_on=going_on, trained=trained, **self.trust)
+        known_from = out if going_on else None, origin.run.folder if origin else None
+        config = config or self._own_config(text.data, *known_from)
         if config.graft.base and origin is None and not going_on:
             raise UserError("graft.base: a graft begins with 'pyro-ltm graft', and learns with --init-from that run")
         check_shares(config, current().size)
         check_config(config)
         with made_folder(out):
-            text = {"tokenizer": tokenizer, "reading": reading, "workers": workers, "progress": watch.on_prepare}
-            text["sequences"] = config.slow.steps * config.slow.sequences if stream else 0
-            training = TokenDataset(_tokens(config, data, out, going_on, origin, text))
-            training.folder.verify(above=CHECKED, report=lambda files, size: watch.on_prepare("check", files, size))
-            config, steps = _plan(config, out, training, origin, device, going_on=going_on)
-            if rewarm and steps == config.slow.steps:
+            tokens = text.tokens(config, out, origin, going_on=going_on, progress=watch.on_prepare)
+            tokens.verify(above=CHECKED, report=lambda files, size: watch.on_prepare("check", files, size))
+            training = TokenDataset(tokens)
+            config, steps = _plan(config, out, training, origin, self.device, going_on=going_on)
+            if start.rewarm and steps == config.slow.steps:
                 raise UserError("--rewarm is of a run that is extended: give --resume and more --steps than it has")
             config = share_base(config, out)
             if going_on and config.slow != load_config(out).slow:
                 save_config(out, config)
-            model, loop = build(config, device=device)
+            run = Run(out, config, *build(config, device=self.device), training.tokenizer, 0)
             if origin is not None:
-                origin.give(trainable(model, loop.guide), config)
-        if trained:
-            run = Run(out, config, model, loop, training.tokenizer, 0)
-        else:
+                origin.give(run.trainable, config)
+        if not trained:
             note_data(out, training)
             note_origin(out, origin)
-            run = Run.create(out, config, model, loop, training.tokenizer)
+            run = Run.create(out, config, run.model, run.loop, run.tokenizer)
+        changed = start.decay or steps != config.slow.steps
         beginning = Beginning(
             going_on=going_on,
             trained=trained,
             has_origin=origin is not None,
             distributed=config.distributed,
-            extension={"steps": steps, "rewarm": rewarm, "decay": decay} if decay or steps != config.slow.steps else {},
+            extension={"steps": steps, "rewarm": start.rewarm, "decay": start.decay} if changed else {},
         )
-        world.tell(beginning)
+        return self._begun(beginning, run, training)
+
+    def _own_config(self, *where: Any) -> Config:
+        """The configuration of a run for which none is given (`starting_config`), with the parts that are."""
+        return with_parts(starting_config(*where, **self.trust), **self.parts)
+
+    def _branched(self, config: Config | None, trunk: Path, start: Start) -> tuple[Config, Start]:
+        """Makes the run a branch of `trunk`; its configuration, and how it is trained: resumed, by its own plan."""
+        check_branch(trunk, self.out)
+        config = config or self._own_config(None, trunk)
+        steps = _plan(config, trunk, open_data(trunk, "train"), None, self.device, going_on=True)[1]
+        branched = branch(trunk, self.out, steps=steps, rewarm=start.rewarm, decay=start.decay)
+        return with_known(going_on_as(branched, config), config), Start(resume=True)
+
+    def _begun(self, beginning: Beginning, run: Run, training: TokenDataset) -> Trainer:
+        """Tells the other processes and whoever watches that it begins; the trainer."""
+        watch = self.watch
+        current().tell(beginning)
         trainer = beginning.trainer(run, training, watch.on_progress, watch.on_interrupt, watch.on_note)
-        if trained:
+        if beginning.trained:
             _put_back_tokenizer(run, watch.on_note)
-        if going_on:
+        if beginning.going_on:
             watch.on_resume(trainer.counters.step, trainer.slow.steps)
-        with told_what_fits(out, trainer.slow):  # it may measure a step
-            watch.on_begin(trainer.run.config, training, trainer.counters.step, device)
-        return trainer.fit()
+        with told_what_fits(self.out, trainer.slow):  # it may measure a step
+            watch.on_begin(trainer.run.config, training, trainer.counters.step, self.device)
+        return trainer
 
 
 def starting_config(
@@ -276,58 +320,6 @@ def _plan(
     if config.slow.keep_best and "validation" not in training.folder.splits:
         raise UserError(f"slow.keep_best = true: {training.folder.path} has no validation split by which one is best")
     return config, steps
-
-
-def _tokens(
-    config: Config,
-    data: str | Path | Sequence[str] | None,
-    out: Path,
-    going_on: bool,
-    origin: Origin | None,
-    text: dict[str, Any],
-) -> TokenFolder:
-    """The folder of tokens to train on: the one named, the run's own, or one prepared now inside the run folder.
-
-    Of one that was appended to since the run began: as it was then.
-
-    Args:
-        text: how it is prepared: `tokenizer`, `reading`, `sequences`, `workers` and `progress`.
-    """
-    sources, tokenizer, reading = sources_of(data), text["tokenizer"], text["reading"]
-    ready = len(sources) == 1 and is_token_folder(sources[0])
-    recorded = going_on and (out / DATA).exists()
-    if (ready or recorded) and (tokenizer or text["sequences"] or reading not in (None, Reading())):
-        raise UserError(
-            "a tokenizer, a way of reading or --stream is of use only for text that is prepared now: "
-            f"{sources[0] if ready else out} has its tokens already; leave it out"
-        )
-    if ready:
-        named, note = TokenFolder.open(sources[0]), data_note(out) if going_on else None
-        return (note and named.as_of(note.fingerprint)) or named
-    if recorded:
-        folder = open_data(out, "train").folder
-        known = [str(source) for source in folder.meta["sources"]]
-        if sources and set(map(_whole_path, sources)) != set(map(_whole_path, known)):
-            raise UserError(
-                f"{out}: learns from {', '.join(known)}, not from {', '.join(sources)}: leave --data out to go on, or "
-                f"begin another run with --init-from {out}"
-            )
-        return folder
-    if not sources:
-        raise UserError(f"{out / DATA}: missing; name the data with --data")
-    with own_data(out) as place:
-        return prepare(
-            sources,
-            place,
-            Preparation.of(config),
-            overwrite=True,  # what a run that was killed while it began left behind
-            **{**text, "tokenizer": origin.tokenizer(tokenizer) if origin else tokenizer},
-        )
-
-
-def _whole_path(source: str) -> str:
-    """The name of a source that is the same from whichever folder it is given."""
-    return os.path.abspath(source) if os.path.exists(source) else source
 
 
 def as_the_data_are(config: Config, data: TokenDataset) -> Config:
