@@ -10,6 +10,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.inference.codec import Codec, continuation, encode_for
 from pyro_ltm.inference.fast_loop import FastLoop
 from pyro_ltm.inference.posterior import Posterior
-from pyro_ltm.inference.writing import Rethinking, Row, Writer, Written, added
+from pyro_ltm.inference.writing import Row, Writer, Written, added
 from pyro_ltm.model import DecodingOptions, LatentThoughtModel, sample_tokens
 from pyro_ltm.model.sampling import check_room
 from pyro_ltm.noise import Noise, draw, fold
@@ -104,11 +105,9 @@ def generate(
     num: int = 1,
     max_new_tokens: int | None = None,
     thoughts: Tensor | None = None,
-    sampler: DecodingOptions | None = None,
-    rethinking: Rethinking | None = None,
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
-    seed: int = 0,
+    **how: Any,
 ) -> list[Generated]:
     """Writes `num` texts, after one prompt, after none, or after each of several.
 
@@ -121,9 +120,10 @@ def generate(
             depends on the seed, the prompt, and how often it came before, not on the others, but for rounding
             (and at a `batch_size` of 1 to the bit).
         max_new_tokens: at most so many tokens each; None: as many as the model's length allows.
-        rethinking: how often thoughts are fitted to what was written, and it is written again; None: never.
         batch_size: texts at a time; those of one prompt are always written together.
         progress: called with the texts done.
+        how: `sampler`, a `DecodingOptions`; `rethinking`, a `Rethinking`: how often thoughts are fitted to what was
+            written, and it is written again; `seed`. None: as `Writer` has it.
 
     Raises:
         UserError: prompt too long, more new tokens than fit, thoughts of another shape, or an empty one among
@@ -135,15 +135,19 @@ def generate(
         raise UserError("several prompts: give neither another prompt nor thoughts beside them")
     if min(num, batch_size) < 1:
         raise UserError(f"num = {num}, batch_size = {batch_size}: at least 1")
-    rethinking = rethinking or Rethinking()
-    rethinking.check(model, loop)
-    writer = Writer(model, loop, codec, sampler, rethinking, seed)
-    if prompts is None:
-        tokens = encode_for(model, codec, prompt) if prompt else [codec.end_of_text]
-        z = _thoughts_of(writer, prompt, num, thoughts)
-        rows = [Row(tokens, prompt, _room(model, tokens, max_new_tokens), (text,)) for text in range(len(z))]
-        return [_generated(codec, row, one) for row, one in zip(rows, writer.write(rows, z), strict=True)]
-    asked = _named(writer, prompts, max_new_tokens)
+    writer = Writer(model, loop, codec, **{name: value for name, value in how.items() if value is not None})
+    if prompts is not None:
+        asked = _named(writer, prompts, max_new_tokens)
+        return [text for texts in _after_each(writer, asked, num, batch_size, progress) for text in texts]
+    tokens = encode_for(model, codec, prompt) if prompt else [codec.end_of_text]
+    z, room = _thoughts_of(writer, prompt, num, thoughts), _room(model, tokens, max_new_tokens)
+    return _written(writer, [Row(tokens, prompt, room, (text,)) for text in range(len(z))], z)
+
+
+def _after_each(
+    writer: Writer, asked: Sequence[Row], num: int, batch_size: int, progress: Callable[[int], None] | None
+) -> list[list[Generated]]:
+    """The `num` texts after each prompt."""
     found: dict[int, list[Generated]] = {}
     # Those of like lengths together.
     order = sorted(range(len(asked)), key=lambda at: (len(asked[at].prompt), asked[at].key))
@@ -151,14 +155,16 @@ def generate(
     for places in (order[start : start + at_a_time] for start in range(0, len(order), at_a_time)):
         some = [asked[place] for place in places]
         rows = [dataclasses.replace(row, key=(*row.key, text)) for row in some for text in range(num)]
-        new = [
-            _generated(codec, row, one)
-            for row, one in zip(rows, writer.write(rows, _thoughts_of_all(writer, some, num)), strict=True)
-        ]
+        new = _written(writer, rows, _thoughts_of_all(writer, some, num))
         found |= {place: new[at * num : (at + 1) * num] for at, place in enumerate(places)}
         if progress:
             progress(len(found) * num)
-    return [text for place in range(len(asked)) for text in found[place]]
+    return [found[place] for place in range(len(asked))]
+
+
+def _written(writer: Writer, rows: Sequence[Row], thoughts: Tensor) -> list[Generated]:
+    """The texts of rows, from these thoughts [B, N, D]."""
+    return [_generated(writer.codec, row, one) for row, one in zip(rows, writer.write(rows, thoughts), strict=True)]
 
 
 def _named(writer: Writer, prompts: Sequence[str], new: int | None) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -100,14 +100,26 @@ class Written:
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes rows together. What a row gets does not depend on the others, but for rounding."""
+    """Writes rows together. What a row gets does not depend on the others, but for rounding.
+
+    Args:
+        sampler: how tokens are drawn; None: `DecodingOptions()`.
+        rethinking: how often thoughts are fitted to what was written, and it is written again.
+        seed: of all noise.
+
+    Raises:
+        UserError: there is to be rethinking, and model and fast loop do not allow it.
+    """
 
     model: LatentThoughtModel
     loop: FastLoop
     codec: Codec
-    sampler: DecodingOptions | None
-    rethinking: Rethinking
-    seed: int
+    sampler: DecodingOptions | None = None
+    rethinking: Rethinking = field(default_factory=Rethinking)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.rethinking.check(self.model, self.loop)
 
     def write(self, rows: Sequence[Row], thoughts: Tensor) -> list[Written]:
         """The text of each row that is kept; `thoughts` [B, N, D]: those of its first text."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_ltm.model.protocol import TokenDecoder
-from pyro_ltm.model.sampling import DecodingOptions, Generators, check_room, uniform
+from pyro_ltm.model.sampling import DecodingOptions, Generators, Span, uniform
 
 
 @torch.no_grad()
@@ -34,18 +34,13 @@ def denoise(
     Raises:
         UserError: the prompt and the new tokens do not fit the decoder's length.
     """
-    size, width = prompt.shape
-    begins = [width] * size if lengths is None else list(lengths)
-    new = [max_new_tokens] * size if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    for begin, count in zip(begins, new, strict=True):
-        check_room(begin, count, decoder.config.max_length)
-    totals = [begin + count for begin, count in zip(begins, new, strict=True)]
-    written = prompt.new_full((size, max(totals)), 0 if end is None else end)
+    span, (size, width) = Span.of(prompt, max_new_tokens, lengths, decoder), prompt.shape
+    written = prompt.new_full((size, max(span.totals)), 0 if end is None else end)
     with decoder.fused_weights():
-        for total in sorted(set(totals)):  # rows of one length are read together
-            rows = [row for row, own in enumerate(totals) if own == total]
+        for total in sorted(set(span.totals)):  # rows of one length are read together
+            rows = [row for row, own in enumerate(span.totals) if own == total]
             texts = torch.cat([prompt[rows], prompt.new_zeros(len(rows), max(0, total - width))], dim=1)[:, :total]
-            canvas = _Canvas(texts, [begins[row] for row in rows], _of(generator, rows))
+            canvas = _Canvas(texts, [span.begins[row] for row in rows], _of(generator, rows))
             written[rows, :total] = canvas.write(decoder, sampler or DecodingOptions(), end)
     return written
 

@@ -44,6 +44,14 @@ class DecodingOptions:
         if self.diffusion_steps < 0:
             raise UserError(f"diffusion_steps = {self.diffusion_steps}: must be at least 0 (0: one for each token)")
 
+    def check_in_order(self) -> None:
+        """Raises UserError where they ask for passes of a masked diffusion."""
+        if self.diffusion_steps:
+            raise UserError(
+                f"diffusion_steps = {self.diffusion_steps}: this model writes one token after the other; only one of "
+                "model.kind = masked-diffusion has such steps"
+            )
+
     def log_probs(self, logits: Tensor) -> Tensor:
         """Log-probabilities [..., V] of what is drawn from; tokens left out have -inf. Needs temperature > 0."""
         return self._filtered(logits).log_softmax(-1)
@@ -101,6 +109,28 @@ def _below(weights: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     return index[:, 0], share[:, 0]
 
 
+@dataclass(frozen=True)
+class Span:
+    """The places of the new tokens in each row.
+
+    Attributes:
+        begins: tokens of each prompt. totals: tokens of prompt and continuation, at most.
+    """
+
+    begins: list[int]
+    totals: list[int]
+
+    @classmethod
+    def of(cls, prompt: Tensor, new: int | Sequence[int], lengths: Sequence[int] | None, decoder: TokenDecoder) -> Span:
+        """`new` tokens after prompts [B, P] of these lengths; None: P. Raises UserError where they do not fit."""
+        size, width = prompt.shape
+        begins = [width] * size if lengths is None else list(lengths)
+        counts = [new] * size if isinstance(new, int) else list(new)
+        for begin, count in zip(begins, counts, strict=True):
+            check_room(begin, count, decoder.config.max_length)
+        return cls(begins, [begin + count for begin, count in zip(begins, counts, strict=True)])
+
+
 @torch.no_grad()
 def sample_tokens(
     decoder: TokenDecoder,
@@ -133,27 +163,19 @@ def sample_tokens(
         UserError: the prompt and the new tokens do not fit the decoder's length (its T inputs, and the last output).
     """
     check_in_order(decoder)
-    size, width = prompt.shape
-    lengths = [width] * size if lengths is None else list(lengths)
-    new = [max_new_tokens] * size if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    for length, count in zip(lengths, new, strict=True):
-        check_room(length, count, decoder.config.max_length)
-    totals = [length + count for length, count in zip(lengths, new, strict=True)]
-    sampler, start, last = sampler or DecodingOptions(), min(lengths), max(totals)
-    if sampler.diffusion_steps:
-        raise UserError(
-            f"diffusion_steps = {sampler.diffusion_steps}: this model writes one token after the other; only one of "
-            "model.kind = masked-diffusion has such steps"
-        )
+    span, (size, width) = Span.of(prompt, max_new_tokens, lengths, decoder), prompt.shape
+    sampler = sampler or DecodingOptions()
+    sampler.check_in_order()
+    start, last = min(span.begins), max(span.totals)
     written = [prompt[:, :start]]
     ended = torch.zeros(size, dtype=torch.bool, device=prompt.device)
     # Whose prompt goes on at a place, and who has all its tokens before it: known beforehand.
-    given, total = (torch.tensor(each, device=prompt.device) for each in (lengths, totals))
+    given, total = (torch.tensor(each, device=prompt.device) for each in (span.begins, span.totals))
     if start < last:
         hidden, cache = decoder.prefill(written[0], thoughts)
         decoder = packed(decoder, size, last - start)
     for at in range(start, last):
-        rows = [row for row, length in enumerate(lengths) if length <= at]
+        rows = [row for row, length in enumerate(span.begins) if length <= at]
         token = _draw(decoder, hidden, rows, sampler, generator)
         if len(rows) < size:
             token = torch.where(given > at, prompt[:, min(at, width - 1)], token)

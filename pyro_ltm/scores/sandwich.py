@@ -100,18 +100,11 @@ def evaluate_sandwich(
             tallies["bound"].add(batch, terms.distortion.double() + terms.rate.double())
             tallies["importance_weighted"].add(batch, importance_nats(terms.log_weight.double(), particles))
             tallies["at_most"].add(batch, importance_nats(forward, how.chains))
-    figures: dict[str, Any] = {name: tally.figure(Figure, name.replace("_", " ")) for name, tally in tallies.items()}
-    most, least, bound = figures["at_most"], figures["at_least"], figures["bound"]
-
-    def above(one: Figure, other: Figure) -> Difference:
-        return difference(one.sequence_nats, other.sequence_nats, one.sequence_tokens, None)
-
+    figures = {name: tally.figure(Figure, name.replace("_", " ")) for name, tally in tallies.items()}
     return Sandwich(
         **figures,
-        width=above(most, least),
-        loose_at_least=above(bound, most),
-        loose_at_most=above(bound, least),
-        texts=len(most.sequence_nats),
+        **_distances(**figures),
+        texts=len(figures["bound"].sequence_nats),
         particles=particles,
         acceptance=[float(torch.cat(one).mean()) for one in taken],
         guide=type(loop.guide).__name__,
@@ -119,3 +112,13 @@ def evaluate_sandwich(
         seed=seed,
         **vars(how),
     )
+
+
+def _distances(at_most: Figure, at_least: Figure, bound: Figure, **_: Figure) -> dict[str, Difference]:
+    """How far the sides are apart, and the bound from either; texts are independent."""
+
+    def above(one: Figure, other: Figure) -> Difference:
+        return difference(one.sequence_nats, other.sequence_nats, one.sequence_tokens, None)
+
+    distances = {"width": above(at_most, at_least), "loose_at_least": above(bound, at_most)}
+    return distances | {"loose_at_most": above(bound, at_least)}
