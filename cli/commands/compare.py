@@ -169,6 +169,7 @@ def _train(
     **options: Any,
 ) -> Comparison:
     """A decoder under each pair."""
+    from pyro_ltm.comparison.result import RIVALS
     from pyro_ltm.comparison.trainings import compare_training
     from pyro_ltm.config import merge
     from pyro_ltm.presets import preset as named
@@ -180,6 +181,7 @@ def _train(
 
     for name in ("guide_steps", "rhat"):
         options.pop(name)
+    rivals = [name for name in RIVALS if options.pop(name)]
     config = configure(named(preset or "nano"), config_file, settings, common, steps)
     if fast_steps:
         config = merge(config, {"fast": {"steps": fast_steps[0]}}, where="--fast-steps")
@@ -191,6 +193,7 @@ def _train(
             data=data,
             device=check_device(common.device),
             report=report.counting,
+            rivals=rivals,
             on_pair=lambda label: note(f"Training: {label}"),
             **of_training(report),
             **options,

@@ -43,47 +43,61 @@ Progress = Callable[[int, float], None]
 """Called with the sequences done and the nats a token so far."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairScoring:
+    """How every pair is scored.
+
+    Attributes:
+        particles: draws K for the figures. curve_particles: for each point of the curve.
+        rhat: a sampler's chains are kept and looked at, through the extra `arviz`.
+        seed: of the noise.
+    """
+
+    particles: int = 64
+    curve_particles: int = 8
+    rhat: bool = False
+    seed: int = 0
+
+
 @torch.no_grad()
 def score_pair(
     model: nn.Module,
     batches: Sequence[Batch],
     loop: FastLoop,
+    how: PairScoring | None = None,
     *,
-    particles: int = 64,
-    curve_particles: int = 8,
-    rhat: bool = False,
-    seed: int = 0,
     progress: Progress | None = None,
+    **settings: Any,
 ) -> PairScore:
     """Fits q to every sequence and scores it.
 
     Args:
-        particles: draws K for the figures. curve_particles: for each point of the curve.
-        rhat: a sampler's chains are kept and looked at.
+        how: None: `PairScoring()`. settings: single ones of it, by name, in place of those of `how`.
 
     Raises:
         UserError: model and guide do not fit one another.
     """
+    how = dataclasses.replace(how or PairScoring(), **settings)
     loop = dataclasses.replace(loop.for_scores(), recorder=None)  # each step is watched
-    totals = _Totals(model, loop, particles, curve_particles, seed)
+    totals, seed = _Totals(model, loop, how), fold(how.seed, "fit")
     if loop.objective.couples_batch:
         batches = [one for batch in batches for one in batch.apart()]
     device, few = batches[0].device, loop.steps - loop.steps // 2 < LEAST_DRAWS
-    keep = rhat and loop.guide.has_chains and not few
-    with evaluating(model), pyro.validation_enabled(False), _own_generator(device, seed):
-        start = partial(loop.with_steps(min(1, loop.steps)).fit, model, batches[0], seed=fold(seed, "fit"))
+    keep = how.rhat and loop.guide.has_chains and not few
+    with evaluating(model), pyro.validation_enabled(False), _own_generator(device, how.seed):
+        start = partial(loop.with_steps(min(1, loop.steps)).fit, model, batches[0], seed=seed)
         # What a guide does at its end (a Hessian) is too long for the profiler's record, which held 15 GB of it.
         memory = peak_memory(start, device) if type(loop.guide).finish is Guide.finish else None
         start()  # what a first fit sets up is no part of its time
         for batch in batches:
             clock = _Clock(device, totals.curve_steps)
-            posterior = loop.fit(model, batch, seed=fold(seed, "fit"), keep_chains=keep, watch=clock)
+            posterior = loop.fit(model, batch, seed=seed, keep_chains=keep, watch=clock)
             clock.stop()
             totals.add(batch, posterior, clock)
             if progress:
                 progress(totals.sequences, totals.level)
     found = totals.score(memory)
-    return found.with_note(TOO_FEW) if rhat and loop.guide.has_chains and few else found
+    return found.with_note(TOO_FEW) if how.rhat and loop.guide.has_chains and few else found
 
 
 def curve_steps(steps: int) -> list[int]:
@@ -129,9 +143,7 @@ class _Totals:
 
     model: nn.Module
     loop: FastLoop
-    particles: int
-    curve_particles: int
-    seed: int
+    how: PairScoring
     columns: dict[str, list[Tensor]] = field(default_factory=dict)
     places: list[Places] = field(default_factory=list)
     curves: list[list[tuple[float, float]]] = field(default_factory=list)
@@ -163,14 +175,14 @@ class _Totals:
             self.curves.append(self._curve(batch, posterior, clock))
 
     def _figures(self, batch: Batch, posterior: Posterior) -> dict[str, Tensor]:
-        terms = posterior.with_noise(fold(self.seed, "score")).score(self.model, batch, particles=self.particles)
+        unseen, count = posterior.with_noise(fold(self.how.seed, "score")), self.how.particles
+        terms, nothing = unseen.score(self.model, batch, particles=count), torch.zeros_like(unseen.sample()[0])
         weight = terms.log_weight.double()
-        nothing = torch.zeros_like(posterior.with_noise(fold(self.seed, "score")).sample()[0])
         tail = {} if self._no_pareto_k else {"pareto_k": pareto_k(weight)}
         return tail | {
             "distortion": terms.distortion.double(),
             "rate": terms.rate.double(),
-            "iwae": importance_nats(weight, self.particles),
+            "iwae": importance_nats(weight, count),
             "ess": effective_sample_size(weight),
             "without": -LogJoint(self.model, batch).parts(nothing)[0].double(),
             "log_joint": (terms.log_likelihood + terms.log_prior).mean(0).double(),
@@ -178,11 +190,11 @@ class _Totals:
 
     @property
     def _no_pareto_k(self) -> str:
-        return why_no_pareto_k(self.particles, self.loop.guide.thoughts)
+        return why_no_pareto_k(self.how.particles, self.loop.guide.thoughts)
 
     def _figures_of_point(self, batch: Batch, posterior: Posterior) -> dict[str, Tensor]:
         log_joint = LogJoint(self.model, batch)
-        draws = posterior.with_noise(fold(self.seed, "score")).sample(self.curve_particles)
+        draws = posterior.with_noise(fold(self.how.seed, "score")).sample(self.how.curve_particles)
         parts = [log_joint.parts(z) for z in draws]
         likelihood, prior = (torch.stack(part).double().mean(0) for part in zip(*parts, strict=True))
         return {"distortion": -likelihood, "log_joint": likelihood + prior}
@@ -208,8 +220,8 @@ class _Totals:
 
     def _nats(self, batch: Batch, posterior: Posterior) -> float:
         """Minus the ELBO of a batch, on the curve's noise; the KL exact where it can be."""
-        fresh = posterior.with_noise(fold(self.seed, "curve"))
-        terms = fresh.score(self.model, batch, particles=self.curve_particles)
+        fresh = posterior.with_noise(fold(self.how.seed, "curve"))
+        terms = fresh.score(self.model, batch, particles=self.how.curve_particles)
         return float((terms.distortion.double() + terms.rate.double()).sum())
 
     @property
@@ -262,7 +274,7 @@ class _Totals:
             "iwae": estimate(self._column("iwae"), tokens, places),
             "ess": finite(ess.mean()),
             "ess_stderr": finite(mean_error(ess, places).stderr),
-            "pareto_k": None if self._no_pareto_k else ParetoK.of(self._column("pareto_k"), self.particles),
+            "pareto_k": None if self._no_pareto_k else ParetoK.of(self._column("pareto_k"), self.how.particles),
             "no_pareto_k": self._no_pareto_k,
             "rate": finite(rate.mean()),
             "exchange_rate": exchange_rate(self._column("without"), self._column("distortion"), rate, places),

@@ -20,7 +20,7 @@ from torch import nn
 
 from pyro_ltm.comparison.loop import Plan, Report, attempt, find_refusals, run_plan
 from pyro_ltm.comparison.named import NamedGuides, Parts, guides_for, objectives_for
-from pyro_ltm.comparison.pair_score import score_pair
+from pyro_ltm.comparison.pair_score import PairScoring, score_pair
 from pyro_ltm.comparison.result import Comparison, Key, PairScore
 from pyro_ltm.comparison.train_guide import GuideTraining, is_trainable, train_guide
 from pyro_ltm.data import DataOrder, TokenDataset
@@ -48,16 +48,12 @@ def compare_posteriors(
     objectives: Mapping[str, ELBO],
     optimizer: FastOptimizer | None = None,
     fast_steps: Sequence[int] = (16,),
-    particles: int = 64,
-    curve_particles: int = 8,
-    seed: int = 0,
     guide_training: GuideTraining | None = None,
-    rhat: bool = False,
     out: Path | str | None = None,
     about: Mapping[str, Any] | None = None,
     report: Report | None = None,
     on_guide_training: Callable[[int, int, float], None] | None = None,
-    **fitting: Any,
+    **options: Any,
 ) -> Comparison:
     """Fits every guide by every objective under a trained decoder, and scores them all alike.
 
@@ -66,13 +62,13 @@ def compare_posteriors(
         batches: the sequences, on the model's device; each pair sees all of them.
         guides, objectives: by the names to show. Guides are not changed: those with shared parameters are copied.
         fast_steps: one or several numbers of fast steps, each scored by itself.
-        particles: draws K. curve_particles: draws for each point of the curves.
         guide_training: how the shared parameters of guides are trained first; None takes them as they are.
-        rhat: R-hat and sample sizes of samplers' chains, through the extra `arviz`.
         out: a folder in which each pair is saved once it is scored; pairs found there are not scored again.
         on_guide_training: called as the first guide learns, with the pairs whose guides do, their steps, and about how
             many seconds all of them take.
-        about: for people: what was run. fitting: `noise`, `tolerance` and `patience` of every fit.
+        about: for people: what was run.
+        options: what is in `PairScoring` (`particles`, `curve_particles`, `rhat`, `seed`); and `noise`, `tolerance` and
+            `patience` of every fit.
 
     Raises:
         UserError: no pair fits, nothing to score, `rhat` of guides without chains, or `out` holds a comparison with
@@ -81,21 +77,22 @@ def compare_posteriors(
     named = guides if isinstance(guides, NamedGuides) else NamedGuides(dict(guides))
     if not batches or not objectives or not fast_steps or not named.names:
         raise UserError("nothing to compare: give sequences, guides, objectives and fast steps")
-    if rhat and not any(guide.has_chains for guide in named.guides.values()):
+    names = [entry.name for entry in dataclasses.fields(PairScoring) if entry.name in options]
+    scoring = PairScoring(**{name: options.pop(name) for name in names})
+    if scoring.rhat and not any(guide.has_chains for guide in named.guides.values()):
         raise UserError("rhat: none of these guides draws chains: name one that does, such as hmc or mala")
-    if rhat:
+    if scoring.rhat:
         array_stats()  # or it is not installed
     fits = _Fits(
         model,
         batches,
         named,
         {name: as_objective(one).at(1.0) for name, one in objectives.items()},
-        {"optimizer": optimizer or Adam(), **fitting},
-        {"particles": particles, "curve_particles": curve_particles, "seed": seed},
+        {"optimizer": optimizer or Adam(), **options},
+        scoring,
         guide_training,
         report,
         on_guide_training,
-        rhat,
     )
     return run_plan(fits.plan(fast_steps), batches, fits.score, out=Path(out) if out is not None else None, about=about)
 
@@ -109,11 +106,10 @@ class _Fits:
     guides: NamedGuides
     objectives: Mapping[str, Objective]
     shared: Mapping[str, Any]
-    draws: Mapping[str, Any]
+    scoring: PairScoring
     guide_training: GuideTraining | None
     report: Report | None
     on_guide_training: Callable[[int, int, float], None] | None = None
-    rhat: bool = False
 
     def plan(self, fast_steps: Sequence[int]) -> Plan:
         """The pairs, and all that their figures depend on."""
@@ -135,7 +131,7 @@ class _Fits:
             "batch_size": self.batches[0].size,
             "model": fingerprint(self.model),
             "data": data_fingerprint(self.batches),
-            **self.draws,
+            **{name: getattr(self.scoring, name) for name in ("particles", "curve_particles", "seed")},
             "optimizer": describe(fitting.pop("optimizer")),
             "fitting": fitting,
             "device": str(self.batches[0].inputs.device.type),
@@ -175,11 +171,11 @@ class _Fits:
             loop = dataclasses.replace(loop, guide=copy.deepcopy(loop.guide))
             if self.guide_training and self.guide_training.steps:
                 progress = self.report(f"train the guide of {label}", None) if self.report else None
-                seed = fold(self.draws["seed"], "teach")
+                seed = fold(self.scoring.seed, "teach")
                 pace = self._on_pace(key, self.guide_training.steps)
                 seconds = train_guide(self.model, loop, self.guide_training, seed=seed, progress=progress, on_pace=pace)
         progress = self.report(label, sum(batch.size for batch in self.batches)) if self.report else None
-        found = score_pair(self.model, self.batches, loop, rhat=self.rhat, progress=progress, **self.draws)
+        found = score_pair(self.model, self.batches, loop, self.scoring, progress=progress)
         return dataclasses.replace(found, guide_training_seconds=seconds)
 
     def _on_pace(self, key: Key, steps: int) -> Callable[[float], None] | None:

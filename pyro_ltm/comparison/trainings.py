@@ -14,7 +14,7 @@ from pyro_ltm.comparison.comparison_file import check_target
 from pyro_ltm.comparison.loop import Plan, Report, attempt, failed, find_refusals, run_plan
 from pyro_ltm.comparison.named import Parts, named_parts, pair_config, unfit_config
 from pyro_ltm.comparison.pair_score import score_pair
-from pyro_ltm.comparison.result import Comparison, DecoderTraining, Key, PairScore, Validation, arrival
+from pyro_ltm.comparison.result import RIVALS, Comparison, DecoderTraining, Key, PairScore, Validation, arrival
 from pyro_ltm.config import Component, Config
 from pyro_ltm.data import Preparation, Reading, TokenDataset, prepare
 from pyro_ltm.data.folder import TokenFolder, is_token_folder
@@ -51,13 +51,10 @@ def compare_training(
     sequences: int | None = 64,
     particles: int = 64,
     batch_size: int = 32,
-    twin: bool = False,
-    masked_diffusion: bool = False,
+    rivals: Sequence[str] = (),
     reading: Reading | None = None,
     device: str = "cpu",
     about: Mapping[str, Any] | None = None,
-    report: Report | None = None,
-    on_pair: Callable[[str], None] = lambda label: None,
     **watching: Any,
 ) -> Comparison:
     """Trains a decoder under each pair, on the same tokens in the same order, and scores them all alike.
@@ -69,9 +66,9 @@ def compare_training(
         config: what all pairs share. data: a prepared folder, or text to prepare in `out/data`.
         guides, objectives: as in `compare_run`.
         sequences: validation sequences to score, from the first; None: all.
-        twin, masked_diffusion: train and score this rival as well.
-        on_pair: called with a label before each training.
-        watching: `on_progress`, `on_begin`, `on_prepare` and `on_interrupt`, as in `train`.
+        rivals: train and score these as well: some of `RIVALS`.
+        watching: `on_pair`, called with a label before each training; `report`, as in `compare_run`; and `on_progress`,
+            `on_begin`, `on_prepare` and `on_interrupt`, as in `train`.
 
     Raises:
         UserError: bad input, no pair fits, or `out` holds something else.
@@ -84,6 +81,8 @@ def compare_training(
             "model.thoughts = 0: guides and objectives need thoughts; the rivals beside them are --twin and "
             "--masked-diffusion"
         )
+    if unknown := [name for name in rivals if name not in RIVALS]:
+        raise UserError(f"rivals: no '{unknown[0]}': choose from {', '.join(RIVALS)}")
     config = with_validations(config)
     guides, objectives = named_parts(guides), named_parts(objectives)
     configs = {
@@ -94,13 +93,13 @@ def compare_training(
     folder = open_tokens(config, sources_of(data), out, reading, watching.pop("on_prepare", None))
     validation = open_validation(config, folder)
     batches = list(dataset_batches(validation, batch_size, "cpu", limit=sequences))
+    report, on_pair = watching.pop("report", None), watching.pop("on_pair", lambda label: None)
     start = partial(train, data=folder, resume=True, device=device, **watching)
     trainings = _Trainings(config, configs, out / "runs", start, batches, particles, report, on_pair)
     settings = {"data": validation.folder.fingerprint, "batch_size": batch_size, "device": device.partition(":")[0]}
     plan, about = trainings.plan(refusals, settings), {"data": str(folder), **(about or {})}
-    asked = {"twin": twin, "masked_diffusion": masked_diffusion}
-    rivals = {name: partial(trainings.score_rival, name) for name, wanted in asked.items() if wanted}
-    return run_plan(plan, batches, trainings.score, out=out, about=about, rivals=rivals)
+    beside = {name: partial(trainings.score_rival, name) for name in RIVALS if name in rivals}
+    return run_plan(plan, batches, trainings.score, out=out, about=about, rivals=beside)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ PAIRS = {"guides": ["mean-field", "delta"], "objectives": ["elbo", "map"]}
 @pytest.fixture(scope="module")
 def undisturbed(tokens, tmp_path_factory):
     out = tmp_path_factory.mktemp("compared") / "c"
-    return out, compare_training(configure(), data=tokens, out=out, twin=True, **PAIRS, **SCORED)
+    return out, compare_training(configure(), data=tokens, out=out, rivals=["twin"], **PAIRS, **SCORED)
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +230,9 @@ def test_one_of_a_release_that_had_fewer_settings_is_gone_on_with(undisturbed, t
     kept["settings"]["slow.alone"] = kept["settings"].pop("slow.decoder_warmup")
     (out / "compare.json").write_text(json.dumps(kept))
     labels = []
-    found = compare_training(configure(), data=tokens, out=out, twin=True, on_pair=labels.append, **PAIRS, **SCORED)
+    found = compare_training(
+        configure(), data=tokens, out=out, rivals=["twin"], on_pair=labels.append, **PAIRS, **SCORED
+    )
     assert not labels
     assert found.to_dict()["pairs"] == whole.to_dict()["pairs"]
     assert found.settings == whole.settings
@@ -251,6 +253,7 @@ def test_bad_input_leaves_nothing(tokens, text, tmp_path):
     refused("validation_fraction = 0", configure("data.validation_fraction=0.0"), data=str(text))
     refused("at most 8", configure("model.max_length=8"))
     refused("nothing to train on", data=[])
+    refused("no 'twn': choose from twin, masked_diffusion", rivals=["twn"])
 
 
 def test_weights_that_run_away_are_a_line_and_not_the_end(tokens, tmp_path):
