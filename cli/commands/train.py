@@ -54,7 +54,7 @@ class Plan:
         return ("objective.name=mean-rate", f"objective.nats={self.rate}", *self.settings)
 
     def config(self, data: Sequence[str], start: Start, out: Path, common: Common) -> Config:
-        """What to train. Raises UsageError where a rate is asked of a model without thoughts."""
+        """The configuration to train. Raises UsageError where a rate is asked of a model without thoughts."""
         how = {"thoughts": self.rate is not None, "allow_code": common.allow_code}
         base = base_config(self.preset, data, start.configured(out), start.init_from, **how)
         config = configure(base, self.config_file, self.all_settings, common, self.steps)

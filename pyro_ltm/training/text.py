@@ -1,4 +1,4 @@
-"""What a run learns from: tokens that are ready, or text that is prepared inside its folder."""
+"""The data of a training: tokens that are ready, or text that is prepared inside the run folder."""
 
 from __future__ import annotations
 
