@@ -1,13 +1,11 @@
 """What a prior saves: rate and bound of small models under each, on worlds of 240 sentences, at equal slow steps.
 
-    python -m benchmarks.priors --out runs/priors [--steps 500] [--seeds 0,1,2] [--only mixture] [--hours 2]
+    python -m benchmarks.priors --out runs/priors [--seeds 0,1,2] [--only mixture] [--hours 2]
     python -m benchmarks.priors --table runs/priors
 
-The first trains and scores row after row and keeps each as a file in OUT/rows: whoever stops it loses the row under
-way, and the same call goes on with the next. A row is one training of the preset `nano` (a window of 8, which hides
+Rows come one by one, as `benchmarks.rows` says. A row is one training of the preset `nano` (a window of 8, which hides
 most of a document) under a prior, with a seed; or, `fitted ...`, a prior that `fit-prior` puts in the place of N(0, I)
-under the decoder that was trained with it. The second puts all rows into benchmarks/priors-DATE.json and their table
-into benchmarks/notes/priors.md.
+under the decoder that was trained with it.
 
 All train by `stl` and are scored alike: posteriors of independent Normals, 32 natural-gradient steps, 16 draws, fresh
 noise, whole KL. Seconds, of training or fitting, are of one thread of the processor; a run that was kept from a call
@@ -16,24 +14,19 @@ before has none.
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import pages
 from benchmarks.interleave import machine
+from benchmarks.rows import Rows, Study, run
 from benchmarks.texts import TEXTS, Parts, prepared
 from benchmarks.trained import FIT_RATE, FIT_STEPS, TWIN, configure, train
 from pyro_ltm.config import Component
 from pyro_ltm.data import World
-from pyro_ltm.files import write_text
 from pyro_ltm.inference import FastLoop
 from pyro_ltm.inference.build import build_guide
 from pyro_ltm.objectives import StickingTheLanding
@@ -55,6 +48,8 @@ SETTINGS = [
     *("slow_optimizer.name=muon", "slow.lr=0.06", "slow.warmup=20", "slow.lr_final=0.0"),
 ]
 """Those of benchmarks/claim.py for an LTM, but for the objective, which every prior has."""
+STEPS = 500
+"""Slow steps of each training."""
 PARTICLES, SCORED, FITTED_TO = 16, 16, 64
 """Draws from each posterior, test documents, and training documents to whose posteriors a prior is fitted."""
 
@@ -65,33 +60,34 @@ class Row:
 
     prior: str
     seed: int
-    steps: int
     fitted: bool = False
 
     @property
     def name(self) -> str:
         """Of its file."""
-        words = ("fitted" if self.fitted else "trained", self.prior.replace(":", "_"), f"s{self.seed}", str(self.steps))
-        return "-".join(words)
+        how = "fitted" if self.fitted else "trained"
+        return f"{how}-{self.prior.replace(':', '_')}-s{self.seed}-{STEPS}"
 
 
-def planned(steps: int, seeds: Sequence[int]) -> Iterator[Row]:
+def planned(seeds: Sequence[int]) -> Iterator[Row]:
     """The rows, in order: all of a seed before the next."""
     for seed in seeds:
-        yield Row("gaussian", seed, steps)
-        yield from (Row(prior, seed, steps, fitted=True) for prior in FITTED)
-        yield from (Row(prior, seed, steps) for prior in TRAINED[1:])
-        yield Row("twin", seed, steps)
+        yield Row("gaussian", seed)
+        yield from (Row(prior, seed, fitted=True) for prior in FITTED)
+        yield from (Row(prior, seed) for prior in TRAINED[1:])
+        yield Row("twin", seed)
 
 
-def measure(row: Row, parts: Parts, out: Path) -> dict[str, Any]:
+def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
     """Trains or fits, and scores."""
+    parts = prepared(TEXT, data, out)
     began, kept = time.process_time(), not row.fitted and row.prior == "gaussian" and _kept(row, out).exists()
     run = Run.load(_kept(row, out)) if kept else _fitted(row, parts, out) if row.fitted else _trained(row, parts, out)
     seconds = None if kept else time.process_time() - began
     bound = score(run, parts)
     return {
         **asdict(row),
+        "steps": STEPS,
         "nats": bound.nats_per_token,
         "nats_stderr": bound.nats_per_token_stderr,
         "iwae": bound.iwae_nats_per_token,
@@ -110,7 +106,7 @@ def measure(row: Row, parts: Parts, out: Path) -> dict[str, Any]:
 def _trained(row: Row, parts: Parts, out: Path) -> Run:
     """A run under the prior; that under N(0, I) is kept, for others to be fitted under its decoder."""
     own = list(TWIN) if row.prior == "twin" else [f"prior.name={row.prior}"]
-    own += [f"slow.steps={row.steps}", f"seed={row.seed}", f"slow.batch_size={TEXTS[TEXT].batch_size}"]
+    own += [f"slow.steps={STEPS}", f"seed={row.seed}", f"slow.batch_size={TEXTS[TEXT].batch_size}"]
     run = train(configure("nano", parts.train, [*SETTINGS, *own]), parts.train).run
     if row.prior == "gaussian":
         run = Run.create(_kept(row, out), run.config, run.model, run.loop, run.tokenizer, step=run.step)
@@ -126,7 +122,7 @@ def _fitted(row: Row, parts: Parts, out: Path) -> Run:
 
 
 def _kept(row: Row, out: Path) -> Path:
-    return out / "kept" / f"s{row.seed}-{row.steps}"
+    return out / "kept" / f"s{row.seed}-{STEPS}"
 
 
 def score(run: Run, parts: Parts) -> Bound:
@@ -147,73 +143,35 @@ def floor(parts: Parts) -> float:
     return -sum(world.log_prob(parts.test.tokenizer.decode(row)) for row in rows) / int(batch.mask.sum())
 
 
-def known(out: Path) -> dict[str, Any]:
-    """All rows that are done, by name."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "rows").glob("*.json"))}
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a table of Markdown, in the order of the plan."""
-    lines = [
-        "| prior | seed | slow steps | rate, nats a document | bound | importance-weighted | distortion | "
-        "from the prior | processor seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
+def tables(found: Rows) -> dict[str, str]:
+    """The rows as a table, in the order of the plan."""
+    columns = ["prior", "seed", "slow steps", "rate, nats a document", "bound", "importance-weighted", "distortion"]
+    plan = list(planned(sorted({row["seed"] for row in found.values()})))
+    lines = []
+    for row in sorted(found.values(), key=lambda row: (row["steps"], plan.index(_row(row)))):
         name = f"fitted {row['prior']}" if row["fitted"] else row["prior"]
         figures = [f"{row['rate']:.2f} ± {row['rate_stderr']:.2f}", f"{row['nats']:.4f} ± {row['nats_stderr']:.4f}"]
         figures += [f"{row[key]:.4f}" for key in ("iwae", "distortion", "from_prior")]
         seconds = "-" if row["seconds"] is None else f"{row['seconds']:.0f}"
-        lines.append(f"| {name} | {row['seed']} | {row['steps']} | {' | '.join(figures)} | {seconds} |")
-    return "\n".join(lines) + "\n"
+        lines.append([name, row["seed"], row["steps"], *figures, seconds])
+    return {"priors": pages.table([*columns, "from the prior", "processor seconds"], lines)}
 
 
-def publish(found: dict[str, Any]) -> None:
-    """Writes all rows beside this file, and their table into its page."""
-    date = datetime.date.today().isoformat()
-    order = {name: place for place, name in enumerate(_order(found))}
-    rows = sorted(found.values(), key=lambda row: order[_row(row).name])
-    write_text(pages.FIGURES / f"priors-{date}.json", json.dumps(rows, indent=1) + "\n")
-    pages.write({"priors": table(rows)})
-
-
-def _order(found: dict[str, Any]) -> list[str]:
-    steps = sorted({row["steps"] for row in found.values()})
-    seeds = sorted({row["seed"] for row in found.values()})
-    return [row.name for count in steps for row in planned(count, seeds)]
+def line(row: Any) -> str:
+    """Printed when a row is done."""
+    return f"{_row(row).name}: rate {row['rate']:.2f}, bound {row['nats']:.4f}"
 
 
 def _row(row: dict[str, Any]) -> Row:
-    return Row(**{key: row[key] for key in ("prior", "seed", "steps", "fitted")})
+    return Row(**{key: row[key] for key in ("prior", "seed", "fitted")})
+
+
+STUDY = Study("priors", __doc__ or "", planned, measure, tables, line)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line above."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--only", help="rows of this prior alone, such as mixture:32")
-    parser.add_argument("--hours", type=float, default=1e9, help="begin no row after so many")
-    parser.add_argument("--table", type=Path, help="publish the rows of such a folder, and measure nothing")
-    options = parser.parse_args(arguments)
-    if (options.out is None) == (options.table is None):
-        parser.error("give either --out or --table")
-    if options.table:
-        publish(known(options.table))
-        return
-    torch.set_num_threads(1)
-    (options.out / "rows").mkdir(parents=True, exist_ok=True)
-    done, began = known(options.out), time.monotonic()
-    parts = prepared(TEXT, Path("."), options.out)
-    for row in planned(options.steps, [int(seed) for seed in options.seeds.split(",")]):
-        if row.name in done or (options.only and row.prior != options.only):
-            continue
-        if time.monotonic() - began >= 3600 * options.hours:
-            break
-        found = measure(row, parts, options.out)
-        write_text(options.out / "rows" / f"{row.name}.json", json.dumps(found) + "\n")
-        print(f"{row.name}: rate {found['rate']:.2f}, bound {found['nats']:.4f}", flush=True)
+    run(STUDY, arguments)
 
 
 if __name__ == "__main__":

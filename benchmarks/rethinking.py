@@ -3,9 +3,8 @@
     python -m benchmarks.rethinking --out runs/rethinking [--seeds 0,1,2] [--hours 0.25]
     python -m benchmarks.rethinking --table runs/rethinking
 
-The first trains a latent-thought model and its twin on four small tasks (benchmarks/rethinking_tasks.py), asks both,
-and keeps each as a file in OUT/rows: the same call goes on where it was stopped. The second puts all rows into
-benchmarks/rethinking-DATE.json, and their table into the notes.
+Rows come one by one, as `benchmarks.rows` says: a latent-thought model or its twin, trained on four small tasks
+(benchmarks/rethinking_tasks.py), and asked.
 
 A nano decoder, 400 slow steps with Muon, of which the model has thoughts after the first fifth. Optimizer, heads and
 the difficulty of the tasks come of two short trainings of the twin and one of the model on questions of these kinds.
@@ -18,12 +17,10 @@ of all that is run. Questions stand in no training text.
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +29,9 @@ import torch
 from benchmarks import pages
 from benchmarks.interleave import machine
 from benchmarks.rethinking_tasks import TASKS, Exercise, exercises, write_documents
+from benchmarks.rows import Study, known, run
 from benchmarks.trained import TWIN, configure, train
 from pyro_ltm.data import TokenDataset, prepare
-from pyro_ltm.files import write_text
 from pyro_ltm.inference import Generated, Rethinking
 from pyro_ltm.model import DecodingOptions
 from pyro_ltm.profiling.operations import count_operations
@@ -80,18 +77,35 @@ def prepared(out: Path) -> tuple[TokenDataset, frozenset[str]]:
     return TokenDataset(out / "tokens"), prompts
 
 
-def measure(side: str, seed: int, out: Path, done: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Row:
+    """One side, with a seed."""
+
+    side: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"s{self.seed}-{self.side}"
+
+
+def planned(seeds: Sequence[int]) -> Iterator[Row]:
+    """The rows in order: the twin of a seed after the LTM, whose operations it gets."""
+    yield from (Row(side, seed) for seed in seeds for side in (LTM, OTHER))
+
+
+def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
     """Trains one side and asks it all questions."""
-    data, seen = prepared(out)
-    config = configure("nano", data, [*SETTINGS, f"seed={seed}", *(FAST if side == LTM else TWIN)])
-    trained = train(config, data)
-    ask = ask_ltm if side == LTM else ask_twin
-    found: dict[str, Any] = {"side": side, "seed": seed, "training_seconds": round(trained.seconds, 1), "tasks": {}}
+    (texts, seen), seed = prepared(out), row.seed
+    config = configure("nano", texts, [*SETTINGS, f"seed={seed}", *(FAST if row.side == LTM else TWIN)])
+    trained, theirs = train(config, texts), known(out).get(Row(LTM, seed).name, {"tasks": {}})["tasks"]
+    ask = ask_ltm if row.side == LTM else ask_twin
+    found: dict[str, Any] = {"side": row.side, "seed": seed, "training_seconds": round(trained.seconds, 1), "tasks": {}}
     began = time.process_time()
     for task in TASKS:
         questions = exercises(task, ASKED, seed=1000 + seed, without=seen)
-        given = done.get(name_of(LTM, seed), {}).get("tasks", {}).get(task, {})
-        found["tasks"][task] = ask(trained.run, questions, given, seed)
+        found["tasks"][task] = ask(trained.run, questions, theirs.get(task, {}), seed)
         greedy = write(trained.run, questions, seed, sampler=DecodingOptions(temperature=0))
         found["tasks"][task]["greedy"] = [one.is_right(text.text) for one, text in zip(questions, greedy, strict=True)]
     return found | {"asking_seconds": round(time.process_time() - began, 1), "machine": machine()}
@@ -175,23 +189,14 @@ def cost_of(run: Run, questions: Sequence[Exercise], seed: int, how: Mapping[str
     return operations / len(some), (time.process_time() - began) / len(some)
 
 
-def name_of(side: str, seed: int) -> str:
-    return f"s{seed}-{side}"
-
-
-def known(out: Path) -> dict[str, Any]:
-    """All rows that are done, by name."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "rows").glob("*.json"))}
-
-
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """The table of all rows: a line for each task and R."""
     seeds = sorted({row["seed"] for row in found.values()})
-    both = [seed for seed in seeds if all(name_of(side, seed) in found for side in (LTM, OTHER))]
+    both = [seed for seed in seeds if all(row.name in found for row in planned([seed]))]
     lines = []
     for task in TASKS:
-        ltm = [found[name_of(LTM, seed)]["tasks"][task] for seed in both]
-        twin = [found[name_of(OTHER, seed)]["tasks"][task] for seed in both]
+        ltm = [found[Row(LTM, seed).name]["tasks"][task] for seed in both]
+        twin = [found[Row(OTHER, seed).name]["tasks"][task] for seed in both]
         for rounds in ROUNDS:
             key = str(rounds)
             samples = sorted({one["samples"][key] for one in twin})
@@ -233,39 +238,18 @@ def share(marks: Sequence[Sequence[bool]]) -> str:
     return f"{mean:.1f} ± {error:.1f}{seeds}"
 
 
-def publish(rows: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes the rows into today's file of figures."""
-    path = pages.FIGURES / f"rethinking-{datetime.datetime.now(datetime.timezone.utc).date()}.json"
-    write_text(path, json.dumps(rows) + "\n")
-    return dict(rows)
+def line(row: Any) -> str:
+    """Printed when a row is done."""
+    seconds = f"{row['training_seconds']} s of training, {row['asking_seconds']} s of asking"
+    return f"{row['side']} seed {row['seed']}: {seconds}"
+
+
+STUDY = Study("rethinking", __doc__ or "", planned, measure, tables, line)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line above."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--hours", type=float, default=1e9, help="begin no row after so many")
-    parser.add_argument("--table", type=Path, help="publish the rows of such a folder, and measure nothing")
-    options = parser.parse_args(arguments)
-    if (options.out is None) == (options.table is None):
-        parser.error("give either --out or --table")
-    if options.table:
-        pages.write(tables(publish(known(options.table))))
-        return
-    torch.set_num_threads(1)
-    (options.out / "rows").mkdir(parents=True, exist_ok=True)
-    done, began = known(options.out), time.monotonic()
-    for seed in (int(each) for each in options.seeds.split(",")):
-        for side in (LTM, OTHER):
-            name = name_of(side, seed)
-            if name in done:
-                continue
-            if time.monotonic() - began >= 3600 * options.hours:
-                return
-            done[name] = measure(side, seed, options.out, done)
-            write_text(options.out / "rows" / f"{name}.json", json.dumps(done[name]) + "\n")
-            print(name, done[name]["training_seconds"], done[name]["asking_seconds"], flush=True)
+    run(STUDY, arguments)
 
 
 if __name__ == "__main__":

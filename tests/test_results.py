@@ -56,7 +56,7 @@ def made(kind):
         "rethinking": [rethinking.tables],
         "speed": [table.tables, speed_short.tables],
         "representations": [representations_tables.tables],
-        "priors": [lambda rows: {"priors": priors.table(rows)}],
+        "priors": [priors.tables],
         "in-context": [in_context.tables],
         "test-time": [test_time.tables],
         "scaling": [scaling_tables.tables],

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from benchmarks import rethinking, rethinking_tasks
+from benchmarks import rethinking, rethinking_tasks, rows
 from benchmarks.rethinking_tasks import TASKS, Exercise, exercises
 
 TINY = ["model.dim=16", "model.layers=1", "model.thoughts=2", "slow.batch_size=2", "slow.warmup=1", "slow.steps=2"]
@@ -66,18 +66,18 @@ def test_rows_are_kept_and_gone_on_with(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rethinking, "SETTINGS", [*TINY, "model.window=48"])
     out = ["--out", str(tmp_path), "--seeds", "0"]
     rethinking.main([*out, "--hours", "0"])
-    assert rethinking.known(tmp_path) == {}
+    assert rows.known(tmp_path) == {}
     rethinking.main(out)
-    rows = rethinking.known(tmp_path)
-    assert list(rows) == ["s0-ltm", "s0-twin"]
-    ltm, twin = (rows[name]["tasks"]["lookup"] for name in rows)
+    found = rows.known(tmp_path)
+    assert list(found) == ["s0-ltm", "s0-twin"]
+    ltm, twin = (found[name]["tasks"]["lookup"] for name in found)
     assert ltm["operations"]["1"] > 2 * ltm["operations"]["0"] > 0
     paid = {rounds: round(cost / twin["operations"]) for rounds, cost in ltm["operations"].items()}
     assert twin["samples"] == {rounds: min(5, count) for rounds, count in paid.items()}
     capsys.readouterr()
     rethinking.main(out)
     assert capsys.readouterr().out == "", "nothing is measured again"
-    lines = rethinking.tables(rows)["rethinking"].splitlines()
+    lines = rethinking.tables(found)["rethinking"].splitlines()
     assert len(lines) == 2 + 2 * 2
 
 

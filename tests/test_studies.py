@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.tiny_world import TINY, WORLD, use_tiny_world
 
-from benchmarks import claim, epochs, in_context, pages, rows, test_time
+from benchmarks import claim, epochs, in_context, pages, priors, rows, test_time
 from pyro_ltm.data.in_context import task
 from pyro_ltm.scores import difference
 
@@ -95,6 +95,20 @@ def test_epochs(tiny, monkeypatch):
     gap = difference(torch.tensor(twin["nats"]), torch.tensor(ltm["nats"]), tokens, None).nats_per_token
     assert cells(made["epochs"], "tiny worlds", "2", "1")[5].startswith(f"{gap:+.4f} ± ")
     assert len(made["epochs rows"].splitlines()) == 2 + len(found)
+
+
+def test_priors(tiny, monkeypatch):
+    changed = {"TEXT": WORLD, "TRAINED": ("gaussian", "mixture:2"), "FITTED": ("mixture:2",), "STEPS": 2}
+    few = {"SETTINGS": [*priors.SETTINGS, *TINY], "PARTICLES": 2, "SCORED": 3, "FITTED_TO": 4, "FIT_STEPS": 2}
+    for name, value in (changed | few).items():
+        monkeypatch.setattr(priors, name, value)
+    found = measured(priors.STUDY, tiny / "out")
+    kinds = ("fitted-mixture_2", "trained-gaussian", "trained-mixture_2", "trained-twin")
+    assert list(found) == [f"{kind}-s0-2" for kind in kinds]
+    gaussian, twin = found["trained-gaussian-s0-2"], found["trained-twin-s0-2"]
+    assert twin["rate"] == 0 < gaussian["rate"]
+    assert {row["floor"] for row in found.values()} == {gaussian["floor"]}
+    assert len(priors.tables(found)["priors"].splitlines()) == 2 + len(found)
 
 
 @pytest.mark.parametrize("study", [in_context.STUDY, test_time.STUDY, epochs.STUDY], ids=lambda study: study.kind)
