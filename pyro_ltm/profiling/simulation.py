@@ -24,6 +24,7 @@ from pyro_ltm.inference.build import build
 from pyro_ltm.inference.samplers import ParticleGuide
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.model.kernels.device import planned_for
+from pyro_ltm.profiling.operations import count_operations
 from pyro_ltm.profiling.watch import Norms, Watch
 from pyro_ltm.runs.folder import trainable
 from pyro_ltm.training.optimizer_state import OptimizerState
@@ -127,10 +128,9 @@ class _Step:
 
     def _train(self, count: int, fast_steps: int) -> int:
         """A step of so many micro-batches. Its operations."""
-        before = self.watch.operations
-        loop = dataclasses.replace(self.loop, steps=fast_steps)
-        train_step(self.model, [self.batch] * count, loop, self.optimizer, clip=self.config.slow.clip, seed=0)
-        return self.watch.operations - before
+        batches, loop = [self.batch] * count, dataclasses.replace(self.loop, steps=fast_steps)
+        how: dict[str, Any] = {"clip": self.config.slow.clip, "seed": 0}
+        return count_operations(lambda: train_step(self.model, batches, loop, self.optimizer, **how))
 
     def _parts(self, held: dict[str, int]) -> dict[str, int]:
         """In order. A fit holds local parameters, which last longer, and activations."""

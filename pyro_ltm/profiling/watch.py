@@ -1,4 +1,4 @@
-"""Every tensor that is made, while it lives, as a part of something; and the operations that make them."""
+"""Every tensor that is made, while it lives, as a part of something."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pyro_ltm.profiling.operations import operations_of
-
 
 class Watch(TorchDispatchMode):
     """Bytes of all storages that live, by the part that they were made in, and the peaks of each phase.
@@ -29,7 +27,6 @@ class Watch(TorchDispatchMode):
 
     Attributes:
         peaks: by phase, bytes by part when the phase held most.
-        operations: of all products so far.
     """
 
     def __init__(self, part: str, phase: str, heads: Mapping[str, str]):
@@ -37,7 +34,6 @@ class Watch(TorchDispatchMode):
         self.part, self.phase, self.heads = part, phase, heads
         self.live: Counter[str] = Counter()
         self.peaks: dict[str, dict[str, int]] = {}
-        self.operations = 0
         self._highest: Counter[str] = Counter()
         self._known: dict[int, tuple[str, weakref.ref[Any]]] = {}
 
@@ -79,7 +75,6 @@ class Watch(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1
         result = func(*args, **(kwargs or {}))
-        self.operations += operations_of(func, args, kwargs or {}, result)
         node = torch._C._current_autograd_node()
         part = self.part if node is None else self.heads.get(node.name(), self.part)
         for tensor in tree_leaves(result):
