@@ -13,7 +13,6 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -24,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from pyro_ltm.config import ModelConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.model.attention import Attention, rotary_table, windowed_attention
+from pyro_ltm.model.cache import Cache
 from pyro_ltm.model.feed_forward import FEED_FORWARD, ReLU2, SwiGLU
 from pyro_ltm.model.kernels.attention import attend
 from pyro_ltm.model.kernels.head import FrozenWeight, token_log_probs
@@ -104,23 +104,6 @@ class Layer(nn.Module):
     def dropped(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Dropout of `x` by `mask`, scaled so that its mean stays; `x` itself without one."""
         return x if mask is None else x * mask / self.share_kept
-
-
-@dataclass
-class Cache:
-    """Cache of generation: projected thoughts, and the last W keys and values of each layer in a ring.
-
-    Shapes:
-        thoughts: per layer, keys and outputs (`Attention.keys_outputs`), or None without thoughts.
-        keys, values: per layer, [B, H, W, d]; token t lies in slot t mod W. Keys are rotated at their absolute
-            position, so their order in the ring does not matter.
-        position: tokens read so far.
-    """
-
-    thoughts: list[tuple[Tensor, Tensor] | None]
-    keys: list[Tensor]
-    values: list[Tensor]
-    position: int = 0
 
 
 class Decoder(TokenDecoder):
@@ -307,33 +290,29 @@ class Decoder(TokenDecoder):
 
     def prefill(self, tokens: Tensor, thoughts: Tensor) -> tuple[Tensor, Cache]:
         """Reads `tokens` [B, P]: the last hidden state [B, D] and the cache from which `step` goes on."""
-        length, window = tokens.shape[1], self._window
+        length = tokens.shape[1]
         table = self.table[:, :length]
         with self._autocast(tokens):
-            cache = Cache(thoughts=self.project(thoughts), keys=[], values=[], position=length)
+            cache = Cache(thoughts=self.project(thoughts), position=length)
             h = self.embed(tokens)
             for layer, layer_thoughts, embedded in zip(
                 self._stack, cache.thoughts, self._embedded_values(tokens), strict=True
             ):
                 h, (k, v) = layer.self_attend(h, table, embedded=embedded)
                 h = layer.think(h, table, layer_thoughts)
-                cache.keys.append(_ring(k, window))
-                cache.values.append(_ring(v, window))
+                cache.begin(k, v, layer.window)
             return self.norm(h[:, -1]), cache
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Reads one token of each sequence, [B], into `cache` and gives the hidden state [B, D] after it."""
-        slot, seen = cache.position % self._window, min(cache.position + 1, self._window)
         table = self.table[:, cache.position : cache.position + 1]
         with self._autocast(tokens):
             h, embedded = self.embed(tokens)[:, None], self._embedded_values(tokens[:, None])
             for index, layer in enumerate(self._stack):
                 x = layer.attention_norm(h)
-                keys, values = cache.keys[index], cache.values[index]
                 q, k, v = layer.attention.queries_keys_values(x, table)
                 v = layer.attention.mixed_values(v, embedded[index])
-                keys[:, :, slot], values[:, :, slot] = k[:, :, 0], v[:, :, 0]
-                heads = attend(q, keys[:, :, :seen], values[:, :, :seen])
+                heads = attend(q, *cache.add(index, k, v))
                 h = layer.think(h + layer.attention.output(heads), table, cache.thoughts[index])
             cache.position += 1
             return self.norm(h[:, 0])
@@ -436,12 +415,3 @@ class Decoder(TokenDecoder):
 
     def _autocast(self, tensor: Tensor) -> torch.autocast:
         return torch.autocast(tensor.device.type, torch.bfloat16, enabled=self._low)
-
-
-def _ring(x: Tensor, window: int) -> Tensor:
-    """The last W of P keys or values [B, H, P, d], each in slot (its position mod W)."""
-    length = x.shape[2]
-    ring = x.new_zeros(*x.shape[:2], window, x.shape[3])
-    last = torch.arange(max(0, length - window), length, device=x.device)
-    ring[:, :, last % window] = x[:, :, last]
-    return ring
