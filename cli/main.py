@@ -1,6 +1,7 @@
 """The command group: loads a command when it is asked for, and turns whatever ends it into one line and an exit code.
 
-Exit codes: 0 done, 2 bad input or bad usage, 130 interrupted. A traceback means a fault of ours.
+Exit codes: 0 done, or saved at a signal such as SIGTERM; 2 bad input or bad usage; 130 interrupted by Ctrl-C.
+A traceback means a fault of ours.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import click
 
 from pyro_ltm.errors import UserError, is_out_of_memory, visible
 
-from .failure import BAD_INPUT, INTERRUPTED, Failure
+from .failure import BAD_INPUT, DONE, INTERRUPTED, Failure
 from .several import COMMANDS as SHARED
 from .several import are_several, loss, tell_end, together
 
@@ -145,7 +146,7 @@ def _end(message: str, exit_code: int, ctx: click.Context | None = None) -> NoRe
     line = visible(" ".join(message.split()))
     if ctx is not None:
         line = f"{line.rstrip('.')} (see {ctx.command_path} --help)"
-    tell_end(f"{'Stopped' if exit_code == INTERRUPTED else 'Error'}: {line}")
+    tell_end(f"{'Stopped' if exit_code in (DONE, INTERRUPTED) else 'Error'}: {line}")
     sys.exit(exit_code)
 
 

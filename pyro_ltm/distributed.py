@@ -5,16 +5,17 @@ them, by gloo on CPUs and NCCL on CUDA devices, which `current` gives for as lon
 one process by itself, which sends nothing, so that nobody need ask how many there are.
 
 The first process, the leader, writes files and speaks. An error is told by the process that has it; the others, whose
-connections to it break, end after it without a word.
+connections to it break, end after it without a word. Of one that was killed those that are left tell.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeGuard, TypeVar
 from uuid import uuid4
@@ -29,6 +30,9 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(hours=1)
 """How long a process waits for what others send. They end sooner where one of them dies."""
+
+GOODBYE = 10.0
+"""Seconds in which the end of a connection that is broken is noticed; far more than it takes."""
 
 POLL = 0.02
 """Seconds between two looks at whether the leader has said something."""
@@ -91,11 +95,12 @@ class Group(World):
     Args:
         store: what all of them reach from the first moment on, before and after they can send.
         rank, size, local_rank: see `World`.
+        last_words: of the leader, where it keeps the store.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int, local_rank: int):
+    def __init__(self, store: dist.Store, rank: int, size: int, local_rank: int, last_words: LastWords | None = None):
         self.rank, self.size, self.local_rank = rank, size, local_rank
-        self._store, self._told = store, 0
+        self._store, self._told, self._last_words = store, 0, last_words
         self._speaks: bool | None = None
 
     def sum(self, tensor: Tensor) -> Tensor:  # noqa: D102 - as World's
@@ -129,8 +134,36 @@ class Group(World):
             try:
                 self._speaks = self._store.add("ended", 1) == 1
             except RuntimeError:  # the leader kept the store, and is gone
-                self._speaks = False
+                self._speaks = self._last_words is None or not self._last_words.heard()
         return self._speaks
+
+
+class LastWords(threading.Thread):
+    """Waits for word that the group ends. Where the leader keeps the store, that is gone when anybody could ask.
+
+    Args:
+        store: the group's, by a connection of its own, for no other call gets through while one waits.
+    """
+
+    def __init__(self, store: dist.Store):
+        super().__init__(name="pyro-ltm-last-words", daemon=True)
+        self._store, self._heard = store, False
+        self.start()
+
+    def run(self) -> None:
+        """Ends with the word, or with the store."""
+        with suppress(RuntimeError):
+            while not self._heard:
+                try:
+                    self._store.wait(["ended"])
+                    self._heard = True
+                except RuntimeError:
+                    self._store.check(["ended"])  # it is there still: nobody has said anything for so long
+
+    def heard(self) -> bool:
+        """Whether somebody has said how it ends, of a group whose store is gone."""
+        self.join(GOODBYE)
+        return self._heard
 
 
 LOST = "another process of this command has ended before its time; a training goes on with --resume"
@@ -198,12 +231,25 @@ def _group() -> Group:
         backend = "cpu:gloo,cuda:nccl"
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
-        store = dist.PrefixStore(f"pyro-ltm/{_agreed(store, rank, size)}", store)
+        name = f"pyro-ltm/{_agreed(store, rank, size)}"
+        store = dist.PrefixStore(name, store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        last_words = LastWords(dist.PrefixStore(name, _connection())) if rank and not _agent_keeps_store() else None
         _all_connected(store, rank, size)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"process {rank} of {size} cannot reach the others: {error}") from None
-    return Group(store, rank, size, local)
+    return Group(store, rank, size, local, last_words)
+
+
+def _agent_keeps_store() -> bool:
+    """Whether the store outlives the processes: `torchrun` keeps it, where each is not started by itself."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _connection() -> dist.Store:
+    """One more connection to the store that the leader keeps."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(host, port, is_master=False, timeout=PATIENCE)
 
 
 def _agreed(store: dist.Store, rank: int, size: int) -> str:

@@ -158,7 +158,7 @@ def _attempt(path: Path) -> int | None:
                 if error.errno not in UNSUPPORTED:
                     raise
                 if is_new:
-                    os.write(handle, _signature(by_existence=True))
+                    _sign(path, handle, by_existence=True)
                     return BY_EXISTENCE
                 if not _remove_stale(path):
                     return None
@@ -167,13 +167,22 @@ def _attempt(path: Path) -> int | None:
                 return None
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), os.stat(path)):  # else the one before us has removed it meanwhile
-                    os.ftruncate(handle, 0)
-                    os.write(handle, _signature())
+                    _sign(path, handle)
                     keep = True
                     return handle
         finally:
             if not keep:
                 os.close(handle)
+
+
+def _sign(path: Path, handle: int, *, by_existence: bool = False) -> None:
+    """Writes who holds the lock into its file, which is taken away where there is no room for that."""
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, _signature(by_existence=by_existence))
+    except OSError:
+        path.unlink()
+        raise
 
 
 def _open(path: Path) -> tuple[int, bool]:

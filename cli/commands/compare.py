@@ -102,7 +102,7 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
     from pyro_ltm.objectives import OBJECTIVES
     from pyro_ltm.reports.comparison_page import write_comparison
 
-    from ..failure import INTERRUPTED, Failure
+    from ..failure import Failure, code_of
 
     check_target(out, "training" if train else "posteriors")
     guides = split_names(given.pop("guide_names"), FAMILIES)
@@ -121,11 +121,11 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
                 _train(common, **shared, **given) if run_folder is None else _fit(run_folder, common, **shared, **given)
             )
             page = write_comparison(comparison, out)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         if not (out / COMPARISON).is_file():
             raise
         message = f"interrupted; what is scored is in {out / COMPARISON}, go on with: {shlex.join(again)}"
-        raise Failure(message, INTERRUPTED) from None
+        raise Failure(message, code_of(stopped)) from None
     _show(comparison, page, common.as_json)
 
 

@@ -90,4 +90,5 @@ def command(
     say(f"{documents:,} documents, {len(rows):,} rows of {shape[1]:,} features, {tokens:,} tokens")
     say(f"{fit['fast_steps']} fast steps; written to {out}")
     same = typed_options(click.get_current_context(), "weights", "allow_code", *FITTED_BY)
-    show_next(["pyro-ltm", "neighbours", str(run_folder), "--among", str(out), *same, "--", rows.texts[0]])
+    query = " ".join(rows.texts[0].split()).lstrip("@") or "TEXT"  # on one line, and no file's name
+    show_next(["pyro-ltm", "neighbours", str(run_folder), "--among", str(out), *same, "--", query])

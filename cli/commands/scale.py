@@ -217,7 +217,7 @@ def _run(plan: Plan, config: Config, out: Path, again: Sequence[str], common: Co
     from pyro_ltm.training import Stopped
     from pyro_ltm.training.launch import as_the_data_are
 
-    from ..failure import INTERRUPTED, Failure
+    from ..failure import Failure, code_of
     from ..output import note
     from ..progress import reporter, say_stopping
 
@@ -233,7 +233,7 @@ def _run(plan: Plan, config: Config, out: Path, again: Sequence[str], common: Co
         if not (out / STUDY).is_file():
             raise
         how = f"interrupted {stopped}".strip()
-        raise Failure(f"{how}; go on with: {shlex.join(again)}", INTERRUPTED) from None
+        raise Failure(f"{how}; go on with: {shlex.join(again)}", code_of(stopped)) from None
 
 
 def _as_prepared(config: Config, data: tuple[str, ...], out: Path) -> Config:

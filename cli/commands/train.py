@@ -224,7 +224,7 @@ def _interruptible(out: Path, device: str, leave: list[str]) -> Iterator[None]:
     from pyro_ltm.reports.training_plots import plot_run
     from pyro_ltm.training import Stopped
 
-    from ..failure import INTERRUPTED, Failure
+    from ..failure import INTERRUPTED, Failure, code_of
     from ..output import note
     from ..several import are_several, only_leader
 
@@ -238,7 +238,7 @@ def _interruptible(out: Path, device: str, leave: list[str]) -> Iterator[None]:
         if are_several():
             note(f"Stopped: {stopped}; go on with the same command and --resume")
             raise click.exceptions.Exit(0) from None
-        raise Failure(f"{stopped}; go on with: {shlex.join(again)}", INTERRUPTED) from None
+        raise Failure(f"{stopped}; go on with: {shlex.join(again)}", code_of(stopped)) from None
     except KeyboardInterrupt:
         if not (out / "config.toml").is_file():
             raise

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pyro_ltm.data.folder import TokenFolder
-from pyro_ltm.data.manifest import SPLITS, damaged
-from pyro_ltm.data.shards import Shards, chunks, ids_problem
+from pyro_ltm.data.manifest import SPLITS, damaged, index_name
+from pyro_ltm.data.shards import Shards, check_whole, chunks, ids_problem
 from pyro_ltm.data.tokenizer import Tokenizer
 from pyro_ltm.data.tokenizer.round_trip import NOT_KNOWN, RoundTrip
 from pyro_ltm.errors import UserError
@@ -160,7 +160,7 @@ class _Part:
     """One split of one prepared folder, without what was appended to it."""
 
     def __init__(self, folder: TokenFolder, split: str):
-        self.folder, self.counts = folder, folder.own["splits"][split]
+        self.folder, self._split, self.counts = folder, split, folder.own["splits"][split]
         self._stream: Shards = folder.shards(split)
         self._index = folder.index(split)
 
@@ -184,6 +184,7 @@ class _Part:
     def spans(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Where in the stream each sequence starts, and how many targets it has; int64 [B] each."""
         if self._index is not None:
+            check_whole(self._index, self.folder.path / index_name(self._split))
             spans = np.asarray(self._index[rows], dtype=np.int64)
             return spans[:, 0], spans[:, 1]
         starts = rows * self.folder.sequence_length

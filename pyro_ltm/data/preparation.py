@@ -187,8 +187,9 @@ def _prepare(
         text = Text.find(sources, validation_sources, reading, fraction=how.validation_fraction, seed=how.seed)
         if how.sequences and text.rule.cuts_documents:
             raise UserError(
-                f"sequences = {how.sequences}: of fewer than twenty documents the ends are held out, which would not "
-                "be reached: name text to validate on, or set validation_fraction to 0"
+                f"sequences = {how.sequences}: of fewer than twenty documents the ends are held out, which a text that "
+                "is not read whole (--stream, --sequences) does not reach: read it whole, name text to validate on, or "
+                "set data.validation_fraction to 0"
             )
         only_drawn = all(map(is_drawn, text.specs))
         by_document = how.packing == "document" or (how.packing == AUTO and only_drawn)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyro_ltm.data.manifest import damaged
-from pyro_ltm.errors import one_line
+from pyro_ltm.errors import UserError, one_line
 
 CHUNK = 1 << 22
 """Tokens or rows of an index that are looked at in one go."""
@@ -39,11 +39,13 @@ class Shards:
         if isinstance(places, slice):
             return self._read(*places.indices(len(self))[:2])
         if len(self._mapped) == 1:
+            check_whole(self._mapped[0], self._paths[0])
             return np.asarray(self._mapped[0][places])
         found = np.empty(places.shape, dtype=self._dtype)
         shards = np.searchsorted(self._ends, places, side="right")
         for shard in np.unique(shards):
             inside = shards == shard
+            check_whole(self._mapped[shard], self._paths[shard])
             found[inside] = self._mapped[shard][places[inside] - self._start(shard)]
         return found
 
@@ -69,9 +71,23 @@ class Shards:
                 except OSError as error:
                     raise damaged(path.parent, f"{path.name} cannot be read: {one_line(error)}") from None
                 if len(part) < high - low:
-                    raise damaged(path.parent, f"{path.name} was cut short while it was read")
+                    raise _cut_short(path)
                 parts.append(part)
         return np.concatenate(parts)
+
+
+def check_whole(mapped: npt.NDArray[Any], path: Path) -> None:
+    """Raises UserError where the file at `path` is shorter now than its memory-mapped array.
+
+    A look at what is gone would end the process by SIGBUS, without a word.
+    """
+    memory: Any = mapped.base
+    if memory.size() < len(memory):
+        raise _cut_short(path)
+
+
+def _cut_short(path: Path) -> UserError:
+    return damaged(path.parent, f"{path.name} was cut short while it was read")
 
 
 def chunks(start: int, end: int) -> Iterator[slice]:

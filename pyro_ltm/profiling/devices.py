@@ -79,7 +79,9 @@ def parse_devices(text: str, *, memory_bytes: int | None = None) -> tuple[int, D
     Raises:
         UserError: no such device, or not written so.
     """
-    found = re.fullmatch(r"(?:(\d{1,6})[x×*])?([^\W_][\w .+-]*)", text.strip())
+    found = re.fullmatch(r"(?:(\d+)[x×*])?([^\W_][\w .+-]*)", text.strip())
+    if found and found[1] and len(found[1]) > 6:
+        raise UserError(f"devices '{text}': more than there are: a number of at most 999,999")
     count = int(found[1] or 1) if found else 0
     if found is None or not count:
         raise UserError(f"devices '{text}': a number and a name, such as 8xH100")

@@ -14,19 +14,27 @@ ENDING = (*DELIBERATE, *(getattr(signal, name) for name in WARNINGS if hasattr(s
 
 
 class Stopped(KeyboardInterrupt):
-    """Training was interrupted (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1) after it saved; the message says how to go on."""
+    """Training was interrupted (Ctrl-C, SIGTERM, SIGHUP, SIGUSR1) after it saved; the message says how to go on.
+
+    Attributes:
+        by_hand: by Ctrl-C. After any other signal, which a system sends that starts it again, the end is a good one.
+    """
+
+    def __init__(self, message: str = "", *, by_hand: bool = True):
+        super().__init__(message)
+        self.by_hand = by_hand
 
 
 @contextmanager
-def on_end_signal(end: Callable[[], bool]) -> Iterator[None]:
-    """Calls `end` at Ctrl-C or another signal to end.
+def on_end_signal(end: Callable[[int], bool]) -> Iterator[None]:
+    """Calls `end` with the number of the signal at Ctrl-C or another signal to end.
 
     Where it gives False, the end was asked for before: then Ctrl-C ends at once, as `KeyboardInterrupt`.
     """
 
     def interrupt(number: int, frame: Any) -> None:
         # Of the others several may come: a closed terminal sends two.
-        if not end() and number == signal.SIGINT:
+        if not end(number) and number == signal.SIGINT:
             raise KeyboardInterrupt
 
     # `nohup` has hang-ups ignored: they stay so.

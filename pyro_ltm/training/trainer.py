@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -110,7 +111,7 @@ class Trainer:
             self.others["best"] = {name: value.clone() for name, value in weights.items()}
         self.checkpoint = Checkpoint(self.run, self.optimizer, self.train, self.metrics, self.others, self.on_note)
         self.background = Background()
-        self.interrupted = False
+        self.interrupted = 0  # the signal to end that came first
         self._saved = time.perf_counter()
         self._last: Batch | None = None
 
@@ -140,13 +141,14 @@ class Trainer:
                 if done or (self.slow.eval_every and self.counters.step % self.slow.eval_every == 0):
                     self._validate()
                 # A signal that comes later, or to another process, ends the next step of all.
-                ending, due = self.world.any(self.interrupted, self._save_is_due())
+                ending, due = self.world.any(bool(self.interrupted), self._save_is_due())
                 saved = (done or ending or due) and self._save_if_healthy(done)
                 if done or ending:
                     self.background.wait()
                 if ending and not done:
                     what = "everything is saved" if saved else "its weights have run away, the last good ones are kept"
-                    raise Stopped(f"at step {self.counters.step} of {self.slow.steps}; {what}")
+                    where = f"at step {self.counters.step} of {self.slow.steps}"
+                    raise Stopped(f"{where}; {what}", by_hand=self.interrupted == signal.SIGINT)
         return replace(self.parallel.whole_run(self.run), step=self.counters.step)
 
     def _save_is_due(self) -> bool:
@@ -364,11 +366,11 @@ class Trainer:
         model = self.run.config.model
         return figure if model.thoughts else "exact" if model.is_exact else "diffusion"
 
-    def _interrupt(self) -> bool:
+    def _interrupt(self, number: int) -> bool:
         """Ends the run after the step under way; False where that was asked for before, and is to be at once."""
         if self.interrupted:
             return self.world.size > 1  # torchrun, too, sends them the Ctrl-C that they have from the terminal
-        self.interrupted = True
+        self.interrupted = number
         self.on_interrupt()
         return True
 

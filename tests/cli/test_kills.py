@@ -27,6 +27,7 @@ def victims(settings, text, trained, tmp_path_factory):
     longer.write_text(text.read_text() * 40)
     often = settings(**{"slow.steps": 12, "slow.save_every": 1, "slow.eval_every": 6, "slow.average": 0.9})
     parts = ["--guides", "mean-field,low-rank:2", "--objectives", "elbo,stl", "--sequences", 8]
+    cells = ["--axis", "fast.steps=2", "--equal", "tokens", "--sequences", 4, "--particles", 2]
 
     def copied(out):
         shutil.copytree(trained, out, ignore=shutil.ignore_patterns("evaluation.json", "plots"))
@@ -44,6 +45,9 @@ def victims(settings, text, trained, tmp_path_factory):
         "embed": Victim(
             lambda out: ["embed", trained, "--data", documents, "--out", out, "--batch-size", 2, "--fast-steps", 20],
             kills.embedded,
+        ),
+        "scale": Victim(
+            lambda out: ["scale", "--data", trained / "data", "--out", out, "--resume", *cells, *often], kills.studied
         ),
         "prepare": Victim(lambda out: ["prepare", longer, "--out", out, "--vocab-size", 300], kills.files, once=True),
     }
@@ -86,7 +90,7 @@ def killed(victim, result, seconds, where, times, seed, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "where", "times"),
-    [("train", WRITE, 2), ("embed", ANY, 1)],
+    [("train", WRITE, 2), ("embed", ANY, 1), ("scale", ANY, 1)],
 )
 def test_killed(name, where, times, victims, undisturbed, tmp_path):
     result, seconds = undisturbed(name)
@@ -94,11 +98,12 @@ def test_killed(name, where, times, victims, undisturbed, tmp_path):
 
 
 HUNDRED = [
-    *[("train", ANY, 6)] * 3,
+    *[("train", ANY, 6)] * 2,
     *[("train", WRITE, 4)] * 4,
     *[("train --init-from", ANY, 6)] * 2,
     *[("evaluate", ANY, 6)] * 2,
-    *[("compare", ANY, 6)] * 3,
+    *[("compare", ANY, 6)] * 2,
+    *[("scale", ANY, 6)] * 2,
     *[("embed", ANY, 6)] * 2,
     *[("prepare", ANY, 6)] * 2,
 ]

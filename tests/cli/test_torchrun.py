@@ -20,6 +20,9 @@ from safetensors.torch import load_file
 PATIENCE = 250
 
 
+LOST = "Error: another process of this command has ended before its time; a training goes on with --resume"
+
+
 class Ranks:
     """The command line in several processes; `file_size` is that of the first alone, `first` of the others."""
 
@@ -121,9 +124,7 @@ def test_killed_alone_and_begun_again(command, tmp_path):
     ranks.processes[1].kill()
     codes, _, err = ranks.end()
     assert codes == [2, -9]
-    assert err.splitlines()[-1] == (
-        "Error: another process of this command has ended before its time; a training goes on with --resume"
-    )
+    assert err.splitlines()[-1] == LOST
     ranks = Ranks("train", "--resume", "--out", tmp_path / "run", "--json")
     wait_for_step(rows(tmp_path / "run")[-1]["step"] + 1, tmp_path / "run", *ranks.processes)
     ranks.processes[1].send_signal(15)
@@ -131,6 +132,16 @@ def test_killed_alone_and_begun_again(command, tmp_path):
     assert (codes, out) == ([0, 0], "")
     assert "Stopped: at step" in err
     assert err.count("goes on from step") == 1
+
+
+def test_the_first_killed_where_no_agent_keeps_the_store(command, tmp_path):
+    """As `srun` starts them. What could be asked who speaks died with it, so each of the others does."""
+    ranks = Ranks(*command, size=3)
+    wait_for_step(7, tmp_path / "run", *ranks.processes)
+    ranks.processes[0].kill()
+    codes, _, err = ranks.end()
+    assert codes == [-9, 2, 2]
+    assert err.count(LOST) == 2
 
 
 def test_scored_and_fitted_together(own_run, trained, ask, tmp_path):

@@ -112,6 +112,25 @@ def test_a_damaged_shard_is_named(refused, source: str, options: dict, tmp_path:
     assert "train.0002.bin is missing" in refused(TokenFolder.open, folder.path)
 
 
+@pytest.mark.parametrize("shard", [100, 1 << 20])
+def test_a_file_cut_short_while_it_is_mapped(
+    shard: int, refused, source: str, options: dict, tmp_path: Path, monkeypatch
+) -> None:
+    """By so little that its last page stays, which nothing tells of, or by all, of which SIGBUS does."""
+    monkeypatch.setattr(packing, "SHARD", shard)
+    folder = prepare([source], tmp_path / "tokens", **options)
+    data = TokenDataset(folder.path)
+    whole = everything(data)
+    for name in ("train.bin", *(("train.index.npy",) if options["packing"] == "document" else ())):
+        content = (folder.path / name).read_bytes()
+        for left in (len(content) - 2, 0):
+            os.truncate(folder.path / name, left)
+            assert f"damaged: {name} was cut short while it was read" in refused(data.batch, [0, len(data) - 1])
+            with open(folder.path / name, "r+b") as file:
+                file.write(content)
+    assert everything(data) == whole
+
+
 def test_a_manifest_without_one_of_its_shards(refused, source: str, options: dict, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(packing, "SHARD", 100)
     folder = prepare([source], tmp_path / "many", **options)

@@ -117,3 +117,15 @@ def embedded(out: Path) -> Any:
     """Of a file of embeddings: the rows to the bit."""
     with np.load(out) as arrays:
         return arrays["embeddings"].tobytes(), arrays["document"].tolist()
+
+
+def studied(out: Path) -> Any:
+    """Of a study: the figures of each cell that no clock gives, its weights and rows; and that its page was written."""
+    assert (out / "scaling.html").is_file()
+    found = []
+    for row in json.loads((out / "study.json").read_text())["cells"]:
+        folder = out / "runs" / row["name"]
+        by_sequence = json.loads((folder / "cell.json").read_text())["sequence_nats"]
+        timeless = {key: value for key, value in row.items() if key not in ("seconds", "machine", "worker")}
+        found.append((timeless, by_sequence, weights_and_metrics(folder)))
+    return found
