@@ -1,6 +1,6 @@
 """Kill -9 at random moments: the next start goes on, and what comes out is to the bit what an undisturbed one gives.
 
-Together the long forms kill a hundred times.
+Together the long forms kill more than a hundred times.
 """
 
 from __future__ import annotations
@@ -98,16 +98,16 @@ def test_killed(name, where, times, victims, undisturbed, tmp_path):
 
 
 HUNDRED = [
-    *[("train", ANY, 6)] * 2,
+    *[("train", ANY, 6)] * 3,
     *[("train", WRITE, 4)] * 4,
     *[("train --init-from", ANY, 6)] * 2,
     *[("evaluate", ANY, 6)] * 2,
-    *[("compare", ANY, 6)] * 2,
-    *[("scale", ANY, 6)] * 2,
+    *[("compare", ANY, 6)] * 3,
     *[("embed", ANY, 6)] * 2,
     *[("prepare", ANY, 6)] * 2,
+    *[("scale", ANY, 6)] * 2,
 ]
-assert sum(times for _, _, times in HUNDRED) == 100
+assert sum(times for _, _, times in HUNDRED) == 112
 
 
 @pytest.mark.long
