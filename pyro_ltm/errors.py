@@ -32,6 +32,14 @@ class Damaged(UserError):
     """A file that holds something else than what was written into it, or is cut short: an earlier one may do."""
 
 
+class RanAway(UserError):
+    """A training or a fit whose numbers are not finite any more."""
+
+
+class OutOfMemory(UserError):
+    """A training that found no memory, with settings that take less."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python or torch found no memory; for the CPU's torch has no class of its own."""
     said = str(error) if isinstance(error, RuntimeError) else ""

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 60
 """Cells on the terminal; --json has all of them."""
+MOST_FAILED = 5
+"""Names of cells without figures in the warning at the end."""
 
 
 class Shard(click.ParamType):
@@ -157,6 +159,7 @@ positive = FiniteRange(0, min_open=True)
 @settings_option
 @click.option("--shard", metavar="I/N", type=Shard(), default="1/1", help="Only part I of N of the cells.")
 @click.option("--resume", is_flag=True, help="Go on with a study, extend it, or join its other workers.")
+@click.option("--retry-failed", is_flag=True, help="With --resume: train once more what ended without figures.")
 @gathered(
     "dry",
     DryRun,
@@ -186,10 +189,13 @@ def command(*, out: Path, plan: Plan, dry: DryRun, resume: bool, common: Common,
     machines at once: each cell is trained by one worker. More values, axes, rivals and seeds may be added later.
     """
     dry.check()
+    if given["retry_failed"] and not (resume or dry.dry_run):
+        raise click.UsageError("--retry-failed goes with --resume: it is of a study that is there")
     from pyro_ltm.comparison.scaling.result import check_target
     from pyro_ltm.errors import UserError
     from pyro_ltm.profiling.speed import with_vocabulary
 
+    from ..output import note
     from ..runs import check_device
     from .train import base_config, configure
 
@@ -207,6 +213,11 @@ def command(*, out: Path, plan: Plan, dry: DryRun, resume: bool, common: Common,
     from pyro_ltm.reports.scaling_page import write_study
 
     _show(study, write_study(study, out), common.as_json)
+    if study.failed:
+        count, names = len(study.failed), ", ".join(row.name for row in study.failed[:MOST_FAILED])
+        more = f" and {count - MOST_FAILED} more" if count > MOST_FAILED else ""
+        which = f"{count} of {len(study.rows)} cells ended without figures ({names}{more})"
+        note(f"Warning: {which}: why is in the remarks; --retry-failed trains them once more.")
 
 
 def _run(plan: Plan, config: Config, out: Path, again: Sequence[str], common: Common, **given: Any) -> Study:
@@ -257,7 +268,8 @@ def _price(grid: Grid, out: Path, dry: DryRun, device: str, **given: Any) -> lis
     from ..output import note
 
     mine = part(grid.cells(), *given["shard"])
-    cells = [cell for cell in mine if read_row(out / RUNS / cell.name) is None]
+    done = {cell.name: read_row(out / RUNS / cell.name) for cell in mine}
+    cells = [cell for cell in mine if (row := done[cell.name]) is None or (given["retry_failed"] and not row.bound)]
     if len(cells) < len(mine):
         note(f"{out}: {len(mine) - len(cells)} of {len(mine)} cells are done.")
     flops = dry.device_flops

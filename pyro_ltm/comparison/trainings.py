@@ -19,7 +19,7 @@ from pyro_ltm.config import Component, Config
 from pyro_ltm.data import Preparation, Reading, TokenDataset, prepare
 from pyro_ltm.data.folder import TokenFolder, is_token_folder
 from pyro_ltm.data.sources import sources_of
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import RanAway, UserError
 from pyro_ltm.files import made_folder
 from pyro_ltm.locks import locks_out
 from pyro_ltm.noise import fold
@@ -137,9 +137,7 @@ class _Trainings:
         self.on_pair(label)
         try:
             run = self.train(self.configs[guide, objective], out=self.runs / _slug(guide, objective))
-        except UserError as error:
-            if "finite" not in str(error):
-                raise
+        except RanAway as error:
             return failed(key, error)
         return self._score(run, key, label)
 

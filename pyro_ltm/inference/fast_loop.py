@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import RanAway, UserError
 from pyro_ltm.guides import Guide, MeanField
 from pyro_ltm.inference.compatibility import check_fit, check_fixed_noise, check_precision, check_prior
 from pyro_ltm.inference.cuda_graph import Recorder, cache_key
@@ -236,10 +236,10 @@ def _joined(each: list[Posterior], batch: Batch, kind: str, seed: int) -> Poster
 
 
 def _sound(posterior: Posterior) -> Posterior:
-    """The posterior, of which something is to be said. Raises UserError where one sequence's has run away."""
+    """The posterior, of which something is to be said. Raises RanAway where one sequence's has run away."""
     sound = torch.stack([value.isfinite().reshape(len(value), -1).all(1) for value in posterior.state.values()]).all(0)
     if not bool(sound.all()):
-        raise UserError(
+        raise RanAway(
             f"the fast loop has run away: {int((~sound).sum())} of {len(sound)} posteriors are not finite numbers: "
             "lower its rate (optimizer.lr); if that is the run's own, train again with a lower slow.lr"
         )

@@ -117,7 +117,7 @@ def law_lines(study: Study) -> list[str]:
 
 def remarks(study: Study) -> list[str]:
     """Cells without figures, and what a reader may trip over."""
-    lines = [f"{row.name}: {row.note}" for row in study.rows if row.note]
+    lines = [f"Without figures: {row.name}: {row.note.removeprefix('failed: ')}" for row in study.failed]
     if len({row.seed for row in study.rows}) == 1:
         lines.append("One seed: errors are of the text that is scored, and not of another training.")
     if len({str(row.machine.get("processor")) for row in study.rows}) > 1:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_ltm.distributed import team
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import RanAway
 from pyro_ltm.inference import FastLoop, Posterior
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.model.protocol import TokenDecoder
@@ -189,7 +189,7 @@ class _Sums:
         log_weight = terms.log_weight.double()
         nats = distortion + rate
         if not bool(torch.isfinite(nats).all()):
-            raise UserError("the bound is not finite: the model's weights, or its posterior's, have run away")
+            raise RanAway("the bound is not finite: the model's weights, or its posterior's, have run away")
         self.ess.append(effective_sample_size(log_weight).cpu())
         if not self.no_pareto_k:
             self.tails.append(pareto_k(log_weight).cpu())

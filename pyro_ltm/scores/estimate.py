@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_ltm.distributed import team
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import RanAway, UserError
 from pyro_ltm.scores.dependence import Blocks, Places, error_of_sum
 from pyro_ltm.types import Batch
 
@@ -107,7 +107,7 @@ class Tally:
         """The figure of all sequences. Raises UserError where there are none, or where it is not finite."""
         nats, tokens, places = self.whole()
         if not math.isfinite(float(nats.sum())):
-            raise UserError(f"the {name} is not finite: the model's weights, or its posterior's, have run away")
+            raise RanAway(f"the {name} is not finite: the model's weights, or its posterior's, have run away")
         return kind.of(nats, tokens, places, **more)
 
 

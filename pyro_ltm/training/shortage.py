@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pyro_ltm.config import SlowConfig
-from pyro_ltm.errors import UserError, is_out_of_memory
+from pyro_ltm.errors import OutOfMemory, is_out_of_memory
 
 
 @contextmanager
 def told_what_fits(folder: Path, slow: SlowConfig) -> Iterator[None]:
-    """Turns an error for want of memory into one that says how the run in `folder` can go on. Raises UserError."""
+    """Turns an error for want of memory into one that says how the run in `folder` can go on. Raises OutOfMemory."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -27,7 +27,7 @@ def told_what_fits(folder: Path, slow: SlowConfig) -> Iterator[None]:
                 "no setting that gives the same figures takes less; begin a new run with a smaller model, shorter "
                 "sequences, fast.subsample or --dtype bfloat16"
             )
-        raise UserError(message) from None
+        raise OutOfMemory(message) from None
 
 
 def takes_less(slow: SlowConfig) -> dict[str, str]:

@@ -17,7 +17,7 @@ from torch import nn
 from pyro_ltm.config import ADAMW, Component, SlowConfig
 from pyro_ltm.data import DataOrder, TokenDataset, unigram_nats
 from pyro_ltm.distributed import current, sharing
-from pyro_ltm.errors import UserError, warn
+from pyro_ltm.errors import RanAway, UserError, warn
 from pyro_ltm.files import write_text
 from pyro_ltm.inference import FastLoop
 from pyro_ltm.noise import DrawFrom, Noise, fold
@@ -162,7 +162,7 @@ class Trainer:
         if healthy:
             self.save()
         elif done:
-            raise UserError(
+            raise RanAway(
                 f"{self.run.folder}: the run ended with weights that give no finite bound; the last good checkpoint is "
                 "kept: lower slow.lr in a new run"
             )
@@ -311,7 +311,7 @@ class Trainer:
         }
         if self.world.leads:
             write_text(self.run.folder / NONFINITE, json.dumps(found, indent=2) + "\n")
-        raise UserError(
+        raise RanAway(
             f"{self.run.folder}: {counters.skipped_in_a_row} steps in a row were not finite (the last at step "
             f"{counters.step}, see {NONFINITE}); the last good checkpoint is kept: "
             "lower slow.lr or optimizer.lr in a new run"

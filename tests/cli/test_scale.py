@@ -82,6 +82,7 @@ def test_goes_on_only_when_asked_to_and_says_what_is_left(study, invoke, ask, se
         (["--shard", "3/2"], "'3/2' is no part such as 2/8"),
         (["--device-flops", "1e12"], "--device-flops goes with --dry-run"),
         (["--dry-run", "--device-price", "2"], "--device-price goes with --device-flops"),
+        (["--retry-failed"], "--retry-failed goes with --resume"),
         (["--set", "data.validation_fraction=0.0"], "hold some out"),
     ],
 )
@@ -98,3 +99,22 @@ def test_a_folder_of_something_else_is_left_alone(refuse, settings, text, tmp_pa
     (tmp_path / "u").mkdir()
     (tmp_path / "u" / "study.json").write_text('{"format": "other"}')
     refuse("scale", "--data", text, "--out", tmp_path / "u", *settings(), says=("not a study of this release",))
+
+
+def test_what_ended_without_figures_is_said_at_the_end(invoke, ask, settings, text, tmp_path):
+    """As `compare` ends: the work is done, with exit code 0, and says which cells have nothing to show."""
+    wild = settings(**STUDY, **{"slow.clip": 0.0, "slow.max_nonfinite": 1})
+    words = ("scale", "--data", text, "--out", tmp_path / "s", "--axis", "slow.lr=0.01,1e30", "--rivals", "none")
+    first = invoke(*words, *SCORED, *wild)
+    assert first.exit_code == 0, first.stderr
+    (line,) = [line for line in first.stdout.splitlines() if line.startswith("Without figures: ltm--slow.lr=1e_30--")]
+    assert "finite" in line
+    last = first.stderr.splitlines()[-1]
+    assert last.startswith("Warning: 1 of 2 cells ended without figures (ltm--slow.lr=1e_30--")
+    assert "--retry-failed" in last
+    assert ask(*words, *SCORED, *wild, "--dry-run", "--device-flops", "1e9")["cells"] == 0
+    dry = ask(*words, *SCORED, *wild, "--dry-run", "--device-flops", "1e9", "--retry-failed")
+    assert [cell["name"][:9] for cell in dry["by_cell"]] == ["ltm--slow"]
+    again = invoke(*words, *SCORED, *wild, "--resume", "--retry-failed")
+    assert "Cell: ltm--slow.lr=1e_30--" in again.stderr
+    assert "Cell: ltm--seed" not in again.stderr

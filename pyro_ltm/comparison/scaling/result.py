@@ -153,6 +153,11 @@ class Study:
         return [row for row in self.rows if row.family == family and row.bound is not None]
 
     @property
+    def failed(self) -> list[Row]:
+        """The cells that ended without figures, and say why."""
+        return [row for row in self.rows if row.bound is None]
+
+    @property
     def families(self) -> list[str]:
         """Those that have cells with figures, the latent-thought model first."""
         return sorted({row.family for row in self.rows if row.bound}, key=lambda name: (name != "ltm", name != "twin"))

@@ -20,7 +20,7 @@ from pyro_ltm.comparison.trainings import decoder_training, open_tokens, open_va
 from pyro_ltm.config import Config, ModelConfig
 from pyro_ltm.data import Reading, TokenDataset
 from pyro_ltm.data.sources import sources_of
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import OutOfMemory, RanAway, is_out_of_memory
 from pyro_ltm.locks import Busy, locked
 from pyro_ltm.profiling.costs import count_costs
 from pyro_ltm.runs.evaluation_file import evaluation_record, write_evaluation
@@ -92,6 +92,7 @@ def run_study(
     out: Path | str,
     scoring: Scoring | None = None,
     shard: tuple[int, int] = (1, 1),
+    retry_failed: bool = False,
     about: Mapping[str, Any] | None = None,
     device: str = "cpu",
     watch: Callbacks | None = None,
@@ -103,7 +104,8 @@ def run_study(
 
     Args:
         data: the folder of tokens that all learn from.
-        shard: which part of the cells, of how many: (1, 1) is all of them. about: for people.
+        shard: which part of the cells, of how many: (1, 1) is all of them.
+        retry_failed: train those once more that ended without figures, from their last checkpoint. about: for people.
 
     Raises:
         UserError: bad input; the folder holds a study with other settings.
@@ -115,7 +117,8 @@ def run_study(
     settings = {**_shared(grid.common), "data": validation.folder.fingerprint, "device": device.partition(":")[0]}
     settings |= {**dataclasses.asdict(scoring), "budget": dataclasses.asdict(grid.budget)}
     study = open_study(out, settings, about or {})
-    work = _Work(out / RUNS, data, validation, scoring, device, watch)
+    again = [row for row in study.failed if retry_failed]
+    work = _Work(out / RUNS, data, validation, scoring, device, watch, again)
     waiting, said = list(cells), 0
     while waiting:
         busy = []
@@ -150,25 +153,31 @@ class _Work:
     scoring: Scoring
     device: str
     watch: Callbacks
+    again: Sequence[Row] = ()
 
     def attempt(self, cell: Cell, place: str) -> bool | None:
         """Does a cell, if it is not done; True where it did, None where another has it in hand."""
         folder = self.runs / cell.name
-        if read_row(folder) is not None:
+        if self._is_done(folder):
             return False
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(locked(folder))
             except Busy:
                 return None
-            if read_row(folder) is not None:  # done since it was looked at
+            if self._is_done(folder):  # since it was looked at
                 return False
             self.watch.on_cell(f"{cell.name} ({place})")
             write_row(folder, self.row(cell, folder))
         return True
 
+    def _is_done(self, folder: Path) -> bool:
+        """Whether there is a row, and none that is to be made once more: that of whoever did so is another."""
+        row = read_row(folder)
+        return row is not None and row not in self.again
+
     def row(self, cell: Cell, folder: Path) -> Row:
-        """A cell trained and scored; one whose training ran away has a note in place of figures."""
+        """A cell trained and scored; one that ran away, or found no memory, has a note in place of figures."""
         costs, model = count_costs(cell.config), cell.config.model
         known: dict[str, Any] = {
             "name": cell.name,
@@ -191,10 +200,12 @@ class _Work:
         try:
             run = train(config, data=self.data, out=folder, resume=True, device=self.device, **how)
             found = self.scoring.evaluate(run, self.validation)
-        except UserError as error:
-            if "finite" not in str(error):
-                raise
+        except RanAway as error:
             return Row(**known, note=f"failed: {error}")
+        except (OutOfMemory, MemoryError, RuntimeError) as error:  # on another machine there may be enough
+            if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
+                raise
+            return Row(**known, note="failed: out of memory")
         write_evaluation(run, evaluation_record(run, found, data=f"{self.data} (validation)"))
         return Row(**known, **_trained(run), **_scored(found, model))
 

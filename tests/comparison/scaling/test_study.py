@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -12,17 +13,19 @@ from helpers.processes import Forked
 from helpers.tiny_run import TINY, configure
 
 import pyro_ltm as ltm
+from pyro_ltm.comparison.scaling import run as module
 from pyro_ltm.comparison.scaling.analysis import below, gaps
 from pyro_ltm.comparison.scaling.grid import DIFFUSION, TWIN, Axis, Budget, Grid
-from pyro_ltm.comparison.scaling.result import Study, read_row, read_rows
-from pyro_ltm.comparison.scaling.run import Scoring, run_study
+from pyro_ltm.comparison.scaling.result import read_row, read_rows, write_row
+from pyro_ltm.comparison.scaling.run import Callbacks, Scoring, run_study
 from pyro_ltm.data import TokenDataset
 from pyro_ltm.errors import UserError
 from pyro_ltm.locks import locked
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.evaluation_file import read_evaluation
 from pyro_ltm.runs.metrics import read_metrics
-from pyro_ltm.training.launch import as_the_data_are
+from pyro_ltm.training.launch import as_the_data_are, train
+from pyro_ltm.training.shortage import told_what_fits
 
 AXES = ["model.dim=16,24", "fast.steps=1,2"]
 MADE = ["slow.steps=6", "slow.save_every=1", "slow.eval_sequences=2"]
@@ -181,9 +184,47 @@ def test_a_study_with_other_settings_is_refused_and_left_alone(undisturbed, toke
 
 
 def test_a_training_that_runs_away_has_a_note_and_the_others_go_on(tokens, tmp_path):
-    grid = grid_of(tokens, "slow.lr=1e30,0.01", "slow.clip=0.0", "slow.max_nonfinite=1")
-    study = run_study(grid, data=tokens, out=tmp_path / "s", scoring=SCORING)
+    grid, out, begun = grid_of(tokens, "slow.lr=1e30,0.01", "slow.clip=0.0", "slow.max_nonfinite=1"), tmp_path / "s", []
+
+    def run(**more):
+        begun.clear()
+        how = {"data": tokens, "out": out, "scoring": SCORING, "watch": Callbacks(lambda line: begun.append(line))}
+        return run_study(grid, **how, **more)
+
+    study = run()
     notes = {row.axes["slow.lr"]: (row.note[:7], row.bound is None) for row in study.rows}
     assert notes == {1e30: ("failed:", True), 0.01: ("", False)}
+    assert len(study.of("ltm")) == len(begun) - 1 == 1
+    (failed,) = study.failed
+    run()
+    assert not begun, "how a cell ended is known: only who asks for it gets it tried once more"
+    write_row(out / "runs" / failed.name, dataclasses.replace(failed, worker="another"))
+    again = run(retry_failed=True)
+    assert begun == [f"{failed.name} (1 of 2)"]
+    assert again.failed == [failed], "tried once, by this worker"
+
+
+def test_a_cell_without_memory_has_a_note_and_the_others_go_on(tokens, tmp_path, monkeypatch):
+    def train_small(config, **how):
+        with told_what_fits(how["out"], config.slow):
+            if config.model.dim == 24:
+                raise MemoryError
+        return train(config, **how)
+
+    grid = grid_of(tokens, "model.dim=24,16")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train", train_small)
+        study = run_study(grid, data=tokens, out=tmp_path / "s", scoring=SCORING)
+    assert [(row.dim, row.note) for row in study.rows if row.bound is None] == [(24, "failed: out of memory")]
     assert len(study.of("ltm")) == 1
-    assert isinstance(study, Study)
+    assert not run_study(grid, data=tokens, out=tmp_path / "s", scoring=SCORING, retry_failed=True).failed
+
+
+def test_another_error_is_no_failed_training_whatever_the_folder_is_called(tokens, tmp_path):
+    """Trainings that ran away were known by a word of their message, and a folder's name is part of all messages."""
+    out = tmp_path / "infinite"
+    (out / "runs" / "ltm--seed=0").mkdir(parents=True)
+    (out / "runs" / "ltm--seed=0" / "config.toml").write_text("[slow")
+    with pytest.raises(UserError, match=r"infinite.*config\.toml"):
+        run_study(grid_of(tokens), data=tokens, out=out, scoring=SCORING)
+    assert read_row(out / "runs" / "ltm--seed=0") is None
