@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,11 @@ def show(found: Evaluation, where: str) -> None:
         _show_prefix(found, found.prefix)
     if found.reference:
         _show_reference(found.reference)
-    if found.twin and not found.bound and not found.prefix:
-        say(f"Twin, exact: {_figure(found.twin)} nats a token.")
+    if not found.bound and not found.prefix:
+        if found.twin:
+            say(f"Twin, exact: {_figure(found.twin)} nats a token.")
+        if found.masked_diffusion:
+            say(f"Masked diffusion, at most: {_figure(found.masked_diffusion)} nats a token.")
     if found.floor:
         _show_floor(found)
     elif found.no_floor:
@@ -123,20 +127,24 @@ def _weighted_rows(found: Evaluation, bound: Bound, columns: int) -> list[list[s
 
 
 def _show_prefix(found: Evaluation, prefix: Prefix) -> None:
-    """Predictive figures, with the twin's on the same tokens."""
-    twin = found.twin_prefix
+    """Predictive figures, with those of the rivals on the same tokens."""
+    twin, diffusion = found.twin_prefix, found.masked_diffusion_prefix
+    rivals = [(twin, found.below_twin), (diffusion, found.below_masked_diffusion)]
+    rivals = [(one, below) for one, below in rivals if one]
     floor = ["above the floor", *(["of the way"] if twin else [])] if found.floor else []
-    columns = ["nats a token", "this run", *(["twin", "below the twin"] if twin else []), *floor]
+    named = (["twin", "below the twin"] if twin else []) + (["masked diffusion", "below it"] if diffusion else [])
+    columns = ["nats a token", "this run", *named, *floor]
 
-    def row(label: str, name: str, figure: Figure, its: Figure | None) -> list[str]:
+    def row(label: str, name: str, figure: Figure, theirs: list[Figure]) -> list[str]:
         above = [_gap(found.above_floor.get(name)), _way(found, name)][: len(floor)]
-        return [label, _figure(figure), *([_figure(its), _gap(found.below_twin.get(name))] if its else []), *above]
+        gaps = [_gap(below.get(name)) for _, below in rivals]
+        return [label, _figure(figure), *itertools.chain(*zip(map(_figure, theirs), gaps, strict=True)), *above]
 
     blocks = f"all, {'a fit every' if prefix.fast_steps else 'in blocks of'} {prefix.stride}"
-    rows = [row(blocks, "prefix", prefix, twin)]
+    rows = [row(blocks, "prefix", prefix, [one for one, _ in rivals])]
     for index, after in enumerate(prefix.by_prefix):
-        its = twin.by_prefix[index] if twin else None
-        rows.append(row(f"after the first {after.prefix}", f"after {after.prefix} tokens", after, its))
+        theirs = [one.by_prefix[index] for one, _ in rivals]
+        rows.append(row(f"after the first {after.prefix}", f"after {after.prefix} tokens", after, theirs))
     show_table("Predictive: each token from the text before it alone", columns, rows)
     if found.floor and not found.floor.by_prefix:
         say("No floor is known of what comes after a beginning: not each of its words is one token.")

@@ -16,7 +16,7 @@ from pyro_ltm.files import clear_errors, write_text
 from pyro_ltm.locks import locked
 from pyro_ltm.reading import Count, fitted, read_json
 from pyro_ltm.runs.folder import EVALUATION
-from pyro_ltm.runs.protocols import DISTANCES, PROTOCOLS, SCORED, Evaluation
+from pyro_ltm.runs.protocols import DISTANCES, PROTOCOLS, RIVALS, SCORED, Evaluation
 from pyro_ltm.runs.run import Run
 from pyro_ltm.scores.dependence import Blocks
 
@@ -202,15 +202,16 @@ def write_evaluation(run: Run, result: Mapping[str, Any], *, say: Callable[[str]
 
 
 def merged(before: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`result`, and of `before` the protocols that it lacks, where both are of one run, its twin, and one text."""
+    """`result`, and of `before` the protocols that it lacks, where both are of one run, its rivals, and one text."""
     others = [name for name in PROTOCOLS if name in before and name not in result]
     same = all(before.get(key) == result.get(key) for key in ("fingerprint", "data", "settings"))
-    twins = {found["twin_fingerprint"] for found in (before, result) if "twin_fingerprint" in found}
-    if not others or not same or len(twins) > 1 or _scored(before) != _scored(result):
+    rivals = {name: _fingerprints(name, before, result) for name in RIVALS}
+    several = any(len(prints) > 1 for prints in rivals.values())
+    if not others or not same or several or _scored(before) != _scored(result):
         return result
     joined = {**before, **result}
-    if twins:
-        joined["twin"] = {**before.get("twin", {}), **result.get("twin", {})}
+    for name in (name for name, prints in rivals.items() if prints):
+        joined[name] = {**before.get(name, {}), **result.get(name, {})}
     if "floor" in before and "prefix" in others:
         joined["floor"] = {**joined.get("floor", {}), "by_prefix": before["floor"].get("by_prefix", [])}
     if "bound" in result and "exchange_rate" not in result:
@@ -219,6 +220,11 @@ def merged(before: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str,
         earlier = {figure: gap for figure, gap in before.get(name, {}).items() if _protocol(figure) in others}
         joined[name] = {**earlier, **result.get(name, {})}
     return {key: value for key, value in joined.items() if value != {}}
+
+
+def _fingerprints(rival: str, *found: Mapping[str, Any]) -> set[str]:
+    """Of the runs of this name beside which evaluations stand."""
+    return {one[f"{rival}_fingerprint"] for one in found if f"{rival}_fingerprint" in one}
 
 
 def _scored(found: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -33,7 +33,8 @@ from pyro_ltm.scores.estimate import plain
 from pyro_ltm.scores.prefix import quarters
 
 PROTOCOLS = ("bound", "prefix", "reference")
-SCORED = (*PROTOCOLS, "twin", "masked_diffusion", "floor")
+RIVALS = ("twin", "masked_diffusion")
+SCORED = (*PROTOCOLS, *RIVALS, "floor")
 """The figures of an evaluation."""
 IGNORED = 0.01
 """Another sequence's thoughts cost fewer nats a token than this: the decoder ignores them."""
@@ -53,7 +54,7 @@ class Evaluation:
         bound: an upper bound on the nats a token. annealed: one by annealing, by where it starts.
         prefix: predictive figures. reference: no bound.
         twin: the twin's exact figure; twin_prefix: its predictive figures.
-        masked_diffusion: the bound of that rival.
+        masked_diffusion: the bound of that rival; masked_diffusion_prefix: of each block given those before it.
         twin_differs, masked_diffusion_differs: `training_differences`; empty where thoughts, and the order in which
             tokens are written, are all that sets the rival apart.
         no_bytes: why there is no figure by the byte; empty where there is one.
@@ -72,6 +73,7 @@ class Evaluation:
     twin: Bound | None = None
     twin_prefix: Prefix | None = None
     masked_diffusion: Bound | None = None
+    masked_diffusion_prefix: Prefix | None = None
     twin_differs: list[str] = field(default_factory=list)
     masked_diffusion_differs: list[str] = field(default_factory=list)
     no_bytes: str = ""
@@ -103,11 +105,11 @@ class Evaluation:
         result: dict[str, Any] = {name: plain(part) for name, part in parts.items() if part is not None}
         if self.annealed:
             result["bound"]["ais"] = {start: plain(one) for start, one in self.annealed.items()}
-        if self.twin_prefix:
-            result["twin"]["prefix"] = plain(self.twin_prefix)
-        for name in ("twin", "masked_diffusion"):
+        for name in RIVALS:
             if name in result:
                 result[name]["differs"] = getattr(self, f"{name}_differs")
+                if predictive := getattr(self, f"{name}_prefix"):
+                    result[name]["prefix"] = plain(predictive)
         if self.exchange_rate:
             result["exchange_rate"] = plain(self.exchange_rate)
         for name in ("no_bytes", "no_floor", "no_density"):
@@ -174,7 +176,7 @@ def evaluate_protocols(
     Args:
         how: None: `Scoring()`. settings: single ones of it, by name, in place of those of `how`.
         twin: another run, scored on the same tokens where a likelihood is meant (`bound`, `prefix`).
-        masked_diffusion: another run, whose bound is taken on the same tokens.
+        masked_diffusion: another run, whose bound is taken on the same tokens, of all and of each block.
         counting: gives what is called with the progress of the figure of this name.
 
     Raises:
@@ -215,6 +217,9 @@ def evaluate_protocols(
             found["twin_prefix"] = score(twin.evaluate_prefix, "twin's prefix", **cut)
     if masked_diffusion is not None:
         found["masked_diffusion"] = score(masked_diffusion.evaluate, "masked diffusion", particles=how.particles)
+        if "prefix" in how.protocols:
+            predict = masked_diffusion.evaluate_prefix
+            found["masked_diffusion_prefix"] = score(predict, "masked diffusion's prefix", **cut)
     return Evaluation(**found, **distances(found), exchange_rate=_exchange_rate(found))
 
 
@@ -241,10 +246,10 @@ def _floor(run: Run, data: TokenDataset, how: Scoring, prefixes: Sequence[int]) 
 
 
 def distances(found: dict[str, Any]) -> dict[str, Any]:
-    """Where the valid figures stand above the floor and below the twin, and what share of the way that is."""
+    """Where the valid figures stand above the floor and below the rivals, and the share of the way from the twin."""
     floor, twin, diffusion = (found.get(name) for name in ("floor", "twin", "masked_diffusion"))
     gaps: dict[str, dict[str, Any]] = {name: {} for name in DISTANCES}
-    for name, (figure, its, least) in _sides(found).items():
+    for name, (figure, its, by_orders, least) in _sides(found).items():
         tokens, places = figure.sequence_tokens, figure.places
         if least is floor and floor is not None:
             check_floor(name, figure, floor)
@@ -252,15 +257,14 @@ def distances(found: dict[str, Any]) -> dict[str, Any]:
             gaps["above_floor"][name] = difference(figure.sequence_nats, least.sequence_nats, tokens, places)
         if its is not None:
             gaps["below_twin"][name] = difference(its.sequence_nats, figure.sequence_nats, tokens, places)
+        if by_orders is not None:
+            nats = by_orders.sequence_nats, figure.sequence_nats
+            gaps["below_masked_diffusion"][name] = difference(*nats, tokens, places)
         if its is not None and least is not None:
             way = difference(its.sequence_nats, least.sequence_nats, tokens, places)
             if way.nats_per_token > 3 * way.stderr:  # else there is no way to speak of
                 part, whole = its.sequence_nats - figure.sequence_nats, its.sequence_nats - least.sequence_nats
                 gaps["closed"][name] = share(part, whole, places)
-    for name, figure in valid_figures(found).items():
-        if diffusion is not None:
-            nats = (diffusion.sequence_nats, figure.sequence_nats)
-            gaps["below_masked_diffusion"][name] = difference(*nats, figure.sequence_tokens, figure.places)
     for name, rival in (("twin", twin), ("masked diffusion", diffusion)):
         if floor is not None and rival is not None:
             gaps["above_floor"][name] = check_floor(name, rival, floor)
@@ -276,14 +280,21 @@ def _exchange_rate(found: dict[str, Any]) -> ExchangeRate | None:
     return exchange_rate(twin.sequence_nats, distortion, bound.sequence_rate, bound.places)
 
 
-def _sides(found: dict[str, Any]) -> dict[str, tuple[Any, Any, Any]]:
-    """Of each valid figure: it, the twin's, and the floor, all of the same tokens; None for what there is not."""
-    floor, prefix, theirs = (found.get(name) for name in ("floor", "prefix", "twin_prefix"))
-    sides = {name: (figure, found.get("twin"), floor) for name, figure in valid_figures(found).items()}
+def _sides(found: dict[str, Any]) -> dict[str, tuple[Any, Any, Any, Any]]:
+    """Of each valid figure: it, the twin's, the masked diffusion's and the floor, all of the same tokens, or None.
+
+    What is predicted stands beside what a rival predicts: a masked diffusion's whole bound is of another law.
+    """
+    floor, prefix = found.get("floor"), found.get("prefix")
+    whole, predictive = ([found.get(f"{name}{kind}") for name in RIVALS] for kind in ("", "_prefix"))
+    sides = {
+        name: (figure, *(predictive if name == "prefix" else whole), floor)
+        for name, figure in valid_figures(found).items()
+    }
     least = {after.prefix: after for after in floor.by_prefix} if floor else {}
     for index, after in enumerate(prefix.by_prefix if prefix else []):
-        its = theirs.by_prefix[index] if theirs else None
-        sides[f"after {after.prefix} tokens"] = (after, its, least.get(after.prefix))
+        theirs = [one.by_prefix[index] if one else None for one in predictive]
+        sides[f"after {after.prefix} tokens"] = (after, *theirs, least.get(after.prefix))
     return sides
 
 

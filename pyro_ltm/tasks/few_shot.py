@@ -21,6 +21,7 @@ from pyro_ltm.inference.codec import Codec, encoded_after
 from pyro_ltm.runs.run import Run
 from pyro_ltm.scores.continuation import Context, Piece, Predictor, Scored
 from pyro_ltm.scores.estimate import Count, mean_error, plain
+from pyro_ltm.scores.filling import Filler
 
 SHOTS = (0, 1, 2, 4, 8, 12)
 DOCUMENTS = 128
@@ -28,10 +29,11 @@ MEANING = (
     "exact match: each token of the answer is the likeliest, after the right ones before it; choice: the answer is the "
     "likeliest of those that the question can have; best: of one who knows the task and reads the same shots, exactly"
 )
+OF_BOUND = "an answer's nats are the bound of a masked diffusion, the mean over orders in which it is filled in"
 
 
 class Scorer(Protocol):
-    """Scores continuations: a `Predictor`, or who knows better."""
+    """Scores continuations: a `Predictor`, a `Filler`, or who knows better."""
 
     def score(self, pieces: Sequence[Piece]) -> list[Scored]:
         """Each piece's score, in their order."""
@@ -128,7 +130,7 @@ def evaluate_few_shot(
             progress.
 
     Raises:
-        UserError: no such task, more shots than a document has or than the model reads, or a masked diffusion.
+        UserError: no such task, or more shots than a document has or than the model reads.
     """
     spec = for_scoring(source or source_of(run))
     asked = parse(spec)
@@ -139,10 +141,8 @@ def evaluate_few_shot(
     found = {}
     for name, one in {"run": run, "twin": twin}.items():
         if one is not None:
-            if one.config.model.is_diffusion:
-                raise UserError(f"{one.folder}: a masked diffusion, which has no likeliest next token: not supported")
-            loop = one.loop.with_steps(fast_steps)
-            scorer = Predictor(one.model, loop, particles=particles, batch_size=batch_size, seed=seed)
+            how: dict[str, Any] = {"particles": particles, "batch_size": batch_size, "seed": seed}
+            scorer = _scorer(one, fast_steps, how)
             count = counting(f"few-shot: {name}", len(shots)) if counting else None
             found[name] = _curve(scorer, one, lessons, shots, count)
     return FewShot(
@@ -153,10 +153,18 @@ def evaluate_few_shot(
         twin_answers=found.get("twin"),
         best=[_best(asked.task, number) for number in shots],
         above_twin=[_above(*pair) for pair in zip(found["run"], found["twin"], strict=True)] if twin else None,
-        particles=particles if run.config.model.thoughts else 1,
+        particles=1 if run.config.model.is_exact else particles,
         fast_steps=run.loop.with_steps(fast_steps).steps,
         seed=seed,
+        meaning=f"{MEANING}; {OF_BOUND}" if run.config.model.is_diffusion else MEANING,
     )
+
+
+def _scorer(run: Run, fast_steps: int | None, how: dict[str, Any]) -> Scorer:
+    """Who scores answers by a run."""
+    if run.config.model.is_diffusion:
+        return Filler(run.model, run.sequence_length, **how)
+    return Predictor(run.model, run.loop.with_steps(fast_steps), **how)
 
 
 def source_of(run: Run) -> str:

@@ -44,6 +44,27 @@ def test_evaluate_has_room_for_both_rivals(invoke, ask, trained, twin, diffusion
     assert found["masked_diffusion_run"] == str(diffusion)
 
 
+def test_evaluate_predicts_beside_both_rivals(ask, invoke, own_run, twin, diffusion):
+    """By blocks as this run does; and what an earlier call scored of the same rival stays in the run."""
+    rival, few = ("--masked-diffusion", diffusion), ("--sequences", 4, "--particles", 2)
+    ask("evaluate", own_run, *rival, *few)
+    found = ask("evaluate", own_run, *rival, "--twin", twin, *few, "--protocol", "prefix", "--prefix", 8)
+    its, own = found["masked_diffusion"]["prefix"], found["prefix"]
+    assert (its["tokens"], its["stride"], len(its["by_prefix"])) == (own["tokens"], own["stride"], 1)
+    gaps = found["below_masked_diffusion"]
+    assert gaps["prefix"]["nats_per_token"] == pytest.approx(its["nats_per_token"] - own["nats_per_token"])
+    after = its["by_prefix"][0]["nats_per_token"] - own["by_prefix"][0]["nats_per_token"]
+    assert gaps["after 8 tokens"]["nats_per_token"] == pytest.approx(after)
+    kept = json.loads((own_run / "evaluation.json").read_text(encoding="utf-8"))
+    assert kept["below_masked_diffusion"].keys() >= {"bound", "prefix", "after 8 tokens"}
+    assert kept["masked_diffusion"]["prefix"] == its
+    shown = invoke("evaluate", own_run, *rival, *few, "--protocol", "prefix", "--prefix", 8).stdout
+    assert shown.partition("this run")[2].split()[:2] == ["masked", "diffusion"]
+    assert "below it" in shown
+    said = invoke("evaluate", own_run, *rival, *few[:2], "--protocol", "reference").stdout
+    assert "Masked diffusion, at most: " in said
+
+
 def test_it_is_evaluated_by_its_bound(invoke, ask, twin, diffusion):
     shown = invoke("evaluate", diffusion, "--twin", twin, "--protocol", "all", "--sequences", 4)
     assert shown.exit_code == 0, shown.stderr

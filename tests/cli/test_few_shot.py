@@ -42,6 +42,22 @@ def test_few_shot(ask, invoke, runs):
     assert (other["task"], other["twin_answers"], other["particles"]) == ("copy", None, 1)
 
 
+def test_a_masked_diffusion_fills_its_answers_in(ask, invoke, settings, runs, tmp_path):
+    run, twin = runs
+    kind = {"slow.steps": 1, "model.kind": "masked-diffusion", "model.thoughts": 0}
+    made = invoke("train", "--data", run / "data", "--out", tmp_path / "diffusion", *settings(**kind))
+    assert made.exit_code == 0, made.stderr
+    words = ("few-shot", tmp_path / "diffusion", "--twin", twin, "--documents", 4, "--shots", 0, "--shots", 2)
+    found = ask(*words, "--particles", 2)
+    assert [one["shots"] for one in found["answers"]] == [0, 2]
+    assert found["particles"] == 2
+    assert "the bound of a masked diffusion" in found["meaning"]
+    for one, best in zip(found["answers"], found["best"], strict=True):
+        assert one["nats"] > best["nats"]
+    again = ask(*words, "--particles", 2, "--batch-size", 3)
+    assert [one["nats"] for one in again["answers"]] == pytest.approx([one["nats"] for one in found["answers"]])
+
+
 def test_bad_tasks(refuse, runs, trained):
     run, _ = runs
     refuse("few-shot", trained, says=("was not trained on one task of in-context; name one",))

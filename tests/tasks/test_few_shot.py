@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
-from helpers.tiny import tiny_config
 
-from pyro_ltm.config import Config
 from pyro_ltm.data.in_context import TASKS, Shot, task
-from pyro_ltm.errors import UserError
-from pyro_ltm.runs import Run
 from pyro_ltm.scores.continuation import Scored
-from pyro_ltm.tasks.few_shot import evaluate_few_shot, score_lessons
+from pyro_ltm.tasks.few_shot import score_lessons
 
 
 class Characters:
@@ -76,10 +71,3 @@ def test_errors_are_those_of_a_share():
     share = found.exact_match
     assert found.exact_match_stderr == pytest.approx(math.sqrt(share * (1 - share) / 99))
     assert found.nats == pytest.approx(math.log(10))
-
-
-def test_a_masked_diffusion_is_refused():
-    config = Config(model=tiny_config(kind="masked-diffusion", thoughts=0))
-    run = Run(Path("somewhere"), config, None, None, Characters(), 0)
-    with pytest.raises(UserError, match="somewhere: a masked diffusion"):
-        evaluate_few_shot(run, "in-context:lookup")
