@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_ltm.config import Config, merge
-from pyro_ltm.errors import UserError
 from pyro_ltm.inference.build import check_config
 from pyro_ltm.model.precision import resolve_dtype
 from pyro_ltm.optimizers.slow import SLOW_OPTIMIZERS
@@ -157,18 +156,12 @@ def plan_training(config: Config, count: int, device: Device, pace: Pace | None 
     """The plan of a training of `config` on `count` devices, a process on each.
 
     Raises:
-        UserError: whatever training would refuse; or a masked diffusion, of which the draw decides how many tokens its
-            head foretells.
+        UserError: whatever training would refuse.
     """
     pace = pace or Pace()
     config = _precise(config, device)
     check_config(config)
     check_shares(config, count)
-    if config.model.is_diffusion:
-        raise UserError(
-            f"model.kind = {config.model.kind}: what its step does depends on which tokens are hidden, which is not "
-            "planned: time it on the device itself, with pyro-ltm bench"
-        )
     local = _local(config, count)
     found = simulate(local, device.kind)
     sharings = {kind: _sharing(found, config, count, device, kind) for kind in _kinds(config, count)}

@@ -67,7 +67,8 @@ def simulate(config: Config, device: str = "cpu") -> Simulation:
     """A training step of `config` by the kernels of this type of device, `cpu` or `cuda`.
 
     A micro-batch is of `slow.batch_size` sequences of `model.max_length` tokens. Nothing is compiled or recorded, and
-    no sequence stops early.
+    no sequence stops early. Of a masked diffusion the memory is that of the draw that hides most, and operations are
+    those of the mean.
     """
     with torch.device("meta"):
         model, loop = build(dataclasses.replace(config, compile=False), device="meta")
@@ -110,10 +111,12 @@ class _Step:
         # Whole rounds of the pieces that `subsample` makes; an unrolled step keeps all of its fast steps.
         rounds = -(-2 // self.loop.subsample) * self.loop.subsample
         fast_steps = taken if guide.keeps_graph else min(taken, rounds)
+        self.watch.places, most = hidden_tokens(self.config)
         rest = self._train(1, 0)
         for name, tensor in OptimizerState.of(self.optimizer).tensors.items():
             self.watch.hold([tensor], OPTIMIZER + name.split(".")[1])
         self.watch.begin()
+        self.watch.places = most
         count = min(self.config.slow.accumulate, BESIDE)
         whole = self._train(count, fast_steps)
         return Simulation(
@@ -161,6 +164,16 @@ class _WatchedLoop(FastLoop):
     def local_bytes(self) -> int:
         """Of the local parameters of a fit, and of what their optimizer remembers."""
         return int(self.watch.local_bytes)
+
+
+def hidden_tokens(config: Config) -> tuple[int, int]:
+    """Tokens of a micro-batch that a masked diffusion hides and foretells: in the mean, and at most.
+
+    The strata of its sequences, of those that share the step, lie beside one another.
+    """
+    size, sequences, length = config.slow.batch_size, config.slow.sequences, config.model.max_length
+    most = sum(-(-(stratum + 1) * length // sequences) for stratum in range(sequences - size, sequences))
+    return round(size * (length + 1) / 2), most
 
 
 def _place(part: str) -> int:

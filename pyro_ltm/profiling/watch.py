@@ -20,13 +20,14 @@ class Watch(TorchDispatchMode):
     """Bytes of all storages that live, by the part that they were made in, and the peaks of each phase.
 
     Storages that are there already are to be held (`hold`) before anything is done. A value that the host asks for is
-    1: FakeTensors have none.
+    1, and places that it asks for are `places`: FakeTensors have none.
 
     Args:
         part, phase: what is made at first. heads: parts by the name of the autograd node that makes them.
 
     Attributes:
         peaks: by phase, bytes by part when the phase held most.
+        places: how many elements of a tensor `nonzero` finds.
     """
 
     def __init__(self, part: str, phase: str, heads: Mapping[str, str]):
@@ -34,6 +35,7 @@ class Watch(TorchDispatchMode):
         self.part, self.phase, self.heads = part, phase, heads
         self.live: Counter[str] = Counter()
         self.peaks: dict[str, dict[str, int]] = {}
+        self.places = 0
         self._highest: Counter[str] = Counter()
         self._known: dict[int, tuple[str, weakref.ref[Any]]] = {}
 
@@ -74,6 +76,8 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1
+        if func is torch.ops.aten.nonzero.default:
+            return args[0].new_empty((self.places, args[0].dim()), dtype=torch.int64)
         result = func(*args, **(kwargs or {}))
         node = torch._C._current_autograd_node()
         part = self.part if node is None else self.heads.get(node.name(), self.part)

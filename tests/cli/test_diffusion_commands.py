@@ -128,9 +128,11 @@ def test_what_needs_thoughts_refuses_it(refuse, diffusion, command, says, tmp_pa
     refuse(*words, quiet=False, says=("masked diffusion", says))
 
 
-def test_its_step_is_not_planned(refuse):
-    kind = ("--set", "model.kind=masked-diffusion")
-    refuse("plan", "--preset", "nano", "--devices", "1xH100", *kind, says=("model.kind = masked-diffusion", "bench"))
+def test_its_step_is_planned(ask):
+    planned = ("plan", "--preset", "nano", "--devices", "1xH100", "--set")
+    found, twin = (ask(*planned, one) for one in ("model.kind=masked-diffusion", "model.thoughts=0"))
+    assert found["fast_operations"] == 0
+    assert found["slow_operations"] < twin["slow_operations"], "its head foretells only what is hidden"
 
 
 def test_the_wrong_rival_is_refused(refuse, trained, twin, diffusion):

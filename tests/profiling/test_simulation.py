@@ -17,6 +17,7 @@ from helpers.tiny import tiny_batch, tiny_config
 
 from pyro_ltm.config import Config, apply_settings
 from pyro_ltm.inference.build import build
+from pyro_ltm.model.decoder import Decoder
 from pyro_ltm.model.kernels.device import device_type, planned_for
 from pyro_ltm.presets import preset
 from pyro_ltm.profiling.memory import peak_memory
@@ -31,6 +32,7 @@ from pyro_ltm.profiling.simulation import (
     STEP,
     WEIGHTS,
     Simulation,
+    hidden_tokens,
     simulate,
 )
 from pyro_ltm.training.step import train_step
@@ -134,6 +136,27 @@ def test_operations_are_those_of_a_real_step(paper):
     alone, with_three = (count_operations(lambda fast=fast: train(setup, ((1, fast),))) for fast in (0, 3))
     assert found.slow_operations == alone
     assert found.slow_operations + 3 * found.fast_operations == with_three
+
+
+def test_a_masked_diffusion_s_step_is_that_of_the_draw_that_hides_most(monkeypatch):
+    """Memory by the largest times of all strata, of the micro-batch that has the last; operations are of the mean."""
+    setup = config("model.kind=masked-diffusion", "slow.batch_size=4", "model.vocab_size=512")
+    mean, most = hidden_tokens(setup)
+    assert (mean, most) == (4 * 33 / 2, 8 + 16 + 24 + 32)
+    assert hidden_tokens(config("slow.batch_size=4", "slow.accumulate=2")) == (mean, 20 + 24 + 28 + 32)
+    found, counted = simulate(setup), []
+    log_probs = Decoder.token_log_probs
+    monkeypatch.setattr(
+        Decoder, "token_log_probs", lambda self, *args: counted.append(len(args[1])) or log_probs(self, *args)
+    )
+    operations = count_operations(lambda: train(setup, ((1, 0),)))
+    a_token = 4 * 2 * setup.model.vocab_size * setup.model.dim  # forward, again for the way back, to states and head
+    assert operations - found.slow_operations == (counted[0] - mean) * a_token
+    draw = torch.rand
+    # Draws by generators of their own are zero: each time is the end of its stratum.
+    monkeypatch.setattr(torch, "rand", lambda *shape, generator=None, **how: draw(*shape, **how) * (generator is None))
+    assert total(setup) == pytest.approx(peak_memory(lambda: train(setup)), rel=CLOSE)
+    assert counted[-1] == most
 
 
 def test_kernels_of_another_device_are_chosen_only_while_planning():
