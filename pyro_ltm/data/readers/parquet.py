@@ -62,6 +62,8 @@ def _columns(schema: Any, path: Path, fields: Fields) -> list[str]:
     if fields.reading.id_column is not None or ID in schema.names:
         wanted.append(fields.reading.id_column or ID)
     for column in wanted:
+        if names.count(column) > 1:
+            raise UserError(f"{path}: {names.count(column)} columns '{column}'; name one otherwise")
         if not any(_is_or_holds(name, column) for name in names):
             raise no_column(str(path), column, names)
     return list(dict.fromkeys(wanted))
