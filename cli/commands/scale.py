@@ -77,7 +77,7 @@ class Plan:
         return Grid(
             config,
             tuple(map(Axis.parse, self.axes)),
-            () if self.rivals == "none" else tuple(self.rivals.split(",")),
+            () if self.rivals == "none" else tuple(name.strip() for name in self.rivals.split(",")),
             tuple(self.seeds or [config.seed]),
             budget if priced or not self.budget_flops else Budget(),
             equal if priced else ("tokens",),
@@ -106,7 +106,7 @@ def _scoring(sequences: int, particles: int, batch_size: int, predictive: bool, 
     return Scoring(sequences, particles, batch_size, predictive, reference_protocol)
 
 
-positive = FiniteRange(0, min_open=True)
+positive = FiniteRange(0, 1e30, min_open=True)
 
 
 @click.command(
@@ -320,12 +320,11 @@ def _show(study: Study, page: Path, as_json: bool) -> None:
         emit({**study.to_dict(), "out": str(page.parent), "page": str(page)})
         return
     columns, rows = cell_table(study.rows)
-    kept = [index for index, name in enumerate(columns) if name in ("cell", "tokens", "training operations", "at most")]
-    show_table(
-        "Nats a token on validation text",
-        [columns[index] for index in kept],
-        [[_label(row[0]), *(row[index] for index in kept[1:])] for row in rows[:MOST_ROWS]],
-    )
+    left_out = {"cell", "parameters", "epochs", "a written token", *columns[columns.index("at most") + 1 :]}
+    kept = [index for index, name in enumerate(columns) if name not in left_out]
+    shown = [[row[index] for index in kept] for row in rows[:MOST_ROWS]]
+    # A key of two words is folded between them.
+    show_table("Nats a token on validation text", [columns[index].replace(".", " ") for index in kept], shown)
     if len(rows) > MOST_ROWS:
         say(f"and {len(rows) - MOST_ROWS} more cells on the page")
     for line in [*findings(study, gaps(study)), *law_lines(study), *remarks(study)]:

@@ -122,6 +122,9 @@ def remarks(study: Study) -> list[str]:
         lines.append("One seed: errors are of the text that is scored, and not of another training.")
     if len({str(row.machine.get("processor")) for row in study.rows}) > 1:
         lines.append("Cells were made on several machines: their seconds are not of one.")
+    for name in ("pyro_ltm", "torch"):
+        if len(versions := sorted({str(row.machine.get(name)) for row in study.rows})) > 1:
+            lines.append(f"Cells were made with several versions of {name}: {', '.join(versions)}.")
     return lines
 
 
@@ -141,7 +144,9 @@ def gap_table(found: Sequence[Gap]) -> tuple[list[str], list[list[str]]]:
 
 
 def cell_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Every cell."""
+    """Every cell, with its values on the axes."""
+    axes = list(dict.fromkeys(key for row in rows for key in row.axes))
+    seeds = ["seed"] if len({row.seed for row in rows}) > 1 else []
     levels = {
         "bound": "at most",
         "iwae": "importance-weighted",
@@ -149,13 +154,16 @@ def cell_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         "reference": "reference, no bound",
     }
     shown = {name: label for name, label in levels.items() if any(getattr(row, name) for row in rows)}
-    columns = ["cell", "family", "parameters", "tokens", "epochs", "training operations", "a written token"]
+    columns = ["cell", "family", *axes, *seeds]
+    columns += ["parameters", "tokens", "epochs", "training operations", "a written token"]
     columns += [*shown.values(), "rate", "active", "remark"]
     lines = []
     for row in sorted(rows, key=lambda row: _nats(row) if row.bound else float("inf")):
         # Without thoughts, no draws are weighted: the bound is all there is.
         figures = [getattr(row, name) if row.thoughts or name != "iwae" else None for name in shown]
-        cells = [row.name, NAMES[row.family], f"{row.parameters:,}", f"{row.tokens:,}", f"{row.epochs:.2f}"]
+        cells = [row.name, NAMES[row.family], *(str(row.axes.get(key, "-")) for key in axes)]
+        cells += [str(row.seed) for _ in seeds]
+        cells += [f"{row.parameters:,}", f"{row.tokens:,}", f"{row.epochs:.2f}"]
         cells += [f"{row.training_operations:.3g}", f"{row.write_token_operations:.3g}"]
         cells += [plus_minus(level.nats_per_token, level.stderr, 4) if level else "-" for level in figures]
         active = "-" if row.active is None else f"{row.active} of {row.latent}"

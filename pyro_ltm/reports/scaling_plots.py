@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from pyro_ltm.comparison.scaling.analysis import averaged, beside, frontier, predicted_by
+from pyro_ltm.comparison.scaling.analysis import Point, averaged, beside, frontier, predicted_by
 from pyro_ltm.comparison.scaling.result import Row, Study
 from pyro_ltm.reports.plots import COLORS, Figures, legend, legible, panels
 
@@ -19,8 +19,12 @@ NAMES = {"ltm": "latent thoughts", "twin": "twin", "masked-diffusion": "masked d
 STYLES: dict[str, dict[str, Any]] = {
     "ltm": {"color": COLORS[0], "marker": "o"},
     "twin": {"color": COLORS[1], "marker": "s"},
-    "masked-diffusion": {"color": COLORS[2], "marker": "^"},
+    "masked-diffusion": {"color": COLORS[3], "marker": "^"},
 }
+"""Colours that those who see no red or green tell apart, too."""
+LINES = {"ltm": "-", "twin": "--", "masked-diffusion": ":"}
+MARKERS = "oDvP*X<>"
+"""Of the laws of one family."""
 NATS = "nats a token (lower is better)"
 SIZE = ("fast.steps", "model.dim", "model.layers", "model.heads", "model.hidden", "model.embedding_scale")
 """Keys on axes that the picture of size against fast steps shows."""
@@ -32,7 +36,7 @@ def draw(study: Study) -> Figures:
         "by-tokens": (
             plot_curves(study),
             "Sample efficiency: validation nats against tokens read, of each cell while it was trained (fewer "
-            "sequences than the final figures). Left coloured by fast steps, right by thoughts; grey: the rivals.",
+            "sequences than the final figures). Colours: fast steps and thoughts, where they differ; broken: rivals.",
         ),
         "by-operations": (
             plot_frontiers(study),
@@ -46,7 +50,8 @@ def draw(study: Study) -> Figures:
         ),
         "by-thoughts": (
             plot_thoughts(study),
-            "What thoughts carry: the rate, and the latent dimensions that are in use, against their number.",
+            "What thoughts carry: the rate, and the latent dimensions that are in use, against their number. "
+            "Lines join cells that differ in nothing else.",
         ),
         "law": (plot_laws(study), "What the fitted law says of each cell against what was measured."),
         "epochs": (plot_epochs(study), "Where data run out: validation nats against epochs of the training text."),
@@ -60,24 +65,8 @@ def draw(study: Study) -> Figures:
 
 
 def plot_curves(study: Study) -> Figure | None:
-    """Validation against tokens, coloured by fast steps and by thoughts."""
-    if not (ltms := [row for row in study.of("ltm") if len(_curve(row)) > 1]):
-        return None
-    figure, axes = panels(10.5, 4.4, 1, 2, sharey=True)
-    for place, name in zip(axes, ("fast_steps", "thoughts"), strict=True):
-        values = sorted({getattr(row, name) for row in ltms})
-        for family in study.families[1:]:
-            for row in study.of(family):
-                place.plot(*zip(*_curve(row), strict=True), color="0.75", linewidth=0.8, zorder=1)
-        for row in ltms:
-            colour = _shade(values.index(getattr(row, name)), len(values))
-            place.plot(*zip(*_curve(row), strict=True), color=colour, linewidth=1.2, zorder=2)
-        for index, value in enumerate(values):
-            place.plot([], [], color=_shade(index, len(values)), label=f"{value}")
-        legend(place, title=name.replace("_", " "))
-        place.set_xlabel("tokens read")
-    axes[0].set_ylabel(NATS)
-    return figure
+    """Validation against tokens."""
+    return _curves(study, lambda row: row.family == "ltm", lambda row: 1.0, "tokens read")
 
 
 def plot_frontiers(study: Study) -> Figure | None:
@@ -93,7 +82,8 @@ def plot_frontiers(study: Study) -> Figure | None:
             errors = [(row.bound and row.bound.stderr) or 0.0 for row in rows]
             x, y = zip(*points, strict=True)
             place.errorbar(x, y, errors, linestyle="none", alpha=0.6, markersize=4, elinewidth=0.6, **style)
-            place.plot(*zip(*frontier(points), strict=True), color=style["color"], label=NAMES[family])
+            line = {"color": style["color"], "linestyle": LINES[family], "marker": style["marker"], "markersize": 4}
+            place.plot(*zip(*frontier(points), strict=True), label=NAMES[family], **line)
         place.set_xscale("log")
         place.xaxis.set_minor_formatter(NullFormatter())
         place.set_xlabel(label)
@@ -144,9 +134,14 @@ def plot_thoughts(study: Study) -> Figure | None:
     )
     for place, (label, value) in zip(axes, shown, strict=True):
         for index, count in enumerate(steps):
-            cells = averaged([row for row in rows if row.fast_steps == count], value).values()
-            x, y = [row.thoughts for row, _ in cells], [one for _, one in cells]
-            place.plot(x, y, "o", color=_shade(index, len(steps)), alpha=0.8, label=f"{count}")
+            groups: dict[str, list[Point]] = defaultdict(list)
+            for row, one in averaged([row for row in rows if row.fast_steps == count], value).values():
+                groups[beside(row, ("model.thoughts",))].append((row.thoughts, one))
+            for points in groups.values():
+                x, y = zip(*sorted(points), strict=True)
+                place.plot(x, y, "o-", color=_shade(index, len(steps)), linewidth=0.8, markersize=4)
+            place.plot([], [], "o-", color=_shade(index, len(steps)), label=f"{count}")
+        place.xaxis.set_major_locator(MaxNLocator(integer=True))
         place.set_xlabel("thoughts N")
         place.set_ylabel(label)
     legend(axes[0], title="fast steps")
@@ -159,11 +154,15 @@ def plot_laws(study: Study) -> Figure | None:
     if not fitted:
         return None
     figure, (axes,) = panels(5.2, 4.6)
-    for law in fitted:
+    of = [law["family"] for law in fitted]
+    for index, law in enumerate(fitted):
         said = [(predicted_by(law, row), _nats(row)) for row in study.of(law["family"])]
         known = [pair for pair in said if pair[0] is not None]
         label = ", ".join(filter(None, (NAMES[law["family"]], law["where"])))
-        axes.plot(*zip(*known, strict=True), linestyle="none", label=label, alpha=0.7, **STYLES[law["family"]])
+        style = dict(STYLES[law["family"]])
+        if of.count(law["family"]) > 1:
+            style["marker"] = MARKERS[of[:index].count(law["family"]) % len(MARKERS)]
+        axes.plot(*zip(*known, strict=True), linestyle="none", label=label, alpha=0.7, **style)
     low, high = axes.get_xlim()
     axes.plot([low, high], [low, high], color="0.6", linewidth=0.8, zorder=0)
     axes.set_xlabel("the law, nats a token")
@@ -174,18 +173,37 @@ def plot_laws(study: Study) -> Figure | None:
 
 def plot_epochs(study: Study) -> Figure | None:
     """Validation against epochs, where any cell reads its text more than once."""
-    rows = [row for family in study.families for row in study.of(family) if row.epochs > 1 and len(_curve(row)) > 1]
-    if not rows:
+    return _curves(study, lambda row: row.epochs > 1, lambda row: row.corpus_tokens, "epochs of the training text")
+
+
+def _curves(study: Study, shows: Callable[[Row], bool], unit: Callable[[Row], float], label: str) -> Figure | None:
+    """Validations of cells against tokens in units of `unit`; None where there are none of a cell that `shows`.
+
+    A panel for fast steps and one for thoughts, where they differ: by these the latent-thought cells are coloured.
+    """
+    rows = [row for family in study.families for row in study.of(family) if len(_curve(row)) > 1 and unit(row)]
+    if not any(map(shows, rows)):
         return None
-    figure, (axes,) = panels(6.4, 4.4)
-    for row in rows:
-        points = [(tokens / row.corpus_tokens, nats) for tokens, nats in _curve(row)]
-        axes.plot(*zip(*points, strict=True), color=STYLES[row.family]["color"], linewidth=1, alpha=0.7)
-    for family in dict.fromkeys(row.family for row in rows):
-        axes.plot([], [], color=STYLES[family]["color"], label=NAMES[family])
-    axes.set_xlabel("epochs of the training text")
-    axes.set_ylabel(NATS)
-    legend(axes)
+    ltms = [row for row in rows if row.family == "ltm"]
+    names = [name for name in ("fast_steps", "thoughts") if len({getattr(row, name) for row in ltms}) > 1]
+    names = names or ["fast_steps"]
+    figure, axes = panels(5.4 * len(names), 4.4, 1, len(names), sharey=True)
+    for place, name in zip(axes, names, strict=True):
+        values = sorted({getattr(row, name) for row in ltms})
+        for row in rows:
+            index = values.index(getattr(row, name)) if row in ltms else 0
+            style = (
+                {"color": _shade(index, len(values))} if row.family == "ltm" else {"color": STYLES[row.family]["color"]}
+            )
+            x, y = zip(*_curve(row), strict=True)
+            place.plot([tokens / unit(row) for tokens in x], y, linestyle=LINES[row.family], linewidth=1.2, **style)
+        for index, value in enumerate(values):
+            place.plot([], [], color=_shade(index, len(values)), label=f"{name.replace('_', ' ')}: {value}")
+        for family in dict.fromkeys(row.family for row in rows if row.family != "ltm"):
+            place.plot([], [], color=STYLES[family]["color"], linestyle=LINES[family], label=NAMES[family])
+        legend(place)
+        place.set_xlabel(label)
+    axes[0].set_ylabel(NATS)
     return figure
 
 
@@ -196,11 +214,12 @@ def plot_figures(study: Study) -> Figure | None:
         return None
     figure, (axes,) = panels(8.0, 4.2)
     kinds = {"bound": "bound", "iwae": "importance-weighted", "predictive": "predictive"}
+    colors = (COLORS[0], COLORS[3], COLORS[1], "0.5")
     for index, (name, label) in enumerate({**kinds, "reference": "reference protocol, no bound"}.items()):
         points = [(at, level.nats_per_token) for at, row in enumerate(rows) if (level := getattr(row, name))]
         if points:
-            marker: dict[str, Any] = {"marker": "osD"[index]} if index < 3 else {"marker": "x", "color": "0.5"}
-            axes.plot(*zip(*points, strict=True), linestyle="none", markersize=4, label=label, **marker)
+            style = {"marker": "osDx"[index], "color": colors[index]}
+            axes.plot(*zip(*points, strict=True), linestyle="none", markersize=4, label=label, **style)
     if floors := {row.floor.nats_per_token for row in rows if row.floor}:
         axes.axhline(min(floors), color="black", linestyle=":", linewidth=1, label="entropy of the text")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

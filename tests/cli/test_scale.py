@@ -22,8 +22,8 @@ def study(invoke, settings, text, tmp_path_factory):
 def test_text_in_and_a_page_out(study):
     out, result = study
     for said in (
-        "ltm fast.steps=1",
-        "twin slow.steps=3",
+        "latent thoughts",
+        "fast steps",
         "Cells: 2 latent thoughts, 1 twin.",
         "at equal tokens",
         "One seed",
@@ -79,6 +79,10 @@ def test_goes_on_only_when_asked_to_and_says_what_is_left(study, invoke, ask, se
         (["--budget-tokens", "0"], "--budget-tokens"),
         (["--budget-tokens", "5"], "a slow step alone reads 128 tokens"),
         (["--budget-tokens", "5e5", "--budget-flops", "1e9"], "exclude each other"),
+        (["--budget-flops", "1e300"], "is not in the range 0<x<=1e+30"),
+        (["--budget-tokens", "1e29"], "slow steps: no run has more than 1e+12; lower the budget"),
+        (["--rivals", ""], "--rivals (empty): choose from twin"),
+        (["--axis", "slow.lr=1e-3+1,1"], "slow.lr = '1e-3+1': expected a number"),
         (["--shard", "3/2"], "'3/2' is no part such as 2/8"),
         (["--device-flops", "1e12"], "--device-flops goes with --dry-run"),
         (["--dry-run", "--device-price", "2"], "--device-price goes with --device-flops"),

@@ -69,7 +69,7 @@ def test_sentences_say_what_the_cells_do(study):
         "Law of twin:",
     ]
     assert "95% intervals: E 2.0" in law_lines(study)[0]
-    assert remarks(study) == ["ltm--<b>: failed: not finite"]
+    assert remarks(study) == ["Without figures: ltm--<b>: not finite"]
     assert findings(Study({}), []) == ["No cell has figures yet."]
 
 
@@ -77,6 +77,8 @@ def test_tables_hold_every_cell_and_each_difference(study):
     columns, lines = cell_table(study.rows)
     assert len(lines) == len(study.rows)
     assert "reference, no bound" in columns
+    assert [columns.index(name) for name in ("model.dim", "fast.steps", "model.thoughts", "seed")] == [2, 3, 4, 5]
+    assert {tuple(line[3:5]) for line in lines if line[1] == "twin"} == {("-", "-")}
     assert lines[-1][-1] == "failed: not finite"
     weighted = {(line[1], line[columns.index("importance-weighted")] != "-") for line in lines[:-1]}
     assert weighted == {("latent thoughts", True), ("twin", False)}, "draws weigh nothing where there are no thoughts"

@@ -30,6 +30,9 @@ STEP_UP = 1.1
 """A rival of equal operations takes its slow steps from a ladder of this ratio, rounded up: cells of nearly one price
 then share a rival, which is given at most a tenth more than each of them."""
 
+MOST_STEPS = 10**12
+"""Slow steps of a cell."""
+
 LONGEST_NAME = 200
 """Characters."""
 
@@ -50,7 +53,8 @@ class Axis:
         """
         keys, separator, listed = (part.strip() for part in text.partition("="))
         names = tuple(key.strip() for key in keys.split("+"))
-        values = tuple(tuple(part.strip() for part in value.split("+")) for value in listed.split(","))
+        most = -1 if len(names) > 1 else 0  # alone, a value may have a + in it, such as 1e+3
+        values = tuple(tuple(part.strip() for part in value.split("+", most)) for value in listed.split(","))
         if not separator or not all(names) or not all(part for value in values for part in value):
             raise UserError(f"--axis {text}: expected KEY=V1,V2,..., such as model.dim=64,128")
         if wrong := [value for value in values if len(value) != len(names)]:
@@ -154,7 +158,7 @@ class Grid:
         if "slow.steps" in keys and self.budget != Budget():
             raise UserError("--axis slow.steps: how long cells are trained is what a budget says; leave one out")
         if unknown := [name for name in self.rivals if name not in RIVALS]:
-            raise UserError(f"--rivals {unknown[0]}: choose from {', '.join(RIVALS)}")
+            raise UserError(f"--rivals {unknown[0] or '(empty)'}: choose from {', '.join(RIVALS)}, or none alone")
 
     def cells(self) -> list[Cell]:
         """All of them, each once: seed by seed, rivals after the latent-thought models."""
@@ -165,7 +169,7 @@ class Grid:
                 found.setdefault(cell.name, cell)
         for name, cell in found.items():  # what training would refuse is said before any cell is trained
             if cell.config.seed == self.seeds[0]:
-                _named(name, lambda cell=cell: check_config(cell.config))
+                named(name, lambda cell=cell: check_config(cell.config))
         return list(found.values())
 
     def _combinations(self) -> Iterator[dict[str, str]]:
@@ -214,7 +218,7 @@ class Grid:
 
 def _as_rival(config: Config, common: Config, family: str) -> Config:
     """The rival of a configuration, in which all that only thoughts look at is as in `common`: equal ones are one."""
-    whole = _named("--rivals " + family, lambda: apply_together(config, RIVALS[family], where=""))
+    whole = named("--rivals " + family, lambda: apply_together(config, RIVALS[family], where=""))
     slow = dataclasses.replace(whole.slow, decoder_warmup=common.slow.decoder_warmup)
     same = {name: getattr(common, name) for name in ("fast", "guide", "objective", "optimizer", "prior")}
     return dataclasses.replace(whole, slow=slow, **same)
@@ -227,7 +231,9 @@ def reads(family: str, key: str) -> bool:
 
 
 def with_steps(config: Config, steps: int) -> Config:
-    """`config` with so many slow steps."""
+    """`config` with so many slow steps. Raises UserError where no run has as many."""
+    if steps > MOST_STEPS:
+        raise UserError(f"{float(steps):g} slow steps: no run has more than {MOST_STEPS:g}; lower the budget")
     return dataclasses.replace(config, slow=dataclasses.replace(config.slow, steps=steps))
 
 
@@ -253,7 +259,7 @@ def _last(most: int, fits: Any) -> int:
     return low
 
 
-def _named(where: str, work: Any) -> Any:
+def named(where: str, work: Any) -> Any:
     """Result of `work`. Raises UserError that names `where`."""
     try:
         return work()

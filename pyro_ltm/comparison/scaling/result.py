@@ -219,6 +219,8 @@ def open_study(out: Path, settings: Mapping[str, Any], about: Mapping[str, Any])
     with locked(out / STUDY, wait=PATIENCE):
         before = check_target(out)
         known = {**flat(Config()), **before["settings"]} if before else wanted  # a release before had fewer settings
+        if unknown := [key for key in (before or {}).get("settings", {}) if key not in wanted]:
+            raise UserError(f"{out}: its study was made with {unknown[0]}, which this release does not know")
         if differs := _difference(known, wanted):
             raise UserError(f"{out}: its study was made with {differs}; choose another --out")
         study = Study(dict(before["settings"] if before else wanted), about=dict(about))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_ltm.comparison.loop import environment
-from pyro_ltm.comparison.scaling.grid import Cell, Grid, part
+from pyro_ltm.comparison.scaling.grid import Cell, Grid, named, part
 from pyro_ltm.comparison.scaling.result import RUNS, Level, Look, Row, Study, open_study, read_row, refresh, write_row
 from pyro_ltm.comparison.trainings import decoder_training, open_tokens, open_validation, with_validations
 from pyro_ltm.config import Config, ModelConfig
@@ -23,6 +23,7 @@ from pyro_ltm.data.sources import sources_of
 from pyro_ltm.errors import OutOfMemory, RanAway, is_out_of_memory
 from pyro_ltm.locks import Busy, locked
 from pyro_ltm.profiling.costs import count_costs
+from pyro_ltm.runs.batches import check_fits
 from pyro_ltm.runs.evaluation_file import evaluation_record, write_evaluation
 from pyro_ltm.runs.protocols import Evaluation, evaluate_protocols, protocols_of
 from pyro_ltm.runs.run import Run
@@ -114,6 +115,8 @@ def run_study(
     out, watch, scoring = Path(out), watch or Callbacks(), scoring or Scoring()
     validation = open_validation(grid.common, data)
     cells = part(grid.cells(), *shard)
+    for cell in cells:
+        named(cell.name, lambda cell=cell: check_fits(cell.config, validation))
     settings = {**_shared(grid.common), "data": validation.folder.fingerprint, "device": device.partition(":")[0]}
     settings |= {**dataclasses.asdict(scoring), "budget": dataclasses.asdict(grid.budget)}
     study = open_study(out, settings, about or {})

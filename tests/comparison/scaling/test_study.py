@@ -177,7 +177,15 @@ def test_a_study_with_other_settings_is_refused_and_left_alone(undisturbed, toke
         run_study(grid_of(tokens, *AXES), data=tokens, out=out, scoring=Scoring(sequences=4))
     with pytest.raises(UserError, match=r"made with budget.tokens = None and not 960; choose another --out"):
         run_study(grid_of(tokens, *AXES, budget=Budget(tokens=960)), data=tokens, out=out, scoring=SCORING)
+    for axis, why in (("model.max_length=8", "reads at most 8"), ("model.vocab_size=9", "280 tokens, the model 9")):
+        with pytest.raises(UserError, match=f"ltm--{axis}--seed=0: .*{why}"):
+            run_study(grid_of(tokens, axis), data=tokens, out=out, scoring=SCORING)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    later = json.loads((out / "study.json").read_text())
+    later["settings"]["model.wings"] = 2
+    (out / "study.json").write_text(json.dumps(later))
+    with pytest.raises(UserError, match=r"its study was made with model\.wings, which this release does not know"):
+        run_study(grid_of(tokens, *AXES), data=tokens, out=out, scoring=SCORING)
     (out / "runs" / "ltm--seed=0" / "cell.json").write_text('{"format": "pyro-ltm scaling study 1", "name": 3}')
     with pytest.raises(UserError, match=r"cell.json: name: expected str, got int; remove the file to score"):
         read_row(out / "runs" / "ltm--seed=0")
