@@ -28,6 +28,8 @@ END_OF_TEXT = "<|endoftext|>"
 
 _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
 _BYTES = 256
+MOST = 1 << 24
+"""Tokens, as in the settings. Room for so many is taken before the text is read; for too many the process is aborted."""
 _ONE_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # how SentencePiece spells a byte of a character that it does not know
 
 
@@ -55,10 +57,11 @@ class Tokenizer:
         With `at_most` it has fewer where the text has no more to merge.
 
         Raises:
-            UserError: `vocab_size` below 257, or a text too small for so many merges.
+            UserError: `vocab_size` below 257 or above `MOST`, or a text too small for so many merges.
         """
-        if vocab_size < _BYTES + 1:
-            raise UserError(f"vocab_size = {vocab_size}: must be at least {_BYTES + 1} (256 bytes and {END_OF_TEXT})")
+        if not _BYTES < vocab_size <= MOST:
+            least = f"{_BYTES + 1} (256 bytes and {END_OF_TEXT})"
+            raise UserError(f"vocab_size = {vocab_size}: must be at least {least} and at most {MOST}")
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
