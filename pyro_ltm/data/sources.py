@@ -98,6 +98,8 @@ def check_delimiter(sources: Sequence[Source], reading: Reading) -> None:
 
 
 def _find(spec: str, reading: Reading) -> Source:
+    if not spec.strip():  # to a path, no name is the folder at hand
+        raise UserError("a source without a name: give a path, a quoted glob or a corpus ('.' for the folder at hand)")
     if spec.startswith(HUB):
         read_rows = open_hub(spec, reading)
         return Source(spec, lambda: _some_text(read_rows(), spec), has_columns=True)

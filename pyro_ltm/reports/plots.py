@@ -34,7 +34,8 @@ def panels(width: float, height: float, rows: int = 1, columns: int = 1, **share
 
 def legend(axes: Axes, **more: Any) -> None:
     """A small legend without a frame."""
-    axes.legend(frameon=False, fontsize=8, **more)
+    # Named, "best" is sought without a warning that it takes long.
+    axes.legend(frameon=False, fontsize=8, **{"loc": "best", **more})
 
 
 def legible(text: str, longest: int = 28) -> str:

@@ -29,7 +29,7 @@ END_OF_TEXT = "<|endoftext|>"
 _END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
 _BYTES = 256
 MOST = 1 << 24
-"""Tokens, as in the settings. Room for so many is taken before the text is read; for too many the process is aborted."""
+"""Tokens, as in the settings. Room for them is taken before the text is read; for too many the process is aborted."""
 _ONE_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # how SentencePiece spells a byte of a character that it does not know
 
 
