@@ -12,7 +12,7 @@ WORKERS ?= logical
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4
 
 # Tools' caches and byte code land beside the code; what a user made (runs/, .venv) is not ours to clean.
 LITTER := build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -27,11 +27,12 @@ help: ## Show this list
 demo: $(STAMP) ## Train a tiny model on a CPU, fit thoughts, write text (into runs/demo)
 	@$(BIN)/python -W error examples/demo.py
 
+# A file's tests stay in one process, so that what they share is set up once; tests of minutes are dealt one by one.
 test: lint ## Lint, and the quick tests, of which one checks types
-	@$(PYTEST)
+	@$(PYTEST) --dist loadfile --no-loadscope-reorder
 
 test-long: $(STAMP) ## The tests that take minutes
-	@$(PYTEST) -m long --timeout 3600
+	@$(PYTEST) --dist loadgroup -m long --timeout 3600
 
 lint: $(STAMP) ## Check style and format (fix with: .venv/bin/ruff check --fix . && .venv/bin/ruff format .)
 	@$(BIN)/python -m ruff check .

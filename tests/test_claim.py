@@ -89,6 +89,7 @@ def test_a_search_goes_on_where_it_was(tiny, capsys, monkeypatch):
     monkeypatch.setattr(search, "SEQUENCES", {32: 4})
     monkeypatch.setattr(search, "SLOW", [*search.SLOW, *TINY[:-2], "model.window=4"])
     monkeypatch.setattr(search, "BUDGET", 8)
+    monkeypatch.setattr(search, "LOOKS", 2)
     journal = tiny / "search.log"
     for trials in (1, 2):
         search.main(["--out", str(tiny), "--text", WORLD, "--journal", str(journal), "--trials", "1"])

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
-import pytest
-
-from pyro_ltm.data import read_source
+from pyro_ltm.data import prepare, read_source
 from pyro_ltm.data.corpora import CORPORA, MIN_DOCSTRING, python_docs, read_corpus
-
-pytestmark = pytest.mark.xdist_group("corpora")  # one process reads python-docs for all
 
 
 def test_python_docs_is_large_and_ordered() -> None:
@@ -37,6 +34,12 @@ def test_python_docs_is_the_same_in_another_process() -> None:
     import hashlib
 
     assert output.stdout.strip() == hashlib.sha256(repr(python_docs()).encode()).hexdigest()
+
+
+def test_prepared(tmp_path: Path) -> None:
+    folder = prepare(["python-docs"], tmp_path / "out", vocab_size=400)
+    assert folder.meta["python"].startswith("CPython 3.")
+    assert folder.meta["splits"]["validation"]["documents"] > 100
 
 
 def test_read_by_name() -> None:

@@ -112,12 +112,6 @@ def test_a_large_vocabulary_takes_four_bytes(book: Path, tmp_path: Path, small_t
     assert decoded(folder, "train")[0] + decoded(folder, "validation")[0] == LINES
 
 
-def test_built_in_corpus(tmp_path: Path) -> None:
-    folder = prepare(["python-docs"], tmp_path / "out", vocab_size=400)
-    assert folder.meta["python"].startswith("CPython 3.")
-    assert folder.meta["splits"]["validation"]["documents"] > 100
-
-
 def test_pieces_of_a_long_file_are_one_document(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
     text = LINES * 20
     (tmp_path / "long.txt").write_text(text)

@@ -64,8 +64,6 @@ from pyro_ltm.tasks.text_tasks import load_tasks
 from pyro_ltm.tasks.written_texts import read_features
 from pyro_ltm.training.trainer import Trainer
 
-pytestmark = pytest.mark.xdist_group("fuzz")  # for its folder takes a third of the time
-
 TINY = [
     *("model.dim=16", "model.layers=1", "model.heads=2", "model.thoughts=2", "model.max_length=16", "model.window=4"),
     *("data.vocab_size=280", "data.sequence_length=16", "fast.steps=1", "slow.steps=2", "slow.batch_size=3"),

@@ -160,7 +160,6 @@ def test_the_evidence_of_the_program_is_the_floor(world):
     torch.testing.assert_close(-evidence, floor.sequence_nats, rtol=1e-12, atol=0)
 
 
-@pytest.mark.xdist_group("floor")  # one process counts the floor for all
 @pytest.mark.parametrize(("guide", "objective"), covered(pair for pair in PAIRS if pair[0] not in SLOW))
 def test_no_bound_lies_below_the_floor(world, guide, objective):
     check_pair(world, guide, objective, 64, QUICK)
@@ -178,7 +177,6 @@ def parameters(names, long: set[str]) -> list:
     return [pytest.param(name, marks=pytest.mark.long if name in long else ()) for name in names]
 
 
-@pytest.mark.xdist_group("floor")
 @pytest.mark.parametrize("guide", parameters(BEST, LATE))
 def test_without_the_kl_no_figure_is_a_bound(world, monkeypatch, guide):
     """Left out of rate and weights, which the fit does not read: it is honest."""
@@ -187,7 +185,6 @@ def test_without_the_kl_no_figure_is_a_bound(world, monkeypatch, guide):
     check_mutant(world, guide, BEST[guide], CONVERGED if guide in LATE else QUICK)
 
 
-@pytest.mark.xdist_group("floor")
 @pytest.mark.parametrize("guide", parameters(filter(fits_on_fixed_noise, BEST), SLOW))
 def test_on_the_noise_of_the_fit_no_figure_is_a_bound(world, monkeypatch, guide):
     """As the reference scores: one draw for all fast steps, and the same draw for the score."""
