@@ -341,3 +341,8 @@ def test_two_columns_of_the_name_are_refused(refused, tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "text,id,text\none,1,two\n")
     assert "2 columns 'text'" in refused(read_source, str(path))
     assert texts(path, text_column="id") == ["1"]
+    columns = [pyarrow.array([text]) for text in ("one", "1", "two")]
+    table = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns, names=["text", "id", "text"]), table)
+    assert f"{table}: 2 columns 'text'" in refused(read_source, str(table))
+    assert texts(table, text_column="id") == ["1"]

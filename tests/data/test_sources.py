@@ -188,6 +188,7 @@ def test_nothing_of_that_name(refused, tmp_path: Path) -> None:
     assert "no such file" in refused(read_source, "x\0y")
     refused(read_source, "x" * 5000)
     refused(read_source, "two\nlines")
+    assert refused(read_source, "").startswith("a source without a name"), "a path without a name is the folder at hand"
 
 
 def test_folder_or_glob_without_text(refused, tmp_path: Path) -> None:

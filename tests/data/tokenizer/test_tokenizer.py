@@ -75,6 +75,7 @@ def test_decode_leaves_special_tokens_out(small_tokenizer: Tokenizer) -> None:
 
 def test_training_refuses(refused) -> None:
     assert refused(Tokenizer.train, TEXT, 256).startswith("vocab_size = 256: must be at least 257")
+    assert refused(Tokenizer.train, TEXT, 10**11).endswith("and at most 16777216"), "the trainer aborts the process"
     message = refused(Tokenizer.train, ["ab ab ab"], 2048)
     assert message.startswith("vocab_size = 2048: the text is too small, it gives only 259 tokens")
     assert Tokenizer.train([], 257).vocab_size == 257
