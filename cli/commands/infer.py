@@ -89,7 +89,7 @@ def command(
         note(line)
     steps = run.loop.with_steps(how["fast_steps"]).steps
     meta = {**run.about, "fast_steps": steps, "seed": seed}
-    inferred.save(out, {**meta, "input": source, **read})
+    inferred.save(out, {**meta, "fingerprint": run.fingerprint, "input": source, **read})
     if (named := len(inferred.named)) < len(inferred.documents):
         note(f"The file names the first {named:,} documents; `document` numbers all of them.")
     documents, sequences, tokens = len(inferred.documents), len(inferred.texts), inferred.tokens

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.files import write_atomically
-from pyro_ltm.reading import read_npz, read_safetensors
+from pyro_ltm.reading import fitted, read_npz, read_safetensors
 from pyro_ltm.runs.folder import write_tensors
 
 FORMAT = "pyro-ltm thoughts 1"
@@ -43,6 +44,23 @@ def read_thoughts(path: Path) -> Tensor:
     if thoughts.dtype not in FLOATS or not bool(torch.isfinite(thoughts).all()):
         raise UserError(f"--thoughts {path}: 'thoughts' must hold finite numbers with a fraction")
     return thoughts
+
+
+class Origin(msgspec.Struct):
+    """Which run inferred the thoughts of a file, and at which step; None where the file does not say it."""
+
+    run: str | None = None
+    step: int | None = None
+    fingerprint: str | None = None
+
+
+def read_origin(path: Path) -> Origin:
+    """Of a file that `read_thoughts` reads, whoever wrote it."""
+    try:
+        said = read_npz(path, "meta") if path.suffix.lower() == ".npz" else read_safetensors(path)[1].get(FORMAT)
+        return fitted(json.loads(str(said)), Origin)
+    except (ValueError, RecursionError):  # somebody's own header
+        return Origin()
 
 
 def _write_arrays(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

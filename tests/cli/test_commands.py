@@ -17,6 +17,7 @@ from pyro_ltm.errors import visible
 from pyro_ltm.inference.build import check_config
 from pyro_ltm.presets import PRESETS, preset
 from pyro_ltm.runs import Run
+from pyro_ltm.runs.thoughts_file import write_thoughts
 
 ROOT = Path(__file__).parents[2]
 BOUND_KEYS = {
@@ -184,6 +185,21 @@ def test_infer_writes_thoughts_that_generate_reads(ask, trained, tmp_path):
     written = ask("generate", trained, "--thoughts", out, "--num", 2, "--max-new-tokens", 3)
     assert written["thoughts"] == "file"
     assert len(written["texts"]) == 2
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
+def test_thoughts_of_another_run_are_named(invoke, trained, tmp_path, suffix):
+    """A decoder makes something of any thoughts of its shape."""
+    tensors, out = {"thoughts": torch.zeros(1, 2, 16)}, tmp_path / f"z.{suffix}"
+    own = {"run": str(trained), "step": 4, "fingerprint": Run.load(trained).fingerprint}
+    for meta in (own, {}, {"run": [7], "fingerprint": 3}):
+        write_thoughts(out, tensors, meta)
+        done = invoke("generate", trained, "--thoughts", out, "--max-new-tokens", 2)
+        assert (done.exit_code, done.stderr) == (0, "")
+    write_thoughts(out, tensors, own | {"run": "runs/other", "fingerprint": "of it"})
+    done = invoke("generate", trained, "--thoughts", out, "--max-new-tokens", 2)
+    assert done.exit_code == 0
+    assert f"Warning: --thoughts {out}: inferred by runs/other at step 4, which is another decoder" in done.stderr
 
 
 @pytest.mark.parametrize(("length", "window"), [(1100, 8), (64, 32)])
