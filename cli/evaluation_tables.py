@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .output import margin, nats, say, show_table
@@ -129,13 +130,13 @@ def _weighted_rows(found: Evaluation, bound: Bound, columns: int) -> list[list[s
 def _show_prefix(found: Evaluation, prefix: Prefix) -> None:
     """Predictive figures, with those of the rivals on the same tokens."""
     twin, diffusion = found.twin_prefix, found.masked_diffusion_prefix
-    rivals = [(twin, found.below_twin), (diffusion, found.below_masked_diffusion)]
-    rivals = [(one, below) for one, below in rivals if one]
+    both = [(twin, found.below_twin), (diffusion, found.below_masked_diffusion)]
+    rivals = [(one, below) for one, below in both if one is not None]
     floor = ["above the floor", *(["of the way"] if twin else [])] if found.floor else []
     named = (["twin", "below the twin"] if twin else []) + (["masked diffusion", "below it"] if diffusion else [])
     columns = ["nats a token", "this run", *named, *floor]
 
-    def row(label: str, name: str, figure: Figure, theirs: list[Figure]) -> list[str]:
+    def row(label: str, name: str, figure: Figure, theirs: Sequence[Figure]) -> list[str]:
         above = [_gap(found.above_floor.get(name)), _way(found, name)][: len(floor)]
         gaps = [_gap(below.get(name)) for _, below in rivals]
         return [label, _figure(figure), *itertools.chain(*zip(map(_figure, theirs), gaps, strict=True)), *above]

@@ -7,6 +7,7 @@ format's number, and another number is refused.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
@@ -81,8 +82,9 @@ def read_json(path: Path, kind: type[T], *, limit: int = LARGEST_JSON) -> T:
 
 def parse_json(content: bytes | str, kind: type[T]) -> T:
     """JSON text as a `kind`. Raises UserError, which names the place but no file."""
+    content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     try:
-        value = msgspec.json.decode(content)
+        value = _with_paths(content) if _ESCAPED_BYTE.search(content) else msgspec.json.decode(content)
     except RecursionError:
         raise _too_deep() from None
     except (ValueError, UnicodeError) as error:
@@ -141,13 +143,25 @@ def _twice(text: str, error: str) -> str:
     return f"line {number}: {one_line(lines[number - 1].split('=')[0], 80)} is there twice"
 
 
+def check_name(path: Path) -> None:
+    """Raises UserError for a path that is not UTF-8: safetensors writes there, and opens nothing."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{path}: its name is not UTF-8, and no safetensors file there can be opened: change it"
+        ) from None
+
+
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, and its metadata.
 
     Raises:
         Damaged: it is cut short, not as it was `sealed`, or something else.
+        UserError: `check_name`.
         FileNotFoundError: there is none.
     """
+    check_name(path)
     from safetensors import safe_open
 
     try:
@@ -208,6 +222,21 @@ def read_npz(path: Path, name: str) -> np.ndarray[Any, Any] | None:
         raise
     except Exception as error:  # damaged bytes surface as almost any exception
         raise UserError(f"{path}: damaged, or no .npz file: {one_line(error)}") from None
+
+
+_ESCAPED_BYTE = re.compile(rb"\\ud[cC][89a-fA-F]")
+"""How JSON spells a byte of a path that is not UTF-8 (`surrogateescape`), or the second half of a character."""
+
+
+def _with_paths(content: bytes) -> Any:
+    """JSON with paths that are not UTF-8, which msgspec refuses. Raises ValueError where it is damaged."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no number")
+
+    value = json.loads(content, parse_constant=refuse)
+    json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")  # else it is no byte of a path
+    return value
 
 
 class _Misfit(UserError):

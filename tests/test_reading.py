@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import msgspec
@@ -71,6 +72,20 @@ def test_json_that_fits():
     """1 is a fine way to write 1.0, and what a later release added is passed over."""
     found = parse_json('{"name": "x", "parts": {"a": {"count": 3, "level": 1}}, "later": {"b": [2]}}', Whole)
     assert found == Whole("x", {"a": Part(3, 1.0)})
+
+
+def test_a_name_that_is_no_utf8_is_not_called_damage(tmp_path):
+    with pytest.raises(UserError, match=r"caf\\udce9/a.safetensors: its name is not UTF-8"):
+        read_safetensors(tmp_path / "caf\udce9" / "a.safetensors")
+
+
+def test_names_of_files_that_are_no_utf8_come_back(tmp_path):
+    """A note of sources names whatever files there were: a folder whose note could not be read again was of no use."""
+    (tmp_path / "file.json").write_text(json.dumps({"a": "caf\udce9.txt", "b": "\U0001f600", "c": 1}))
+    assert read_json(tmp_path / "file.json", dict) == {"a": "caf\udce9.txt", "b": "\U0001f600", "c": 1}
+    for damaged in ('"\\ud800"', '{"a": "\\udce9"', '{"a": "\\udce9", "b": NaN}'):
+        with pytest.raises(UserError, match="not valid JSON"):
+            parse_json(damaged, dict)
 
 
 TOML = [

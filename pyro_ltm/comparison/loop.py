@@ -16,7 +16,7 @@ import torch
 from pyro_ltm.comparison.comparison_file import open_comparison, save
 from pyro_ltm.comparison.pair_score import Progress
 from pyro_ltm.comparison.result import Comparison, Key, Kind, PairScore
-from pyro_ltm.errors import UserError, is_out_of_memory
+from pyro_ltm.errors import UserError, is_out_of_memory, visible
 from pyro_ltm.types import Batch
 
 Report = Callable[[str, int | None], Progress]
@@ -80,7 +80,7 @@ def run_plan(
     for axis, definitions in plan.definitions.items():
         comparison.define(axis, definitions, out)
     comparison.set_sequences(batches)
-    comparison.about |= dict(about or {})
+    comparison.about |= {key: visible(one) if isinstance(one, str) else one for key, one in (about or {}).items()}
     if (machine := environment()) not in comparison.made_on:
         comparison.made_on.append(machine)
     for (guide, objective), why in plan.refusals.items():

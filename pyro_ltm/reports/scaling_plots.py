@@ -191,12 +191,12 @@ def _curves(study: Study, shows: Callable[[Row], bool], unit: Callable[[Row], fl
     for place, name in zip(axes, names, strict=True):
         values = sorted({getattr(row, name) for row in ltms})
         for row in rows:
-            index = values.index(getattr(row, name)) if row in ltms else 0
-            style = (
-                {"color": _shade(index, len(values))} if row.family == "ltm" else {"color": STYLES[row.family]["color"]}
-            )
+            colour = STYLES[row.family]["color"]
+            if row.family == "ltm":
+                colour = _shade(values.index(getattr(row, name)), len(values))
             x, y = zip(*_curve(row), strict=True)
-            place.plot([tokens / unit(row) for tokens in x], y, linestyle=LINES[row.family], linewidth=1.2, **style)
+            scaled = [tokens / unit(row) for tokens in x]
+            place.plot(scaled, y, linestyle=LINES[row.family], linewidth=1.2, color=colour)
         for index, value in enumerate(values):
             place.plot([], [], color=_shade(index, len(values)), label=f"{name.replace('_', ' ')}: {value}")
         for family in dict.fromkeys(row.family for row in rows if row.family != "ltm"):

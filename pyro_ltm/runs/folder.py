@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pyro_ltm.digests import sealed
 from pyro_ltm.errors import Damaged, UserError
 from pyro_ltm.files import write_atomically
-from pyro_ltm.reading import Count, parse_json, read_safetensors
+from pyro_ltm.reading import Count, check_name, parse_json, read_safetensors
 
 CONFIG, MODEL, TOKENIZER, TRAINER, METRICS, EVALUATION = (
     "config.toml",
@@ -82,7 +82,12 @@ def _kind(tensor: Tensor) -> str:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any], *, form: str = FORMAT) -> None:
-    """Tensors, a dictionary and a checksum of both in one safetensors file, atomically; `form`: what kind it is."""
+    """Tensors, a dictionary and a checksum of both in one safetensors file, atomically; `form`: what kind it is.
+
+    Raises:
+        UserError: `check_name`, or the place cannot be written.
+    """
+    check_name(path)
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     # One key alone: safetensors writes several in a random order, and equal weights are to give equal files.
     header = {form: sealed(json.dumps(meta), contiguous)}

@@ -280,7 +280,7 @@ def _exchange_rate(found: dict[str, Any]) -> ExchangeRate | None:
     return exchange_rate(twin.sequence_nats, distortion, bound.sequence_rate, bound.places)
 
 
-def _sides(found: dict[str, Any]) -> dict[str, tuple[Any, Any, Any, Any]]:
+def _sides(found: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
     """Of each valid figure: it, the twin's, the masked diffusion's and the floor, all of the same tokens, or None.
 
     What is predicted stands beside what a rival predicts: a masked diffusion's whole bound is of another law.

@@ -22,6 +22,7 @@ from pyro_ltm.inference.parts import AXES, with_known, with_parts
 from pyro_ltm.locks import locked
 from pyro_ltm.model.precision import resolve_dtype
 from pyro_ltm.presets import preset
+from pyro_ltm.reading import check_name
 from pyro_ltm.runs.base import load_config, save_config, share_base
 from pyro_ltm.runs.batches import check_fits
 from pyro_ltm.runs.data import open_data
@@ -267,6 +268,7 @@ def _put_back_tokenizer(run: Run, say: Callable[[str], None]) -> None:
 
 def _check_folder(out: Path, resume: bool, data: object) -> bool:
     """Whether `out` holds a run to go on with. Raises UserError when that is not what was asked for."""
+    check_name(out)
     exists = (out / CONFIG).is_file()
     if exists and (out / MODEL).exists() and not kept(out):
         _, meta = read_tensors(out / MODEL, WeightsMeta)

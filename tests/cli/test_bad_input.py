@@ -403,3 +403,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_report(invoke, refused, s
     refused(result.exit_code, result.stdout, result.stderr, "2 steps in a row were not finite", "nonfinite.json")
     assert json.loads((out / "nonfinite.json").read_text())["skipped_in_a_row"] == 2
     assert all(bool(torch.isfinite(value).all()) for value in load_file(out / "model.safetensors").values())
+
+
+def test_a_run_is_not_begun_where_it_could_not_be_opened(refuse, settings, text, tmp_path):
+    refuse("train", "--data", text, "--out", tmp_path / "caf\udce9", *settings(), says=("its name is not UTF-8",))

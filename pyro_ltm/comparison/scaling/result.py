@@ -18,7 +18,7 @@ import msgspec
 from pyro_ltm.comparison.comparison_file import at
 from pyro_ltm.comparison.scaling.grid import reads
 from pyro_ltm.config import Config
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import UserError, visible
 from pyro_ltm.files import clear_errors, write_text
 from pyro_ltm.locks import locked
 from pyro_ltm.reading import Count, fitted, read_json
@@ -223,7 +223,8 @@ def open_study(out: Path, settings: Mapping[str, Any], about: Mapping[str, Any])
             raise UserError(f"{out}: its study was made with {unknown[0]}, which this release does not know")
         if differs := _difference(known, wanted):
             raise UserError(f"{out}: its study was made with {differs}; choose another --out")
-        study = Study(dict(before["settings"] if before else wanted), about=dict(about))
+        said = {key: visible(str(one)) for key, one in about.items()}
+        study = Study(dict(before["settings"] if before else wanted), about=said)
         study.read(out)
         save(study, out)
     return study
