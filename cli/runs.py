@@ -158,8 +158,10 @@ def check_target(path: Path, *inputs: Path | None) -> None:
 
 def check_thoughts_target(path: Path) -> None:
     """Raises UserError when no file of thoughts can be written at `path`, before the fits that it is to hold."""
+    from pyro_ltm.reading import check_name
     from pyro_ltm.runs.thoughts_file import SUFFIXES
 
     check_target(path)
+    check_name(path)
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {path}: expected a name that ends in {' or '.join(SUFFIXES)}")

@@ -218,8 +218,9 @@ def plot_figures(study: Study) -> Figure | None:
     for index, (name, label) in enumerate({**kinds, "reference": "reference protocol, no bound"}.items()):
         points = [(at, level.nats_per_token) for at, row in enumerate(rows) if (level := getattr(row, name))]
         if points:
-            style = {"marker": "osDx"[index], "color": colors[index]}
-            axes.plot(*zip(*points, strict=True), linestyle="none", markersize=4, label=label, **style)
+            marker, colour = "osDx"[index], colors[index]
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, linestyle="none", markersize=4, label=label, marker=marker, color=colour)
     if floors := {row.floor.nats_per_token for row in rows if row.floor}:
         axes.axhline(min(floors), color="black", linestyle=":", linewidth=1, label="entropy of the text")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.files import write_atomically
-from pyro_ltm.reading import parse_json, read_npz, read_safetensors
+from pyro_ltm.reading import check_name, parse_json, read_npz, read_safetensors
 from pyro_ltm.runs.documents import SHOWN, Piece
 from pyro_ltm.runs.embedding import Embeddings
 
@@ -72,6 +72,7 @@ def check_columns(columns: Sequence[str]) -> None:
 
 def check_suffix(path: Path) -> None:
     """Raises UserError when no file of such a name can be written."""
+    check_name(path)
     if path.suffix.lower() not in WRITERS:
         raise UserError(f"{path}: expected a name that ends in {', '.join(list(WRITERS)[:-1])} or {list(WRITERS)[-1]}")
 

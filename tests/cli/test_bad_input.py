@@ -407,3 +407,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_report(invoke, refused, s
 
 def test_a_run_is_not_begun_where_it_could_not_be_opened(refuse, settings, text, tmp_path):
     refuse("train", "--data", text, "--out", tmp_path / "caf\udce9", *settings(), says=("its name is not UTF-8",))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
+def test_no_fit_is_made_for_a_file_that_could_not_be_opened(refuse, trained, text, tmp_path, suffix):
+    out = tmp_path / f"caf\udce9.{suffix}"
+    refuse("infer", trained, "--text", "kalo", "--out", out, says=("its name is not UTF-8",))
+    refuse("embed", trained, "--data", text, "--out", out, says=("its name is not UTF-8",))
