@@ -7,8 +7,38 @@ import shlex
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from .options import Common, common, examples
+
 if TYPE_CHECKING:
     from pyro_ltm.registry import Registry
+
+
+def listing(axis: str, what: str, *commands: str, named: str) -> click.Command:
+    """The command that lists the members of an axis of `inference.parts.AXES`.
+
+    Args:
+        what: they are, in words. commands: to try next. named: a member with an argument, for the help.
+    """
+    kind = f"{axis}s"
+    name = kind.replace("_", "-")
+
+    @click.command(
+        name=name,
+        short_help=f"List the {what.partition(',')[0]}.",
+        epilog=examples(f"pyro-ltm {name}", f"pyro-ltm {name} --json"),
+        help=f"Lists the {what}: what each is, what it costs, when to use it, and the paper it comes from.\n\n"
+        f"A name takes its arguments after colons, as in {named}; as settings, options go under [{axis}]. With --json, "
+        f"an object whose `{kind}` have name, summary and reference.",
+    )
+    @common(unused=("seed", "device", "dtype"))
+    def command(*, common: Common) -> None:
+        from pyro_ltm.inference.parts import AXES
+
+        show(kind, AXES[axis], common.as_json, *commands)
+
+    return command
 
 
 def describe(members: Registry[Any]) -> list[dict[str, Any]]:

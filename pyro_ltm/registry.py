@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
@@ -29,18 +29,6 @@ class Card:
     reference: str
 
 
-def check_flags(kind: type, fields: Container[str] = ()) -> None:
-    """Raises TypeError where `kind` sets a flag that no class above it declares: a misspelt one would say nothing.
-
-    Args:
-        kind: a class; its flags are attributes that are True or False. fields: those that are none, of a dataclass.
-    """
-    known = {name for parent in kind.__mro__[1:] for name in vars(parent)}
-    for name, value in vars(kind).items():
-        if isinstance(value, bool) and name not in known and name not in fields and not name.startswith("_"):
-            raise TypeError(f"{kind.__name__}.{name}: no such flag{suggest(name, known)}")
-
-
 SHAPE = ("thoughts", "dim", "layers", "vocab_size", "max_length", "seed")
 """Arguments of a member that come from the decoder and the run, not from whoever names it."""
 
@@ -59,6 +47,23 @@ class Member:
     """Base of what registries name. An object keeps what it was made with, so that a run can write its options down."""
 
     MADE_WITH: ClassVar[str] = "_made_with"
+    has_fields: ClassVar[bool] = False
+    """Whether the options of its classes are annotated, as those of a dataclass are."""
+
+    def __init_subclass__(cls) -> None:
+        """Raises TypeError where `cls` sets a flag that no class above it declares: a misspelt one would say nothing.
+
+        Flags are attributes that are True or False.
+        """
+        super().__init_subclass__()
+        if Member in cls.__bases__:  # the base of an axis, which declares them
+            return
+        known = {name for parent in cls.__mro__[1:] for name in vars(parent)}
+        if cls.has_fields:
+            known |= {name for name, kind in inspect.get_annotations(cls).items() if "ClassVar" not in str(kind)}
+        for name, value in vars(cls).items():
+            if isinstance(value, bool) and name not in known and not name.startswith("_"):
+                raise TypeError(f"{cls.__name__}.{name}: no such flag{suggest(name, known)}")
 
     def __new__(cls: type[M], *args: Any, **kwargs: Any) -> M:
         """The new object; of its arguments, those that are plain are kept."""

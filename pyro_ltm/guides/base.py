@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.registry import Card, Member, check_flags
+from pyro_ltm.registry import Card, Member
 from pyro_ltm.types import Batch, State
 
 LogJoint = Callable[[Tensor], Tensor]
@@ -68,10 +68,6 @@ class Guide(Member, nn.Module, ABC):
     needs_double_backward: bool = False
     is_recorded: ClassVar[bool] = False
     has_chains: ClassVar[bool] = False
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        check_flags(cls)
 
     def __init__(self, thoughts: int, dim: int):
         super().__init__()

@@ -22,7 +22,7 @@ from torch.distributions import Distribution
 
 from pyro_ltm.divergence import analytic_kl, kind
 from pyro_ltm.errors import UserError
-from pyro_ltm.registry import Card, Member, check_flags
+from pyro_ltm.registry import Card, Member
 from pyro_ltm.types import Batch, State, frozen
 
 
@@ -132,10 +132,6 @@ class Objective(Member, ELBO):
     is_per_sequence: ClassVar[bool] = True
     fewest_particles: ClassVar[int] = 1
     learned: nn.Module | None = None
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        check_flags(cls)
 
     def __init__(self, particles: int = 1, beta: float = 1.0, warmup: float = 0.0):
         fewest = self.fewest_particles

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.registry import Card, Member, check_flags
+from pyro_ltm.registry import Card, Member
 from pyro_ltm.types import State
 
 TINY = 1e-30
@@ -39,14 +38,11 @@ class FastOptimizer(Member, ABC):
         needs_fixed_loss: the loss must be the same function in every step: fixed noise, or a guide without noise.
     """
 
+    has_fields: ClassVar[bool] = True
     card: ClassVar[Card]
     arguments: ClassVar[tuple[str, ...]] = ("lr",)
     wants_natural_gradient: ClassVar[bool] = False
     needs_fixed_loss: ClassVar[bool] = False
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        check_flags(cls, {name for name, kind in inspect.get_annotations(cls).items() if "ClassVar" not in str(kind)})
 
     def shortened(self, gradients: State, natural: State) -> State:
         """The natural gradient as this optimizer wants it; only of one that `wants_natural_gradient`."""

@@ -13,7 +13,7 @@ from torch.distributions import TransformedDistribution, constraints
 
 from pyro_ltm.errors import UserError
 from pyro_ltm.noise import Normals, rsample_from
-from pyro_ltm.registry import Card, Member, check_flags
+from pyro_ltm.registry import Card, Member
 
 
 class Prior(Member, nn.Module):
@@ -43,10 +43,6 @@ class Prior(Member, nn.Module):
     has_exact_density: ClassVar[bool] = True
     reads_prompt: ClassVar[bool] = False
     is_recorded: ClassVar[bool] = True
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        check_flags(cls)
 
     def __init__(self, thoughts: int, dim: int):
         super().__init__()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import nn
 
 from pyro_ltm.config import SlowConfig
 from pyro_ltm.errors import UserError
-from pyro_ltm.registry import Card, Member, check_flags
+from pyro_ltm.registry import Card, Member
 
 LR_SHARE = "lr_share"
 """Key of a parameter group: its learning rate as a share of the scheduled one; 1 where a group has none."""
@@ -36,13 +35,10 @@ class SlowOptimizer(Member, ABC):
         takes_shares: it moves parameters of which this process keeps a share (DTensor) as it would the whole ones.
     """
 
+    has_fields: ClassVar[bool] = True
     card: ClassVar[Card]
     arguments: ClassVar[tuple[str, ...]] = ()
     takes_shares: ClassVar[bool] = False
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        check_flags(cls, {name for name, kind in inspect.get_annotations(cls).items() if "ClassVar" not in str(kind)})
 
     @abstractmethod
     def build(self, module: nn.Module, slow: SlowConfig) -> torch.optim.Optimizer:
