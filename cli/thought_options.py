@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -84,12 +85,26 @@ def layers_option(help: str, **more: Any) -> Callable[[F], F]:
     return click.option("--layers", "--layer", "layers", metavar="0,1,...", type=Numbers(int), help=help, **more)
 
 
-columns_option = click.option(
-    "--columns", metavar="NAME,...", type=Words(), default=(), help="Columns or JSON fields to carry along."
-)
 id_column_option = click.option(
     "--id-column", metavar="NAME", help="Column or JSON field that names each document; default: id, if there is one."
 )
+
+
+def _documents(reading: Reading, columns: tuple[str, ...], id_column: str | None) -> Reading:
+    return dataclasses.replace(reading, columns=columns, id_column=id_column)
+
+
+documents_options = gathered(
+    "reading",
+    _documents,
+    click.option(
+        "--columns", metavar="NAME,...", type=Words(), default=(), help="Columns or JSON fields to carry along."
+    ),
+    id_column_option,
+    reading_options,
+)
+"""Adds the options of how documents are read, and what goes along with them, as one argument `reading`."""
+
 plot_option = click.option("--plot", type=FOLDER, metavar="FILE", help="A picture to draw, .png or .svg.")
 metric_option = click.option(
     "--metric",
@@ -100,7 +115,7 @@ metric_option = click.option(
 
 
 def among_options(required: bool = False) -> Callable[[F], F]:
-    """Adds --among and how it is read, --columns, --id-column and --count."""
+    """Adds --among, how it is read (`documents_options`), and --count."""
     among = click.option(
         "--among",
         required=required,
@@ -110,9 +125,7 @@ def among_options(required: bool = False) -> Callable[[F], F]:
     options = (
         among,
         number("--count", "Neighbours to name; default: 10, or all if there are fewer."),
-        columns_option,
-        id_column_option,
-        reading_options,
+        documents_options,
     )
 
     def decorate(function: F) -> F:
@@ -163,18 +176,8 @@ def draw(figure: Callable[[], Any], plot: Path | None, as_json: bool) -> None:
             say(f"Picture written to {plot}")
 
 
-def rows_of(
-    run: Run,
-    source: str,
-    fitting: Fitting,
-    reading: Reading,
-    *,
-    columns: Sequence[str] = (),
-    id_column: str | None = None,
-    **more: Any,
-) -> Rows:
+def rows_of(run: Run, source: str, fitting: Fitting, reading: Reading, **more: Any) -> Rows:
     """`read_rows` of the library, which shows how far it is, and says what may not be expected of the text."""
-    import dataclasses
     import math
 
     from pyro_ltm.thoughts.rows import read_rows
@@ -183,7 +186,6 @@ def rows_of(
     from .progress import reporter
     from .sources import remarks
 
-    reading = dataclasses.replace(reading, columns=tuple(columns), id_column=id_column)
     with reporter() as report:
         count: Callable[[int, float], None] | None = None
 

@@ -635,72 +635,7 @@ say(
 )
 
 # %% [markdown]
-# ## 6. Fast steps against model size, at equal compute
-#
-# The paper's scaling figure in miniature: is compute better spent on a larger decoder, on more fast steps, or on more
-# slow steps? Compute is counted so. A forward pass costs 2 P operations a token (P parameters, the tied embedding
-# counted once, as the output layer). A fast step is a forward pass and a backward pass to z, 2 passes; a slow step
-# also needs the gradient of the weights, 3 passes. So training costs 2 P (2 F + 3) operations a token and slow step,
-# with F fast steps, and each pair of size and F gets as many slow steps as that allows. All are judged with the same
-# 16 fast steps.
-#
-# **Look for** an F below which thoughts are not learnt at all, and for what it costs to go beyond it. This is **one
-# seed and nine tiny models: an illustration of the question, and no evidence for an answer.**
-
-# %%
-SIZES, FAST = (32, 48, 64), (2, 4, 8)
-
-
-def count_parameters(width):
-    config = ltm.apply_settings(ltm.preset("nano"), [*BASE, f"model.dim={width}", f"model.vocab_size={VOCABULARY}"])
-    return sum(p.numel() for p in ltm.LatentThoughtModel(config.model).parameters())
-
-
-budget = 150 * count_parameters(32) * (2 * 8 + 3)
-scaled = {}
-for width in SIZES:
-    for fast in FAST:
-        slow = budget / (count_parameters(width) * (2 * fast + 3))
-        made, _ = train(f"size-{width}-{fast}", slow, f"model.dim={width}", f"fast.steps={fast}")
-        scaled[width, fast] = (made.step, made.evaluate(particles=4, sequences=share_of(64, 6), fast_steps=16))
-
-figure = Figure(figsize=(9, 3.2), layout="constrained")
-cost, rate = figure.subplots(1, 2)
-for width, colour, mark, aside in zip(SIZES, (ORANGE, BLUE, GREEN), "so^", (0.88, 1, 1.13), strict=True):
-    places = [fast * aside for fast in FAST]  # side by side, so that none hides another
-    bounds_here = [scaled[width, fast][1] for fast in FAST]
-    label = f"width {width}: {count_parameters(width) / 1000:.0f}k parameters"
-    values = [nats(bound, "nats_per_token") for bound in bounds_here]
-    errors = [2 * nats(bound, "nats_per_token_stderr") for bound in bounds_here]
-    cost.errorbar(places, values, errors, marker=mark, color=colour, capsize=3, label=label)
-    rate.plot(places, [bound.kl_nats_per_sequence for bound in bounds_here], marker=mark, color=colour, label=label)
-    for place, fast, value in zip(places, FAST, values, strict=True):
-        cost.annotate(f"{scaled[width, fast][0]}", (place, value), (4, 5), textcoords="offset points", fontsize=8)
-for axes in (cost, rate):
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(FAST, FAST)
-    axes.minorticks_off()
-    axes.set_xlim(1.6, 10.5)
-    axes.set_xlabel("fast steps while training")
-cost.set(ylabel="minus ELBO, nats a text (± 2 s.e.)", title="Equal compute; numbers are slow steps")
-rate.set(ylabel="rate, nats a text", title="What the thoughts carry")
-rate.legend(fontsize=8)
-show(figure)
-
-# %%
-(width, fast), (slow, bound) = min(scaled.items(), key=lambda item: item[1][1].nats_per_token)
-idle = [f"width {w} with F = {f}" for (w, f), (_, b) in scaled.items() if b.kl_nats_per_sequence < 0.5]
-operations = 2 * budget * SHARE * 16 * held_out.sequence_length
-say(
-    f"**Seen.** At about {operations:.1e} operations each, the lowest cost, {nats(bound, 'nats_per_token'):.1f} nats, "
-    f"is that of width {width} with F = {fast} and {slow} slow steps. Thoughts carry less than half a nat for "
-    f"{', '.join(idle) or 'none'}: there the score is about that of a decoder without thoughts. More fast steps let q "
-    "say more about a text and leave fewer steps to learn from it. Error bars are over texts, and say nothing of "
-    "another seed."
-)
-
-# %% [markdown]
-# ## 7. A guide and an objective of your own
+# ## 6. A guide and an objective of your own
 #
 # Nothing is registered in the library and no file of it changes. A **guide** gives its first state and the
 # distribution that a state stands for; here independent Laplace distributions, with a sharper peak and heavier tails
@@ -766,7 +701,7 @@ say(
 )
 
 # %% [markdown]
-# ## 8. Your guide in a whole run
+# ## 7. Your guide in a whole run
 #
 # `ltm.train` takes a class or an object wherever it takes a name, and so do `run.infer`, `run.evaluate` and
 # comparisons. The run folder keeps how to make each again. No name brings back a class of a notebook
@@ -795,7 +730,8 @@ say(
 #
 # `pyro-ltm guides` and `pyro-ltm objectives` list what there is; `examples/compare_guides.py` compares families and
 # objectives on a whole run; docs/own-guide.md takes a guide of your own from a file to the command line;
-# CONTRIBUTING.md says how to put one into the registry.
+# CONTRIBUTING.md says how to put one into the registry. Whether compute is better spent on fast steps, on slow steps or
+# on a larger decoder, `pyro-ltm scale` measures (docs/scaling.md).
 
 # %%
 print(

@@ -51,8 +51,6 @@ def command(
     count: int | None,
     metric: str,
     reading: Reading,
-    columns: tuple[str, ...],
-    id_column: str | None,
     writing: Writing,
     plot: Path | None,
     how: dict[str, Any],
@@ -70,7 +68,7 @@ def command(
     from ..output import emit, note
     from ..runs import open_run
 
-    if among is None and (count is not None or columns or id_column):
+    if among is None and (count is not None or reading.columns or reading.id_column):
         raise click.UsageError("--count, --columns and --id-column are of --among, which is not given")
     check_plot(plot)
     terms, fitting = parse(expression), fitting_of(how, common.seed)
@@ -78,7 +76,7 @@ def command(
     found = arithmetic(run, terms, fitting=fitting, writing=writing)
     near, rows = [], None
     if among is not None:
-        rows = rows_of(run, among, fitting, reading, columns=columns, id_column=id_column).rows
+        rows = rows_of(run, among, fitting, reading).rows
         query = query_of(run, found.points[0].thoughts, rows)
         near = nearest_documents(query, rows, count=count, metric=metric, but=[end.text for end in found.ends])
     if common.as_json:

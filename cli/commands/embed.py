@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import FOLDER, Common, common, examples, reading_options, run_argument, typed_options
-from ..thought_options import columns_option, fitting_of, fitting_options, id_column_option, layers_option, rows_of
+from ..options import FOLDER, Common, common, examples, run_argument, typed_options
+from ..thought_options import documents_options, fitting_of, fitting_options, layers_option, rows_of
 
 if TYPE_CHECKING:
     from pyro_ltm.data import Reading
@@ -29,9 +29,7 @@ FITTED_BY = ("layers", "fast_steps", "settings", "seed")
 @run_argument
 @click.option("--data", "source", required=True, metavar="SOURCE", help="Documents, as `prepare` reads them.")
 @click.option("--out", required=True, type=FOLDER, help="The file to write: .parquet, .npz or .safetensors.")
-@columns_option
-@id_column_option
-@reading_options
+@documents_options
 @layers_option("Layers whose thoughts to take, from 0; default: all.")
 @click.option("--windows", is_flag=True, help="A row for each window of a long document, not their mean.")
 @click.option("--draw", is_flag=True, help="A draw from each posterior in place of its mean.")
@@ -42,8 +40,6 @@ def command(
     run_folder: Path,
     source: str,
     out: Path,
-    columns: tuple[str, ...],
-    id_column: str | None,
     reading: Reading,
     layers: tuple[int, ...] | None,
     windows: bool,
@@ -68,13 +64,13 @@ def command(
 
     check_suffix(out)
     check_target(out, Path(source))
-    check_columns(columns)
+    check_columns(reading.columns)
     run = open_run(run_folder, common)
     fitting = fitting_of(how, common.seed)
     fit = fitting.about(run)
     chosen: dict[str, Any] = {"layers": layers, "windows": windows, "draw": draw}
     with of_leader(lambda: locked(out)), sharing():
-        found = rows_of(run, source, fitting, reading, columns=columns, id_column=id_column, out=out, **chosen)
+        found = rows_of(run, source, fitting, reading, out=out, **chosen)
         only_leader()
         rows = found.rows
         about = {**run.about, "input": source, "windows": windows, "draw": draw}

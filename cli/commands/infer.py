@@ -21,6 +21,7 @@ from ..options import (
     run_argument,
     typed_options,
 )
+from ..thought_options import id_column_option
 
 if TYPE_CHECKING:
     from pyro_ltm.data import Reading
@@ -39,9 +40,7 @@ if TYPE_CHECKING:
 @click.option("--input", "source", metavar="FILE", help="Many: a file, folder or corpus, as `prepare` reads it.")
 @click.option("--out", required=True, type=FOLDER, help="The file to write, .safetensors or .npz.")
 @reading_options
-@click.option(
-    "--id-column", metavar="NAME", help="Column or JSON field that names each document; default: id, if there is one."
-)
+@id_column_option
 @batch_size
 @fast_steps
 @common(seed_help="Seed of the noise.", weights=True)

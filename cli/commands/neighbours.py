@@ -52,8 +52,6 @@ def command(
     metric: str,
     layers: tuple[int, ...] | None,
     reading: Reading,
-    columns: tuple[str, ...],
-    id_column: str | None,
     plot: Path | None,
     how: dict[str, Any],
     common: Common,
@@ -73,9 +71,8 @@ def command(
     check_plot(plot)
     text, fitting = text_of(text), fitting_of(how, common.seed)
     run = open_run(run_folder, common)
-    named: dict[str, Any] = {"columns": columns, "id_column": id_column, "layers": layers}
     whole = metric in OF_POSTERIORS
-    rows = rows_of(run, among, fitting, reading, windows=whole, posteriors=whole, **named).rows
+    rows = rows_of(run, among, fitting, reading, layers=layers, windows=whole, posteriors=whole).rows
     query = embed_query(run, text, rows, metric=metric, fitting=fitting)
     found = nearest_documents(query, rows, count=count, metric=metric, run=run)
     if common.as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,8 @@ def command(
     check_plot(plot)
     text, fitting = None if text is None else text_of(text), fitting_of(how, common.seed)
     run = open_run(run_folder, common)
-    rows = rows_of(run, source, fitting, reading, columns=(label_column,), layers=layers).rows.pooled()
+    reading = dataclasses.replace(reading, columns=(label_column,))
+    rows = rows_of(run, source, fitting, reading, layers=layers).rows.pooled()
     labels = labels_of(rows, label_column)
     options: dict[str, Any] = {"text": text, "strengths": strengths, "name": label_column}
     found = steer(run, rows, labels, towards, **options, fitting=fitting, writing=writing)
