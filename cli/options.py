@@ -330,7 +330,7 @@ def typed_options(ctx: click.Context, *names: str) -> list[str]:
         elif isinstance(param, click.Option) and param.is_flag:
             words.append(param.opts[0])
         else:
-            values = value if param.multiple else [value]
+            values: Any = value if param.multiple else [value]
             each = (",".join(map(str, one)) if isinstance(one, list | tuple) else str(one) for one in values)
             words += [word for one in each for word in (param.opts[0], one)]
     return words

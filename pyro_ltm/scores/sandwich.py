@@ -100,7 +100,7 @@ def evaluate_sandwich(
             tallies["bound"].add(batch, terms.distortion.double() + terms.rate.double())
             tallies["importance_weighted"].add(batch, importance_nats(terms.log_weight.double(), particles))
             tallies["at_most"].add(batch, importance_nats(forward, how.chains))
-    figures = {name: tally.figure(Figure, name.replace("_", " ")) for name, tally in tallies.items()}
+    figures: dict[str, Any] = {name: tally.figure(Figure, name.replace("_", " ")) for name, tally in tallies.items()}
     return Sandwich(
         **figures,
         **_distances(**figures),
@@ -114,7 +114,7 @@ def evaluate_sandwich(
     )
 
 
-def _distances(at_most: Figure, at_least: Figure, bound: Figure, **_: Figure) -> dict[str, Difference]:
+def _distances(at_most: Figure, at_least: Figure, bound: Figure, **_: Figure) -> dict[str, Any]:
     """How far the sides are apart, and the bound from either; texts are independent."""
 
     def above(one: Figure, other: Figure) -> Difference:
