@@ -61,17 +61,62 @@ class Asked:
             note(f"Left out: {short:,} documents of at most {self.prompt_tokens} tokens.")
         return prompts
 
-    def check(self, run: Path | None, reference: Path | None, features: Path | None) -> None:
+    def check(self, run: Path | None, reference: Path | None, features: Features) -> None:
         """Raises UsageError where other options do not go with prompts, or those of prompts stand alone."""
         if self.prompts is None:
             if self.truth_column or self.prompt_tokens or self.beside:
                 raise click.UsageError("--truth-column, --prompt-tokens and --beside: go with --prompts")
         elif run is None:
             raise click.UsageError("--prompts: needs --run, which goes on from them")
-        elif reference or features:
+        elif reference or features.features or features.reference_features:
             raise click.UsageError("--prompts: the truths in its file are the reference; give none beside them")
         elif self.truth_column and self.prompt_tokens:
             raise click.UsageError("--truth-column: documents that are cut (--prompt-tokens) hold their own truth")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The model that texts are scored under, if any, and how its bound is taken where it is a run."""
+
+    scorer: Path | None
+    particles: int
+    fast_steps: int | None
+    settings: tuple[str, ...]
+
+    def open(self, common: Common) -> tuple[Scorer | None, dict[str, Any]]:
+        """It, and what to say of it."""
+        from pyro_ltm.errors import UserError
+        from pyro_ltm.runs import Run
+        from pyro_ltm.tasks.written_texts import RunScorer
+
+        from ..runs import open_scorer
+
+        opened = open_scorer(self.scorer, common) if self.scorer else None
+        if isinstance(opened, Run):
+            run = opened.with_fast_loop(self.settings)
+            judge = RunScorer(run, seed=common.seed or 0, particles=self.particles, fast_steps=self.fast_steps)
+            return judge, {"scorer": self.scorer, "scorer_step": run.step, "settings": list(self.settings)}
+        if self.settings:
+            raise UserError("--set: is of a run that scores (--scorer RUN), and no run does: no posterior is fitted")
+        return opened, {"scorer": self.scorer}
+
+
+@dataclass(frozen=True)
+class Features:
+    """Files of features, of the texts and of the reference; both, or neither."""
+
+    features: Path | None
+    reference_features: Path | None
+
+    def read(self) -> tuple[Tensor, Tensor] | None:
+        """Both, if there are any. Raises UsageError where one is without the other."""
+        if bool(self.features) != bool(self.reference_features):
+            raise click.UsageError("--features and --reference-features go together", click.get_current_context())
+        from pyro_ltm.tasks.written_texts import read_features
+
+        if self.features is None or self.reference_features is None:
+            return None
+        return read_features(self.features), read_features(self.reference_features)
 
 
 @dataclass(frozen=True)
@@ -122,13 +167,23 @@ class Writing:
 @click.option("--texts", "texts_file", type=FOLDER, metavar="FILE", help="Texts to score instead (.jsonl, .csv, ...).")
 @click.option("--reference", type=FOLDER, metavar="FILE", help="Texts of people to hold them against.")
 @reading_options
-@click.option("--scorer", type=FOLDER, metavar="PATH", help="A run, or a Hugging Face model's folder, to score under.")
-@click.option("--features", type=FOLDER, metavar="FILE.npy", help="Features of the texts, [n, d], for MAUVE.")
-@click.option("--reference-features", type=FOLDER, metavar="FILE.npy", help="Features of the reference, [m, d].")
-@number("--particles", "Draws of the scorer's bound.", default=16, metavar="K")
+@gathered(
+    "judge",
+    Judge,
+    click.option(
+        "--scorer", type=FOLDER, metavar="PATH", help="A run, or a Hugging Face model's folder, to score under."
+    ),
+    number("--particles", "Draws of the scorer's bound.", default=16, metavar="K"),
+    fast_steps,
+    fit_settings,
+)
+@gathered(
+    "features",
+    Features,
+    click.option("--features", type=FOLDER, metavar="FILE.npy", help="Features of the texts, [n, d], for MAUVE."),
+    click.option("--reference-features", type=FOLDER, metavar="FILE.npy", help="Features of the reference, [m, d]."),
+)
 @click.option("--texts-out", type=FOLDER, metavar="FILE", help="Where to keep what --run wrote, .jsonl.")
-@fast_steps
-@fit_settings
 @common(seed_help="Seed of the texts, of the scorer's noise and of MAUVE's buckets.", weights=True)
 def command(
     *,
@@ -139,12 +194,8 @@ def command(
     texts_out: Path | None,
     reference: Path | None,
     reading: Reading,
-    scorer: Path | None,
-    features: Path | None,
-    reference_features: Path | None,
-    particles: int,
-    fast_steps: int | None,
-    settings: tuple[str, ...],
+    judge: Judge,
+    features: Features,
     common: Common,
 ) -> None:
     """Scores texts, written by --run or read from --texts.
@@ -162,7 +213,7 @@ def command(
     """
     if bool(run_folder) == bool(texts_file):
         raise click.UsageError("give either --run, which writes texts, or --texts, which holds them")
-    asked.check(run_folder, reference, features or reference_features)
+    asked.check(run_folder, reference, features)
     from pyro_ltm.tasks.written_texts import score_samples
 
     from ..output import emit
@@ -170,11 +221,11 @@ def command(
 
     if texts_out:
         check_target(texts_out, reference, asked.prompts)
-    pair = _features(features, reference_features)
+    pair = features.read()
     references = _read(reference, reading) if reference else None
-    opened, scored_by = _open(scorer, common, settings, particles=particles, fast_steps=fast_steps)
+    scorer, scored_by = judge.open(common)
     if run_folder and asked.prompts:
-        _conditional(run_folder, asked, reading, writing, opened, {"scorer": scorer, **scored_by}, texts_out, common)
+        _conditional(run_folder, asked, reading, writing, scorer, scored_by, texts_out, common)
         return
     if run_folder:
         texts, speed, written_by = _write(run_folder, texts_out, common, writing)
@@ -182,9 +233,9 @@ def command(
         assert texts_file is not None
         texts, speed, written_by = _read(texts_file, reading), None, {}
     seed = common.seed or 0
-    found = score_samples(texts, reference=references, scorer=opened, features=pair, speed=speed, seed=seed)
+    found = score_samples(texts, reference=references, scorer=scorer, features=pair, speed=speed, seed=seed)
     if common.as_json:
-        of = {"run": run_folder, "texts": texts_file, "reference": reference, "scorer": scorer}
+        of = {"run": run_folder, "texts": texts_file, "reference": reference}
         emit({**found.to_dict(), **of, **scored_by, **written_by})
     else:
         show_samples(found)
@@ -255,38 +306,11 @@ def _said(writing: Writing) -> dict[str, Any]:
     return {**dataclasses.asdict(writing.sampler), **rethinking}
 
 
-def _features(ours: Path | None, theirs: Path | None) -> tuple[Tensor, Tensor] | None:
-    if bool(ours) != bool(theirs):
-        raise click.UsageError("--features and --reference-features go together", click.get_current_context())
-    from pyro_ltm.tasks.written_texts import read_features
-
-    return (read_features(ours), read_features(theirs)) if ours and theirs else None
-
-
 def _read(path: Path, reading: Reading) -> list[str]:
     from pyro_ltm.data import read_source
     from pyro_ltm.data.tokenizer.cutting import whole_documents
 
     return [document.text for document in whole_documents(read_source(str(path), reading))]
-
-
-def _open(
-    path: Path | None, common: Common, settings: tuple[str, ...], **bound: Any
-) -> tuple[Scorer | None, dict[str, Any]]:
-    """The scoring model, if any, and of a run what to say of it; `bound`: particles and fast steps of a run's bound."""
-    from pyro_ltm.errors import UserError
-    from pyro_ltm.runs import Run
-    from pyro_ltm.tasks.written_texts import RunScorer
-
-    from ..runs import open_scorer
-
-    opened = open_scorer(path, common) if path else None
-    if isinstance(opened, Run):
-        run = opened.with_fast_loop(settings)
-        return RunScorer(run, seed=common.seed or 0, **bound), {"scorer_step": run.step, "settings": list(settings)}
-    if settings:
-        raise UserError("--set: is of a run that scores (--scorer RUN), and no run does: no posterior is fitted")
-    return opened, {}
 
 
 def _write(folder: Path, out: Path | None, common: Common, writing: Writing) -> tuple[list[str], Speed, dict[str, Any]]:
