@@ -18,9 +18,7 @@ one thread of the processor.
 
 from __future__ import annotations
 
-import argparse
 import bisect
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -29,14 +27,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import claim_picture, claim_tables, pages
+from benchmarks import claim_picture, claim_tables, pages, rows
 from benchmarks.interleave import machine
-from benchmarks.rows import known, publish
 from benchmarks.texts import TEXTS, Parts, prepared
 from benchmarks.trained import TWIN, Trained, configure, judge, operations, scoring_loop, train
 from pyro_ltm.config import Config, apply_settings
 from pyro_ltm.data import TokenDataset
-from pyro_ltm.files import write_text
 from pyro_ltm.profiling.operations import count_operations
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.batches import dataset_batches
@@ -277,34 +273,21 @@ def grid() -> list[Row]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line above."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", choices=list(TEXTS), help="rows of this text alone")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--hours", type=float, default=1e9, help="begin no row after so many")
+    parser = rows.parser(__doc__ or "")
     parser.add_argument("--grid", action="store_true", help="the rows of the slow learning rate")
-    parser.add_argument("--table", type=Path, help="publish the rows of such a folder, and measure nothing")
-    options = parser.parse_args(arguments)
-    if (options.out is None) == (options.table is None):
-        parser.error("give either --out or --table")
+    options = rows.chosen(parser, arguments)
     if options.table:
-        found = publish("claim", known(options.table))
+        found = rows.publish("claim", rows.known(options.table))
         pages.write(claim_tables.tables(found))
         claim_picture.draw(found)
         return
-    torch.set_num_threads(1)
-    (options.out / "rows").mkdir(parents=True, exist_ok=True)
-    done, began = known(options.out), time.monotonic()
-    rows = iter(grid()) if options.grid else planned([int(seed) for seed in options.seeds.split(",")], done)
-    for row in rows:
-        if row.name in done or (options.only and row.text != options.only):
-            continue
-        if time.monotonic() - began >= 3600 * options.hours:
-            break
-        done[row.name] = measure(row, options.shared / "data", options.out)
-        write_text(options.out / "rows" / f"{row.name}.json", json.dumps(done[row.name]) + "\n")
-        print(claim_tables.line(done[row.name]), flush=True)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+
+    def asked(done: rows.Rows) -> Iterator[Row]:
+        plan = iter(grid()) if options.grid else planned(seeds, done)
+        yield from (row for row in plan if options.only in row.name)
+
+    rows.go_on(options, asked, measure, claim_tables.line)
 
 
 if __name__ == "__main__":

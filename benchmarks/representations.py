@@ -17,8 +17,6 @@ against the twin of the same seed, and how much of a text is written again from 
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,11 +32,11 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
+from benchmarks import pages, rows
 from benchmarks import representations_tables as tables
 from benchmarks.interleave import machine
 from benchmarks.kinds import SETS, Judged, judged
 from benchmarks.trained import TWIN, configure, train
-from pyro_ltm.files import write_text
 from pyro_ltm.model import DecodingOptions, sample_tokens
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.batches import text_batches
@@ -213,39 +211,20 @@ def overlap(true: Tensor, again: Tensor) -> float:
     return float(2 * both / (len(true) + len(again)))
 
 
-def known(out: Path) -> dict[str, Any]:
-    """All rows that are done, by name."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "rows").glob("*.json"))}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line above."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", choices=list(SETS), help="rows of these texts alone")
-    parser.add_argument("--seeds", default="0,1,2,3,4")
-    parser.add_argument("--hours", type=float, default=1e9, help="begin no row after so many")
+    parser = rows.parser(__doc__ or "", seeds="0,1,2,3,4")
     parser.add_argument("--dial", action="store_true", help="the rows of docs/rate.md")
-    parser.add_argument("--table", type=Path, help="publish the rows of such a folder, and measure nothing")
-    options = parser.parse_args(arguments)
-    if (options.out is None) == (options.table is None):
-        parser.error("give either --out or --table")
+    options = rows.chosen(parser, arguments)
     if options.table:
-        tables.publish(known(options.table))
+        pages.write(tables.tables(rows.publish("representations", rows.known(options.table))))
         return
-    torch.set_num_threads(1)
-    (options.out / "rows").mkdir(parents=True, exist_ok=True)
-    done, began = known(options.out), time.monotonic()
-    seeds = [int(seed) for seed in options.seeds.split(",")]
-    for row in planned([options.only] if options.only else list(SETS), seeds, options.dial):
-        if row.name in done:
-            continue
-        if time.monotonic() - began >= 3600 * options.hours:
-            break
-        done[row.name] = measure(row, options.shared / "data", options.out)
-        write_text(options.out / "rows" / f"{row.name}.json", json.dumps(done[row.name]) + "\n")
-        print(tables.line(done[row.name], done), flush=True)
+    seeds, sets = [int(seed) for seed in options.seeds.split(",")], [name for name in SETS if options.only in name]
+
+    def line(row: Any) -> str:
+        return tables.line(row, rows.known(options.out))
+
+    rows.go_on(options, lambda _: planned(sets, seeds, options.dial), measure, line)
 
 
 if __name__ == "__main__":

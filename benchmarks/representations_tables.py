@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import statistics
 from collections.abc import Mapping
 from typing import Any
@@ -11,17 +9,9 @@ from typing import Any
 import torch
 
 from benchmarks import pages
-from pyro_ltm.files import write_text
 from pyro_ltm.scores import exchange_rate
 
 Rows = Mapping[str, Any]
-
-
-def publish(rows: Rows) -> None:
-    """All rows into benchmarks/representations-DATE.json, and their tables into the pages."""
-    path = pages.FIGURES / f"representations-{datetime.datetime.now(datetime.timezone.utc).date()}.json"
-    write_text(path, json.dumps(rows, indent=None, sort_keys=True) + "\n")
-    pages.write(tables(rows))
 
 
 def tables(rows: Rows) -> dict[str, str]:

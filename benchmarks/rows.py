@@ -71,27 +71,49 @@ def publish(kind: str, measured: Rows) -> dict[str, Any]:
 
 def run(study: Study, arguments: Sequence[str] | None = None) -> None:
     """The command line above."""
-    parser = argparse.ArgumentParser(description=study.about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", default="", help="rows with this in their name")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--hours", type=float, default=1e9, help="begin no row after so many")
-    parser.add_argument("--table", type=Path, help="publish the rows of such a folder, and measure nothing")
-    options = parser.parse_args(arguments)
-    if (options.out is None) == (options.table is None):
-        parser.error("give either --out or --table")
+    options = chosen(parser(study.about), arguments)
     if options.table:
         pages.write(study.tables(publish(study.kind, known(options.table))))
         return
+    planned = study.planned([int(seed) for seed in options.seeds.split(",")])
+    go_on(options, lambda _: (row for row in planned if options.only in row.name), study.measure, study.line)
+
+
+def parser(about: str, seeds: str = "0,1,2") -> argparse.ArgumentParser:
+    """The options that every study has; without a choice `--only` is a word of the names of rows."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", default="", help="rows with this in their name")
+    parser.add_argument("--seeds", default=seeds)
+    parser.add_argument("--hours", type=float, default=1e9, help="begin no row after so many")
+    parser.add_argument("--table", type=Path, help="publish the rows of such a folder, and measure nothing")
+    return parser
+
+
+def chosen(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, which name one folder."""
+    options = parser.parse_args(arguments)
+    if (options.out is None) == (options.table is None):
+        parser.error("give either --out or --table")
+    return options
+
+
+def go_on(
+    options: argparse.Namespace,
+    planned: Callable[[Rows], Iterable[Any]],
+    measure: Callable[[Any, Path, Path], dict[str, Any]],
+    line: Callable[[Any], str],
+) -> None:
+    """Measures the rows that are not done; `planned` is given those that are, which grow while it is asked for more."""
     torch.set_num_threads(1)
     (options.out / "rows").mkdir(parents=True, exist_ok=True)
     done, began = known(options.out), time.monotonic()
-    for row in study.planned([int(seed) for seed in options.seeds.split(",")]):
-        if row.name in done or options.only not in row.name:
+    for row in planned(done):
+        if row.name in done:
             continue
         if time.monotonic() - began >= 3600 * options.hours:
             break
-        done[row.name] = study.measure(row, options.shared / "data", options.out)
+        done[row.name] = measure(row, options.shared / "data", options.out)
         write_text(options.out / "rows" / f"{row.name}.json", json.dumps(done[row.name]) + "\n")
-        print(study.line(done[row.name]), flush=True)
+        print(line(done[row.name]), flush=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.tiny_world import TINY, WORLD, use_tiny_world
 
-from benchmarks import claim, claim_picture, claim_tables, search, texts
+from benchmarks import claim, claim_picture, claim_tables, rows, search, texts
 from benchmarks.claim import EQUAL_TOKENS, LONGER, LTM, LTM_FEW, TWIN_FEW, WIDER, Row
 from benchmarks.roofline import slow_step_flops
 from benchmarks.trained import configure, operations, train
@@ -53,15 +53,15 @@ def test_operations_of_a_training_are_those_of_its_steps(tiny):
 def test_rows_are_measured_once_and_make_the_tables(tiny, capsys):
     out = tiny / "out"
     claim.main(["--out", str(out), "--seeds", "0", "--hours", "0"])
-    assert claim.known(out) == {}
+    assert rows.known(out) == {}
     claim.main(["--out", str(out), "--seeds", "0"])
     kept = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
     claim.main(["--out", str(out), "--seeds", "0,1"])
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    rows = claim.known(out)
+    found = rows.known(out)
 
     def row(side, seed=0):
-        return rows[Row(WORLD, 8, side, seed).name]
+        return found[Row(WORLD, 8, side, seed).name]
 
     ltm, twin = row(LTM), row(EQUAL_TOKENS)
     assert ltm["steps"] == twin["steps"] == row(WIDER)["steps"] == 3
@@ -69,19 +69,19 @@ def test_rows_are_measured_once_and_make_the_tables(tiny, capsys):
         assert row(side)["operations"] <= 1.02 * ltm["operations"]
     assert row(LONGER)["operations"] > ltm["operations"] - twin["operations"] / 3
     better = min((LONGER, WIDER), key=lambda side: row(side)["validation"])
-    assert {key for key in rows if "twin" in key and key.endswith("s1")} == {
+    assert {key for key in found if "twin" in key and key.endswith("s1")} == {
         Row(WORLD, 8, side, 1).name for side in (EQUAL_TOKENS, better, TWIN_FEW)
     }
     assert row(LTM_FEW)["best_step"] in (0, 3)
 
-    tables = claim_tables.tables(rows)
+    tables = claim_tables.tables(found)
     nats = {side: torch.tensor([row(side, seed)["nats"] for seed in (0, 1)]).mean(0) for side in (LTM, EQUAL_TOKENS)}
     gap = difference(nats[EQUAL_TOKENS], nats[LTM], torch.tensor(ltm["tokens"], dtype=torch.float64), None)
     assert f"{gap.nats_per_token:.4f} ± " in tables["claim"]
     assert tables["claim rows"].count("tiny") == 0
-    assert tables["claim rows"].count(WORLD) == len(rows) - 1, "all but the floor"
+    assert tables["claim rows"].count(WORLD) == len(found) - 1, "all but the floor"
     assert all(f"| {name} |" in tables["claim levels"] for name in ("tiny worlds", "rate"))
-    claim_picture.draw(rows, tiny / "picture.png")
+    claim_picture.draw(found, tiny / "picture.png")
 
 
 def test_a_search_goes_on_where_it_was(tiny, capsys, monkeypatch):
