@@ -52,6 +52,13 @@ class Piece:
     number: int
     document: Document
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where its document stands: number and origin, its id if it has one, and its columns if it has some."""
+        about: dict[str, Any] = {"document": self.number, "origin": self.document.origin}
+        about |= {} if self.document.id is None else {"id": self.document.id}
+        return about | ({"columns": dict(self.document.columns)} if self.document.columns else {})
+
 
 @dataclass(frozen=True)
 class DocumentThoughts:
@@ -170,10 +177,7 @@ def infer_documents(
             fits.append((number, tensors | {"document": torch.tensor([one.number for one in group])}))
         texts += [continuation(run.tokenizer, one.tokens[:1], one.tokens[1:])[:SHOWN] for one in group]
         for one in group:
-            about: dict[str, Any] = {"document": one.number, "origin": one.document.origin}
-            about |= {} if one.document.id is None else {"id": one.document.id}
-            about |= {"columns": dict(one.document.columns)} if one.document.columns else {}
-            documents.setdefault(one.number, about)
+            documents.setdefault(one.number, one.origin)
         progress(len(texts))
     if not texts:
         raise UserError("the input has no text: nothing to infer")
