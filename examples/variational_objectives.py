@@ -168,7 +168,8 @@ def train(name, steps, *settings):
     """A decoder trained for so many slow steps, and the seconds that it took."""
     begun = time.perf_counter()
     config = ltm.apply_settings(ltm.preset("nano"), [*BASE, f"slow.steps={share_of(steps)}", *settings])
-    return ltm.train(config, data=data, out=folder / name), time.perf_counter() - begun
+    run = ltm.train(config, data=data, out=folder / name, on_note=print)  # what it notices on the way
+    return run, time.perf_counter() - begun
 
 
 run, seconds = train("main", 250)
