@@ -62,9 +62,18 @@ def tiny_run(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ltm.train(configure(), data=str(birds), out=tmp_path_factory.mktemp("tiny") / "run").folder
 
 
+FIRST = (".", "fuzz", "training", "inference", "cli", "comparison")
+"""Folders with files of half a minute, which would keep one process busy at the end while the others are idle."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First the files that lie in no folder: single tests of a minute (types, notebook, README), to end with none."""
-    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+    """Those first: single tests of a minute, such as types, lie in no folder."""
+
+    def place(item: pytest.Item) -> int:
+        folder = (item.path.parent.relative_to(Path(__file__).parent).parts or (".",))[0]
+        return FIRST.index(folder) if folder in FIRST else len(FIRST)
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from helpers.few_documents import use_few_documents
+from helpers.processes import without_extras
 from pyro_ltm_cli.main import cli
 
 from examples import algorithm_1
@@ -28,7 +30,7 @@ SMALL = [word for change in (*SMALL, "slow.batch_size=4", "slow.eval_sequences=8
 
 
 def run(name, folder, *arguments, short=False):
-    """What an example says: as a process, or in its short form in this one, and a smaller model with it."""
+    """What an example says: as a process, or in short in this one, with a smaller model and no extras."""
     if short:
         return run_here(name, folder, *arguments)
     command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
@@ -48,6 +50,8 @@ def run_here(name, folder, *arguments):
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.chdir(folder)
+        use_few_documents(patch)
+        without_extras(patch.setattr)
         patch.setattr(subprocess, "run", call)
         patch.setattr(sys, "argv", [name, *arguments])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
@@ -71,7 +75,7 @@ def test_none_is_forgotten():
 
 
 def test_algorithm_1_trains(capsys):
-    algorithm_1.main(steps=6, report=2)
+    algorithm_1.main(steps=3, report=1)
     bounds = [float(line.split()[5]) for line in capsys.readouterr().out.splitlines() if "at most" in line]
     assert len(bounds) == 3
     assert bounds[-1] < bounds[0]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from helpers import golden
+from helpers.processes import without_extras
 
 
 def test_the_same_code_gives_the_same_digests_and_another_seed_others(monkeypatch, capsys):
+    without_extras(monkeypatch.setattr)
     name = "early stop, chi"
     first = golden.digests([name])
     assert golden.differences(first, golden.digests([name])) == 0

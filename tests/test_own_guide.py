@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click.testing
 import pytest
+from helpers.processes import without_extras
 from pyro_ltm_cli.main import cli
 
 PAGE = Path(__file__).parents[1] / "docs" / "own-guide.md"
@@ -29,6 +30,7 @@ def test_the_page_is_read_in_minutes():
 def test_the_page_works_as_it_stands(tmp_path, monkeypatch, capsys, short):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    without_extras(monkeypatch.setattr)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     own, python = blocks("python")
     Path("mine.py").write_text(own)

@@ -1,7 +1,7 @@
 """What README.md and two pages of docs/ say to type works: commands and Python, in order, in an empty folder.
 
-The short form takes a few steps of a smaller model where they take some hundred, and shares this process, since to
-import torch takes longer than most of its commands; the long one runs it to the letter.
+The short form takes a few steps of a smaller model where they take some hundred, paints nothing, and shares this
+process, since to import torch takes longer than most of its commands; the long one runs it to the letter.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 
 import click.testing
 import pytest
+from helpers.few_documents import use_few_documents
+from helpers.processes import without_extras
 from pyro_ltm_cli.main import cli
 
 ROOT = Path(__file__).parents[1]
@@ -24,9 +26,10 @@ SMALL = [
     *("slow.steps=3", "slow.eval_sequences=8", "slow.batch_size=4"),
 ]
 SHORT = [word for change in SMALL for word in ("--set", change)]
-
-OWN = ("report",)
-"""Has a process of its own in the short form, too."""
+FEW = {"--sequences": "8", "--score-sequences": "8", "--particles": "2", "--texts": "10", "--steps": "3"}
+MORE = {"train": SHORT, "bench": ["--rounds", "1", *SHORT], "compare": ["--particles", "2"]}
+MORE["scale"] = ["--device-flops", "1e9"]
+"""What commands of the short form have instead of their numbers, and besides."""
 
 
 def blocks(language: str) -> list[str]:
@@ -43,18 +46,17 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("short", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_commands(tmp_path, monkeypatch, short):
     monkeypatch.chdir(tmp_path)
+    if short:
+        use_few_documents(monkeypatch)
+        without_extras(monkeypatch.setattr)
     lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
     assert len(lines) >= 9
     for line in lines:
         program, *arguments = shlex.split(line)
         assert program == "pyro-ltm"
-        if short and arguments[0] == "train":
-            arguments += SHORT
-        if short and arguments[0] == "bench":
-            arguments += ["--rounds", "1", *SHORT]
-        if short and "--sequences" in arguments:
-            arguments[arguments.index("--sequences") + 1] = "8"
-        if short and arguments[0] not in OWN:
+        if short:
+            arguments = [FEW.get(before, word) for before, word in zip(["", *arguments], arguments, strict=False)]
+            arguments += MORE.get(arguments[0], [])
             done = click.testing.CliRunner(catch_exceptions=False).invoke(cli, arguments)
             assert done.exit_code == 0, f"{line}\n{done.output[-2000:]}"
         else:
@@ -69,6 +71,7 @@ def test_python(tmp_path, monkeypatch, capsys, short):
     assert '"slow.steps=200"' in code
     if short:
         monkeypatch.chdir(tmp_path)
+        use_few_documents(monkeypatch)
         exec(code.replace('["slow.steps=200"]', repr(SMALL)).replace("sequences=64", "sequences=8"), {})
         output = capsys.readouterr().out
     else:

@@ -15,10 +15,8 @@ from typing import Any
 
 import click.testing
 import pytest
-from helpers.processes import Forked
+from helpers.processes import Forked, without_extras
 from pyro_ltm_cli.main import cli
-
-from pyro_ltm.reports import plots
 
 TINY = {
     "model.dim": 16,
@@ -177,18 +175,15 @@ def own_run(trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def painted() -> None:
-    """For tests of what is painted: pictures are."""
+def with_extras() -> None:
+    """For tests of what is painted, or said before a training: commands do all that they do for users."""
 
 
 @pytest.fixture(autouse=True)
-def _unpainted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands draw their figures and write their files, but nobody paints them, which takes longer than all else.
-
-    What runs and comparisons of all tests draw is painted, and what processes of their own do.
-    """
-    if "painted" not in request.fixturenames:
-        monkeypatch.setattr(plots, "to_png", lambda figure: b"\x89PNG\r\n\x1a\n")
+def _without_extras(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands draw their figures and write their files, but nobody paints them; runs that tests share have all."""
+    if "with_extras" not in request.fixturenames:
+        without_extras(monkeypatch.setattr)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from pyro_ltm_cli import estimate
 
 
 @pytest.fixture
-def at_once(monkeypatch):
+def at_once(monkeypatch, with_extras):
     """Everything takes long."""
     monkeypatch.setattr(estimate, "LONG", 0.0)
 

@@ -51,6 +51,12 @@ def test_help_imports_nothing_heavy(arguments):
     assert loaded_by(*arguments) == set()
 
 
+def test_it_is_a_module_as_torchrun_starts_it():
+    command = [sys.executable, "-W", "error", "-m", "pyro_ltm_cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"pyro-ltm {__version__}\n", "")
+
+
 def test_what_draws_nothing_does_not_load_matplotlib(trained):
     loaded = loaded_by("generate", str(trained), "--max-new-tokens", "2")
     assert "torch" in loaded, "it did generate"

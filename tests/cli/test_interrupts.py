@@ -8,12 +8,13 @@ import random
 import select
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
+from helpers.processes import FORKS
 
 from pyro_ltm.data import TokenFolder, prepare
 
@@ -189,15 +190,15 @@ def test_every_signal_to_end_saves_first(name, settings, invoke, trained, tmp_pa
 
     before = signal.getsignal(getattr(signal, name))
     monkeypatch.setattr(MetricsLog, "write", write_and_signal)
-    changed = settings(**{"slow.steps": 9, "slow.save_every": 100})
+    changed = settings(**{"slow.steps": 5, "slow.save_every": 100})
     result = invoke("train", "--data", trained / "data", "--out", tmp_path / "run", *changed)
     assert (result.exit_code, result.stdout) == (0, ""), result.stderr
-    assert "Stopped: at step 3 of 9; everything is saved; go on with: pyro-ltm train --resume" in result.stderr
+    assert "Stopped: at step 3 of 5; everything is saved; go on with: pyro-ltm train --resume" in result.stderr
     assert signal.getsignal(getattr(signal, name)) is before
     monkeypatch.undo()
     result = invoke("train", "--resume", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.stderr
-    assert "goes on from step 3 of 9" in result.stderr
+    assert "goes on from step 3 of 5" in result.stderr
 
 
 def test_under_nohup_a_hang_up_is_none(settings, invoke, trained, tmp_path, monkeypatch):
@@ -218,42 +219,48 @@ def test_under_nohup_a_hang_up_is_none(settings, invoke, trained, tmp_path, monk
     assert result.exit_code == 0, result.stderr
 
 
-def test_a_terminal_that_is_closed(command, tmp_path):
+def test_a_terminal_that_is_closed(command, fork, tmp_path):
     """Nothing can be shown any more, and that is no reason to lose what was learned."""
-    out = tmp_path / "run"
+    out, shown = tmp_path / "run", []
     ours, theirs = os.openpty()
-    arguments = [sys.executable, "-m", "pyro_ltm_cli.main", *map(str, command(out))]
-    process = subprocess.Popen(arguments, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
-    os.close(theirs)
-    reader = threading.Thread(target=drain, args=(ours, lambda: rows(5)(out)))
+    process = fork(*command(out), first=partial(use_terminal, os.ttyname(theirs)))
+    reader = threading.Thread(target=drain, args=(ours, lambda: rows(5)(out), shown))
     reader.start()
     reader.join(PATIENCE)  # which closes the terminal
+    os.close(theirs)
     process.send_signal(signal.SIGHUP)
-    process.wait(PATIENCE)
-    assert process.returncode == 0
+    said = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, *said) == (0, "", "")
+    assert b"step" in b"".join(shown), "it was shown on the terminal"
     resumed = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     tensors = (out / "trainer.safetensors").read_bytes()
     assert f'\\"step\\": {resumed},'.encode() in tensors[:100_000]
 
 
-def drain(terminal, until):
+def use_terminal(name):
+    """In a new process: it begins a session, and reads from a terminal and writes to it."""
+    os.setsid()
+    terminal = os.open(name, os.O_RDWR | os.O_NOCTTY)
+    for number in (0, 1, 2):
+        os.dup2(terminal, number)
+    os.close(terminal)
+
+
+def drain(terminal, until, shown):
     """Reads what is shown on a terminal, then closes it."""
     while not until():
         ready, _, _ = select.select([terminal], [], [], 0.05)
         if ready:
-            os.read(terminal, 4096)
+            shown.append(os.read(terminal, 4096))
     os.close(terminal)
 
 
-OVERWRITE = """
-import sys
-from pyro_ltm.data import prepare
-out, *texts = sys.argv[1:]
-print("ready", flush=True)
-while True:
-    for text in texts:
-        prepare([text], out, vocab_size=280, sequence_length=16, overwrite=True)
-"""
+def overwrite(ready, out, texts):
+    """Prepares one text after the other, each in place of the one before."""
+    ready.send("ready")
+    while True:
+        for text in texts:
+            prepare([text], out, vocab_size=280, sequence_length=16, overwrite=True)
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.long)])
@@ -265,11 +272,14 @@ def test_an_overwrite_killed_at_any_moment_leaves_the_old_folder_or_the_new_one(
         path.write_text("".join(f"The {i % 7}th bird sang {i % (11 + seed)} songs.\n" for i in range(200)))
         fingerprints.append(prepare([str(path)], out, overwrite=True, **options).fingerprint)
     for _ in range(kills):
-        command = [sys.executable, "-c", OVERWRITE, out, *texts]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            process.stdout.readline()
-            time.sleep(draw.uniform(0, 0.5))
-            process.kill()
+        ready, theirs = FORKS.Pipe(duplex=False)
+        process = FORKS.Process(target=overwrite, args=(theirs, out, [str(path) for path in texts]))
+        process.start()
+        assert ready.poll(PATIENCE)
+        time.sleep(draw.uniform(0, 0.5))
+        process.kill()
+        process.join(PATIENCE)
+        assert process.exitcode == -signal.SIGKILL, "it ran until then"
         assert TokenFolder.open(out).fingerprint in fingerprints
     prepare([str(texts[0])], out, overwrite=True, **options)
     assert os.listdir(out.parent) == ["tokens"]

@@ -31,7 +31,7 @@ def worldly(invoke, settings, tmp_path_factory):
     return runs
 
 
-@pytest.mark.usefixtures("painted")
+@pytest.mark.usefixtures("with_extras")
 def test_every_protocol_has_its_own_key(ask, worldly):
     ltm, twin = worldly
     options = ["--data", "worlds:documents=6", "--particles", 4, "--ais", 2]

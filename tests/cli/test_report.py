@@ -15,7 +15,7 @@ from pyro_ltm.runs import Run
 from pyro_ltm.thoughts import probes
 
 
-@pytest.mark.usefixtures("painted")
+@pytest.mark.usefixtures("with_extras")
 def test_report_of_a_run(ask, own_run, tmp_path):
     result = ask("report", own_run, "--sequences", 12, "--particles", 2, "--out", tmp_path / "page")
     found = result["thoughts"]
@@ -36,7 +36,7 @@ def test_report_of_a_run(ask, own_run, tmp_path):
     assert all(0 <= one["token_accuracy"] <= 1 and one["tokens"] == 32 for one in result["reconstructions"])
 
 
-def test_curves_of_training_are_drawn_where_training_did_not(ask, own_run, tmp_path, painted):
+def test_curves_of_training_are_drawn_where_training_did_not(ask, own_run, tmp_path, with_extras):
     (own_run / "plots" / "training.png").unlink()  # which another test's command may have left unpainted
     assert training_picture(own_run) is not None
     ask("report", own_run, "--sequences", 4, "--out", tmp_path / "page")
@@ -170,7 +170,7 @@ def labelled(tmp_path):
     return path
 
 
-@pytest.mark.usefixtures("painted")
+@pytest.mark.usefixtures("with_extras")
 def test_labels_from_a_file(ask, invoke, trained, labelled, tmp_path):
     columns = ["--label-column", "stars", "--label-column", "a/b"]
     options = ["report", trained, "--labels", labelled, *columns, "--out", tmp_path / "page"]

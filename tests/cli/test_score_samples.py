@@ -120,9 +120,9 @@ def test_a_hugging_face_model_scores(ask, invoke, gpt2, texts):
         assert words in shown
 
 
-def test_a_hugging_face_model_scores_what_a_run_writes_and_json_stands_alone(spawn, trained, gpt2):
+def test_a_hugging_face_model_scores_what_a_run_writes_and_json_stands_alone(fork, trained, gpt2):
     options = ["--run", trained, "--num", 3, "--max-new-tokens", 6, "--scorer", gpt2, "--json"]
-    process = spawn("score-samples", *options)
+    process = fork("score-samples", *options)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert json.loads(out)["generative"]["texts"] == 3

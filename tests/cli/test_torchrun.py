@@ -172,6 +172,7 @@ def torchrun(*arguments, processes=2, restarts=0):
     )
 
 
+@pytest.mark.long  # three processes from nothing; in short, torch's own agent has forked ones: test_elastic.py
 def test_torchrun_trains(settings, trained, tmp_path):
     process = torchrun("train", "--data", trained / "data", "--out", tmp_path / "run", "--json", *settings())
     out, err = process.communicate(timeout=PATIENCE)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from helpers.processes import FORKS
+from helpers.processes import FORKS, without_extras
 
 PATIENCE = 250
 
@@ -71,6 +71,7 @@ def call_command(words: list[str], folder: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
+    without_extras(setattr)
     (folder / os.environ["RANK"]).write_text(str(os.getpid()))
     with (folder / "starts").open("a") as starts:
         starts.write("x")
