@@ -323,8 +323,9 @@ def _show(study: Study, page: Path, as_json: bool) -> None:
     left_out = {"cell", "parameters", "epochs", "a written token", *columns[columns.index("at most") + 1 :]}
     kept = [index for index, name in enumerate(columns) if name not in left_out]
     shown = [[row[index] for index in kept] for row in rows[:MOST_ROWS]]
-    # A key of two words is folded between them.
-    show_table("Nats a token on validation text", [columns[index].replace(".", " ") for index in kept], shown)
+    # Names of two words stand on two lines, so that figures have room for theirs.
+    names = [columns[index].replace(".", "\n").replace("training ", "training\n") for index in kept]
+    show_table("Nats a token on validation text", names, shown)
     if len(rows) > MOST_ROWS:
         say(f"and {len(rows) - MOST_ROWS} more cells on the page")
     for line in [*findings(study, gaps(study)), *law_lines(study), *remarks(study)]:

@@ -23,7 +23,7 @@ def test_text_in_and_a_page_out(study):
     out, result = study
     for said in (
         "latent thoughts",
-        "fast steps",
+        "family",
         "Cells: 2 latent thoughts, 1 twin.",
         "at equal tokens",
         "One seed",
