@@ -133,8 +133,11 @@ class CrossAttention(nn.Module):
             nn.init.normal_(projection.weight, std=std)
         nn.init.zeros_(self.projections.wo.weight)
 
-    def forward(self, h: Tensor, *, table: Tensor, keys: Tensor, outputs: Tensor) -> Tensor:
-        """[B, T, D]: the addition of thoughts, as `Attention.keys_outputs` has them, to `h` of the same shape."""
+    def addition(self, h: Tensor, *, table: Tensor, keys: Tensor, outputs: Tensor) -> Tensor:
+        """[B, T, D]: the addition of thoughts, as `Attention.keys_outputs` has them, to `h` of the same shape.
+
+        Not `forward`, whose hooks (FSDP) would take the gradient for whole before that of keys and outputs is there.
+        """
         return self.projections.cross(self.norm(h), table, keys, outputs)
 
 
@@ -300,7 +303,7 @@ class GraftedDecoder(TokenDecoder):
     def _crossed(self, projected: list[tuple[Tensor, Tensor]], table: Tensor) -> dict[int, Callable[[Tensor], Tensor]]:
         """By grafted layer of the base, its cross-attention at the positions of `table`."""
         modules = zip(self.at, self.grafts, projected, strict=True) if projected else ()
-        return {at: partial(each, table=table, keys=keys, outputs=out) for at, each, (keys, out) in modules}
+        return {at: partial(each.addition, table=table, keys=keys, outputs=out) for at, each, (keys, out) in modules}
 
     def _run(self, current: Pass, embedded: Tensor, *, use_cache: bool = False, **options: Any) -> Tensor:
         """The base's last hidden states [B, T, D] of what enters it, [B, T, D]."""

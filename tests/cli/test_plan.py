@@ -89,6 +89,7 @@ def test_what_would_fit_is_said(invoke, settings, trained):
         (("--devices", "8xH10"), "unknown device 'H10'"),
         (("--devices", "many"), "unknown device 'many'"),
         (("--devices", "0xH100"), "8xH100"),
+        (("--devices", "99999999999xH100"), "at most 999,999"),
         (("--devices", "64xH100"), "64 processes for the 4 sequences"),
         (("--devices", "1xH100", "--rate", "1", "--measure"), "give one of them"),
         (("--devices", "1xH100", "--measure"), "H100 is none: give --rate"),

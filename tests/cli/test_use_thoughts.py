@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import threading
 
 import pytest
@@ -55,6 +56,14 @@ def test_embed_writes_a_row_for_each_document(invoke, ask, trained, texts, embed
     assert "12 documents, 12 rows of 32 features" in people.stdout
     assert "Documents without text, left out: 1." in people.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.safetensors"]
+
+
+def test_a_text_to_try_next_is_on_one_line(invoke, trained, tmp_path):
+    """And is no file, as `@name` would be."""
+    (tmp_path / "lines.txt").write_text("@kalo\nmi\n\nson\n")
+    done = invoke("embed", trained, "--data", tmp_path / "lines.txt", "--out", tmp_path / "a.npz")
+    (line,) = done.stdout.partition("Next:\n")[2].splitlines()
+    assert shlex.split(line)[-2:] == ["--", "kalo mi son"]
 
 
 def test_an_interrupted_embed_goes_on_where_it_was(invoke, ask, trained, texts, tmp_path, monkeypatch):

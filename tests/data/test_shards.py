@@ -235,6 +235,7 @@ def test_only_the_first_sequences(source: str, refused, options: dict, tmp_path:
     few = write_jsonl(tmp_path / "few.jsonl", ["a text of some words"] * 5)
     message = refused(prepare, [few], tmp_path / "few", sequences=2, **options)
     assert message.startswith("sequences = 2: of fewer than twenty documents the ends are held out")
+    assert "not read whole (--stream, --sequences)" in message
     assert refused(prepare, [few], tmp_path / "few", sequences=-1, **options) == "sequences = -1: must be at least 0"
 
 

@@ -7,15 +7,18 @@ import shutil
 import pytest
 import torch
 from helpers.bases import TEXT, base_model, save_base, texts
+from helpers.ranks import on_ranks
 
 import pyro_ltm as ltm
 from pyro_ltm.config import apply_settings, load_toml
+from pyro_ltm.distributed import current
 from pyro_ltm.errors import UserError
 from pyro_ltm.model.grafting import digest_of
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.base import BASE
 from pyro_ltm.runs.batches import text_batches
 from pyro_ltm.runs.graft import Graft, graft
+from pyro_ltm.runs.metrics import read_metrics
 from pyro_ltm.runs.protocols import evaluate_protocols
 from pyro_ltm.runs.twin import base_of, check_twin
 
@@ -220,3 +223,36 @@ def test_a_base_that_was_trained_keeps_its_logits_to_the_bit(steps, tmp_path):
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits
         assert torch.equal(decoder.logits(decoder(decoder.context(ids), torch.randn(1, 2, 16))), logits)
+
+
+FSDP = "distributed.kind=fsdp"
+SHORT = [("lora", FSDP)]
+LONG = [(train, f"distributed.kind={kind}") for train in ("frozen", "lora", "all") for kind in ("ddp", "fsdp")]
+
+
+def train_each(ways, starts, data, folder):
+    """Rows and weights of a training of each way, by as many processes as there are."""
+    found = []
+    for train, kind in ways:
+        out = folder / f"{train} {kind} of {current().size}"
+        run = ltm.train(planned(Run.load(starts[train]), kind), data=data, out=out, init_from=starts[train])
+        found.append((read_metrics(out / "metrics.jsonl"), run.trainable.state_dict()))
+    return found
+
+
+@pytest.mark.parametrize("ways", [SHORT, pytest.param(LONG, marks=pytest.mark.long)])
+def test_two_processes_train_as_one(ways, base, data, tmp_path):
+    starts = {}
+    for train in dict(ways):
+        starts[train] = graft(base, tmp_path / train, Graft(thoughts=4, max_length=16, train=train), seed=3).folder
+    expected = train_each(ways, starts, data, tmp_path)
+    for of_rank in on_ranks(2, train_each, ways, starts, data, tmp_path):
+        for (rows, weights), (known, others) in zip(of_rank, expected, strict=True):
+            for row, other in zip(rows, known, strict=True):
+                figures = {key for key, value in row.items() if isinstance(value, float)} - {"seconds"}
+                for key in figures:
+                    assert row[key] == pytest.approx(other[key], rel=1e-4, abs=1e-5), (row["step"], key)
+            for name, value in weights.items():
+                # The softmax does not see a bias of all keys: its gradient is rounding, which Adam makes steps of.
+                if not name.endswith("c_attn.bias"):
+                    torch.testing.assert_close(value, others[name], rtol=1e-4, atol=1e-4, msg=name)

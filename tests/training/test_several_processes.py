@@ -43,7 +43,8 @@ def double():
 
 def train(settings, data, out, resume=False):
     """Trains in double precision, and gives the rows of the metrics and the weights."""
-    with double():
+    with double(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # which writes no code in C++
         run = ltm.train(configure("slow.batch_size=4", *settings), data=data, out=out, resume=resume)
     return read_metrics(run.folder / "metrics.jsonl"), run.trainable.state_dict()
 
@@ -79,6 +80,7 @@ FSDP = "distributed.kind=fsdp"
 WAYS = {
     "plain": ["slow.eval_every=2"],
     "uneven": ["slow.batch_size=3", "slow.decoder_warmup=0.5", "slow.average=0.9", "slow.keep_best=true"],
+    "compiled": ["compile=true", "slow.steps=2", FSDP],
     "rate": ["objective.name=mean-rate", "objective.nats=2.0", FSDP],
     "accumulated, muon": ["slow.batch_size=1", "slow.accumulate=5", "slow_optimizer.name=muon", "slow.clip=0.1", FSDP],
 }
@@ -91,6 +93,7 @@ MORE = {
     "sampler": ["guide.name=langevin", "objective.name=map"],
     "prompt": ["prior.name=conditional", "objective.name=elbo"],
     "dropout": ["model.dropout=0.2", "slow.recompute=true", "fast.subsample=4"],
+    "compiled layers": ["compile=true", "model.layers=2", "slow.recompute=true", "slow.accumulate=2"],
 }
 LONG = MORE | WAYS | {f"{way}, fsdp": [*settings, FSDP] for way, settings in (WAYS | MORE).items()}
 
@@ -102,6 +105,8 @@ def train_each(ways, data, folder):
 PARTS = [dict(list(LONG.items())[first::4]) for first in range(4)]
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's compiler's own
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("ways", [WAYS, *(pytest.param(part, marks=pytest.mark.long) for part in PARTS)])
 def test_two_processes_train_as_one(ways, tokens, tmp_path):
     expected = train_each(ways, tokens, tmp_path)
