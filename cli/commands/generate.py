@@ -94,9 +94,8 @@ def command(
         raise click.UsageError("--operations goes with --json")
     if out and not prompts_file:
         raise click.UsageError("--out: is for the rows of --prompts, which is not given")
-    from pyro_ltm.runs.thoughts_file import read_origin, read_thoughts
+    from pyro_ltm.runs.thoughts_file import read_thoughts
 
-    from ..output import note
     from ..runs import open_run
 
     how["seed"] = common.seed or 0
@@ -105,10 +104,8 @@ def command(
         return
     thoughts = read_thoughts(thoughts_file) if thoughts_file else None
     run = open_run(run_folder, common)
-    of = read_origin(thoughts_file) if thoughts_file else None
-    if of and of.fingerprint not in (None, run.fingerprint):
-        whose = f"{of.run} at step {of.step}"
-        note(f"Warning: --thoughts {thoughts_file}: inferred by {whose}, which is another decoder than this one.")
+    if thoughts_file:
+        _warn_of_others(thoughts_file, run)
     texts, cost = _written(run, common, how | {"prompt": prompt, "thoughts": thoughts})
     if not common.as_json:
         _show(texts)
@@ -129,6 +126,18 @@ def command(
             **cost,
         }
     )
+
+
+def _warn_of_others(file: Path, run: Run) -> None:
+    """Says so where the thoughts in a file are those of another decoder."""
+    from pyro_ltm.runs.thoughts_file import read_origin
+
+    from ..output import note
+
+    of = read_origin(file)
+    if of and of.fingerprint not in (None, run.fingerprint):
+        whose = f"{of.run} at step {of.step}"
+        note(f"Warning: --thoughts {file}: inferred by {whose}, which is another decoder than this one.")
 
 
 def _written(run: Run, common: Common, how: dict[str, Any]) -> tuple[list[Generated], dict[str, Any]]:
