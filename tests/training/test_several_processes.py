@@ -93,7 +93,7 @@ MORE = {
     "sampler": ["guide.name=langevin", "objective.name=map"],
     "prompt": ["prior.name=conditional", "objective.name=elbo"],
     "dropout": ["model.dropout=0.2", "slow.recompute=true", "fast.subsample=4"],
-    "compiled layers": ["compile=true", "model.layers=2", "slow.recompute=true", "slow.accumulate=2"],
+    "compiled, whole": ["compile=true", "slow.steps=2"],
 }
 LONG = MORE | WAYS | {f"{way}, fsdp": [*settings, FSDP] for way, settings in (WAYS | MORE).items()}
 
