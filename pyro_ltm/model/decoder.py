@@ -398,7 +398,8 @@ class Decoder(TokenDecoder):
 
     @staticmethod
     def _run(layer: Layer, *inputs: Any) -> Tensor:
-        h: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
+        # Without its hooks (FSDP), which take the gradient for whole before that of the thoughts' keys is there.
+        h: Tensor = checkpoint(Layer.forward, layer, *inputs, use_reentrant=False)
         return h
 
     @property

@@ -80,7 +80,7 @@ FSDP = "distributed.kind=fsdp"
 WAYS = {
     "plain": ["slow.eval_every=2"],
     "uneven": ["slow.batch_size=3", "slow.decoder_warmup=0.5", "slow.average=0.9", "slow.keep_best=true"],
-    "compiled": ["compile=true", "slow.steps=2", FSDP],
+    "compiled": ["compile=true", "slow.steps=2", "model.layers=2", "slow.recompute=true", FSDP],
     "rate": ["objective.name=mean-rate", "objective.nats=2.0", FSDP],
     "accumulated, muon": ["slow.batch_size=1", "slow.accumulate=5", "slow_optimizer.name=muon", "slow.clip=0.1", FSDP],
 }
