@@ -33,7 +33,7 @@ from pyro_ltm.comparison.scaling.result import BY_SEQUENCE, Study, open_study, r
 from pyro_ltm.comparison.scaling.run import Callbacks, Scoring, run_study
 from pyro_ltm.reports.scaling_page import write_study
 
-TEXT_NAMES, WINDOWS = ("wikitext-2", "worlds-15"), (8, 128)
+TEXT_NAMES, WINDOWS = ("worlds-15", "wikitext-2"), (8, 128)
 STEPS = 500
 MIDDLE = ["model.thoughts=8", f"slow.steps={STEPS}", "slow.eval_sequences=16", "slow.save_every=100"]
 """Of a cell where no axis says otherwise, beside `nano` and the fast loop of `benchmarks.claim` (16 fast steps)."""
@@ -48,9 +48,9 @@ ENDS = [f"{SIZE}{SIZES[0]},{LARGEST}", "fast.steps=1,64", "model.thoughts=2,32"]
 
 PARTS: list[tuple[list[str], tuple[int, ...], tuple[str, ...]]] = [
     (["fast.steps=1,4,16"], (0,), (TWIN, DIFFUSION)),
-    (["model.thoughts=2,32"], (0,), (TWIN, DIFFUSION)),
+    (["model.thoughts=2,32"], (0,), (TWIN,)),
     ([SIZE_AXIS, "fast.steps=4,16"], (0,), (TWIN,)),
-    ([], (1, 2), (TWIN, DIFFUSION)),
+    ([], (1, 2), (TWIN,)),
     (["fast.steps=64"], (0,), (TWIN,)),
     (["model.layers=1,4"], (0,), (TWIN,)),
     ([SIZE_AXIS, STEPS_AXIS], (0,), (TWIN,)),
