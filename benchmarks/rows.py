@@ -58,9 +58,14 @@ def known(out: Path) -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "rows").glob("*.json"))}
 
 
+def earlier(kind: str) -> dict[str, Any]:
+    """The rows of the newest benchmarks/KIND-DATE.json; none where there is no such file."""
+    return pages.newest(kind) if list(pages.FIGURES.glob(f"{kind}-????-??-??.json")) else {}
+
+
 def publish(kind: str, measured: Rows) -> dict[str, Any]:
     """Puts rows into benchmarks/KIND-DATE.json, a line each, and gives all; those measured before stay."""
-    before = pages.newest(kind) if list(pages.FIGURES.glob(f"{kind}-????-??-??.json")) else {}
+    before = earlier(kind)
     found = {**before, **measured}
     if found != before:
         lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in found.items())

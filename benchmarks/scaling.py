@@ -24,12 +24,12 @@ from typing import Any
 import torch
 
 from benchmarks import claim, pages, scaling_tables
-from benchmarks.rows import publish
+from benchmarks.rows import earlier, publish
 from benchmarks.texts import TEXTS, prepared
 from benchmarks.trained import configure
 from pyro_ltm.comparison.scaling.analysis import gaps, laws
 from pyro_ltm.comparison.scaling.grid import DIFFUSION, TWIN, Axis, Grid
-from pyro_ltm.comparison.scaling.result import BY_SEQUENCE, Study, open_study, read_rows
+from pyro_ltm.comparison.scaling.result import BY_SEQUENCE, Study, check_target
 from pyro_ltm.comparison.scaling.run import Callbacks, Scoring, run_study
 from pyro_ltm.reports.scaling_page import write_study
 
@@ -114,6 +114,14 @@ def published(study: Study) -> dict[str, Any]:
     return {"machines": sorted(machines), "cells": rows, "gaps": found, "laws": laws(study)}
 
 
+def with_earlier(found: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """What is published of a study, and of cells that were measured before and elsewhere; laws are of the new ones."""
+    machines = sorted({*before.get("machines", []), *found["machines"]})
+    cells = {cell["name"]: cell for cell in (*before.get("cells", []), *found["cells"])}
+    of = {(gap["cell"], gap["rival"], gap["equal"]): gap for gap in (*before.get("gaps", []), *found["gaps"])}
+    return found | {"machines": machines, "cells": list(cells.values()), "gaps": list(of.values())}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -132,11 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measured = {}
     for text, window in studies(""):
         folder = options.table / folder_of(text, window)
-        if rows := read_rows(folder):
-            study = open_study(folder, {}, {"command": "python -m benchmarks.scaling"})
-            study.rows = rows
+        if begun := check_target(folder) if folder.is_dir() else None:
+            study = Study(begun["settings"], about={"command": "python -m benchmarks.scaling"})
+            study.read(folder)
             write_study(study, folder)
-            measured[folder.name] = published(study)
+            measured[folder.name] = with_earlier(published(study), earlier("scaling").get(folder.name, {}))
     pages.write(scaling_tables.tables(publish("scaling", measured)))
 
 

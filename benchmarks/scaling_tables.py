@@ -94,13 +94,15 @@ def _laws(found: Found) -> str:
         "exponents, with 95% intervals",
         "misses",
         "misses the largest, left out",
+        "remarks",
     ]
     lines = []
     for study, one in found.items():
         for law in one["laws"]:
             family = RIVALS.get(law["family"], "latent thoughts")
             if "why" in law:
-                lines.append([*label(study), family, f"none: {law['why']}", "", "", ""])
+                if len(law["of"]) > 1:
+                    lines.append([*label(study), family, f"none: {law['why']}", "", "", "", ""])
                 continue
             powers = (
                 _within(f"{key} {law['exponents'][key]:.2f}", law["exponent_intervals"][key])
@@ -108,7 +110,8 @@ def _laws(found: Found) -> str:
             )
             floor = _within(f"{law['floor']:.2f}", law["floor_interval"])
             held_out = "" if law["held_out"] is None else f"{law['held_out']:.3f}"
-            lines.append([*label(study), family, floor, ", ".join(powers), f"{law['error']:.3f}", held_out])
+            misses = [f"{law['error']:.3f}", held_out]
+            lines.append([*label(study), family, floor, ", ".join(powers), *misses, "; ".join(law["remarks"])])
     return table(columns, lines)
 
 

@@ -59,6 +59,18 @@ def test_the_plan_is_of_cells_that_can_be_trained():
     assert 50 < len(names) < 80
 
 
+def test_cells_measured_elsewhere_stay_in_the_tables():
+    def study(machine, *names):
+        gaps = [{"cell": name, "rival": "twin", "equal": "tokens", "below": machine} for name in names]
+        return {"machines": [machine], "cells": [{"name": name, "by": machine} for name in names], "gaps": gaps}
+
+    both = scaling.with_earlier(study("new", "a", "b"), study("old", "b", "c"))
+    assert {cell["name"]: cell["by"] for cell in both["cells"]} == {"a": "new", "b": "new", "c": "old"}
+    assert {gap["cell"]: gap["below"] for gap in both["gaps"]} == {"a": "new", "b": "new", "c": "old"}
+    assert both["machines"] == ["new", "old"]
+    assert scaling.with_earlier(study("new", "a"), {}) == study("new", "a")
+
+
 class FakeTokens:
     vocab_size = 1024
 
