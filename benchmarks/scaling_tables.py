@@ -13,7 +13,6 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.pages import table
-from benchmarks.texts import TEXTS
 
 Found = Mapping[str, Any]
 RIVALS = {"twin": "twin", "masked-diffusion": "masked diffusion"}
@@ -28,13 +27,14 @@ def tables(found: Found) -> dict[str, str]:
         "scaling size": _sizes(found),
         "scaling laws": _laws(found),
         "scaling cells": _cells(found),
+        "scaling gaps": _gaps(found),
     }
 
 
 def label(study: str) -> list[Any]:
     """The first columns: text and window."""
     text, _, window = study.rpartition("-w")
-    return [TEXTS[text].label, window]
+    return [text, window]
 
 
 def ltms(cells: Iterable[Any], same: Mapping[str, Any]) -> list[Any]:
@@ -44,21 +44,20 @@ def ltms(cells: Iterable[Any], same: Mapping[str, Any]) -> list[Any]:
 
 
 def _by(found: Found, key: str, name: str, same: Mapping[str, Any]) -> str:
-    """Cells by one factor, all else as in the middle."""
-    gaps = [f"below the {rival}, {words}" for rival in RIVALS.values() for words in EQUAL.values()]
-    columns = ["text", "window", name, "at most, nats a token", "importance-weighted", "rate", "active", *gaps]
+    """Cells by one factor, all else as in the middle; the notes have the other rival, too."""
+    gaps = [f"below the twin, {words}" for words in EQUAL.values()]
+    columns = ["text", "window", name, "at most, nats a token", "rate", *gaps]
     columns += ["a written token, of the twin's operations"]
     lines = []
     for study, one in found.items():
         groups = _grouped(ltms(one["cells"], same), lambda cell: cell[key])
         for value, cells in sorted(groups.items()):
             names = {cell["name"] for cell in cells}
-            levels = [_spread([cell[kind]["nats_per_token"] for cell in cells]) for kind in ("bound", "iwae")]
-            used = f"{mean(cell['active'] for cell in cells):.0f} of {cells[0]['latent']}"
-            theirs = [_gap(one["gaps"], names, rival, equal) for rival in RIVALS for equal in EQUAL]
+            level = _spread([cell["bound"]["nats_per_token"] for cell in cells])
+            theirs = [_gap(one["gaps"], names, "twin", equal) for equal in EQUAL]
             written = _share_of_twin(one, cells[0])
             rate = f"{mean(cell['rate'] for cell in cells):.1f}"
-            lines.append([*label(study), value, *levels, rate, used, *theirs, written])
+            lines.append([*label(study), value, level, rate, *theirs, written])
     return table(columns, lines)
 
 
@@ -116,7 +115,8 @@ def _laws(found: Found) -> str:
 
 
 def _cells(found: Found) -> str:
-    columns = ["text", "window", "cell", "steps", "parameters", "TFLOP", "s", "nats a token", "±", "rate"]
+    columns = ["text", "window", "cell", "steps", "parameters", "TFLOP", "s", "nats a token", "±"]
+    columns += ["importance-weighted", "rate", "active"]
     lines = []
     for study, one in found.items():
         for cell in one["cells"]:
@@ -125,8 +125,25 @@ def _cells(found: Found) -> str:
                 cost = [f"{cell['training_operations'] / 1e12:.2f}", f"{cell['seconds']:.0f}"]
                 size = [cell["steps"], f"{cell['parameters']:,}"]
                 rate = f"{cell['rate']:.1f}"
-                lines.append([*label(study), cell["name"].replace("--", " "), *size, *cost, *level, rate])
+                weighted = f"{cell['iwae']['nats_per_token']:.4f}" if cell["family"] == "ltm" else ""
+                used = f"{cell['active']} of {cell['latent']}" if cell["family"] == "ltm" else ""
+                lines.append([*label(study), plain(cell["name"]), *size, *cost, *level, weighted, rate, used])
     return table(columns, lines)
+
+
+def _gaps(found: Found) -> str:
+    """How far each cell lies below each of its rivals."""
+    lines = []
+    for study, one in found.items():
+        for gap in one["gaps"]:
+            names = [plain(gap["cell"]), plain(gap["rival"]), EQUAL[gap["equal"]]]
+            lines.append([*label(study), *names, f"{gap['below']:+.4f} ± {gap['stderr']:.4f}"])
+    return table(["text", "window", "cell", "rival", "at", "below it"], lines)
+
+
+def plain(name: str) -> str:
+    """A cell's name, for a table."""
+    return name.replace("--", " ").replace("masked-diffusion", "diffusion")
 
 
 def _gap(found: Iterable[Any], names: set[str], rival: str, equal: str) -> str:

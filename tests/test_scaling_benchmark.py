@@ -42,11 +42,11 @@ def test_cells_are_measured_once_and_published(tiny, capsys):
     assert (tiny / "runs" / "worlds-15-w8" / "scaling.html").is_file()
     made = scaling_tables.tables(found)
     assert made["scaling cells"].count("\n") == 2 + len(begun)
-    assert "tiny worlds | 8 | latent thoughts | none: " in made["scaling laws"]
+    assert "worlds-15 | 8 | latent thoughts | none: " in made["scaling laws"]
     same = {"thoughts": 4, "dim": 16, "layers": 2}
     by_steps = scaling_tables._by(found, "fast_steps", "fast steps", same)
     (cell,) = scaling_tables.ltms(study["cells"], {**same, "fast_steps": 1})
-    assert f"| tiny worlds | 8 | 1 | {cell['bound']['nats_per_token']:.4f} |" in by_steps
+    assert f"| worlds-15 | 8 | 1 | {cell['bound']['nats_per_token']:.4f} |" in by_steps
 
 
 def test_the_plan_is_of_cells_that_can_be_trained():
