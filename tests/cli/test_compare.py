@@ -252,7 +252,7 @@ def test_killed_while_it_trains_it_goes_on(trained_pairs, training, invoke, fork
         assert row["training"]["tokens"] == undisturbed["training"]["tokens"]
     for name in ("delta--map", "mean-field--analytic-elbo", "twin", "masked-diffusion"):
         files = [folder / "runs" / name / "model.safetensors" for folder in (out, trained_pairs[0])]
-        assert files[0].read_bytes() == files[1].read_bytes()
+        assert files[0].read_bytes() == files[1].read_bytes(), name
 
 
 @pytest.mark.parametrize(

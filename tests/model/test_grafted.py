@@ -103,7 +103,7 @@ def test_what_thoughts_add_is_added_after_self_attention():
     )
     h = h + attended
     ((keys, outputs),) = decoder.project(z)
-    h = h + decoder.grafts[0](h, table=decoder.table[:, :8], keys=keys, outputs=outputs)
+    h = h + decoder.grafts[0].addition(h, table=decoder.table[:, :8], keys=keys, outputs=outputs)
     h = h + layer.mlp(layer.post_attention_layernorm(h))
     torch.testing.assert_close(decoder(decoder.context(TOKENS), z), decoder.body.norm(h), rtol=1e-4, atol=1e-4)
 
