@@ -27,9 +27,8 @@ help: ## Show this list
 demo: $(STAMP) ## Train a tiny model on a CPU, fit thoughts, write text (into runs/demo)
 	@$(BIN)/python -W error examples/demo.py
 
-# A file's tests stay in one process, so that what they share is set up once; tests of minutes are dealt one by one.
 test: lint ## Lint, and the quick tests, of which one checks types
-	@$(PYTEST) --dist loadfile --no-loadscope-reorder
+	@$(PYTEST) --dist loadgroup
 
 test-long: $(STAMP) ## The tests that take minutes
 	@$(PYTEST) --dist loadgroup -m long --timeout 3600
