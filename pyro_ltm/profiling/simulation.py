@@ -24,6 +24,7 @@ from pyro_ltm.inference.build import build
 from pyro_ltm.inference.samplers import ParticleGuide
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.model.kernels.device import planned_for
+from pyro_ltm.model.kernels.head import packs
 from pyro_ltm.profiling.operations import count_operations
 from pyro_ltm.profiling.watch import Norms, Watch
 from pyro_ltm.runs.folder import trainable
@@ -83,6 +84,14 @@ def simulate(config: Config, device: str = "cpu") -> Simulation:
         _without_numbers(modules, fake)
         watch = stack.enter_context(Watch(LEARN, SLOW, heads={"_TokenLogProbsBackward": HEAD}))
         return _Step(config, model, loop, ids, watch).simulated()
+
+
+if packs():
+
+    @torch.library.register_fake("mkldnn::_reorder_linear_weight")
+    def _reordered(weight: Tensor, rows: int | None = None) -> Tensor:
+        """The packed weight, of which torch itself does not say how much memory it takes."""
+        return torch.empty_like(weight)
 
 
 class _Step:

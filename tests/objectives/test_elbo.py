@@ -182,7 +182,7 @@ def test_scales_and_masks_of_pyro_count(parts):
     for objective in (TraceMeanField_ELBO(), AnalyticELBO()):
         torch.manual_seed(0)
         losses.append(objective(Scaled(model), Scaled(guide))(batch, state))
-    assert torch.equal(*losses)
+    torch.testing.assert_close(*losses)  # they add in another order, which on some processors rounds otherwise
     torch.manual_seed(0)
     assert losses[0] < AnalyticELBO()(model, guide)(batch, state), "the handlers did something"
 
