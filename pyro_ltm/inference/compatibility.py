@@ -38,6 +38,7 @@ def check_fit(
     if isinstance(guide, ParticleGuide) and noise != "fresh":
         raise UserError(f"noise = {noise!r}: chains of {type(guide).__name__} need new noise each step: use 'fresh'")
     _check_fixed_noise(guide, objective, noise)
+    _check_mirrored_noise(guide, objective, noise)
     _check_optimizer(guide, objective, optimizer, noise)
     if tolerance:
         _check_stopping(guide, objective, optimizer, tolerance)
@@ -86,6 +87,17 @@ def _check_fixed_noise(guide: Guide, objective: Objective, noise: str) -> None:
         raise UserError(
             f"noise = 'fixed' with {objective.name} and {type(guide).__name__}: one draw cannot estimate "
             "a KL; use the objective 'analytic-elbo' and a guide whose KL has a closed form, or noise = 'fresh'"
+        )
+
+
+def _check_mirrored_noise(guide: Guide, objective: Objective, noise: str) -> None:
+    """A gradient that takes draws for independent is another one where each is the mirror image of the one before."""
+    if noise == "antithetic" and objective.needs_independent_draws and objective.num_particles > 1:
+        others = [(name, kind()) for name, kind in OBJECTIVES.items()]
+        fitting = [name for name, one in others if not one.needs_independent_draws and not one.refusal(guide)]
+        raise UserError(
+            f"noise = 'antithetic' with {objective.name}: its gradient takes the draws of a sequence for independent, "
+            f"and mirrored ones are not: use noise = 'fresh', or {_either('objective', fitting)}"
         )
 
 

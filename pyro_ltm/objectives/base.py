@@ -114,6 +114,8 @@ class Objective(Member, ELBO):
             is one of the value and of its gradient.
         couples_batch: what a sequence gets depends on who shares its batch.
         is_per_sequence: it gives each sequence a value, and not the whole batch one.
+        needs_independent_draws: its gradient to q is that of the value only where the draws of a sequence know nothing
+            of one another: not in mirrored pairs.
         fewest_particles: draws below which it means nothing.
         learned: a number or more that training moves (`after_step`) and a run keeps; None: nothing.
     """
@@ -130,6 +132,7 @@ class Objective(Member, ELBO):
     is_linear: ClassVar[bool] = False
     couples_batch: bool = False
     is_per_sequence: ClassVar[bool] = True
+    needs_independent_draws: ClassVar[bool] = False
     fewest_particles: ClassVar[int] = 1
     learned: nn.Module | None = None
 

@@ -48,6 +48,7 @@ class DReG(_Weighted):
         when="iwae's bound for decoder and q alike",
         reference="arXiv:1810.04152",
     )
+    needs_independent_draws: ClassVar[bool] = True
 
     def guide_loss(self, terms: Terms) -> Tensor:
         """[B] minus the value; by its gradient draw k counts v_k (1 - beta + beta v_k)."""

@@ -35,6 +35,7 @@ class Jackknife(MultiSample):
         when="a decoder that is to learn from less biased weights; q is fitted by dreg",
         reference="Nowozin 2018",
     )
+    needs_independent_draws: ClassVar[bool] = True  # as that does
     fewest_particles: ClassVar[int] = 2
 
     def guide_loss(self, terms: Terms) -> Tensor:

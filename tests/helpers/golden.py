@@ -44,7 +44,7 @@ TINY = {
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "mean-field, analytic-elbo": {},
     "full-rank, stl, natural": {"guide.name": "full-rank", "objective.name": "stl", "optimizer.name": "natural"},
-    "kronecker, dreg, antithetic": {"guide.name": "kronecker", "objective.name": "dreg", "fast.noise": "antithetic"},
+    "kronecker, iwae, antithetic": {"guide.name": "kronecker", "objective.name": "iwae", "fast.noise": "antithetic"},
     "flow, elbo": {"guide.name": "flow", "objective.name": "elbo"},
     "layered, free-bits, fixed, lbfgs": {
         "guide.name": "layered",

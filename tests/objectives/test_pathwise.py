@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,8 +10,20 @@ import torch
 from helpers.closed_forms import log_weight, slope
 from helpers.stand_ins import LinearGaussian, NoClosedForm
 
-from pyro_ltm.guides import Guide
-from pyro_ltm.objectives import IWAE, OBJECTIVES, Chi, DReG, MonteCarloELBO, StickingTheLanding, TailAdaptive
+from pyro_ltm.errors import UserError
+from pyro_ltm.guides import Guide, MeanField
+from pyro_ltm.inference import FastLoop
+from pyro_ltm.objectives import (
+    IWAE,
+    OBJECTIVES,
+    Chi,
+    DReG,
+    Jackknife,
+    MonteCarloELBO,
+    StickingTheLanding,
+    TailAdaptive,
+    Terms,
+)
 
 K = 5
 
@@ -175,3 +188,54 @@ def test_works_with_any_reparameterized_guide():
     for name in PATHWISE:
         loss = OBJECTIVES[name](particles=3).differentiable_loss(model, guide, batch, state)
         assert all((gradient != 0).all() for gradient in torch.autograd.grad(loss, list(state.values())))
+
+
+def normal_nodes(count=40):
+    """Numbers and weights by which a mean over a standard normal is a sum."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(count)
+    return torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+
+
+# Those whose gradient to q has the mean of another's, plainer one.
+PLAINER = {
+    StickingTheLanding(particles=2): MonteCarloELBO(particles=2),
+    DReG(particles=2): IWAE(particles=2),
+    DReG(particles=2, beta=0.6): IWAE(particles=2, beta=0.6),
+    Jackknife(particles=2): IWAE(particles=2),
+}
+
+
+@pytest.mark.parametrize("mirrored", [False, True], ids=["independent", "mirrored"])
+@pytest.mark.parametrize("objective", PLAINER, ids=lambda objective: f"{type(objective).__name__}-{objective.beta}")
+def test_the_mean_gradient_is_that_of_the_mean_value_where_it_says_so(objective, mirrored):
+    """Of two draws, independent or in a mirrored pair; means over the noise are exact sums."""
+    nodes, weights = normal_nodes()
+    if mirrored:
+        eps = torch.stack([nodes, -nodes])
+    else:
+        eps, weights = torch.cartesian_prod(nodes, nodes).T, torch.cartesian_prod(weights, weights).prod(1)
+    q = torch.tensor([0.4, -0.3], dtype=torch.float64, requires_grad=True)
+
+    def log_q(z, loc, log_scale):
+        return dist.Normal(loc, log_scale.exp()).log_prob(z)
+
+    z = q[0] + q[1].exp() * eps
+    terms = Terms(
+        log_likelihood=-0.5 * (z - 1).square() - 0.2 * z.sin(),
+        log_prior=log_q(z, *torch.zeros(2)),
+        log_guide=log_q(z, *q),
+        stopped_log_guide=lambda: log_q(z, *q.detach()),
+    )
+    losses = (PLAINER[objective].guide_loss(terms), objective.guide_loss(terms))
+    wanted, got = (torch.autograd.grad((loss * weights).sum(), q, retain_graph=True)[0] for loss in losses)
+    agrees = torch.allclose(got, wanted, atol=1e-9, rtol=0)
+    assert agrees == (not mirrored or not objective.needs_independent_draws)
+    if mirrored and not agrees:
+        with pytest.raises(
+            UserError, match=r"noise = 'antithetic' with .*use noise = 'fresh', or the objective 'elbo'"
+        ):
+            FastLoop(MeanField(2, 2), objective, noise="antithetic")
+
+
+def test_of_one_draw_mirrored_noise_is_no_pair():
+    FastLoop(MeanField(2, 2), DReG(particles=1), noise="antithetic")
