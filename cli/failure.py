@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+from pathlib import Path
+
 import click
 
 DONE = 0
 BAD_INPUT = 2
 INTERRUPTED = 130
+"""By Ctrl-C; of another signal that ends a command it is 128 + its number as well."""
 
 
 class Failure(click.ClickException):
@@ -17,6 +21,22 @@ class Failure(click.ClickException):
         self.code = code
 
 
-def code_of(stop: KeyboardInterrupt) -> int:
-    """Exit code where a user's Ctrl-C, or a signal after which a training has saved, ended a command."""
-    return INTERRUPTED if getattr(stop, "by_hand", True) else DONE
+def code_of(stop: KeyboardInterrupt, *, goes_on: bool = True) -> int:
+    """Exit code where Ctrl-C or another signal ended a command.
+
+    Args:
+        goes_on: it goes on where it was when it is started again, as whoever sends another signal than Ctrl-C will:
+            then that end is a good one.
+    """
+    number: int = getattr(stop, "number", signal.SIGINT)
+    return DONE if goes_on and number != signal.SIGINT else 128 + number
+
+
+def before_training(stop: KeyboardInterrupt, place: Path) -> Failure:
+    """The end of a command that was stopped before it trained anything, as while it prepared text to `place`."""
+    from pyro_ltm.data.preparation import kept
+
+    done = "nothing half-written was left behind: the same command begins anew"
+    if found := kept(place):
+        done = f"what is done of the text is kept in {found}: the same command goes on from there"
+    return Failure(f"interrupted before training; {done}", code_of(stop))

@@ -1,7 +1,8 @@
 """The command group: loads a command when it is asked for, and turns whatever ends it into one line and an exit code.
 
-Exit codes: 0 done, or saved at a signal such as SIGTERM; 2 bad input or bad usage; 130 interrupted by Ctrl-C.
-A traceback means a fault of ours.
+Exit codes: 0 done; 2 bad input or bad usage; 130 interrupted by Ctrl-C. At another signal to end, such as SIGTERM, 0
+where the same command goes on with what is saved (train, scale, compare), 128 + its number elsewhere. A traceback
+means a fault of ours.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any, NoReturn
 import click
 
 from pyro_ltm.errors import UserError, is_out_of_memory, visible
+from pyro_ltm.interruption import stopped_by_signals
 
-from .failure import BAD_INPUT, DONE, INTERRUPTED, Failure
+from .failure import BAD_INPUT, DONE, INTERRUPTED, Failure, code_of
 from .several import COMMANDS as SHARED
 from .several import are_several, loss, tell_end, together
 
@@ -93,12 +95,17 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command. Raises Failure for every end that a user can do something about."""
+        with stopped_by_signals():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except UserError as error:
             raise Failure(str(error)) from None
-        except KeyboardInterrupt:
-            raise Failure("interrupted; nothing half-written was left behind", INTERRUPTED) from None
+        except KeyboardInterrupt as stop:
+            code = code_of(stop, goes_on=False)
+            raise Failure("interrupted; nothing half-written was left behind", code) from None
         except MemoryError:
             raise Failure(OUT_OF_MEMORY) from None
         except RuntimeError as error:
@@ -146,7 +153,7 @@ def _end(message: str, exit_code: int, ctx: click.Context | None = None) -> NoRe
     line = visible(" ".join(message.split()))
     if ctx is not None:
         line = f"{line.rstrip('.')} (see {ctx.command_path} --help)"
-    tell_end(f"{'Stopped' if exit_code in (DONE, INTERRUPTED) else 'Error'}: {line}")
+    tell_end(f"{'Stopped' if exit_code == DONE or exit_code > 128 else 'Error'}: {line}")
     sys.exit(exit_code)
 
 

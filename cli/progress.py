@@ -58,8 +58,8 @@ def of_training(report: Reporter) -> dict[str, Any]:
 
 
 def say_stopping() -> None:
-    """Says that the step under way is the last; several processes end no sooner by a second signal."""
-    note(f"Stopping after this step, then saving{'' if are_several() else '; Ctrl-C once more to stop at once'}.")
+    """Says that training ends. Several processes take the step under way, and end no sooner by a second signal."""
+    note("Stopping after this step, then saving." if are_several() else "Saving; Ctrl-C once more to stop at once.")
 
 
 class LineReporter(Reporter):

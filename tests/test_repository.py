@@ -22,7 +22,7 @@ PROJECT = tomlkit.parse((ROOT / "pyproject.toml").read_text(encoding="utf-8")).u
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
 SHARED = {"errors", "config", "presets", "registry", "types", "weights", "files", "locks", "reading", "noise"}
-SHARED |= {"divergence", "plugins", "distributed", "digests"}
+SHARED |= {"divergence", "plugins", "distributed", "digests", "interruption"}
 PARTS = {"model", "priors", "guides", "objectives", "optimizers"}
 UP_TO_SCORES = SHARED | PARTS | {"data", "inference", "scores"}
 LIBRARY = UP_TO_SCORES | {"runs", "training", "profiling", "comparison", "thoughts", "tasks", "reports"}
@@ -40,6 +40,7 @@ ARROWS = {
     "divergence": set(),
     "distributed": {"errors"},
     "files": {"errors"},
+    "interruption": set(),
     "locks": {"errors", "files", "reading"},
     "noise": {"errors"},
     "data": SHARED,

@@ -102,7 +102,7 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
     from pyro_ltm.objectives import OBJECTIVES
     from pyro_ltm.reports.comparison_page import write_comparison
 
-    from ..failure import Failure, code_of
+    from ..failure import Failure, before_training, code_of
 
     check_target(out, "training" if train else "posteriors")
     guides = split_names(given.pop("guide_names"), FAMILIES)
@@ -123,7 +123,7 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
             page = write_comparison(comparison, out)
     except KeyboardInterrupt as stopped:
         if not (out / COMPARISON).is_file():
-            raise
+            raise before_training(stopped, out / "data") from None
         message = f"interrupted; what is scored is in {out / COMPARISON}, go on with: {shlex.join(again)}"
         raise Failure(message, code_of(stopped)) from None
     _show(comparison, page, common.as_json)

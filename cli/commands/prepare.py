@@ -90,7 +90,7 @@ def command(
     worlds:size=4,length=15,documents=10000,seed=0; in-context:TASK), or a Hugging Face data set (hf:org/name). Of a
     folder or a glob, each real file is read once, and those that are not read are named. The folder appears whole or
     not at all; of a long text, a prepare that was stopped or killed goes on where it was when the same command is given
-    again.
+    again. After a signal such as SIGTERM the exit code is 128 + its number, for the folder is not there.
     """
     _exclude(ctx, "tokenizer", "vocab_size")
     _exclude(ctx, "validation_sources", "validation_fraction")

@@ -225,10 +225,9 @@ def _run(plan: Plan, config: Config, out: Path, again: Sequence[str], common: Co
     from pyro_ltm.comparison.scaling.result import STUDY
     from pyro_ltm.comparison.scaling.run import Callbacks, run_study, tokens_of
     from pyro_ltm.data import TokenDataset
-    from pyro_ltm.training import Stopped
     from pyro_ltm.training.launch import as_the_data_are
 
-    from ..failure import Failure, code_of
+    from ..failure import Failure, before_training, code_of
     from ..output import note
     from ..progress import reporter, say_stopping
 
@@ -240,9 +239,9 @@ def _run(plan: Plan, config: Config, out: Path, again: Sequence[str], common: Co
             training = {"on_progress": report.training, "on_interrupt": say_stopping}
             watch = Callbacks(lambda line: note(f"Cell: {line}"), training)
             return run_study(grid, data=tokens, out=out, about={"command": shlex.join(again)}, watch=watch, **given)
-    except (Stopped, KeyboardInterrupt) as stopped:
+    except KeyboardInterrupt as stopped:
         if not (out / STUDY).is_file():
-            raise
+            raise before_training(stopped, out / "data") from None
         how = f"interrupted {stopped}".strip()
         raise Failure(f"{how}; go on with: {shlex.join(again)}", code_of(stopped)) from None
 

@@ -173,7 +173,7 @@ def command(
 
     Settings come from the preset, then --config, then --set, then --steps, --seed and --dtype. The run folder says what
     they were. A run that was stopped or killed goes on with --resume and ends as if nothing had happened. Ctrl-C, a
-    closed terminal (SIGHUP), SIGTERM and SIGUSR1 save after the step under way.
+    closed terminal (SIGHUP), SIGTERM and SIGUSR1 leave the step under way, and save.
     """
     start.check(plan)
     config = plan.config(text.data, start, out, common)
@@ -222,9 +222,8 @@ def _interruptible(out: Path, device: str, leave: list[str]) -> Iterator[None]:
     Several processes end well then: for `torchrun` another end is a fault, after which it may start them again.
     """
     from pyro_ltm.reports.training_plots import plot_run
-    from pyro_ltm.training import Stopped
 
-    from ..failure import INTERRUPTED, Failure, code_of
+    from ..failure import Failure, before_training, code_of
     from ..output import note
     from ..several import are_several, only_leader
 
@@ -232,18 +231,18 @@ def _interruptible(out: Path, device: str, leave: list[str]) -> Iterator[None]:
     again += [] if device == "cpu" else ["--device", device]
     try:
         yield
-    except Stopped as stopped:
+    except KeyboardInterrupt as stopped:
+        if not (out / "config.toml").is_file():
+            raise before_training(stopped, out / "data") from None
+        if not str(stopped):  # not by the trainer, which says where it stands
+            message = f"interrupted at once; go on from the last checkpoint with: {shlex.join(again)}"
+            raise Failure(message, code_of(stopped)) from None
         only_leader()
         plot_run(out)
         if are_several():
             note(f"Stopped: {stopped}; go on with the same command and --resume")
             raise click.exceptions.Exit(0) from None
         raise Failure(f"{stopped}; go on with: {shlex.join(again)}", code_of(stopped)) from None
-    except KeyboardInterrupt:
-        if not (out / "config.toml").is_file():
-            raise
-        message = f"interrupted at once; go on from the last checkpoint with: {shlex.join(again)}"
-        raise Failure(message, INTERRUPTED) from None
 
 
 def _begins(out: Path, step: int, steps: int) -> str:

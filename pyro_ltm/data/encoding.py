@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pyro_ltm.data.manifest import token_dtype
 from pyro_ltm.data.tokenizer import Tokenizer
 from pyro_ltm.errors import UserError
+from pyro_ltm.interruption import ENDING
 
 Group = TypeVar("Group")
 
@@ -104,7 +105,7 @@ class _Worker:
 
     def __exit__(self, *error: object) -> None:
         self._pipe.close()
-        self._process.terminate()
+        self._process.kill()  # which holds nothing, and hears no other signal
         self._process.join()
 
     def begin(self, texts: Sequence[str]) -> None:
@@ -135,7 +136,8 @@ class _Worker:
 
 def _work(pipe: Connection, tokenizer: Tokenizer) -> None:
     """Encodes what comes until the other end is closed, as it is when its process dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who reads
+    for number in ENDING:  # Ctrl-C, a closed terminal and whoever stops all processes mean the one who reads
+        signal.signal(number, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     with contextlib.suppress(EOFError, ConnectionError):
         while True:

@@ -18,6 +18,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
 from pyro_ltm.guides import Guide
+from pyro_ltm.interruption import left_at
 from pyro_ltm.noise import Noise
 from pyro_ltm.objectives import Objective, PyroObjective
 from pyro_ltm.registry import Member
@@ -157,9 +158,10 @@ class _Recording:
         self._draws = [torch.zeros(shape, dtype=dtype, device=device) for shape, _, dtype in asked]
         inputs, targets, mask = self._tokens
         there = dataclasses.replace(batch, inputs=inputs, targets=targets, mask=mask)
-        (self._state, self._history), self._play = capture(
-            lambda: fit(there, self._start, _Laid(iter(self._draws), device))
-        )
+        with left_at(lambda: 0):  # what is half recorded cannot be left
+            (self._state, self._history), self._play = capture(
+                lambda: fit(there, self._start, _Laid(iter(self._draws), device))
+            )
 
     @torch.no_grad()
     def replay(self, batch: Batch, start: State, noise: Noise) -> tuple[State, Tensor]:

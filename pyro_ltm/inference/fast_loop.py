@@ -23,6 +23,7 @@ from pyro_ltm.inference.fit import GradientSteps, Plateau, Watch, run
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.inference.posterior import Posterior
 from pyro_ltm.inference.samplers import KeptChains, ParticleGuide
+from pyro_ltm.interruption import leave_if_asked
 from pyro_ltm.noise import Noise, fold
 from pyro_ltm.objectives import BetaELBO, Objective, as_objective
 from pyro_ltm.optimizers import Adam, FastOptimizer
@@ -96,6 +97,7 @@ class FastLoop:
         Raises:
             UserError: model and guide do not fit one another, or chains are asked of a guide that has none.
         """
+        leave_if_asked()
         kept = self._kept(watch) if keep_chains else None
         watch = kept or watch
         check_precision(model, self.guide)
@@ -142,7 +144,7 @@ class FastLoop:
         watch: Watch | None,
     ) -> tuple[State, Tensor]:
         """The last state and the history: all of a fit that can be recorded."""
-        guide, steps = self.guide, self.steps_taken
+        guide, steps, seen = self.guide, self.steps_taken, _leaving(watch)
         # Weights are fused for many passes: a twin, or an encoder alone, makes none.
         many = steps > 0 or isinstance(guide, ParticleGuide)
         fused = getattr(model, "fused_weights", nullcontext) if many and not keep_graph else nullcontext
@@ -154,19 +156,18 @@ class FastLoop:
                 batch = precompute(batch)
             if self.noise == "fixed":
                 check_fixed_noise(guide, self.objective, getattr(model, "prior", None), state)
-            if watch:
-                watch(0, state)
+            seen(0, state)
             log_joint = LogJoint(model, batch)
             if isinstance(guide, ParticleGuide):
                 state, history = guide.run(
-                    log_joint, state, optimizer=self.optimizer, noise=noise, steps=steps, watch=watch
+                    log_joint, state, optimizer=self.optimizer, noise=noise, steps=steps, watch=seen
                 )
             else:
                 fast: Any = GradientSteps(
                     model, guide, self.objective, self.optimizer, steps, self.subsample, seed, keep_graph
                 )
                 fast = self.stopping.around(fast) if self.stopping else fast
-                state, history = run(fast, batch, state, noise, steps, watch)
+                state, history = run(fast, batch, state, noise, steps, seen)
             return guide.finish(state, log_joint, log_joint.width()), history
 
     def fit_to_score(
@@ -211,6 +212,17 @@ class FastLoop:
     def with_steps(self, steps: int | None) -> FastLoop:
         """This loop with so many fast steps, where they are given; a twin, without thoughts, takes none."""
         return self if steps is None or not self.guide.thoughts else dataclasses.replace(self, steps=steps)
+
+
+def _leaving(watch: Watch | None) -> Watch:
+    """A watch that leaves the fit where that is asked for, before `watch` sees the state."""
+
+    def seen(step: int, state: State) -> None:
+        leave_if_asked()
+        if watch:
+            watch(step, state)
+
+    return seen
 
 
 @contextmanager

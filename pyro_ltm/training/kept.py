@@ -35,6 +35,7 @@ DAMAGED = "trainer-damaged.safetensors"
 class Counters:
     """Counts over a whole run, resumed or not, and its best validation so far in nats a token, if it keeps that.
 
+    `validation_due`: that after the last step was left at a signal, and comes before the next step.
     `unused_in_a_row`, `runaway_in_a_row`, `lowest_rate`: what `Health` goes by.
     """
 
@@ -48,6 +49,7 @@ class Counters:
     unused_in_a_row: Count = 0
     runaway_in_a_row: Count = 0
     lowest_rate: float | None = None
+    validation_due: bool = False
 
 
 @dataclass(kw_only=True)

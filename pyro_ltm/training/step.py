@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_ltm.distributed import gathered, is_shared
 from pyro_ltm.inference import FastLoop, Posterior
+from pyro_ltm.interruption import leave_if_asked
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.noise import DrawFrom
 from pyro_ltm.objectives import Objective, Terms
@@ -68,6 +69,7 @@ def train_step(
     slow_optimizer.zero_grad(set_to_none=True)
     with parallel.gathered():
         for index, batch in enumerate(batches):
+            leave_if_asked()
             learned, posterior = replace(batch, dropout=seed), None
             if not decoder_only:  # fast: q(z) of each sequence, the decoder frozen
                 posterior = loop.fit(model, batch, seed=seed, keep_graph=loop.guide.keeps_graph)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
 import pyro
@@ -20,6 +19,7 @@ from pyro_ltm.distributed import current, sharing
 from pyro_ltm.errors import RanAway, UserError, warn
 from pyro_ltm.files import write_text
 from pyro_ltm.inference import FastLoop
+from pyro_ltm.interruption import Stopped, left_at, on_end_signal
 from pyro_ltm.noise import DrawFrom, Noise, fold
 from pyro_ltm.optimizers.slow import SLOW_OPTIMIZERS
 from pyro_ltm.optimizers.slow.base import set_learning_rate
@@ -33,7 +33,6 @@ from pyro_ltm.training.average import Average
 from pyro_ltm.training.background import Background
 from pyro_ltm.training.checkpoint import Checkpoint
 from pyro_ltm.training.health import Health
-from pyro_ltm.training.interruption import Stopped, on_end_signal
 from pyro_ltm.training.kept import Counters
 from pyro_ltm.training.parallel import parallel
 from pyro_ltm.training.schedule import learning_rate, phase, plan_row, replanned
@@ -132,14 +131,10 @@ class Trainer:
             closing(self.background),
             told_what_fits(self.run.folder, self.slow),
         ):
-            if self.counters.step == 0:
-                self._begin()
-            while self.counters.step < self.slow.steps:
+            while not self._is_done:
                 self.background.check()
-                self._step()
-                done = self.counters.step == self.slow.steps
-                if done or (self.slow.eval_every and self.counters.step % self.slow.eval_every == 0):
-                    self._validate()
+                self._go_on()
+                done = self._is_done
                 # A signal that comes later, or to another process, ends the next step of all.
                 ending, due = self.world.any(bool(self.interrupted), self._save_is_due())
                 saved = (done or ending or due) and self._save_if_healthy(done)
@@ -148,8 +143,31 @@ class Trainer:
                 if ending and not done:
                     what = "everything is saved" if saved else "its weights have run away, the last good ones are kept"
                     where = f"at step {self.counters.step} of {self.slow.steps}"
-                    raise Stopped(f"{where}; {what}", by_hand=self.interrupted == signal.SIGINT)
+                    raise Stopped(f"{where}; {what}", number=self.interrupted)
         return replace(self.parallel.whole_run(self.run), step=self.counters.step)
+
+    @property
+    def _is_done(self) -> bool:
+        return self.counters.step == self.slow.steps and not self.counters.validation_due
+
+    def _go_on(self) -> None:
+        """Takes the next slow step, and the validation that is due after it.
+
+        At a signal, one process leaves either between two fast steps. Nothing has changed by then, and whoever goes on
+        with the run does it again. Several processes would have to leave at once, and so to speak in fast steps.
+        """
+        counters, alone = self.counters, self.world.size == 1
+        with suppress(Stopped), left_at(lambda: self.interrupted) if alone else nullcontext():
+            if counters.step == 0:
+                self._begin()
+            if not counters.validation_due:
+                self._step()
+                is_last = counters.step == self.slow.steps
+                every = self.slow.eval_every
+                counters.validation_due = is_last or bool(every and counters.step % every == 0)
+            if counters.validation_due:
+                self._validate()
+                counters.validation_due = False
 
     def _save_is_due(self) -> bool:
         minutes = self.slow.save_minutes

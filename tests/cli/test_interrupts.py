@@ -16,7 +16,8 @@ from functools import partial
 import pytest
 from helpers.processes import FORKS
 
-from pyro_ltm.data import TokenFolder, prepare
+from pyro_ltm.data import TokenFolder, filling, prepare
+from pyro_ltm.files import unfinished
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
@@ -149,17 +150,63 @@ def test_ctrl_c_saves_and_says_how_to_go_on(command, fork, undisturbed, tmp_path
     assert_same_run(out, undisturbed)
 
 
-def test_ctrl_c_while_preparing_leaves_nothing(command, fork, tmp_path):
+ANEW = "Stopped: interrupted before training; nothing half-written was left behind: the same command begins anew"
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "code", "said"),
+    [
+        ("train", signal.SIGINT, 130, ANEW),
+        ("train", signal.SIGTERM, 0, ANEW),
+        ("compare --train", signal.SIGUSR1, 0, ANEW),
+        ("scale", signal.SIGHUP, 0, ANEW),
+        ("prepare", signal.SIGTERM, 128 + 15, "Stopped: interrupted; nothing half-written was left behind"),
+    ],
+)
+def test_stopped_while_preparing_it_leaves_nothing(name, number, code, said, command, fork, tmp_path):
     out = tmp_path / "run"
+    words = command(out)[1:]
+    place = out if name == "prepare" else out / "data"
+    if name == "prepare":
+        words = [words[1], "--out", out, "--vocab-size", 300]
+    if name == "compare --train":
+        words += ["--guides", "mean-field", "--objectives", "elbo"]
     # an interrupt between open() and its with leaves the file to the interpreter, which closes it and warns
-    process = fork(*command(out), ignore=(ResourceWarning,))
-    assert wait_for(preparing, process, out)
-    process.send_signal(signal.SIGINT)
+    process = fork(*name.split(), *words, ignore=(ResourceWarning,))
+    assert wait_for(lambda _: unfinished(place).is_dir(), process, out)
+    process.send_signal(number)
     stdout, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130, err
-    assert (stdout, err.splitlines()[-1]) == ("", "Stopped: interrupted; nothing half-written was left behind")
+    assert (process.returncode, stdout, err.splitlines()[-1]) == (code, "", said), err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_done_of_a_long_text_is_kept_at_a_signal(command, invoke, tmp_path, monkeypatch):
+    """And the same command goes on from there."""
+    out = tmp_path / "run"
+    save, passed = filling.Filling.save, []
+
+    def save_and_signal(self, saved):
+        save(self, saved)
+        if len(passed) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        passed.append(saved.passed[-1:])
+
+    monkeypatch.setattr(filling, "GROUP", 10_000)
+    monkeypatch.setattr(filling, "SAVED", 20_000)
+    monkeypatch.setattr(filling.Filling, "save", save_and_signal)
+    before = signal.getsignal(signal.SIGTERM)
+    result = invoke(*command(out))
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (result.exit_code, result.stdout) == (0, ""), result.stderr
+    kept = f"what is done of the text is kept in {out / '.data.unfinished'}: the same command goes on from there"
+    assert result.stderr.splitlines()[-1] == f"Stopped: interrupted before training; {kept}"
+    first = json.loads((out / ".data.unfinished" / filling.PROGRESS).read_text())["passed"]
+    del passed[:]
+    passed += [None] * 3
+    result = invoke(*command(out), "--steps", 1)
+    assert result.exit_code == 0, result.stderr
+    assert passed[3][0] > first[0], "it went on from there"
 
 
 def test_killed_while_preparing_alone_then_prepared_anew(command, fork, tmp_path, text):

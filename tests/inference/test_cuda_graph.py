@@ -21,6 +21,7 @@ from pyro_ltm.config import apply_settings
 from pyro_ltm.guides import FullRank, MeanField, StudentT
 from pyro_ltm.inference import FastLoop, build
 from pyro_ltm.inference.cuda_graph import CAPACITY, Recorder
+from pyro_ltm.interruption import left_at
 from pyro_ltm.objectives import AnalyticELBO, KLAnnealing, MonteCarloELBO, Renyi
 from pyro_ltm.optimizers import Adam, Natural
 from pyro_ltm.presets import preset
@@ -101,6 +102,23 @@ def test_a_replay_is_the_loop_itself(options):
                 weight.mul_(0.9)  # as a slow step moves them: where they lie
         same(fit(model, batch, recorder, seed=turn, **options), fit(model, batch, seed=turn, **options))
     assert (noted.recorded, noted.replayed) == (1, 3), "the first is run as it is, the second recorded"
+
+
+class Once(Again):
+    """Does the work when it is recorded, as a GPU does, and never again."""
+
+    def record(self, work):
+        made = work()
+        return lambda: made
+
+
+def test_what_is_being_recorded_is_not_left():
+    """A signal that comes then ends the next fit."""
+    model, recorder, asked = tiny_model(), Recorder(Once()), []
+    with left_at(lambda: asked.append(1) or 0):
+        for turn in range(3):
+            fit(model, tiny_batch(seed=turn), recorder, seed=turn)
+    assert len(asked) == (1 + 1 + 2) + 1 + 1, "before each fit, and in the first before the first step and after each"
 
 
 def test_what_was_given_stays_as_it_was():

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 import pyro_ltm as ltm
 from pyro_ltm.config import SlowConfig, load_toml
 from pyro_ltm.errors import UserError
+from pyro_ltm.interruption import Stopped
 from pyro_ltm.runs.metrics import read_metrics
 from pyro_ltm.runs.run import Run
-from pyro_ltm.training.interruption import Stopped
 from pyro_ltm.training.schedule import extended, learning_rate, phase
 from pyro_ltm.training.trainer import Trainer
 
@@ -194,15 +194,15 @@ def test_saving_by_the_clock_changes_nothing(tokens, trained, tmp_path, monkeypa
     assert Run.load(tmp_path / "often").fingerprint == Run.load(tmp_path / "seldom").fingerprint
 
 
-def test_a_signal_after_the_look_at_it_ends_the_next_step(tokens, trained, tmp_path, monkeypatch):
-    """Between that look and the end of the step: the run ends when it has saved, and not without."""
+def test_a_signal_after_the_look_at_it_leaves_the_next_step(tokens, trained, tmp_path, monkeypatch):
+    """The run ends when it has saved, and not without."""
 
     def interrupted_here(self):
         self.interrupted = self.counters.step == 2
         return False
 
     monkeypatch.setattr(Trainer, "_save_is_due", interrupted_here)
-    with pytest.raises(Stopped, match="at step 3 of 4; everything is saved"):
+    with pytest.raises(Stopped, match="at step 2 of 4; everything is saved"):
         ltm.train(configure(), data=tokens, out=tmp_path / "run")
     monkeypatch.undo()
     ltm.train(None, data=None, out=tmp_path / "run", resume=True)

@@ -13,6 +13,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.inference.fit import Watch
 from pyro_ltm.inference.log_joint import LogJoint
 from pyro_ltm.inference.samplers.base import ParticleGuide
+from pyro_ltm.interruption import leave_if_asked
 from pyro_ltm.noise import Noise, fold
 from pyro_ltm.optimizers import FastOptimizer
 from pyro_ltm.registry import Card
@@ -74,6 +75,7 @@ class HMC(ParticleGuide):
             return state, state["mean"].new_zeros(0, len(state["mean"]))
         sequences, levels = [], []
         for row in range(target.batch.size):
+            leave_if_asked()
             one = target.select(torch.tensor([row], device=target.batch.device))
             seed, starts = noise.seeds[row], state["particles"][row]
             seeds = [seed, *(fold(seed, "chain", number) for number in range(1, self.chains))]
