@@ -106,6 +106,11 @@ def check_config(config: Config) -> None:
             f"objective: Pyro's {loop.objective.name} gives one loss for a batch, by which posteriors are fitted, no "
             "decoder is trained: use 'elbo', or give it to the fits of a run"
         )
+    if loop.objective.couples_batch and config.slow.batch_size == 1:
+        raise UserError(
+            f"slow.batch_size = 1: objective {config.objective.name} compares the sequences of a micro-batch, and has "
+            "none to compare: set 2 or more"
+        )
     # Those from outside are tried where their tensors have values.
     known = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or 1)
     if is_foreign(loop.guide):

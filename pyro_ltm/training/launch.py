@@ -17,7 +17,7 @@ from pyro_ltm.data.presets import preset_for
 from pyro_ltm.distributed import current, joined
 from pyro_ltm.errors import UserError, warn
 from pyro_ltm.files import made_folder
-from pyro_ltm.inference.build import build, check_config
+from pyro_ltm.inference.build import build, build_objective, check_config
 from pyro_ltm.inference.parts import AXES, with_known, with_parts
 from pyro_ltm.locks import locked
 from pyro_ltm.model.precision import resolve_dtype
@@ -228,7 +228,8 @@ class _Launch:
             _put_back_tokenizer(run, watch.on_note)
         if beginning.going_on:
             watch.on_resume(trainer.counters.step, trainer.slow.steps)
-        with told_what_fits(self.out, trainer.slow):  # it may measure a step
+        splits = not run.loop.objective.couples_batch
+        with told_what_fits(self.out, trainer.slow, splits=splits):  # it may measure a step
             watch.on_begin(trainer.run.config, training, trainer.counters.step, self.device)
         return trainer
 
@@ -317,11 +318,22 @@ def _plan(
     config, steps = resolve_dtype(config, device), config.slow.steps
     if saved is not None:
         check_same(config, saved, out)
+        _check_split(config, saved, out)
         config = with_known(going_on_as(saved, config), config)
     check_fits(config, training)
     if config.slow.keep_best and "validation" not in training.folder.splits:
         raise UserError(f"slow.keep_best = true: {training.folder.path} has no validation split by which one is best")
     return config, steps
+
+
+def _check_split(config: Config, saved: Config, out: Path) -> None:
+    """Raises UserError where the run in `out` would compare other sequences of a slow step than it did."""
+    size = saved.slow.batch_size
+    if config.slow.batch_size != size and build_objective(saved.objective, saved.model).couples_batch:
+        raise UserError(
+            f"{out}: objective {saved.objective.name} compares the sequences of a micro-batch: go on with "
+            f"slow.batch_size = {size}"
+        )
 
 
 def as_the_data_are(config: Config, data: TokenDataset) -> Config:

@@ -129,7 +129,7 @@ class Trainer:
             on_end_signal(self._interrupt),
             closing(self.metrics),
             closing(self.background),
-            told_what_fits(self.run.folder, self.slow),
+            told_what_fits(self.run.folder, self.slow, splits=not self.run.loop.objective.couples_batch),
         ):
             while not self._is_done:
                 self.background.check()

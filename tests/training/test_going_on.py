@@ -147,6 +147,16 @@ def test_nothing_else_may_change(run):
         ltm.train(config, data=None, out=run, resume=True)
 
 
+def test_what_compares_the_sequences_of_a_micro_batch_keeps_its_size(tokens, tmp_path):
+    """Cut apart otherwise they would be compared with others, or with none at all."""
+    out, mmd = tmp_path / "run", ("objective.name=mmd", "slow.batch_size=4", "slow.accumulate=2")
+    ltm.train(configure(*mmd), data=tokens, out=out)
+    for size, says in (("2", "go on with slow.batch_size = 4"), ("1", "slow.batch_size = 1: objective mmd compares")):
+        other = configure(*mmd[:1], f"slow.batch_size={size}", f"slow.accumulate={8 // int(size)}", "slow.steps=5")
+        with pytest.raises(UserError, match=says):
+            ltm.train(other, out=out, resume=True)
+
+
 def test_a_run_that_has_not_begun_may_be_planned_anew(trained, tokens, tmp_path):
     def stop(progress):
         raise KeyboardInterrupt

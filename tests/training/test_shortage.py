@@ -28,6 +28,7 @@ def test_what_takes_less():
     assert takes_less(SlowConfig(batch_size=7)) == {"slow.batch_size": "1", "slow.accumulate": "7"}
     assert takes_less(SlowConfig(batch_size=1)) == {"slow.recompute": "true"}
     assert takes_less(SlowConfig(batch_size=1, recompute=True)) == {}
+    assert takes_less(SlowConfig(batch_size=8), splits=False) == {"slow.recompute": "true"}
 
 
 def test_what_is_out_of_memory():
