@@ -24,6 +24,8 @@ def show_samples(found: Samples) -> None:
         first = f"each text after {how.start}" if how.start is not None else "the first token of each text is given"
         longer = f"; {how.windowed} longer than that, in windows moved by {how.stride}" if how.windowed else ""
         say(f"Scored: {first}; {how.window} tokens at a time{longer}")
+    elif how is not None and how.sequences > found.metrics.texts:
+        say(f"Scored: in {how.sequences:,} sequences, for some texts are longer than the scorer reads at once")
     if found.mauve:
         one = found.mauve
         say(f"MAUVE {one.score:.3f} ± {one.spread:.3f} over {one.seeds} seeds ({found.features})")

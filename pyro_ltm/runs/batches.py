@@ -34,16 +34,32 @@ def dataset_batches(
         yield replace(data.batch(rows), documents=documents[rows.start : rows.stop]).to(device)
 
 
-def text_batches(run: Run, texts: Sequence[str], batch_size: int = 32) -> list[Batch]:
-    """Each text from its beginning to its end, cut at the model's length, in batches on the run's device."""
+def text_batches(run: Run, texts: Sequence[str], batch_size: int = 32, *, whole: bool = False) -> list[Batch]:
+    """Each text from its beginning to its end, in batches on the run's device; `documents` are the texts' numbers.
+
+    Of one that is longer than the model reads the beginning alone, a sequence for each text; `whole`: all of it, in
+    consecutive sequences, as of a document that is prepared.
+    """
     end, longest = run.tokenizer.end_of_text, run.config.model.max_length
-    encoded = [[end, *run.tokenizer.encode(text), end][: longest + 1] for text in texts]
+    pieces: list[tuple[int, list[int]]] = []
+    for number, text in enumerate(texts):
+        tokens = [end, *run.tokenizer.encode(text), end]
+        starts = range(0, len(tokens) - 1 if whole else 1, longest)
+        pieces += [(number, tokens[start : start + longest + 1]) for start in starts]
     batches = []
-    for start in range(0, len(encoded), batch_size):
-        batch = Batch.from_lists(encoded[start : start + batch_size], pad=end)
-        # Noise is keyed by a text's place among all, so that batches change nothing.
-        batches.append(replace(batch, ids=start + batch.ids).to(run.device))
+    for start in range(0, len(pieces), batch_size):
+        numbers, some = zip(*pieces[start : start + batch_size], strict=True)
+        batch = Batch.from_lists(some, pad=end)
+        # Noise is keyed by a sequence's place among all, so that batches change nothing.
+        batch = replace(batch, ids=start + batch.ids, documents=torch.tensor(numbers))
+        batches.append(batch.to(run.device))
     return batches
+
+
+def longer_than_read(run: Run, texts: Sequence[str]) -> int:
+    """How many texts are longer than the model reads at once."""
+    encoded = run.tokenizer.encode_batch(texts)
+    return sum(len(tokens) >= run.config.model.max_length for tokens in encoded)
 
 
 def check_fits(config: Config, data: TokenDataset) -> None:

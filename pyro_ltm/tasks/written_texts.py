@@ -230,10 +230,10 @@ class RunScorer:
         return f"mean last hidden states of {self.run.folder}; not comparable with published figures"
 
     def score(self, texts: Sequence[str]) -> Bound:
-        """The bound of the texts, each from its beginning to its end."""
+        """The bound of the texts, each from its beginning to its end, long ones in consecutive sequences."""
         return evaluate_bound(
             self.run.model,
-            text_batches(self.run, texts),
+            text_batches(self.run, texts, whole=True),
             self.run.loop.with_density().with_steps(self.fast_steps),
             particles=1 if self.is_exact else self.particles,
             count_bytes=None if self.why_no_bytes(texts) else functools.partial(count_bytes, self.run.tokenizer),
@@ -268,10 +268,11 @@ class RunScorer:
     def features(self, texts: Sequence[str]) -> Tensor:
         """[n, D] the mean over a text's tokens of the last hidden state, with thoughts all zero (the prior's mean)."""
         decoder, config = self.run.model.decoder, self.run.config.model
-        rows = []
-        for batch in text_batches(self.run, texts):
+        sums, counts = torch.zeros(len(texts), config.dim, dtype=torch.float64), torch.zeros(len(texts), 1)
+        for batch in text_batches(self.run, texts, whole=True):
+            assert batch.documents is not None  # the numbers of the texts
             z = torch.zeros(batch.size, config.thoughts, config.dim, device=batch.device)
             hidden = decoder(decoder.context(batch.inputs), z)
-            weight = batch.mask[..., None].to(hidden)
-            rows.append((hidden * weight).sum(1) / weight.sum(1).clamp(min=1))
-        return torch.cat(rows).double().cpu()
+            sums.index_add_(0, batch.documents, (hidden * batch.mask[..., None]).sum(1).double().cpu())
+            counts.index_add_(0, batch.documents, batch.mask.sum(1, keepdim=True).float().cpu())
+        return sums / counts

@@ -14,7 +14,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.inference import FastLoop, continuation, infer_thoughts
 from pyro_ltm.model import DecodingOptions, sample_tokens
 from pyro_ltm.noise import fold
-from pyro_ltm.runs.batches import dataset_batches, text_batches
+from pyro_ltm.runs.batches import dataset_batches, longer_than_read, text_batches
 from pyro_ltm.runs.run import Run
 from pyro_ltm.scores.estimate import plain
 from pyro_ltm.thoughts.baselines import baselines
@@ -64,8 +64,13 @@ class Corpus:
     def of_texts(
         cls, run: Run, texts: Sequence[str], labels: Mapping[str, Sequence[str]], *, batch_size: int, name: str
     ) -> Corpus:
-        """Texts with their labels, each cut at the model's length."""
-        return cls(name=name, batches=text_batches(run, texts, batch_size), texts=list(texts), labels=labels)
+        """Texts with their labels, each cut at the model's length, which the notes say."""
+        cut = longer_than_read(run, texts)
+        notes = (
+            [f"Of {cut:,} texts the beginning alone is looked at: they are longer than the model reads."] if cut else []
+        )
+        batches = text_batches(run, texts, batch_size)
+        return cls(name=name, batches=batches, texts=list(texts), labels=labels, notes=notes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -181,9 +181,12 @@ def test_labels_from_a_file(ask, invoke, trained, labelled, tmp_path):
     assert "probe of stars" in invoke(*options[:6], *options[-2:]).stdout
 
 
-def test_a_label_that_cannot_be_probed_is_a_remark(ask, trained, labelled, tmp_path):
+def test_a_label_that_cannot_be_probed_is_a_remark_and_so_is_a_text_that_is_cut(ask, trained, labelled, tmp_path):
+    labelled.write_text(labelled.read_text().replace("kalo tove 0", "kalo " * 60))
     options = ["--labels", labelled, "--label-column", "stars", "--sequences", 4, "--out", tmp_path / "page"]
-    (probe,) = ask("report", trained, *options)["probes"]
+    found = ask("report", trained, *options)
+    (probe,), (note,) = found["probes"], found["notes"]
+    assert note == "Of 1 texts the beginning alone is looked at: they are longer than the model reads."
     assert "a probe needs at least 10" in probe["problem"]
     assert probe["problem"].split("'")[0] in (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
 

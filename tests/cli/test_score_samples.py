@@ -74,8 +74,31 @@ def test_a_run_with_thoughts_scores_by_an_upper_bound(ask, refuse, trained, text
 
 
 def test_no_two_texts_are_fitted_on_one_noise(trained):
-    found = RunScorer(Run.load(trained), particles=1).score(LINES[:1] * 33)  # more than go into a batch
+    found = RunScorer(Run.load(trained), particles=1).score(["a bird"] * 33)  # more than go into a batch
     assert len(set(found.sequence_nats.tolist())) == 33
+
+
+def test_long_texts_are_scored_whole(invoke, trained, twin, tmp_path):
+    """In consecutive sequences, as documents that are prepared; they were cut at the model's length without a word."""
+    scorer = RunScorer(Run.load(twin))
+    tokenizer, longest = scorer.run.tokenizer, scorer.run.config.model.max_length
+    texts = ["the cat", " ".join(LINES)]
+    encoded = [[tokenizer.end_of_text, *tokenizer.encode(text), tokenizer.end_of_text] for text in texts]
+    assert [len(tokens) > longest + 1 for tokens in encoded] == [False, True]
+    pieces = [tokens[at : at + longest + 1] for tokens in encoded for at in range(0, len(tokens) - 1, longest)]
+    found = scorer.score(texts)
+    assert found.tokens == sum(len(tokens) - 1 for tokens in encoded)
+    assert found.sequence_nats.tolist() == pytest.approx([exact_nats(scorer.run, piece) for piece in pieces], rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(
+        float(found.sequence_nats.sum()) / math.log(2) / sum(len(text.encode()) for text in texts)
+    )
+    states = scorer.features(texts)
+    assert torch.equal(states[:1], scorer.features(texts[:1]))
+    assert not torch.allclose(states[1:], scorer.features([texts[1] + " while"])), "its end counts"
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    shown = invoke("score-samples", "--texts", path, "--scorer", trained, "--particles", 1).stdout
+    assert f"in {len(pieces)} sequences, for some texts are longer than the scorer reads at once" in shown
 
 
 def test_features_are_read(ask, refuse, tmp_path):
