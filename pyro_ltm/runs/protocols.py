@@ -191,7 +191,9 @@ def evaluate_protocols(
         found["twin_differs"] = check_twin(run, twin)
     if masked_diffusion is not None:
         found["masked_diffusion_differs"] = check_masked_diffusion(run, masked_diffusion)
-    prefixes = how.prefixes or quarters(int(data.lengths[: how.sequences].max(initial=0)))
+    # The same for all: a masked diffusion reads whole sequences, also where documents leave their ends empty.
+    longest = int(data.lengths[: how.sequences].max(initial=0))
+    prefixes, stride = how.prefixes or quarters(longest), how.stride or max(1, longest // 8)
     found |= _floor(run, data, how, prefixes if "prefix" in how.protocols else ())
 
     def score(evaluate: Callable[..., Any], name: str, **options: Any) -> Any:
@@ -199,7 +201,7 @@ def evaluate_protocols(
         return evaluate(data, sequences=how.sequences, batch_size=how.batch_size, seed=how.seed, **options)
 
     fitted: dict[str, Any] = {"fast_steps": how.fast_steps}
-    cut: dict[str, Any] = {"prefixes": prefixes, "stride": how.stride, "particles": how.particles}
+    cut: dict[str, Any] = {"prefixes": prefixes, "stride": stride, "particles": how.particles}
     if "bound" in how.protocols:
         found["bound"] = score(run.evaluate, "bound", particles=how.particles, **fitted)
         if how.annealing:

@@ -65,6 +65,18 @@ def test_evaluate_predicts_beside_both_rivals(ask, invoke, own_run, twin, diffus
     assert "Masked diffusion, at most: " in said
 
 
+def test_blocks_are_the_same_where_documents_leave_sequences_unfilled(ask, trained, diffusion, tmp_path):
+    """A masked diffusion reads the empty ends, too; its blocks were an eighth of those sequences, and longer."""
+    text, tokens = tmp_path / "short.jsonl", tmp_path / "tokens"
+    text.write_text('{"text": "mi kalo"}\n' * 3, encoding="utf-8")
+    how = ("--tokenizer", trained / "tokenizer.json", "--sequence-length", 32, "--packing", "document")
+    ask("prepare", text, "--out", tokens, *how, "--validation-fraction", 0)
+    options = ("--data", tokens, "--masked-diffusion", diffusion, "--protocol", "prefix", "--particles", 1)
+    found = ask("evaluate", trained, *options)
+    assert found["prefix"]["stride"] < 4
+    assert found["masked_diffusion"]["prefix"]["stride"] == found["prefix"]["stride"]
+
+
 def test_it_is_evaluated_by_its_bound(invoke, ask, twin, diffusion):
     shown = invoke("evaluate", diffusion, "--twin", twin, "--protocol", "all", "--sequences", 4)
     assert shown.exit_code == 0, shown.stderr
