@@ -30,7 +30,7 @@ from pyro_ltm.profiling.memory import peak_memory
 from pyro_ltm.scores.convergence import CHAIN_FIGURES, LEAST_DRAWS, Convergence, chain_figures
 from pyro_ltm.scores.dependence import Places
 from pyro_ltm.scores.estimate import mean_error
-from pyro_ltm.scores.exchange import exchange_rate
+from pyro_ltm.scores.exchange import exchange_rate, nats_without_thoughts
 from pyro_ltm.scores.importance import effective_sample_size, importance_nats
 from pyro_ltm.scores.pareto import ParetoK, pareto_k, why_no_pareto_k
 from pyro_ltm.types import Batch, State, evaluating, frozen
@@ -176,7 +176,7 @@ class _Totals:
 
     def _figures(self, batch: Batch, posterior: Posterior) -> dict[str, Tensor]:
         unseen, count = posterior.with_noise(fold(self.how.seed, "score")), self.how.particles
-        terms, nothing = unseen.score(self.model, batch, particles=count), torch.zeros_like(unseen.sample()[0])
+        terms = unseen.score(self.model, batch, particles=count)
         weight = terms.log_weight.double()
         tail = {} if self._no_pareto_k else {"pareto_k": pareto_k(weight)}
         return tail | {
@@ -184,7 +184,7 @@ class _Totals:
             "rate": terms.rate.double(),
             "iwae": importance_nats(weight, count),
             "ess": effective_sample_size(weight),
-            "without": -LogJoint(self.model, batch).parts(nothing)[0].double(),
+            "without": nats_without_thoughts(self.model, batch, unseen.sample()[0]),
             "log_joint": (terms.log_likelihood + terms.log_prior).mean(0).double(),
         }
 

@@ -96,7 +96,7 @@ class PairScore:
         pareto_k: the tail of their weights. no_pareto_k: why there is none, where there is a bound.
         convergence: R-hat and effective sample size of a sampler's chains, where they were asked for.
         rate: KL(q || p), nats a sequence. distortion: E_q[-log p(x | z)], nats a token.
-        exchange_rate: nats of distortion saved a nat of rate, against thoughts all zero (see `scores.exchange`).
+        exchange_rate: nats of distortion saved a nat of rate, against none of them read (see `scores.exchange`).
         log_joint: E_q[log p(x, z)], nats a sequence: the only figure of a point.
         steps_to_1pct, ms_per_sequence_to_1pct: to come within 1% of the best bound of `curve`.
         ms_per_fast_step: the median, of a batch. ms_per_sequence: the whole fit.

@@ -19,7 +19,6 @@ from pyro_ltm.distributed import team
 from pyro_ltm.errors import RanAway
 from pyro_ltm.inference import FastLoop, Posterior
 from pyro_ltm.model import LatentThoughtModel
-from pyro_ltm.model.protocol import TokenDecoder
 from pyro_ltm.noise import Noise, draw, fold
 from pyro_ltm.scores.dependence import Blocks, Places
 from pyro_ltm.scores.estimate import (
@@ -32,7 +31,7 @@ from pyro_ltm.scores.estimate import (
     ratio_error,
     with_error,
 )
-from pyro_ltm.scores.exchange import ExchangeRate, exchange_rate, why_no_exchange_rate
+from pyro_ltm.scores.exchange import ExchangeRate, exchange_rate, nats_without_thoughts, why_no_exchange_rate
 from pyro_ltm.scores.importance import CurvePoint, doublings, effective_sample_size, importance_nats
 from pyro_ltm.scores.pareto import ParetoK, pareto_k, why_no_pareto_k
 from pyro_ltm.types import Batch, evaluating
@@ -214,11 +213,7 @@ class _Sums:
         prior = self.model.prior().expand(torch.Size([batch.size]))
         from_prior = draw(prior, Noise(batch.ids, device=batch.device, seed=fold(seed, "prior")))
         self._sum(from_prior=-self._log_likelihood(batch, from_prior))
-        if isinstance(getattr(self.model, "decoder", None), TokenDecoder):
-            # Not from thoughts of zero: of these a transport prior's map makes others.
-            zeroed = -self.model.log_prob_without_thoughts(batch).double()
-        else:  # a decoder of one's own need not write without thoughts
-            zeroed = -self._log_likelihood(batch, torch.zeros_like(z))
+        zeroed = nats_without_thoughts(self.model, batch, z)
         self._sum(zeroed=zeroed)
         self.zeroed.append(zeroed.cpu())
         self._shuffle(batch, z)

@@ -15,11 +15,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from pyro_ltm.inference.log_joint import LogJoint
+from pyro_ltm.model.protocol import TokenDecoder
 from pyro_ltm.scores.dependence import Blocks, Places
 from pyro_ltm.scores.estimate import ratio_error
+from pyro_ltm.types import Batch
 
 LEAST_RATE = 0.1
 """Nats a sequence; what is saved by less is noise divided by nearly nothing."""
@@ -48,6 +53,15 @@ def exchange_rate(without: Tensor, distortion: Tensor, rate: Tensor, places: Pla
     error = ratio_error(saved, rate, places)
     stderr = error.stderr if math.isfinite(error.stderr) else None
     return ExchangeRate(float(saved.sum() / rate.sum()), stderr, error.blocks)
+
+
+def nats_without_thoughts(model: Any, batch: Batch, thoughts: Tensor) -> Tensor:
+    """[B] -log p of the batch's tokens where the decoder reads none of its `thoughts` [B, N, D], float64."""
+    if isinstance(getattr(model, "decoder", None), TokenDecoder):
+        # Not from thoughts of zero: of these a transport prior's map makes others.
+        return -model.log_prob_without_thoughts(batch).double()
+    # A decoder of one's own need not write without thoughts.
+    return -LogJoint(model, batch).parts(torch.zeros_like(thoughts))[0].double()
 
 
 def why_no_exchange_rate(rate: Tensor) -> str:

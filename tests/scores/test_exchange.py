@@ -12,6 +12,7 @@ from helpers.loops import take_loop
 from helpers.tiny import D, N, telling_model
 from torch.distributions import Normal, kl_divergence
 
+from pyro_ltm.comparison.pair_score import score_pair
 from pyro_ltm.comparison.result import Comparison, PairScore
 from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import FastLoop
@@ -124,3 +125,6 @@ def test_without_thoughts_is_without_them_under_a_prior_that_maps_them_too():
     assert bound.distortion_zeroed == pytest.approx(float(exact.sum() / batch.tokens()), rel=1e-12)
     found = diagnose(Thoughts.fit(model, [batch], loop), particles=1)
     assert found.distortion["zero"].mean == pytest.approx(bound.distortion_zeroed, rel=1e-12)
+    pair = score_pair(model, [batch], loop, particles=2, curve_particles=1)
+    saved = float(exact.sum()) - pair.distortion * int(batch.tokens())
+    assert pair.exchange_rate.nats_per_nat == pytest.approx(saved / pair.rate / batch.size, rel=1e-12)
