@@ -86,9 +86,17 @@ def shape_of(folder: Path, *, extra: str) -> Any:
 
 
 def context_length(model: Any) -> int | None:
-    """Tokens that it reads at once, where its configuration says so."""
+    """Tokens that it reads at once, where its configuration says so.
+
+    Of longrope (arXiv:2402.13753) those up to which it turns positions as it does of short texts: beyond, all of a
+    text's are turned otherwise, so that each prediction would depend on how much is still to come.
+    """
     config = model.config.get_text_config()
     lengths = [getattr(config, name, None) or 0 for name in ("max_position_embeddings", "max_seq_len")]
+    rope = next(filter(None, (getattr(config, name, None) for name in ("rope_parameters", "rope_scaling"))), {})
+    if "longrope" in (rope.get("rope_type"), rope.get("type")):
+        name = "original_max_position_embeddings"
+        lengths.append(rope.get(name) or getattr(config, name, None) or 0)
     return min((length for length in lengths if length > 1), default=None)
 
 

@@ -25,7 +25,14 @@ def base_model(kind: str, *, layers: int = 2, seed: int = 0, **shape: Any) -> An
     if kind == "gpt2":
         sizes |= {"n_embd": D, "n_layer": layers, "n_head": 2, "n_positions": T}
         return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes | shape)).eval()
-    name = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma2": "Gemma2"}[kind]
+    name = {
+        "llama": "Llama",
+        "mistral": "Mistral",
+        "qwen2": "Qwen2",
+        "qwen3": "Qwen3",
+        "gemma2": "Gemma2",
+        "phi3": "Phi3",
+    }[kind]
     config = getattr(transformers, f"{name}Config")
     sizes |= {
         "hidden_size": D,

@@ -200,6 +200,16 @@ def test_layers_by_name(text, found):
         assert ",".join(map(str, GraftConfig(layers=layers_named(text, base)).numbers)) == found
 
 
+def test_a_base_that_reads_long_texts_otherwise_is_read_up_to_there():
+    """Of longer ones what it says of a token depends on how many follow: written, they would not be as read."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "factor": 2.0, **factors}
+    base = base_model("phi3", pad_token_id=0, rope_parameters=rope, original_max_position_embeddings=T // 2)
+    assert shape_for(base, thoughts=4, layers=2, max_length=None).max_length == T // 2
+    with pytest.raises(UserError, match=f"reads at most {T // 2} tokens"):
+        graft_on(base, GraftConfig(base="base", layers="0,1"), SHAPE, torch.float32)
+
+
 def test_refused_in_a_line():
     base = base_model("gpt2")
     with pytest.raises(UserError, match="multiple of the 2 grafted layers"):
