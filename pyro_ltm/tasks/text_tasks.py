@@ -248,14 +248,14 @@ def _write(
 ) -> TextCounts:
     """Writes the texts as files that are read back as the same documents, in the same order; counts the originals.
 
-    Plain text comes in pieces that end where a line does: neither words nor a detokeniser's rules reach across.
+    Words do not reach across the pieces of plain text; a detokeniser's rules do not reach across lines.
     """
     documents = words = size = files = 0
     with contextlib.ExitStack() as stack:
         file: IO[str] | None = None
         suffix = ""
-        for document, goes_on in _ahead(pieces):
-            words += len(document.text.split()) + (_lines(document.text) if with_lines else 0)
+        for document, goes_on, text in _detokenised(pieces, detokenise):
+            words += len(document.text.split()) + (_line_ends(document.text, goes_on) if with_lines else 0)
             size += len(document.text.encode("utf-8"))
             documents += not document.continues
             # A document in several pieces is a plain text file of its own, any other a line of JSON.
@@ -264,7 +264,6 @@ def _write(
                 stack.close()
                 files, suffix = files + 1, wanted
                 file = stack.enter_context(open(folder / f"{files:08}{wanted}", "w", encoding="utf-8", newline=""))
-            text = detokenise(document.text)
             file.write(text if wanted == ".txt" else json.dumps({"text": text}, ensure_ascii=False) + "\n")
     return TextCounts(documents, words, size)
 
@@ -280,6 +279,19 @@ def _ahead(pieces: Iterator[Document]) -> Iterator[tuple[Document, bool]]:
         yield last, False
 
 
-def _lines(text: str) -> int:
-    """Lines of a piece, the last one counted though it has no end."""
-    return text.count("\n") + (bool(text) and not text.endswith("\n"))
+def _detokenised(pieces: Iterator[Document], detokenise: Callable[[str], str]) -> Iterator[tuple[Document, bool, str]]:
+    """Each piece, whether the next one goes on with its document, and its text without its tokenizer's spaces.
+
+    Of a line that comes in several pieces all text stands with the last one.
+    """
+    held: list[str] = []
+    for piece, goes_on in _ahead(pieces):
+        held.append(piece.text)
+        is_whole = detokenise is _plain or piece.text.endswith("\n") or not goes_on
+        yield piece, goes_on, detokenise("".join(held)) if is_whole else ""
+        held = [] if is_whole else held
+
+
+def _line_ends(text: str, goes_on: bool) -> int:
+    """Lines that end in a piece, the document's last one among them though it has no end."""
+    return text.count("\n") + (not goes_on and bool(text) and not text.endswith("\n"))

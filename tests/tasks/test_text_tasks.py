@@ -117,9 +117,10 @@ def test_counts_are_of_the_original(tmp_path, tokenizer, words, text, count):
     assert tokens_of(data) == text
 
 
-def test_long_text_stays_one_document_and_loses_nothing(tmp_path, tokenizer):
+@pytest.mark.parametrize("end", ["\n \n", ""], ids=["lines", "one line"])
+def test_long_text_stays_one_document_and_loses_nothing(tmp_path, tokenizer, end):
     """It is read in pieces, which must not show: neither in the counts nor in what is scored."""
-    text = "".join(f" {place} , words of a line @-@ up ( here ) \n \n" for place in range(6000))
+    text = "".join(f" {place} , words of a line @-@ up ( here ) {end}" for place in range(6000)) + "to its end\n"
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     assert sum(1 for _ in read_source(str(tmp_path / "a.txt"))) > 1
     for name in ("none", "wikitext"):
