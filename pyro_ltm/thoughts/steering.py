@@ -65,8 +65,10 @@ def labels_of(rows: Embeddings, column: str) -> list[str]:
             f"no column '{column}'{suggest(column, rows.table)}: there are {', '.join(rows.table) or 'none'}"
         )
     values = rows.table[column]
-    if None in values:
-        number = int(rows.document[values.index(None)])
+    # An empty field of a .csv, and in .npz a number that is not there, are as good as none.
+    nothing = [value is None or value == "" or value != value for value in values]
+    if any(nothing):
+        number = int(rows.document[nothing.index(True)])
         raise UserError(f"column '{column}': document {number} has nothing there; every text needs a label")
     return [str(value) for value in values]
 

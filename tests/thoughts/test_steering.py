@@ -115,9 +115,11 @@ def test_a_text_is_written_from_moved_thoughts(layers):
 def test_labels_are_a_column_of_the_rows():
     run = Run.load(FOLDER)
     rows = embed_texts(run, ["kalo", "ter"], fast_steps=0)
-    rows.table["stars"] = [5, None]
-    for column, says in (("stars", "document 1 has nothing there"), ("star", "did you mean 'stars'")):
-        with pytest.raises(UserError, match=says):
-            labels_of(rows, column)
+    for nothing in (None, "", float("nan")):  # as a .jsonl has it, a .csv, and an .npz of numbers
+        rows.table["stars"] = [5, nothing]
+        with pytest.raises(UserError, match="document 1 has nothing there"):
+            labels_of(rows, "stars")
+    with pytest.raises(UserError, match="did you mean 'stars'"):
+        labels_of(rows, "star")
     rows.table["stars"] = [5, True]
     assert labels_of(rows, "stars") == ["5", "True"]
