@@ -1,4 +1,4 @@
-"""One step of training: Algorithm 1 of the paper (arXiv:2502.01567)."""
+"""One step of training: Algorithm 1 of the paper (arXiv:2502.01567), whose fast steps are `FastLoop.fit`."""
 
 from __future__ import annotations
 
