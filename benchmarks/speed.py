@@ -202,7 +202,7 @@ def generation(yard: Yard, size: int = 8, new: int = 512, lengths: int = 8) -> d
     """`new` tokens for `size` sequences: ours as a user has it; plain read again at some lengths and summed up."""
     model = yard.config.model
     new = min(new, model.max_length - 1)
-    thoughts = torch.randn(size, model.thoughts, model.dim, device=yard.device)
+    thoughts = torch.randn(size, model.thoughts, model.thought_width, device=yard.device)
     prompt = torch.randint(model.vocab_size, (size, 1), device=yard.device)
     # The time of one plain token is smooth in the length read: midpoints of equal stretches, times their size.
     middles = [int(new * (index + 0.5) / lengths) + 1 for index in range(lengths)]

@@ -126,7 +126,7 @@ def parameters(model: ModelConfig) -> int:
     """Numbers that a decoder learns."""
     crossing = bool(model.thoughts)
     fed = (3 if model.feed_forward == "swiglu" else 2) * model.dim * model.hidden_width
-    layer = (4 + 4 * crossing) * model.dim**2 + fed + (2 + crossing) * model.dim
+    layer = (4 + 2 * crossing) * model.dim**2 + 2 * crossing * model.dim * model.thought_width + fed + (2 + crossing) * model.dim
     if model.qk_norm:
         layer += 2 * (1 + crossing) * model.dim // model.heads
     mixing = -(-model.layers // 2) if model.value_embeddings else 0

@@ -16,7 +16,7 @@ def tensor_fit(
 ) -> dict[str, Tensor]:
     """`loc` and `log_variance` [B, N, D] of a mean-field posterior after `steps` fast steps on the analytic ELBO."""
     adam = adam or Adam()
-    shape = torch.Size([batch.size, decoder.config.thoughts, decoder.config.dim])
+    shape = torch.Size([batch.size, decoder.config.thoughts, decoder.config.thought_width])
     noise = Noise(batch.ids, seed=seed, device=batch.device)
     targets = batch.targets.flatten()
     with frozen(decoder), decoder.fused_weights():

@@ -29,7 +29,7 @@ class Card:
     reference: str
 
 
-SHAPE = ("thoughts", "dim", "layers", "vocab_size", "max_length", "seed")
+SHAPE = ("thoughts", "dim", "decoder_dim", "layers", "vocab_size", "max_length", "seed")
 """Arguments of a member that come from the decoder and the run, not from whoever names it."""
 
 

@@ -19,7 +19,7 @@ class ModelConfig:
     """Shape of the decoder and of its thoughts."""
 
     vocab_size: int = option(0, "tokens in the vocabulary; 0: taken from the tokenizer", low=0, high=1 << 24)
-    dim: int = option(512, "width D of the decoder and of a thought vector", low=2, high=1 << 16)
+    dim: int = option(512, "width D of the decoder", low=2, high=1 << 16)
     layers: int = option(6, "decoder layers L", low=1, high=1 << 12)
     heads: int = option(8, "attention heads", low=1, high=1 << 16)
     thoughts: int = option(24, "thought vectors N over all layers; 0: the autoregressive twin", low=0, high=1 << 16)
@@ -49,6 +49,7 @@ class ModelConfig:
     zero_cross_attention: bool = option(
         False, "cross-attention begins with outputs of zero: the first weights are those of the twin", added=True
     )
+    thought_dim: int = option(0, "width of a thought vector; 0: that of the decoder", low=0, high=1 << 16, added=True)
     dropout: float = option(
         0.0, "share of the embedding and of each layer's outputs that a slow step drops", low=0.0, high=0.95, added=True
     )
@@ -87,6 +88,11 @@ class ModelConfig:
         """Width of the feed-forward layer."""
         whole = 4 * self.dim if self.feed_forward == "relu2" else -(-(8 * self.dim // 3) // 32) * 32
         return self.hidden or whole
+
+    @property
+    def thought_width(self) -> int:
+        """Width of a thought vector."""
+        return self.thought_dim or self.dim
 
     @staticmethod
     def implied(changes: Mapping[str, Scalar]) -> dict[str, Scalar]:

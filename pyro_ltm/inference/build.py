@@ -128,7 +128,8 @@ def build_prior(config: Config) -> Prior:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(fold(config.seed, "prior"))
         component = config.prior if model.thoughts else GAUSSIAN
-        prior = PRIORS.build(component, thoughts=model.thoughts, dim=model.dim, layers=model.layers)
+        shape = {"thoughts": model.thoughts, "dim": model.thought_width, "layers": model.layers}
+        prior = PRIORS.build(component, **shape, decoder_dim=model.dim)
     check_shape("prior", prior, model)
     return prior
 
@@ -139,7 +140,7 @@ def build_guide(component: Component, model: ModelConfig, *, seed: int = 0) -> G
     Raises:
         UserError: an unknown name or option, or an object of another shape.
     """
-    shape = {"thoughts": model.thoughts, "dim": model.dim, "layers": model.layers}
+    shape = {"thoughts": model.thoughts, "dim": model.thought_width, "layers": model.layers}
     more = {"vocab_size": model.vocab_size, "max_length": model.max_length, "seed": seed}
     guide = FAMILIES.build(component, **shape, **more)
     check_shape("guide", guide, model)

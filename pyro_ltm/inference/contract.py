@@ -57,10 +57,10 @@ def check_guide(guide: Guide) -> None:
 
 def check_shape(axis: str, part: Guide | Prior, model: ModelConfig) -> None:
     """Raises UserError where a guide or a prior is of other thoughts than the model has."""
-    if (part.thoughts, part.dim) != (model.thoughts, model.dim):
+    if (part.thoughts, part.dim) != (model.thoughts, model.thought_width):
         raise UserError(
             f"{axis}: {type(part).__name__} is of {part.thoughts} thoughts of width {part.dim}, and the model has "
-            f"{model.thoughts} of width {model.dim}: make it of those, or give the class alone"
+            f"{model.thoughts} of width {model.thought_width}: make it of those, or give the class alone"
         )
 
 

@@ -215,7 +215,7 @@ def _thoughts_of_all(writer: Writer, prompts: Sequence[Row], num: int) -> Tensor
     """Thoughts of `num` texts after each prompt, those of a prompt together: [B, N, D]."""
     model = writer.model
     if not model.config.thoughts:
-        return torch.zeros(len(prompts) * num, 0, model.config.dim, device=model.device)
+        return torch.zeros(len(prompts) * num, 0, model.config.thought_width, device=model.device)
     texts, ids = [row.text for row in prompts], [row.key[0] for row in prompts]
     return _thoughts_after(writer, texts, ids, num).transpose(0, 1).flatten(0, 1)
 
@@ -262,7 +262,7 @@ def reconstruct(model: LatentThoughtModel, loop: FastLoop, codec: Codec, text: s
 
 
 def _check_thoughts(model: LatentThoughtModel, thoughts: Tensor) -> Tensor:
-    wanted = (model.config.thoughts, model.config.dim)
+    wanted = (model.config.thoughts, model.config.thought_width)
     if thoughts.dim() != 3 or tuple(thoughts.shape[1:]) != wanted:
         raise UserError(
             f"thoughts of shape {list(thoughts.shape)}: this model needs [sequences, {wanted[0]}, {wanted[1]}]"

@@ -91,7 +91,7 @@ class ThoughtEmbedder(TransformerMixin, BaseEstimator):
         """`layer0_thought1_dim5` and so on: layer, thought of the layer, dimension."""
         model = self._opened().config.model
         each, chosen = model.thoughts // model.layers, check_layers(model, self.layers)
-        names = [f"layer{i}_thought{j}_dim{k}" for i in chosen for j in range(each) for k in range(model.dim)]
+        names = [f"layer{i}_thought{j}_dim{k}" for i in chosen for j in range(each) for k in range(model.thought_width)]
         return np.array(names, dtype=object)
 
     def _opened(self) -> Run:

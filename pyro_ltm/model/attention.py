@@ -206,19 +206,28 @@ class Attention(nn.Module):
         qk_norm_eps: with it, each head's queries and keys go through an RMSNorm before they are rotated, as in Qwen3
             (arXiv:2505.09388; first in arXiv:2010.04245); None: they do not.
         mixes: `mixed_values` has a share of value embeddings.
+        read_dim: width of what keys and values are made of; None: `dim`.
 
     Attributes:
         fused_weight: the weights of queries, keys and values under one another, for one product instead of three
             (`Decoder.fused_weights`); None: each by itself.
     """
 
-    def __init__(self, dim: int, heads: int, *, qk_norm_eps: float | None = None, mixes: bool = False):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        qk_norm_eps: float | None = None,
+        mixes: bool = False,
+        read_dim: int | None = None,
+    ):
         super().__init__()
         self.heads = heads
         self.fused_weight: Tensor | None = None
         self.wq = Linear(dim, dim)
-        self.wk = Linear(dim, dim)
-        self.wv = Linear(dim, dim)
+        self.wk = Linear(read_dim or dim, dim)
+        self.wv = Linear(read_dim or dim, dim)
         self.wo = Linear(dim, dim)
         normed = qk_norm_eps is not None
         self.q_norm = RMSNorm(dim // heads, eps=qk_norm_eps) if normed else None
@@ -254,11 +263,11 @@ class Attention(nn.Module):
         return rotate(_normed(self._split(self.wq(x)), self.q_norm), table)
 
     def keys_values(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotated keys and plain values, each [B, H, P, d], of `x` [B, P, D]."""
+        """Rotated keys and plain values, each [B, H, P, d], of `x` [B, P, read_dim]."""
         return rotate(_normed(self._split(self.wk(x)), self.k_norm), table), self._split(self.wv(x))
 
     def keys_outputs(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotated keys [B, H, P, d] of `x` [B, P, D], and what `cross` mixes.
+        """Rotated keys [B, H, P, d] of `x` [B, P, read_dim], and what `cross` mixes.
 
         That is the values [B, H, P, d]; or, where they are few, what the output makes of each by itself, [B, H P, D].
         """

@@ -3,7 +3,8 @@
 Kong et al., "Latent Thought Models with Variational Bayes Inference-Time Computation", arXiv:2502.01567. Parameter
 names are those of the reference implementation, so that its weights load.
 
-Shapes: B sequences, T tokens, L layers, N thoughts in all (N/L per layer), D width, V vocabulary, H heads, d = D / H.
+Shapes: B sequences, T tokens, L layers, N thoughts in all (N/L per layer), D width, C width of a thought (D but where
+`thought_dim` says otherwise), V vocabulary, H heads, d = D / H.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class Layer(nn.Module):
         self.attention = Attention(config.dim, config.heads, qk_norm_eps=qk_norm_eps, mixes=mixes)
         if config.thoughts:
             self.cross_attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
-            self.cross_attention = Attention(config.dim, config.heads, qk_norm_eps=qk_norm_eps)
+            self.cross_attention = Attention(
+                config.dim, config.heads, qk_norm_eps=qk_norm_eps, read_dim=config.thought_width
+            )
         self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
         kind = FEED_FORWARD[config.feed_forward]
         self.feed_forward: SwiGLU | ReLU2 = kind(config.dim, config.hidden_width)
@@ -223,7 +226,7 @@ class Decoder(TokenDecoder):
         token_slice: slice | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [B, T, D] from the `context` of the inputs and the `thoughts` [B, N, D].
+        """Hidden states [B, T, D] from the `context` of the inputs and the `thoughts` [B, N, C].
 
         Without thoughts (None) it passes cross-attention by, and writes as its twin does.
         Of a `token_slice`, [B, P, D], where one is named: each layer works at what those above it see.

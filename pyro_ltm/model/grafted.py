@@ -125,7 +125,7 @@ class CrossAttention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.norm = RMSNorm(config.dim, eps=config.norm_eps)
-        self.projections = Attention(config.dim, config.heads)
+        self.projections = Attention(config.dim, config.heads, read_dim=config.thought_width)
 
     def reset_parameters(self, std: float) -> None:
         """N(0, std), and an output of zero."""

@@ -175,7 +175,7 @@ def probe_logits(base: Any, length: int = 8) -> tuple[Tensor, Tensor]:
 def check_exact(decoder: GraftedDecoder, tokens: Tensor, logits: Tensor) -> None:
     """Raises UserError unless the decoder's logits are those of its base to the bit, and thoughts can change them."""
     kind = type(decoder.body).__name__
-    thoughts = torch.randn(len(tokens), decoder.config.thoughts, decoder.config.dim)
+    thoughts = torch.randn(len(tokens), decoder.config.thoughts, decoder.config.thought_width)
     with _runs(decoder.body):
         ours = decoder.logits(decoder(decoder.context(tokens), thoughts))
     if not torch.equal(ours, logits):

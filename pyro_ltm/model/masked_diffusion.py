@@ -61,7 +61,7 @@ class MaskedDiffusion(LatentThoughtModel):
     def log_prob_without_thoughts(self, batch: Batch) -> Tensor:
         """Nats [B] of the batch's tokens: the estimate of their bound."""
         assert batch.targets is not None  # only known tokens have a probability
-        none = torch.zeros(batch.size, 0, self.config.dim, device=batch.device)
+        none = torch.zeros(batch.size, 0, self.config.thought_width, device=batch.device)
         return self.likelihood(none, batch).log_prob(batch.targets)
 
 

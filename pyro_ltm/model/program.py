@@ -47,7 +47,7 @@ class LatentThoughtModel(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self.prior = prior or Gaussian(config.thoughts, config.dim)
+        self.prior = prior or Gaussian(config.thoughts, config.thought_width)
         self.decoder: TokenDecoder = Decoder(config, compute_dtype) if decoder is None else decoder
         if self.prior.transport is not None:
             self.decoder.take_transport(self.prior.transport)

@@ -22,7 +22,8 @@ class Conditional(Prior):
     there is a prompt. Bounds are those of N(0, I), for a text's own beginning is part of it.
 
     Args:
-        thoughts: thought vectors N. dim: width D of each. hidden: width of the network.
+        thoughts: thought vectors N. dim: width D of each. hidden: width of the network. decoder_dim: width of the prompt;
+            None: `dim`.
     """
 
     card: ClassVar[Card] = Card(
@@ -35,10 +36,10 @@ class Conditional(Prior):
     has_analytic_kl: ClassVar[bool] = True
     reads_prompt: ClassVar[bool] = True
 
-    def __init__(self, thoughts: int, dim: int, hidden: int = 256):
+    def __init__(self, thoughts: int, dim: int, hidden: int = 256, decoder_dim: int | None = None):
         super().__init__(thoughts, dim)
         check_range("hidden", hidden, 1, 1 << 14)
-        self.network = perceptron(dim, hidden, 2 * thoughts * dim)
+        self.network = perceptron(decoder_dim or dim, hidden, 2 * thoughts * dim)
         self.loc: Tensor
         self.register_buffer("loc", torch.zeros(thoughts, dim), persistent=False)
 

@@ -17,7 +17,10 @@ SCHEDULE = (
 )
 """Settings of `slow` by which a twin learns from the same sequences; the rest is when to look, and about thoughts."""
 
-BEGUN = ("init_std", "zero_init", "zero_cross_attention", "dropout")
+OF_THOUGHTS = ("zero_cross_attention", "thought_dim")
+"""Settings of `model` that say nothing of a decoder without thoughts."""
+
+BEGUN = ("init_std", "zero_init", "dropout")
 """Settings of `model` by which a decoder begins and learns; once it is trained, it is the same decoder with others."""
 
 
@@ -58,7 +61,7 @@ def _checked(run: Run, twin: Run, option: str, wanted: ModelConfig, words: str) 
             f"{option} {twin.folder}: has another tokenizer than {run.folder}, so nats a token cannot be compared; "
             "train both on the same prepared folder"
         )
-    begun = {name: getattr(run.config.model, name) for name in BEGUN}
+    begun = {name: getattr(run.config.model, name) for name in (*BEGUN, *OF_THOUGHTS)}
     same_base = twin.config.graft.digest == run.config.graft.digest
     if replace(twin.config.model, **begun) != wanted or not same_base:
         raise UserError(
@@ -93,7 +96,7 @@ def training_differences(run: Run, twin: Run) -> list[str]:
             lines.append(f"its slow.{name} is {one}, this run's {other}")
     for name in BEGUN:
         one, other = getattr(twin.config.model, name), getattr(run.config.model, name)
-        if one != other and name != "zero_cross_attention":  # of which a twin has none
+        if one != other:
             lines.append(f"its model.{name} is {one}, this run's {other}")
     optimizers = (twin.config.slow_optimizer, run.config.slow_optimizer)
     used, ours_used = ({"name": one.name, **one.options} for one in optimizers)

@@ -177,7 +177,7 @@ class _Sums:
         self.first: Batch | None = None
         self.last: Tensor | None = None
         self.bytes = 0
-        self.mean = torch.zeros(model.config.thoughts, model.config.dim, dtype=torch.float64)
+        self.mean = torch.zeros(model.config.thoughts, model.config.thought_width, dtype=torch.float64)
         self.square = torch.zeros_like(self.mean)
 
     def add(self, batch: Batch, posterior: Posterior, seed: int) -> None:

@@ -143,7 +143,7 @@ class _Reader:
         assert batch.targets is not None  # a batch without targets has nothing to score
         hiding = (fold(self.seed, "score", start), self.particles)
         scored = dataclasses.replace(batch, token_slice=slice(start, min(end, batch.length)), hiding=hiding)
-        none = torch.zeros(batch.size, 0, self.model.config.dim, device=batch.device)
+        none = torch.zeros(batch.size, 0, self.model.config.thought_width, device=batch.device)
         return -self.model.likelihood(none, scored).log_prob(batch.targets).double().cpu()
 
     def _prior(self, batch: Batch, particles: int, noise: Noise) -> Tensor:

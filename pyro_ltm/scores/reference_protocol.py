@@ -63,7 +63,7 @@ def evaluate_reference(
     Two things differ: means and log variances start, and noise is drawn, from streams of their own for each sequence;
     and what is padding is not scored, of which the reference has none.
     """
-    guide = MeanField(model.config.thoughts, model.config.dim, seed=fold(seed, "start"), **Reference.guide)
+    guide = MeanField(model.config.thoughts, model.config.thought_width, seed=fold(seed, "start"), **Reference.guide)
     loop = FastLoop(guide, AnalyticELBO(), Reference.optimizer, steps=fast_steps, noise="fixed")
     tally = Tally(progress)
     with evaluating(model):

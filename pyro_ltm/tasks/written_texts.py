@@ -271,7 +271,7 @@ class RunScorer:
         sums, counts = torch.zeros(len(texts), config.dim, dtype=torch.float64), torch.zeros(len(texts), 1)
         for batch in text_batches(self.run, texts, whole=True):
             assert batch.documents is not None  # the numbers of the texts
-            z = torch.zeros(batch.size, config.thoughts, config.dim, device=batch.device)
+            z = torch.zeros(batch.size, config.thoughts, config.thought_width, device=batch.device)
             hidden = decoder(decoder.context(batch.inputs), z)
             sums.index_add_(0, batch.documents, (hidden * batch.mask[..., None]).sum(1).double().cpu())
             counts.index_add_(0, batch.documents, batch.mask.sum(1, keepdim=True).float().cpu())

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from helpers.loops import fit_posterior
 from helpers.plain_options import option_logits
-from helpers.tiny import D, T, enlarge, tiny_batch, tiny_config, tiny_decoder, tiny_model, tiny_tokens
+from helpers.tiny import T, enlarge, tiny_batch, tiny_config, tiny_decoder, tiny_model, tiny_tokens
 
 from pyro_ltm.config import ModelConfig
 from pyro_ltm.errors import UserError
@@ -33,6 +33,7 @@ ALONE = {
     "zero_init": {"zero_init": True},
     "zero_cross_attention": {"zero_cross_attention": True},
     "dropout": {"dropout": 0.1},
+    "thought_dim": {"thought_dim": 3},
 }
 ALL = {key: value for options in ALONE.values() for key, value in options.items()}
 OPTIONS = {**ALONE, "all": ALL, "all, without thoughts": {**ALL, "thoughts": 0}}
@@ -47,7 +48,7 @@ def test_every_option_is_here():
 def parts(options, **changes):
     """A decoder whose every part matters, tokens and thoughts, in the default dtype."""
     config = tiny_config(**{**options, **changes})
-    return tiny_decoder(config), tiny_tokens(3)[:, :-1], torch.randn(3, config.thoughts, D)
+    return tiny_decoder(config), tiny_tokens(3)[:, :-1], torch.randn(3, config.thoughts, config.thought_width)
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_fused_weights_and_cached_contexts_change_nothing(options, dtype):
     model = LatentThoughtModel(config, dtype)
     enlarge(model.decoder, seed=0)
     model.requires_grad_(False)
-    batch, thoughts = tiny_batch(), torch.randn(3, config.thoughts, D, requires_grad=True)
+    batch, thoughts = tiny_batch(), torch.randn(3, config.thoughts, config.thought_width, requires_grad=True)
 
     def figures(batch):
         nats = model_log_prob(model, batch, thoughts)
@@ -144,7 +145,7 @@ def test_bfloat16_stays_near(options):
     config = tiny_config(**options)
     full, half = tiny_decoder(config), Decoder(config, torch.bfloat16)
     half.load_state_dict(full.state_dict())
-    tokens, thoughts = tiny_tokens(3), torch.randn(3, config.thoughts, D)
+    tokens, thoughts = tiny_tokens(3), torch.randn(3, config.thoughts, config.thought_width)
     inputs, targets = tokens[:, :-1], tokens[:, 1:].flatten()
     exact, rough = (d(d.context(inputs), thoughts).flatten(0, 1) for d in (full, half))
     logits = [d.logits(h) for d, h in ((full, exact), (half, rough))]
@@ -200,7 +201,7 @@ def test_compiles_in_one_graph():
 
 def slow_step(model, *, steps=2, decoder_only=False):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    loop = FastLoop(MeanField(model.config.thoughts, D), AnalyticELBO(), steps=steps if model.config.thoughts else 0)
+    loop = FastLoop(MeanField(model.config.thoughts, model.config.thought_width), AnalyticELBO(), steps=steps if model.config.thoughts else 0)
     batches = [tiny_batch()]
     return train_step(model, batches, loop, optimizer, clip=0.0, seed=0, decoder_only=decoder_only)
 
@@ -213,8 +214,8 @@ def test_steps_of_training_and_a_fit_on_stretches(options):
     model.requires_grad_(False)
     if model.config.thoughts:
         batch = tiny_batch()
-        fit_posterior(model, batch, guide=MeanField(model.config.thoughts, D), objective=AnalyticELBO(), steps=2)
-        thoughts = torch.randn(3, model.config.thoughts, D)
+        fit_posterior(model, batch, guide=MeanField(model.config.thoughts, model.config.thought_width), objective=AnalyticELBO(), steps=2)
+        thoughts = torch.randn(3, model.config.thoughts, model.config.thought_width)
         pieces = [model_log_prob(model, subsampled(batch, 3, step=at, seed=0), thoughts) / 3 for at in range(3)]
         torch.testing.assert_close(sum(pieces), model_log_prob(model, batch, thoughts), atol=1e-4, rtol=1e-5)
 
@@ -246,7 +247,7 @@ def test_weights_load_and_the_twin_has_its_part_of_them(options):
     assert config.twin.twin == config.twin
     kept = {name: value for name, value in decoder.state_dict().items() if "cross_attention" not in name}
     twin.load_state_dict(kept)
-    tokens, thoughts = tiny_tokens(3)[:, :-1], torch.randn(3, config.thoughts, D)
+    tokens, thoughts = tiny_tokens(3)[:, :-1], torch.randn(3, config.thoughts, config.thought_width)
     with torch.no_grad():
         assert torch.equal(decoder(decoder.context(tokens), None), twin(twin.context(tokens), thoughts[:, :0]))
         assert torch.equal(decoder(decoder.context(tokens), thoughts), other(other.context(tokens), thoughts))

@@ -16,6 +16,7 @@ TINY = [
     *("model.dim=8", "model.layers=2", "model.heads=2", "model.thoughts=2", "model.max_length=64", "model.window=4"),
     *("fast.steps=2", "slow.steps=4", "slow.batch_size=3", "objective.name=stl"),
     *("slow.eval_every=0", "slow.eval_sequences=2", "slow.save_every=2", "slow.warmup=1", "slow.lr=0.02"),
+    "model.thought_dim=6",
 ]
 
 

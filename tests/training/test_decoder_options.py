@@ -17,6 +17,7 @@ from pyro_ltm.runs.twin import check_twin
 OPTIONS = [
     *("model.qk_norm=true", "model.logit_softcap=15", "model.value_embeddings=true", "model.feed_forward=relu2"),
     *("model.tied=false", "model.zero_init=true", "model.zero_cross_attention=true", "model.dropout=0.1"),
+    "model.thought_dim=3",
 ]
 TINY = [
     *("model.dim=16", "model.layers=2", "model.heads=2", "model.thoughts=2", "model.max_length=16", "model.window=4"),

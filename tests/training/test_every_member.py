@@ -23,7 +23,7 @@ from pyro_ltm.training import Stopped
 TINY = [
     *("model.dim=8", "model.layers=2", "model.heads=2", "model.thoughts=2", "model.max_length=12", "model.window=4"),
     *("data.vocab_size=280", "data.sequence_length=12", "fast.steps=2", "slow.steps=2", "slow.batch_size=3"),
-    *("slow.eval_every=2", "slow.eval_sequences=3", "slow.save_every=1", "slow.warmup=1"),
+    *("slow.eval_every=2", "slow.eval_sequences=3", "slow.save_every=1", "slow.warmup=1", "model.thought_dim=6"),
 ]
 
 
@@ -72,5 +72,5 @@ def test_trains_resumes_and_is_judged(guide, objective, tokens, tmp_path):
     steps = [row for row in rows if row["kind"] == "train"]
     assert all(("bound_nats_per_token" in row) == judged for row in steps), "what is no bound is not called one"
     _, posterior = loaded.infer(["The bird sang."])
-    assert posterior.mean().shape == (1, 2, 8)
+    assert posterior.mean().shape == (1, 2, 6)
     assert loaded.generate(prompt="The", max_new_tokens=3)[0].tokens <= 3

@@ -236,7 +236,7 @@ def _scored(found: Evaluation, model: ModelConfig) -> dict[str, Any]:
     iwae = Figure.of(bound.sequence_iwae_nats, bound.sequence_tokens, bound.places)
     levels: dict[str, Any] = {"bound": bound, "iwae": iwae, "predictive": found.prefix}
     levels |= {"reference": found.reference, "floor": found.floor}
-    layers, latent = bound.active_fraction_by_layer, model.thoughts * model.dim
+    layers, latent = bound.active_fraction_by_layer, model.thoughts * model.thought_width
     return {
         **{
             name: _level(figure.nats_per_token, figure.nats_per_token_stderr)
