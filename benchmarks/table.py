@@ -126,7 +126,8 @@ def parameters(model: ModelConfig) -> int:
     """Numbers that a decoder learns."""
     crossing = bool(model.thoughts)
     fed = (3 if model.feed_forward == "swiglu" else 2) * model.dim * model.hidden_width
-    layer = (4 + 2 * crossing) * model.dim**2 + 2 * crossing * model.dim * model.thought_width + fed + (2 + crossing) * model.dim
+    crossed = 2 * model.dim * (model.dim + model.thought_width) if crossing else 0
+    layer = 4 * model.dim**2 + crossed + fed + (2 + crossing) * model.dim
     if model.qk_norm:
         layer += 2 * (1 + crossing) * model.dim // model.heads
     mixing = -(-model.layers // 2) if model.value_embeddings else 0

@@ -22,8 +22,8 @@ class Conditional(Prior):
     there is a prompt. Bounds are those of N(0, I), for a text's own beginning is part of it.
 
     Args:
-        thoughts: thought vectors N. dim: width D of each. hidden: width of the network. decoder_dim: width of the prompt;
-            None: `dim`.
+        thoughts: thought vectors N. dim: width D of each. hidden: width of the network.
+        decoder_dim: width of the prompt; None: `dim`.
     """
 
     card: ClassVar[Card] = Card(

@@ -51,6 +51,10 @@ def parts(options, **changes):
     return tiny_decoder(config), tiny_tokens(3)[:, :-1], torch.randn(3, config.thoughts, config.thought_width)
 
 
+def mean_field(model):
+    return MeanField(model.config.thoughts, model.config.thought_width)
+
+
 @pytest.fixture
 def double():
     torch.set_default_dtype(torch.float64)
@@ -201,7 +205,7 @@ def test_compiles_in_one_graph():
 
 def slow_step(model, *, steps=2, decoder_only=False):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    loop = FastLoop(MeanField(model.config.thoughts, model.config.thought_width), AnalyticELBO(), steps=steps if model.config.thoughts else 0)
+    loop = FastLoop(mean_field(model), AnalyticELBO(), steps=steps if model.config.thoughts else 0)
     batches = [tiny_batch()]
     return train_step(model, batches, loop, optimizer, clip=0.0, seed=0, decoder_only=decoder_only)
 
@@ -214,7 +218,7 @@ def test_steps_of_training_and_a_fit_on_stretches(options):
     model.requires_grad_(False)
     if model.config.thoughts:
         batch = tiny_batch()
-        fit_posterior(model, batch, guide=MeanField(model.config.thoughts, model.config.thought_width), objective=AnalyticELBO(), steps=2)
+        fit_posterior(model, batch, guide=mean_field(model), objective=AnalyticELBO(), steps=2)
         thoughts = torch.randn(3, model.config.thoughts, model.config.thought_width)
         pieces = [model_log_prob(model, subsampled(batch, 3, step=at, seed=0), thoughts) / 3 for at in range(3)]
         torch.testing.assert_close(sum(pieces), model_log_prob(model, batch, thoughts), atol=1e-4, rtol=1e-5)
