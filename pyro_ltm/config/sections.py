@@ -50,6 +50,14 @@ class ModelConfig:
         False, "cross-attention begins with outputs of zero: the first weights are those of the twin", added=True
     )
     thought_dim: int = option(0, "width of a thought vector; 0: that of the decoder", low=0, high=1 << 16, added=True)
+    thought_stride: int = option(
+        0,
+        "positions from one thought of a layer to the next; 0: max_length / thoughts, rounded down. With --init-from "
+        "that of the other run",
+        low=0,
+        high=1 << 24,
+        added=True,
+    )
     dropout: float = option(
         0.0, "share of the embedding and of each layer's outputs that a slow step drops", low=0.0, high=0.95, added=True
     )
@@ -94,6 +102,11 @@ class ModelConfig:
         """Width of a thought vector."""
         return self.thought_dim or self.dim
 
+    @property
+    def thoughts_apart(self) -> int:
+        """Positions from one thought of a layer to the next."""
+        return self.thought_stride or self.max_length // max(self.thoughts, 1)
+
     @staticmethod
     def implied(changes: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Keys that `changes` of a file or a setting imply, where they do not name them."""
@@ -126,12 +139,12 @@ class ModelConfig:
     @property
     def twin(self) -> ModelConfig:
         """The same decoder without thoughts, that writes one token after the other: the autoregressive twin."""
-        return dataclasses.replace(self, thoughts=0, kind="autoregressive")
+        return dataclasses.replace(self, thoughts=0, thought_stride=0, kind="autoregressive")
 
     @property
     def masked_diffusion(self) -> ModelConfig:
         """The same decoder without thoughts and without the causal mask: the masked diffusion beside it."""
-        return dataclasses.replace(self, thoughts=0, kind="masked-diffusion")
+        return dataclasses.replace(self, thoughts=0, thought_stride=0, kind="masked-diffusion")
 
     @property
     def no_thoughts(self) -> str:

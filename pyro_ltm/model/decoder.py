@@ -150,8 +150,7 @@ class Decoder(TokenDecoder):
         table = rotary_table(torch.arange(config.positions), head_dim, config.rope_theta)
         self.register_buffer("table", table, persistent=False)
         # The thoughts of every layer stand at the same positions, spread as if all N shared one line.
-        stride = config.max_length // max(config.thoughts, 1)
-        positions = torch.arange(config.thoughts // config.layers) * stride
+        positions = torch.arange(config.thoughts // config.layers) * config.thoughts_apart
         self.register_buffer("thought_table", rotary_table(positions, head_dim, config.rope_theta), persistent=False)
         self.reset_parameters(seed)
 

@@ -190,7 +190,7 @@ class GraftedDecoder(TokenDecoder):
         self.cap = float(getattr(base.config.get_text_config(), "final_logit_softcapping", None) or 0.0)
         self.cross_attention = nn.ModuleList(CrossAttention(config) for _ in at if config.thoughts)
         head_dim = config.dim // config.heads
-        positions = torch.arange(config.thoughts // config.layers) * (config.max_length // max(config.thoughts, 1))
+        positions = torch.arange(config.thoughts // config.layers) * config.thoughts_apart
         self.table: Tensor
         self.thought_table: Tensor
         self.register_buffer("table", rotary_table(torch.arange(config.max_length), head_dim, config.rope_theta), False)

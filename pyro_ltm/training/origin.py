@@ -17,8 +17,8 @@ from pyro_ltm.runs.notes import ORIGIN, OriginNote, origin_note, relative, write
 from pyro_ltm.runs.run import Run
 from pyro_ltm.training.schedule import flat
 
-ANYHOW = ("model.max_length", "model.dropout", "graft.train", "graft.rank", "graft.alpha")
-"""Of a model's settings, those by which its weights mean the same."""
+ANYHOW = ("model.max_length", "model.thought_stride", "model.dropout", "graft.train", "graft.rank", "graft.alpha")
+"""Of a model's settings, those by which its weights mean the same, its thoughts standing where they did."""
 
 PRIOR = ("model.prior.", "model.decoder.transport.")
 """Names of weights that are those of one prior."""
@@ -80,16 +80,28 @@ class Origin:
                 f"{data.folder.path}: made by another tokenizer than that of {self.run.folder}, whose weights know its "
                 f"tokens alone: prepare the data with --tokenizer {self.run.folder / 'tokenizer.json'}"
             )
-        size = config.model.vocab_size or self.run.config.model.vocab_size
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
+        its = self.run.config.model
+        model = dataclasses.replace(config.model, vocab_size=config.model.vocab_size or its.vocab_size)
+        if its.thoughts and not model.thought_stride and model.thoughts_apart != its.thoughts_apart:
+            model = dataclasses.replace(model, thought_stride=its.thoughts_apart)
+        config = dataclasses.replace(config, model=model)
         ours, theirs = flat(config), flat(self.run.config)
+        ours["model.thought_stride"], theirs["model.thought_stride"] = model.thoughts_apart, its.thoughts_apart
         for key in sorted(ours, key=lambda key: key != "model.kind"):  # which others follow from
-            if key.startswith(("model.", "graft.")) and key not in ANYHOW and ours[key] != theirs[key]:
+            if key.startswith(("model.", "graft.")) and ours[key] != theirs[key] and not self._is_free(key, config):
                 raise UserError(
                     f"{self.run.folder}: its weights are of {key} = {theirs[key]}, and not {ours[key]}: "
                     f"--set {key}={theirs[key]}, or leave the preset out to take its settings"
                 )
         return config
+
+    def _is_free(self, key: str, config: Config) -> bool:
+        """Whether the weights mean the same by another setting of this key."""
+        if key == "model.thought_stride":
+            return not (config.model.thoughts and self.run.config.model.thoughts)
+        if key == "graft.alpha":  # by which low-rank additions that are taken over count
+            return not config.graft.train == self.run.config.graft.train == "lora"
+        return key in ANYHOW
 
     def give(self, modules: nn.ModuleDict, config: Config) -> None:
         """Puts the weights into what a new run learns (`trainable`); those of the guide where it is the same."""

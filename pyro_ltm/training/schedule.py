@@ -179,7 +179,8 @@ def check_same(config: Config, saved: Config, folder: Path) -> None:
     It may in its steps, and in what changes no figure (`ANYHOW`).
     """
     ours, theirs = _without_free(flat(config)), _without_free(flat(saved))
-    for key in PLAN:  # what one who names no more than other steps does not know
+    # What one who names no more than other steps, or the whole command once more, does not know.
+    for key in (*PLAN, "model.thought_stride"):
         ours[key] = ours[key] if ours[key] and key != "slow.steps" else theirs[key]
     if keys := [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]:
         changes = ", ".join(f"{key} = {theirs.get(key)!r} became {ours.get(key)!r}" for key in keys)

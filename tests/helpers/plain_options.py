@@ -22,7 +22,7 @@ def option_logits(
     ago = places[:, None] - places[None, :]
     sees = (ago >= 0) & (ago < config.window)
     each = config.thoughts // config.layers
-    stands = torch.arange(each) * (config.max_length // max(config.thoughts, 1))
+    stands = torch.arange(each) * (config.thought_stride or config.max_length // max(config.thoughts, 1))
     for at in range(config.layers):
         own = {name.removeprefix(f"layers.{at}."): w for name, w in weights.items() if name.startswith(f"layers.{at}.")}
         table = weights.get(f"value_embeddings.{at}.weight")

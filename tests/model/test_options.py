@@ -29,7 +29,7 @@ ALONE = {
     "value_embeddings": {"value_embeddings": True},
     "value_embeddings, three layers": {"value_embeddings": True, "layers": 3, "thoughts": 6},
     "relu2": {"feed_forward": "relu2"},
-    "not tied": {"tied": False},
+    "not tied, thoughts nearer": {"tied": False, "thought_stride": 2},
     "zero_init": {"zero_init": True},
     "zero_cross_attention": {"zero_cross_attention": True},
     "dropout": {"dropout": 0.1},

@@ -241,6 +241,20 @@ def test_a_new_run_begins_with_the_weights_of_another(text, trained, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_longer_texts_leave_the_thoughts_where_they_stood(tokens, trained, tmp_path):
+    """Else all that reads them would begin turned: by 8 positions a thought in 16 tokens, by 16 in 32."""
+    longer, out = configure("model.max_length=32", "slow.lr=0"), tmp_path / "run"
+    run, old = ltm.train(longer, data=tokens, out=out, init_from=trained), Run.load(trained)
+    batch, z = old.dataset().batch([0, 1]), torch.randn(2, 2, 16, generator=torch.Generator().manual_seed(0))
+    nats = [one.model.likelihood(z, batch).log_prob(batch.targets) for one in (run, old)]
+    assert torch.equal(*nats)
+    assert (run.config.model.thought_stride, run.config.model.twin.thought_stride) == (8, 0)
+    again = ltm.train(dataclasses.replace(longer, slow=dataclasses.replace(longer.slow, steps=5)), out=out, resume=True)
+    assert again.config.model.thought_stride == 8
+    with pytest.raises(UserError, match=r"its weights are of model\.thought_stride = 8, and not 4"):
+        ltm.train(configure("model.thought_stride=4"), data=tokens, out=tmp_path / "other", init_from=trained)
+
+
 def test_a_run_that_began_with_anothers_weights_is_killed_as_it_begins(tokens, trained, monkeypatch):
     whole, killed = tokens.parent / "whole", tokens.parent / "killed"
     ltm.train(configure(), data=tokens, out=whole, init_from=trained)

@@ -137,6 +137,12 @@ def test_a_base_that_learns_and_a_run_that_was_killed(train, base, grafted, data
     assert same(body(base_of(loaded)), body(grafted)), "the twin is the base as it was"
 
 
+def test_low_rank_additions_count_as_they_did_in_a_run_that_begins_with_them(base, data, tmp_path):
+    run = graft(base, tmp_path / "graft", Graft(thoughts=2, max_length=16, train="lora"))
+    with pytest.raises(UserError, match=r"its weights are of graft\.alpha = 16, and not 32"):
+        ltm.train(planned(run, "graft.alpha=32"), data=data, out=tmp_path / "run", init_from=run.folder)
+
+
 def test_a_fine_tuned_base_is_a_twin(base, data, trained, tmp_path):
     alone = graft(base, tmp_path / "alone", Graft(thoughts=0, train="all", max_length=16), seed=3)
     twin = ltm.train(planned(alone), data=data, out=tmp_path / "twin", init_from=alone.folder)
