@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from .several import are_several
+
 DONE = 0
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -26,10 +28,12 @@ def code_of(stop: KeyboardInterrupt, *, goes_on: bool = True) -> int:
 
     Args:
         goes_on: it goes on where it was when it is started again, as whoever sends another signal than Ctrl-C will:
-            then that end is a good one.
+            then that end is a good one. So is that of several processes which have saved, whatever the signal: for
+            `torchrun` another is a fault.
     """
     number: int = getattr(stop, "number", signal.SIGINT)
-    return DONE if goes_on and number != signal.SIGINT else 128 + number
+    saved = are_several() and hasattr(stop, "number")
+    return DONE if goes_on and (saved or number != signal.SIGINT) else 128 + number
 
 
 def before_training(stop: KeyboardInterrupt, place: Path) -> Failure:

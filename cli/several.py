@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from .output import note
 if TYPE_CHECKING:
     from pyro_ltm.distributed import World
 
-COMMANDS = ("train", "evaluate", "infer", "embed")
+COMMANDS = ("train", "evaluate", "compare", "scale", "infer", "embed")
 """Those that share their work."""
 
 _world: World | None = None
@@ -69,6 +70,16 @@ def tell_end(line: str) -> None:
         note(line, file=sys.__stderr__)
 
 
+def leads() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return _world is None or _world.leads
+
+
+def go_on_with(words: Sequence[str]) -> str:
+    """How people go on by the command of these words, which of several processes they gave to whatever started all."""
+    return "go on with the same command" if are_several() else f"go on with: {shlex.join(words)}"
+
+
 def share_of(total: int) -> int:
     """Of `total` things that the processes share, how many the first takes."""
     return total if _world is None else _world.part(total).stop
@@ -76,10 +87,10 @@ def share_of(total: int) -> int:
 
 def of_leader(context: Callable[[], AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
     """`context()` in the first process; in the others, nothing."""
-    return context() if _world is None or _world.leads else nullcontext()
+    return context() if leads() else nullcontext()
 
 
 def only_leader() -> None:
     """Ends the command here in all processes but the first, which writes what is to be written and speaks."""
-    if _world is not None and not _world.leads:
+    if not leads():
         raise click.exceptions.Exit(0)

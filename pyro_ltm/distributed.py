@@ -48,11 +48,13 @@ class World:
     Attributes:
         rank: which of the processes this is, from 0. size: how many there are.
         local_rank: which of those on this machine.
+        failure: the error, told by one of them, that ended the last `gather`.
     """
 
     rank = 0
     size = 1
     local_rank = 0
+    failure: BaseException | None = None
 
     @property
     def leads(self) -> bool:
@@ -72,8 +74,12 @@ class World:
         return list(answers)
 
     def gather(self, values: Sequence[T]) -> list[T]:
-        """The values of all processes, in the order of their ranks."""
+        """The values of all processes, in the order of their ranks. Raises what one of them sent by `fail` instead."""
         return list(values)
+
+    def fail(self, error: BaseException) -> BaseException:
+        """Ends the `gather` of the others, which comes next, by `error`; of several such errors all have the first."""
+        return error
 
     def tell(self, value: T | None) -> T | None:
         """The value that the leader gives here; the others wait for it, however long it takes."""
@@ -112,9 +118,25 @@ class Group(World):
         return [bool(count) for count in self.sum(torch.tensor(answers, dtype=torch.int64)).tolist()]
 
     def gather(self, values: Sequence[T]) -> list[T]:  # noqa: D102
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, list(values))
+        found = self._all(list(values))
+        self.failure = next((each for each in found if isinstance(each, BaseException)), None)
+        if self.failure:
+            raise self.failure
         return [value for each in found for value in each]
+
+    def fail(self, error: BaseException) -> BaseException:  # noqa: D102
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # of a class of the user's own
+            error = UserError(f"{type(error).__name__}: {error}")
+        self.failure = error = next(each for each in self._all(error) if isinstance(each, BaseException))
+        return error
+
+    def _all(self, value: Any) -> list[Any]:
+        """The values that all processes give here, in the order of their ranks."""
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
 
     def tell(self, value: T | None) -> T | None:  # noqa: D102
         self._told += 1
@@ -191,6 +213,18 @@ def sharing() -> Iterator[None]:
         yield
     finally:
         _sharing = before
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Within `sharing`: an error of one process ends the block in all. They send by `gather` alone in it, and do so."""
+    shared = team()
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if shared.size == 1 or error is shared.failure or isinstance(error, Lost) or is_loss(error):
+            raise
+        raise shared.fail(error) from None
 
 
 def are_several() -> bool:
@@ -296,9 +330,9 @@ def _losses() -> Iterator[None]:
         raise Lost(LOST) from error
 
 
-def is_loss(error: RuntimeError) -> bool:
+def is_loss(error: BaseException) -> bool:
     """Whether torch raised it because another process is gone; gloo has no class of its own for that."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

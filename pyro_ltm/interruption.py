@@ -32,16 +32,36 @@ class Stopped(KeyboardInterrupt):
 def on_end_signal(end: Callable[[int], bool]) -> Iterator[None]:
     """Calls `end` with the number of the signal at Ctrl-C or another signal to end.
 
-    Where it gives False, the end was asked for before: then Ctrl-C ends at once, as `KeyboardInterrupt`.
+    Where it gives False, the end was asked for before: then Ctrl-C ends at once, as `KeyboardInterrupt`. A block within
+    another is told at its beginning of what came before; what comes to it stays in `first_signal`.
     """
+    before = first_signal()
 
     def interrupt(number: int, frame: Any) -> None:
+        _came.append(number)
         # Of the others several may come: a closed terminal sends two.
         if not end(number) and number == signal.SIGINT:
             raise KeyboardInterrupt
 
-    with _handled(ENDING, interrupt):
-        yield
+    _blocks.append(end)
+    try:
+        with _handled(ENDING, interrupt):
+            if before:
+                end(before)
+            yield
+    finally:
+        _blocks.pop()
+        if not _blocks:
+            _came.clear()
+
+
+_blocks: list[Callable[[int], bool]] = []
+_came: list[int] = []
+
+
+def first_signal() -> int:
+    """The first signal to end since the outermost `on_end_signal` began; 0: none."""
+    return _came[0] if _came else 0
 
 
 @contextmanager

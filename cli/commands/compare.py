@@ -84,7 +84,7 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
     --train, trains a decoder under each pair, and compares them at equal tokens and at equal seconds.
 
     DIR gets compare.html, which opens from disk, compare.json, compare.csv and plots. A comparison that was interrupted
-    goes on where it stopped, and more pairs may be added to it.
+    goes on where it stopped, and more pairs may be added to it. Several processes (torchrun) share each pair.
     """
     ctx = click.get_current_context()
     if (run_folder is None) != train:
@@ -103,8 +103,10 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
     from pyro_ltm.reports.comparison_page import write_comparison
 
     from ..failure import Failure, before_training, code_of
+    from ..several import go_on_with, leads, of_leader, only_leader
 
-    check_target(out, "training" if train else "posteriors")
+    if leads():
+        check_target(out, "training" if train else "posteriors")
     guides = split_names(given.pop("guide_names"), FAMILIES)
     objectives = split_names(given.pop("objective_names"), OBJECTIVES)
     again = typed(ctx)
@@ -116,15 +118,16 @@ def command(*, run_folder: Path | None, train: bool, out: Path, common: Common, 
     }
     shared |= {key: given.pop(key) for key in ("sequences", "particles", "batch_size")}
     try:
-        with locked(out):
+        with of_leader(lambda: locked(out)):
             comparison = (
                 _train(common, **shared, **given) if run_folder is None else _fit(run_folder, common, **shared, **given)
             )
+            only_leader()
             page = write_comparison(comparison, out)
     except KeyboardInterrupt as stopped:
         if not (out / COMPARISON).is_file():
             raise before_training(stopped, out / "data") from None
-        message = f"interrupted; what is scored is in {out / COMPARISON}, go on with: {shlex.join(again)}"
+        message = f"interrupted; what is scored is in {out / COMPARISON}, {go_on_with(again)}"
         raise Failure(message, code_of(stopped)) from None
     _show(comparison, page, common.as_json)
 

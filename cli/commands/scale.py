@@ -186,7 +186,8 @@ def command(*, out: Path, plan: Plan, dry: DryRun, resume: bool, common: Common,
 
     DIR gets a run folder for each cell in runs/, the text prepared once in data/, study.json and study.csv, plots, and
     scaling.html, which opens from disk. A study that was stopped or killed goes on with --resume, also on several
-    machines at once: each cell is trained by one worker. More values, axes, rivals and seeds may be added later.
+    machines at once: each cell is trained by one worker, which may be several processes (torchrun). More values, axes,
+    rivals and seeds may be added later.
     """
     dry.check()
     if given["retry_failed"] and not (resume or dry.dry_run):
@@ -197,19 +198,23 @@ def command(*, out: Path, plan: Plan, dry: DryRun, resume: bool, common: Common,
 
     from ..output import note
     from ..runs import check_device
+    from ..several import leads, only_leader
     from .train import base_config, configure
 
-    device, there, data = check_device(common.device), check_target(out), given["data"]
+    device, data = check_device(common.device), given["data"]
+    there = check_target(out) if leads() else None
     base = base_config(given.pop("preset"), data)
     config = configure(base, given.pop("config_file"), given.pop("settings"), common)
     plan.grid(with_vocabulary(config), common.seed, priced=False).cells()  # refused before any work is done
     if dry.dry_run:
+        only_leader()
         grid = plan.grid(_as_prepared(config, data, out), common.seed)
         return _show_price(_price(grid, out, dry, device, **given), dry, common)
     if there is not None and not resume:
         raise UserError(f"{out}: already holds a study; go on with it, extend it or join it with --resume")
     again = typed(click.get_current_context()) + ([] if resume else ["--resume"])
     study = _run(plan, config, out, again, common, device=device, **given)
+    only_leader()
     from pyro_ltm.reports.scaling_page import write_study
 
     _show(study, write_study(study, out), common.as_json)
@@ -230,6 +235,7 @@ def _run(plan: Plan, config: Config, out: Path, again: Sequence[str], common: Co
     from ..failure import Failure, before_training, code_of
     from ..output import note
     from ..progress import reporter, say_stopping
+    from ..several import are_several, go_on_with
 
     data, reading = given.pop("data"), given.pop("reading")
     try:
@@ -243,7 +249,8 @@ def _run(plan: Plan, config: Config, out: Path, again: Sequence[str], common: Co
         if not (out / STUDY).is_file():
             raise before_training(stopped, out / "data") from None
         how = f"interrupted {stopped}".strip()
-        raise Failure(f"{how}; go on with: {shlex.join(again)}", code_of(stopped)) from None
+        how += f"; {go_on_with(again)}" + (" and --resume" if are_several() else "")
+        raise Failure(how, code_of(stopped)) from None
 
 
 def _as_prepared(config: Config, data: tuple[str, ...], out: Path) -> Config:

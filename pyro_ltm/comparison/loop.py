@@ -16,6 +16,8 @@ import torch
 from pyro_ltm.comparison.comparison_file import open_comparison, save
 from pyro_ltm.comparison.pair_score import Progress
 from pyro_ltm.comparison.result import Comparison, Key, Kind, PairScore
+from pyro_ltm.comparison.together import end_together, sharing_a_score
+from pyro_ltm.distributed import current
 from pyro_ltm.errors import UserError, is_out_of_memory, visible
 from pyro_ltm.types import Batch
 
@@ -66,7 +68,7 @@ def run_plan(
     about: Mapping[str, Any] | None,
     rivals: Mapping[str, Callable[[], PairScore]] | None = None,
 ) -> Comparison:
-    """Scores all pairs of a plan that are not in `out` yet.
+    """Scores all pairs of a plan that are not in `out` yet. Of several processes the first opens and writes it.
 
     Args:
         score: gives the figures of a pair; called with its key and its place among the pairs, such as `2/6`.
@@ -75,7 +77,29 @@ def run_plan(
 
     Raises:
         UserError: `out` holds a comparison with other settings.
+        Stopped: one of several processes was sent a signal to end; what is scored is saved.
     """
+    world = current()
+    comparison = world.tell(_begun(plan, batches, out, about) if world.leads else None)
+    assert comparison is not None
+    out = out if world.leads else None
+    for name, rival in (rivals or {}).items():
+        if name not in comparison.rivals:
+            end_together()
+            setattr(comparison, name, world.tell(rival()))
+            save(comparison, out)
+    for index, key in enumerate(plan.keys, 1):
+        if comparison.find(key) is None:
+            end_together()
+            pair = world.tell(score(key, f"{index}/{len(plan.keys)}"))  # seconds and bytes are those of the first
+            assert pair is not None
+            comparison.pairs.append(pair)
+            save(comparison, out)
+    return comparison
+
+
+def _begun(plan: Plan, batches: Sequence[Batch], out: Path | None, about: Mapping[str, Any] | None) -> Comparison:
+    """The comparison in `out` to go on with, or a new one, saved with all that is known of it before it is scored."""
     comparison = open_comparison(out, plan.kind, plan.settings, plan.added)
     for axis, definitions in plan.definitions.items():
         comparison.define(axis, definitions, out)
@@ -87,21 +111,18 @@ def run_plan(
         if why:
             comparison.refuse(guide, objective, why)
     save(comparison, out)
-    for name, rival in (rivals or {}).items():
-        if name not in comparison.rivals:
-            setattr(comparison, name, rival())
-            save(comparison, out)
-    for index, key in enumerate(plan.keys, 1):
-        if comparison.find(key) is None:
-            comparison.pairs.append(score(key, f"{index}/{len(plan.keys)}"))
-            save(comparison, out)
     return comparison
 
 
 def attempt(work: Callable[[], PairScore], key: Key) -> PairScore:
-    """The score that `work` gives; a pair that ends in an error has no figures, and does not end the comparison."""
+    """The score that `work` gives; a pair that ends in an error has no figures, and does not end the comparison.
+
+    Several processes share the work.
+    """
     try:
-        return dataclasses.replace(work(), guide=key[0], objective=key[1])
+        with sharing_a_score():
+            found = work()
+        return dataclasses.replace(found, guide=key[0], objective=key[1])
     except (UserError, torch.linalg.LinAlgError) as error:
         return failed(key, error)
     except (MemoryError, RuntimeError) as error:
@@ -117,10 +138,11 @@ def failed(key: Key, error: object) -> PairScore:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and threads: what times depend on."""
+    """Versions, machine, threads and processes, where there are several: what times depend on."""
     from pyro_ltm import __version__
 
-    return {
+    several = {"processes": current().size} if current().size > 1 else {}
+    return several | {
         "pyro_ltm": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -1,7 +1,8 @@
 """The score of one posterior family fitted by one objective: the same honest figures whatever was optimized.
 
 Protocol: q is fitted to the sequences that are scored; the score is on fresh noise, the same for every pair, and
-charges the whole KL; only the fit is on the clock.
+charges the whole KL; only the fit is on the clock. Where several processes share it (`distributed.sharing`), each fits
+and scores its part of the batches, and all have all figures.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ltm.comparison.result import Checkpoint, PairScore, arrival, estimate, finite
+from pyro_ltm.distributed import team
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import FastLoop, Posterior
 from pyro_ltm.inference.log_joint import LogJoint
@@ -89,15 +91,25 @@ def score_pair(
         # What a guide does at its end (a Hessian) is too long for the profiler's record, which held 15 GB of it.
         memory = peak_memory(start, device) if type(loop.guide).finish is Guide.finish else None
         start()  # what a first fit sets up is no part of its time
-        for batch in batches:
+        for batch in own_part(batches):
             clock = _Clock(device, totals.curve_steps)
             posterior = loop.fit(model, batch, seed=seed, keep_chains=keep, watch=clock)
             clock.stop()
             totals.add(batch, posterior, clock)
             if progress:
                 progress(totals.sequences, totals.level)
+    totals.gather()
     found = totals.score(memory)
     return found.with_note(TOO_FEW) if how.rhat and loop.guide.has_chains and few else found
+
+
+def own_part(batches: Sequence[Batch]) -> Sequence[Batch]:
+    """Of batches that several processes share, this one's: whole ones, smaller where there are fewer than processes."""
+    shared = team()
+    if len(batches) < shared.size:
+        size = max(1, -(-sum(batch.size for batch in batches) // shared.size))
+        batches = [batch.select(rows) for batch in batches for rows in torch.arange(batch.size).split(size)]
+    return batches[shared.part(len(batches))]
 
 
 def curve_steps(steps: int) -> list[int]:
@@ -237,6 +249,18 @@ class _Totals:
         nats = self._column("distortion") + self._column("rate")
         return float(nats.sum() / self._column("tokens").sum())
 
+    def gather(self) -> None:
+        """Adds what other processes have, where several share the batches."""
+        shared = team()
+        parts = shared.gather([self.columns])
+        names = dict.fromkeys(name for part in parts for name in part)
+        self.columns = {name: [value for part in parts for value in part.get(name, [])] for name in names}
+        self.places, self.curves, self.step_seconds = map(shared.gather, (self.places, self.curves, self.step_seconds))
+        self.chains, self.draws, self.fit_seconds = (
+            combine(shared.gather([value]))
+            for combine, value in ((max, self.chains), (max, self.draws), (sum, self.fit_seconds))
+        )
+
     def score(self, memory: int | None) -> PairScore:
         """The figures of all batches."""
         tokens = self._column("tokens").double()
@@ -310,4 +334,4 @@ def _own_generator(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-__all__ = ["curve_steps", "score_pair"]
+__all__ = ["curve_steps", "own_part", "score_pair"]

@@ -20,15 +20,15 @@ from torch import nn
 
 from pyro_ltm.comparison.loop import Plan, Report, attempt, find_refusals, run_plan
 from pyro_ltm.comparison.named import NamedGuides, Parts, guides_for, objectives_for
-from pyro_ltm.comparison.pair_score import PairScoring, score_pair
+from pyro_ltm.comparison.pair_score import PairScoring, own_part, score_pair
 from pyro_ltm.comparison.result import Comparison, Key, PairScore
+from pyro_ltm.comparison.together import by_all, first_locks_out
 from pyro_ltm.comparison.train_guide import GuideTraining, is_trainable, train_guide
 from pyro_ltm.data import DataOrder, TokenDataset
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import FastLoop, Plateau
 from pyro_ltm.inference.compatibility import check_prior
-from pyro_ltm.locks import locks_out
 from pyro_ltm.noise import fold
 from pyro_ltm.objectives import Objective, PyroObjective, as_objective
 from pyro_ltm.optimizers import Adam, FastOptimizer
@@ -39,7 +39,8 @@ from pyro_ltm.scores.convergence import array_stats
 from pyro_ltm.types import Batch
 
 
-@locks_out
+@by_all
+@first_locks_out
 def compare_posteriors(
     model: nn.Module,
     batches: Sequence[Batch],
@@ -56,6 +57,9 @@ def compare_posteriors(
     **options: Any,
 ) -> Comparison:
     """Fits every guide by every objective under a trained decoder, and scores them all alike.
+
+    Of several processes (`torchrun`) each calls it with the same arguments. They share the sequences of each pair and
+    of each slow step of a guide, and all have the result; the first writes.
 
     Args:
         model: a Pyro program with the sites `thoughts` and `tokens`; it is not changed.
@@ -174,7 +178,7 @@ class _Fits:
                 seed = fold(self.scoring.seed, "teach")
                 pace = self._on_pace(key, self.guide_training.steps)
                 seconds = train_guide(self.model, loop, self.guide_training, seed=seed, progress=progress, on_pace=pace)
-        progress = self.report(label, sum(batch.size for batch in self.batches)) if self.report else None
+        progress = self.report(label, sum(batch.size for batch in own_part(self.batches))) if self.report else None
         found = score_pair(self.model, self.batches, loop, self.scoring, progress=progress)
         return dataclasses.replace(found, guide_training_seconds=seconds)
 

@@ -101,11 +101,12 @@ class PairScore:
         steps_to_1pct, ms_per_sequence_to_1pct: to come within 1% of the best bound of `curve`.
         ms_per_fast_step: the median, of a batch. ms_per_sequence: the whole fit.
         peak_memory_bytes: of a fit of one fast step to the first batch, beyond the weights; None for a guide that has
-            something left to do at the end of a fit.
+            something left to do at the end of a fit. Times and memory of several processes are those of one of them.
         curve: the bound along the way. nats_by_sequence, rate_by_sequence: of `elbo` and `rate`, for paired
             differences; the rates are empty in a comparison of a release that did not write them.
         note: remarks on these figures.
-        guide_training_seconds: for its shared parameters, before the fits; None where nothing was trained.
+        guide_training_seconds: for its shared parameters, before the fits, by all processes together; None where
+            nothing was trained.
         training: of the decoder that was trained under the pair; None where none was.
     """
 

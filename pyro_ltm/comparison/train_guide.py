@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyro
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pyro_ltm.comparison.pair_score import Progress
+from pyro_ltm.distributed import World, failing_together, team
 from pyro_ltm.guides import Guide
 from pyro_ltm.inference import FastLoop
 from pyro_ltm.noise import DrawFrom, fold
@@ -54,7 +55,8 @@ def train_guide(
 ) -> float:
     """Moves the shared parameters of the loop's guide by slow steps on its objective; gives the seconds that it took.
 
-    As `training.train_step` moves them, but the decoder is neither moved nor given a gradient.
+    As `training.train_step` moves them, but the decoder is neither moved nor given a gradient. Where several processes
+    share it (`distributed.sharing`), each takes its part of a step's sequences, and all move alike.
 
     Args:
         on_pace: called after the second step with the seconds that all take at its pace.
@@ -68,12 +70,12 @@ def train_guide(
             for group in slow.param_groups:
                 group["lr"] = training.lr * schedule("cosine", step, training.steps, 0.1)
             batch = training.batch(step)
-            posterior = loop.fit(model, batch, seed=fold(seed, "teach", step), keep_graph=loop.guide.keeps_graph)
-            with DrawFrom(posterior.noise):
-                loss = guide_loss(model, batch, posterior, loop.objective)
             slow.zero_grad(set_to_none=True)
-            if loss.requires_grad:
-                (loss / batch.tokens()).backward()
+            with failing_together():
+                _backward(model, loop, batch, seed=fold(seed, "teach", step))
+                team().gather(())
+            _add_up(parameters, team())
+            if any(parameter.grad is not None for parameter in parameters):
                 norm = nn.utils.clip_grad_norm_(parameters, CLIP)
                 if bool(torch.isfinite(norm)):
                     slow.step()
@@ -85,3 +87,29 @@ def train_guide(
                 progress(seen, math.nan)  # what the objective is worth is not for it to say
     slow.zero_grad(set_to_none=True)
     return time.perf_counter() - began
+
+
+def _backward(model: nn.Module, loop: FastLoop, batch: Batch, *, seed: int) -> None:
+    """Gradient of the loss a token of the batch, over the sequences of it that are this process's.
+
+    All are, where the objective compares them.
+    """
+    shared = team()
+    whole = loop.objective.couples_batch
+    mine = batch if whole else batch.select(torch.arange(batch.size)[shared.rank :: shared.size])
+    if not mine.size:
+        return
+    posterior = loop.fit(model, mine, seed=seed, keep_graph=loop.guide.keeps_graph)
+    with DrawFrom(posterior.noise):
+        loss = guide_loss(model, mine, posterior, loop.objective)
+    if loss.requires_grad:
+        (loss / batch.tokens() / (shared.size if whole else 1)).backward()
+
+
+def _add_up(parameters: Sequence[nn.Parameter], shared: World) -> None:
+    """Makes each gradient the sum over processes: the same in all."""
+    if shared.size == 1:
+        return
+    gradients = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = shared.sum(gradient)

@@ -13,21 +13,23 @@ from typing import Any
 from pyro_ltm.comparison.comparison_file import check_target
 from pyro_ltm.comparison.loop import Plan, Report, attempt, failed, find_refusals, run_plan
 from pyro_ltm.comparison.named import Parts, named_parts, pair_config, unfit_config
-from pyro_ltm.comparison.pair_score import score_pair
+from pyro_ltm.comparison.pair_score import own_part, score_pair
 from pyro_ltm.comparison.result import RIVALS, Comparison, DecoderTraining, Key, PairScore, Validation, arrival
+from pyro_ltm.comparison.together import by_all, first_locks_out
 from pyro_ltm.config import Component, Config
 from pyro_ltm.data import Preparation, Reading, TokenDataset, prepare
 from pyro_ltm.data.folder import TokenFolder, is_token_folder
 from pyro_ltm.data.sources import sources_of
+from pyro_ltm.distributed import current, sharing
 from pyro_ltm.errors import RanAway, UserError
 from pyro_ltm.files import made_folder
-from pyro_ltm.locks import locks_out
 from pyro_ltm.noise import fold
 from pyro_ltm.runs.batches import check_fits, dataset_batches
 from pyro_ltm.runs.folder import METRICS
 from pyro_ltm.runs.metrics import read_metrics
 from pyro_ltm.runs.run import Run
 from pyro_ltm.training.launch import train
+from pyro_ltm.training.parallel import check_shares
 from pyro_ltm.training.schedule import PLAN, flat
 from pyro_ltm.types import Batch
 
@@ -40,7 +42,8 @@ SECTIONS = ("model.", "fast.", "slow.")
 MEAN_FIELD_INSTEAD = "its guide has no density: the decoder is scored by a mean-field fit with analytic-elbo"
 
 
-@locks_out
+@by_all
+@first_locks_out
 def compare_training(
     config: Config,
     *,
@@ -60,7 +63,8 @@ def compare_training(
     """Trains a decoder under each pair, on the same tokens in the same order, and scores them all alike.
 
     Each run lies in `out/runs`, so that what was interrupted goes on where it stopped. A decoder is scored by the fast
-    loop that it was trained with; where the guide has no density, by a mean-field fit.
+    loop that it was trained with; where the guide has no density, by a mean-field fit. Several processes (`torchrun`)
+    call it alike, and share each training and each score.
 
     Args:
         config: what all pairs share. data: a prepared folder, or text to prepare in `out/data`.
@@ -74,8 +78,9 @@ def compare_training(
         UserError: bad input, no pair fits, or `out` holds something else.
         Stopped: interrupted; the same call goes on.
     """
-    out = Path(out)
-    check_target(out, "training")
+    out, world = Path(out), current()
+    if world.leads:
+        check_target(out, "training")
     if not config.model.thoughts:
         raise UserError(
             "model.thoughts = 0: guides and objectives need thoughts; the rivals beside them are --twin and "
@@ -90,7 +95,12 @@ def compare_training(
         for guide, objective in itertools.product(guides, objectives)
     }
     refusals = find_refusals(guides, list(objectives), lambda *pair: unfit_config(configs[pair]))
-    folder = open_tokens(config, sources_of(data), out, reading, watching.pop("on_prepare", None))
+    for pair, why in refusals.items():
+        if not why:
+            check_shares(configs[pair], world.size)
+    on_prepare = watching.pop("on_prepare", None)
+    folder = world.tell(open_tokens(config, sources_of(data), out, reading, on_prepare) if world.leads else None)
+    assert folder is not None
     validation = open_validation(config, folder)
     batches = list(dataset_batches(validation, batch_size, "cpu", limit=sequences))
     report, on_pair = watching.pop("report", None), watching.pop("on_pair", lambda label: None)
@@ -148,17 +158,18 @@ class _Trainings:
         run = self.train(dataclasses.replace(self.config, model=model), out=self.runs / words.replace(" ", "-"))
         return self._score(run, (words, "exact" if model.is_exact else "bound", 0), words)
 
+    @sharing()
     def _score(self, run: Run, key: Key, label: str) -> PairScore:
         """A trained decoder's figures: by its own fast loop, where that has a bound."""
         loop = run.loop.with_density()
-        progress = self.report(f"score {label}", sum(batch.size for batch in self.batches)) if self.report else None
-
+        total = sum(batch.size for batch in own_part(self.batches))
+        progress = self.report(f"score {label}", total) if self.report else None
         draws: dict[str, Any] = {"particles": self.particles, "seed": run.config.seed}
         hiding = (fold(run.config.seed, "score"), self.particles)
         batches = [dataclasses.replace(batch.to(run.device), hiding=hiding) for batch in self.batches]
         found = attempt(partial(score_pair, run.model, batches, loop, progress=progress, **draws), key)
         found = found.with_note("" if loop is run.loop else MEAN_FIELD_INSTEAD)
-        return dataclasses.replace(found, training=decoder_training(run.folder))
+        return dataclasses.replace(found, training=decoder_training(run.folder) if current().leads else None)
 
 
 def decoder_training(folder: Path) -> DecoderTraining:

@@ -15,7 +15,7 @@ from torch import nn
 
 from pyro_ltm.config import ADAMW, Component, SlowConfig
 from pyro_ltm.data import DataOrder, TokenDataset, unigram_nats
-from pyro_ltm.distributed import current, sharing
+from pyro_ltm.distributed import current, failing_together, sharing
 from pyro_ltm.errors import RanAway, UserError, warn
 from pyro_ltm.files import write_text
 from pyro_ltm.inference import FastLoop
@@ -360,7 +360,7 @@ class Trainer:
 
     def _bound(self, data: TokenDataset) -> Bound:
         """The honest bound of the weights as they are now, of which each process scores a part."""
-        with self.parallel.gathered(), sharing():
+        with self.parallel.gathered(), sharing(), failing_together():
             return self.run.evaluate(
                 data,
                 particles=1,

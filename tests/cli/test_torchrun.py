@@ -111,6 +111,14 @@ def test_bad_input_is_told_once(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_the_first_alone_finds_is_told_once(trained, tmp_path):
+    """It looks at what it is to write: for the others that might be what it has written meanwhile."""
+    (tmp_path / "thesis.txt").write_text("precious")
+    parts = ["--guides", "mean-field", "--objectives", "elbo"]
+    assert "holds something else" in told(*Ranks("compare", trained, *parts, "--out", tmp_path).end())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
 def test_a_full_disk_of_the_first_ends_all(command, tmp_path):
     line = told(*Ranks(*command, file_size=60_000).end())
     assert "no space left to write it" in line
@@ -162,6 +170,59 @@ def test_scored_and_fitted_together(own_run, trained, ask, tmp_path):
         ask(name, trained, option, texts, "--out", tmp_path / f"alone-{name}.safetensors")
         ours, theirs = (load_file(tmp_path / f"{which}{name}.safetensors") for which in ("", "alone-"))
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def wait_until(true, *processes):
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+
+
+def pairs_in(out):
+    return json.loads((out / "compare.json").read_text())["pairs"] if (out / "compare.json").exists() else []
+
+
+def test_compared_together(trained, ask, tmp_path):
+    """Ended by a signal to one process, and gone on with by the same command; the pairs are those of one process."""
+    parts = ["--guides", "mean-field", "--objectives", "analytic-elbo", "--fast-steps", "2,300,3"]
+    words = ["compare", trained, *parts, "--sequences", 6, "--batch-size", 3, "--particles", 2, "--out"]
+    ranks = Ranks(*words, tmp_path / "c")
+    wait_until(lambda: pairs_in(tmp_path / "c"), *ranks.processes)
+    ranks.processes[1].send_signal(15)
+    codes, out, err = ranks.end()
+    assert (codes, out) == ([0, 0], ""), err
+    assert "Stopped: interrupted; what is scored is in" in err
+    assert err.endswith("go on with the same command\n")
+    assert len(pairs_in(tmp_path / "c")) == 1
+    codes, out, err = Ranks(*words, tmp_path / "c", "--json").end()
+    assert codes == [0, 0], err
+    alone = ask(*words, tmp_path / "alone")["pairs"]
+    for pair, other in zip(json.loads(out)["pairs"], alone, strict=True):
+        for name in ("fast_steps", "elbo", "iwae", "ess", "rate", "distortion", "nats_by_sequence", "steps_to_1pct"):
+            assert pair[name] == other[name], name
+    assert (tmp_path / "c" / "compare.html").is_file()
+
+
+def test_a_study_of_two_is_killed_and_gone_on_with_by_one(trained, settings, ask, tmp_path):
+    changed = settings(**{"slow.steps": 6, "slow.save_every": 1})
+    words = ["scale", "--data", trained / "data", *changed, "--axis", "fast.steps=1,2", "--rivals", "none"]
+    words += ["--sequences", 4, "--particles", 2, "--resume", "--out"]
+    second = tmp_path / "s" / "runs" / "ltm--seed=0"
+    ranks = Ranks(*words, tmp_path / "s")
+    wait_until((second / "trainer.safetensors").exists, *ranks.processes)
+    for process in ranks.processes:
+        process.kill()
+    ranks.end()
+    first = json.loads((tmp_path / "s" / "runs" / "ltm--fast.steps=1--seed=0" / "cell.json").read_text())
+    assert first["machine"]["processes"] == 2
+    found, alone = (ask(*words, tmp_path / name)["cells"] for name in ("s", "alone"))
+    assert [cell["worker"] == first["worker"] for cell in found] == [True, False]
+    for cell, other in zip(found, alone, strict=True):
+        assert cell["tokens"] == other["tokens"]
+        assert cell["bound"]["nats_per_token"] == pytest.approx(other["bound"]["nats_per_token"], rel=1e-5)
+        assert [look["step"] for look in cell["curve"]] == [look["step"] for look in other["curve"]]
 
 
 def torchrun(*arguments, processes=2, restarts=0):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import pyro_ltm as ltm
 from pyro_ltm.inference import fast_loop
-from pyro_ltm.interruption import leave_if_asked, left_at
+from pyro_ltm.interruption import first_signal, leave_if_asked, left_at, on_end_signal
 from pyro_ltm.runs.metrics import read_metrics
 from pyro_ltm.training import Stopped
 
@@ -107,3 +107,15 @@ def test_a_fit_that_is_left_leaves_all_as_it_was(guide, tiny_run):
     assert all(parameter.requires_grad and parameter.grad is None for parameter in run.model.parameters())
     assert all(torch.equal(before[name], value) for name, value in run.trainable.state_dict().items())
     run.loop.fit(run.model, batch, seed=0)  # which nobody asks to leave
+
+
+def test_a_block_within_another_hears_of_what_came_before():
+    """As a training does that begins in the middle of a comparison by several processes."""
+    heard = []
+    with on_end_signal(lambda number: True):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with on_end_signal(lambda number: not heard.append(number)):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGUSR1, signal.SIGTERM]
+        assert first_signal() == signal.SIGUSR1
+    assert first_signal() == 0

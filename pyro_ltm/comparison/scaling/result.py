@@ -68,7 +68,7 @@ class Row:
         parameters: of decoder, prior and guide. body: of these, those that are no embedding and no head.
         layers, dim, thoughts, fast_steps: of the model and its fits.
         training_operations, score_token_operations, write_token_operations: see `profiling.costs`.
-        seconds: of training, without validations.
+        seconds: of training, without validations, by as many processes as `machine` says.
         bound: an upper bound on fresh noise; of a twin the exact figure. iwae: importance-weighted, with `particles`.
         predictive: each token from those before it. reference: by the reference's protocol, which is no bound.
         rate: KL(q || prior), nats a sequence. active: latent dimensions whose posterior mean varies, of

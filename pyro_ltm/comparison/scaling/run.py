@@ -1,4 +1,7 @@
-"""A study run: every cell trained in a folder of its own and scored once, by any number of workers on one folder."""
+"""A study run: every cell trained in a folder of its own and scored once, by any number of workers on one folder.
+
+A worker may be several processes, which train and score each cell together: the first claims it, and writes.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,13 @@ from typing import Any
 from pyro_ltm.comparison.loop import environment
 from pyro_ltm.comparison.scaling.grid import Cell, Grid, named, part
 from pyro_ltm.comparison.scaling.result import RUNS, Level, Look, Row, Study, open_study, read_row, refresh, write_row
+from pyro_ltm.comparison.together import by_all, end_together, sharing_a_score
 from pyro_ltm.comparison.trainings import decoder_training, open_tokens, open_validation, with_validations
 from pyro_ltm.config import Config, ModelConfig
 from pyro_ltm.data import Reading, TokenDataset
 from pyro_ltm.data.sources import sources_of
-from pyro_ltm.errors import OutOfMemory, RanAway, is_out_of_memory
+from pyro_ltm.distributed import current
+from pyro_ltm.errors import OutOfMemory, RanAway, UserError, is_out_of_memory
 from pyro_ltm.locks import Busy, locked
 from pyro_ltm.profiling.costs import count_costs
 from pyro_ltm.runs.batches import check_fits
@@ -29,6 +34,7 @@ from pyro_ltm.runs.protocols import Evaluation, evaluate_protocols, protocols_of
 from pyro_ltm.runs.run import Run
 from pyro_ltm.scores.estimate import Figure
 from pyro_ltm.training.launch import train
+from pyro_ltm.training.parallel import check_shares
 from pyro_ltm.training.schedule import PLAN, flat
 
 PAUSE = 2.0
@@ -58,7 +64,8 @@ class Scoring:
         protocols = ["bound", *(name for name in asked if name in protocols_of(run))]
         how: dict[str, Any] = {"sequences": self.sequences, "batch_size": self.batch_size, "protocols": protocols}
         draws = self.particles if run.config.model.thoughts or run.config.model.is_diffusion else 1
-        return evaluate_protocols(run, data, particles=draws, **how)
+        with sharing_a_score():
+            return evaluate_protocols(run, data, particles=draws, **how)
 
 
 @dataclass(frozen=True)
@@ -82,10 +89,16 @@ def tokens_of(
     Raises:
         UserError: as `prepare`; or there is nothing to hold out, on which cells could be scored.
     """
-    with locked(out / "data", wait=math.inf):
-        return open_tokens(config, sources_of(sources), out, reading, on_prepare)
+    world, folder = current(), None
+    if world.leads:
+        with locked(out / "data", wait=math.inf):
+            folder = open_tokens(config, sources_of(sources), out, reading, on_prepare)
+    folder = world.tell(folder)
+    assert folder is not None
+    return folder
 
 
+@by_all
 def run_study(
     grid: Grid,
     *,
@@ -102,6 +115,7 @@ def run_study(
 
     Several workers may run on one folder at once. None begins a cell that another has in hand: it goes on with the
     others and comes back, and ends when all of its cells are done; those of a worker that was killed it takes over.
+    A worker of several processes (`torchrun`) is each of them, with the same arguments.
 
     Args:
         data: the folder of tokens that all learn from.
@@ -117,18 +131,21 @@ def run_study(
     cells = part(grid.cells(), *shard)
     for cell in cells:
         named(cell.name, lambda cell=cell: check_fits(cell.config, validation))
+        named(cell.name, lambda cell=cell: check_shares(cell.config, current().size))
     settings = {**_shared(grid.common), "data": validation.folder.fingerprint, "device": device.partition(":")[0]}
     settings |= {**dataclasses.asdict(scoring), "budget": dataclasses.asdict(grid.budget)}
-    study = open_study(out, settings, about or {})
+    leads = current().leads
+    study = open_study(out, settings, about or {}) if leads else Study(settings)
     again = [row for row in study.failed if retry_failed]
     work = _Work(out / RUNS, data, validation, scoring, device, watch, again)
     waiting, said = list(cells), 0
     while waiting:
         busy = []
         for cell in waiting:
+            end_together()
             if (found := work.attempt(cell, f"{cells.index(cell) + 1} of {len(cells)}")) is None:
                 busy.append(cell)
-            elif found:
+            elif found and leads:
                 refresh(study, out)
         if busy and len(busy) == len(waiting):  # nothing else is left to do
             if len(busy) != said:
@@ -136,8 +153,11 @@ def run_study(
             said = len(busy)
             time.sleep(PAUSE)
         waiting = busy
-    refresh(study, out)
-    return study
+    if leads:
+        refresh(study, out)
+    whole = current().tell(study)
+    assert whole is not None
+    return whole
 
 
 def _shared(common: Config) -> dict[str, Any]:
@@ -160,19 +180,25 @@ class _Work:
 
     def attempt(self, cell: Cell, place: str) -> bool | None:
         """Does a cell, if it is not done; True where it did, None where another has it in hand."""
-        folder = self.runs / cell.name
+        folder, world = self.runs / cell.name, current()
+        with contextlib.ExitStack() as stack:
+            claimed = world.tell(self._claim(folder, stack) if world.leads else None)
+            if claimed:
+                self.watch.on_cell(f"{cell.name} ({place})")
+                row = self.row(cell, folder)
+                if world.leads:
+                    write_row(folder, row)
+        return claimed
+
+    def _claim(self, folder: Path, stack: contextlib.ExitStack) -> bool | None:
+        """Takes the lock of a cell that is to be done; False where it is done, None where another has it in hand."""
         if self._is_done(folder):
             return False
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(locked(folder))
-            except Busy:
-                return None
-            if self._is_done(folder):  # since it was looked at
-                return False
-            self.watch.on_cell(f"{cell.name} ({place})")
-            write_row(folder, self.row(cell, folder))
-        return True
+        try:
+            stack.enter_context(locked(folder))
+        except Busy:
+            return None
+        return not self._is_done(folder)  # since it was looked at
 
     def _is_done(self, folder: Path) -> bool:
         """Whether there is a row, and none that is to be made once more: that of whoever did so is another."""
@@ -180,7 +206,11 @@ class _Work:
         return row is not None and row not in self.again
 
     def row(self, cell: Cell, folder: Path) -> Row:
-        """A cell trained and scored; one that ran away, or found no memory, has a note in place of figures."""
+        """A cell trained and scored; one that ran away, or found no memory, has a note in place of figures.
+
+        Of several processes one that finds no memory in training notes that itself, and ends all: the others wait for
+        what it would have sent.
+        """
         costs, model = count_costs(cell.config), cell.config.model
         known: dict[str, Any] = {
             "name": cell.name,
@@ -208,7 +238,14 @@ class _Work:
         except (OutOfMemory, MemoryError, RuntimeError) as error:  # on another machine there may be enough
             if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
                 raise
-            return Row(**known, note="failed: out of memory")
+            row = Row(**known, note="failed: out of memory")
+            if current().size > 1 and error is not current().failure:
+                write_row(folder, row)
+                how = "the same command with --resume goes on with the others"
+                raise UserError(f"{folder}: out of memory, and the cell notes it; {how}") from None
+            return row
+        if not current().leads:
+            return Row(**known)
         write_evaluation(run, evaluation_record(run, found, data=f"{self.data} (validation)"))
         return Row(**known, **_trained(run), **_scored(found, model))
 
