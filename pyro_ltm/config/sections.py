@@ -139,12 +139,12 @@ class ModelConfig:
     @property
     def twin(self) -> ModelConfig:
         """The same decoder without thoughts, that writes one token after the other: the autoregressive twin."""
-        return dataclasses.replace(self, thoughts=0, thought_stride=0, kind="autoregressive")
+        return dataclasses.replace(self, thoughts=0, kind="autoregressive")
 
     @property
     def masked_diffusion(self) -> ModelConfig:
         """The same decoder without thoughts and without the causal mask: the masked diffusion beside it."""
-        return dataclasses.replace(self, thoughts=0, thought_stride=0, kind="masked-diffusion")
+        return dataclasses.replace(self, thoughts=0, kind="masked-diffusion")
 
     @property
     def no_thoughts(self) -> str:

@@ -17,7 +17,7 @@ SCHEDULE = (
 )
 """Settings of `slow` by which a twin learns from the same sequences; the rest is when to look, and about thoughts."""
 
-OF_THOUGHTS = ("zero_cross_attention", "thought_dim")
+OF_THOUGHTS = ("zero_cross_attention", "thought_dim", "thought_stride")
 """Settings of `model` that say nothing of a decoder without thoughts."""
 
 BEGUN = ("init_std", "zero_init", "dropout")
