@@ -221,12 +221,15 @@ def _as_rival(config: Config, common: Config, family: str) -> Config:
     whole = named("--rivals " + family, lambda: apply_together(config, RIVALS[family], where=""))
     slow = dataclasses.replace(whole.slow, decoder_warmup=common.slow.decoder_warmup)
     same = {name: getattr(common, name) for name in ("fast", "guide", "objective", "optimizer", "prior")}
-    return dataclasses.replace(whole, slow=slow, **same)
+    model = dataclasses.replace(
+        whole.model, thought_dim=common.model.thought_dim, thought_stride=common.model.thought_stride
+    )
+    return dataclasses.replace(whole, slow=slow, model=model, **same)
 
 
 def reads(family: str, key: str) -> bool:
     """Whether a family looks at a key at all."""
-    only_thoughts = ("fast.", "guide.", "objective.", "optimizer.", "prior.", "model.thoughts", "slow.decoder_warmup")
+    only_thoughts = ("fast.", "guide.", "objective.", "optimizer.", "prior.", "model.thought", "slow.decoder_warmup")
     return family == LTM or not key.startswith(only_thoughts)
 
 

@@ -38,6 +38,12 @@ def test_all_combinations_with_a_twin_for_each_shape():
     assert [cell.family for cell in cells[:6]] == [LTM] * 4 + [TWIN] * 2
 
 
+def test_cells_that_differ_in_their_thoughts_alone_share_a_twin():
+    cells = grid("model.thoughts=2,4", "model.thought_dim=0,8", "model.thought_stride=0,1", equal=("tokens",)).cells()
+    assert names(cells)[8:] == ["twin--slow.steps=4--seed=0"]
+    assert cells[-1].axes == {}
+
+
 def test_a_rival_of_equal_operations_is_given_at_most_a_tenth_more():
     cells = grid("fast.steps=1,16", equal=("flops",)).cells()
     for ltm, twin in zip(cells[:2], cells[2:], strict=True):
