@@ -71,6 +71,11 @@ class Noise:
             whole = whole.pin_memory()
         return whole.to(self.device, non_blocking=True)
 
+    def part(self) -> None:
+        """Begins anew: no later draw mirrors an earlier one."""
+        for stream in self._streams:
+            stream.part()
+
     def select(self, rows: Tensor) -> Noise:
         """The streams of the sequences at `rows` (int64 [B']): these very streams, so that what they give is gone."""
         part = copy.copy(self)
@@ -103,6 +108,10 @@ class _Stream:
         if again:
             self._generator.manual_seed(self.seed)
         return torch.randn(shape, generator=self._generator, dtype=dtype)
+
+    def part(self) -> None:
+        """Forgets the draw whose mirror would come next."""
+        self._mirror = None
 
     def mirrored(self, shape: torch.Size, dtype: torch.dtype, *, pairs: bool) -> Tensor:
         """Normals in mirrored `pairs` along the first dimension; or a draw, and at the next call its mirror."""

@@ -113,6 +113,7 @@ class FastLoop:
             state, history = self.recorder.run(fit, key, batch, state, noise)
         else:
             state, history = fit(batch, state, noise)
+        noise.part()  # a draw of q is to know nothing of those that the fit has seen
         return Posterior(self.guide, state, batch.ids, noise, history, kept.chains if kept else None)
 
     def _kept(self, watch: Watch | None) -> KeptChains:

@@ -365,6 +365,19 @@ def test_antithetic_noise_halves_what_is_odd_in_the_noise(model):
     assert spreads["antithetic"] < spreads["fresh"]
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_draw_after_a_fit_mirrors_none_of_the_fits(model, steps):
+    """Else it would be no draw of q, which the fit has moved away from it; a decoder would learn from it."""
+    batch = tiny_batch(2)
+    posterior = fit(model, batch, noise="antithetic", steps=steps, optimizer=Recorder())
+    with DrawFrom(posterior.noise):  # as the slow step does
+        drawn = posterior.guide(batch, posterior.state)
+    noise = Noise(batch.ids, seed=0, kind="antithetic")
+    seen = [noise.normal(drawn.shape, event_dims=2, dtype=drawn.dtype) for _ in range(steps)]
+    assert torch.equal(posterior.state["loc"], torch.zeros_like(drawn)), "q is the prior, and a draw its noise"
+    assert not any(torch.equal(drawn.abs(), one.abs()) for one in seen)
+
+
 def test_the_noise_after_a_stop_is_that_of_a_fit_alone(easy_and_hard):
     model, batch = easy_and_hard
     options = {"objective": AnalyticELBO(), "steps": 15, "tolerance": 0.5, "patience": 3, "noise": "antithetic"}
