@@ -139,13 +139,3 @@ def turn(x: Tensor, turns: Tensor) -> Tensor:
         return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
     pairs = torch.view_as_complex(x.to(wide).unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * turns.to(pairs.dtype)).flatten(-2).to(x.dtype)
-
-
-@torch.no_grad()
-def plain_generate(model: Plain, thoughts: Tensor, prompt: Tensor, new: int) -> Tensor:
-    """`prompt` [B, P] and `new` more tokens: all of the text is read again for each."""
-    tokens = prompt
-    for _ in range(new):
-        logits = model(tokens, thoughts, last=True)[:, -1]
-        tokens = torch.cat([tokens, torch.multinomial(logits.softmax(-1), 1)], dim=1)
-    return tokens

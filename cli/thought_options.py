@@ -33,8 +33,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 SHOWN = 300
 """Characters of a text in a table; --json has all of it."""
 
-TEXT_HELP = "A text, or @FILE for what a file holds."
-
 
 class Numbers(click.ParamType):
     """Numbers with commas between them."""

@@ -16,90 +16,57 @@
 #
 # A latent-thought language model draws for each text some *thoughts* z from N(0, I), and a decoder writes the tokens x
 # from them. What the thoughts of a given text are, p(z | x), cannot be computed; a *guide* q(z) is fitted in its place
-# by raising an *objective*. This notebook looks at both.
+# by raising an *objective*. This notebook looks at both, under one decoder;
+# [the next one](training_with_objectives.ipynb) trains decoders with them.
 #
 # Two words recur. The **distortion** is E_q[-log p(x | z)], what the text still costs once its thoughts are known. The
 # **rate** is KL(q || p), what the thoughts cost. Minus their sum is the ELBO, which is never above log p(x) in
 # expectation. All figures are in **nats a text**, unless the axis says otherwise, and all scores are taken on noise
 # that the fit has not seen, unless the text says otherwise.
 #
-# It runs from a bare kernel in a few minutes on two cores, and downloads nothing. It needs the extra `notebook`:
-# `pip install -e '.[notebook]'`. Sentences that begin with **Seen** are computed from the numbers above them, so they
-# hold for your run as well.
+# It runs in a few minutes on two cores, with `made_language.py` beside it, and downloads nothing. It needs the extra
+# `notebook`: `pip install -e '.[notebook]'`. Sentences that begin with **Seen** are computed from the numbers above
+# them, so they hold for your run as well.
 
 # %%
-import io
-import json
 import math
-import os
-import random
 import tempfile
 import time
 from pathlib import Path
 
 import graphviz
 import ipywidgets as widgets
+import made_language as made
 import pyro
-import pyro.distributions as dist
 import torch
-from IPython.display import SVG, Image, Markdown, display
+from IPython.display import SVG, display
+from made_language import (
+    BEST,
+    WITHOUT,
+    compared,
+    measure,
+    png,
+    prepare,
+    say,
+    say_time,
+    share_of,
+    show,
+    standard_error,
+    table,
+    train,
+    write_texts,
+)
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import FancyBboxPatch
 
 import pyro_ltm as ltm
 from pyro_ltm import FastLoop
-from pyro_ltm.guides import Delta, FullRank, Guide, MeanField, Mixture
+from pyro_ltm.guides import Delta, FullRank, MeanField, Mixture
 from pyro_ltm.inference.log_joint import LogJoint
-from pyro_ltm.noise import rsample_from
-from pyro_ltm.objectives import (
-    IWAE,
-    MAP,
-    AnalyticELBO,
-    BetaELBO,
-    FreeBits,
-    MonteCarloELBO,
-    Objective,
-    Renyi,
-    TargetRate,
-)
+from pyro_ltm.objectives import IWAE, MAP, AnalyticELBO, BetaELBO, FreeBits, MonteCarloELBO, Renyi, TargetRate
 from pyro_ltm.optimizers import Adam
 
 started = time.perf_counter()
-torch.set_num_threads(1)  # models this small gain nothing from a second
-SHARE = float(os.environ.get("PYRO_LTM_NOTEBOOK_SHARE", "1"))  # of slow steps and texts; below 1 for a quick look
 folder = Path(tempfile.mkdtemp(prefix="pyro-ltm-notebook-"))
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
-PINK, SKY, RED, BLACK = "#CC79A7", "#56B4E9", "#D55E00", "#000000"
-
-
-def png(figure):
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80)
-    return buffer.getvalue()
-
-
-def show(figure):
-    display(Image(png(figure)))
-
-
-def say(text):
-    display(Markdown(text))
-
-
-def table(columns, rows):
-    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
-    say("\n".join("| " + " | ".join(line) + " |" for line in lines))
-
-
-def share_of(count, least=2):
-    return max(least, round(count * SHARE))
-
-
-def standard_error(values):
-    return float(values.std() / math.sqrt(len(values)))
-
 
 # %% [markdown]
 # ## 0. A language whose best score is known
@@ -113,31 +80,9 @@ def standard_error(values):
 # but it cannot remember what the text is about: only thoughts can tell it.
 
 # %%
-SUBJECTS = """wave boat sail tide gull net | bread knife oven soup pan salt | song drum note choir harp flute
-| rose seed tree bee leaf lawn"""
-MANNERS = "rests waits sleeps dreams | roars shakes rings bursts | runs jumps flies turns | grows leans bends fades"
-subjects, manners = ([part.split() for part in text.split("|")] for text in (SUBJECTS, MANNERS))
-CLAUSES, VOCABULARY = 8, 390
-
-
-def write_text(chance):
-    nouns, verbs = chance.choice(subjects), chance.choice(manners)
-    return " ".join(f"the {chance.choice(nouns)} {chance.choice(verbs)} ." for _ in range(CLAUSES))
-
-
-chance = random.Random(0)
-texts = [write_text(chance) for _ in range(3000)]
-(folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-data = ltm.prepare(
-    [str(folder / "texts.jsonl")],
-    folder / "data",
-    vocab_size=VOCABULARY,
-    sequence_length=4 * CLAUSES + 1,
-    packing="document",
-).path
+texts = write_texts(3000)
+data = prepare(texts, folder)
 held_out = ltm.TokenDataset(data, "validation")
-each = CLAUSES * (math.log(6) + math.log(4))
-BEST, WITHOUT = each + math.log(16), CLAUSES * math.log(24 * 16)
 print(texts[0])
 print(f"the best possible, over whole texts:    {BEST:.1f} nats a text, of which subject and manner {math.log(16):.2f}")
 print(f"without knowing subject and manner:     {WITHOUT:.1f} nats a text, if noun and verb are guessed anew each time")
@@ -147,51 +92,14 @@ print(f"without knowing subject and manner:     {WITHOUT:.1f} nats a text, if no
 #
 # **Look for** two sites in the plate `sequences`: `thoughts`, drawn from the prior, and `tokens`, observed. There is
 # no encoder among them. `render_model` writes the graph in the DOT language, and Graphviz's program `dot` draws it.
-# Where that is not installed, the cell says so, shows the DOT source, and draws the same relations with matplotlib.
+# Where that is not installed, the cell says so and shows the DOT source.
 
 # %%
-BASE = [
-    "model.dim=32",
-    "model.layers=1",
-    "model.thoughts=1",
-    "model.window=1",
-    "model.max_length=40",
-    "slow.lr=0.04",
-    "slow.warmup=20",
-    "slow.eval_every=0",
-    "slow.eval_sequences=1",
-    "fast.steps=8",
-]
-
-
-def train(name, steps, *settings):
-    """A decoder trained for so many slow steps, and the seconds that it took."""
-    begun = time.perf_counter()
-    config = ltm.apply_settings(ltm.preset("nano"), [*BASE, f"slow.steps={share_of(steps)}", *settings])
-    run = ltm.train(config, data=data, out=folder / name, on_note=print)  # what it notices on the way
-    return run, time.perf_counter() - begun
-
-
-run, seconds = train("main", 250)
+run, seconds = train(folder, data, "main", 250)
 model = run.model.requires_grad_(False)  # from here on it is held still
 batch = model.precompute(held_out.batch(range(share_of(24, 6))))
 print(f"{sum(p.numel() for p in model.parameters())} parameters, {run.step} slow steps, {seconds:.0f} s")
 print(pyro.poutine.trace(model).get_trace(batch).format_shapes())
-
-
-def draw_relations():
-    figure = Figure(figsize=(4.6, 1.9), layout="constrained")
-    axes = figure.subplots()
-    axes.add_patch(FancyBboxPatch((0.2, 0.25), 4.0, 1.1, boxstyle="round,pad=0.05", fill=False, color="0.4"))
-    axes.text(4.2, 0.27, "sequences", ha="right", color="0.3")
-    for x, name, colour in ((1.1, "thoughts", "white"), (3.2, "tokens", "0.85")):
-        axes.scatter([x], [0.85], s=3600, color=colour, edgecolor="black", zorder=2)
-        axes.text(x, 0.85, name, ha="center", va="center", fontsize=9, zorder=3)
-    axes.annotate("", (2.72, 0.85), (1.58, 0.85), arrowprops={"arrowstyle": "-|>", "color": "black"})
-    axes.set(xlim=(0, 4.4), ylim=(0.1, 1.5))
-    axes.axis("off")
-    return figure
-
 
 graph = pyro.render_model(model, model_args=(batch,), render_distributions=True)
 try:
@@ -199,7 +107,6 @@ try:
 except graphviz.ExecutableNotFound:
     print("Graphviz's program 'dot' is not installed here: this is what render_model would have it draw,")
     print(graph.source)
-    show(draw_relations())
 
 # %% [markdown]
 # An arrow says that the tokens depend on the thoughts; the grey site is observed. **Seen:** the trace has batch shape
@@ -255,29 +162,8 @@ with torch.no_grad():
     joint = torch.cat([target(part[:, None, None]) for part in points.split(256)]).view(SIDE, SIDE)
 cells = (joint - joint.logsumexp((0, 1))).exp()
 
-figure = Figure(figsize=(11, 3.1), layout="constrained")
-panels = figure.subplots(1, 4, sharex=True, sharey=True)
-for axes, (name, path) in zip(panels, paths.items(), strict=True):
-    levels = cells.max().item() * torch.tensor([0.01, 0.1, 0.37, 0.8])
-    axes.contour(*across, cells.T, levels=levels.tolist(), colors="0.55", linewidths=1)
-    draws = fitted[name].with_noise(1).sample(150)[:, 0].flatten(1) @ plane.T
-    axes.scatter(*draws.T, s=5, color=SKY, alpha=0.5)
-    places = path @ plane.T
-    moves = places[1:] - places[:-1]
-    axes.quiver(*places[:-1].T, *moves.T, angles="xy", scale_units="xy", scale=1, color=BLUE, width=0.008)
-    axes.plot(*places[0], "o", color=BLACK, markersize=5)
-    axes.plot(*places[-1], "*", color=RED, markersize=11)
-    axes.set(title=name, xlabel="z, towards the mean-field mean")
-panels[0].set_ylabel("z, at a right angle")
-handles = [
-    Line2D([], [], color="0.55", label="true posterior, slice"),
-    Line2D([], [], color=BLUE, label="mean of q, step by step"),
-    Line2D([], [], color=BLACK, marker="o", linestyle="", label="start: the prior's mean"),
-    Line2D([], [], color=RED, marker="*", linestyle="", markersize=10, label="after 32 steps"),
-    Line2D([], [], color=SKY, marker=".", linestyle="", label="draws from q"),
-]
-figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-show(figure)
+draws = {name: posterior.with_noise(1).sample(150)[:, 0].flatten(1) @ plane.T for name, posterior in fitted.items()}
+show(made.draw_slice(across, cells, {name: path @ plane.T for name, path in paths.items()}, draws))
 
 # %%
 DRAWS = 512
@@ -343,19 +229,8 @@ FITS = {  # name: label, values, how to make it
     "Rényi": ("Rényi, alpha = {:g}", [0.0, 0.5, 2.0], lambda value: Renyi(particles=4, alpha=value)),
     "ELBO": ("ELBO", [1.0], lambda value: AnalyticELBO(particles=4)),
 }
-COLOURS = dict(zip(FITS, (BLUE, ORANGE, GREEN, PINK, SKY, RED), strict=True))
+COLOURS = dict(zip(FITS, made.COLOURS, strict=True))
 MARKS = dict(zip(FITS, "osD^v*", strict=True))
-
-
-def measure(objective, guide=None, steps=24, **fitting):
-    """Scores of a fit of all 24 texts on fresh noise: means over texts, and standard errors."""
-    guide = guide or MeanField(1, 32)
-    posterior = FastLoop(guide, objective, steps=steps, **fitting).fit(model, batch)
-    terms = posterior.with_noise(3).score(model, batch, particles=16)
-    result = {"rate": terms.rate, "distortion": terms.distortion, "elbo": -terms.distortion - terms.rate}
-    figures = {name: float(value.mean()) for name, value in result.items()}
-    figures |= {f"{name}_error": standard_error(value) for name, value in result.items()}
-    return figures | {"history": posterior.history.mean(1), "elbos": result["elbo"], "state": posterior.state}
 
 
 def by_dimension(found):
@@ -366,7 +241,8 @@ def by_dimension(found):
 
 
 found = {
-    (name, value): measure(make(value), steps=60 if name == "target rate" else 24)  # its multiplier has to settle
+    # The multiplier of a target rate has to settle.
+    (name, value): measure(model, batch, make(value), steps=60 if name == "target rate" else 24)
     for name, (_, values, make) in FITS.items()
     for value in values
 }
@@ -396,7 +272,8 @@ def draw_plane(axes, chosen=None):
         style = {"linestyle": line, "marker": MARKS[name], "color": COLOURS[name], "markersize": size, "lw": 1}
         axes.plot(x, y, **style, label=name, alpha=fade)
     if chosen is not None:
-        axes.plot(found[chosen]["rate"], found[chosen]["distortion"], "o", color=BLACK, fillstyle="none", markersize=14)
+        circle = {"color": made.BLACK, "fillstyle": "none", "markersize": 14}
+        axes.plot(found[chosen]["rate"], found[chosen]["distortion"], "o", **circle)
     high = max(one["distortion"] for one in found.values())
     axes.set(xlabel="rate, nats a text", ylabel="distortion, nats a text", xlim=(-0.3, top + 0.7))
     axes.set_ylim(low - top - 0.5, high + 1)
@@ -406,13 +283,7 @@ def draw_plane(axes, chosen=None):
 draw_plane(plane)
 plane.legend(fontsize=8)
 show(figure)
-rows = []
-for name, value in chosen:
-    one_found = found[name, value]
-    label = FITS[name][0].format(value)
-    parts = [f"{one_found[part]:.2f} ± {one_found[part + '_error']:.2f}" for part in ("rate", "distortion", "elbo")]
-    rows.append([label, *parts])
-table(["objective", "rate (± s.e. over texts)", "distortion", "ELBO, on fresh noise"], rows)
+compared({FITS[name][0].format(value): found[name, value] for name, value in chosen}, "objective")
 
 # %%
 low, high = found["beta", 4.0], found["beta", 0.05]
@@ -525,7 +396,7 @@ print(f"log p(x), importance-weighted estimate: {float(log_evidence.mean()):.2f}
 
 figure = Figure(figsize=(7, 2.8), layout="constrained")
 axes = figure.subplots()
-for shift, name, colour, mark in ((-0.08, "reference", ORANGE, "s"), (0.08, "library", BLUE, "o")):
+for shift, name, colour, mark in ((-0.08, "reference", made.ORANGE, "s"), (0.08, "library", made.BLUE, "o")):
     pairs = [gaps[name, noise] for noise in ("fresh", "antithetic", "fixed")]
     heights, errors = [float(gap.mean()) for gap in pairs], [2 * standard_error(gap) for gap in pairs]
     axes.errorbar([place + shift for place in range(3)], heights, errors, fmt=mark, color=colour, capsize=4, label=name)
@@ -554,188 +425,11 @@ say(
 )
 
 # %% [markdown]
-# ## 5. A posterior that collapses, and what prevents it
-#
-# A decoder that can do something without z learns that first. As long as z says nothing, every nat of rate is a pure
-# loss, and the way down is q = prior: rate 0, the thoughts are never learnt. An *amortized* guide (an encoder, as in a
-# VAE) falls for it easily: encoder and decoder must learn one another's language at the same time.
-#
-# Six ways to train the same decoder. An encoder takes no fast steps, so it gets more slow steps; the table has the
-# seconds. Each is judged by rate and distortion of its own fit on fresh noise, and by the **distortion with another
-# text's thoughts**. That last figure matters: a rate says what is *paid* for thoughts, and only a distortion that
-# rises when they are swapped says that the decoder *reads* them.
-#
-# **Look for** the rows with rate 0, and for those where the swapped distortion stands clear of the own one.
-
-# %%
-ENCODER = [
-    "guide.name=amortized",
-    "guide.width=32",
-    "guide.encoder_layers=1",
-    "slow.lr=0.005",
-]
-WAYS = {
-    "encoder, full KL": (400, [*ENCODER, "objective.warmup=0.0"]),
-    "encoder, KL warm-up": (400, [*ENCODER, "objective.warmup=0.6"]),
-    "encoder, free bits": (400, [*ENCODER, "objective.name=free-bits", "objective.nats=4.0"]),
-    "fast steps, full KL": (150, ["objective.warmup=0.0"]),
-    "fast steps, KL warm-up": (150, ["objective.warmup=0.6"]),
-    "fast steps, target rate": (150, ["objective.name=target-rate", "objective.nats=4.0"]),
-}
-trained, spent = {}, {}
-for name, (steps, settings) in WAYS.items():
-    made, spent[name] = train(name.replace(" ", "-"), steps, *settings)
-    # q is fitted by the objective of the training; the score has the whole KL and fresh noise all the same.
-    amortized = made.loop.guide.learning == "amortized"
-    trained[name] = made.evaluate(particles=8, sequences=share_of(64, 6), fast_steps=None if amortized else 32)
-
-
-def nats(bound, part):
-    """A figure in nats a text."""
-    per_text = bound.tokens / bound.sequences
-    return getattr(bound, part) * (1 if part == "kl_nats_per_sequence" else per_text)
-
-
-table(
-    ["way", "slow steps", "seconds", "rate", "distortion", "with another's thoughts", "minus ELBO (± s.e.)"],
-    [
-        [
-            name,
-            f"{share_of(WAYS[name][0])}",
-            f"{spent[name]:.0f}",
-            f"{nats(bound, 'kl_nats_per_sequence'):.2f}",
-            f"{nats(bound, 'distortion_nats_per_token'):.1f}",
-            f"{nats(bound, 'distortion_shuffled'):.1f}",
-            f"{nats(bound, 'nats_per_token'):.1f} ± {nats(bound, 'nats_per_token_stderr'):.1f}",
-        ]
-        for name, bound in trained.items()
-    ],
-)
-figure = Figure(figsize=(9, 3.2), layout="constrained")
-rate, reading = figure.subplots(1, 2, sharey=True)
-places = list(range(len(trained)))[::-1]
-rate.barh(places, [nats(bound, "kl_nats_per_sequence") for bound in trained.values()], color=BLUE)
-rate.axvline(math.log(16), color="0.3", linestyle="--", label="subject and manner: log 16")
-rate.set(xlabel="rate: paid, nats a text", yticks=places, yticklabels=list(trained))
-rate.legend(fontsize=8, loc="upper right")
-gain = [nats(bound, "distortion_shuffled") - nats(bound, "distortion_nats_per_token") for bound in trained.values()]
-reading.barh(places, gain, color=GREEN)
-reading.set(xlabel="rise when swapped: read, nats a text")
-show(figure)
-
-# %%
-collapsed = [name for name, bound in trained.items() if nats(bound, "kl_nats_per_sequence") < 0.1]
-awake = [name for (name, _), rise in zip(trained.items(), gain, strict=True) if rise > 1]
-leader = min(trained, key=lambda name: trained[name].nats_per_token)
-say(
-    f"**Seen.** Rate below 0.1: {', '.join(collapsed) or 'none'}. Thoughts that the decoder reads (the distortion "
-    f"rises by more than a nat): {', '.join(awake) or 'none'}. The lowest bound on the cost of a text is that of "
-    f"*{leader}*, {nats(trained[leader], 'nats_per_token'):.1f} nats, where {BEST:.1f} is the best possible: keeping "
-    "thoughts awake is not yet the best model, and a floor or a target is charged in full here. Warm-up is the usual "
-    "advice; whether it was enough for the encoder in so few steps, the table says. One seed each."
-)
-
-# %% [markdown]
-# ## 6. A guide and an objective of your own
-#
-# Nothing is registered in the library and no file of it changes. A **guide** gives its first state and the
-# distribution that a state stands for; here independent Laplace distributions, with a sharper peak and heavier tails
-# than Normals. So that its draws are keyed by text like all others, `rsample_from` learns how to make one of a
-# standard normal. An **objective** gives one value for each text; here -distortion - gamma |rate - C|, which holds the
-# rate at a *capacity* C by a penalty (Burgess and others, arXiv:1804.03599).
-#
-# **Look for** the new guide beside `mean-field` on the same ELBO, and for rates beside that of `TargetRate`, which
-# holds its target by a multiplier.
-
-
-# %%
-class DoubleExponential(Guide):
-    """Independent Laplace distributions: a mean and a width for each latent dimension."""
-
-    def init(self, batch):
-        mean = torch.zeros(batch.size, self.thoughts, self.dim)
-        return {"mean": mean, "log_width": mean - 0.5 * math.log(2)}  # the variance 2 width^2 is the prior's
-
-    def distribution(self, state):
-        return dist.Laplace(state["mean"], state["log_width"].exp()).to_event(2)
-
-
-@rsample_from.register
-def laplace_from_normals(distribution: dist.Laplace, normals):
-    share = torch.special.ndtr(normals(distribution.loc.shape)).clamp(1e-6, 1 - 1e-6) - 0.5
-    return distribution.loc - distribution.scale * share.sign() * torch.log1p(-2 * share.abs())
-
-
-class Capacity(Objective):
-    """-distortion - gamma |rate - nats|."""
-
-    reads_kl = True
-
-    def __init__(self, nats=4.0, gamma=5.0, particles=4):
-        super().__init__(particles)
-        self.nats, self.gamma = nats, gamma
-
-    def value(self, terms):
-        return -terms.distortion - self.gamma * (terms.rate - self.nats).abs()
-
-
-mine = {
-    "mean-field, ELBO": measure(MonteCarloELBO(particles=8)),
-    "Laplace, ELBO": measure(MonteCarloELBO(particles=8), DoubleExponential(1, 32)),
-    "mean-field, target rate 4": found["target rate", 4.0],
-    "mean-field, capacity 4": measure(Capacity(4.0)),
-}
-table(
-    ["guide, objective", "rate (± s.e. over texts)", "distortion", "ELBO, on fresh noise"],
-    [
-        [name, *(f"{one[part]:.2f} ± {one[part + '_error']:.2f}" for part in ("rate", "distortion", "elbo"))]
-        for name, one in mine.items()
-    ],
-)
-normal, laplace = mine["mean-field, ELBO"], mine["Laplace, ELBO"]
-paired = laplace["elbos"] - normal["elbos"]
-held, goal = mine["mean-field, capacity 4"], mine["mean-field, target rate 4"]
-say(
-    f"**Seen.** The Laplace guide's ELBO less the Normal's, text by text: {float(paired.mean()):.2f} ± "
-    f"{standard_error(paired):.2f} nats. Asked for 4 nats, the capacity objective holds {held['rate']:.2f} and the "
-    f"target rate {goal['rate']:.2f}, at distortions of {held['distortion']:.1f} and {goal['distortion']:.1f}."
-)
-
-# %% [markdown]
-# ## 7. Your guide in a whole run
-#
-# `ltm.train` takes a class or an object wherever it takes a name, and so do `run.infer`, `run.evaluate` and
-# comparisons. The run folder keeps how to make each again. No name brings back a class of a notebook
-# (`<__main__.DoubleExponential>` below), so `Run.load` is given it once more; one of a file is loaded by its name,
-# `mymodule:MyGuide`, and only with `allow_code=True`: a run from a stranger must not run code.
-#
-# **Look for** what a run and a posterior say of themselves, and for two families under one decoder.
-
-# %%
-whole = ltm.apply_settings(ltm.preset("nano"), [*BASE, f"slow.steps={share_of(100)}"])
-ltm.train(whole, data=data, out=folder / "mine", guide=DoubleExponential, objective=MonteCarloELBO(particles=2))
-again = ltm.Run.load(folder / "mine", guide=DoubleExponential)
-print(str(again).replace(f"{folder}/", ""))
-print(again.infer(texts[:2])[1])
-sharp, round_ = (again.evaluate(particles=4, sequences=share_of(64, 6), guide=guide) for guide in (None, "mean-field"))
-apart = round_.sequence_nats - sharp.sequence_nats
-mean = float(apart.mean())
-say(
-    "**Seen.** Under a decoder trained with Laplace posteriors a text costs at most "
-    f"{nats(sharp, 'nats_per_token'):.1f} nats by {sharp.guide}. By {round_.guide} in its place the bound is "
-    f"{abs(mean):.2f} ± {standard_error(apart):.2f} nats {'lower' if mean < 0 else 'higher'}."
-)
-
-# %% [markdown]
 # ## Where to go on
 #
+# [The next notebook](training_with_objectives.ipynb) trains decoders with objectives, and with a guide of your own.
 # `pyro-ltm guides` and `pyro-ltm objectives` list what there is; `examples/compare_guides.py` compares families and
-# objectives on a whole run; docs/own-guide.md takes a guide of your own from a file to the command line;
-# CONTRIBUTING.md says how to put one into the registry. Whether compute is better spent on fast steps, on slow steps or
-# on a larger decoder, `pyro-ltm scale` measures (docs/scaling.md).
+# objectives on a whole run.
 
 # %%
-print(
-    f"run in {time.perf_counter() - started:.0f} s"
-    + ("" if SHARE == 1 else f", with {SHARE:g} of the slow steps and texts")
-)
+say_time(started)

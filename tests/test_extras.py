@@ -149,8 +149,9 @@ print(make_pipeline(ThoughtEmbedder("run"), KNeighborsClassifier(1)).fit(texts, 
 
 def check_notebook(run: Run, clone: Path) -> None:
     """As CONTRIBUTING.md has it, with a twentieth of the steps."""
-    run("jupytext", "--to", "ipynb", "--update", "examples/variational_objectives.py")
-    run("jupyter", "execute", "examples/variational_objectives.ipynb", PYRO_LTM_NOTEBOOK_SHARE="0.05")
+    for name in ("variational_objectives", "training_with_objectives"):
+        run("jupytext", "--to", "ipynb", "--update", f"examples/{name}.py")
+        run("jupyter", "execute", f"examples/{name}.ipynb", PYRO_LTM_NOTEBOOK_SHARE="0.05")
 
 
 def check_search(run: Run, clone: Path) -> None:

@@ -42,9 +42,6 @@ from pyro_ltm.types import Batch
 
 NONFINITE = "nonfinite.json"
 
-DIFFUSION_DRAWS = 4
-"""Draws of what is hidden of each validation sequence of a masked diffusion: one alone says little of a sequence."""
-
 
 @dataclass
 class Progress:
