@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyro_ltm.config import Config, apply_settings, dump_toml, load_toml
+from pyro_ltm.config.settings import flat
 from pyro_ltm.errors import LONGEST, UserError
 from pyro_ltm.presets import PRESETS, preset
-from pyro_ltm.training.schedule import flat, learning_rate
+from pyro_ltm.training.schedule import learning_rate
 
 OPTIONS = {
     f"{section.name}.{entry.name}": entry

@@ -17,6 +17,7 @@ from pyro_ltm.comparison.pair_score import own_part, score_pair
 from pyro_ltm.comparison.result import RIVALS, Comparison, DecoderTraining, Key, PairScore, Validation, arrival
 from pyro_ltm.comparison.together import by_all, first_locks_out
 from pyro_ltm.config import Component, Config
+from pyro_ltm.config.settings import PLAN, flat
 from pyro_ltm.data import Preparation, Reading, TokenDataset, prepare
 from pyro_ltm.data.folder import TokenFolder, is_token_folder
 from pyro_ltm.data.sources import sources_of
@@ -30,7 +31,6 @@ from pyro_ltm.runs.metrics import read_metrics
 from pyro_ltm.runs.run import Run
 from pyro_ltm.training.launch import train
 from pyro_ltm.training.parallel import check_shares
-from pyro_ltm.training.schedule import PLAN, flat
 from pyro_ltm.types import Batch
 
 VALIDATIONS = 8

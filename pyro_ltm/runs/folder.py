@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from pyro_ltm.digests import sealed
 from pyro_ltm.errors import Damaged, UserError
 from pyro_ltm.files import write_atomically
-from pyro_ltm.reading import Count, check_name, parse_json, read_safetensors
+from pyro_ltm.reading import check_name, parse_json, read_safetensors
 
 CONFIG, MODEL, TOKENIZER, TRAINER, METRICS, EVALUATION = (
     "config.toml",
@@ -32,12 +31,6 @@ WEIGHTS = {"last": MODEL, "average": AVERAGE, "best": BEST}
 """Files of weights that a run may have: the last, their average along the run, those of its best validation."""
 
 M = TypeVar("M")
-
-
-class WeightsMeta(msgspec.Struct):
-    """The header of the weights: the slow steps that they have seen."""
-
-    step: Count = 0
 
 
 def fingerprint(module: nn.Module) -> str:

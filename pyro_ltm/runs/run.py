@@ -40,7 +40,6 @@ from pyro_ltm.runs.folder import (
     MODEL,
     TOKENIZER,
     WEIGHTS,
-    WeightsMeta,
     check_weights,
     fingerprint,
     load_weights,
@@ -50,6 +49,7 @@ from pyro_ltm.runs.folder import (
 )
 from pyro_ltm.runs.notes import data_note
 from pyro_ltm.runs.own_texts import calibrate, sandwich
+from pyro_ltm.runs.provenance import WeightsMeta, check_weights_meta, weights_meta
 from pyro_ltm.scores import (
     AnnealedBound,
     Bound,
@@ -112,13 +112,14 @@ class Run:
                 those that came from Python.
 
         Raises:
-            UserError: the folder is no run, it has no such weights, a file of it is missing or damaged, or it names
-                code without leave.
+            UserError: the folder is no run, it has no such weights, a file of it is missing, damaged or another run's,
+                or it names code without leave.
         """
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
             raise UserError(f"{folder}: not a run folder (it has no {CONFIG}); give a folder that 'train --out' wrote")
-        config = with_parts(load_config(folder), **parts)
+        saved = load_config(folder)
+        config = with_parts(saved, **parts)
         config = with_known(config, known) if known else config
         config = config if allow_code else without_code(config, folder / CONFIG, known)
         path = _weights_of(folder, config, weights)
@@ -134,6 +135,7 @@ class Run:
         with torch.device("meta"):  # a configuration of another shape is refused before it takes memory
             model, loop = build(replace(config, compile=False), device="meta")
             check_weights(trainable(model, loop.guide, loop.objective), tensors, path)
+        check_weights_meta(path, meta, saved)
         # Compiling pays over many steps of one shape, which are training's.
         model, loop = build(replace(config, compile=False), device=device)
         load_weights(trainable(model, loop.guide, loop.objective), tensors, path)
@@ -167,7 +169,8 @@ class Run:
 
     def save_weights(self, step: int) -> None:
         """Writes the weights as they stand at slow step `step`."""
-        write_tensors(self.folder / MODEL, self.trainable.state_dict(), {"step": step})
+        meta = weights_meta(self.folder, self.config, step)
+        write_tensors(self.folder / MODEL, self.trainable.state_dict(), meta)
 
     def __repr__(self) -> str:
         config, written = self.config, str(self.model.decoder.compute_dtype).removeprefix("torch.")

@@ -14,7 +14,8 @@ from pyro_ltm.inference.build import build
 from pyro_ltm.inference.parts import with_known
 from pyro_ltm.runs.base import load_config
 from pyro_ltm.runs.data import open_data
-from pyro_ltm.runs.folder import MODEL, WeightsMeta, load_weights, read_tensors
+from pyro_ltm.runs.folder import MODEL, load_weights, read_tensors
+from pyro_ltm.runs.provenance import WeightsMeta
 from pyro_ltm.runs.run import Run
 from pyro_ltm.training.trainer import Progress, Trainer
 

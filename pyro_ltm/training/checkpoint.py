@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pyro_ltm.config.settings import flat, renamed
 from pyro_ltm.data import TokenDataset
 from pyro_ltm.distributed import current, share_of, whole
 from pyro_ltm.errors import UserError
@@ -22,10 +23,11 @@ from pyro_ltm.runs.folder import (
     write_tensors,
 )
 from pyro_ltm.runs.metrics import MetricsLog
+from pyro_ltm.runs.provenance import origin_of, weights_meta
 from pyro_ltm.runs.run import Run
 from pyro_ltm.training.kept import STATE, CheckpointMeta, Counters, keep_last, last_good, put_last, remove_oldest
 from pyro_ltm.training.optimizer_state import Number, OptimizerState, rehearse
-from pyro_ltm.training.schedule import changes, flat, renamed
+from pyro_ltm.training.schedule import changes
 
 
 @dataclass
@@ -64,6 +66,7 @@ class Checkpoint:
             numbers=state.numbers,
             settings=flat(self.run.config),
             metrics=self.metrics.mark(),
+            origin=origin_of(self.run.folder),
         )
         weights = self.run.trainable.state_dict()
         tensors = weights | _prefixed(STATE, state.tensors)
@@ -97,10 +100,11 @@ class Checkpoint:
 
     def _write_weights(self, counters: Counters, weights: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
         """Writes the weights by themselves: the last, and the others that the run has."""
-        write_tensors(self.run.folder / MODEL, weights, {"step": counters.step})
+        folder, meta = self.run.folder, weights_meta(self.run.folder, self.run.config, counters.step)
+        write_tensors(folder / MODEL, weights, meta)
         for kind in self.others:
             step = counters.best_step if kind == "best" else counters.step
-            write_tensors(self.run.folder / WEIGHTS[kind], _of_prefix(f"{kind}.", tensors), {"step": step})
+            write_tensors(folder / WEIGHTS[kind], _of_prefix(f"{kind}.", tensors), {**meta, "step": step})
 
     def load(self) -> Counters | None:
         """Puts weights and optimizer as they were saved, and gives the counters; None where nothing was saved yet.
@@ -166,9 +170,14 @@ class Checkpoint:
         return counters.step * self.run.config.slow.sequences
 
     def _check_meta(self, meta: CheckpointMeta) -> None:
-        """Raises UserError when the checkpoint was made on other data, or by another configuration than the run's."""
-        if meta.data != self.data.folder.fingerprint:
+        """Raises UserError when the checkpoint is another run's: of other data, weights or another configuration."""
+        last, own, origin = self.run.folder / TRAINER, self.data.folder.fingerprint, origin_of(self.run.folder)
+        if meta.data != own and self.run.data_fingerprint == own:
+            raise UserError(f"{last}: of another run, which learned from other data: put its own file back")
+        if meta.data != own:
             raise UserError(f"{self.run.folder}: was not trained on {self.data.folder.path}; give its own data")
+        if None not in (meta.origin, origin) and meta.origin != origin:
+            raise UserError(f"{last}: of another run, which began with other weights: put its own file back")
         settings = renamed(meta.settings) if meta.settings else flat(self.run.config)
         for key, value in changes(self.run.config, settings, meta.step).items():
             raise UserError(

@@ -114,8 +114,8 @@ def fit_prior(
         torch.manual_seed(fold(seed, "prior"))
         learn(model, pairs, steps=steps, lr=lr, seed=seed, progress=progress)
     with new_folder(out) as folder:
-        Run.create(folder, share_base(config, folder), model, loop, run.tokenizer, step=run.step)
         note_data(folder, data)
+        Run.create(folder, share_base(config, folder), model, loop, run.tokenizer, step=run.step)
     fitted = Run.load(out, device=str(run.device), known=config)
     found = FittedPrior(run=fitted, sequences=sum(batch.size for batch, _ in pairs), steps=steps)
     return _scored(run, found, data, batch_size, scoring)

@@ -59,7 +59,8 @@ class CheckpointMeta(Counters):
     Attributes:
         position: sequences read. data: fingerprint of what was trained on.
         states: tensors of the optimizer. numbers: what it counts outside of tensors. settings: the configuration, by
-            dotted keys. metrics: the rows so far. They are None in checkpoints of older releases.
+            dotted keys. metrics: the rows so far. origin: see `WeightsMeta`. They are None in checkpoints of older
+            releases.
     """
 
     position: Count
@@ -68,6 +69,7 @@ class CheckpointMeta(Counters):
     numbers: dict[str, int | float] | None = None
     settings: dict[str, Any] | None = None
     metrics: Mark | None = None
+    origin: str | None = None
 
 
 def kept(folder: Path) -> list[Path]:

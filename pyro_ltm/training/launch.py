@@ -34,10 +34,10 @@ from pyro_ltm.runs.folder import (
     TOKENIZER,
     TRAINER,
     WEIGHTS,
-    WeightsMeta,
     read_tensors,
 )
 from pyro_ltm.runs.notes import DATA, ORIGIN, data_note, note_data, origin_note
+from pyro_ltm.runs.provenance import WeightsMeta
 from pyro_ltm.runs.run import Run
 from pyro_ltm.training.beginning import Beginning, follow
 from pyro_ltm.training.branch import branch, check_branch

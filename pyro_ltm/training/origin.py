@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 
 from pyro_ltm.config import Config
+from pyro_ltm.config.settings import flat
 from pyro_ltm.data import TokenDataset, Tokenizer
 from pyro_ltm.errors import UserError
 from pyro_ltm.runs.folder import MODEL, load_weights
 from pyro_ltm.runs.notes import ORIGIN, OriginNote, origin_note, relative, write_note
 from pyro_ltm.runs.run import Run
-from pyro_ltm.training.schedule import flat
 
 ANYHOW = ("model.max_length", "model.thought_stride", "model.dropout", "graft.train", "graft.rank", "graft.alpha")
 """Of a model's settings, those by which its weights mean the same, its thoughts standing where they did."""

@@ -8,21 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pyro_ltm.config import RENAMED, Config, SlowConfig
+from pyro_ltm.config import Config, SlowConfig
+from pyro_ltm.config.settings import ANYHOW, PLAN, differences, flat, without_free
 from pyro_ltm.errors import UserError
 from pyro_ltm.optimizers import schedule
-
-PLAN = ("slow.steps", "slow.planned", "slow.changed_at", "slow.rewarm", "slow.decay_steps")
-"""Keys that `extended` sets."""
-
-SPLIT = ("slow.batch_size", "slow.accumulate")
-"""Keys by whose product a slow step reads so many sequences; how they split it changes no figure but by rounding."""
-
-ANYHOW = (*SPLIT, "slow.recompute", "slow.save_every", "slow.save_minutes", "slow.keep_checkpoints")
-"""Keys by which a run may go on otherwise: they change no figure."""
-
-COMPONENTS = ("guide.", "objective.", "optimizer.", "slow_optimizer.", "prior.")
-"""Their options that a plan does not name are their class's, so one that is named is a difference."""
 
 
 def learning_rate(step: int, slow: SlowConfig) -> float:
@@ -112,32 +101,6 @@ def plan_row(at: int, before: Config, after: Config) -> dict[str, Any]:
     return {**row, "rewarm": now.rewarm, "decay": now.decay_steps}
 
 
-def flat(config: Config) -> dict[str, Any]:
-    """Dotted keys to values."""
-    found: dict[str, Any] = {}
-    for key, value in dataclasses.asdict(config).items():
-        if isinstance(value, dict):
-            options = value.pop("options", {})
-            found.update({f"{key}.{name}": entry for name, entry in {**value, **options}.items()})
-        else:
-            found[key] = value
-    del found["graft.base"]  # where the base lies; which it is, its digest says
-    del found["distributed.kind"]  # a run may go on with another
-    return found
-
-
-def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A flat configuration of an earlier release as this one names it."""
-
-    def now(key: str) -> str:
-        section, dot, name = key.rpartition(".")
-        return f"{section}{dot}{RENAMED.get(key, name)}"
-
-    # Before slow optimizers and priors had names there was one of each.
-    first = {"slow_optimizer.name": "adamw", "prior.name": "gaussian"}
-    return first | {now(key): value for key, value in settings.items()}
-
-
 def going_on_as(saved: Config, asked: Config) -> Config:
     """The configuration of a run that goes on: as `saved`, but for what it may go on with otherwise, as `asked`."""
     settings = flat(asked)
@@ -145,28 +108,13 @@ def going_on_as(saved: Config, asked: Config) -> Config:
     return dataclasses.replace(saved, slow=dataclasses.replace(saved.slow, **free))
 
 
-def _without_free(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A flat configuration without the keys by which a run may go on otherwise; of `SPLIT` the product stays."""
-    kept = {key: value for key, value in settings.items() if key not in ANYHOW}
-    return {**kept, " × ".join(SPLIT): math.prod(settings.get(key, 1) for key in SPLIT)}
-
-
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Keys in which two flat configurations differ. One that a release has and another has not is none."""
-    return [
-        key
-        for key in dict.fromkeys([*ours, *theirs])
-        if ours.get(key) != theirs.get(key) and (key.startswith(COMPONENTS) or (key in ours and key in theirs))
-    ]
-
-
 def changes(config: Config, settings: Mapping[str, Any], step: int) -> dict[str, Any]:
     """Keys, and their values, in which `settings`, by which a checkpoint at `step` was made, are not the run's.
 
     Its plan may be another one where it was extended at that very step: then it was killed before the next checkpoint.
     """
-    then = _without_free(settings)
-    changed = differences(_without_free(flat(config)), then)
+    then = without_free(settings)
+    changed = differences(without_free(flat(config)), then)
     slow, planned = config.slow, settings.get("slow.planned") or settings.get("slow.steps")
     if slow.changed_at == step and slow.planned == planned:
         changed = [key for key in changed if key not in PLAN]
@@ -178,7 +126,7 @@ def check_same(config: Config, saved: Config, folder: Path) -> None:
 
     It may in its steps, and in what changes no figure (`ANYHOW`).
     """
-    ours, theirs = _without_free(flat(config)), _without_free(flat(saved))
+    ours, theirs = without_free(flat(config)), without_free(flat(saved))
     # What one who names no more than other steps, or the whole command once more, does not know.
     for key in (*PLAN, "model.thought_stride"):
         ours[key] = ours[key] if ours[key] and key != "slow.steps" else theirs[key]

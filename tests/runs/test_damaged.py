@@ -85,7 +85,7 @@ STATES = [
     (lambda tensors, meta: meta.update(tokens="many"), "tokens: expected int, got str"),
     (lambda tensors, meta: meta.update(seconds=-1.0), "seconds: expected float >= 0"),
     (lambda tensors, meta: meta.update(step=1), "its data position is not that of step 1"),
-    (lambda tensors, meta: meta.update(data="other"), "was not trained on"),
+    (lambda tensors, meta: meta.update(data="other"), "of another run, which learned from other data"),
 ]
 
 

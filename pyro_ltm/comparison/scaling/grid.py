@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_ltm.config import Config, apply_together
+from pyro_ltm.config.settings import flat
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference.build import check_config
 from pyro_ltm.profiling.costs import count_costs
-from pyro_ltm.training.schedule import flat
 
 LTM, TWIN, DIFFUSION = "ltm", "twin", "masked-diffusion"
 RIVALS: dict[str, dict[str, str]] = {

@@ -18,11 +18,11 @@ import msgspec
 from pyro_ltm.comparison.comparison_file import at
 from pyro_ltm.comparison.scaling.grid import reads
 from pyro_ltm.config import Config
+from pyro_ltm.config.settings import flat
 from pyro_ltm.errors import UserError, visible
 from pyro_ltm.files import clear_errors, write_text
 from pyro_ltm.locks import locked
 from pyro_ltm.reading import Count, fitted, read_json
-from pyro_ltm.training.schedule import flat
 
 FORMAT = "pyro-ltm scaling study 1"
 STUDY, TABLE, CELL, RUNS = "study.json", "study.csv", "cell.json", "runs"

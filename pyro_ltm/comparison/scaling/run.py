@@ -22,6 +22,7 @@ from pyro_ltm.comparison.scaling.result import RUNS, Level, Look, Row, Study, op
 from pyro_ltm.comparison.together import by_all, end_together, sharing_a_score
 from pyro_ltm.comparison.trainings import decoder_training, open_tokens, open_validation, with_validations
 from pyro_ltm.config import Config, ModelConfig
+from pyro_ltm.config.settings import PLAN, flat
 from pyro_ltm.data import Reading, TokenDataset
 from pyro_ltm.data.sources import sources_of
 from pyro_ltm.distributed import current
@@ -35,7 +36,6 @@ from pyro_ltm.runs.run import Run
 from pyro_ltm.scores.estimate import Figure
 from pyro_ltm.training.launch import train
 from pyro_ltm.training.parallel import check_shares
-from pyro_ltm.training.schedule import PLAN, flat
 
 PAUSE = 2.0
 """Seconds until a worker looks again at cells that others have in hand."""
