@@ -218,6 +218,8 @@ def _sharing(found: Simulation, config: Config, count: int, device: Device, kind
     phases = {phase: _parts(found, config, phase, records) for phase in found.parts}
     weights = phases[SLOW][WEIGHTS]
     sent = 2 * found.learned_bytes
+    if kind == "ddp" and count > 1:  # which keeps the memory that gradients are sent from
+        phases = {phase: {**parts, GRADIENTS: found.learned_bytes} for phase, parts in phases.items()}
     if kind == "fsdp":
         phases = {phase: _sharded(parts, found, config, count, phase) for phase, parts in phases.items()}
         sent = weights + found.learned_bytes  # gathered once, and the gradients scattered

@@ -18,6 +18,10 @@ from pyro_ltm.reading import Count
 from pyro_ltm.runs.folder import CONFIG
 from pyro_ltm.runs.notes import DATA, ORIGIN, data_note, origin_note
 
+OTHERWISE = ("slow.decay", "slow.average", "slow.keep_best", "slow.eval_every", "slow.eval_sequences")
+OTHERWISE += ("fast.record", "compile")
+"""Keys that, beside those of the plan, may differ between runs with the same weights."""
+
 
 class WeightsMeta(msgspec.Struct, kw_only=True):
     """The header of a file of weights; but for `step`, None in files of earlier releases and where it is not known.
@@ -64,7 +68,7 @@ def check_weights_meta(path: Path, meta: WeightsMeta, config: Config) -> None:
 
 def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
     """Without the plan: a run that decays where it was extended or branched is one that was planned so."""
-    return {key: value for key, value in without_free(settings).items() if key not in (*PLAN, "slow.decay")}
+    return {key: value for key, value in without_free(settings).items() if key not in (*PLAN, *OTHERWISE)}
 
 
 def origin_of(folder: Path) -> str | None:

@@ -62,7 +62,9 @@ def planned(*settings: str, count: int = 4, device: Device = DEVICE, **pace):
 def test_memory_of_each_kind_of_sharing():
     found = planned("slow.average=0.9", "dtype=bfloat16")
     fast = found.sharings["ddp"].phases[FAST]
-    assert fast == {**KEPT, COPIES: 400, FIT: 80, AVERAGE: 800}
+    assert fast == {**KEPT, GRADIENTS: 800, COPIES: 400, FIT: 80, AVERAGE: 800}
+    alone = planned("slow.average=0.9", count=1).sharing.phases[FAST]
+    assert alone == {**KEPT, COPIES: 400, FIT: 80, AVERAGE: 800}
     slow = found.sharings["ddp"].phases[SLOW]
     assert slow == {**KEPT, GRADIENTS: 800, LEARN: 8000, AVERAGE: 800, RECORDED: 480}
     shares = {WEIGHTS: 200, OPTIMIZER + "exp_avg": 200, OPTIMIZER + "exp_avg_sq": 200, DATA: 8, AVERAGE: 200}
