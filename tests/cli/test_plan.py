@@ -47,7 +47,7 @@ def test_each_figure_has_its_row(invoke, settings):
     found = rows(result.stdout)
     tokens = 8 * 32
     assert found["weights"] == ["1.0 GB", "1.0 GB"]
-    assert found["all of it"] == ["2.0 GB", "4.0 GB"]
+    assert found["all of it"] == ["3.0 GB", "4.0 GB"]
     assert found["ddp"] == ["4.0 GB", "yes", "1.5 GB", "500 ms"]
     assert found["fsdp"][1:] == ["yes", "1.5 GB", "500 ms"]
     assert found["a slow step, on each device"] == ["1 micro-batch of 2 sequences"]
