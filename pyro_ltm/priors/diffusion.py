@@ -128,8 +128,8 @@ class Diffused(Made):
 def path_noise(thoughts: Tensor, steps: int) -> Tensor:
     """Standard normals [T, ..., N, D] for the noising of `thoughts` [..., N, D], keyed by their bits.
 
-    Fresh for every draw, and the same whoever shares the batch: noise that stayed the same could be learned by heart,
-    and what is fitted on it would be no bound.
+    Fresh for every draw, and the same whoever shares the batch, where that changes no bit of the thoughts: noise that
+    stayed the same could be learned by heart, and what is fitted on it would be no bound.
     """
     rows = thoughts.detach().reshape(-1, *thoughts.shape[-2:]).cpu().contiguous()
     drawn = torch.empty(steps, *rows.shape, dtype=rows.dtype)

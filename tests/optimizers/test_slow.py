@@ -149,6 +149,28 @@ def names(module):
     return {name: hidden[p] for name, p in module.named_parameters() if p in hidden}
 
 
+class Conv1D(torch.nn.Module):
+    """As that of transformers: a linear map whose matrix is [in, out]."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight)
+
+
+def test_a_matrix_that_is_stored_the_other_way_round_learns_at_the_same_rate():
+    """GPT-2's, of which those that widen learnt at half the rate, and those that narrow at twice."""
+    plain, turned = (torch.nn.Linear(4, 16, bias=False), torch.nn.Linear(16, 4, bias=False)), []
+    generator = torch.Generator().manual_seed(0)
+    for linear in plain:
+        linear.weight.grad = torch.randn(linear.weight.shape, generator=generator)
+        turned.append(Conv1D(linear.weight.detach().mT.contiguous()))
+        turned[-1].weight.grad = linear.weight.grad.mT.contiguous()
+    for stack in (plain, turned):
+        Muon().build(torch.nn.ModuleList([torch.nn.ModuleList(stack)]), SlowConfig(lr=0.1)).step()
+    for linear, conv in zip(plain, turned, strict=True):
+        torch.testing.assert_close(conv.weight, linear.weight.mT, rtol=1e-5, atol=1e-6)
+
+
 def test_hidden_matrices_are_those_of_the_layers():
     model = LatentThoughtModel(tiny_config())
     matrices = [

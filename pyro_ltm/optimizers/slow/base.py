@@ -95,3 +95,8 @@ def hidden_matrices(module: nn.Module) -> dict[nn.Parameter, int]:
                     if parameter.dim() == 2 and parameter.requires_grad and not isinstance(part, nn.Embedding):
                         found[parameter] = 3 if name == "in_proj_weight" else 1
     return found
+
+
+def transposed_matrices(module: nn.Module) -> frozenset[nn.Parameter]:
+    """Those that are stored as [in, out]: of transformers' `Conv1D`, of which GPT-2 is made."""
+    return frozenset(part.weight for part in module.modules() if type(part).__name__ == "Conv1D")

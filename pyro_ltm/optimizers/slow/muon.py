@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_ltm.config import SlowConfig
 from pyro_ltm.distributed import gathered, share_of
 from pyro_ltm.errors import UserError
-from pyro_ltm.optimizers.slow.base import LR_SHARE, ForMatrices, hidden_matrices
+from pyro_ltm.optimizers.slow.base import LR_SHARE, ForMatrices, hidden_matrices, transposed_matrices
 from pyro_ltm.optimizers.slow.joint import Joint
 from pyro_ltm.registry import Card
 
@@ -88,7 +88,7 @@ class Muon(ForMatrices):
             ns_steps=self.ns_steps,
             adjust_lr_fn=self.adjust_lr_fn,
         )
-        muon.dtype = PRECISIONS.get(self.ns_dtype)
+        muon.dtype, muon.transposed = PRECISIONS.get(self.ns_dtype), transposed_matrices(module)
         return Joint(muon, self.adamw((p for p in module.parameters() if p not in hidden), slow))
 
 
@@ -100,9 +100,11 @@ class BatchedMuon(torch.optim.Muon):
 
     Attributes:
         dtype: precision of the Newton-Schulz iteration; None: see `Muon.ns_dtype`.
+        transposed: matrices [in, out] among the others, [out, in].
     """
 
     dtype: torch.dtype | None = None
+    transposed: frozenset[nn.Parameter] = frozenset()
     _step_supports_amp_scaling = True
 
     @torch.no_grad()
@@ -118,7 +120,8 @@ class BatchedMuon(torch.optim.Muon):
             pieces = self._orthogonal([piece for update in updates for piece in gathered(update).chunk(count)], group)
             for index, p in enumerate(learning):
                 parts = pieces[index * count : (index + 1) * count]
-                rate = group["lr"] * _ratio(group["adjust_lr_fn"], *parts[0].shape)
+                rows, columns = parts[0].mT.shape if p in self.transposed else parts[0].shape
+                rate = group["lr"] * _ratio(group["adjust_lr_fn"], rows, columns)
                 moved = (p * (1 - group["lr"] * group["weight_decay"])).add_(share_of(torch.cat(parts), p), alpha=-rate)
                 p.copy_(moved if skipped is None else torch.where(skipped, p, moved))
         return loss
