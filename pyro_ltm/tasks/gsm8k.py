@@ -164,8 +164,9 @@ def attempt(
 ) -> Iterator[Attempt]:
     """Writes answers to each problem: thoughts fitted on its prompt only, each sample with a draw of its own.
 
-    Examples are drawn anew for each problem. Where the prompt and `max_new_tokens` do not fit the model's length,
-    examples are left out from the front; where even the question does not fit, nothing is written.
+    Examples are drawn anew for each problem, which is never one of its own. Where the prompt and `max_new_tokens` do
+    not fit the model's length, examples are left out from the front; where even the question does not fit, nothing is
+    written.
 
     Raises:
         UserError: more examples asked for than there are, or no room to write in.
@@ -176,7 +177,10 @@ def attempt(
     if not 0 < new < length:
         raise UserError(f"max_new_tokens = {new}: from 1 to {length - 1}, for this model reads {length} tokens")
     for number, problem in enumerate(problems):
-        chosen = random.Random(f"{options.seed}:{number}").sample(list(examples), options.shots)
+        others = [example for example in examples if example.question != problem.question]
+        if options.shots > len(others):
+            raise UserError(f"shots = {options.shots}: there are {len(others)} examples beside a problem itself")
+        chosen = random.Random(f"{options.seed}:{number}").sample(others, options.shots)
 
         def fits(shots: Sequence[Problem], question: str = problem.question) -> bool:
             return len(run.tokenizer.encode(prompt_of(shots, question))) + new <= length

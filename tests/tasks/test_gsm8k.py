@@ -16,8 +16,11 @@ from pyro_ltm.guides import MeanField
 from pyro_ltm.inference import FastLoop
 from pyro_ltm.objectives import AnalyticELBO
 from pyro_ltm.runs import Run
+from pyro_ltm.tasks import gsm8k
 from pyro_ltm.tasks.gsm8k import (
+    ArithmeticOptions,
     Problem,
+    attempt,
     evaluate_arithmetic,
     extract_answer,
     pass_at_k,
@@ -120,6 +123,16 @@ def test_a_model_that_knows_the_answer(answer, score):
     both = evaluate_arithmetic(run, problems, EXAMPLES, k=1, shots=0, max_new_tokens=12)
     assert both.too_long == 1
     assert both.pass_at["1"] == score / 2
+
+
+def test_no_problem_is_its_own_example(monkeypatch):
+    """Nor where a file of problems is given as that of examples: every answer stood in its prompt."""
+    run, prompts = parrot(" #### 42"), []
+    monkeypatch.setattr(gsm8k, "_write", lambda run, prompt, *_: prompts.append(prompt) or [" #### 42"])
+    list(attempt(run, EXAMPLES, EXAMPLES, ArithmeticOptions(k=1, shots=1, max_new_tokens=12)))
+    assert [prompt.count(one.question) for prompt, one in zip(prompts, EXAMPLES, strict=True)] == [1, 1, 1]
+    with pytest.raises(UserError, match="there are 2 examples beside a problem itself"):
+        list(attempt(run, EXAMPLES, EXAMPLES, ArithmeticOptions(k=1, shots=3, max_new_tokens=12)))
 
 
 def test_the_prompt_shows_examples_in_order():
