@@ -241,7 +241,10 @@ class RunScorer:
         )
 
     def score_after(self, prompts: Sequence[str], texts: Sequence[str]) -> AfterPrompts:
-        """Nats of the texts under the mixture over draws from q, fitted to the prompt alone (`scores.continuation`)."""
+        """Nats of the texts under the mixture over draws from q, fitted to the prompt alone (`scores.continuation`).
+
+        Where both are longer than the model reads, in blocks of half its length, each after as much as fits before it.
+        """
         tokenizer, longest = self.run.tokenizer, self.run.config.model.max_length
         predictor = Predictor(
             self.run.model, self.run.loop.with_steps(self.fast_steps), particles=self.particles, seed=self.seed
@@ -250,7 +253,8 @@ class RunScorer:
         for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
             before, new = encoded_after(tokenizer.encode, prompt, text)
             tokens, name = (tokenizer.end_of_text, *before, *new), functools.partial(fold, "text", row)
-            blocks = windows(tokens, name, given=1 + len(before), length=longest, stride=longest)
+            stride = longest if len(tokens) <= longest + 1 else max(1, longest // 2)
+            blocks = windows(tokens, name, given=1 + len(before), length=longest, stride=stride)
             pieces += blocks
             rows += [row] * len(blocks)
         nats, counts = torch.zeros(len(texts), dtype=torch.float64), torch.zeros(len(texts), dtype=torch.float64)

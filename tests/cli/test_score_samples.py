@@ -216,6 +216,15 @@ def test_bits_of_a_continuation_are_those_of_the_whole_less_those_of_its_prompt(
     assert bound.nats_per_token > 0
 
 
+def test_a_prompt_counts_before_a_text_that_is_too_long(twin):
+    """A block as long as the model left room for one token before it, and the prompt was not read."""
+    scorer, text = RunScorer(Run.load(twin)), " sat on 3 mats while a bird sang" * 2
+    assert len(scorer.run.tokenizer.encode(text)) > scorer.run.config.model.max_length
+    found = scorer.score_after(["a mat", "the cat mat"], [text, text])
+    assert found.sequence_tokens[0] == found.sequence_tokens[1]
+    assert abs(float(found.sequence_nats[0] - found.sequence_nats[1])) > 1e-3
+
+
 def exact_nats(run, tokens):
     """By the chain rule, one token after the other."""
     read = torch.tensor([tokens])
