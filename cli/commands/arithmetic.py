@@ -78,7 +78,8 @@ def command(
     if among is not None:
         rows = rows_of(run, among, fitting, reading).rows
         query = query_of(run, found.points[0].thoughts, rows)
-        near = nearest_documents(query, rows, count=count, metric=metric, but=[end.text for end in found.ends])
+        own = {end.text: end.tokens for end in found.ends}
+        near = nearest_documents(query, rows, count=count, metric=metric, but=own)
     if common.as_json:
         neighbours = {"metric": metric, "neighbours": neighbours_json(near)} if among else {}
         emit({**found.to_dict(), **neighbours, **run.about, **fitting.about(run)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,13 +87,13 @@ def nearest_documents(
     count: int | None = None,
     metric: str = "cosine",
     run: Run | None = None,
-    but: Iterable[str] = (),
+    but: Mapping[str, int] | None = None,
 ) -> list[Neighbour]:
     """The documents nearest to the one row of `query` (see `find_neighbours`).
 
     Args:
         run: whose posteriors they are, for the metrics of posteriors.
-        but: texts that are left out, by how they begin.
+        but: texts that are left out, with the tokens of each: documents that begin so, and are as long.
 
     Raises:
         UserError: as `find_neighbours`.
@@ -109,9 +109,9 @@ def nearest_documents(
         distance = OF_MEANS[metric](query.features.double(), among.features.double())
     order = distance.argsort(stable=True).tolist()
     first: dict[int, int] = {}
-    left_out = {text[:SHOWN] for text in but}
+    left_out = {(text[:SHOWN], tokens) for text, tokens in (but or {}).items()}
     for row in order:
-        if among.texts[row] not in left_out:
+        if (among.texts[row], int(among.tokens[row])) not in left_out:
             first.setdefault(int(among.document[row]), row)
     if count is not None and count > len(first):
         known = "is only 1 document" if len(first) == 1 else f"are only {len(first)} documents"

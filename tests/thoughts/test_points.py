@@ -101,8 +101,16 @@ def test_neighbours_in_some_layers(run):
     moved = replace(one, thoughts=one.thoughts.flip(0))
     assert find_neighbours(run, A, moved, fitting=FITTING)[0].row == 1
     query = query_of(run, fit_ends(run, [A], FITTING)[0].thoughts, one)
-    assert [one.row for one in nearest_documents(query, one, but=[A])] != [1]
-    assert {one.row for one in nearest_documents(query, one, but=[A])} == {0, 2}
+    own = {A: len(run.tokenizer.encode(A))}
+    assert {one.row for one in nearest_documents(query, one, but=own)} == {0, 2}
+
+
+def test_documents_that_only_begin_like_the_text_are_not_left_out(run):
+    rows = embed_texts(run, [C, A, A[:9]], fast_steps=2)
+    rows = replace(rows, texts=3 * [rows.texts[1]])
+    query = query_of(run, fit_ends(run, [A], FITTING)[0].thoughts, rows)
+    own = {A: len(run.tokenizer.encode(A))}
+    assert {one.row for one in nearest_documents(query, rows, but=own)} == {0, 2}
 
 
 def test_ends_are_posterior_means_with_their_bounds(run, ends):
