@@ -221,6 +221,7 @@ def _interruptible(out: Path, device: str, leave: list[str]) -> Iterator[None]:
 
     Several processes end well then: for `torchrun` another end is a fault, after which it may start them again.
     """
+    from pyro_ltm.errors import UserError
     from pyro_ltm.reports.training_plots import plot_run
 
     from ..failure import Failure, before_training, code_of
@@ -238,7 +239,8 @@ def _interruptible(out: Path, device: str, leave: list[str]) -> Iterator[None]:
             message = f"interrupted at once; go on from the last checkpoint with: {shlex.join(again)}"
             raise Failure(message, code_of(stopped)) from None
         only_leader()
-        plot_run(out)
+        with contextlib.suppress(UserError):  # before the first step there is nothing to draw
+            plot_run(out)
         if are_several():
             note(f"Stopped: {stopped}; go on with the same command and --resume")
             raise click.exceptions.Exit(0) from None

@@ -18,8 +18,10 @@ from pyro_ltm.reading import Count
 from pyro_ltm.runs.folder import CONFIG
 from pyro_ltm.runs.notes import DATA, ORIGIN, data_note, origin_note
 
-OTHERWISE = ("slow.decay", "slow.average", "slow.keep_best", "slow.eval_every", "slow.eval_sequences")
-OTHERWISE += ("fast.record", "compile")
+OTHERWISE = (
+    *("slow.decay", "slow.average", "slow.keep_best", "slow.eval_every", "slow.eval_sequences"),
+    *("fast.record", "compile"),
+)
 """Keys that, beside those of the plan, may differ between runs with the same weights."""
 
 

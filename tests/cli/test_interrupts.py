@@ -248,6 +248,26 @@ def test_every_signal_to_end_saves_first(name, settings, invoke, trained, tmp_pa
     assert "goes on from step 3 of 5" in result.stderr
 
 
+def test_a_signal_before_the_first_step(settings, invoke, trained, tmp_path, monkeypatch):
+    from pyro_ltm.runs.metrics import MetricsLog
+
+    write = MetricsLog.write
+
+    def write_and_signal(self, kind, row):
+        write(self, kind, row)
+        if kind == "start":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(MetricsLog, "write", write_and_signal)
+    result = invoke("train", "--data", trained / "data", "--out", tmp_path / "run", *settings())
+    assert (result.exit_code, result.stdout) == (0, ""), result.stderr
+    assert "Stopped: at step 0 of 4; everything is saved; go on with: pyro-ltm train --resume" in result.stderr
+    monkeypatch.undo()
+    result = invoke("train", "--resume", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "run/model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+
+
 def test_under_nohup_a_hang_up_is_none(settings, invoke, trained, tmp_path, monkeypatch):
     from pyro_ltm.runs.metrics import MetricsLog
 
