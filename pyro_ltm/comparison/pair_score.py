@@ -255,11 +255,10 @@ class _Totals:
         parts = shared.gather([self.columns])
         names = dict.fromkeys(name for part in parts for name in part)
         self.columns = {name: [value for part in parts for value in part.get(name, [])] for name in names}
-        self.places, self.curves, self.step_seconds = map(shared.gather, (self.places, self.curves, self.step_seconds))
-        self.chains, self.draws, self.fit_seconds = (
-            combine(shared.gather([value]))
-            for combine, value in ((max, self.chains), (max, self.draws), (sum, self.fit_seconds))
-        )
+        self.places, self.curves = shared.gather(self.places), shared.gather(self.curves)
+        self.step_seconds = shared.gather(self.step_seconds)
+        self.chains, self.draws = max(shared.gather([self.chains])), max(shared.gather([self.draws]))
+        self.fit_seconds = sum(shared.gather([self.fit_seconds]))
 
     def score(self, memory: int | None) -> PairScore:
         """The figures of all batches."""

@@ -93,7 +93,7 @@ def context_length(model: Any) -> int | None:
     """
     config = model.config.get_text_config()
     lengths = [getattr(config, name, None) or 0 for name in ("max_position_embeddings", "max_seq_len")]
-    rope = next(filter(None, (getattr(config, name, None) for name in ("rope_parameters", "rope_scaling"))), {})
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if "longrope" in (rope.get("rope_type"), rope.get("type")):
         name = "original_max_position_embeddings"
         lengths.append(rope.get(name) or getattr(config, name, None) or 0)

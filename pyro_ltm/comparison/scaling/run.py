@@ -241,8 +241,8 @@ class _Work:
             row = Row(**known, note="failed: out of memory")
             if current().size > 1 and error is not current().failure:
                 write_row(folder, row)
-                how = "the same command with --resume goes on with the others"
-                raise UserError(f"{folder}: out of memory, and the cell notes it; {how}") from None
+                then = "the same command with --resume goes on with the others"
+                raise UserError(f"{folder}: out of memory, and the cell notes it; {then}") from None
             return row
         if not current().leads:
             return Row(**known)

@@ -99,4 +99,5 @@ def hidden_matrices(module: nn.Module) -> dict[nn.Parameter, int]:
 
 def transposed_matrices(module: nn.Module) -> frozenset[nn.Parameter]:
     """Those that are stored as [in, out]: of transformers' `Conv1D`, of which GPT-2 is made."""
-    return frozenset(part.weight for part in module.modules() if type(part).__name__ == "Conv1D")
+    parts = (part for part in module.modules() if type(part).__name__ == "Conv1D")
+    return frozenset(part.get_parameter("weight") for part in parts)
