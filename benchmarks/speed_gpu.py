@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -85,21 +85,7 @@ def run(
     found |= {"fast_steps": training_steps, "roofline": measure(products, torch.bfloat16, device=device).seconds}
     for kind, works, per in (("fast", fits, steps), ("training", trainings, 1)):
         seconds = interleaved(works, rounds, warm=2)  # the second time records
-        rates = {work: flops[kind] / summary(taken)["median"] for work, taken in seconds.items()}
-        found[kind] = {
-            "seconds": {work: summary(taken, per) for work, taken in seconds.items()},
-            "faster_than_plain": {work: ratio(seconds["plain"], taken) for work, taken in seconds.items()},
-            "faster_than_compiled_plain": {
-                work: ratio(seconds["plain, compiled"], taken) for work, taken in seconds.items()
-            },
-            "tokens_per_second": {work: tokens * per / summary(taken)["median"] for work, taken in seconds.items()},
-            # Of what an exact step cannot do without; a step on a quarter of the tokens does less.
-            "share_of_peak": {
-                work: {of: rate / peak[of] if peak[of] else None for of in peak}
-                for work, rate in rates.items()
-                if work != "quarter"
-            },
-        }
+        found[kind] = _figures(seconds, per, tokens=tokens, flops=flops[kind], peak=peak)
     found["peak_bytes"] = {}
     models = {"plain": plain, "ours": ours.model, "ours, compiled": yard.compiled.model}
     for one in (ours, yard.compiled):
@@ -109,6 +95,27 @@ def run(
         model.zero_grad(set_to_none=True)  # so that they are made while we watch, and recordings, too
         found["peak_bytes"][work] = peak_memory(partial(_twice, trainings[work]), device, reserved=True)
     return found
+
+
+def _figures(
+    seconds: Mapping[str, Any], per: int, *, tokens: int, flops: float, peak: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Figures of the `seconds` of each work, `per` steps in each."""
+    medians = {work: summary(taken)["median"] for work, taken in seconds.items()}
+    return {
+        "seconds": {work: summary(taken, per) for work, taken in seconds.items()},
+        "faster_than_plain": {work: ratio(seconds["plain"], taken) for work, taken in seconds.items()},
+        "faster_than_compiled_plain": {
+            work: ratio(seconds["plain, compiled"], taken) for work, taken in seconds.items()
+        },
+        "tokens_per_second": {work: tokens * per / median for work, median in medians.items()},
+        # Of what an exact step cannot do without; a step on a quarter of the tokens does less.
+        "share_of_peak": {
+            work: {of: flops / median / peak[of] if peak[of] else None for of in peak}
+            for work, median in medians.items()
+            if work != "quarter"
+        },
+    }
 
 
 def _twice(work: Callable[[], Any]) -> None:

@@ -223,9 +223,9 @@ def command(
         check_target(texts_out, reference, asked.prompts)
     pair = features.read()
     references = _read(reference, reading) if reference else None
-    scorer, scored_by = judge.open(common)
+    scorer, scored_by = judged = judge.open(common)
     if run_folder and asked.prompts:
-        _conditional(run_folder, asked, reading, writing, scorer, scored_by, texts_out, common)
+        _conditional(run_folder, asked, reading, writing, judged, texts_out, common)
         return
     if run_folder:
         texts, speed, written_by = _write(run_folder, texts_out, common, writing)
@@ -246,12 +246,11 @@ def _conditional(
     asked: Asked,
     reading: Reading,
     writing: Writing,
-    scorer: Scorer | None,
-    scored_by: dict[str, Any],
+    judged: tuple[Scorer | None, dict[str, Any]],
     out: Path | None,
     common: Common,
 ) -> None:
-    """Continuations of prompts by several runs, scored against the true ones."""
+    """Continuations of prompts by several runs, scored against the true ones, `judged` by a scorer."""
     from pyro_ltm.files import write_text
     from pyro_ltm.tasks.conditional import as_long, score_continuations, sides_of, write_continuations
     from pyro_ltm.tasks.prompts import check_prompts, rows_of
@@ -261,7 +260,7 @@ def _conditional(
     from ..runs import open_run
 
     runs = {name: open_run(path, common) for name, path in _names((folder, *asked.beside)).items()}
-    first, seed = next(iter(runs.values())), common.seed or 0
+    first, seed, (scorer, scored_by) = next(iter(runs.values())), common.seed or 0, judged
     sides = sides_of(runs, writing.rethinking)
     prompts = as_long(first, asked.read(first, reading), writing.max_new_tokens)
     for run in runs.values():  # before the first one writes

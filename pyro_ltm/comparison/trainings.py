@@ -81,13 +81,7 @@ def compare_training(
     out, world = Path(out), current()
     if world.leads:
         check_target(out, "training")
-    if not config.model.thoughts:
-        raise UserError(
-            "model.thoughts = 0: guides and objectives need thoughts; the rivals beside them are --twin and "
-            "--masked-diffusion"
-        )
-    if unknown := [name for name in rivals if name not in RIVALS]:
-        raise UserError(f"rivals: no '{unknown[0]}': choose from {', '.join(RIVALS)}")
+    _check_asked(config, rivals)
     config = with_validations(config)
     guides, objectives = named_parts(guides), named_parts(objectives)
     configs = {
@@ -110,6 +104,17 @@ def compare_training(
     plan, about = trainings.plan(refusals, settings), {"data": str(folder), **(about or {})}
     beside = {name: partial(trainings.score_rival, name) for name in RIVALS if name in rivals}
     return run_plan(plan, batches, trainings.score, out=out, about=about, rivals=beside)
+
+
+def _check_asked(config: Config, rivals: Sequence[str]) -> None:
+    """Raises UserError for a decoder without thoughts, or a rival that is none."""
+    if not config.model.thoughts:
+        raise UserError(
+            "model.thoughts = 0: guides and objectives need thoughts; the rivals beside them are --twin and "
+            "--masked-diffusion"
+        )
+    if unknown := [name for name in rivals if name not in RIVALS]:
+        raise UserError(f"rivals: no '{unknown[0]}': choose from {', '.join(RIVALS)}")
 
 
 @dataclass(frozen=True)

@@ -213,15 +213,12 @@ def evaluate_protocols(
         found["prefix"] = score(run.evaluate_prefix, "prefix", **cut, **fitted)
     if "reference" in how.protocols:
         found["reference"] = score(run.evaluate_reference, "reference, not a bound", **fitted)
-    if twin is not None:
-        found["twin"] = score(twin.evaluate, "twin", particles=1)
-        if "prefix" in how.protocols:
-            found["twin_prefix"] = score(twin.evaluate_prefix, "twin's prefix", **cut)
-    if masked_diffusion is not None:
-        found["masked_diffusion"] = score(masked_diffusion.evaluate, "masked diffusion", particles=how.particles)
-        if "prefix" in how.protocols:
-            predict = masked_diffusion.evaluate_prefix
-            found["masked_diffusion_prefix"] = score(predict, "masked diffusion's prefix", **cut)
+    for name, rival, particles in (("twin", twin, 1), ("masked_diffusion", masked_diffusion, how.particles)):
+        if rival is not None:
+            label = name.replace("_", " ")
+            found[name] = score(rival.evaluate, label, particles=particles)
+            if "prefix" in how.protocols:
+                found[f"{name}_prefix"] = score(rival.evaluate_prefix, f"{label}'s prefix", **cut)
     return Evaluation(**found, **distances(found), exchange_rate=_exchange_rate(found))
 
 
