@@ -154,7 +154,7 @@ def sample_tokens(
         lengths: tokens of each prompt, at least 1, where they are not all P: what follows them in `prompt` is not
             looked at, and row b's new tokens begin at `lengths[b]`. The rows are read together up to the shortest
             one's length, then step by step, so rows of like lengths go together. A row draws nothing before its own
-            prompt ends.
+            prompt ends, nor after its last new token; what stands behind that means nothing.
         end: a token that ends a sequence; what follows it is `end` again, and all ended stop early. None: never.
         stop: sees the new tokens so far, [B, 1] to [B, max_new_tokens], and says which sequences need no more, bool
             [B]; when that is all of them, no more are written. For prompts of one length.
@@ -175,7 +175,7 @@ def sample_tokens(
         hidden, cache = decoder.prefill(written[0], thoughts)
         decoder = packed(decoder, size, last - start)
     for at in range(start, last):
-        rows = [row for row, length in enumerate(span.begins) if length <= at]
+        rows = [row for row, (own, most) in enumerate(zip(span.begins, span.totals, strict=True)) if own <= at < most]
         token = _draw(decoder, hidden, rows, sampler, generator)
         if len(rows) < size:
             token = torch.where(given > at, prompt[:, min(at, width - 1)], token)

@@ -60,6 +60,12 @@ def test_what_follows_a_prompt_does_not_depend_on_the_others(writes):
     assert seen == [10]
 
 
+@pytest.mark.parametrize("rethinking", [Rethinking(refit_every=2), Rethinking(rounds=1, refit_every=2)])
+def test_what_follows_a_prompt_with_refits_does_not_depend_on_the_others(rethinking, writes):
+    together, alone = (writes(prompts=PROMPTS, rethinking=rethinking, batch_size=size) for size in (32, 1))
+    assert [(one.text, one.drafts) for one in together] == [(one.text, one.drafts) for one in alone]
+
+
 def test_each_prompt_has_the_thoughts_that_were_fitted_to_it_alone(writes, monkeypatch):
     """To rounding, for a batch of another shape sums in another order; one at a time to the bit."""
     given = {}
