@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -245,6 +246,40 @@ def test_torchrun_trains(settings, trained, tmp_path):
         assert row["kind"] == other["kind"]
         key = {"train": "bound_nats_per_token", "validation": "nats_per_token"}.get(row["kind"], "step")
         assert row[key] == pytest.approx(other[key], rel=1e-6)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", ["compare", "scale"])
+def test_killed_at_any_moment_it_goes_on_in_any_number(name, kind, trained, settings, ask, tmp_path):
+    """All processes at once, by turns two and one; it ends with the figures of undisturbed ones, of two and of one."""
+    changed = settings(**{"slow.steps": 8, "slow.save_every": 1, "distributed.kind": kind})
+    parts = {
+        "compare": ["--train", "--guides", "mean-field,delta", "--objectives", "elbo,map", "--twin"],
+        "scale": ["--axis", "fast.steps=1,2", "--equal", "tokens", "--resume"],
+    }[name]
+    words = [name, "--data", trained / "data", *changed, *parts, "--sequences", 4, "--particles", 2, "--out"]
+    Ranks("--version").end()  # the first starts what the others are forked from
+    began = time.monotonic()
+    codes, out, err = Ranks(*words, tmp_path / "whole", "--json").end()
+    assert codes == [0, 0], err
+    draw, seconds, hits = random.Random(0), time.monotonic() - began, 0
+    for size in (2, 1, 2, 1, 2):
+        ranks = Ranks(*words, tmp_path / "killed", size=size)
+        time.sleep(draw.uniform(0.1, 0.4) * seconds)
+        hits += all(process.poll() is None for process in ranks.processes)
+        for process in ranks.processes:
+            process.kill()
+        assert set(ranks.end()[0]) <= {0, -9}
+    print(f"{name}, {kind}: {hits} of 5 kills hit processes that ran")
+    assert hits, "all came too late: the command had ended"
+    key = {"compare": "pairs", "scale": "cells"}[name]
+    rows = [json.loads(out)[key], ask(*words, tmp_path / "killed")[key], ask(*words, tmp_path / "one")[key]]
+    for row, *others in zip(*rows, strict=True):
+        for other in others:
+            level = row["elbo" if name == "compare" else "bound"]["nats_per_token"]
+            assert other["elbo" if name == "compare" else "bound"]["nats_per_token"] == pytest.approx(level, rel=1e-5)
+    assert [path.name for path in tmp_path.rglob(".*")] == []
 
 
 @pytest.mark.long

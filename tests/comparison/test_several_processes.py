@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 import pyro_ltm as ltm
 from pyro_ltm import distributed
 from pyro_ltm.comparison.posteriors import compare_posteriors
+from pyro_ltm.comparison.scaling import run as scaling
 from pyro_ltm.comparison.scaling.grid import TWIN, Axis, Grid
 from pyro_ltm.comparison.scaling.run import Scoring, run_study
 from pyro_ltm.comparison.train_guide import GuideTraining
@@ -250,7 +251,7 @@ def test_a_study_is_that_of_one_process(tokens, tmp_path):
 
 
 def runs_away(tokens, out):
-    """A cell of which one process alone finds, in validation, that it has run away; and one without memory in one."""
+    """A study of a cell of which one process alone finds, in validation, that it has run away."""
     validate = ltm.Run.evaluate
 
     def fails(self, *arguments, **how):
@@ -268,3 +269,29 @@ def test_a_cell_that_runs_away_in_one_process_has_a_note_and_the_others_go_on(to
     assert rows == others
     notes = {row["fast_steps"]: (row["note"], row["bound"] is None) for row in rows if row["family"] == "ltm"}
     assert notes == {1: ("failed: the fast loop has run away", True), 2: ("", False)}
+
+
+def runs_short(tokens, out):
+    """A study of a cell for which the second process finds no memory; how it ended here."""
+    train = scaling.train
+
+    def train_small(config, **how):
+        if current().rank == 1 and config.fast.steps == 1:
+            raise MemoryError
+        return train(config, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scaling, "train", train_small)
+        with pytest.raises(UserError) as end:
+            studied(tokens, out)
+    return type(end.value), str(end.value)
+
+
+@pytest.mark.long
+def test_a_cell_without_memory_in_one_process_ends_all_and_the_next_start_goes_on(tokens, tmp_path):
+    (first, _), (second, said) = on_ranks(2, runs_short, tokens, tmp_path / "s")
+    assert (first, second) == (distributed.Lost, UserError)
+    assert "fast.steps=1--seed=0: out of memory, and the cell notes it; the same command with --resume" in said
+    rows, _, _ = studied(tokens, tmp_path / "s")
+    notes = {row["fast_steps"]: row["note"] for row in rows if row["family"] == "ltm"}
+    assert notes == {1: "failed: out of memory", 2: ""}
