@@ -133,6 +133,18 @@ def test_a_compression_that_is_not_what_it_says(
         assert message.startswith(f"{path}: damaged, or not {compression.lower()} at all: ")
 
 
+@pytest.mark.parametrize("compression", [suffix for suffix in COMPRESS if suffix])
+def test_what_was_compressed_in_parts_is_read_whole_or_refused(refused, tmp_path: Path, compression: str) -> None:
+    compress, name = COMPRESS[compression], f"a.txt{compression}"
+    content = [f"{number}\n" * 9000 for number in range(3)]
+    parts = [compress(text.encode()) for text in (*content, "")]
+    assert "".join(texts(write(tmp_path / name, b"".join(parts)))) == "".join(content)
+    path = write(tmp_path / name, parts[0] + b"damaged " + parts[1][8:] + parts[2])
+    assert refused(read_source, str(path)).startswith(f"{path}: damaged, or not {compression.lower()} at all: ")
+    if compression != ".zst":  # zeros that fill up a block of a tape
+        assert "".join(texts(write(tmp_path / name, parts[0] + bytes(512)))) == content[0]
+
+
 # JSON arrays
 
 

@@ -11,6 +11,7 @@ import itertools
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -124,10 +125,50 @@ def _open_zstd(path: Path) -> Iterator[io.BufferedReader]:
         yield io.BufferedReader(stream)
 
 
+class _Parts(io.RawIOBase):
+    """What one or several compressed parts of a file hold, one after the other.
+
+    Python's own readers take a part whose beginning is damaged for the end of the file. Here its error is raised.
+    """
+
+    def __init__(self, file: BinaryIO, part: Callable[[], Any]):
+        self._file, self._new, self._part = file, part, part()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = b""
+        while not found:
+            data = b""
+            if self._part.eof:
+                if not (data := self._behind()):
+                    return 0
+                self._part = self._new()
+            elif self._part.needs_input and not (data := self._file.read(PIECE)):
+                raise EOFError("the file ends before its end-of-stream marker")
+            found = self._part.decompress(data, len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
+    def _behind(self) -> bytes:
+        """Some of what stands behind a part, without the zeros that fill it up; empty at the end."""
+        data = self._part.unused_data.lstrip(b"\0")
+        while not data and (more := self._file.read(PIECE)):
+            data = more.lstrip(b"\0")
+        return data
+
+
+@contextlib.contextmanager
+def _open_parts(path: Path, part: Callable[[], Any]) -> Iterator[io.BufferedReader]:
+    with open(path, "rb") as file:
+        yield io.BufferedReader(_Parts(file, part))
+
+
 _OPENERS: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
+    ".bz2": partial(_open_parts, part=bz2.BZ2Decompressor),
+    ".xz": partial(_open_parts, part=lzma.LZMADecompressor),
     ".zst": _open_zstd,
 }
 
