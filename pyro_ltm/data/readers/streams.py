@@ -126,7 +126,7 @@ def _open_zstd(path: Path) -> Iterator[io.BufferedReader]:
 
 
 class _Parts(io.RawIOBase):
-    """What one or several compressed parts of a file hold, one after the other.
+    """The bytes of one or several compressed parts of a file, one after the other.
 
     Python's own readers take a part whose beginning is damaged for the end of the file. Here its error is raised.
     """
@@ -152,7 +152,7 @@ class _Parts(io.RawIOBase):
         return len(found)
 
     def _behind(self) -> bytes:
-        """Some of what stands behind a part, without the zeros that fill it up; empty at the end."""
+        """Some bytes from behind a part, without the zeros that fill it up; empty at the end."""
         data = self._part.unused_data.lstrip(b"\0")
         while not data and (more := self._file.read(PIECE)):
             data = more.lstrip(b"\0")
