@@ -7,11 +7,13 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pyro_ltm.config import apply_settings
 from pyro_ltm.digests import without_digest
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.evaluation_file import merged
+from pyro_ltm.runs.folder import FORMAT
 from pyro_ltm.runs.twin import training_differences
 
 
@@ -133,6 +135,9 @@ def test_what_else_sets_a_twin_apart_is_said(ask, invoke, worldly, tmp_path):
         assert (says or "") in " ".join(training_differences(ltm, other))
     other = shutil.copytree(worldly[1], tmp_path / "twin")
     (other / "data.json").write_text(json.dumps({"folder": "data", "fingerprint": "0"}))
+    weights = other / "model.safetensors"
+    # As an earlier release wrote them: they do not say of which run they are.
+    save_file(load_file(weights), weights, metadata={FORMAT: json.dumps({"step": twin.step})})
     options = ["evaluate", worldly[0], "--twin", other, "--sequences", 3]
     assert ask(*options)["twin"]["differs"] == ["it was trained on other data"]
     assert "thoughts are not all that sets run and twin apart" in invoke(*options).stderr
