@@ -57,24 +57,25 @@ MODELS: Mapping[str, tuple[str, Sequence[str]]] = {
 }
 """Preset and settings, by the name of the features; a twin has none, and says what texts cost without thoughts."""
 DECODERS: Mapping[str, Sequence[str]] = {
-    "Muon": ["slow_optimizer.name=muon", "slow.lr=0.06"],
     "900 slow steps": ["slow.steps=900"],
     "window 8": ["model.window=8"],
+    "Muon": ["slow_optimizer.name=muon", "slow.lr=0.06"],
     "1 layer": ["model.layers=1"],
     "width 128": ["model.dim=128", "model.embedding_scale=11.314"],
 }
 """What the decoder is and how it learns: each has a twin of its own."""
 THOUGHTS: Mapping[str, Sequence[str]] = {
+    **{f"thoughts of {dim} numbers": [f"model.thought_dim={dim}"] for dim in (4, 16, 64)},
     **{f"rate {nats}": [f"objective.nats={nats}"] for nats in (10, 20, 80)},
-    "a multiplier a text": ["objective.name=target-rate", "objective.nats=40"],
     "natural gradient": ["optimizer.name=natural", "optimizer.lr=0.3"],
     "low-rank:8": ["guide.name=low-rank", "guide.rank=8"],
-    "4 fast steps": ["fast.steps=4"],
-    "64 fast steps": ["fast.steps=64"],
     "mixture prior": ["prior.name=mixture", "prior.components=32"],
-    "16 thoughts": ["model.thoughts=16"],
+    "a multiplier a text": ["objective.name=target-rate", "objective.nats=40"],
     "decoder_warmup": ["slow.decoder_warmup=0.1"],
     "cross-attention from zero": ["model.zero_cross_attention=true"],
+    "16 thoughts": ["model.thoughts=16"],
+    "4 fast steps": ["fast.steps=4"],
+    "64 fast steps": ["fast.steps=64"],
 }
 """What thoughts are and how they are fitted: the twin is that of `OURS`."""
 DIAL: Mapping[str, tuple[str, Sequence[str]]] = {

@@ -82,7 +82,7 @@ def twin_of(row: Mapping[str, Any], rows: Rows) -> Mapping[str, Any] | None:
 
 def decoder_settings(row: Mapping[str, Any]) -> set[str]:
     """Those of a row's settings that a twin has, too."""
-    own = ("model.thoughts=", "model.zero_cross_attention=", "slow.decoder_warmup=")
+    own = ("model.thoughts=", "model.thought_dim=", "model.zero_cross_attention=", "slow.decoder_warmup=")
     return {one for one in row["settings"] if one.startswith(("model.", "slow")) and not one.startswith(own)}
 
 

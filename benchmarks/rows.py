@@ -115,10 +115,13 @@ def go_on(
     (options.out / "rows").mkdir(parents=True, exist_ok=True)
     done, began = known(options.out), time.monotonic()
     for row in planned(done):
+        path = options.out / "rows" / f"{row.name}.json"
+        if row.name not in done and path.exists():  # by another process that works on the same folder
+            done[row.name] = json.loads(path.read_text(encoding="utf-8"))
         if row.name in done:
             continue
         if time.monotonic() - began >= 3600 * options.hours:
             break
         done[row.name] = measure(row, options.shared / "data", options.out)
-        write_text(options.out / "rows" / f"{row.name}.json", json.dumps(done[row.name]) + "\n")
+        write_text(path, json.dumps(done[row.name]) + "\n")
         print(line(done[row.name]), flush=True)

@@ -75,7 +75,7 @@ PRESETS: dict[str, Config] = {
     ),
     # For what thoughts are worth as features (docs/rate.md): so many nats a text, and a decoder that can read them.
     "nano-thoughts": Config(
-        model=NANO,
+        model=dataclasses.replace(NANO, thought_dim=8),
         data=DataConfig(vocab_size=1024, sequence_length=128, packing="document"),
         objective=Component(name="mean-rate", options={"nats": 40.0}),
         optimizer=Component(name="adam", options={"eps": 0.01}),
