@@ -48,8 +48,8 @@ def in_the_first_validation(out):
 
 
 def in_a_checkpoint(out):
-    """Of the second step, which is written while the third is taken."""
-    return kinds(out).count("train") > 1 and any(out.glob(".trainer.safetensors.*.tmp"))
+    """Of the first step, which is written while the second is taken."""
+    return "train" in kinds(out) and any(out.glob(".trainer.safetensors.*.tmp"))
 
 
 MOMENTS = {
