@@ -40,7 +40,7 @@ def config(*settings: str) -> Config:
 
 
 def train(config: Config) -> None:
-    """Three slow steps of this process's share of the sequences."""
+    """Two slow steps of this process's share of the sequences."""
     model, loop = build(config)
     shared = parallel(SlowPass(model, loop.guide), config.distributed.kind)
     optimizer = slow_optimizer(model, loop.guide, config.slow, config.slow_optimizer)
@@ -48,7 +48,7 @@ def train(config: Config) -> None:
     batch = tiny_batch(config.slow.batch_size, config.model.max_length, vocab=config.model.vocab_size)
     batches = [batch] * (config.slow.accumulate // current().size)
     with pyro.validation_enabled(False):
-        for _ in range(3):
+        for _ in range(2):
             train_step(model, batches, loop, optimizer, clip=config.slow.clip, seed=0, parallel=shared)
 
 
@@ -75,11 +75,9 @@ def _status(key: str) -> int:
     return 1024 * next(int(row.split()[1]) for row in rows if row.startswith(f"{key}:"))
 
 
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("way", WAYS)
 def test_memory_of_each_of_two_processes(way):
     planned = plan_training(config(*SIZE, *WAYS[way]), *parse_devices("2xcpu")).sharing
     found = on_ranks(2, taken, WAYS[way])
-    for phase, parts in planned.phases.items():
-        print(way, phase, f"{sum(parts.values()) / 1e6:.1f}", {k: f"{v / 1e6:.1f}" for k, v in parts.items()})
-    print(way, "taken", [f"{each / 1e6:.1f}" for each in found])
     assert found == pytest.approx([planned.peak_bytes] * 2, rel=0.15)
