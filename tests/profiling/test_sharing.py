@@ -40,7 +40,7 @@ def config(*settings: str) -> Config:
 
 
 def train(config: Config) -> None:
-    """Two slow steps of this process's share of the sequences."""
+    """Three slow steps of this process's share of the sequences."""
     model, loop = build(config)
     shared = parallel(SlowPass(model, loop.guide), config.distributed.kind)
     optimizer = slow_optimizer(model, loop.guide, config.slow, config.slow_optimizer)
@@ -48,7 +48,7 @@ def train(config: Config) -> None:
     batch = tiny_batch(config.slow.batch_size, config.model.max_length, vocab=config.model.vocab_size)
     batches = [batch] * (config.slow.accumulate // current().size)
     with pyro.validation_enabled(False):
-        for _ in range(2):
+        for _ in range(3):
             train_step(model, batches, loop, optimizer, clip=config.slow.clip, seed=0, parallel=shared)
 
 
