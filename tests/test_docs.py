@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import in_context, pages, results, scaling_tables, speed_short, table
+from benchmarks import in_context, pages, representations_tables, results, scaling_tables, speed_short, table
 
 ROOT = pages.ROOT
 READ = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -101,6 +101,7 @@ def measured() -> set[str]:
     protocols, speed = (pages.newest(kind) for kind in ("protocols", "speed"))
     tables = results.tables(protocols) | table.tables(speed) | speed_short.tables(speed)
     tables |= scaling_tables.tables(pages.newest("scaling")) | in_context.tables(pages.newest("in-context"))
+    tables |= representations_tables.tables(pages.newest("representations"))
     return numbers("\n".join(tables.values()))
 
 

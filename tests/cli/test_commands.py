@@ -163,10 +163,10 @@ def test_evaluate_takes_the_validation_split_of_a_prepared_folder(ask, trained):
     assert named["bound"] == own["bound"]
 
 
-def test_evaluate_says_when_the_run_was_trained_on_fixed_noise(invoke, own_run):
-    config = own_run / "config.toml"
-    config.write_text(config.read_text().replace('noise = "fresh"', 'noise = "fixed"'))
-    result = invoke("evaluate", own_run, "--sequences", 2)
+def test_evaluate_says_when_the_run_was_trained_on_fixed_noise(invoke, trained, settings, tmp_path):
+    changed = settings(**{"fast.noise": "fixed", "slow.steps": 1})
+    assert invoke("train", "--data", trained / "data", "--out", tmp_path / "run", *changed).exit_code == 0
+    result = invoke("evaluate", tmp_path / "run", "--sequences", 2)
     assert result.exit_code == 0
     assert "fixed noise" in result.stderr
 

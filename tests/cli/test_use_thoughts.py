@@ -12,7 +12,9 @@ import torch
 from pyro_ltm.locks import locked
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.embeddings_file import read_embeddings
+from pyro_ltm.runs.folder import write_tensors
 from pyro_ltm.runs.partial_fits import PartialFits
+from pyro_ltm.runs.provenance import weights_meta
 
 SHORT = ("--max-new-tokens", 3)
 
@@ -194,6 +196,7 @@ def test_what_is_refused_before_any_work(refuse, trained, twin, texts, embedded,
 
 
 def test_embeddings_of_another_run_are_refused(refuse, own_run, embedded):
-    config = own_run / "config.toml"
-    config.write_text(config.read_text().replace("rope_theta = 10000.0", "rope_theta = 9999.0"))
+    run = Run.load(own_run)
+    weights = {name: 2 * value for name, value in run.trainable.state_dict().items()}
+    write_tensors(own_run / "model.safetensors", weights, weights_meta(own_run, run.config, run.step))
     refuse("neighbours", own_run, "kalo", "--among", embedded, says=("of another run than", "embed the texts again"))

@@ -237,6 +237,13 @@ def test_a_delimiter_is_noted_and_has_a_use(refused, tmp_path: Path, small_token
         assert refused(function, *arguments, **reading).startswith("delimiter = ';': there is no .csv or .tsv file")
 
 
+def test_the_limit_of_a_field_is_not_that_of_others_who_read_csv(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    rows = read_source(str(write(tmp_path / "a.csv", "id,text\n1,ab\n2,cd\n")), Reading(record_limit=10))
+    assert next(iter(rows)).text == "ab"
+    assert csv.field_size_limit() == before, "in the middle of a file, too"
+
+
 # Columns
 
 

@@ -6,7 +6,6 @@ import csv
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from pyro_ltm.data.documents import Document, Reading
 from pyro_ltm.data.readers import streams
@@ -23,7 +22,7 @@ _SAMPLE = 1 << 16
 def read_separated(path: Path, fields: Fields) -> Iterator[Document]:
     """Rows under a header; a quoted field may hold line breaks."""
     limit, delimiter = fields.reading.record_limit, delimiter_of(path, fields.reading)
-    reader = _reader((line for _, line in streams.lines(path, limit)), delimiter, limit)
+    reader = _Rows((line for _, line in streams.lines(path, limit)), delimiter, limit)
     header: list[str] = []
     while True:
         where = f"{path}:{reader.line_num + 1}"
@@ -80,16 +79,35 @@ def find_delimiter(lines: list[str], column: str) -> str:
 
 def _rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
     """The rows up to the first that cannot be read, such as one cut off at the end of a sample."""
-    reader = _reader(lines, delimiter, csv.field_size_limit())
     try:
-        yield from (row for row in reader if row)
+        yield from (row for row in _Rows(lines, delimiter, csv.field_size_limit()) if row)
     except csv.Error:
         return
 
 
-def _reader(lines: Iterable[str], delimiter: str, limit: int) -> Any:
-    csv.field_size_limit(limit)  # the default refuses fields over 128 kB
-    return csv.reader(lines, strict=True, delimiter=delimiter)
+class _Rows:
+    """The rows of lines, with fields of at most `limit` characters where csv's default refuses those over 128 kB.
+
+    Its limit is one for the whole process, so it holds while a row is read and no longer: others read CSV, too.
+    """
+
+    def __init__(self, lines: Iterable[str], delimiter: str, limit: int):
+        self._reader, self._limit = csv.reader(lines, strict=True, delimiter=delimiter), limit
+
+    @property
+    def line_num(self) -> int:
+        """Lines read so far."""
+        return self._reader.line_num
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return self
+
+    def __next__(self) -> list[str]:
+        before = csv.field_size_limit(self._limit)
+        try:
+            return next(self._reader)
+        finally:
+            csv.field_size_limit(before)
 
 
 def _sample(path: Path, limit: int) -> list[str]:
