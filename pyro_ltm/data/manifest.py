@@ -58,7 +58,7 @@ class Contents(msgspec.Struct):
     """The entries of meta.json that are read."""
 
     packing: Literal["contiguous", "document"]
-    sequence_length: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)]
+    sequence_length: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
     vocab_size: Annotated[int, msgspec.Meta(ge=1, le=1 << 32)]
     end_of_text: Count
     tokenizer: str

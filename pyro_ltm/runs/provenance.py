@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from pyro_ltm.config import Config
+from pyro_ltm.config import Config, Scalar
 from pyro_ltm.config.settings import PLAN, differences, flat, renamed, without_free
 from pyro_ltm.errors import UserError
 from pyro_ltm.reading import Count
@@ -35,7 +35,7 @@ class WeightsMeta(msgspec.Struct, kw_only=True):
     """
 
     step: Count = 0
-    settings: dict[str, Any] | None = None
+    settings: dict[str, Scalar] | None = None
     data: str | None = None
     origin: str | None = None
 

@@ -12,12 +12,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import torch
 from torch import Tensor
 
+from pyro_ltm.config import Scalar
 from pyro_ltm.errors import Damaged, UserError
 from pyro_ltm.files import clear_errors
 from pyro_ltm.reading import Count
@@ -67,7 +68,7 @@ class CheckpointMeta(Counters):
     data: str
     states: Count | None = None
     numbers: dict[str, int | float] | None = None
-    settings: dict[str, Any] | None = None
+    settings: dict[str, Scalar] | None = None
     metrics: Mark | None = None
     origin: str | None = None
 

@@ -414,6 +414,7 @@ def test_there_are_two_thousand_of_the_short_form():
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own, where it compiles
 def test_a_hundred_thousand(world):
     total, wrong = 0, []
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

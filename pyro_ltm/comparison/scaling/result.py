@@ -109,7 +109,7 @@ class Row:
     curve: list[Look] = field(default_factory=list)
     sequence_nats: list[float] = field(default_factory=list)
     sequence_tokens: list[Count] = field(default_factory=list)
-    places: dict[str, list[int] | None] = field(default_factory=dict)
+    places: dict[str, list[Count] | None] = field(default_factory=dict)
     note: str = ""
     machine: dict[str, Any] = field(default_factory=dict)
     worker: str = ""
@@ -171,14 +171,21 @@ def read_row(folder: Path) -> Row | None:
         if found.pop("format", None) != FORMAT:
             raise UserError(f"{path}: not a cell of this release ({FORMAT}); move the folder away to train it again")
         row = fitted(found, Row)
-        if len({len(row.sequence_nats), len(row.sequence_tokens), len(row.places.get("ids") or ())}) > 1:
-            raise UserError("sequence_nats, sequence_tokens and places.ids are of unlike lengths")
+        _check_by_sequence(row)
         return row
     except FileNotFoundError:
         return None
     except UserError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise UserError(f"{path}: {reason}; remove the file to score the cell again") from None
+
+
+def _check_by_sequence(row: Row) -> None:
+    """Raises UserError where what is kept of each sequence does not go together."""
+    ids, documents = row.places.get("ids") or [], row.places.get("documents", [])
+    lengths = {len(row.sequence_nats), len(row.sequence_tokens), len(ids), len(ids if documents is None else documents)}
+    if len(lengths) > 1:
+        raise UserError("sequence_nats, sequence_tokens and places are of unlike lengths")
 
 
 def write_row(folder: Path, row: Row) -> None:
