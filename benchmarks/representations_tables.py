@@ -81,7 +81,7 @@ def causes(rows: Rows) -> str:
 
 
 def figures(row: Mapping[str, Any], rows: Rows) -> dict[str, float]:
-    """What tables show of a row with thoughts; what needs a twin is not a number where that is missing."""
+    """The figures of a row with thoughts, for tables: not a number where they need a twin that is missing."""
     twin, found = twin_of(row, rows), row["features"][row["features_named"]]["kind"]
     exchanged, again = exchange(row, twin), row["written_again"]
     return {

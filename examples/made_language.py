@@ -1,4 +1,4 @@
-"""What both notebooks work with: a made language, a small model of it, and tables and figures in a notebook."""
+"""The parts that both notebooks share: a made language, a small model of it, and tables and figures in a notebook."""
 
 from __future__ import annotations
 

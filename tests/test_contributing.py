@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md shows runs as it stands there: an objective; docs/own-guide.md has a guide."""
+"""The code in CONTRIBUTING.md runs as it stands there: an objective; docs/own-guide.md has a guide."""
 
 from __future__ import annotations
 

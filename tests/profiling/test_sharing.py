@@ -1,4 +1,4 @@
-"""What a plan says of two processes is what each of them takes of the system."""
+"""A plan's memory of two processes is that which each of them takes of the system."""
 
 from __future__ import annotations
 
