@@ -117,7 +117,7 @@ def tables(found: Rows) -> dict[str, str]:
     return made
 
 
-def _pm(gap: tuple[Difference, list[float]] | None) -> str:
+def shown(gap: tuple[Difference, list[float]] | None) -> str:
     if gap is None:
         return ""
     found, each = gap
@@ -139,8 +139,8 @@ def _gaps(of: list[Cell]) -> str:
         [
             *cell.label,
             len(cell.seeds("ltm", "twin")),
-            *(_pm(cell.below("twin", kind)) for kind in KINDS),
-            *(_pm(cell.below(cell.equal_compute, kind)) for kind in KINDS),
+            *(shown(cell.below("twin", kind)) for kind in KINDS),
+            *(shown(cell.below(cell.equal_compute, kind)) for kind in KINDS),
         ]
         for cell in of
     ]
@@ -154,7 +154,7 @@ def _short(of: list[Cell]) -> str:
         [
             *cell.label,
             len(cell.seeds("ltm", "twin")),
-            *(_pm(cell.below(of, "nats")) for of in ("twin", cell.equal_compute)),
+            *(shown(cell.below(of, "nats")) for of in ("twin", cell.equal_compute)),
         ]
         for cell in of
     ]
@@ -197,7 +197,7 @@ def _few(of: list[Cell]) -> str:
     rows = [
         [
             *(*cell.label, len(cell.seeds(*sides)), *map(cell.level, sides)),
-            *(_pm(cell.below(sides[0], kind, sides[1])) for kind in KINDS),
+            *(shown(cell.below(sides[0], kind, sides[1])) for kind in KINDS),
         ]
         for cell in of
     ]

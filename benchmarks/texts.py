@@ -60,6 +60,14 @@ TEXTS = {
         test_sequences=128,
     ),
     "tinyshakespeare": Text(label="tinyshakespeare", train="tinyshakespeare/input.txt", test=""),
+    "tinyshakespeare-2048": Text(
+        label="tinyshakespeare, 2,048 tokens",
+        train="tinyshakespeare/input.txt",
+        test="",
+        length=2048,
+        batch_size=1,
+        test_sequences=16,
+    ),
     "wikitext-2": Text(
         label="WikiText-2",
         train="wikitext-2/wiki.train.shuffled.tokens",

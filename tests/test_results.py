@@ -13,6 +13,7 @@ from pyro_ltm_cli.commands.evaluate import command as evaluate
 from benchmarks import (
     claim_picture,
     claim_tables,
+    epochs,
     field_tables,
     in_context,
     pages,
@@ -42,6 +43,7 @@ HOW = {
     "in-context": "benchmarks.in_context",
     "test-time": "benchmarks.test_time",
     "scaling": "benchmarks.scaling",
+    "epochs": "benchmarks.epochs",
 }
 """What makes and publishes each kind of figures."""
 
@@ -60,6 +62,7 @@ def made(kind):
         "in-context": [in_context.tables],
         "test-time": [test_time.tables],
         "scaling": [scaling_tables.tables],
+        "epochs": [epochs.tables],
     }
     return {name: text for make in makers[kind] for name, text in make(newest(kind)).items()}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.tiny_world import TINY, WORLD, use_tiny_world
 
-from benchmarks import claim, epochs, in_context, pages, priors, rows, test_time
+from benchmarks import claim, epochs, in_context, late, pages, priors, rows, test_time
 from pyro_ltm.data.in_context import task
 from pyro_ltm.scores import difference
 
@@ -97,6 +97,22 @@ def test_epochs(tiny, monkeypatch):
     assert len(made["epochs rows"].splitlines()) == 2 + len(found)
 
 
+def test_late(tiny, monkeypatch):
+    """The LTM learns without thoughts at first; its twin of equal compute gets its operations as more slow steps."""
+    for name, value in {"TEXT_NAMES": (WORLD,), "STEPS": 40, "LOOKS": 2, "PARTICLES": 2}.items():
+        monkeypatch.setattr(late, name, value)
+    monkeypatch.setattr(claim, "PREFIX_STEPS", 2)
+    found = measured(late.STUDY, tiny / "out")
+    ltm, twin, longer = (found[f"{WORLD}-{side}-s0"] for side in ("ltm", "twin", "twin-longer"))
+    assert ltm["steps"] == twin["steps"] == 40 < longer["steps"]
+    assert 0.95 * ltm["operations"] < longer["operations"] <= 1.02 * ltm["operations"]
+    made, tokens = late.tables(found), torch.tensor(ltm["tokens"], dtype=torch.float64)
+    for column, rival in ((2, twin), (5, longer)):
+        gap = difference(torch.tensor(rival["nats"]), torch.tensor(ltm["nats"]), tokens, None).nats_per_token
+        assert cells(made["late"], "tiny worlds", "1")[column].startswith(f"{gap:.4f} ± ")
+    assert len(made["late rows"].splitlines()) == 2 + len(found)
+
+
 def test_priors(tiny, monkeypatch):
     changed = {"TEXT": WORLD, "TRAINED": ("gaussian", "mixture:2"), "FITTED": ("mixture:2",), "STEPS": 2}
     few = {"SETTINGS": [*priors.SETTINGS, *TINY], "PARTICLES": 2, "SCORED": 3, "FITTED_TO": 4, "FIT_STEPS": 2}
@@ -111,7 +127,9 @@ def test_priors(tiny, monkeypatch):
     assert len(priors.tables(found)["priors"].splitlines()) == 2 + len(found)
 
 
-@pytest.mark.parametrize("study", [in_context.STUDY, test_time.STUDY, epochs.STUDY], ids=lambda study: study.kind)
+@pytest.mark.parametrize(
+    "study", [in_context.STUDY, test_time.STUDY, epochs.STUDY, late.STUDY], ids=lambda study: study.kind
+)
 def test_notes_have_the_tables_of_the_committed_rows(study):
     note = (pages.ROOT / "benchmarks" / "notes" / f"{study.kind}.md").read_text(encoding="utf-8")
     if not list(pages.FIGURES.glob(f"{study.kind}-????-??-??.json")):
