@@ -26,7 +26,7 @@ from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.model.kernels.device import planned_for
 from pyro_ltm.model.kernels.head import packs
 from pyro_ltm.profiling.operations import count_operations
-from pyro_ltm.profiling.watch import Norms, Watch
+from pyro_ltm.profiling.watch import Watch, norms_of_a_gpu
 from pyro_ltm.runs.folder import trainable
 from pyro_ltm.training.optimizer_state import OptimizerState
 from pyro_ltm.training.step import train_step
@@ -79,7 +79,7 @@ def simulate(config: Config, device: str = "cpu") -> Simulation:
         stack.enter_context(planned_for(device))
         stack.enter_context(pyro.validation_enabled(False))  # as in training
         if device == "cuda":
-            stack.enter_context(Norms())
+            stack.enter_context(norms_of_a_gpu())
         modules = trainable(model, loop.guide, loop.objective)
         _without_numbers(modules, fake)
         watch = stack.enter_context(Watch(LEARN, SLOW, heads={"_TokenLogProbsBackward": HEAD}))

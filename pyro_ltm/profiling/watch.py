@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -105,14 +104,23 @@ class Watch(TorchDispatchMode):
             self.live[self._known.pop(key)[0]] -= size
 
 
-class Norms(TorchFunctionMode):
+@contextmanager
+def norms_of_a_gpu() -> Iterator[None]:
     """RMSNorm as a GPU has it, one kernel that keeps its input and a number a row; a processor keeps what it normed."""
+    # The function itself is replaced: a TorchFunctionMode is off in the backward pass, where layers are computed again.
+    before = F.rms_norm
+    F.rms_norm = _rms_norm
+    try:
+        yield
+    finally:
+        F.rms_norm = before
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.rms_norm:
-            return _RMSNorm.apply(args[0], kwargs["weight"] if "weight" in kwargs else args[2])
-        return func(*args, **kwargs)
+
+def _rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """With the arguments of torch's. Only a norm that has a weight is one kernel here."""
+    return torch.rms_norm(input, normalized_shape, weight, eps) if weight is None else _RMSNorm.apply(input, weight)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -166,6 +166,17 @@ def test_kernels_of_another_device_are_chosen_only_while_planning():
     assert device_type(x) == "cpu"
 
 
+def test_layers_computed_again_on_a_gpu():
+    """The backward pass meets the same kernels as the forward pass, and less is kept between the two."""
+    keeping, again = (
+        simulate(config("slow.batch_size=4", "model.layers=4", f"slow.recompute={each}"), "cuda")
+        for each in ("false", "true")
+    )
+    assert sum(again.parts[SLOW].values()) < sum(keeping.parts[SLOW].values())
+    assert again.parts[FAST] == keeping.parts[FAST]
+    assert again.slow_operations > keeping.slow_operations
+
+
 @pytest.mark.parametrize(
     "name", ["small", *(pytest.param(each, marks=pytest.mark.long) for each in ("medium", "large"))]
 )
