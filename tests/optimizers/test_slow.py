@@ -171,6 +171,25 @@ def test_a_matrix_that_is_stored_the_other_way_round_learns_at_the_same_rate():
         torch.testing.assert_close(conv.weight, linear.weight.mT, rtol=1e-5, atol=1e-6)
 
 
+def test_matrices_that_lie_side_by_side_are_orthogonal_each_by_itself():
+    """GPT-2's queries, keys and values, against three matrices stored as [out, in]."""
+    transformers = pytest.importorskip("transformers", reason="the extra graft is not installed")
+    shape = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 11, "n_positions": 8, "add_cross_attention": True}
+    gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape))
+    (layer,) = gpt2.transformer.h
+    generator = torch.Generator().manual_seed(0)
+    for fused, parts in ((layer.attn.c_attn, 3), (layer.crossattention.c_attn, 2), (layer.mlp.c_fc, 1)):
+        fused.weight.grad = torch.randn(fused.weight.shape, generator=generator)
+        apart = [nn.Parameter(part.detach().mT.contiguous()) for part in fused.weight.chunk(parts, 1)]
+        for parameter, grad in zip(apart, fused.weight.grad.chunk(parts, 1), strict=True):
+            parameter.grad = grad.mT.contiguous()
+        BatchedMuon(apart, lr=0.1, weight_decay=0.2).step()
+        Muon().build(gpt2, SlowConfig(lr=0.1, weight_decay=0.2)).step()
+        expected = torch.cat([parameter.detach().mT for parameter in apart], 1)
+        torch.testing.assert_close(fused.weight.detach(), expected, rtol=1e-5, atol=1e-6)
+        fused.weight.grad = None
+
+
 def test_hidden_matrices_are_those_of_the_layers():
     model = LatentThoughtModel(tiny_config())
     matrices = [

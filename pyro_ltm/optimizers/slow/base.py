@@ -83,6 +83,8 @@ def adamw(parameters: Iterable[nn.Parameter], slow: SlowConfig, lr_share: float 
 def hidden_matrices(module: nn.Module) -> dict[nn.Parameter, int]:
     """The matrices [out, in] of stacks of layers, with how many lie fused in each, one below the other.
 
+    For those that are stored as [in, out], and lie fused side by side, see `transposed_matrices`.
+
     Stacks are what an `nn.ModuleList` holds: the layers of the decoder and of an encoder, the couplings of a flow.
     Embeddings, positions, queries and heads are outside of them, or an `nn.Embedding`. Queries, keys and values of an
     `nn.MultiheadAttention` are three matrices in one parameter.
@@ -97,7 +99,16 @@ def hidden_matrices(module: nn.Module) -> dict[nn.Parameter, int]:
     return found
 
 
-def transposed_matrices(module: nn.Module) -> frozenset[nn.Parameter]:
-    """Those that are stored as [in, out]: of transformers' `Conv1D`, of which GPT-2 is made."""
-    parts = (part for part in module.modules() if type(part).__name__ == "Conv1D")
-    return frozenset(part.get_parameter("weight") for part in parts)
+def transposed_matrices(module: nn.Module) -> dict[nn.Parameter, int]:
+    """Those that are stored as [in, out], with how many lie fused in each, side by side.
+
+    They are the weights of transformers' `Conv1D`, of which GPT-2 is made. Its `c_attn` holds queries, keys and values,
+    or in cross-attention keys and values, each [in, in].
+    """
+    found: dict[nn.Parameter, int] = {}
+    for name, part in module.named_modules():
+        if type(part).__name__ == "Conv1D":
+            weight = part.get_parameter("weight")
+            rows, columns = weight.shape
+            found[weight] = columns // rows if name.split(".")[-1] == "c_attn" and columns % rows == 0 else 1
+    return found

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -100,11 +102,12 @@ class BatchedMuon(torch.optim.Muon):
 
     Attributes:
         dtype: precision of the Newton-Schulz iteration; None: see `Muon.ns_dtype`.
-        transposed: matrices [in, out] among the others, [out, in].
+        transposed: parameters that hold matrices [in, out], side by side, and how many each; the others' are [out, in].
+            They are no groups of their own: checkpoints number parameters group by group.
     """
 
     dtype: torch.dtype | None = None
-    transposed: frozenset[nn.Parameter] = frozenset()
+    transposed: Mapping[nn.Parameter, int] = MappingProxyType({})
     _step_supports_amp_scaling = True
 
     @torch.no_grad()
@@ -115,16 +118,22 @@ class BatchedMuon(torch.optim.Muon):
         skipped = None if found is None else found > 0
         for group in self.param_groups:
             learning = [p for p in group["params"] if p.grad is not None]
-            count = group.get("parts", 1)
             updates = [self._momentum(p, group["momentum"], group["nesterov"], skipped) for p in learning]
-            pieces = self._orthogonal([piece for update in updates for piece in gathered(update).chunk(count)], group)
-            for index, p in enumerate(learning):
-                parts = pieces[index * count : (index + 1) * count]
+            cuts = [self._cut(p, group) for p in learning]
+            wholes = zip(updates, cuts, strict=True)
+            pieces = iter(self._orthogonal([part for one, cut in wholes for part in gathered(one).chunk(*cut)], group))
+            for p, (count, dim) in zip(learning, cuts, strict=True):
+                parts = list(islice(pieces, count))
                 rows, columns = parts[0].mT.shape if p in self.transposed else parts[0].shape
                 rate = group["lr"] * _ratio(group["adjust_lr_fn"], rows, columns)
-                moved = (p * (1 - group["lr"] * group["weight_decay"])).add_(share_of(torch.cat(parts), p), alpha=-rate)
+                update = share_of(torch.cat(parts, dim), p)
+                moved = (p * (1 - group["lr"] * group["weight_decay"])).add_(update, alpha=-rate)
                 p.copy_(moved if skipped is None else torch.where(skipped, p, moved))
         return loss
+
+    def _cut(self, p: nn.Parameter, group: dict[str, Any]) -> tuple[int, int]:
+        """How many matrices lie in `p`, and along which dimension."""
+        return (self.transposed[p], 1) if p in self.transposed else (group.get("parts", 1), 0)
 
     def _momentum(self, p: nn.Parameter, momentum: float, nesterov: bool, skipped: Tensor | None) -> Tensor:
         """The mean of the gradients of `p`, which is kept, or with `nesterov` what it will be."""
