@@ -113,14 +113,14 @@ def objective_of(name: str, parts: Parts, slow: list[str]) -> Any:
                     if trial.should_prune():
                         raise optuna.TrialPruned
 
-            found = train(config, parts.train, parts.validation, watch=watch)
-            bound = judge(found.run, parts.validation, SEQUENCES[text.length], particles=PARTICLES)
+            trained = train(config, parts.train, parts.validation, watch=watch)
+            bound = judge(trained.run, parts.validation, SEQUENCES[text.length], particles=PARTICLES)
         except UserError as error:  # a pair that is refused, or a training that ran away
             trial.set_user_attr("refused", str(error)[:200])
             raise optuna.TrialPruned from None
         trial.set_user_attr("settings", settings)
         trial.set_user_attr("slow steps", steps)
-        trial.set_user_attr("seconds", round(found.seconds, 1))
+        trial.set_user_attr("seconds", round(trained.seconds, 1))
         trial.set_user_attr("rate", round(bound.kl_nats_per_sequence, 2))
         trial.set_user_attr("importance-weighted", round(bound.iwae_nats_per_token, 4))
         return bound.nats_per_token
@@ -128,26 +128,42 @@ def objective_of(name: str, parts: Parts, slow: list[str]) -> Any:
     return measure
 
 
-def study_of(name: str, journal: Path) -> Any:
-    """The study of a text, begun or gone on with."""
+def storage_of(journal: Path) -> Any:
+    """Where Optuna keeps its trials; a journal that is not there is made."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = JournalStorage(JournalFileBackend(str(journal)))
+    return JournalStorage(JournalFileBackend(str(journal)))
+
+
+def study_of(name: str, journal: Path) -> Any:
+    """The study of a text, begun or gone on with."""
+    import optuna
+
     return optuna.create_study(
         study_name=name,
-        storage=storage,
+        storage=storage_of(journal),
         load_if_exists=True,
         sampler=optuna.samplers.TPESampler(seed=0, multivariate=True, n_startup_trials=8),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
     )
 
 
-def best(name: str, journal: Path, count: int = 8) -> str:
-    """The best trials of a text, and how many there were."""
-    trials = study_of(name, journal).trials
+def found(journal: Path) -> dict[str, list[Any]]:
+    """The trials of each text in a journal, which stays as it is. Raises UserError where there is none."""
+    import optuna
+
+    if not journal.is_file():
+        raise UserError(f"{journal}: missing; a search writes it")
+    storage = storage_of(journal)
+    names = optuna.get_all_study_names(storage)  # `create_study` would note a study once more
+    return {name: optuna.load_study(study_name=name, storage=storage).trials for name in TEXTS if name in names}
+
+
+def best(trials: Sequence[Any], count: int = 8) -> str:
+    """The best of a text's trials, and how many there were."""
     done = sorted((one for one in trials if one.state.name == "COMPLETE"), key=lambda one: one.value)
     rows = [
         [
@@ -182,8 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--table", action="store_true", help="print what was found, search no further")
     options = parser.parse_args(arguments)
     if options.table:
-        for name in TEXTS:
-            print(f"{name}\n\n{best(name, options.journal)}")
+        for name, trials in found(options.journal).items():
+            print(f"{name}\n\n{best(trials)}")
         return
     torch.set_num_threads(1)
     parts = prepared(options.text, options.shared / "data", options.out)
@@ -192,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for known in KNOWN:
             study.enqueue_trial({**COMMON, **known})
     study.optimize(objective_of(options.text, parts, SLOW), n_trials=options.trials, timeout=60 * options.minutes)
-    print(best(options.text, options.journal))
+    print(best(study.trials))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from benchmarks.claim import EQUAL_TOKENS, LONGER, LTM, LTM_FEW, TWIN_FEW, WIDER
 from benchmarks.roofline import slow_step_flops
 from benchmarks.trained import configure, operations, train
 from pyro_ltm.config import apply_settings
+from pyro_ltm.errors import UserError
 from pyro_ltm.profiling.operations import count_operations
 from pyro_ltm.scores import difference
 
@@ -94,3 +95,18 @@ def test_a_search_goes_on_where_it_was(tiny, capsys, monkeypatch):
     for trials in (1, 2):
         search.main(["--out", str(tiny), "--text", WORLD, "--journal", str(journal), "--trials", "1"])
         assert f"{trials} to the end, 0 pruned, 0 refused." in capsys.readouterr().out
+    before = journal.read_bytes()
+    search.main(["--table", "--journal", str(journal)])
+    assert capsys.readouterr().out.startswith(f"{WORLD}\n\n| ELBO, validation |")
+    assert journal.read_bytes() == before
+
+
+def test_to_look_at_what_was_found_changes_nothing(tmp_path, capsys):
+    pytest.importorskip("optuna")
+    journal = tmp_path / "search.log"
+    journal.write_bytes(search.JOURNAL.read_bytes())
+    search.main(["--table", "--journal", str(journal)])
+    assert capsys.readouterr().out.count(" to the end, ") == 2
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [search.JOURNAL.read_bytes()]
+    with pytest.raises(UserError, match=r"none\.log: missing"):
+        search.main(["--table", "--journal", str(tmp_path / "none.log")])
