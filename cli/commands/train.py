@@ -80,6 +80,7 @@ class Start:
     rewarm: int | None
     decay: int | None
     branch_from: Path | None
+    at: int | None
     init_from: Path | None
 
     def check(self, plan: Plan) -> None:
@@ -89,6 +90,9 @@ class Start:
             raise click.UsageError("--rewarm goes with --resume and --steps: it is of a run that is extended")
         if self.decay and not (goes_on and plan.steps is None):
             raise click.UsageError("--decay goes with --resume or --branch-from, without --steps: the run ends with it")
+
+        if self.at is not None and self.branch_from is None:
+            raise click.UsageError("--at goes with --branch-from: it says from which of that run's checkpoints")
 
     def configured(self, out: Path) -> Path | None:
         """The run that goes on, and with it its configuration; None for a new one."""
@@ -150,6 +154,7 @@ class Start:
         metavar="RUN",
         help="Go on so from another run's checkpoint, and leave that run as it is.",
     ),
+    number("--at", "With --branch-from: the checkpoint of this slow step, if that run keeps it.", metavar="STEP"),
     number("--rewarm", "Steps in which the rate rises again where the end is another."),
     number("--decay", "Of slow.schedule=wsd: decay from that checkpoint on, in N steps, and end."),
     click.option("--init-from", type=FOLDER, metavar="RUN", help="Begin with another run's weights and tokenizer."),

@@ -122,7 +122,14 @@ def check_optimizer(optimizer: FastOptimizer) -> None:
 
 
 def check_slow_optimizer(maker: SlowOptimizer, slow: SlowConfig) -> None:
-    """Raises UserError where a slow optimizer from outside leaves a parameter of a small model out."""
+    """Raises UserError where weights decay past zero, or one from outside leaves a parameter of a small model out."""
+    for name, rate in maker.decaying(slow).items():
+        if rate * slow.weight_decay >= 1:
+            raise UserError(
+                f"slow.weight_decay = {slow.weight_decay:g}: times {name} = {rate:g} it is "
+                f"{rate * slow.weight_decay:.3g}, and each step takes from a weight that share of it: the product must "
+                f"be below 1, so below {1 / rate:.3g} at this rate"
+            )
     if not is_foreign(maker):
         return
     with torch.device("cpu"), _trying(maker, "build(module, slow)"):

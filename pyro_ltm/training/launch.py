@@ -85,6 +85,7 @@ class Start:
             they are its last.
         branch_from: a run from whose last checkpoint, optimizer and all, the new one goes on as if it were resumed.
             That run stays as it is. See `branch`.
+        at: slow step of an earlier checkpoint of that run; None: its last.
         init_from: a run whose weights the new one begins with, and whose tokenizer it keeps. See `Origin`.
     """
 
@@ -92,12 +93,15 @@ class Start:
     rewarm: int = 0
     decay: int = 0
     branch_from: str | Path | None = None
+    at: int | None = None
     init_from: str | Path | None = None
 
     def check(self, data: object) -> None:
         """Raises UserError where two of them, or one and the `data`, do not go together."""
         if self.decay and (self.rewarm or not (self.resume or self.branch_from)):
             raise UserError("--decay goes with --resume or --branch-from, and without --rewarm: it begins at the peak")
+        if self.at is not None and self.branch_from is None:
+            raise UserError("--at goes with --branch-from: it says from which of that run's checkpoints")
         if self.branch_from is not None and (data or self.init_from or self.resume):
             raise UserError("--branch-from names what to go on with: leave --data, --init-from and --resume out")
 
@@ -125,7 +129,7 @@ def train(
         resume, init_from: go on from the last checkpoint; or begin with another run's weights: see `Start`.
         allow_code: as in `Run.load`, of the configuration of a run that goes on, branches or is begun with. What
             `config` names was given leave by whoever made it.
-        more: what else is in `Start` (`rewarm`, `decay`, `branch_from`) and in `Text` (`tokenizer`, `reading`,
+        more: what else is in `Start` (`rewarm`, `decay`, `branch_from`, `at`) and in `Text` (`tokenizer`, `reading`,
             `stream`, `workers`); `guide`, `objective`, `optimizer`, `slow_optimizer`, `prior`: a name, a class, or an
             object, of which a copy is trained (the run notes how to make it again, or that it must be given again);
             and see `Callbacks`.
@@ -139,7 +143,7 @@ def train(
     def taken(names: Iterable[str]) -> dict[str, Any]:
         return {name: more.pop(name) for name in names if name in more}
 
-    start = Start(resume=resume, init_from=init_from, **taken(("rewarm", "decay", "branch_from")))
+    start = Start(resume=resume, init_from=init_from, **taken(("rewarm", "decay", "branch_from", "at")))
     text = Text(data=data, **taken(("tokenizer", "reading", "stream", "workers")))
     parts, out, watch = taken(AXES), Path(out), Callbacks(**more)
     known = with_parts(config or Config(), **parts)
@@ -216,7 +220,7 @@ class _Launch:
         check_branch(trunk, self.out)
         config = config or self._own_config(None, trunk)
         steps = _plan(config, trunk, open_data(trunk, "train"), None, self.device, going_on=True)[1]
-        branched = branch(trunk, self.out, steps=steps, rewarm=start.rewarm, decay=start.decay)
+        branched = branch(trunk, self.out, steps=steps, rewarm=start.rewarm, decay=start.decay, at=start.at)
         return with_known(going_on_as(branched, config), config), Start(resume=True)
 
     def _begun(self, beginning: Beginning, run: Run, training: TokenDataset) -> Trainer:

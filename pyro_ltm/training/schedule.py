@@ -63,14 +63,10 @@ def extended(config: Config, *, steps: int, at: int, rewarm: int = 0, decay: int
 def replanned(config: Config, folder: Path, *, at: int, steps: int, rewarm: int = 0, decay: int = 0) -> Config:
     """The configuration of the run in `folder`, `at` steps done, that goes on to `steps` steps, or decays in `decay`.
 
-    A decay that was begun in as many steps goes on as it is.
-
     Raises:
         UserError: so many steps are done already, or no decay can begin there.
     """
     slow = config.slow
-    if decay and slow.decay_steps == decay:
-        return config
     if decay:
         _check_decay(slow, folder, at)
         return extended(config, steps=at + decay, at=at, decay=decay)

@@ -215,12 +215,14 @@ class Trainer:
 
         From here on the learning rate is that of a plan of `steps` steps, to which it rises in `rewarm` steps; warm-ups
         of the objective and steps without thoughts stay as they were planned. With `decay`, the decay of a run of
-        `slow.schedule` wsd begins here, and the run ends after so many steps.
+        `slow.schedule` wsd begins here, and the run ends after so many steps; one of as many that was begun goes on.
 
         Raises:
             UserError: so many steps are done already, or no decay can begin here.
         """
         folder, at, before = self.run.folder, self.counters.step, self.run.config
+        if decay and self.slow.decay_steps == decay:
+            return
         config = replanned(before, folder, at=at, steps=steps, rewarm=rewarm, decay=decay)
         if config != before:
             if self.world.leads:

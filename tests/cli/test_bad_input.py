@@ -193,6 +193,7 @@ def test_training_where_a_run_is(refuse, own_run, text, settings):
     )
     refuse(*options, "--resume", "--rewarm", 3, says=("--rewarm goes with --resume and --steps",))
     refuse(*options, "--decay", 3, says=("--decay goes with --resume or --branch-from",))
+    refuse(*options, "--at", 3, says=("--at goes with --branch-from",))
     refuse(*options, "--resume", "--steps", 9, "--decay", 3, says=("--decay goes with --resume or --branch-from",))
     refuse(*options, "--resume", "--seed", 9, says=(differ, "seed = 0 became 9)"))
     refuse(*options, "--resume", "--set", "optimizer.lr=0.1", says=(differ, "optimizer.lr = 0.3 became 0.1)"))

@@ -10,13 +10,15 @@ import torch
 from helpers.tiny import tiny_config
 from torch import nn
 
-from pyro_ltm.config import Component, SlowConfig
+from pyro_ltm.config import Component, SlowConfig, apply_settings
 from pyro_ltm.errors import UserError
 from pyro_ltm.guides import Flow, SemiAmortized
+from pyro_ltm.inference.build import check_config
 from pyro_ltm.model import LatentThoughtModel
 from pyro_ltm.optimizers.slow import SLOW_OPTIMIZERS, AdamW, Muon, Soap, hidden_matrices
 from pyro_ltm.optimizers.slow.base import set_learning_rate
 from pyro_ltm.optimizers.slow.muon import BatchedMuon
+from pyro_ltm.presets import preset
 
 SLOW = SlowConfig(lr=0.03, weight_decay=0.2, beta1=0.8, beta2=0.9)
 SHAPES = [(6, 6), (6, 6), (10, 4), (4, 10), (1, 5)]
@@ -243,6 +245,33 @@ def test_each_group_keeps_its_ratio_to_the_schedule():
 def test_what_cannot_be_is_refused(name, options, says):
     with pytest.raises(UserError, match=says):
         SLOW_OPTIMIZERS.build(Component(name=name, options=options))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"slow.lr": 0.5, "slow.weight_decay": 2.5}, r"weight_decay = 2\.5: times slow\.lr = 0\.5.*so below 2 at"),
+        ({"slow.lr": 0.5, "slow.weight_decay": 2.0}, r"weight_decay = 2: times slow\.lr = 0\.5"),
+        (
+            {"slow.lr": 0.1, "slow_optimizer.adamw_lr": 20.0},
+            r"times slow_optimizer\.adamw_lr = 20",
+        ),
+        ({"slow.lr": 0.5, "slow.weight_decay": 1.99}, None),
+        ({"slow.lr": 0.0, "slow.weight_decay": 9.0}, None),
+    ],
+)
+@pytest.mark.parametrize("name", SLOW_OPTIMIZERS)
+def test_weights_that_would_decay_past_zero(name, settings, says):
+    """They would change their sign in each step."""
+    if name == "soap":
+        pytest.importorskip("pytorch_optimizer", reason="the extra soap is not installed")
+    if name == "adamw" and "slow_optimizer.adamw_lr" in settings:
+        return
+    config = apply_settings(preset("nano"), [f"slow_optimizer.name={name}", *(f"{k}={v}" for k, v in settings.items())])
+    if says is None:
+        return check_config(config)
+    with pytest.raises(UserError, match=says):
+        check_config(config)
 
 
 def test_soap_takes_the_signs_in_the_eigenbasis_of_the_first_gradient():

@@ -147,7 +147,10 @@ def test_a_decay_begins_only_at_the_peak(tokens, run):
     again = {"resume": True}
     ltm.train(None, data=None, out=run, decay=2, **again)
     refuse("its rate falls since step 4", decay=3, **again)
-    refuse("its rate falls since step 4", out=run.parent / "new", branch_from=run, decay=3)
+    for steps in (3, 2):  # another decay, and one of as many steps as that which it ended
+        refuse("its rate falls since step 4", out=run.parent / "new", branch_from=run, decay=steps)
+    refuse("--at goes with --branch-from", at=4, **again)
+    refuse("keeps no checkpoint of step 3, only of 6, 4:", out=run.parent / "new", branch_from=run, at=3, decay=2)
     refuse("without --rewarm", decay=3, rewarm=2, **again)
     refuse("goes with --resume or --branch-from", decay=3)
     refuse("leave --data, --init-from and --resume out", out=run.parent / "new", branch_from=run, **again)
@@ -165,6 +168,25 @@ def test_a_decay_begins_only_at_the_peak(tokens, run):
     ltm.train(configure("slow.schedule=cosine"), data=tokens, out=other)
     with pytest.raises(UserError, match=r"of slow\.schedule = wsd, and this run's is cosine"):
         ltm.train(None, data=None, out=other, resume=True, decay=3)
+
+
+def test_a_decay_from_an_earlier_checkpoint_is_that_of_a_run_stopped_there(tokens, stable, run):
+    stopped = ltm.train(configure("slow.steps=2"), data=tokens, out=stable.parent / "stopped").folder
+    expected = ltm.train(None, data=None, out=stable.parent / "its-decay", branch_from=stopped, decay=3).folder
+    early = ltm.train(None, data=None, out=stable.parent / "from-2", branch_from=stable, at=2, decay=3).folder
+    assert model(early) == model(expected)
+    assert rates(early) == rates(expected)
+    last = ltm.train(None, data=None, out=stable.parent / "last", branch_from=stable, at=4, decay=3).folder
+    assert model(last) == model(ltm.train(None, data=None, out=stable.parent / "3", branch_from=stable, decay=3).folder)
+
+    # A run that decays since keeps the checkpoint at its peak: other decays begin there, and it goes on without one.
+    ltm.train(None, data=None, out=run, resume=True, decay=2)
+    peak = ltm.train(None, data=None, out=run.parent / "peak", branch_from=run, at=4, decay=3).folder
+    assert model(peak) == model(last)
+    longer = {"branch_from": run, "at": 4}
+    found = ltm.train(configure("slow.steps=5"), data=None, out=run.parent / "longer", **longer)
+    whole = ltm.train(configure("slow.steps=5"), data=tokens, out=run.parent / "five")
+    assert model(found.folder) == model(whole.folder)
 
 
 def test_a_branch_of_a_run_that_began_with_anothers_weights(tokens, stable):

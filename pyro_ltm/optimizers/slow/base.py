@@ -44,6 +44,10 @@ class SlowOptimizer(Member, ABC):
     def build(self, module: nn.Module, slow: SlowConfig) -> torch.optim.Optimizer:
         """A new optimizer of all parameters of `module`, each in one group, at the peak learning rate `slow.lr`."""
 
+    def decaying(self, slow: SlowConfig) -> dict[str, float]:
+        """Peak learning rates by which weights decay, by their settings; none where it has no such decay."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ForMatrices(SlowOptimizer):
@@ -63,6 +67,10 @@ class ForMatrices(SlowOptimizer):
     @abstractmethod
     def adamw_share(self) -> float:
         """AdamW's learning rate as a share of `slow.lr`, where `adamw_lr` is 0."""
+
+    def decaying(self, slow: SlowConfig) -> dict[str, float]:
+        """That of the matrices, and AdamW's where it is given."""
+        return {"slow.lr": slow.lr} | ({"slow_optimizer.adamw_lr": self.adamw_lr} if self.adamw_lr else {})
 
     def adamw(self, parameters: Iterable[nn.Parameter], slow: SlowConfig) -> torch.optim.AdamW:
         """AdamW over `parameters` at its own learning rate."""
