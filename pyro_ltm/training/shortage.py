@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pyro_ltm.config import SlowConfig
+from pyro_ltm.distributed import current
 from pyro_ltm.errors import OutOfMemory, is_out_of_memory
 
 
@@ -26,7 +27,7 @@ def told_what_fits(folder: Path, slow: SlowConfig, *, splits: bool = True) -> It
         if not is_out_of_memory(error):
             raise
         message = f"{folder}: out of memory; the last checkpoint is kept: "
-        if smaller := takes_less(slow, splits=splits):
+        if smaller := takes_less(slow, current().size, splits=splits):
             settings = " ".join(f"--set {key}={value}" for key, value in smaller.items())
             message += f"go on with --resume {settings}, which gives the same figures in less memory"
         else:
@@ -37,14 +38,14 @@ def told_what_fits(folder: Path, slow: SlowConfig, *, splits: bool = True) -> It
         raise OutOfMemory(message) from None
 
 
-def takes_less(slow: SlowConfig, *, splits: bool = True) -> dict[str, str]:
-    """Settings by which the same slow step takes less memory; empty where there are none.
+def takes_less(slow: SlowConfig, processes: int = 1, *, splits: bool = True) -> dict[str, str]:
+    """Settings by which the same slow step of so many processes takes less memory; empty where there are none.
 
-    Smaller micro-batches, more of them: by the smallest factor of their size. Where each is one sequence, or may not be
-    split (`splits`), layers that are computed again.
+    Smaller micro-batches, more of them: the largest that are smaller than a process has. Where each is one sequence, or
+    may not be split (`splits`), layers that are computed again.
     """
-    if slow.batch_size > 1 and splits:
-        factor = next(n for n in range(2, slow.batch_size + 1) if slow.batch_size % n == 0)
-        fewer, more = slow.batch_size // factor, slow.accumulate * factor
-        return {"slow.batch_size": f"{fewer}", "slow.accumulate": f"{more}"}
+    micro_batch = min(slow.batch_size, -(-slow.sequences // processes))  # as the trainer deals sequences out
+    if micro_batch > 1 and splits:
+        fewer = next(size for size in range(micro_batch - 1, 0, -1) if slow.batch_size % size == 0)
+        return {"slow.batch_size": f"{fewer}", "slow.accumulate": f"{slow.sequences // fewer}"}
     return {} if slow.recompute else {"slow.recompute": "true"}

@@ -10,14 +10,15 @@ from functools import partial
 import pytest
 import torch
 from helpers.processes import Forked
+from helpers.ranks import on_ranks
 from helpers.tiny_run import TINY
 from safetensors.torch import load_file
 
 import pyro_ltm as ltm
 from pyro_ltm.config import SlowConfig
-from pyro_ltm.errors import is_out_of_memory
+from pyro_ltm.errors import OutOfMemory, is_out_of_memory
 from pyro_ltm.runs.metrics import read_metrics
-from pyro_ltm.training.shortage import takes_less
+from pyro_ltm.training.shortage import takes_less, told_what_fits
 
 MEBIBYTE = 1 << 20
 
@@ -29,6 +30,27 @@ def test_what_takes_less():
     assert takes_less(SlowConfig(batch_size=1)) == {"slow.recompute": "true"}
     assert takes_less(SlowConfig(batch_size=1, recompute=True)) == {}
     assert takes_less(SlowConfig(batch_size=8), splits=False) == {"slow.recompute": "true"}
+
+
+def test_what_takes_less_in_several_processes():
+    """A process's micro-batch is its share of the step's sequences at most: to split what it never has helps nobody."""
+    assert takes_less(SlowConfig(batch_size=8), 2) == {"slow.batch_size": "2", "slow.accumulate": "4"}
+    assert takes_less(SlowConfig(batch_size=8, accumulate=2), 2) == {"slow.batch_size": "4", "slow.accumulate": "4"}
+    assert takes_less(SlowConfig(batch_size=15), 2) == {"slow.batch_size": "5", "slow.accumulate": "3"}
+    assert takes_less(SlowConfig(batch_size=9), 4) == {"slow.batch_size": "1", "slow.accumulate": "9"}
+    assert takes_less(SlowConfig(batch_size=4), 4) == {"slow.recompute": "true"}
+    assert takes_less(SlowConfig(batch_size=4, recompute=True), 4) == {}
+
+
+def advice(folder):
+    with pytest.raises(OutOfMemory) as found, told_what_fits(folder, SlowConfig(batch_size=8)):
+        raise MemoryError
+    return str(found.value)
+
+
+def test_each_of_two_processes_says_what_takes_less_of_them(tmp_path):
+    for said in on_ranks(2, advice, tmp_path):
+        assert "--resume --set slow.batch_size=2 --set slow.accumulate=4," in said
 
 
 def test_what_is_out_of_memory():
