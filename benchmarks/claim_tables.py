@@ -246,12 +246,13 @@ def _level(row: Any) -> float:
 
 
 def _in_a_line(cell: Cell) -> str:
-    """README's: how far below the twin, at equal tokens and at equal compute."""
+    """README's: how far below the twin, at equal tokens and at equal compute, and the range of the seeds."""
     parts = []
     for twin, name in (("twin", "equal tokens"), (cell.equal_compute, "equal compute")):
         if gap := cell.below(twin, "nats"):
             found, each = gap
-            parts.append(f"{found.nats_per_token:.4f} ± {found.stderr:.4f} at {name} ({len(each)} seeds)")
+            seeds = f"{len(each)} seeds: {min(each):.3f} to {max(each):.3f}" if len(each) > 1 else "1 seed"
+            parts.append(f"{found.nats_per_token:.4f} ± {found.stderr:.4f} ({seeds}) at {name}")
     return f"{', '.join(parts)}\n"
 
 

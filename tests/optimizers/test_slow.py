@@ -19,6 +19,7 @@ from pyro_ltm.optimizers.slow import SLOW_OPTIMIZERS, AdamW, Muon, Soap, hidden_
 from pyro_ltm.optimizers.slow.base import set_learning_rate
 from pyro_ltm.optimizers.slow.muon import BatchedMuon
 from pyro_ltm.presets import preset
+from pyro_ltm.training.optimizer_state import OptimizerState
 
 SLOW = SlowConfig(lr=0.03, weight_decay=0.2, beta1=0.8, beta2=0.9)
 SHAPES = [(6, 6), (6, 6), (10, 4), (4, 10), (1, 5)]
@@ -190,6 +191,8 @@ def test_matrices_that_lie_side_by_side_are_orthogonal_each_by_itself():
         expected = torch.cat([parameter.detach().mT for parameter in apart], 1)
         torch.testing.assert_close(fused.weight.detach(), expected, rtol=1e-5, atol=1e-6)
         fused.weight.grad = None
+    numbers = OptimizerState.of(Muon().build(gpt2, SLOW)).numbers
+    assert numbers == {"group.0.parts": 1}, "checkpoints of before, when it was taken for one matrix, have these groups"
 
 
 def test_hidden_matrices_are_those_of_the_layers():
