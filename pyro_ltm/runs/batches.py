@@ -24,12 +24,16 @@ def dataset_batches(
     """The first `limit` sequences of `data` in order (all when None), in batches on `device`, with their documents.
 
     Of several processes that share them (`distributed.sharing`) each has its part: whole batches, smaller ones where
-    there are fewer than processes.
+    there are fewer than processes. Before each batch they hear of one another's errors: all of them must ask
+    for all of theirs.
     """
     documents, shared = torch.from_numpy(data.documents(limit)), team()
     size = max(1, min(batch_size, -(-len(documents) // shared.size)))
     starts = range(0, len(documents), size)
-    for start in starts[shared.part(len(starts))]:
+    together = len(starts) // shared.size  # as many as every process has; some have one more
+    for number, start in enumerate(starts[shared.part(len(starts))]):
+        if number < together:
+            shared.gather(())
         rows = range(start, min(start + size, len(documents)))
         yield replace(data.batch(rows), documents=documents[rows.start : rows.stop]).to(device)
 

@@ -151,7 +151,8 @@ class Trainer:
         """Takes the next slow step, and the validation that is due after it.
 
         At a signal, one process leaves either between two fast steps. Nothing has changed by then, and whoever goes on
-        with the run does it again. Several processes would have to leave at once, and so to speak in fast steps.
+        with the run does it again. Of several processes all leave a validation together (`_bound`), and take the step:
+        to leave that at once they would have to speak in fast steps.
         """
         counters, alone = self.counters, self.world.size == 1
         with suppress(Stopped), left_at(lambda: self.interrupted) if alone else nullcontext():
@@ -358,8 +359,12 @@ class Trainer:
         self.on_progress(Progress(step, steps, nan, nan, nan, nan, bound, average, is_best, self._shown("bound")))
 
     def _bound(self, data: TokenDataset) -> Bound:
-        """The honest bound of the weights as they are now, of which each process scores a part."""
-        with self.parallel.gathered(), sharing(), failing_together():
+        """The honest bound of the weights as they are now, of which each process scores a part.
+
+        At a signal to one of them it leaves between two fast steps, and the others before their next batch.
+        """
+        left = left_at(lambda: self.interrupted)
+        with self.parallel.gathered(), sharing(), failing_together(), left:
             return self.run.evaluate(
                 data,
                 particles=1,

@@ -20,7 +20,7 @@ from pyro_ltm.config import SlowConfig
 from pyro_ltm.data import DataOrder, TokenDataset
 from pyro_ltm.distributed import current, sharing, whole
 from pyro_ltm.errors import UserError
-from pyro_ltm.inference import Annealing, build
+from pyro_ltm.inference import Annealing, FastLoop, build
 from pyro_ltm.runs.folder import trainable
 from pyro_ltm.runs.metrics import read_metrics
 from pyro_ltm.scores.estimate import plain
@@ -263,6 +263,35 @@ def test_a_signal_to_one_ends_all_and_the_run_goes_on_in_another_number(tokens, 
     for found in (*more, train(settings, None, tmp_path / "two", True)):
         assert_same_rows(found[0], rows)
         assert_same_weights(found[1], weights)
+
+
+def stopped_in_validation(settings, data, out, rank, fit):
+    """Trains until the process of this rank is sent a signal, in this of its fits to score. How many each began."""
+    fitted, begun = FastLoop.fit_to_score, []
+
+    def count_and_fit(self, *arguments, **options):
+        begun.append(self)
+        if current().rank == rank and len(begun) == fit:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return fitted(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FastLoop, "fit_to_score", count_and_fit)
+        with pytest.raises(Stopped, match="at step 2 of 4; everything is saved"):
+            train(settings, data, out)
+    return len(begun)
+
+
+def test_a_signal_in_a_validation_is_heeded_by_all_before_the_next_batch(tokens, tmp_path):
+    """And the whole validation is done again by whoever goes on with the run."""
+    settings = ["slow.batch_size=2", "slow.eval_every=2", "slow.eval_sequences=12", "slow.average=0.9", FSDP]
+    rows, weights = train(settings, tokens, tmp_path / "whole")
+    # Three batches each at step 0, three at step 2, and of three by the average of the weights the second.
+    assert on_ranks(2, stopped_in_validation, settings, tokens, tmp_path / "two", 1, 8) == [8, 8]
+    assert [row["step"] for row in read_metrics(tmp_path / "two" / "metrics.jsonl")] == [0, 0, 1, 2]
+    found = train(settings, None, tmp_path / "two", True)
+    assert_same_rows(found[0], rows)
+    assert_same_weights(found[1], weights)
 
 
 def test_what_cannot_be_shared_is_refused(tokens, tmp_path):
