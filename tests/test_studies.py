@@ -6,8 +6,10 @@ import pytest
 import torch
 from helpers.tiny_world import TINY, WORLD, use_tiny_world
 
-from benchmarks import claim, epochs, in_context, late, pages, priors, rows, test_time
+from benchmarks import claim, epochs, fewer_steps, in_context, late, pages, priors, rows, test_time
+from pyro_ltm.config import apply_settings
 from pyro_ltm.data.in_context import task
+from pyro_ltm.presets import PRESETS, preset
 from pyro_ltm.scores import difference
 
 
@@ -111,6 +113,21 @@ def test_late(tiny, monkeypatch):
         gap = difference(torch.tensor(rival["nats"]), torch.tensor(ltm["nats"]), tokens, None).nats_per_token
         assert cells(made["late"], "tiny worlds", "1")[column].startswith(f"{gap:.4f} ± ")
     assert len(made["late rows"].splitlines()) == 2 + len(found)
+
+
+def test_fewer_steps(tiny, monkeypatch):
+    few = [*TINY, "slow.steps=5", "fast.steps=2", "data.sequence_length=32"]
+    monkeypatch.setitem(PRESETS, "nano", apply_settings(preset("nano"), few))
+    for name, value in {"PLAN": (("nano", WORLD),), "TOKENS": 96, "PARTICLES": 2}.items():
+        monkeypatch.setattr(fewer_steps, name, value)
+    found = measured(fewer_steps.STUDY, tiny / "out")
+    whole, less = (found[f"nano-{WORLD}-ltm-{slow}-s0"] for slow in ("adamw", "muon"))
+    assert (whole["steps"], less["steps"]) == (5, 3)
+    gap = difference(*(torch.tensor(row["nats"]) for row in (whole, less)), torch.tensor(whole["tokens"]), None)
+    made = cells(fewer_steps.tables(found)["fewer steps"], "nano", "tiny worlds", "ltm", "1")
+    assert made[4].endswith(" in 5 steps")
+    assert made[6].startswith(f"{gap.nats_per_token:.4f} ± ")
+    assert made[7] == ("yes" if gap.nats_per_token >= 0 else "no")
 
 
 def test_priors(tiny, monkeypatch):
