@@ -26,7 +26,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.model.attention import Attention, rotary_table, windowed_attention
 from pyro_ltm.model.cache import Cache
 from pyro_ltm.model.feed_forward import FEED_FORWARD, ReLU2, SwiGLU
-from pyro_ltm.model.kernels.attention import attend
+from pyro_ltm.model.kernels.attention import attend, by_kernels_of_now
 from pyro_ltm.model.kernels.head import FrozenWeight, token_log_probs
 from pyro_ltm.model.linear import Linear
 from pyro_ltm.model.norm import RMSNorm
@@ -401,7 +401,7 @@ class Decoder(TokenDecoder):
     @staticmethod
     def _run(layer: Layer, *inputs: Any) -> Tensor:
         # Without its hooks (FSDP), which take the gradient for whole before that of the thoughts' keys is there.
-        h: Tensor = checkpoint(Layer.forward, layer, *inputs, use_reentrant=False)
+        h: Tensor = checkpoint(by_kernels_of_now(Layer.forward), layer, *inputs, use_reentrant=False)
         return h
 
     @property

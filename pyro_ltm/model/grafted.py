@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from pyro_ltm.config import ModelConfig
 from pyro_ltm.errors import UserError
 from pyro_ltm.model.attention import Attention, rotary_table
+from pyro_ltm.model.kernels.attention import by_kernels_of_now
 from pyro_ltm.model.kernels.head import token_log_probs
 from pyro_ltm.model.norm import RMSNorm
 from pyro_ltm.model.protocol import TokenDecoder
@@ -100,7 +101,9 @@ class PassedLayer(nn.Module):
                 return hidden_states
             hidden_states = current.entering
         if current.recompute:
-            return checkpoint(self._run, current, hidden_states, *inputs, use_reentrant=False, **options)
+            return checkpoint(
+                by_kernels_of_now(self._run), current, hidden_states, *inputs, use_reentrant=False, **options
+            )
         return self._run(current, hidden_states, *inputs, **options)
 
     def _run(self, current: Pass, hidden_states: Tensor, *inputs: Any, **options: Any) -> Any:

@@ -130,3 +130,18 @@ def test_a_run_goes_on_with_what_changes_no_figure(tiny_run, tmp_path):
         torch.testing.assert_close(value, whole.trainable.state_dict()[name], rtol=1e-3, atol=1e-5)
     with pytest.raises(ltm.UserError, match=r"slow\.batch_size × slow\.accumulate = 4 became 8"):
         ltm.train(config("slow.accumulate=2"), data=None, out=out, resume=True)
+
+
+def test_layers_are_computed_again_under_a_guide_that_learns_through_the_fast_steps(tiny_run, tmp_path):
+    """Which chooses kernels for its fit alone: the backward pass comes later."""
+    guide = ["guide.name=semi-amortized", "guide.unrolled=true", "model.layers=2"]
+    kept, again = (
+        ltm.train(
+            ltm.apply_settings(ltm.preset("nano"), [*TINY, *guide, f"slow.recompute={each}"]),
+            data=tiny_run / "data",
+            out=tmp_path / each,
+        ).trainable.state_dict()
+        for each in ("false", "true")
+    )
+    for name, value in kept.items():
+        torch.testing.assert_close(again[name], value, rtol=1e-3, atol=1e-5)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_ltm.model.kernels.device import device_type
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FLASH = torch.ops.aten._flash_attention_forward
@@ -22,6 +27,26 @@ def chooses_its_kernel() -> bool:
     kernel (`sdpa_kernel`) that is over by the time of the backward pass: computed again, it would keep other tensors.
     """
     return not torch.compiler.is_compiling() and torch.backends.cuda.flash_sdp_enabled()
+
+
+def by_kernels_of_now(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, which attends by the kernels that torch may choose from now, whenever it is called.
+
+    For what is computed again in a backward pass, when a choice of kernels (`sdpa_kernel`) is over.
+    """
+    if torch.compiler.is_compiling() or torch.backends.cuda.flash_sdp_enabled():
+        return function
+    allowed = {
+        SDPBackend.MATH: torch.backends.cuda.math_sdp_enabled(),
+        SDPBackend.EFFICIENT_ATTENTION: torch.backends.cuda.mem_efficient_sdp_enabled(),
+        SDPBackend.CUDNN_ATTENTION: torch.backends.cuda.cudnn_sdp_enabled(),
+    }
+
+    def calling(*arguments: P.args, **options: P.kwargs) -> R:
+        with sdpa_kernel([kernel for kernel, is_allowed in allowed.items() if is_allowed]):
+            return function(*arguments, **options)
+
+    return calling
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
