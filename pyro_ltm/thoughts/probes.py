@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from torch import Tensor
 from pyro_ltm.errors import UserError
 
 FOLDS = 5
+COMMON = (False, True)
+"""Whether one number divides all features, or each its own."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def linear_probe(
     decay: float = 1.0,
     documents: Tensor | None = None,
 ) -> Probe:
-    """Logistic regression of `labels` on standardized `features` [S, P], cross-validated.
+    """Logistic regression of `labels` on centred `features` [S, P], cross-validated; widths as `found_width` has them.
 
     Args:
         documents: [S] of which each row is a part; a fold has all rows of a document or none, and the error is over
@@ -66,11 +69,9 @@ def linear_probe(
     x = features.flatten(1).double()
     y = torch.tensor([values.index(label) for label in labels])
     generator = torch.Generator().manual_seed(seed)
-    folds = torch.empty(texts, dtype=torch.int64)
-    for fold, held_out in enumerate(torch.randperm(texts, generator=generator).tensor_split(FOLDS)):
-        folds[held_out] = fold
-    right = _cross_validated(x, y, folds[of], len(values), decay)
-    control = _cross_validated(x, y[torch.randperm(len(y), generator=generator)], folds[of], len(values), decay)
+    folds = _folds(of, generator)
+    right = _cross_validated(x, y, folds, len(values), decay)
+    control = _cross_validated(x, y[torch.randperm(len(y), generator=generator)], folds, len(values), decay)
     off = torch.zeros(texts, dtype=torch.float64).index_add(0, of, right - right.mean())
     return Probe(
         label=name,
@@ -98,25 +99,75 @@ def verdict(probe: Probe, baselines: Mapping[str, Probe]) -> str:
     return f"The thoughts' {probe.accuracy:.3f} on {probe.label} is below {', '.join(told)}."
 
 
+def found_width(
+    features: Tensor, labels: Sequence[str], *, seed: int = 0, decay: float = 1.0, documents: Tensor | None = None
+) -> Tensor:
+    """[P] by what the classifier of all texts divides centred `features` [S, P]; arguments as of `linear_probe`.
+
+    Either each feature's own spread, or one number for all, the root mean square of these: whichever gives the labels
+    of folds that the classifier has not seen fewer nats. Features of several units need their own. To those whose
+    variance has a meaning, as singular vectors, it is a handicap: it raises all directions of noise to the few that
+    tell something.
+    """
+    values = sorted(set(labels))
+    known = torch.arange(len(labels)) if documents is None else documents
+    folds = _folds(known.unique(return_inverse=True)[1], torch.Generator().manual_seed(seed))
+    x, y = features.flatten(1).double(), torch.tensor([values.index(label) for label in labels])
+    nats = torch.zeros(len(COMMON), dtype=torch.float64)
+    for fold in range(FOLDS):
+        nats += _held_out_nats(x, y, folds != fold, folds == fold, len(values), decay).sum(1)
+    return _width(x, COMMON[int(nats.argmin())])
+
+
+def _folds(of: Tensor, generator: torch.Generator) -> Tensor:
+    """[S] the fold of each row, by lot, given the number of its document."""
+    folds = torch.empty(int(of.max()) + 1, dtype=torch.int64)
+    for fold, held_out in enumerate(torch.randperm(len(folds), generator=generator).tensor_split(FOLDS)):
+        folds[held_out] = fold
+    return folds[of]
+
+
 def _cross_validated(x: Tensor, y: Tensor, folds: Tensor, classes: int, decay: float) -> Tensor:
-    """[S] whether each label was predicted right by a classifier that had not seen its fold, of `folds` [S]."""
+    """[S] whether each label was predicted right by a classifier that had not seen its fold, of `folds` [S].
+
+    Of the folds that it has seen each is held out in turn to choose the widths, as `found_width` does.
+    """
+    nats = torch.zeros(FOLDS, len(COMMON), dtype=torch.float64)
+    for one, other in itertools.combinations(range(FOLDS), 2):
+        # One fit without both serves twice: for who lacks the one it is judged by the other, and the reverse.
+        train, either = (folds != one) & (folds != other), (folds == one) | (folds == other)
+        each = _held_out_nats(x, y, train, either, classes, decay)
+        nats[one] += each[:, folds[either] == other].sum(1)
+        nats[other] += each[:, folds[either] == one].sum(1)
     right = torch.zeros(len(y), dtype=torch.float64)
     for fold in range(FOLDS):
         held_out, train = folds == fold, folds != fold
-        mean, width = x[train].mean(0), x[train].std(0).clamp(min=1e-9)
-        seen, unseen = (x[train] - mean) / width, (x[held_out] - mean) / width
-        # The best weights lie where the seen texts do: turned onto their axes the problem is the same, and no wider
-        # than there are texts.
-        axes = torch.linalg.svd(seen, full_matrices=False).Vh.mT
-        predicted = _logistic(seen @ axes, y[train], unseen @ axes, classes, decay)
-        right[held_out] = (predicted == y[held_out]).double()
+        scores = _scores(x, y, train, held_out, COMMON[int(nats[fold].argmin())], classes, decay)
+        right[held_out] = (scores.argmax(-1) == y[held_out]).double()
     return right
 
 
-def _logistic(x: Tensor, y: Tensor, unseen: Tensor, classes: int, decay: float) -> Tensor:
-    """The likeliest class of each of `unseen` [S', P], after `x` [S, P] with the classes `y` [S]."""
-    weight = logistic_weights(x, y, classes, decay)
-    return (unseen @ weight[:-1] + weight[-1]).argmax(-1)
+def _held_out_nats(x: Tensor, y: Tensor, train: Tensor, held_out: Tensor, classes: int, decay: float) -> Tensor:
+    """[len(COMMON), S'] nats of the labels of rows that were held out, by either kind of width."""
+    scores = [_scores(x, y, train, held_out, common, classes, decay) for common in COMMON]
+    return torch.stack([F.cross_entropy(each, y[held_out], reduction="none") for each in scores])
+
+
+def _scores(x: Tensor, y: Tensor, train: Tensor, held_out: Tensor, common: bool, classes: int, decay: float) -> Tensor:
+    """[S', C] the logits of rows that are held out, by a classifier of those to `train` on."""
+    mean, width = x[train].mean(0), _width(x[train], common)
+    seen, unseen = (x[train] - mean) / width, (x[held_out] - mean) / width
+    # The best weights lie where the seen texts do: turned onto their axes the problem is the same, and no wider than
+    # there are texts.
+    axes = torch.linalg.svd(seen, full_matrices=False).Vh.mT
+    weight = logistic_weights(seen @ axes, y[train], classes, decay)
+    return unseen @ axes @ weight[:-1] + weight[-1]
+
+
+def _width(x: Tensor, common: bool) -> Tensor:
+    """[P] the spread of each feature of x [S, P], or of all the root mean square of theirs."""
+    spread = x.std(0)
+    return (spread.square().mean().sqrt().expand_as(spread) if common else spread).clamp(min=1e-9)
 
 
 def logistic_weights(x: Tensor, y: Tensor, classes: int, decay: float) -> Tensor:

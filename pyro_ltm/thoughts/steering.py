@@ -16,7 +16,7 @@ from pyro_ltm.runs import Run
 from pyro_ltm.runs.embedding import Embeddings
 from pyro_ltm.scores.estimate import plain
 from pyro_ltm.thoughts.points import End, Points, Writing, fit_ends, make_points, replaced
-from pyro_ltm.thoughts.probes import Probe, linear_probe, logistic_weights
+from pyro_ltm.thoughts.probes import Probe, found_width, linear_probe, logistic_weights
 from pyro_ltm.thoughts.rows import Fitting
 
 STRENGTHS = (0.0, 1.0, 2.0, 4.0)
@@ -27,8 +27,8 @@ class Direction:
     """The way from texts without a label to texts with it.
 
     Shapes:
-        unit: [P], of length one: in features divided by their spread over texts, the classifier's weights of this label
-            less the mean of the others'. mean, weights: [P], [P + 1, C], of the classifier.
+        unit: [P], of length one: in features divided by `found_width`, the classifier's weights of this label less the
+            mean of the others'. mean, weights: [P], [P + 1, C], of the classifier.
 
     Attributes:
         towards: the label. labels: all of them. spread: standard deviation of the texts' features along it.
@@ -95,7 +95,7 @@ def find_direction(
         raise UserError(f"{name}: no text has '{towards}'{suggest(towards, values)}: choose from {', '.join(values)}")
     probe = linear_probe(features, labels, name=name, seed=seed, decay=decay, documents=documents)
     x = features.flatten(1).double()
-    mean, width = x.mean(0), x.std(0).clamp(min=1e-9)
+    mean, width = x.mean(0), found_width(features, labels, seed=seed, decay=decay, documents=documents)
     seen = (x - mean) / width
     axes = torch.linalg.svd(seen, full_matrices=False).Vh.mT  # see `probes`
     turned = logistic_weights(seen @ axes, torch.tensor([values.index(one) for one in labels]), len(values), decay)

@@ -49,23 +49,55 @@ def test_windows_of_a_document_stay_in_one_fold():
         linear_probe(features[:54], labels[:54], name="few", documents=documents[:54])
 
 
-@pytest.mark.parametrize("dim", [3, 60])
-def test_a_probe_agrees_with_another_library(dim):
-    """On the same folds, with fewer features than texts and with more."""
+def test_noise_of_small_variance_is_left_small():
+    """As in singular vectors: the first tell the label, many small ones nothing; raised, they drown it."""
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.randint(3, (60,), generator=generator)
+    told = torch.eye(3)[labels] + 0.1 * torch.randn(60, 3, generator=generator)
+    features = torch.cat([told, 0.05 * torch.randn(60, 150, generator=generator)], 1)
+    probe = linear_probe(features, [str(label) for label in labels.tolist()], name="kind")
+    assert probe.accuracy > 0.95
+    # In other units the same features need widths of their own.
+    units = features * torch.cat([torch.full((3,), 1e-3), torch.ones(150)])
+    apart = linear_probe(units[:, :4], [str(label) for label in labels.tolist()], name="kind")
+    assert apart.accuracy > 0.95
+
+
+@pytest.mark.parametrize("noise", [0, 60])
+def test_a_probe_agrees_with_another_library(noise):
+    """On the same folds, with fewer features than texts and with more; the widths chosen on the seen folds alone."""
     linear_model = pytest.importorskip("sklearn.linear_model")
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(60, 1, dim, generator=generator)
+    x = torch.randn(60, 1, 3 + noise, generator=generator)
+    x[:, :, 3:] *= 0.1
     noisy = x[:, 0, 0] + 0.3 * torch.randn(60, generator=generator)
     labels = ["low" if value < -0.4 else "high" if value > 0.4 else "middle" for value in noisy.tolist()]
     probe = linear_probe(x, labels, name="level", seed=5, decay=2.0)
-    right = 0
-    for held_out in torch.randperm(60, generator=torch.Generator().manual_seed(5)).tensor_split(5):
-        seen = [row for row in range(60) if row not in held_out.tolist()]
+    folds = [part.tolist() for part in torch.randperm(60, generator=torch.Generator().manual_seed(5)).tensor_split(5)]
+
+    def fitted(seen, held_out, common):
         mean, width = x[seen, 0].mean(0), x[seen, 0].std(0)
+        width = width.square().mean().sqrt() if common else width
         classifier = linear_model.LogisticRegression(C=1 / 2.0, max_iter=10_000, tol=1e-10)
         classifier.fit(((x[seen, 0] - mean) / width).numpy(), [labels[row] for row in seen])
-        told = classifier.predict(((x[held_out, 0] - mean) / width).numpy())
-        right += sum(one == labels[row] for one, row in zip(told, held_out.tolist(), strict=True))
+        rows = ((x[held_out, 0] - mean) / width).numpy()
+        chances = [dict(zip(classifier.classes_, row, strict=True)) for row in classifier.predict_log_proba(rows)]
+        return -sum(chance[labels[row]] for chance, row in zip(chances, held_out, strict=True)), classifier.predict(
+            rows
+        )
+
+    right = 0
+    for held_out in folds:
+        others = [fold for fold in folds if fold is not held_out]
+        nats = {
+            common: sum(
+                fitted([row for fold in others if fold is not judged for row in fold], judged, common)[0]
+                for judged in others
+            )
+            for common in (False, True)
+        }
+        told = fitted([row for fold in others for row in fold], held_out, nats[True] < nats[False])[1]
+        right += sum(one == labels[row] for one, row in zip(told, held_out, strict=True))
     assert probe.accuracy == pytest.approx(right / 60)
     assert 0.5 < probe.accuracy < 1
 

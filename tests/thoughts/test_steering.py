@@ -12,6 +12,7 @@ from pyro_ltm.errors import UserError
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.embedding import embed_texts
 from pyro_ltm.thoughts.points import Writing
+from pyro_ltm.thoughts.probes import found_width
 from pyro_ltm.thoughts.rows import Fitting
 from pyro_ltm.thoughts.steering import find_direction, labels_of, steer
 
@@ -58,7 +59,7 @@ def test_the_probability_is_the_classifiers():
     features, labels, _ = planted(60)
     found = find_direction(features, labels, "sad", decay=2.0)
     x = features.double()
-    x = (x - x.mean(0)) / x.std(0)
+    x = (x - x.mean(0)) / found_width(features, labels, decay=2.0)
     # Of two classes it has one vector of weights, the difference of ours: their squares are half of its own.
     classifier = linear_model.LogisticRegression(C=2 / 2.0, max_iter=10_000, tol=1e-10)
     classifier.fit(x.numpy(), labels)
