@@ -39,6 +39,8 @@ COLUMNS = {
     "rhat_median": "convergence.rhat",
     "ess_bulk_median": "convergence.ess_bulk",
     "rate_nats_per_sequence": "rate",
+    "exchange_rate": "saved.nats_per_nat",
+    "exchange_rate_stderr": "saved.stderr",
     "distortion_nats_per_token": "distortion",
     "log_joint_nats_per_sequence": "log_joint",
     "steps_taken": "steps_taken",

@@ -302,6 +302,9 @@ class Comparison:
         for row, pair in zip(rows, self.with_rivals, strict=True):
             behind = self.difference_to_best(pair)
             row["difference_to_best"] = dataclasses.asdict(behind) if behind else None
+            is_rival = any(pair is rival for rival in self.rivals.values())
+            saved = None if is_rival else self.exchange_rate(pair)
+            row["saved"] = dataclasses.asdict(saved) if saved else None
             if pair.training is None:
                 row.pop("training", None)
             else:

@@ -24,9 +24,10 @@ def short_table(comparison: Comparison, *, wide: bool = True) -> Table:
         columns["= time"] = lambda p: number(equal.get(p.key, {}).get("nats_per_token"))
     if wide or not trains:
         columns["IWAE"] = lambda p: number(p.iwae.nats_per_token if p.iwae else None)
+    if wide:
         columns["ESS"] = lambda p: number(p.ess, 1)
     columns["rate"] = lambda p: number(p.rate, 2)
-    if wide:
+    if wide or not trains:
         columns["saved"] = lambda p: saved(comparison, p).partition(" ")[0]
     if wide and not trains:
         columns["distort."] = lambda p: number(p.distortion)

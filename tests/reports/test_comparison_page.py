@@ -222,6 +222,7 @@ def test_the_terminals_table_fits():
     columns, rows = short_table(found)
     shown = ["guide", "objective", "steps", "at most", "IWAE", "ESS", "rate", "saved", "distort.", "to 1%", "memory"]
     assert columns == shown
+    assert "saved" in short_table(found, wide=False)[0]
     assert [float(row[3].split()[0]) for row in rows] == sorted(float(row[3].split()[0]) for row in rows)
     for wide, most in ((True, 100), (False, 80)):
         columns, rows = short_table(found, wide=wide)
