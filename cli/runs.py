@@ -51,6 +51,21 @@ def leave_of(config: Config) -> list[str]:
     return ["--allow-code"] if any(one.own_class for one in config.components.values()) else []
 
 
+def say_what_for(run: Run) -> None:
+    """A line where thoughts are looked at as features, of a run that was trained for likelihood alone."""
+    from .output import note
+
+    if run.config.model.thoughts and run.config.objective.name in BOUNDS:
+        note(
+            f"This run was trained for likelihood (objective {run.config.objective.name}), which leaves little in "
+            "thoughts: for features, train --rate 40 or --preset nano-thoughts."
+        )
+
+
+BOUNDS = ("elbo", "analytic-elbo", "stl", "iwae", "dreg", "jackknife", "renyi", "vr-max")
+"""Objectives that bound the likelihood and ask for nothing more."""
+
+
 def open_run(folder: Path, common: Common) -> Run:
     """The run in `folder`, on the device and in the precision asked for."""
     device = check_device(common.device)

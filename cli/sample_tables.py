@@ -87,7 +87,9 @@ def show_continuations(found: Mapping[str, Continuations], prompts: int, exact: 
         "distinct-3",
         "s a token",
     ]
-    show_table(f"Continuations of {prompts:,} prompts", columns, rows)
+    # The kinds of text are the columns, few as they are: nine figures beside each other are wider than a terminal.
+    turned = [[name, *(row[place] for row in rows)] for place, name in enumerate(columns) if place]
+    show_table(f"Continuations of {prompts:,} prompts", ["", *(row[0] for row in rows)], turned)
     if exact is not None:
         how = "exact" if exact else "of the scorer's predictive distribution, thoughts fitted to the prompt alone"
         say(f"Bits and nats: of the continuation after its prompt, {how}.")

@@ -212,6 +212,7 @@ def show_points(title: str, found: Points, *, first: str = "thoughts") -> None:
         [point.name, *(nats(point.nats_per_token[end], 3) for end in ends), written_at(point)] for point in found.points
     ]
     show_table(title, [first, *(f"nats, {end}" for end in ends), "text"], rows, texts=("text",))
+    say_if_nothing(found.points)
     if ends:
         say("nats: a token of that text under these very thoughts (distortion), without what thoughts cost.")
 
@@ -235,6 +236,14 @@ def written_at(point: Point) -> str:
     from pyro_ltm.errors import one_line
 
     return "\n".join(one_line(one.text, SHOWN) if one.text.strip() else "(nothing)" for one in point.written)
+
+
+def say_if_nothing(points: Sequence[Point]) -> None:
+    """A line on what to do, where nothing was written from a point."""
+    from .output import note
+
+    if any(not one.text.strip() for point in points for one in point.written):
+        note("(nothing): the likeliest text ends at once. Begin it with --prompt WORDS, or draw it: --temperature 1.")
 
 
 def show_neighbours(title: str, found: Sequence[Neighbour], metric: str) -> None:

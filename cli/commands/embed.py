@@ -59,7 +59,7 @@ def command(
     from pyro_ltm.runs.partial_fits import PartialFits
 
     from ..output import emit, say, show_next
-    from ..runs import check_target, open_run
+    from ..runs import check_target, open_run, say_what_for
     from ..several import of_leader, only_leader
 
     check_suffix(out)
@@ -78,6 +78,7 @@ def command(
         PartialFits.clear(out)
     documents, tokens = len(rows.document.unique()), int(rows.tokens.sum())
     shape = list(rows.features.shape)
+    say_what_for(run)
     if common.as_json:
         counts = {"documents": documents, "without_text": found.without_text, "tokens": tokens, "shape": shape}
         about |= {"layers": rows.layers, "columns": list(rows.table)}

@@ -95,7 +95,7 @@ def command(
         raise click.UsageError("--labels brings its own texts: give either --labels or --data")
     from ..output import emit, note
     from ..progress import reporter
-    from ..runs import open_run
+    from ..runs import open_run, say_what_for
 
     run = open_run(run_folder, common)
     from pyro_ltm.locks import locked
@@ -117,6 +117,7 @@ def command(
         page, result = write_report(
             run, corpus, options, evaluation=evaluation, out=out, progress=lambda done: count(done, math.nan)
         )
+    say_what_for(run)
     if common.as_json:
         emit({**result, "page": str(page)})
         return

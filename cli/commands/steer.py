@@ -18,6 +18,7 @@ from ..thought_options import (
     layers_option,
     plot_option,
     rows_of,
+    say_if_nothing,
     show_ends,
     writing_options,
     written_at,
@@ -130,3 +131,4 @@ def _show(found: Steered) -> None:
     ]
     columns = ["strength", f"p({towards})", *(f"nats, {end}" for end in ends), "text"]
     show_table(f"Thoughts moved towards {towards}", columns, rows, texts=("text",))
+    say_if_nothing(found.points.points)

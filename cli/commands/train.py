@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -53,9 +53,15 @@ class Plan:
             raise click.UsageError("--rate says what the objective is (mean-rate): leave --set objective.* out")
         return ("objective.name=mean-rate", f"objective.nats={self.rate}", *self.settings)
 
-    def config(self, data: Sequence[str], start: Start, out: Path, common: Common) -> Config:
-        """The configuration to train. Raises UsageError where a rate is asked of a model without thoughts."""
-        how = {"thoughts": self.rate is not None, "allow_code": common.allow_code}
+    def config(
+        self, data: Sequence[str], start: Start, out: Path, common: Common, say: Callable[[str], None]
+    ) -> Config:
+        """The configuration to train; `say` is given what was chosen, and why.
+
+        Raises:
+            UsageError: a rate is asked of a model without thoughts.
+        """
+        how: dict[str, Any] = {"thoughts": self.rate is not None, "allow_code": common.allow_code, "say": say}
         base = base_config(self.preset, data, start.configured(out), start.init_from, **how)
         config = configure(base, self.config_file, self.all_settings, common, self.steps)
         if self.rate is not None and not config.model.thoughts:
@@ -181,7 +187,8 @@ def command(
     closed terminal (SIGHUP), SIGTERM and SIGUSR1 leave the step under way, and save.
     """
     start.check(plan)
-    config = plan.config(text.data, start, out, common)
+    chosen: list[str] = []  # said when training begins, so that of what is refused there is one line
+    config = plan.config(text.data, start, out, common, chosen.append)
 
     from ..runs import check_device, leave_of
 
@@ -190,10 +197,16 @@ def command(
     from pyro_ltm.reports.training_plots import plot_run
     from pyro_ltm.training import train
 
+    from ..estimate import announce
     from ..output import note
     from ..progress import of_training, reporter
     from ..several import only_leader
     from ..sources import remarks
+
+    def begin(*about: Any) -> None:
+        for line in chosen:
+            note(line)
+        announce(*about)
 
     is_text = not all(map(is_token_folder, text.data))
     if start.resume and is_text and (out / "data.json").is_file():
@@ -208,7 +221,7 @@ def command(
             reading=reading,
             device=device,
             allow_code=common.allow_code,
-            **of_training(report),
+            **of_training(report) | {"on_begin": begin},
             on_note=note,
             on_resume=lambda step, steps: note(_begins(out, step, steps)),
         )
@@ -267,20 +280,20 @@ def base_config(
     out: Path | None = None,
     init_from: Path | None = None,
     *,
-    thoughts: bool = False,
+    thoughts: bool | None = None,
     allow_code: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Config:
     """The preset called `name`, else the configuration that a run begins with where none is given.
 
     Args:
-        thoughts: the run is for what its thoughts carry.
+        thoughts, say: as of `default_preset`.
     """
     from pyro_ltm.presets import preset
     from pyro_ltm.training.launch import starting_config
 
     if name is None and init_from is None and not (out and (out / "config.toml").is_file()):
-        name = default_preset(data)
-        name = "nano-thoughts" if thoughts and name == "nano" else name
+        name = default_preset(data, thoughts=thoughts, say=say)
     return preset(name) if name else starting_config(data, out, init_from, allow_code=allow_code)
 
 
@@ -300,15 +313,28 @@ def configure(
     return config
 
 
-def default_preset(data: Sequence[str]) -> str:
-    """The preset that `data` are trained by where none is named. Says so, and why, where it is not the usual one."""
+def default_preset(
+    data: Sequence[str], *, thoughts: bool | None = None, say: Callable[[str], None] | None = None
+) -> str:
+    """The preset that `data` are trained by where none is named; says which, and why.
+
+    Args:
+        thoughts: the run is for what its thoughts carry, as far as that is known: then `nano-thoughts` takes the place
+            of `nano`. None: there is no such choice, and `nano`, the usual preset, goes without saying.
+        say: is given the line; default: it is printed as a note.
+    """
     from pyro_ltm.data.presets import chosen_preset
 
     from ..output import note
 
     name, why = chosen_preset(list(data))
-    if name != "nano":
-        note(f"Such text is trained by the preset {name}, for {why}; another: --preset NAME.")
+    say, other = say or note, "another: --preset NAME"
+    if thoughts and name == "nano":
+        name, usual = "nano-thoughts", name
+        say(f"Trained by the preset {name}, for --rate asks for features; without it by {usual}; {other}.")
+    elif name != "nano" or thoughts is not None:
+        features = "; for features: --rate 40" if thoughts is False else ""
+        say(f"Such text is trained by the preset {name}, for {why}; {other}{features}.")
     return name
 
 

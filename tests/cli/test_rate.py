@@ -34,6 +34,24 @@ def test_it_has_a_preset_of_its_own_for_short_texts(monkeypatch, invoke, text, t
     assert none == preset("nano")
 
 
+def test_which_preset_was_chosen_and_why_is_said_when_training_begins(invoke, settings, text, tmp_path):
+    few = settings(**{"slow.steps": 1})
+    usual = invoke("train", "--data", text, "--out", tmp_path / "usual", *few)
+    assert usual.exit_code == 0, usual.stderr
+    said = (
+        "trained by the preset nano, for it is neither long nor a world's; another: --preset NAME; for features: --rate"
+    )
+    assert said in usual.stderr
+    rate = invoke("train", "--data", text, "--out", tmp_path / "rate", "--rate", 40, *few)
+    assert "by the preset nano-thoughts, for --rate asks for features; without it by nano" in rate.stderr
+    named = invoke("train", "--data", text, "--out", tmp_path / "named", "--preset", "nano", *few)
+    assert "by the preset" not in named.stderr
+    for run, starved in (("usual", True), ("rate", False)):
+        shown = invoke("embed", tmp_path / run, "--data", text, "--out", tmp_path / f"{run}.npz")
+        assert shown.exit_code == 0, shown.stderr
+        assert ("trained for likelihood (objective analytic-elbo)" in shown.stderr) == starved
+
+
 def test_it_is_refused_where_it_contradicts(refuse, text, tmp_path):
     start = ("train", "--data", text, "--out", tmp_path / "run", "--rate")
     refuse(*start, 3, "--set", "objective.name=elbo", says=("--rate says what the objective is",), quiet=False)

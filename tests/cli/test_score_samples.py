@@ -239,6 +239,8 @@ def test_documents_cut_after_some_tokens(ask, invoke, trained, twin, texts):
     shown = invoke(*options, "--scorer", twin)
     assert shown.exit_code == 0, shown.stderr
     assert "Continuations of 12 prompts" in shown.stdout
+    for name in ("MAUVE", "bits a byte", "nats a token", "distinct-3"):
+        assert any(line.split("  ")[0].strip() == name for line in shown.stdout.splitlines()), "on one line, unbroken"
     assert "after its prompt, exact" in shown.stdout
     found = ask(*options, "--num", 2)
     assert found["prompt_tokens"] == 8

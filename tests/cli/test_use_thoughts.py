@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
+from pyro_ltm_cli.thought_options import say_if_nothing
 
 from pyro_ltm.locks import locked
 from pyro_ltm.runs import Run
@@ -141,6 +143,14 @@ def test_interpolate_swap_and_arithmetic(invoke, ask, trained, embedded, tmp_pat
         assert people.exit_code == 0, people.stderr
         assert "bound, nats a token" in people.stdout
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_where_nothing_is_written_it_is_said_what_to_do(capsys):
+    said = "Begin it with --prompt WORDS, or draw it: --temperature 1"
+    for text, told in ((" ", True), ("kalo", False)):
+        point = SimpleNamespace(written=[SimpleNamespace(text=text)])
+        say_if_nothing([point])
+        assert (said in capsys.readouterr().err) == told
 
 
 def test_steer(invoke, ask, trained, texts, embedded, tmp_path):
