@@ -1,6 +1,6 @@
 """What a prior saves: rate and bound of small models under each, on worlds of 240 sentences, at equal slow steps.
 
-    python -m benchmarks.priors --out runs/priors [--seeds 0,1,2] [--only mixture] [--hours 2]
+    python -m benchmarks.priors --out runs/priors [--seeds 0,1,2] [--steps 500] [--only mixture] [--hours 2]
     python -m benchmarks.priors --table runs/priors
 
 Rows come one by one, as `benchmarks.rows` says. A row is one training of the preset `nano` (a window of 8, which hides
@@ -14,6 +14,7 @@ before has none.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -49,7 +50,7 @@ SETTINGS = [
 ]
 """Those of benchmarks/claim.py for an LTM, but for the objective, which every prior has."""
 STEPS = 500
-"""Slow steps of each training."""
+"""Slow steps of each training, where not told otherwise."""
 PARTICLES, SCORED, FITTED_TO = 16, 16, 64
 """Draws from each posterior, test documents, and training documents to whose posteriors a prior is fitted."""
 
@@ -61,21 +62,22 @@ class Row:
     prior: str
     seed: int
     fitted: bool = False
+    steps: int = STEPS
 
     @property
     def name(self) -> str:
         """Of its file."""
         how = "fitted" if self.fitted else "trained"
-        return f"{how}-{self.prior.replace(':', '_')}-s{self.seed}-{STEPS}"
+        return f"{how}-{self.prior.replace(':', '_')}-s{self.seed}-{self.steps}"
 
 
-def planned(seeds: Sequence[int]) -> Iterator[Row]:
+def planned(seeds: Sequence[int], steps: int = STEPS) -> Iterator[Row]:
     """The rows, in order: all of a seed before the next."""
     for seed in seeds:
-        yield Row("gaussian", seed)
-        yield from (Row(prior, seed, fitted=True) for prior in FITTED)
-        yield from (Row(prior, seed) for prior in TRAINED[1:])
-        yield Row("twin", seed)
+        yield Row("gaussian", seed, steps=steps)
+        yield from (Row(prior, seed, fitted=True, steps=steps) for prior in FITTED)
+        yield from (Row(prior, seed, steps=steps) for prior in TRAINED[1:])
+        yield Row("twin", seed, steps=steps)
 
 
 def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
@@ -87,7 +89,6 @@ def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
     bound = score(run, parts)
     return {
         **asdict(row),
-        "steps": STEPS,
         "nats": bound.nats_per_token,
         "nats_stderr": bound.nats_per_token_stderr,
         "iwae": bound.iwae_nats_per_token,
@@ -106,7 +107,7 @@ def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
 def _trained(row: Row, parts: Parts, out: Path) -> Run:
     """A run under the prior; that under N(0, I) is kept, for others to be fitted under its decoder."""
     own = list(TWIN) if row.prior == "twin" else [f"prior.name={row.prior}"]
-    own += [f"slow.steps={STEPS}", f"seed={row.seed}", f"slow.batch_size={TEXTS[TEXT].batch_size}"]
+    own += [f"slow.steps={row.steps}", f"seed={row.seed}", f"slow.batch_size={TEXTS[TEXT].batch_size}"]
     run = train(configure("nano", parts.train, [*SETTINGS, *own]), parts.train).run
     if row.prior == "gaussian":
         run = Run.create(_kept(row, out), run.config, run.model, run.loop, run.tokenizer, step=run.step)
@@ -122,7 +123,7 @@ def _fitted(row: Row, parts: Parts, out: Path) -> Run:
 
 
 def _kept(row: Row, out: Path) -> Path:
-    return out / "kept" / f"s{row.seed}-{STEPS}"
+    return out / "kept" / f"s{row.seed}-{row.steps}"
 
 
 def score(run: Run, parts: Parts) -> Bound:
@@ -146,9 +147,10 @@ def floor(parts: Parts) -> float:
 def tables(found: Rows) -> dict[str, str]:
     """The rows as a table, in the order of the plan."""
     columns = ["prior", "seed", "slow steps", "rate, nats a document", "bound", "importance-weighted", "distortion"]
-    plan = list(planned(sorted({row["seed"] for row in found.values()})))
+    seeds, lengths = ({row[key] for row in found.values()} for key in ("seed", "steps"))
+    plan = [row for steps in sorted(lengths) for row in planned(sorted(seeds), steps)]
     lines = []
-    for row in sorted(found.values(), key=lambda row: (row["steps"], plan.index(_row(row)))):
+    for row in sorted(found.values(), key=lambda row: plan.index(_row(row))):
         name = f"fitted {row['prior']}" if row["fitted"] else row["prior"]
         figures = [f"{row['rate']:.2f} ± {row['rate_stderr']:.2f}", f"{row['nats']:.4f} ± {row['nats_stderr']:.4f}"]
         figures += [f"{row[key]:.4f}" for key in ("iwae", "distortion", "from_prior")]
@@ -163,15 +165,20 @@ def line(row: Any) -> str:
 
 
 def _row(row: dict[str, Any]) -> Row:
-    return Row(**{key: row[key] for key in ("prior", "seed", "fitted")})
+    return Row(**{key: row[key] for key in ("prior", "seed", "fitted", "steps")})
 
 
-STUDY = Study("priors", __doc__ or "", planned, measure, tables, line)
+def study(steps: int = STEPS) -> Study:
+    """Trainings of so many slow steps."""
+    return Study("priors", __doc__ or "", lambda seeds: planned(seeds, steps), measure, tables, line)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line above."""
-    run(STUDY, arguments)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--steps", type=int, default=STEPS)
+    options, others = own.parse_known_args(arguments)
+    run(study(options.steps), others)
 
 
 if __name__ == "__main__":

@@ -25,3 +25,14 @@ def test_rows_become_a_table_in_the_order_of_the_plan():
     assert table.splitlines()[3] == (
         "| fitted flow | 0 | 5 | 18.50 ± 0.50 | 0.7500 ± 0.0100 | 0.7400 | 0.7000 | 0.9000 | - |"
     )
+
+
+def test_steps_are_chosen_on_the_command_line(monkeypatch):
+    asked = []
+    monkeypatch.setattr(priors, "run", lambda study, others: asked.append((list(study.planned([0])), others)))
+    priors.main(["--out", "somewhere", "--steps", "200", "--seeds", "0"])
+    priors.main(["--out", "somewhere"])
+    (few, others), (usual, _) = asked
+    assert {row.steps for row in few} == {200}
+    assert others == ["--out", "somewhere", "--seeds", "0"]
+    assert [row.name for row in usual[:2]] == ["trained-gaussian-s0-500", "fitted-gaussian_true-s0-500"]

@@ -131,11 +131,11 @@ def test_fewer_steps(tiny, monkeypatch):
 
 
 def test_priors(tiny, monkeypatch):
-    changed = {"TEXT": WORLD, "TRAINED": ("gaussian", "mixture:2"), "FITTED": ("mixture:2",), "STEPS": 2}
+    changed = {"TEXT": WORLD, "TRAINED": ("gaussian", "mixture:2"), "FITTED": ("mixture:2",)}
     few = {"SETTINGS": [*priors.SETTINGS, *TINY], "PARTICLES": 2, "SCORED": 3, "FITTED_TO": 4, "FIT_STEPS": 2}
     for name, value in (changed | few).items():
         monkeypatch.setattr(priors, name, value)
-    found = measured(priors.STUDY, tiny / "out")
+    found = measured(priors.study(2), tiny / "out")
     kinds = ("fitted-mixture_2", "trained-gaussian", "trained-mixture_2", "trained-twin")
     assert list(found) == [f"{kind}-s0-2" for kind in kinds]
     gaussian, twin = found["trained-gaussian-s0-2"], found["trained-twin-s0-2"]
