@@ -36,7 +36,7 @@ def test_the_page_works_as_it_stands(tmp_path, monkeypatch, capsys, short):
     Path("mine.py").write_text(own + others)
     Path("birds.txt").write_text("".join(f"The {i % 7}th bird sang {i % 11} songs.\n" for i in range(100)))
     lines = [line[2:] for block in blocks("console") for line in block.splitlines()]
-    assert len(lines) == 5
+    assert len(lines) == 4
     for line in lines:
         words = shlex.split(line.replace("python-docs", "birds.txt") if short else line)[1:]
         if short and words[0] == "train":
