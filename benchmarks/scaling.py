@@ -2,10 +2,12 @@
 
     python -m benchmarks.scaling --out runs/scaling --shared ../shared [--only wikitext-2-w8] [--hours 2]
     python -m benchmarks.scaling --table runs/scaling
+    python -m benchmarks.scaling --laws
 
 The first trains and scores cell after cell, the most important first; each is a run folder, so that whoever stops it
 loses little: the same call goes on, and two calls at once share the work. The second puts all cells that are done into
 benchmarks/scaling-DATE.json, their tables into the pages, and draws the page of each study, OUT/STUDY/scaling.html.
+The third fits the laws anew to all published cells, and needs no folder.
 
 A study is of one text and one window. Every cell learns as in `benchmarks.claim`: the same slow optimizer at the same
 rate for both sides and all sizes, chosen at 64 dimensions, so that sizes further away may be served less well. A rival
@@ -29,8 +31,9 @@ from benchmarks.texts import TEXTS, prepared
 from benchmarks.trained import configure
 from pyro_ltm.comparison.scaling.analysis import gaps, laws
 from pyro_ltm.comparison.scaling.grid import DIFFUSION, TWIN, Axis, Grid
-from pyro_ltm.comparison.scaling.result import BY_SEQUENCE, Study, check_target
+from pyro_ltm.comparison.scaling.result import BY_SEQUENCE, Row, Study, check_target
 from pyro_ltm.comparison.scaling.run import Callbacks, Scoring, run_study
+from pyro_ltm.reading import fitted
 from pyro_ltm.reports.scaling_page import write_study
 
 TEXT_NAMES, WINDOWS = ("worlds-15", "wikitext-2"), (8, 128)
@@ -97,7 +100,7 @@ def folder_of(text: str, window: int) -> str:
 
 
 def published(study: Study) -> dict[str, Any]:
-    """What is kept of a study: each cell's figures, how far it lies below its rivals, and the laws."""
+    """What is kept of a study: each cell's figures, and how far it lies below its rivals."""
     left_out = {*BY_SEQUENCE, "machine", "worker", "curve", "note"}
     rows = [{key: value for key, value in asdict(row).items() if key not in left_out} for row in study.rows]
     found = [
@@ -111,15 +114,21 @@ def published(study: Study) -> dict[str, Any]:
         for gap in gaps(study)
     ]
     machines = {str(row.machine.get("processor")) for row in study.rows}
-    return {"machines": sorted(machines), "cells": rows, "gaps": found, "laws": laws(study)}
+    return {"machines": sorted(machines), "cells": rows, "gaps": found}
 
 
 def with_earlier(found: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """What is published of a study, and of cells that were measured before and elsewhere; laws are of the new ones."""
+    """What is published of a study, and of cells that were measured before and elsewhere."""
     machines = sorted({*before.get("machines", []), *found["machines"]})
     cells = {cell["name"]: cell for cell in (*before.get("cells", []), *found["cells"])}
     of = {(gap["cell"], gap["rival"], gap["equal"]): gap for gap in (*before.get("gaps", []), *found["gaps"])}
     return found | {"machines": machines, "cells": list(cells.values()), "gaps": list(of.values())}
+
+
+def with_laws(found: dict[str, Any]) -> dict[str, Any]:
+    """The same with a law of each family, fitted to all its published cells."""
+    rows = sorted((fitted(cell, Row) for cell in found["cells"]), key=lambda row: row.name)
+    return {**found, "laws": laws(Study({}, rows))}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -130,12 +139,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="studies with this in their name, such as w8")
     parser.add_argument("--hours", type=float, default=1e9, help="begin no part after so many")
     parser.add_argument("--table", type=Path, help="publish what is done in such a folder, and measure nothing")
+    parser.add_argument("--laws", action="store_true", help="fit the laws anew to what is published")
     options = parser.parse_args(arguments)
-    if (options.out is None) == (options.table is None):
-        parser.error("give either --out or --table")
+    if [options.out is None, options.table is None, not options.laws].count(False) != 1:
+        parser.error("give one of --out, --table and --laws")
     torch.set_num_threads(1)
     if options.out:
         measure(options.out, options.shared / "data", options.only, options.hours)
+        return
+    if options.laws:
+        measured = {name: with_laws(found) for name, found in earlier("scaling").items()}
+        pages.write(scaling_tables.tables(publish("scaling", measured)))
         return
     measured = {}
     for text, window in studies(""):
@@ -144,7 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             study = Study(begun["settings"], about={"command": "python -m benchmarks.scaling"})
             study.read(folder)
             write_study(study, folder)
-            measured[folder.name] = with_earlier(published(study), earlier("scaling").get(folder.name, {}))
+            found = with_earlier(published(study), earlier("scaling").get(folder.name, {}))
+            measured[folder.name] = with_laws(found)
     pages.write(scaling_tables.tables(publish("scaling", measured)))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
+from helpers.scaling_rows import FLOOR, rows
 
 from benchmarks import pages, scaling, scaling_tables, texts
 from pyro_ltm.comparison.scaling.grid import DIFFUSION, TWIN, Axis, Grid
@@ -69,6 +71,23 @@ def test_cells_measured_elsewhere_stay_in_the_tables():
     assert {gap["cell"]: gap["below"] for gap in both["gaps"]} == {"a": "new", "b": "new", "c": "old"}
     assert both["machines"] == ["new", "old"]
     assert scaling.with_earlier(study("new", "a"), {}) == study("new", "a")
+
+
+def test_laws_are_fitted_anew_to_all_published_cells(monkeypatch, tmp_path):
+    """Whatever was published of them, and twice the same."""
+    monkeypatch.setattr(pages, "FIGURES", tmp_path)
+    monkeypatch.setattr(pages, "pages", list)
+    cells = [asdict(one) for one in rows()]
+    one = {"machines": ["a"], "cells": cells, "gaps": [], "laws": [{"why": "an early fit"}]}
+    (tmp_path / "scaling-2000-01-01.json").write_text(json.dumps({"worlds-15-w8": one}))
+    scaling.main(["--laws"])
+    (law,) = pages.newest("scaling")["worlds-15-w8"]["laws"]
+    assert law["floor"] == pytest.approx(FLOOR, rel=1e-5)
+    assert pages.newest("scaling")["worlds-15-w8"]["cells"] == cells
+    made = scaling_tables.tables({"worlds-15-w8": one | {"laws": [law]}})["scaling laws"]
+    assert "| P 0.35 (0.35 to 0.35), T 0.70 (0.70 to 0.70) |" in made
+    with pytest.raises(SystemExit):
+        scaling.main(["--laws", "--table", str(tmp_path)])
 
 
 class FakeTokens:

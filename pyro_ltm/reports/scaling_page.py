@@ -33,7 +33,7 @@ MEANINGS = {
     "rate": "KL(q || prior): nats that the thoughts of a sequence carry. Active: latent dimensions whose posterior "
     "mean varies over sequences.",
     "law": "L = E + sum of A x^-alpha over the factors, fitted to the final bounds by the Huber loss of log L. "
-    "Intervals hold 95% of resamplings of settings and seeds.",
+    "Intervals hold 95% of resamplings of settings and seeds. Where many laws fit the cells as well, none is given.",
 }
 
 

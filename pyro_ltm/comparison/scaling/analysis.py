@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pyro_ltm.comparison.scaling.grid import EQUALITIES, LTM, STEP_UP, reads
-from pyro_ltm.comparison.scaling.law import FACTORS, RESAMPLINGS, Observations, fit_law, why_no_law
+from pyro_ltm.comparison.scaling.law import FACTORS, RESAMPLINGS, Law, Observations, fit_law, why_no_law
 from pyro_ltm.comparison.scaling.result import Row, Study
 from pyro_ltm.scores.dependence import Places
 from pyro_ltm.scores.estimate import Difference, difference
@@ -109,7 +109,8 @@ def beside(row: Row, keys: Sequence[str] = IN_A_LAW) -> str:
 def laws(study: Study, *, resamplings: int = RESAMPLINGS) -> list[dict[str, Any]]:
     """A law for each family, and each value of all that no power can stand for, for JSON; where there is none, `why`.
 
-    That is what no factor stands for, and a factor that has two values alone.
+    That is what no factor stands for, and a factor that has two values alone. There is no law, either, where the cells
+    do not determine what was fitted.
     """
     found = []
     for family in study.families:
@@ -125,10 +126,17 @@ def laws(study: Study, *, resamplings: int = RESAMPLINGS) -> list[dict[str, Any]
         for where, rows in sorted(groups.items()):
             seen = Observations.of(rows)
             why = why_no_law(seen)
-            law = {"why": why} if why else asdict(fit_law(seen, resamplings=resamplings))
+            law = {"why": why} if why else _law(fit_law(seen, resamplings=resamplings))
             of = {"family": family, "where": ", ".join(filter(None, where)), "of": [row.name for row in rows]}
             found.append({**of, **law})
     return found
+
+
+def _law(fitted: Law) -> dict[str, Any]:
+    """A law for JSON; one that the cells do not determine is no law but why, with what was fitted beside it."""
+    if not fitted.doubts:
+        return asdict(fitted)
+    return {"why": f"the cells do not determine it: {'; '.join(fitted.doubts)}", "undetermined": asdict(fitted)}
 
 
 def _apart(row: Row, symbol: str, rows: Sequence[Row]) -> tuple[str, ...]:

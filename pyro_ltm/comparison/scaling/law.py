@@ -5,12 +5,16 @@
 with the parameters P and the tokens read D as in Hoffmann et al. (arXiv:2203.15556), and for the inference of a
 latent-thought model its fast steps T and its thoughts N. As there, the Huber loss of the error of log L is minimized,
 from many starts; the minimizer is Levenberg and Marquardt's, for all starts and all resamplings at once.
+
+Few cells, or cells that hardly differ, fit many laws equally well. `Law.doubts` says where that is so: what is fitted
+then is no law, and should not be quoted as one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,11 +32,23 @@ VALUES = 3
 HUBER = 1e-3
 """Relative errors beyond this count by their size alone, not by their square (arXiv:2203.15556)."""
 
-STARTS, RESAMPLINGS, ITERATIONS = 32, 200, 200
-SETTLED = 1e-7
-"""A fit has ended whose step lowers the loss by less than this share of it."""
+STARTS, FINALISTS, RESAMPLINGS = 32, 6, 200
+"""Laws to begin from; of these the best go on until they have settled. Resamplings for intervals."""
+FIRST, ITERATIONS, RESAMPLED, AT_ONCE = 200, 4000, 1000, 50
+"""Steps of all starts, of a fit and of a resampling's at the most, and between two looks whether one has settled."""
+SETTLED = 1e-5
+"""A fit has settled whose loss fell by less than this share of it between two looks."""
 HELD_OUT = 0.2
 """Share of the settings, those of the most training operations, that a law is tried on."""
+
+STEEPEST, WIDEST, UNEXPLAINED = 4.0, 10.0, 0.5
+"""Beyond these the cells do not determine a law: an exponent, or an end of its interval, of this size; an interval
+whose ends differ by this factor; misses of this share of the standard deviation of the cells. A power of 4 is 16 times
+less for twice as much of a factor; exponents of published laws lie below 1."""
+NOTHING = 1e-4
+"""A floor of this share of the lowest level is none: lower ones fit the same, and a fit would go on for ever."""
+FLOOR_WITHIN = 0.5
+"""An interval of E wider than this share of the lowest level does not determine it."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +72,13 @@ class Observations:
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Observations:
-        """Those of cells of one family that have figures; cells of which a factor is zero are left out."""
+        """Those of cells of one family that have figures; cells of which a factor is zero are left out.
+
+        They are put in order by name, so that the order in which cells were done changes no figure.
+        """
         used = [name for name in FACTORS.values() if any(getattr(row, name) for row in rows)]
         kept = [row for row in rows if row.bound and all(getattr(row, name) for name in used)]
+        kept.sort(key=lambda row: (row.settings, row.seed, row.name))
         values = {symbol: {getattr(row, name) for row in kept} for symbol, name in FACTORS.items() if name in used}
         factors = [symbol for symbol, some in values.items() if len(some) >= VALUES]
         constant = {symbol: float(*some) for symbol, some in values.items() if len(some) == 1}
@@ -97,6 +117,7 @@ class Law:
         held_out: the same of the largest cells, by a law fitted to the others; None: too few.
         held_out_constant: of the lowest level of those others, for comparison. held_out_cells: how many those were.
         remarks: where it fails, in words. constant: factors that it says nothing of, with their one value.
+        doubts: why the cells do not determine a law, in words; empty where they do.
     """
 
     floor: float
@@ -112,6 +133,7 @@ class Law:
     held_out_cells: int = 0
     remarks: list[str] = field(default_factory=list)
     constant: Mapping[str, float] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
 
 
 def why_no_law(seen: Observations) -> str:
@@ -135,11 +157,11 @@ def numbers(factors: Sequence[str]) -> int:
 
 def fit_law(seen: Observations, *, resamplings: int = RESAMPLINGS, seed: int = 0) -> Law:
     """The law of `seen`, which must be enough (`why_no_law`). Figures depend on the cells and `seed` alone."""
-    scale = _scale(seen)
-    best = _best(seen, torch.ones(1, len(seen.loss), dtype=torch.float64), scale, seed=seed)
-    weights = _resampled(seen.groups, resamplings, seed)
-    around = best + 0.1 * torch.randn(4, len(best[0]), dtype=torch.float64, generator=_generator(seed + 1))
-    drawn = _best(seen, weights, scale, starts=torch.cat([best, around]))
+    with _one_thread():
+        scale = _scale(seen)
+        best, settled = _best(seen, scale, seed)
+        drawn = _refitted(seen, _resampled(seen.groups, resamplings, seed), scale, best, seed)
+        held_out = _held_out(seen, seed)
     (floor, powers, exponents), theirs = _named(best, scale), _named(drawn, scale)
     miss = predicted(best, seen.x, scale)[0].exp() - seen.loss
     law = Law(
@@ -152,8 +174,9 @@ def fit_law(seen: Observations, *, resamplings: int = RESAMPLINGS, seed: int = 0
         seen.settings,
         len(seen.loss),
         constant=dict(seen.constant),
-        **_held_out(seen, seed),
+        **held_out,
     )
+    law.doubts.extend(_doubts(law, seen, settled))
     law.remarks.extend(_remarks(law))
     return law
 
@@ -167,7 +190,7 @@ def _held_out(seen: Observations, seed: int) -> dict[str, Any]:
     if why_no_law(rest) or any(len(column.unique()) < VALUES for column in rest.x.T):
         return {}
     scale = _scale(rest)
-    best = _best(rest, torch.ones(1, len(rest.loss), dtype=torch.float64), scale, seed=seed)
+    best, _ = _best(rest, scale, seed)
     miss = predicted(best, left.x, scale)[0].exp() - left.loss
     return {
         "held_out": float(miss.square().mean().sqrt()),
@@ -176,15 +199,48 @@ def _held_out(seen: Observations, seed: int) -> dict[str, Any]:
     }
 
 
+def _doubts(law: Law, seen: Observations, settled: bool) -> list[str]:
+    """Why the cells do not determine a law."""
+    lines = [] if settled else [f"its fit had not settled after {ITERATIONS:,} steps"]
+    for name, interval in law.exponent_intervals.items():
+        low, high = interval
+        what = f"the exponent of {FACTORS[name].replace('_', ' ')}"
+        steep = max(abs(law.exponents[name]), abs(low), abs(high)) > STEEPEST
+        if low <= 0 <= high:
+            lines.append(f"{what} may be 0 ({_range(interval)}), and then its power and E are one")
+        elif steep or max(abs(low), abs(high)) > WIDEST * min(abs(low), abs(high)):
+            lines.append(f"{what} may be anything from {_range(interval)}")
+        if not _within(law.exponents[name], interval):
+            lines.append(f"{what}, {law.exponents[name]:.3g}, lies outside of its own interval, {_range(interval)}")
+    low, high = law.floor_interval
+    if high - low > FLOOR_WITHIN * float(seen.loss.min()):
+        lines.append(f"E may be anything from {low:.3f} to {high:.3f}")
+    if not _within(law.floor, law.floor_interval):
+        lines.append(f"E, {law.floor:.3f}, lies outside of its own interval, {low:.3f} to {high:.3f}")
+    differ = float(seen.loss.std(correction=0))
+    if law.error > UNEXPLAINED * differ:
+        misses = f"it misses its own cells by {law.error:.2g} nats a token"
+        lines.append(f"{misses}, and they differ from one another by {differ:.2g} (standard deviation)")
+    return lines
+
+
+def _within(value: float, interval: tuple[float, float]) -> bool:
+    """Whether it is in the interval, but for rounding where cells follow a law exactly."""
+    low, high = interval
+    slack = 1e-4 * (1 + abs(value))
+    return low - slack <= value <= high + slack
+
+
+def _range(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.3g} to {interval[1]:.3g}"
+
+
 def _remarks(law: Law) -> list[str]:
     """Where a law fails, or says nothing."""
     lines = []
-    for name, (low, high) in law.exponent_intervals.items():
-        what = FACTORS[name].replace("_", " ")
-        if low <= 0 <= high:
-            lines.append(f"the exponent of {what} may be 0: these cells do not tell how nats depend on it")
-        elif high < 0:
-            lines.append(f"nats rise with {what}, and not fall")
+    for name, (_, high) in law.exponent_intervals.items():
+        if high < 0:
+            lines.append(f"nats rise with {FACTORS[name].replace('_', ' ')}, and not fall")
     if law.floor_interval[0] <= 0.01:
         lines.append("the floor E may be nothing: no cell comes near enough to it to tell")
     if law.held_out is None:
@@ -226,11 +282,25 @@ def _named(theta: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return theta[:, 0].exp(), (theta[:, 1 : 1 + count] + exponents * scale.log()).exp(), exponents
 
 
-def _best(seen: Observations, weights: Tensor, scale: Tensor, *, starts: Tensor | None = None, seed: int = 0) -> Tensor:
-    """The best law [R, 1 + 2k] for each of R weightings [R, n] of the cells, over all starts [S, 1 + 2k]."""
-    starts = _starts(seen, seed) if starts is None else starts
+def _best(seen: Observations, scale: Tensor, seed: int) -> tuple[Tensor, bool]:
+    """The best law [1, 1 + 2k] over all starts, and whether its fit has settled."""
+
+    def fit(theta: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+        weights = torch.ones(len(theta), len(seen.loss), dtype=torch.float64)
+        return _minimize(theta, seen, weights, scale, most)
+
+    theta, loss, _ = fit(_starts(seen, seed), FIRST)
+    theta, loss, settled = fit(theta[loss.argsort()[:FINALISTS]], ITERATIONS)
+    best = loss.argmin()
+    return theta[best : best + 1], bool(settled[best])
+
+
+def _refitted(seen: Observations, weights: Tensor, scale: Tensor, best: Tensor, seed: int) -> Tensor:
+    """Laws [R, 1 + 2k] of R weightings [R, n] of the cells, each begun from the `best` of all cells and around it."""
+    around = best + 0.1 * torch.randn(2, len(best[0]), dtype=torch.float64, generator=_generator(seed + 1))
+    starts = torch.cat([best, around])
     theta = starts.repeat(len(weights), 1)
-    theta, loss = _minimize(theta, seen, weights.repeat_interleave(len(starts), 0), scale)
+    theta, loss, _ = _minimize(theta, seen, weights.repeat_interleave(len(starts), 0), scale, RESAMPLED)
     index = loss.view(len(weights), len(starts)).argmin(1)
     return theta.view(len(weights), len(starts), -1)[torch.arange(len(weights)), index]
 
@@ -246,39 +316,65 @@ def _starts(seen: Observations, seed: int) -> Tensor:
     return torch.cat([floor.log(), powers.log(), exponents], 1)
 
 
-def _minimize(theta: Tensor, seen: Observations, weights: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Levenberg and Marquardt's steps on the Huber loss, each law by itself: the laws [M, p] and their losses [M].
+def _minimize(
+    theta: Tensor, seen: Observations, weights: Tensor, scale: Tensor, most: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The laws [M, p] that `theta` settles at in `most` steps, their losses [M], and whether each has settled [M].
+
+    Each law goes on by itself until a look finds it settled; only the others take further steps.
+    """
+    theta = theta.clone()
+    damping = torch.full((len(theta), 1, 1), 1e-2, dtype=torch.float64)
+    loss = _huber(predicted(theta, seen.x, scale) - seen.loss.log(), weights)
+    going = torch.arange(len(theta))
+    for _ in range(0, most, AT_ONCE):
+        before = loss[going]
+        state = (theta[going], before, damping[going])
+        theta[going], loss[going], damping[going] = _steps(*state, seen, weights[going], scale)
+        going = going[before - loss[going] > SETTLED * before]
+        if not len(going):
+            break
+    settled = torch.ones(len(theta), dtype=torch.bool)
+    settled[going] = False
+    return theta, loss, settled
+
+
+def _steps(
+    theta: Tensor, loss: Tensor, damping: Tensor, seen: Observations, weights: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`AT_ONCE` of Levenberg and Marquardt's steps on the Huber loss: laws, their losses, and the damping [M, 1, 1].
 
     A step solves the least squares that the Huber loss is near the law (iterated weights); one that would raise the
     loss is not taken, and the next is shorter.
     """
-    target, damping = seen.loss.log(), torch.full((len(theta), 1, 1), 1e-2, dtype=torch.float64)
-    loss = _loss(theta, seen.x, target, weights, scale)
-    settled = torch.zeros(len(theta), dtype=torch.bool)
-    for _ in range(ITERATIONS):
-        parts = _parts(theta, seen.x, scale)
-        miss = target - parts.logsumexp(-1)
-        shares = parts.softmax(-1)
-        slopes = torch.cat([shares, -shares[..., 1:] * (seen.x / scale).log()], -1)
+    target, along = seen.loss.log(), (seen.x / scale).log()
+    lowest = torch.full((theta.shape[1],), -60.0, dtype=torch.float64)
+    lowest[0] = target.min() + math.log(NOTHING)
+    parts = _parts(theta, seen.x, scale)
+    for _ in range(AT_ONCE):
+        levels = parts.logsumexp(-1, keepdim=True)
+        miss = target - levels[..., 0]
+        shares = (parts - levels).exp()
+        slopes = torch.cat([shares, -shares[..., 1:] * along], -1)
         counted = weights * (HUBER / miss.abs().clamp(min=HUBER))
         squares = slopes.transpose(1, 2) @ (counted[..., None] * slopes)
         diagonal = torch.diag_embed(squares.diagonal(dim1=1, dim2=2) + 1e-12)
         toward = (slopes * (counted * miss)[..., None]).sum(1)
         step = torch.linalg.solve(squares + damping * diagonal, toward)
-        tried = (theta + step.clamp(-1, 1)).clamp(-60, 60)
-        found = _loss(tried, seen.x, target, weights, scale)
+        tried = (theta + step.clamp(-1, 1)).clamp(min=lowest).clamp(max=60)
+        theirs = _parts(tried, seen.x, scale)
+        found = _huber(theirs.logsumexp(-1) - target, weights)
         better = found < loss
-        settled |= (better & (loss - found <= SETTLED * loss)) | (damping[:, 0, 0] > 1e6)
         theta, loss = torch.where(better[:, None], tried, theta), torch.where(better, found, loss)
-        damping = torch.where(better[:, None, None], damping / 3, damping * 3).clamp(min=1e-9)
-        if bool(settled.all()):
-            break
-    return theta, loss
+        parts = torch.where(better[:, None, None], theirs, parts)
+        damping = torch.where(better[:, None, None], damping / 3, damping * 3).clamp(min=1e-9, max=1e9)
+    return theta, loss, damping
 
 
-def _loss(theta: Tensor, x: Tensor, target: Tensor, weights: Tensor, scale: Tensor) -> Tensor:
-    miss = (predicted(theta, x, scale) - target).abs()
-    huber = torch.where(miss <= HUBER, 0.5 * miss.square(), HUBER * (miss - 0.5 * HUBER))
+def _huber(miss: Tensor, weights: Tensor) -> Tensor:
+    """The Huber loss [M] of errors of log L [M, n]."""
+    size = miss.abs()
+    huber = torch.where(size <= HUBER, 0.5 * size.square(), HUBER * (size - 0.5 * HUBER))
     return torch.nan_to_num((weights * huber).sum(-1), nan=math.inf)
 
 
@@ -298,6 +394,17 @@ def _resampled(groups: Tensor, count: int, seed: int) -> Tensor:
 def _interval(values: Tensor) -> tuple[float, float]:
     low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums are of one order, whatever the number of threads; the fits are too small for several to be faster."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _generator(seed: int) -> torch.Generator:
