@@ -14,8 +14,10 @@ from benchmarks import (
     claim_picture,
     claim_tables,
     epochs,
+    fewer_steps,
     field_tables,
     in_context,
+    late,
     pages,
     pictures,
     priors,
@@ -44,6 +46,8 @@ HOW = {
     "test-time": "benchmarks.test_time",
     "scaling": "benchmarks.scaling",
     "epochs": "benchmarks.epochs",
+    "late": "benchmarks.late",
+    "fewer-steps": "benchmarks.fewer_steps",
 }
 """What makes and publishes each kind of figures."""
 
@@ -63,6 +67,8 @@ def made(kind):
         "test-time": [test_time.tables],
         "scaling": [scaling_tables.tables],
         "epochs": [epochs.tables],
+        "late": [late.tables],
+        "fewer-steps": [fewer_steps.tables],
     }
     return {name: text for make in makers[kind] for name, text in make(newest(kind)).items()}
 
