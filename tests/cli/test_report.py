@@ -144,7 +144,7 @@ def test_a_guide_without_density_is_looked_at_by_another(ask, invoke, trained, s
 
 
 def test_a_worlds_own_factors(ask, invoke, settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(probes, "FOLDS", 2)  # of five labels and all baselines
+    monkeypatch.setattr(probes, "FOLDS", 3)  # of five labels and all baselines
     tiny = settings(**{"model.max_length": 64, "data.sequence_length": 64})
     done = invoke("train", "--data", "worlds:length=2,documents=60", "--out", tmp_path / "run", *tiny)
     assert done.exit_code == 0, done.stderr
