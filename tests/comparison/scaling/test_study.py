@@ -192,7 +192,11 @@ def test_a_study_with_other_settings_is_refused_and_left_alone(undisturbed, toke
 
 
 def test_a_training_that_runs_away_has_a_note_and_the_others_go_on(tokens, tmp_path):
-    grid, out, begun = grid_of(tokens, "slow.lr=1e30,0.01", "slow.clip=0.0", "slow.max_nonfinite=1"), tmp_path / "s", []
+    grid, out, begun = (
+        grid_of(tokens, "slow.lr=1e30,0.01", "slow.clip=0.0", "slow.weight_decay=0.0", "slow.max_nonfinite=1"),
+        tmp_path / "s",
+        [],
+    )
 
     def run(**more):
         begun.clear()
