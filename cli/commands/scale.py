@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ MOST_ROWS = 60
 """Cells on the terminal; --json has all of them."""
 MOST_FAILED = 5
 """Names of cells without figures in the warning at the end."""
+AS_THE_TOKENS = ("data", "data.sequence_length", "data.packing", "model.vocab_size")
+"""Settings of a study that its tokens decide."""
+HOLDS_ONE = "already holds a study; go on with it, extend it or join it with --resume"
 
 
 class Shard(click.ParamType):
@@ -208,10 +212,12 @@ def command(*, out: Path, plan: Plan, dry: DryRun, resume: bool, common: Common,
     plan.grid(with_vocabulary(config), common.seed, priced=False).cells()  # refused before any work is done
     if dry.dry_run:
         only_leader()
-        grid = plan.grid(_as_prepared(config, data, out), common.seed)
+        grid = _dry_grid(plan, config, data, out, dry, common.seed, device=device, scoring=given["scoring"])
+        if there is not None and not resume:
+            note(f"{out}: {HOLDS_ONE}")
         return _show_price(_price(grid, out, dry, device, **given), dry, common)
     if there is not None and not resume:
-        raise UserError(f"{out}: already holds a study; go on with it, extend it or join it with --resume")
+        raise UserError(f"{out}: {HOLDS_ONE}")
     again = typed(click.get_current_context()) + ([] if resume else ["--resume"])
     study = _run(plan, config, out, again, common, device=device, **given)
     only_leader()
@@ -253,16 +259,39 @@ def _run(plan: Plan, config: Config, out: Path, again: Sequence[str], common: Co
         raise Failure(how, code_of(stopped)) from None
 
 
-def _as_prepared(config: Config, data: tuple[str, ...], out: Path) -> Config:
-    """`config` as the tokens are, where they are there already; else as they will be."""
+def _dry_grid(
+    plan: Plan,
+    config: Config,
+    data: tuple[str, ...],
+    out: Path,
+    dry: DryRun,
+    seed: int | None,
+    *,
+    device: str,
+    scoring: Scoring,
+) -> Grid:
+    """The grid over `config` as the tokens are, where they are there already; else as they will be.
+
+    Raises UserError as the study itself would: its folder holds one of other settings, or other text.
+    """
+    from pyro_ltm.comparison.scaling.result import check_settings
+    from pyro_ltm.comparison.scaling.run import study_settings
+    from pyro_ltm.comparison.trainings import open_validation, tokens_there
     from pyro_ltm.data import TokenDataset
-    from pyro_ltm.data.folder import is_token_folder
+    from pyro_ltm.data.sources import sources_of
     from pyro_ltm.profiling.speed import with_vocabulary
     from pyro_ltm.training.launch import as_the_data_are
 
-    places = [*map(Path, data[:1]), out / "data"]
-    ready = next((place for place in places if is_token_folder(place)), None)
-    return with_vocabulary(config) if ready is None else as_the_data_are(config, TokenDataset(ready))
+    ready = tokens_there(config, sources_of(data), out)
+    if ready is None:
+        grid, tokens = plan.grid(with_vocabulary(config), seed), ""
+    else:
+        grid = plan.grid(as_the_data_are(config, TokenDataset(ready)), seed)
+        tokens = open_validation(grid.common, ready).folder.fingerprint
+    # What tokens make of it is known once they are there; --device-flops asks about a machine that is elsewhere.
+    unknown = [*(AS_THE_TOKENS if ready is None else ()), *(["device"] if dry.device_flops else ())]
+    check_settings(out, study_settings(grid, tokens, scoring, device), unknown=unknown)
+    return grid
 
 
 def _price(grid: Grid, out: Path, dry: DryRun, device: str, **given: Any) -> list[Price]:
@@ -272,15 +301,27 @@ def _price(grid: Grid, out: Path, dry: DryRun, device: str, **given: Any) -> lis
     from pyro_ltm.comparison.scaling.result import RUNS, read_row
 
     from ..output import note
+    from ..progress import reporter
 
-    mine = part(grid.cells(), *given["shard"])
+    with reporter() as report:
+        count = report.counting("counting operations", grid.places, "cells with their rivals")
+        count(0, math.nan)  # the first may take a minute
+        mine = part(grid.cells(lambda done: count(done, math.nan)), *given["shard"])
     done = {cell.name: read_row(out / RUNS / cell.name) for cell in mine}
     cells = [cell for cell in mine if (row := done[cell.name]) is None or (given["retry_failed"] and not row.bound)]
     if len(cells) < len(mine):
         note(f"{out}: {len(mine) - len(cells)} of {len(mine)} cells are done.")
     flops = dry.device_flops
+    if cells and not flops:
+        note("Timing steps of the smallest and the largest shape on this machine.")
     pace = (lambda cell: flops) if flops else measured_pace(cells, device=device)
-    return [price_of(cell, given["scoring"], pace) for cell in cells]
+    prices = []
+    with reporter() as report:
+        count = report.counting("pricing", len(cells), "cells")
+        for cell in cells:
+            prices.append(price_of(cell, given["scoring"], pace))
+            count(len(prices), math.nan)
+    return prices
 
 
 def _show_price(prices: Sequence[Price], dry: DryRun, common: Common) -> None:

@@ -212,6 +212,19 @@ def with_validations(config: Config) -> Config:
 
 def open_tokens(config: Config, sources: list[str], out: Path, reading: Reading | None, on_prepare: Any) -> Path:
     """The folder of tokens to train on: the one named, or `out/data`, prepared now if it is not there."""
+    if (there := tokens_there(config, sources, out)) is not None:
+        return there
+    with made_folder(out):
+        prepare(sources, out / "data", Preparation.of(config), reading=reading, progress=on_prepare)
+    return out / "data"
+
+
+def tokens_there(config: Config, sources: list[str], out: Path) -> Path | None:
+    """The folder of tokens to train on, as `open_tokens`; None where they are yet to be prepared.
+
+    Raises:
+        UserError: there is no text, none held out, or `out/data` holds the tokens of other text.
+    """
     if not sources:
         raise UserError("nothing to train on; name the text with --data")
     if len(sources) == 1 and is_token_folder(sources[0]):
@@ -219,16 +232,14 @@ def open_tokens(config: Config, sources: list[str], out: Path, reading: Reading 
     if not config.data.validation_fraction:
         raise UserError("data.validation_fraction = 0: decoders are scored on text that is held out; hold some out")
     folder = out / "data"
-    if is_token_folder(folder):
-        known = TokenFolder.open(folder).meta["sources"]
-        if known != sources:
-            raise UserError(
-                f"{folder}: holds the tokens of {', '.join(known)}, and not of {', '.join(sources)}: name that "
-                "folder with --data, or choose another --out"
-            )
-        return folder
-    with made_folder(out):
-        prepare(sources, folder, Preparation.of(config), reading=reading, progress=on_prepare)
+    if not is_token_folder(folder):
+        return None
+    known = TokenFolder.open(folder).meta["sources"]
+    if known != sources:
+        raise UserError(
+            f"{folder}: holds the tokens of {', '.join(known)}, and not of {', '.join(sources)}: name that "
+            "folder with --data, or choose another --out"
+        )
     return folder
 
 

@@ -67,6 +67,49 @@ def test_goes_on_only_when_asked_to_and_says_what_is_left(study, invoke, ask, se
     assert 0 < measured["hours"] < 1
 
 
+def test_a_dry_run_on_a_study_says_what_the_study_would(study, invoke, settings, text, refused, tmp_path):
+    """Cells of other settings are not done: a price of nothing would be of a call that is refused."""
+    out, _ = study
+    words = ["scale", "--out", out, "--equal", "tokens", "--axis", "fast.steps=1,4", "--dry-run"]
+    pace = ["--device-flops", "1e6"]
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    same = invoke(*words, *pace, "--data", text, *SCORED, *settings(**STUDY))
+    assert same.exit_code == 0, same.stderr
+    assert f"{out}: already holds a study; go on with it, extend it or join it with --resume" in same.stderr
+    assert "already holds" not in invoke(*words, *pace, "--data", text, *SCORED, *settings(**STUDY), "--resume").stderr
+    other = tmp_path / "other.txt"
+    other.write_text("another text\n" * 300)
+    for given, says in (
+        (["--data", text, *SCORED, *settings(**STUDY), "--set", "slow.lr=0.5"], "its study was made with slow.lr = "),
+        (
+            ["--data", text, *SCORED, *settings(**STUDY), "--budget-tokens", "999"],
+            "its study was made with budget.tokens",
+        ),
+        (
+            ["--data", text, "--sequences", "3", "--particles", "2", *settings(**STUDY)],
+            "made with sequences = 4 and not 3",
+        ),
+        (["--data", other, *SCORED, *settings(**STUDY)], "holds the tokens of"),
+    ):
+        for more in ([], pace, ["--resume"]):
+            found = invoke(*words, *more, *given)
+            refused(found.exit_code, found.stdout, found.stderr, says)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_a_dry_run_says_how_far_it_is(invoke, settings, text, tmp_path):
+    """Operations of a large model take minutes to count."""
+    axes = ("--axis", "fast.steps=1,2", "--seeds", "0,1")
+    found = invoke("scale", "--data", text, "--out", tmp_path / "s", *axes, *settings(**STUDY), "--dry-run")
+    assert found.exit_code == 0, found.stderr
+    lines = found.stderr.splitlines()
+    assert lines[0] == "counting operations: 0/4 cells with their rivals"
+    assert "counting operations: 4/4 cells with their rivals" in lines
+    assert "Timing steps of the smallest and the largest shape on this machine." in lines
+    assert lines[-1].startswith("pricing: ")
+    assert not (tmp_path / "s").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -88,6 +131,7 @@ def test_goes_on_only_when_asked_to_and_says_what_is_left(study, invoke, ask, se
         (["--dry-run", "--device-price", "2"], "--device-price goes with --device-flops"),
         (["--retry-failed"], "--retry-failed goes with --resume"),
         (["--set", "data.validation_fraction=0.0"], "hold some out"),
+        (["--set", "data.validation_fraction=0.0", "--dry-run"], "hold some out"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(options, says, refuse, settings, text, tmp_path):

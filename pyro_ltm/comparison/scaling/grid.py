@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,12 +160,27 @@ class Grid:
         if unknown := [name for name in self.rivals if name not in RIVALS]:
             raise UserError(f"--rivals {unknown[0] or '(empty)'}: choose from {', '.join(RIVALS)}, or none alone")
 
-    def cells(self) -> list[Cell]:
-        """All of them, each once: seed by seed, rivals after the latent-thought models."""
+    @property
+    def places(self) -> int:
+        """Latent-thought models of the grid, each seed by itself; rivals stand beside them."""
+        return len(self.seeds) * len(list(self._combinations()))
+
+    def cells(self, on_place: Callable[[int], None] = lambda done: None) -> list[Cell]:
+        """All of them, each once: seed by seed, rivals after the latent-thought models.
+
+        `on_place` is called with how many of `places` are done: where operations have to be counted, those of a large
+        model take a minute.
+        """
         found: dict[str, Cell] = {}
+        done = itertools.count(1)
         for seed in self.seeds:
-            ltms = [self._ltm(settings, seed) for settings in self._combinations()]
-            for cell in itertools.chain(ltms, *(self._rivals_of(cell) for cell in ltms)):
+            ltms: list[Cell] = []
+            rivals: list[Cell] = []
+            for settings in self._combinations():
+                ltms.append(self._ltm(settings, seed))
+                rivals += self._rivals_of(ltms[-1])
+                on_place(next(done))
+            for cell in [*ltms, *rivals]:
                 found.setdefault(cell.name, cell)
         for name, cell in found.items():  # what training would refuse is said before any cell is trained
             if cell.config.seed == self.seeds[0]:

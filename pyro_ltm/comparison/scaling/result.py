@@ -222,19 +222,34 @@ def open_study(out: Path, settings: Mapping[str, Any], about: Mapping[str, Any])
     Raises:
         UserError: as `check_target`; or the study there has other settings.
     """
-    wanted = msgspec.json.decode(msgspec.json.encode(settings))  # as the file gives them back
     with locked(out / STUDY, wait=PATIENCE):
-        before = check_target(out)
-        known = {**flat(Config()), **before["settings"]} if before else wanted  # a release before had fewer settings
-        if unknown := [key for key in (before or {}).get("settings", {}) if key not in wanted]:
-            raise UserError(f"{out}: its study was made with {unknown[0]}, which this release does not know")
-        if differs := _difference(known, wanted):
-            raise UserError(f"{out}: its study was made with {differs}; choose another --out")
+        known = check_settings(out, settings)
         said = {key: visible(str(one)) for key, one in about.items()}
-        study = Study(dict(before["settings"] if before else wanted), about=said)
+        study = Study(known, about=said)
         study.read(out)
         save(study, out)
     return study
+
+
+def check_settings(out: Path, settings: Mapping[str, Any], *, unknown: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings of the study in `out`, or `settings` where there is none; writes nothing.
+
+    Args:
+        unknown: keys of `settings` whose values are not known yet, and are not compared.
+
+    Raises:
+        UserError: as `open_study`.
+    """
+    wanted = msgspec.json.decode(msgspec.json.encode(settings))  # as the file gives them back
+    before = check_target(out)
+    if before is None:
+        return dict(wanted)
+    if lost := [key for key in before["settings"] if key not in wanted]:
+        raise UserError(f"{out}: its study was made with {lost[0]}, which this release does not know")
+    known = {**flat(Config()), **before["settings"]}  # a release before had fewer settings
+    if differs := _difference(known, {key: value for key, value in wanted.items() if key not in unknown}):
+        raise UserError(f"{out}: its study was made with {differs}; choose another --out")
+    return dict(before["settings"])
 
 
 def _difference(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -304,6 +319,7 @@ __all__ = [
     "Look",
     "Row",
     "Study",
+    "check_settings",
     "check_target",
     "open_study",
     "read_row",

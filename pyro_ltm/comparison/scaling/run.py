@@ -132,8 +132,7 @@ def run_study(
     for cell in cells:
         named(cell.name, lambda cell=cell: check_fits(cell.config, validation))
         named(cell.name, lambda cell=cell: check_shares(cell.config, current().size))
-    settings = {**_shared(grid.common), "data": validation.folder.fingerprint, "device": device.partition(":")[0]}
-    settings |= {**dataclasses.asdict(scoring), "budget": dataclasses.asdict(grid.budget)}
+    settings = study_settings(grid, validation.folder.fingerprint, scoring, device)
     leads = current().leads
     study = open_study(out, settings, about or {}) if leads else Study(settings)
     again = [row for row in study.failed if retry_failed]
@@ -158,6 +157,12 @@ def run_study(
     whole = current().tell(study)
     assert whole is not None
     return whole
+
+
+def study_settings(grid: Grid, data: str, scoring: Scoring, device: str) -> dict[str, Any]:
+    """All settings that the cells of a study share, which `study.json` keeps. `data`: the tokens' fingerprint."""
+    settings = {**_shared(grid.common), "data": data, "device": device.partition(":")[0]}
+    return settings | {**dataclasses.asdict(scoring), "budget": dataclasses.asdict(grid.budget)}
 
 
 def _shared(common: Config) -> dict[str, Any]:
@@ -294,4 +299,4 @@ def _level(nats: float, stderr: float) -> Level:
     return Level(nats, stderr if stderr == stderr else None)
 
 
-__all__ = ["Callbacks", "Scoring", "run_study", "tokens_of"]
+__all__ = ["Callbacks", "Scoring", "run_study", "study_settings", "tokens_of"]
