@@ -3,11 +3,13 @@
     python -m benchmarks.scaling --out runs/scaling --shared ../shared [--only wikitext-2-w8] [--hours 2]
     python -m benchmarks.scaling --table runs/scaling
     python -m benchmarks.scaling --laws
+    python -m benchmarks.scaling --pictures
 
 The first trains and scores cell after cell, the most important first; each is a run folder, so that whoever stops it
 loses little: the same call goes on, and two calls at once share the work. The second puts all cells that are done into
 benchmarks/scaling-DATE.json, their tables into the pages, and draws the page of each study, OUT/STUDY/scaling.html.
-The third fits the laws anew to all published cells, and needs no folder.
+The third fits the laws anew to all published cells, and needs no folder; nor does the last, which draws the pictures
+anew, as the others do at their end.
 
 A study is of one text and one window. Every cell learns as in `benchmarks.claim`: the same slow optimizer at the same
 rate for both sides and all sizes, chosen at 64 dimensions, so that sizes further away may be served less well. A rival
@@ -25,7 +27,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import claim, pages, scaling_tables
+from benchmarks import claim, pages, scaling_pictures, scaling_tables
 from benchmarks.rows import earlier, publish
 from benchmarks.texts import TEXTS, prepared
 from benchmarks.trained import configure
@@ -140,16 +142,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--hours", type=float, default=1e9, help="begin no part after so many")
     parser.add_argument("--table", type=Path, help="publish what is done in such a folder, and measure nothing")
     parser.add_argument("--laws", action="store_true", help="fit the laws anew to what is published")
+    parser.add_argument("--pictures", action="store_true", help="draw the pictures of what is published")
     options = parser.parse_args(arguments)
-    if [options.out is None, options.table is None, not options.laws].count(False) != 1:
-        parser.error("give one of --out, --table and --laws")
+    if [bool(options.out), bool(options.table), options.laws, options.pictures].count(True) != 1:
+        parser.error("give one of --out, --table, --laws and --pictures")
     torch.set_num_threads(1)
     if options.out:
         measure(options.out, options.shared / "data", options.only, options.hours)
         return
     if options.laws:
         measured = {name: with_laws(found) for name, found in earlier("scaling").items()}
-        pages.write(scaling_tables.tables(publish("scaling", measured)))
+        _show(publish("scaling", measured))
+        return
+    if options.pictures:
+        scaling_pictures.draw(earlier("scaling"))
         return
     measured = {}
     for text, window in studies(""):
@@ -160,7 +166,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_study(study, folder)
             found = with_earlier(published(study), earlier("scaling").get(folder.name, {}))
             measured[folder.name] = with_laws(found)
-    pages.write(scaling_tables.tables(publish("scaling", measured)))
+    _show(publish("scaling", measured))
+
+
+def _show(found: dict[str, Any]) -> None:
+    """Puts what is published into the pages, and draws it."""
+    pages.write(scaling_tables.tables(found))
+    scaling_pictures.draw(found)
 
 
 if __name__ == "__main__":

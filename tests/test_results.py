@@ -25,6 +25,7 @@ from benchmarks import (
     representations_tables,
     results,
     rethinking,
+    scaling_pictures,
     scaling_tables,
     speed_short,
     table,
@@ -101,6 +102,19 @@ def test_the_picture_is_of_the_newest_figures(found, tmp_path):
     assert Image.open(pictures.RESULTS).text["Description"] == shown, "run: python -m benchmarks.protocols --table FILE"
     pictures.draw(found, tmp_path / "again.png")
     assert Image.open(tmp_path / "again.png").text["Description"] == shown
+
+
+def test_the_pictures_of_scaling_are_of_the_newest_figures(tmp_path):
+    found = newest("scaling")
+    scaling_pictures.draw(found, tmp_path / "operations.png", tmp_path / "sizes.png")
+    for path, again, places in (
+        (scaling_pictures.OPERATIONS, "operations.png", scaling_pictures.by_operations(found)),
+        (scaling_pictures.SIZES, "sizes.png", scaling_pictures.by_size(found)),
+    ):
+        shown = claim_picture.digest(places)
+        assert Image.open(path).text["Description"] == shown, "run: python -m benchmarks.scaling --pictures"
+        assert Image.open(tmp_path / again).text["Description"] == shown
+    assert scaling_pictures.frontier([[1, 3.0], [2, 4.0], [3, 2.0]]) == [[1, 3.0], [3, 2.0]]
 
 
 def test_the_picture_of_the_claim_is_of_the_newest_figures():

@@ -367,7 +367,14 @@ def _show(study: Study, page: Path, as_json: bool) -> None:
         emit({**study.to_dict(), "out": str(page.parent), "page": str(page)})
         return
     columns, rows = cell_table(study.rows)
-    left_out = {"cell", "parameters", "epochs", "a written token", *columns[columns.index("at most") + 1 :]}
+    left_out = {
+        "cell",
+        "parameters",
+        "epochs",
+        "a scored token",
+        "a written token",
+        *columns[columns.index("at most") + 1 :],
+    }
     kept = [index for index, name in enumerate(columns) if name not in left_out]
     shown = [[row[index] for index in kept] for row in rows[:MOST_ROWS]]
     # Names of two words stand on two lines, so that figures have room for theirs.

@@ -155,7 +155,7 @@ def cell_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     }
     shown = {name: label for name, label in levels.items() if any(getattr(row, name) for row in rows)}
     columns = ["cell", "family", *axes, *seeds]
-    columns += ["parameters", "tokens", "epochs", "training operations", "a written token"]
+    columns += ["parameters", "tokens", "epochs", "training operations", "a scored token", "a written token"]
     columns += [*shown.values(), "rate", "active", "remark"]
     lines = []
     for row in sorted(rows, key=lambda row: _nats(row) if row.bound else float("inf")):
@@ -164,7 +164,8 @@ def cell_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         cells = [row.name, NAMES[row.family], *(str(row.axes.get(key, "-")) for key in axes)]
         cells += [str(row.seed) for _ in seeds]
         cells += [f"{row.parameters:,}", f"{row.tokens:,}", f"{row.epochs:.2f}"]
-        cells += [f"{row.training_operations:.3g}", f"{row.write_token_operations:.3g}"]
+        cells += [f"{row.training_operations:.3g}"]
+        cells += [f"{row.score_token_operations:.3g}", f"{row.write_token_operations:.3g}"]
         cells += [plus_minus(level.nats_per_token, level.stderr, 4) if level else "-" for level in figures]
         active = "-" if row.active is None else f"{row.active} of {row.latent}"
         lines.append([*cells, number(row.rate, 1), active, row.note])

@@ -80,6 +80,9 @@ def test_tables_hold_every_cell_and_each_difference(study):
     assert [columns.index(name) for name in ("model.dim", "fast.steps", "model.thoughts", "seed")] == [2, 3, 4, 5]
     assert {tuple(line[3:5]) for line in lines if line[1] == "twin"} == {("-", "-")}
     assert lines[-1][-1] == "failed: not finite"
+    best = min((row for row in study.rows if row.bound), key=lambda row: row.bound.nats_per_token)
+    costs = [lines[0][columns.index(name)] for name in ("a scored token", "a written token")]
+    assert costs == [f"{best.score_token_operations:.3g}", f"{best.write_token_operations:.3g}"]
     weighted = {(line[1], line[columns.index("importance-weighted")] != "-") for line in lines[:-1]}
     assert weighted == {("latent thoughts", True), ("twin", False)}, "draws weigh nothing where there are no thoughts"
     _, differences = gap_table(gaps(study))
