@@ -106,6 +106,7 @@ def _draw(shown: Places, axis: str, path: Path, *, frontiers: bool) -> None:
         panel.set_xlabel(axis, fontsize=8)
         panel.tick_params(which="both", labelsize=8)
     panels[0][0].set_ylabel("nats a token, at most", fontsize=8)
-    panels[0][0].legend(fontsize=8, frameon=False)
+    if any(shown.values()):  # of few cells there may be nothing to show
+        panels[0][0].legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=90, metadata={"Description": digest(shown)})
     pyplot.close(figure)
