@@ -4,7 +4,7 @@
     python -m benchmarks.late --table runs/late
 
 Rows come one by one, as `benchmarks.rows` says. A row is one training: a text, a side, a seed. The LTM learns `SHARE`
-of its slow steps without thoughts, exactly as its twin of the same seed does, for cross-attention begins at zero; so
+of its slow steps without thoughts, as a twin does (from other first weights), and cross-attention begins at zero; so
 its training costs less than half as much again as its twin's. Its rivals are that twin after as many steps, and a twin
 that gets all operations of the LTM's training as more slow steps. All learn by Muon, the LTM with the fast loop of
 `benchmarks.claim`, and are scored as there, each with the weights of the best of its validations.
