@@ -12,7 +12,8 @@ puts all rows into benchmarks/representations-DATE.json and their tables into th
 Every model learns in 300 slow steps from other texts of the same kinds. Features are posterior means, fitted as in
 training. Of each: the accuracy of a linear probe and of the 10 nearest neighbours (cosine), both over five folds, and
 the normalized mutual information of k-means with the labels. Of a model also its bound, its rate, the exchange rate
-against the twin of the same seed, and how much of a text is written again from its thoughts alone.
+against the twin of the same seed, how much of a text is written again from its thoughts alone, and how much of two
+texts from between their thoughts (see `rewriting`).
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from benchmarks import pages, rows
 from benchmarks import representations_tables as tables
 from benchmarks.interleave import machine
 from benchmarks.kinds import SETS, Judged, judged
+from benchmarks.rewriting import rewritten
 from benchmarks.trained import TWIN, configure, train
-from pyro_ltm.model import DecodingOptions, sample_tokens
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.batches import text_batches
 from pyro_ltm.scores import evaluate_bound
@@ -46,8 +47,6 @@ from pyro_ltm.thoughts.diagnostics import Thoughts
 from pyro_ltm.thoughts.probes import FOLDS, linear_probe
 
 NEIGHBOURS, PARTICLES, BATCH = 10, 8, 50
-REWRITTEN = 100
-"""Texts that are written again, spread over the set."""
 OURS, LIKELIHOOD = "nano-thoughts", "nano"
 TFIDF = "TF-IDF of words, 64 singular vectors"
 MODELS: Mapping[str, tuple[str, Sequence[str]]] = {
@@ -66,7 +65,7 @@ DECODERS: Mapping[str, Sequence[str]] = {
 """What the decoder is and how it learns: each has a twin of its own."""
 THOUGHTS: Mapping[str, Sequence[str]] = {
     **{f"thoughts of {dim} numbers": [f"model.thought_dim={dim}"] for dim in (4, 16, 64)},
-    **{f"rate {nats}": [f"objective.nats={nats}"] for nats in (10, 20, 80)},
+    **{f"rate {nats}": [f"objective.nats={nats}"] for nats in (5, 10, 20, 80)},
     "natural gradient": ["optimizer.name=natural", "optimizer.lr=0.3"],
     "low-rank:8": ["guide.name=low-rank", "guide.rank=8"],
     "mixture prior": ["prior.name=mixture", "prior.components=32"],
@@ -135,7 +134,7 @@ def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
             others = baselines(run, thoughts)
             features |= {kind: others[kind] for kind in (UNTRAINED, EMBEDDING, SHUFFLED)}
         result |= {"features": {kind: scored(one, texts, row.seed) for kind, one in features.items()}}
-        result |= {"written_again": written_again(run, thoughts)}
+        result |= rewritten(run, thoughts)
     return result
 
 
@@ -178,38 +177,6 @@ def likelihood(run: Run, texts: Judged) -> dict[str, Any]:
         "tokens": bound.tokens,
         **{name: [round(value, 3) for value in values.tolist()] for name, values in own.items()},
     }
-
-
-@torch.no_grad()
-def written_again(run: Run, thoughts: Thoughts) -> dict[str, float]:
-    """How much of a text is written from its posterior mean alone, the likeliest token each time.
-
-    `in_place`: share of tokens that stand where they stood. `shared`: of the tokens of both texts together, those that
-    both have, wherever; `by_chance`: the same with what is written from another text's thoughts.
-    """
-    every = max(1, len(thoughts.counts) // REWRITTEN)
-    in_place, shared, chance, pairs = [], [], [], list[tuple[Tensor, Tensor]]()
-    means = thoughts.means.split([batch.size for batch in thoughts.batches])
-    for batch, mean in zip(thoughts.batches, means, strict=True):
-        rows = slice(0, batch.size, every)
-        first, z = batch.inputs[rows, :1], mean[rows].to(batch.device)
-        written = sample_tokens(run.model.decoder, z, first, batch.length, sampler=DecodingOptions(temperature=0))
-        assert batch.targets is not None  # texts have them
-        for true, again, mask in zip(batch.targets[rows], written[:, 1:], batch.mask[rows], strict=True):
-            pairs.append((true[mask], again[mask]))
-    for index, (true, again) in enumerate(pairs):
-        in_place.append(float((true == again).double().mean()))
-        shared.append(overlap(true, again))
-        chance.append(overlap(true, pairs[(index + len(pairs) // 2) % len(pairs)][1]))
-    figures = {"in_place": in_place, "shared": shared, "by_chance": chance}
-    return {name: round(sum(values) / len(values), 4) for name, values in figures.items()}
-
-
-def overlap(true: Tensor, again: Tensor) -> float:
-    """Twice the tokens that both have, over the tokens of both."""
-    size = int(max(true.max(), again.max())) + 1
-    both = torch.minimum(torch.bincount(true, minlength=size), torch.bincount(again, minlength=size)).sum()
-    return float(2 * both / (len(true) + len(again)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

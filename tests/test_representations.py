@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import kinds
+from benchmarks import kinds, rewriting
 from benchmarks import representations as program
 from benchmarks import representations_tables as tables
 from benchmarks.kinds import Judged
+from benchmarks.rewriting import overlap
 from pyro_ltm.scores import exchange_rate
 
 
@@ -74,9 +76,27 @@ def test_features_that_are_the_label_are_perfect_and_noise_is_not():
 
 def test_overlap_counts_tokens_wherever_they_stand():
     true = torch.tensor([1, 2, 2, 3])
-    assert program.overlap(true, true.flip(0)) == 1.0
-    assert program.overlap(true, torch.tensor([2, 2, 2, 9])) == 0.5
-    assert program.overlap(true, torch.tensor([4, 5])) == 0.0
+    assert overlap(true, true.flip(0)) == 1.0
+    assert overlap(true, torch.tensor([2, 2, 2, 9])) == 0.5
+    assert overlap(true, torch.tensor([4, 5])) == 0.0
+
+
+def test_a_text_between_two_has_of_both_and_one_of_them_has_not(monkeypatch):
+    count, length = 8, 6
+    tokens = torch.arange(count)[:, None].expand(count, length)
+    batch = SimpleNamespace(size=count, targets=tokens, mask=torch.ones(count, length).bool(), device="cpu")
+    thoughts = SimpleNamespace(counts=torch.ones(count), batches=[batch], means=torch.eye(count)[:, None])
+
+    def written(_, z, length):
+        """The tokens that the thoughts name, in turn."""
+        named = [row.nonzero().flatten() for row in z[:, 0]]
+        return torch.stack([one.repeat(length)[:length] for one in named])
+
+    monkeypatch.setattr(rewriting, "_written", written)
+    assert rewriting.rewritten(None, thoughts) == {
+        "written_again": {"in_place": 1.0, "shared": 1.0, "by_chance": 0.0},
+        "between": {"midpoint": 0.5, "end": 0.0, "by_chance": 0.0},
+    }
 
 
 def test_a_row_is_held_against_the_twin_of_its_own_seed_decoder_and_optimizer():
