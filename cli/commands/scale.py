@@ -70,12 +70,10 @@ class Plan:
     budget_tokens: float | None
     budget_flops: float | None
 
-    def grid(self, config: Config, seed: int | None, *, priced: bool = True) -> Grid:
+    def grid(self, config: Config, *, priced: bool = True) -> Grid:
         """The grid over `config`. `priced`: with all for which operations have to be counted."""
         from pyro_ltm.comparison.scaling.grid import Axis, Budget, Grid
 
-        if self.seeds and seed is not None:
-            raise click.UsageError("--seed N is the same as --seeds N: give one of them")
         budget = Budget(self.budget_tokens, self.budget_flops)
         equal = tuple(self.equal.split("+"))
         return Grid(
@@ -196,6 +194,8 @@ def command(*, out: Path, plan: Plan, dry: DryRun, resume: bool, common: Common,
     dry.check()
     if given["retry_failed"] and not (resume or dry.dry_run):
         raise click.UsageError("--retry-failed goes with --resume: it is of a study that is there")
+    if plan.seeds and common.seed is not None:
+        raise click.UsageError("--seed N is the same as --seeds N: give one of them")
     from pyro_ltm.comparison.scaling.result import check_target
     from pyro_ltm.errors import UserError
     from pyro_ltm.profiling.speed import with_vocabulary
@@ -209,17 +209,17 @@ def command(*, out: Path, plan: Plan, dry: DryRun, resume: bool, common: Common,
     there = check_target(out) if leads() else None
     base = base_config(given.pop("preset"), data)
     config = configure(base, given.pop("config_file"), given.pop("settings"), common)
-    plan.grid(with_vocabulary(config), common.seed, priced=False).cells()  # refused before any work is done
+    plan.grid(with_vocabulary(config), priced=False).cells()  # refused before any work is done
     if dry.dry_run:
         only_leader()
-        grid = _dry_grid(plan, config, data, out, dry, common.seed, device=device, scoring=given["scoring"])
+        grid = _dry_grid(plan, config, data, out, dry, device=device, scoring=given["scoring"])
         if there is not None and not resume:
             note(f"{out}: {HOLDS_ONE}")
         return _show_price(_price(grid, out, dry, device, **given), dry, common)
     if there is not None and not resume:
         raise UserError(f"{out}: {HOLDS_ONE}")
     again = typed(click.get_current_context()) + ([] if resume else ["--resume"])
-    study = _run(plan, config, out, again, common, device=device, **given)
+    study = _run(plan, config, out, again, device=device, **given)
     only_leader()
     from pyro_ltm.reports.scaling_page import write_study
 
@@ -231,7 +231,7 @@ def command(*, out: Path, plan: Plan, dry: DryRun, resume: bool, common: Common,
         note(f"Warning: {which}: why is in the remarks; --retry-failed trains them once more.")
 
 
-def _run(plan: Plan, config: Config, out: Path, again: Sequence[str], common: Common, **given: Any) -> Study:
+def _run(plan: Plan, config: Config, out: Path, again: Sequence[str], **given: Any) -> Study:
     """Trains and scores this worker's cells."""
     from pyro_ltm.comparison.scaling.result import STUDY
     from pyro_ltm.comparison.scaling.run import Callbacks, run_study, tokens_of
@@ -247,7 +247,7 @@ def _run(plan: Plan, config: Config, out: Path, again: Sequence[str], common: Co
     try:
         with reporter() as report:
             tokens = tokens_of(config, data, out, reading, report.preparing)
-            grid = plan.grid(as_the_data_are(config, TokenDataset(tokens)), common.seed)
+            grid = plan.grid(as_the_data_are(config, TokenDataset(tokens)))
             training = {"on_progress": report.training, "on_interrupt": say_stopping}
             watch = Callbacks(lambda line: note(f"Cell: {line}"), training)
             return run_study(grid, data=tokens, out=out, about={"command": shlex.join(again)}, watch=watch, **given)
@@ -260,15 +260,7 @@ def _run(plan: Plan, config: Config, out: Path, again: Sequence[str], common: Co
 
 
 def _dry_grid(
-    plan: Plan,
-    config: Config,
-    data: tuple[str, ...],
-    out: Path,
-    dry: DryRun,
-    seed: int | None,
-    *,
-    device: str,
-    scoring: Scoring,
+    plan: Plan, config: Config, data: tuple[str, ...], out: Path, dry: DryRun, *, device: str, scoring: Scoring
 ) -> Grid:
     """The grid over `config` as the tokens are, where they are there already; else as they will be.
 
@@ -284,9 +276,9 @@ def _dry_grid(
 
     ready = tokens_there(config, sources_of(data), out)
     if ready is None:
-        grid, tokens = plan.grid(with_vocabulary(config), seed), ""
+        grid, tokens = plan.grid(with_vocabulary(config)), ""
     else:
-        grid = plan.grid(as_the_data_are(config, TokenDataset(ready)), seed)
+        grid = plan.grid(as_the_data_are(config, TokenDataset(ready)))
         tokens = open_validation(grid.common, ready).folder.fingerprint
     # What tokens make of it is known once they are there; --device-flops asks about a machine that is elsewhere.
     unknown = [*(AS_THE_TOKENS if ready is None else ()), *(["device"] if dry.device_flops else ())]
