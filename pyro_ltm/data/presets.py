@@ -58,11 +58,9 @@ def chosen_preset(data: str | Path | Sequence[str] | None) -> tuple[str, str]:
         long = f"it is {sum(files) / 1e6:.1f} MB of plain text, {len(files)} file{'s' * (len(files) > 1)}"
     if is_long:
         return "nano-long", long
-    return (
-        ("nano-worlds", "its documents are a world's, and short")
-        if is_world
-        else ("nano", "it is neither long nor a world's")
-    )
+    if is_world:
+        return "nano-worlds", "its documents are a world's, and short"
+    return "nano", "it is neither long nor a world's"
 
 
 def _text_sizes(spec: str) -> list[int]:
