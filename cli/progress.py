@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +45,22 @@ def reporter() -> Reporter:
     return BarReporter(console) if interactive else LineReporter()
 
 
-def of_training(report: Reporter) -> dict[str, Any]:
-    """Callbacks of `train`: what is shown while a run is prepared and trained."""
+def of_training(report: Reporter, chosen: Sequence[str] = ()) -> dict[str, Any]:
+    """Callbacks of `train`: what is shown while a run is prepared and trained.
+
+    Args:
+        chosen: lines said when training begins, not before, so that of what is refused there is one line.
+    """
     from .estimate import announce
+
+    def begin(*about: Any) -> None:
+        for line in chosen:
+            note(line)
+        announce(*about)
 
     return {
         "on_prepare": report.preparing,
-        "on_begin": announce,
+        "on_begin": begin,
         "on_progress": report.training,
         "on_interrupt": say_stopping,
     }

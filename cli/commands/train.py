@@ -187,7 +187,7 @@ def command(
     closed terminal (SIGHUP), SIGTERM and SIGUSR1 leave the step under way, and save.
     """
     start.check(plan)
-    chosen: list[str] = []  # said when training begins, so that of what is refused there is one line
+    chosen: list[str] = []
     config = plan.config(text.data, start, out, common, chosen.append)
 
     from ..runs import check_device, leave_of
@@ -197,16 +197,10 @@ def command(
     from pyro_ltm.reports.training_plots import plot_run
     from pyro_ltm.training import train
 
-    from ..estimate import announce
     from ..output import note
     from ..progress import of_training, reporter
     from ..several import only_leader
     from ..sources import remarks
-
-    def begin(*about: Any) -> None:
-        for line in chosen:
-            note(line)
-        announce(*about)
 
     is_text = not all(map(is_token_folder, text.data))
     if start.resume and is_text and (out / "data.json").is_file():
@@ -221,7 +215,7 @@ def command(
             reading=reading,
             device=device,
             allow_code=common.allow_code,
-            **of_training(report) | {"on_begin": begin},
+            **of_training(report, chosen),
             on_note=note,
             on_resume=lambda step, steps: note(_begins(out, step, steps)),
         )
