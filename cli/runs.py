@@ -55,15 +55,11 @@ def say_what_for(run: Run) -> None:
     """A line where thoughts are looked at as features, of a run that was trained for likelihood alone."""
     from .output import note
 
-    if run.config.model.thoughts and run.config.objective.name in BOUNDS:
+    if run.config.model.thoughts and run.loop.objective.likelihood_alone:
         note(
             f"This run was trained for likelihood (objective {run.config.objective.name}), which leaves little in "
             "thoughts: for features, train --rate 40 or --preset nano-thoughts."
         )
-
-
-BOUNDS = ("elbo", "analytic-elbo", "stl", "iwae", "dreg", "jackknife", "renyi", "vr-max")
-"""Objectives that bound the likelihood and ask for nothing more."""
 
 
 def open_run(folder: Path, common: Common) -> Run:

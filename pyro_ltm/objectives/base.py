@@ -116,6 +116,7 @@ class Objective(Member, ELBO):
         is_per_sequence: it gives each sequence a value, and not the whole batch one.
         needs_independent_draws: its gradient to q is that of the value only where the draws of a sequence know nothing
             of one another: not in mirrored pairs.
+        likelihood_alone: it bounds or estimates the evidence, and asks nothing more of thoughts.
         fewest_particles: draws below which it means nothing.
         learned: a number or more that training moves (`after_step`) and a run keeps; None: nothing.
     """
@@ -133,6 +134,7 @@ class Objective(Member, ELBO):
     couples_batch: bool = False
     is_per_sequence: ClassVar[bool] = True
     needs_independent_draws: ClassVar[bool] = False
+    likelihood_alone: ClassVar[bool] = True
     fewest_particles: ClassVar[int] = 1
     learned: nn.Module | None = None
 

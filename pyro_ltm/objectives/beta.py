@@ -16,6 +16,7 @@ class _Weighted(Objective, ABC):
     """Minus the distortion, less the weighted rate."""
 
     is_linear: ClassVar[bool] = True
+    likelihood_alone: ClassVar[bool] = False
     reads_kl: bool = True
 
     def value(self, terms: Terms) -> Tensor:

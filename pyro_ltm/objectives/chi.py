@@ -38,6 +38,7 @@ class Chi(Objective):
     )
     arguments: ClassVar[tuple[str, ...]] = ("order", "particles")
     fewest_particles: ClassVar[int] = 2
+    likelihood_alone: ClassVar[bool] = False
 
     def __init__(self, order: float = 2.0, particles: int = 16):
         super().__init__(particles)  # no beta: below 1/n the bound would be lowered by leaving the posterior

@@ -35,6 +35,7 @@ class FreeBits(Objective):
     )
     arguments: ClassVar[tuple[str, ...]] = ("nats", "per")
     is_linear: ClassVar[bool] = True
+    likelihood_alone: ClassVar[bool] = False
     reads_kl: bool = True
 
     def __init__(

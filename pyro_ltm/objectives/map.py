@@ -23,6 +23,7 @@ class MAP(Objective):
         reference="maximum a posteriori",
     )
     is_linear: ClassVar[bool] = True
+    likelihood_alone: ClassVar[bool] = False
     is_joint: ClassVar[bool] = True
     needs_density: bool = False
 

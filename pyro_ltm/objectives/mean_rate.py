@@ -43,6 +43,7 @@ class MeanRate(Objective):
     )
     arguments: ClassVar[tuple[str, ...]] = ("nats", "particles")
     is_linear: ClassVar[bool] = True
+    likelihood_alone: ClassVar[bool] = False
     reads_kl: bool = True
 
     def __init__(self, nats: float = 4.0, particles: int = 1, multiplier: float = 0.1):

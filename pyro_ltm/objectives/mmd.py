@@ -42,6 +42,7 @@ class MMD(Objective):
     )
     arguments: ClassVar[tuple[str, ...]] = ("alpha", "weight")
     is_linear: ClassVar[bool] = True
+    likelihood_alone: ClassVar[bool] = False
     couples_batch: bool = True
     needs_normal_prior: ClassVar[bool] = True
 

@@ -25,6 +25,7 @@ class TailAdaptive(MultiSample):
         reference="arXiv:1810.11943",
     )
     fewest_particles: ClassVar[int] = 2
+    likelihood_alone: ClassVar[bool] = False
 
     def value(self, terms: Terms) -> Tensor:
         """[B] mean over particles."""

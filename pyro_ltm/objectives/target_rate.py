@@ -39,6 +39,7 @@ class TargetRate(Objective):
     arguments: ClassVar[tuple[str, ...]] = ("nats", "particles")
     moves_within_fit: bool = True
     is_linear: ClassVar[bool] = True
+    likelihood_alone: ClassVar[bool] = False
     reads_kl: bool = True
 
     def __init__(self, nats: float = 4.0, particles: int = 1):

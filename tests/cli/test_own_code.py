@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 from helpers import own_classes
 
-NAMES = ["guide.name=cli_parts:Isotropic:0.5", "slow_optimizer.name=cli_parts:NAdam"]
+NAMES = [
+    "guide.name=cli_parts:Isotropic:0.5",
+    "objective.name=cli_parts:Half:particles=2",
+    "slow_optimizer.name=cli_parts:NAdam",
+]
 PAIR = ("--guides", "delta", "--objectives", "map")
 SET = [word for name in NAMES for word in ("--set", name)]
 
@@ -109,6 +113,7 @@ def test_commands_to_try_next_run_as_they_are_printed(command, own, invoke, trai
     (tmp_path / "texts.txt").write_text("-- kalo miter")
     done = invoke(*({"RUN": own, "TRAINED": trained}.get(word, word) for word in command))
     assert done.exit_code == 0, done.stderr
+    assert ("trained for likelihood (objective cli_parts:Half" in done.stderr) == (command[0] == "embed")
     follow = [shlex.split(line) for line in done.stdout.partition("Next:\n")[2].splitlines()]
     assert follow
     for words in follow:

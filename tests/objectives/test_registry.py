@@ -202,6 +202,11 @@ def test_other_refusals():
     assert MMD(alpha=0.5).refusal(Delta(2, 2))
 
 
+def test_which_raise_likelihood_and_nothing_else():
+    bounds = {"elbo", "analytic-elbo", "stl", "iwae", "dreg", "jackknife", "renyi", "vr-max"}
+    assert {name for name, kind in OBJECTIVES.items() if kind.likelihood_alone} == bounds
+
+
 def test_a_misspelt_flag_is_refused():
     with pytest.raises(TypeError, match=r"Odd\.needs_densities: no such flag \(did you mean 'needs_density'\?\)"):
 
