@@ -177,7 +177,7 @@ def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
     tokens = VALIDATION * 512 // parts.train.sequence_length
     if few:
         looks = [f"slow.eval_every={max(1, STEPS // LOOKS)}", "slow.eval_sequences=24"]
-        found = train(apply_settings(config, looks), Few(parts.train, FEW), parts.validation, best=True)
+        found = train(apply_settings(config, looks), Few(parts.train, FEW), parts.validation, weights="best")
     else:
         found = train(config, parts.train)
     result = asdict(row) | described(config, found)

@@ -67,7 +67,7 @@ def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
     parts, limit = prepared(row.text, data, out), TEXTS[row.text].test_sequences
     few = Few(parts.train, max(1, int(SHARES[row.text] * len(parts.train))))
     config = config_of(row, few, claim.config_of(claim.Row(row.text, WINDOW, row.side, row.seed), parts))
-    found = train(config, few, parts.validation, best=True)
+    found = train(config, few, parts.validation, weights="best")
     result = asdict(row) | {"sequences": len(few), "operations": operations(config, parts.train)}
     result |= claim.described(config, found)
     result |= claim.figures(judge(found.run, parts.test, limit, particles=PARTICLES), parts.test)

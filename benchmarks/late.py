@@ -73,7 +73,7 @@ def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
     """Trains and scores a row."""
     parts, limit = prepared(row.text, data, out), TEXTS[row.text].test_sequences
     config = config_of(row, parts)
-    found = train(config, parts.train, parts.validation, best=True)
+    found = train(config, parts.train, parts.validation, weights="best")
     bound = judge(found.run, parts.test, limit, particles=PARTICLES)
     result = asdict(row) | {"operations": operations(config, parts.train)} | claim.described(config, found)
     result |= claim.figures(bound, parts.test)

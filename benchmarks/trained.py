@@ -61,14 +61,14 @@ def train(
     data: TokenDataset,
     validation: TokenDataset | None = None,
     *,
-    best: bool = False,
+    weights: str = "last",
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> Trained:
     """A new model trained by `Trainer`, in a folder that vanishes.
 
     Args:
         validation: looked at as `slow.eval_every` says.
-        best: the weights of the best validation are taken, not the last.
+        weights: which are taken: last, best (of the validations) or average, as of `Run.load`.
         watch: called after each slow step and each validation; what it raises ends the training.
     """
     seen: dict[int, float] = {}
@@ -78,7 +78,7 @@ def train(
             seen[progress.step] = progress.validation.nats_per_token
         watch(progress)
 
-    config = apply_settings(config, ["slow.keep_best=true"]) if best else config
+    config = apply_settings(config, ["slow.keep_best=true"]) if weights == "best" else config
     with tempfile.TemporaryDirectory() as folder:
         model, loop = build(config)
         run = Run.create(Path(folder) / "run", config, model, loop, data.tokenizer)
@@ -86,7 +86,7 @@ def train(
         began = time.process_time()
         run = trainer.fit()
         seconds = time.process_time() - began
-        run = Run.load(run.folder, weights="best") if best else run
+        run = run if weights == "last" else Run.load(run.folder, weights=weights)
     return Trained(run, seconds, run.step, seen)
 
 

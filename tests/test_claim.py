@@ -46,7 +46,7 @@ def test_operations_of_a_training_are_those_of_its_steps(tiny):
     ltm = apply_settings(twin, ["model.thoughts=2", "fast.steps=2"])
     half = apply_settings(ltm, ["slow.decoder_warmup=0.5"])
     assert 2 * operations(half, parts.train) == counted + operations(ltm, parts.train)
-    found = train(apply_settings(half, ["slow.eval_every=2"]), parts.train, parts.validation, best=True)
+    found = train(apply_settings(half, ["slow.eval_every=2"]), parts.train, parts.validation, weights="best")
     assert set(found.validations) == {0, 2, 4}
     assert found.best_step == min(found.validations, key=lambda step: found.validations[step])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.tiny_world import TINY, WORLD, use_tiny_world
 
-from benchmarks import claim, epochs, fewer_steps, in_context, late, pages, priors, rows, test_time
+from benchmarks import claim, epochs, fewer_steps, in_context, late, options, pages, priors, rows, test_time
 from pyro_ltm.config import apply_settings
 from pyro_ltm.data.in_context import task
 from pyro_ltm.presets import PRESETS, preset
@@ -128,6 +128,25 @@ def test_fewer_steps(tiny, monkeypatch):
     assert made[4].endswith(" in 5 steps")
     assert made[6].startswith(f"{gap.nats_per_token:.4f} ± ")
     assert made[7] == ("yes" if gap.nats_per_token >= 0 else "no")
+
+
+def test_options(tiny, monkeypatch):
+    """Options are compared on the side that has them; of an average the averaged weights are scored."""
+    few = {"averaged": options.OPTIONS["averaged"], "zero cross-attention": ("model.zero_cross_attention=true",)}
+    changed = {"TEXT": WORLD, "STEPS": 3, "LOOKS": 1, "PARTICLES": 2, "SOAP": {}}
+    changed |= {"OPTIONS": {options.BASE: (), **few}, "FEW_OPTIONS": {options.FEW: ()}}
+    for name, value in changed.items():
+        monkeypatch.setattr(options, name, value)
+    monkeypatch.setattr(claim, "FEW", 6)
+    found = measured(options.STUDY, tiny / "out")
+    assert "zero-cross-attention-twin-s0" not in found
+    made = cells(options.tables(found)["options"], "averaged", "slow.average=0.99")
+    for side, column in (("twin", 4), ("ltm", 7)):
+        none, averaged = (found[f"{option}-{side}-s0"] for option in ("none", "averaged"))
+        gap = difference(*(torch.tensor(row["nats"]) for row in (none, averaged)), torch.tensor(none["tokens"]), None)
+        assert made[column].startswith(f"{gap.nats_per_token:.4f} ± ")
+        assert none["nats"] != averaged["nats"]
+    assert len(options.tables(found)["options rows"].splitlines()) == 2 + len(found)
 
 
 def test_priors(tiny, monkeypatch):
