@@ -7,7 +7,7 @@
 The first trains and judges row after row, the most important first, and keeps each as a file in OUT/rows: whoever stops
 it loses the row under way, and the same call goes on with the next. A row is a set of texts (see `kinds`), features and
 a seed. The second makes the rows of docs/rate.md, on `four-kinds`: what a rate buys, and what makes it dear. The third
-puts all rows into benchmarks/representations-DATE.json and their tables into the pages.
+puts all rows into benchmarks/representations-DATE.json and their tables into the pages, and draws the picture.
 
 Every model learns in 300 slow steps from other texts of the same kinds. Features are posterior means, fitted as in
 training. Of each: the accuracy of a linear probe and of the 10 nearest neighbours (cosine), both over five folds, and
@@ -33,7 +33,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from benchmarks import pages, rows
+from benchmarks import pages, rate_picture, rows
 from benchmarks import representations_tables as tables
 from benchmarks.interleave import machine
 from benchmarks.kinds import SETS, Judged, judged
@@ -185,7 +185,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dial", action="store_true", help="the rows of docs/rate.md")
     options = rows.chosen(parser, arguments)
     if options.table:
-        pages.write(tables.tables(rows.publish("representations", rows.known(options.table))))
+        found = rows.publish("representations", rows.known(options.table))
+        pages.write(tables.tables(found))
+        rate_picture.draw(found)
         return
     seeds, sets = [int(seed) for seed in options.seeds.split(",")], [name for name in SETS if options.only in name]
 

@@ -13,26 +13,54 @@ from benchmarks import pages
 from pyro_ltm.scores.exchange import ExchangeRate, exchange_rate
 
 Rows = Mapping[str, Any]
+ASKED = {"nano": "none", **{f"rate {nats}": str(nats) for nats in (5, 10, 20)}, "nano-thoughts": "40", "rate 80": "80"}
+"""The rates that were asked for, by the name of the features, from the lowest."""
 
 
 def tables(rows: Rows) -> dict[str, str]:
     """By the name that marks each in a page."""
-    return {"representations": features(rows), "rate": rates(rows), "rate causes": causes(rows)}
+    return {
+        "representations": briefly(rows),
+        "representations of each": features(rows),
+        "rate": rates(rows),
+        "rate causes": causes(rows),
+    }
 
 
-def features(rows: Rows) -> str:
-    """A row for each set, label and features: means over seeds, and behind them the lowest and the highest."""
-    found: dict[tuple[str, str, str], list[Mapping[str, float]]] = {}
+def by_features(rows: Rows) -> dict[tuple[str, str], dict[str, list[Mapping[str, float]]]]:
+    """Figures of each seed, by set and label, and then by features, the best for a linear probe first."""
+    found: dict[tuple[str, str], dict[str, list[Mapping[str, float]]]] = {}
     for row in rows.values():
         judged = {} if row["dial"] else row.get("features", {})
         for name, labels in judged.items():
             for label, figures in labels.items():
-                found.setdefault((row["texts"], label, name), []).append(figures)
+                found.setdefault((row["texts"], label), {}).setdefault(name, []).append(figures)
+    return {
+        key: dict(sorted(named.items(), key=lambda item: -mean(item[1], "probe")))
+        for key, named in sorted(found.items())
+    }
+
+
+def briefly(rows: Rows) -> str:
+    """Means over seeds of the linear probe and of the neighbours: a row for features, a column for a set and label."""
+    found = by_features(rows)
+    columns = ["linear probe, 10 nearest neighbours", *(f"{texts}: {label}" for texts, label in found)]
+    lines = []
+    for name in next(iter(found.values()), {}):
+        each = [named.get(name, []) for named in found.values()]
+        cells = [f"{mean(one, 'probe'):.3f}, {mean(one, 'neighbours'):.3f}" if one else "-" for one in each]
+        lines.append([name, *cells])
+    return pages.table(columns, lines)
+
+
+def features(rows: Rows) -> str:
+    """A row for each set, label and features: means over seeds, and behind them the lowest and the highest."""
     columns = ["texts", "label", "features", "seeds", "linear probe", "10 nearest neighbours", "k-means, NMI"]
     lines = []
-    for (texts, label, name), each in sorted(found.items(), key=lambda item: (item[0][:2], -mean(item[1], "probe"))):
-        shown = [spread([one[key] for one in each]) for key in ("probe", "neighbours", "clusters")]
-        lines.append([texts, label, name, len(each), *shown])
+    for (texts, label), named in by_features(rows).items():
+        for name, each in named.items():
+            shown = [spread([one[key] for one in each]) for key in ("probe", "neighbours", "clusters")]
+            lines.append([texts, label, name, len(each), *shown])
     return pages.table(columns, lines)
 
 
@@ -47,19 +75,31 @@ def spread(values: list[float], digits: int = 3) -> str:
     return shown if len(values) == 1 else f"{shown} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def rates(rows: Rows) -> str:
-    """A row for each preset with thoughts on the four kinds: means over seeds, and the lowest and the highest."""
+def dial(rows: Rows) -> dict[str, list[Mapping[str, float]]]:
+    """Figures on the four kinds by the rate that was asked for, each of one seed; of a rate the twin's of each too.
+
+    The lowest is `nano`, which asks for none; the preset `nano-thoughts` asks for 40.
+    """
     found: dict[str, list[Mapping[str, float]]] = {}
     for row in rows.values():
-        if row["texts"] == "four-kinds" and row.get("rate") and not row["dial"]:
-            found.setdefault(row["features_named"], []).append(figures(row, rows))
-    columns = ["model", "seeds", "rate", "saved a nat, against the twin", "bound", "twin", "tokens written again"]
-    keys = ("rate", "saved", "bound", "twin")
+        if row["texts"] == "four-kinds" and (asked := ASKED.get(row["features_named"])) and row.get("rate"):
+            found.setdefault(asked, []).append(figures(row, rows))
+    return {asked: found[asked] for asked in ASKED.values() if asked in found}
+
+
+def rates(rows: Rows) -> str:
+    """A row for each rate that was asked for on the four kinds: means over seeds, and the lowest and the highest."""
+    columns = ["asked for", "seeds", "rate", "saved a nat", "distortion", "bound", "probe, neighbours"]
+    columns += ["written again (by chance)", "between two (from one; by chance)"]
     lines = []
-    for name, each in sorted(found.items()):
-        again, chance = (mean(each, key) for key in ("again", "by_chance"))
-        shown = [spread([one[key] for one in each], 1 if key == "rate" else 2) for key in keys]
-        lines.append([name, len(each), *shown, f"{again:.2f} (by chance {chance:.2f})"])
+    for asked, each in dial(rows).items():
+        shown = [spread([one["rate"] for one in each], 1), spread([one["saved"] for one in each], 2)]
+        shown += [f"{mean(each, key):.2f}" for key in ("distortion", "bound")]
+        shown.append(", ".join(f"{mean(each, key):.3f}" for key in ("probe", "neighbours")))
+        shown.append(f"{mean(each, 'again'):.2f} ({mean(each, 'by_chance'):.2f})")
+        measured = [one for one in each if not math.isnan(one["midpoint"])]
+        between = [f"{mean(measured, key):.2f}" for key in ("midpoint", "end", "other")] if measured else []
+        lines.append([asked, len(each), *shown, f"{between[0]} ({between[1]}; {between[2]})" if between else "-"])
     return pages.table(columns, lines)
 
 
@@ -83,17 +123,21 @@ def causes(rows: Rows) -> str:
 def figures(row: Mapping[str, Any], rows: Rows) -> dict[str, float]:
     """The figures of a row with thoughts, for tables: not a number where they need a twin that is missing."""
     twin, found = twin_of(row, rows), row["features"][row["features_named"]]["kind"]
-    exchanged, again = exchange(row, twin), row["written_again"]
+    exchanged, again, between = exchange(row, twin), row["written_again"], row.get("between", {})
     return {
         "rate": row["rate"],
         "saved": exchanged.nats_per_nat if exchanged else math.nan,
         "saved_stderr": (exchanged and exchanged.stderr) or math.nan,
+        "distortion": row["distortion"],
         "bound": row["nats_per_token"],
         "twin": twin["nats_per_token"] if twin else math.nan,
         "probe": found["probe"],
         "neighbours": found["neighbours"],
         "again": again["shared"],
         "by_chance": again["by_chance"],
+        "midpoint": between.get("midpoint", math.nan),
+        "end": between.get("end", math.nan),
+        "other": between.get("by_chance", math.nan),
     }
 
 

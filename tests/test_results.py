@@ -22,6 +22,7 @@ from benchmarks import (
     pictures,
     priors,
     protocols,
+    rate_picture,
     representations_tables,
     results,
     rethinking,
@@ -122,6 +123,16 @@ def test_the_picture_of_the_claim_is_of_the_newest_figures():
     assert Image.open(claim_picture.CLAIM).text["Description"] == shown, (
         "run: python -m benchmarks.claim --table FOLDER"
     )
+
+
+def test_the_picture_of_the_rate_is_of_the_newest_figures(tmp_path):
+    found = newest("representations")
+    shown = claim_picture.digest(rate_picture.plotted(found))
+    assert Image.open(rate_picture.RATE).text["Description"] == shown, (
+        "run: python -m benchmarks.representations --table FOLDER"
+    )
+    rate_picture.draw(found, tmp_path / "again.png")
+    assert Image.open(tmp_path / "again.png").text["Description"] == shown
 
 
 def test_new_figures_take_the_place_of_the_old_by_one_command(tmp_path, monkeypatch):
