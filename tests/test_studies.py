@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.tiny_world import TINY, WORLD, use_tiny_world
 
-from benchmarks import claim, epochs, fewer_steps, in_context, late, options, pages, priors, rows, test_time
+from benchmarks import (
+    claim,
+    continuations,
+    epochs,
+    fewer_steps,
+    in_context,
+    late,
+    options,
+    pages,
+    priors,
+    rows,
+    test_time,
+    texts,
+)
 from pyro_ltm.config import apply_settings
 from pyro_ltm.data.in_context import task
 from pyro_ltm.presets import PRESETS, preset
@@ -147,6 +162,26 @@ def test_options(tiny, monkeypatch):
         assert made[column].startswith(f"{gap.nats_per_token:.4f} ± ")
         assert none["nats"] != averaged["nats"]
     assert len(options.tables(found)["options rows"].splitlines()) == 2 + len(found)
+
+
+def test_continuations(tiny, monkeypatch):
+    long_enough = replace(texts.TEXTS[WORLD], test="worlds:documents=24,length=3")
+    monkeypatch.setitem(texts.TEXTS, WORLD, long_enough)
+    changed = {"TEXT": WORLD, "LENGTH": 32, "BATCH": 2, "STEPS": 2, "PROMPT": 5, "NEW": 4, "ROUNDS": 1}
+    for name, value in changed.items():
+        monkeypatch.setattr(continuations, name, value)
+    found = measured(continuations.STUDY, tiny / "out")
+    ltm, twin = found["ltm-s0"], found["twin-s0"]
+    assert list(ltm["after"]) == ["ltm", "ltm, rethinking 1", "truth"]
+    assert ltm["after"]["truth"] == twin["after"]["truth"], "the same prompts and the same scorer"
+    assert ltm["alone"]["other passages"] == twin["alone"]["other passages"]
+    made = continuations.tables(found)
+    one = twin["after"]["twin"]
+    assert cells(made["continuations"], "twin")[2:4] == [
+        f"{one['mauve']:.3f} ± {one['mauve_spread']:.3f}", f"{one['bits']:.3f} ± {one['bits_stderr']:.3f}"
+    ]  # fmt: skip
+    assert cells(made["continuations"], "truth")[2] == "-"
+    assert len(made["written from nothing"].splitlines()) == 2 + 3
 
 
 def test_priors(tiny, monkeypatch):
