@@ -20,11 +20,13 @@ def test_the_plan_names_priors_that_there_are_and_fits_under_a_run_that_is_there
 
 
 def test_rows_become_a_table_in_the_order_of_the_plan():
-    table = priors.tables({"a": row("twin"), "b": row("flow", fitted=True), "c": row("gaussian")})["priors"]
-    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| gaussian", "| fitted flow", "| twin"]
+    texts = {"written": {"bits": 2.5, "bits_stderr": 0.02, "mauve": 0.8, "mauve_spread": 0.1}}
+    table = priors.tables({"a": row("twin"), "b": row("flow", fitted=True) | texts, "c": row("gaussian")})["priors"]
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| twin", "| gaussian", "| fitted flow"]
     assert table.splitlines()[3] == (
-        "| fitted flow | 0 | 5 | 18.50 ± 0.50 | 0.7500 ± 0.0100 | 0.7400 | 0.7000 | 0.9000 | - |"
+        "| gaussian | 0 | 5 | 18.50 ± 0.50 | 0.7500 ± 0.0100 | 0.7400 | 0.7000 | 0.9000 | - | - | - |"
     )
+    assert table.splitlines()[4].endswith("| 0.9000 | 2.500 ± 0.020 | 0.800 ± 0.100 | - |")
 
 
 def test_steps_are_chosen_on_the_command_line(monkeypatch):
@@ -35,4 +37,4 @@ def test_steps_are_chosen_on_the_command_line(monkeypatch):
     (few, others), (usual, _) = asked
     assert {row.steps for row in few} == {200}
     assert others == ["--out", "somewhere", "--seeds", "0"]
-    assert [row.name for row in usual[:2]] == ["trained-gaussian-s0-500", "fitted-gaussian_true-s0-500"]
+    assert [row.name for row in usual[:2]] == ["trained-twin-s0-500", "trained-gaussian-s0-500"]

@@ -187,6 +187,7 @@ def test_continuations(tiny, monkeypatch):
 def test_priors(tiny, monkeypatch):
     changed = {"TEXT": WORLD, "TRAINED": ("gaussian", "mixture:2"), "FITTED": ("mixture:2",)}
     few = {"SETTINGS": [*priors.SETTINGS, *TINY], "PARTICLES": 2, "SCORED": 3, "FITTED_TO": 4, "FIT_STEPS": 2}
+    few |= {"WRITTEN": 12, "LONG": 8}
     for name, value in (changed | few).items():
         monkeypatch.setattr(priors, name, value)
     found = measured(priors.study(2), tiny / "out")
@@ -195,6 +196,7 @@ def test_priors(tiny, monkeypatch):
     gaussian, twin = found["trained-gaussian-s0-2"], found["trained-twin-s0-2"]
     assert twin["rate"] == 0 < gaussian["rate"]
     assert {row["floor"] for row in found.values()} == {gaussian["floor"]}
+    assert len({row["written"]["real_bits"] for row in found.values()}) == 1, "the same twin scores the same beginnings"
     assert len(priors.tables(found)["priors"].splitlines()) == 2 + len(found)
 
 
