@@ -14,7 +14,7 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeGuard, TypeVar
@@ -335,13 +335,8 @@ def is_loss(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, those of which each process keeps a share gathered from all: every process must ask."""
-    return {name: gathered(tensor) for name, tensor in tensors.items()}
-
-
 def gathered(tensor: Tensor) -> Tensor:
-    """A tensor of which each process keeps a share (DTensor) gathered from all; any other as it is."""
+    """A tensor of which each process keeps a share (DTensor) gathered from all: all must ask. Any other as it is."""
     found: Tensor = tensor.full_tensor() if is_shared(tensor) else tensor
     return found
 

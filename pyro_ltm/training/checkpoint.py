@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ltm.config.settings import flat, renamed
 from pyro_ltm.data import TokenDataset
-from pyro_ltm.distributed import current, share_of, whole
+from pyro_ltm.distributed import current, gathered, share_of
 from pyro_ltm.errors import UserError
 from pyro_ltm.runs.folder import (
     CONFIG,
@@ -72,21 +72,20 @@ class Checkpoint:
         tensors = weights | _prefixed(STATE, state.tensors)
         for kind, beside in self.others.items():
             tensors |= _prefixed(f"{kind}.", beside)
-        tensors = whole(tensors)
-        if not current().leads:
-            return lambda: None
-        self._take(tensors)
-        return lambda: self._write(meta, list(weights))
-
-    def _take(self, tensors: dict[str, Tensor]) -> None:
-        """Copies tensors into memory of the CPU that is this object's own."""
         for name in self._copy.keys() - tensors.keys():
             del self._copy[name]
-        for name, value in tensors.items():
-            ours = self._copy.get(name)
-            if ours is None or ours.shape != value.shape or ours.dtype != value.dtype:
-                ours = self._copy[name] = torch.empty_like(value, device="cpu", memory_format=torch.contiguous_format)
-            ours.copy_(value.detach())
+        for name, value in tensors.items():  # one after another, so that other processes hold one whole tensor at most
+            self._take(name, gathered(value.detach()))
+        return (lambda: self._write(meta, list(weights))) if current().leads else lambda: None
+
+    def _take(self, name: str, value: Tensor) -> None:
+        """Copies a tensor into memory of the CPU that is this object's own, where this is the process that writes."""
+        if not current().leads:
+            return
+        ours = self._copy.get(name)
+        if ours is None or ours.shape != value.shape or ours.dtype != value.dtype:
+            ours = self._copy[name] = torch.empty_like(value, device="cpu", memory_format=torch.contiguous_format)
+        ours.copy_(value)
 
     def _write(self, meta: CheckpointMeta, weights: list[str]) -> None:
         folder = self.run.folder

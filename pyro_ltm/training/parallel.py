@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pyro_ltm.config import Config
-from pyro_ltm.distributed import World, current, whole
+from pyro_ltm.distributed import World, current, gathered
 from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.inference.build import build, build_objective
 from pyro_ltm.optimizers.slow import SLOW_OPTIMIZERS
@@ -128,7 +128,9 @@ class Sharded(Parallel):
 
     def whole_run(self, run: Run) -> Run:  # noqa: D102
         model, loop = build(replace(run.config, compile=False), device=run.device)
-        trainable(model, loop.guide, loop.objective).load_state_dict(whole(run.trainable.state_dict()))
+        whole = trainable(model, loop.guide, loop.objective).state_dict()
+        for name, share in run.trainable.state_dict().items():
+            whole[name].copy_(gathered(share))
         return super().whole_run(replace(run, model=model, loop=loop))
 
     @contextmanager

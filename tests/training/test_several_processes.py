@@ -13,18 +13,22 @@ import pytest
 import torch
 from helpers.ranks import on_ranks
 from helpers.tiny_run import configure
+from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_ltm as ltm
 from pyro_ltm.config import SlowConfig
 from pyro_ltm.data import DataOrder, TokenDataset
-from pyro_ltm.distributed import current, sharing, whole
+from pyro_ltm.distributed import current, gathered, sharing
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference import Annealing, FastLoop, build
-from pyro_ltm.runs.folder import trainable
+from pyro_ltm.profiling.memory import peak_memory
+from pyro_ltm.runs.folder import TRAINER, trainable
 from pyro_ltm.runs.metrics import read_metrics
 from pyro_ltm.scores.estimate import plain
 from pyro_ltm.training import Stopped, Trainer, train_step
+from pyro_ltm.training.checkpoint import Checkpoint
+from pyro_ltm.training.optimizer_state import OptimizerState
 from pyro_ltm.training.parallel import parallel
 from pyro_ltm.training.step import SlowPass
 from pyro_ltm.training.trainer import slow_optimizer
@@ -173,7 +177,8 @@ def one_step(settings, decoder_only=False, kind="ddp"):
             report = train_step(
                 model, [mine], loop, optimizer, clip=0.0, seed=5, decoder_only=decoder_only, parallel=shared
             )
-        gradients = whole({name: value.grad for name, value in modules.named_parameters() if value.grad is not None})
+        learned = [(name, value) for name, value in modules.named_parameters() if value.grad is not None]
+        gradients = {name: gathered(value.grad) for name, value in learned}
         figures = [float(value) for value in (report.bound, report.distortion, report.rate, report.grad_norm)]
     return gradients, figures, fast.kinds, slow.kinds
 
@@ -237,6 +242,35 @@ def test_scores_are_those_of_one_process(tiny_run):
     for found in on_ranks(3, scores, tiny_run):
         for one, other in zip(found, expected, strict=True):
             assert_close(one, other, one)
+
+
+def saved(settings, data, out):
+    """Trains. Bytes that this process takes for each checkpoint at its peak, and the whole state at the last."""
+    snapshot, taken, states = Checkpoint.snapshot, [], []
+
+    def watched(self, counters):
+        writers = []
+        taken.append(peak_memory(lambda: writers.append(snapshot(self, counters))))
+        parts = {"": self.run.trainable.state_dict(), "optimizer.": OptimizerState.of(self.optimizer).tensors}
+        parts |= {f"{kind}.": tensors for kind, tensors in self.others.items()}
+        states.append({f"{kind}{name}": gathered(value) for kind in parts for name, value in parts[kind].items()})
+        return writers[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "snapshot", watched)
+        train(settings, data, out)
+    return taken, states[-1]
+
+
+def test_a_checkpoint_is_gathered_tensor_by_tensor_and_kept_by_the_first(tokens, tmp_path):
+    settings = ["slow.average=0.9", "slow.keep_best=true", "model.thoughts=4", "model.layers=4", FSDP]
+    (leader, state), (other, _) = on_ranks(2, saved, settings, tokens, tmp_path / "run")
+    written = load_file(tmp_path / "run" / TRAINER)
+    assert written.keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in written.items())
+    size = sum(value.nbytes for value in written.values())
+    for peak in (leader[0] - size, *leader[1:], *other):
+        assert peak < size / 3, "a tensor, and a few before it that gloo's thread has not let go of"
 
 
 def stopped(settings, data, out, rank, step):
