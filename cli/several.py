@@ -85,9 +85,13 @@ def share_of(total: int) -> int:
     return total if _world is None else _world.part(total).stop
 
 
-def of_leader(context: Callable[[], AbstractContextManager[Any]]) -> AbstractContextManager[Any]:
-    """`context()` in the first process; in the others, nothing."""
-    return context() if leads() else nullcontext()
+@contextmanager
+def of_leader(context: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """`context()` in the first process; the others have nothing of it, but begin the block no sooner."""
+    with context() if leads() else nullcontext():
+        if _world is not None:
+            _world.tell(None)
+        yield
 
 
 def only_leader() -> None:

@@ -195,11 +195,18 @@ def rows_of(run: Run, source: str, fitting: Fitting, reading: Reading, **more: A
         found = read_rows(run, source, fitting, reading=reading, progress=progress, say=note, **more)
     for line in remarks(found.read):
         note(line)
-    if found.earlier:
-        note(f"Went on from {found.earlier:,} sequences that an earlier process had fitted.")
+    say_went_on(found.earlier)
     if found.without_text:
         note(f"Documents without text, left out: {found.without_text:,}.")
     return found
+
+
+def say_went_on(earlier: int) -> None:
+    """How many sequences need no fit, because a process that was killed had done them."""
+    from .output import note
+
+    if earlier:
+        note(f"Went on from {earlier:,} sequences that an earlier process had fitted.")
 
 
 def show_points(title: str, found: Points, *, first: str = "thoughts") -> None:

@@ -126,7 +126,7 @@ def made_folder(out: Path) -> Iterator[None]:
 
 def _sweep_folders(out: Path) -> None:
     """Removes what killed processes left of new folders and old ones."""
-    for left_by_a_kill in _left(out, r"[0-9a-f]{12}\.(partial|old)"):
+    for left_by_a_kill in left(out, r"[0-9a-f]{12}\.(partial|old)"):
         shutil.rmtree(left_by_a_kill, ignore_errors=True)
 
 
@@ -140,7 +140,7 @@ def _put(new: Path, out: Path) -> None:
 
 def half_replaced(out: Path) -> list[Path]:
     """The folder that was `out` until a process was killed between the two renamings that replace it; newest first."""
-    return [] if os.path.lexists(out) else _left(out, r"[0-9a-f]{12}\.old")
+    return [] if os.path.lexists(out) else left(out, r"[0-9a-f]{12}\.old")
 
 
 def put_back(out: Path) -> None:
@@ -149,7 +149,7 @@ def put_back(out: Path) -> None:
         os.rename(old, out)
 
 
-def _left(path: Path, ending: str) -> list[Path]:
+def left(path: Path, ending: str) -> list[Path]:
     """Hidden neighbours of `path` that bear its name and this ending: what killed processes left. Newest first."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.{ending}")
     try:
@@ -161,7 +161,7 @@ def _left(path: Path, ending: str) -> list[Path]:
 
 def _sweep_temporaries(path: Path) -> None:
     """Removes the temporaries of `path` whose process is gone."""
-    for temporary in _left(path, r"\d+\.tmp"):
+    for temporary in left(path, r"\d+\.tmp"):
         if not process_lives(int(temporary.name.split(".")[-2])):
             if temporary.is_dir():
                 shutil.rmtree(temporary, ignore_errors=True)

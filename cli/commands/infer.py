@@ -21,7 +21,7 @@ from ..options import (
     run_argument,
     typed_options,
 )
-from ..thought_options import id_column_option
+from ..thought_options import id_column_option, say_went_on
 
 if TYPE_CHECKING:
     from pyro_ltm.data import Reading
@@ -60,35 +60,42 @@ def command(
     A document that is longer than the model reads is cut into consecutive sequences. The file holds `thoughts`
     [S, N, D], the posterior means; `state.*`, the fitted parameters; `bound_nats` [S], the bound on draws that no fit
     has seen; `tokens` [S]; `document` [S], the number of each sequence's document in the input, from 0, records without
-    text included; and in its header where they come from, with the id of each document.
+    text included; and in its header where they come from, with the id of each document. A command that was killed goes
+    on where it was, if it is given again.
     """
     if (text is None) == (source is None):
         raise click.UsageError("give either --text or --input")
     from pyro_ltm.data.sources import find_source, listed
     from pyro_ltm.distributed import sharing
+    from pyro_ltm.locks import locked
     from pyro_ltm.runs.documents import cut_documents, infer_documents, piece_of_text
+    from pyro_ltm.runs.partial_fits import PartialFits, key_of
 
     from ..output import emit, nats, note, say, show_next
     from ..progress import reporter
     from ..runs import check_thoughts_target, open_run
-    from ..several import only_leader
+    from ..several import of_leader, only_leader
     from ..sources import remarks
 
     check_thoughts_target(out)
     run = open_run(run_folder, common)
     found = None if source is None else find_source(source, dataclasses.replace(reading, id_column=id_column))
-    pieces = [piece_of_text(run, str(text))] if found is None else cut_documents(run, found.read(), found.spec)
-    seed = common.seed or 0
-    with reporter() as report, sharing():
-        count = report.counting("infer", None)
-        inferred = infer_documents(run, pieces, seed=seed, progress=lambda done: count(done, math.nan), **how)
-    only_leader()
-    read: dict[str, Any] = listed([found]) if found else {}
+    pieces = [piece_of_text(run, str(text))] if found is None else list(cut_documents(run, found.read(), found.spec))
+    steps, seed = run.loop.with_steps(how["fast_steps"]).steps, common.seed or 0
+    with of_leader(lambda: locked(out)), sharing():
+        kept = PartialFits(out, key_of((piece.tokens for piece in pieces), run.fingerprint, steps, seed), say=note)
+        with reporter() as report:
+            count = report.counting("infer", len(pieces))
+            how |= {"kept": kept, "progress": lambda done: count(done, math.nan)}
+            inferred = infer_documents(run, pieces, seed=seed, **how)
+        only_leader()
+        read: dict[str, Any] = listed([found]) if found else {}
+        meta = {**run.about, "fast_steps": steps, "seed": seed}
+        inferred.save(out, {**meta, "fingerprint": run.fingerprint, "input": source, **read})
+        PartialFits.clear(out)
+    say_went_on(kept.earlier)
     for line in remarks(read):
         note(line)
-    steps = run.loop.with_steps(how["fast_steps"]).steps
-    meta = {**run.about, "fast_steps": steps, "seed": seed}
-    inferred.save(out, {**meta, "fingerprint": run.fingerprint, "input": source, **read})
     if (named := len(inferred.named)) < len(inferred.documents):
         note(f"The file names the first {named:,} documents; `document` numbers all of them.")
     documents, sequences, tokens = len(inferred.documents), len(inferred.texts), inferred.tokens

@@ -163,17 +163,17 @@ def infer_documents(
         group = list(itertools.islice(left, batch_size))
         if not group:
             break
-        places = torch.arange(len(texts), len(texts) + len(group))
-        tensors = kept.take(len(texts), len(group)) if kept else {}
-        if not tensors and number % shared.size == shared.rank:
-            batch = Batch.from_lists([one.tokens for one in group], pad=run.tokenizer.end_of_text)
-            # Keyed by a sequence's place in the input, or not at all, so that batches change nothing.
-            batch = dataclasses.replace(batch, ids=torch.zeros_like(places) if same_noise else places).to(run.device)
-            tensors = _fit(run, batch, fast_steps, seed, places if draw else None)
-            tensors = {name: value for name, value in tensors.items() if states or not name.startswith("state.")}
-        if kept:
-            kept.add(tensors)
-        if tensors:
+        if number % shared.size == shared.rank:
+            tensors = kept.take(len(texts), len(group)) if kept else {}
+            if not tensors:
+                places = torch.arange(len(texts), len(texts) + len(group))
+                batch = Batch.from_lists([one.tokens for one in group], pad=run.tokenizer.end_of_text)
+                # Keyed by a sequence's place in the input, or not at all, so that batches change nothing.
+                batch = dataclasses.replace(batch, ids=torch.zeros_like(places) if same_noise else places)
+                tensors = _fit(run, batch.to(run.device), fast_steps, seed, places if draw else None)
+                tensors = {name: value for name, value in tensors.items() if states or not name.startswith("state.")}
+                if kept:
+                    kept.add(len(texts), tensors)
             fits.append((number, tensors | {"document": torch.tensor([one.number for one in group])}))
         texts += [continuation(run.tokenizer, one.tokens[:1], one.tokens[1:])[:SHOWN] for one in group]
         for one in group:

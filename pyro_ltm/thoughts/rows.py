@@ -10,7 +10,6 @@ from typing import Any
 from pyro_ltm.data import Document, Reading
 from pyro_ltm.data.readers.fields import no_column
 from pyro_ltm.data.sources import find_source, listed
-from pyro_ltm.distributed import team
 from pyro_ltm.errors import UserError, warn
 from pyro_ltm.runs import Run
 from pyro_ltm.runs.documents import check_thinks, cut_documents
@@ -107,8 +106,7 @@ def read_rows(
     if out is not None:
         check_room(out, pieces)
         about = (run.fingerprint, fitting.about(run), draw)
-        if team().size == 1:  # what one of several processes has fitted are not the first
-            kept = PartialFits(out, key_of((piece.tokens for piece in pieces), *about), say=say)
+        kept = PartialFits(out, key_of((piece.tokens for piece in pieces), *about), say=say)
     rows = embed_pieces(
         fitted,
         pieces,

@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.kills import eager
 from helpers.processes import Forked
 from helpers.ranks import environments
 from safetensors.torch import load_file
+
+from pyro_ltm.runs.partial_fits import PartialFits
 
 PATIENCE = 250
 
@@ -25,7 +28,7 @@ LOST = "Error: another process of this command has ended before its time; a trai
 
 
 class Ranks:
-    """The command line in several processes; `file_size` is that of the first alone, `first` of the others."""
+    """The command line in several processes; `file_size` is that of the first alone."""
 
     def __init__(self, *arguments, size=2, file_size=None, first=None):
         self.processes = []
@@ -33,8 +36,15 @@ class Ranks:
             with pytest.MonkeyPatch.context() as patch:
                 for name, value in environment.items():
                     patch.setenv(name, value)
-                options = {"first": first} if self.processes else {"file_size": file_size}
-                self.processes.append(Forked(*arguments, **options))
+                self.processes.append(Forked(*arguments, first=first, file_size=None if self.processes else file_size))
+
+    def kill(self):
+        """Kills all of them; whether they ran still."""
+        ran = all(process.poll() is None for process in self.processes)
+        for process in self.processes:
+            process.kill()
+        assert set(self.end()[0]) <= {0, -9}
+        return ran
 
     def end(self):
         """Exit codes, and what all of them said on stdout, and on stderr."""
@@ -60,6 +70,13 @@ def command(settings, trained, tmp_path):
     return ["train", "--data", trained / "data", "--out", tmp_path / "run", *changed]
 
 
+@pytest.fixture
+def documents(text, tmp_path_factory):
+    path = tmp_path_factory.mktemp("documents") / "a.txt"
+    path.write_text("\n\n".join(text.read_text().splitlines()[:40]))
+    return path
+
+
 def rows(out):
     path = out / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
@@ -83,8 +100,9 @@ def connect_slowly():
 
     def slowly(*arguments, **options):
         connect(*arguments, **options)
-        time.sleep(0.5)  # as if the last connection took so long
-        Path("connected").touch()
+        if os.environ["RANK"] == "1":
+            time.sleep(0.5)  # as if the last connection took so long
+            Path("connected").touch()
 
     dist.init_process_group = slowly
 
@@ -173,6 +191,40 @@ def test_scored_and_fitted_together(own_run, trained, ask, tmp_path):
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def fits_of(name, trained, text, out, steps=2):
+    """A command that fits thoughts to 20 batches of documents."""
+    words = [name, trained, {"infer": "--input", "embed": "--data"}[name], text, "--batch-size", 2]
+    return [*words, "--fast-steps", steps, "--out", out]
+
+
+def held_up():
+    """Each process keeps two batches of fits, and then gets no further."""
+    eager()
+    add = PartialFits.add
+
+    def add_and_wait(self, first, fits):
+        add(self, first, fits)
+        time.sleep(PATIENCE if first >= 4 else 0)
+
+    PartialFits.add = add_and_wait
+
+
+def test_fits_of_two_that_were_killed_are_not_done_again(trained, documents, ask, tmp_path):
+    """What each of them had done is kept in its own file, and the table is that of one that nobody disturbed."""
+    words = fits_of("embed", trained, documents, tmp_path / "e.safetensors")
+    kept = tmp_path / ".e.safetensors.fits", tmp_path / ".e.safetensors.1.fits"
+    ranks = Ranks(*words, first=held_up)
+    wait_until(lambda: all(one.exists() and len(load_file(one)["places"]) == 4 for one in kept), *ranks.processes)
+    assert ranks.kill()
+    codes, _, err = Ranks(*words).end()
+    assert codes == [0, 0], err
+    assert err.count("Went on from 8 sequences that an earlier process had fitted.") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["e.safetensors"]
+    ask(*fits_of("embed", trained, documents, tmp_path / "alone.safetensors"))
+    ours, theirs = (load_file(tmp_path / f"{which}.safetensors") for which in ("e", "alone"))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
 def wait_until(true, *processes):
     deadline = time.monotonic() + PATIENCE
     while not true():
@@ -213,9 +265,7 @@ def test_a_study_of_two_is_killed_and_gone_on_with_by_one(trained, settings, ask
     second = tmp_path / "s" / "runs" / "ltm--seed=0"
     ranks = Ranks(*words, tmp_path / "s")
     wait_until((second / "trainer.safetensors").exists, *ranks.processes)
-    for process in ranks.processes:
-        process.kill()
-    ranks.end()
+    ranks.kill()
     first = json.loads((tmp_path / "s" / "runs" / "ltm--fast.steps=1--seed=0" / "cell.json").read_text())
     assert first["machine"]["processes"] == 2
     found, alone = (ask(*words, tmp_path / name)["cells"] for name in ("s", "alone"))
@@ -267,10 +317,7 @@ def test_killed_at_any_moment_it_goes_on_in_any_number(name, kind, trained, sett
     for size in (2, 1, 2, 1, 2):
         ranks = Ranks(*words, tmp_path / "killed", size=size)
         time.sleep(draw.uniform(0.1, 0.4) * seconds)
-        hits += all(process.poll() is None for process in ranks.processes)
-        for process in ranks.processes:
-            process.kill()
-        assert set(ranks.end()[0]) <= {0, -9}
+        hits += ranks.kill()
     print(f"{name}, {kind}: {hits} of 5 kills hit processes that ran")
     assert hits, "all came too late: the command had ended"
     key = {"compare": "pairs", "scale": "cells"}[name]
@@ -279,6 +326,29 @@ def test_killed_at_any_moment_it_goes_on_in_any_number(name, kind, trained, sett
         for other in others:
             level = row["elbo" if name == "compare" else "bound"]["nats_per_token"]
             assert other["elbo" if name == "compare" else "bound"]["nats_per_token"] == pytest.approx(level, rel=1e-5)
+    assert [path.name for path in tmp_path.rglob(".*")] == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["infer", "embed"])
+def test_fits_killed_at_any_moment_go_on_in_any_number(name, trained, documents, ask, tmp_path):
+    """To the bit as one process that nobody disturbed has them."""
+    Ranks("--version").end()  # the first starts what the others are forked from
+    began = time.monotonic()
+    codes, _, err = Ranks(*fits_of(name, trained, documents, tmp_path / "whole.safetensors", 10), first=eager).end()
+    assert codes == [0, 0], err
+    draw, seconds, hits = random.Random(name), time.monotonic() - began, 0
+    words = fits_of(name, trained, documents, tmp_path / "killed.safetensors", 10)
+    for size in (2, 1, 3, 2, 1):
+        ranks = Ranks(*words, size=size, first=eager)
+        time.sleep(draw.uniform(0.2, 0.7) * seconds)
+        hits += ranks.kill()
+    print(f"{name}: {hits} of 5 kills hit processes that ran")
+    assert hits, "all came too late: the command had ended"
+    ask(*words)
+    ask(*fits_of(name, trained, documents, tmp_path / "alone.safetensors", 10))
+    killed, whole, alone = (load_file(tmp_path / f"{which}.safetensors") for which in ("killed", "whole", "alone"))
+    assert all(torch.equal(killed[key], alone[key]) and torch.equal(whole[key], alone[key]) for key in alone)
     assert [path.name for path in tmp_path.rglob(".*")] == []
 
 
