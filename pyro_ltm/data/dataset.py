@@ -162,7 +162,7 @@ class _Part:
     def __init__(self, folder: TokenFolder, split: str):
         self.folder, self._split, self.counts = folder, split, folder.own["splits"][split]
         self._stream: Shards = folder.shards(split)
-        self._index = folder.index(split)
+        self._index, self._index_is_checked = folder.index(split), False
 
     def __len__(self) -> int:
         return int(self.counts["sequences"])
@@ -185,6 +185,9 @@ class _Part:
         """Where in the stream each sequence starts, and how many targets it has; int64 [B] each."""
         if self._index is not None:
             check_whole(self._index, self.folder.path / index_name(self._split))
+            if not self._index_is_checked:
+                self.folder.check_large(index_name(self._split))
+                self._index_is_checked = True
             spans = np.asarray(self._index[rows], dtype=np.int64)
             return spans[:, 0], spans[:, 1]
         starts = rows * self.folder.sequence_length

@@ -42,12 +42,16 @@ from pyro_ltm.data.manifest import (
 )
 from pyro_ltm.data.shards import Shards, ids_problem, index_problem
 from pyro_ltm.data.tokenizer import Tokenizer
-from pyro_ltm.errors import UserError
+from pyro_ltm.errors import UserError, one_line
 from pyro_ltm.locks import recover
 from pyro_ltm.reading import read_npy
 
 CHECKED = 1 << 26
-"""Files of up to so many bytes are read in full when a folder is opened (milliseconds), larger ones only sized."""
+"""Files of up to so many bytes are read in full when a folder is opened (milliseconds), larger ones before the first
+look at what they hold."""
+
+_sound: set[tuple[Path, str, int, int]] = set()
+"""Large files that this process has found undamaged: path, SHA-256, size and time of the last change."""
 
 COUNTED = (
     *("sources", "splits", "files_read", "files_skipped"),
@@ -83,6 +87,8 @@ class TokenFolder:
     def open(cls, path: str | Path) -> TokenFolder:
         """The prepared folder at `path`, its sizes checked, and the contents of files of up to `CHECKED` bytes.
 
+        Larger files are checked before the first look at what they hold (`check_large`).
+
         Raises:
             UserError: it is missing, not a prepared folder, of a newer version, or damaged.
         """
@@ -115,6 +121,8 @@ class TokenFolder:
     ) -> None:
         """Reads the files, or those of up to `limit` bytes, or those of more than `above`.
 
+        Of large ones those that this process has read before, and that nobody wrote since, are not read again.
+
         Args:
             report: called with the files and the bytes read so far.
 
@@ -126,11 +134,34 @@ class TokenFolder:
             for name, entry in part.own["files"].items():
                 if entry["bytes"] <= above or not part._is_small(name, limit):
                     continue
-                if sha256(part.path / name) != entry["sha256"]:
-                    raise damaged(part.path, f"{name} is not what was written")
+                check = part._check_file if part._is_small(name, CHECKED) else part.check_large
+                check(name)
                 files, size = files + 1, size + entry["bytes"]
                 if report is not None:
                     report(files, size)
+
+    def check_large(self, name: str) -> None:
+        """Reads a file in full, if it is large and this process has not. Raises UserError: not what was written."""
+        if not self._is_small(name, CHECKED) and (now := self._as_it_is(name)) not in _sound:
+            self._check_file(name)
+            _sound.add(now)
+
+    def trust(self) -> None:
+        """Takes the large files as undamaged: another process of the same command has read them."""
+        for part in (self, *self.appended):
+            _sound.update(part._as_it_is(name) for name in part.own["files"])
+
+    def _check_file(self, name: str) -> None:
+        if sha256(self.path / name) != self.own["files"][name]["sha256"]:
+            raise damaged(self.path, f"{name} is not what was written")
+
+    def _as_it_is(self, name: str) -> tuple[Path, str, int, int]:
+        """As in `_sound`."""
+        try:
+            now = (self.path / name).stat()
+        except OSError as error:
+            raise damaged(self.path, f"{name} cannot be read: {one_line(error)}") from None
+        return self.path.absolute() / name, self.own["files"][name]["sha256"], now.st_size, now.st_mtime_ns
 
     def check_contents(self, limit: int | None = None) -> None:
         """Goes through every token id and sequence, or through those in files of up to `limit` bytes.
@@ -210,7 +241,8 @@ class TokenFolder:
 
     def shards(self, split: str) -> Shards:
         """The token ids of a split in its own files."""
-        return Shards([self.path / name for name in stream_names(split, self.own["files"])], self.dtype)
+        names = stream_names(split, self.own["files"])
+        return Shards([self.path / name for name in names], self.dtype, self.check_large)
 
     def stream(self, split: str) -> npt.NDArray[Any]:
         """The token ids of a split in its own files as one array, read-only: memory-mapped, or a copy of many files."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,14 @@ class Shards:
     """Token ids [n] that lie in one file after the other: memory-mapped at single places, read where a slice is asked.
 
     What a process maps counts as its memory once it was looked at, so whoever goes through all of it asks for slices.
+
+    Args:
+        check: called with the name of each file before the first look at what it holds.
     """
 
-    def __init__(self, paths: Sequence[Path], dtype: np.dtype[Any]):
-        self._paths, self._dtype = paths, dtype
+    def __init__(self, paths: Sequence[Path], dtype: np.dtype[Any], check: Callable[[str], None] | None = None):
+        self._paths, self._dtype, self._check = paths, dtype, check
+        self._unchecked = set(range(len(paths))) if check else set[int]()
         self._mapped: list[npt.NDArray[Any]] = [np.memmap(path, dtype=dtype, mode="r") for path in paths]
         self._ends = np.cumsum([len(part) for part in self._mapped], dtype=np.int64)
 
@@ -34,28 +38,36 @@ class Shards:
         """The ids at `places`, whole numbers of any shape, or a slice of them without steps.
 
         Raises:
-            UserError: a file of the slice was cut short or taken away after it had been opened.
+            UserError: a file of them is not what was written, or was cut short or taken away after it had been opened.
         """
         if isinstance(places, slice):
             return self._read(*places.indices(len(self))[:2])
         if len(self._mapped) == 1:
             check_whole(self._mapped[0], self._paths[0])
+            self._check_first(0)
             return np.asarray(self._mapped[0][places])
         found = np.empty(places.shape, dtype=self._dtype)
         shards = np.searchsorted(self._ends, places, side="right")
         for shard in np.unique(shards):
             inside = shards == shard
             check_whole(self._mapped[shard], self._paths[shard])
+            self._check_first(int(shard))
             found[inside] = self._mapped[shard][places[inside] - self._start(shard)]
         return found
 
     def whole(self) -> npt.NDArray[Any]:
         """All of it as one array, which cannot be written to: mapped where it is one file, else a copy."""
         if len(self._mapped) == 1:
+            self._check_first(0)
             return self._mapped[0]
         copy = self[:]
         copy.flags.writeable = False
         return copy
+
+    def _check_first(self, shard: int) -> None:
+        if shard in self._unchecked and self._check is not None:
+            self._check(self._paths[shard].name)
+            self._unchecked.discard(shard)
 
     def _start(self, shard: int) -> int:
         return int(self._ends[shard]) - len(self._mapped[shard])
@@ -66,6 +78,7 @@ class Shards:
             first = self._start(shard)
             low, high = max(start, first), min(end, int(self._ends[shard]))
             if low < high:
+                self._check_first(shard)
                 try:
                     part = np.fromfile(path, self._dtype, high - low, offset=(low - first) * self._dtype.itemsize)
                 except OSError as error:

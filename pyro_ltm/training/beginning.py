@@ -67,6 +67,7 @@ def follow(out: Path, known: Config, device: str) -> Run:
     config = replace(with_known(load_config(out), known), distributed=beginning.distributed)
     model, loop = build(config, device=device)
     data = open_data(out, "train")
+    data.folder.trust()
     run = Run(out, config, model, loop, data.tokenizer, 0)
     if not beginning.trained:
         load_weights(run.trainable, read_tensors(out / MODEL, WeightsMeta)[0], out / MODEL)

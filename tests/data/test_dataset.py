@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -181,13 +182,35 @@ def test_damaged_meta(refused, prepared: TokenFolder) -> None:
     assert "damaged: not valid JSON" in refused(TokenDataset, prepared.path)
 
 
-def test_large_files_are_read_in_full_only_when_asked(refused, prepared: TokenFolder, monkeypatch) -> None:
+@pytest.mark.parametrize("name", ["train.bin", "train.index.npy"])
+def test_large_files_are_read_in_full_before_they_are_looked_into(name, refused, documents, monkeypatch) -> None:
+    """And once only: not again until somebody writes them."""
     monkeypatch.setattr(folder, "CHECKED", 10)
-    content = bytearray((prepared.path / "train.bin").read_bytes())
-    content[4] ^= 1
-    (prepared.path / "train.bin").write_bytes(content)
-    opened = TokenFolder.open(prepared.path)
-    assert "train.bin is not what was written" in refused(opened.verify)
+    read: list[str] = []
+    digest = folder.sha256
+    monkeypatch.setattr(folder, "sha256", lambda path: read.append(path.name) or digest(path))
+    for _ in range(2):
+        TokenDataset(documents.path).batch([0, 1])
+    documents.verify()
+    assert sorted(read) == ["tokenizer.json", "train.bin", "train.index.npy"]
+    content = bytearray((documents.path / name).read_bytes())
+    content[-1] ^= 1
+    (documents.path / name).write_bytes(content)
+    opened = TokenFolder.open(documents.path)
+    assert f"{name} is not what was written" in refused(TokenDataset(opened).batch, [0])
+    assert f"{name} is not what was written" in refused(opened.verify)
+
+
+def test_a_bit_of_a_file_that_is_large(refused, tmp_path: Path, small_tokenizer: Tokenizer) -> None:
+    (tmp_path / "a.txt").write_text("cats and dogs")
+    options = {"tokenizer": small_tokenizer, "validation_fraction": 0, "sequence_length": 8}
+    small, tokens = prepare([str(tmp_path / "a.txt")], tmp_path / "small", **options), folder.CHECKED // 2
+    path = lie(small, tmp_path / "large", ids=np.zeros(tokens + 1, "<u2"), sequences=tokens // 8, tokens=tokens)
+    assert TokenDataset(path).batch([0]).inputs.sum() == 0
+    with open(path / "train.bin", "r+b") as file:
+        file.seek(-9, os.SEEK_END)
+        file.write(b"\x01")
+    assert "train.bin is not what was written" in refused(TokenDataset(path).batch, [0])
 
 
 def test_stored_tokens_cannot_be_written(prepared: TokenFolder) -> None:
@@ -225,14 +248,18 @@ def lie(honest: TokenFolder, path: Path, *, index: object = None, ids: object = 
     return path
 
 
-def test_a_folder_that_lies(refused, tmp_path: Path, small_tokenizer: Tokenizer, monkeypatch) -> None:
-    """When it is opened; of files that are too large for that, when the sequences are read."""
+@pytest.fixture
+def documents(tmp_path: Path, small_tokenizer: Tokenizer) -> TokenFolder:
+    """Of a train split alone, packed by documents."""
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "cats and dogs " * n}) + "\n" for n in range(1, 9)))
+    options = {"sequence_length": 8, "packing": "document", "validation_fraction": 0}
+    return prepare([str(tmp_path / "a.jsonl")], tmp_path / "document", tokenizer=small_tokenizer, **options)
+
+
+def test_a_folder_that_lies(refused, documents: TokenFolder, tmp_path: Path, small_tokenizer, monkeypatch) -> None:
+    """When it is opened; of files that are too large for that, when the sequences are read."""
     options = {"tokenizer": small_tokenizer, "sequence_length": 8, "validation_fraction": 0}
-    documents, streams = (
-        prepare([str(tmp_path / "a.jsonl")], tmp_path / packing, packing=packing, **options)
-        for packing in ("document", "contiguous")
-    )
+    streams = prepare([str(tmp_path / "a.jsonl")], tmp_path / "contiguous", packing="contiguous", **options)
     counts, index, ids = (
         documents.meta["splits"]["train"],
         np.array(documents.index("train")),

@@ -104,7 +104,11 @@ def test_a_damaged_shard_is_named(refused, source: str, options: dict, tmp_path:
     monkeypatch.setattr("pyro_ltm.data.folder.CHECKED", 10)
     monkeypatch.setattr("pyro_ltm.data.preparation.CHECKED", 10)
     data = TokenDataset(folder.path)  # too large to be read when it is opened
+    for read in (lambda: list(data.target_chunks()), lambda: data.batch(range(len(data)))):
+        assert "train.0002.bin is not what was written" in refused(read)
     assert "train.0002.bin is not what was written" in refused(check, folder.path)
+    shard.write_bytes(content)
+    everything(data)
     shard.write_bytes(content[:40])
     assert "train.0002.bin was cut short while it was read" in refused(list, data.target_chunks())
     shard.unlink()

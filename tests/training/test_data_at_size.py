@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from helpers.tiny_run import BIRDS, configure
 
 import pyro_ltm as ltm
+from pyro_ltm.comparison.posteriors import compare_run
 from pyro_ltm.data import TokenDataset, TokenFolder, append, prepare
 from pyro_ltm.errors import UserError
 from pyro_ltm.runs.data import open_data
@@ -69,6 +71,25 @@ def test_large_files_are_read_in_full_before_training(text: str, tmp_path: Path,
     with pytest.raises(UserError, match=r"tokens: damaged: train\.bin is not what was written; prepare the data again"):
         ltm.train(configure("slow.steps=3"), resume=True, **options)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
+
+
+def test_large_files_are_read_in_full_before_they_are_scored(text: str, tmp_path: Path, monkeypatch) -> None:
+    folder = prepare([text], tmp_path / "tokens", **SETTINGS)
+    run = ltm.train(configure("slow.steps=1"), data=folder.path, out=tmp_path / "run")
+    monkeypatch.setattr("pyro_ltm.data.folder.CHECKED", 100)
+    (folder.path / "train.bin").write_bytes(bytes((folder.path / "train.bin").stat().st_size))  # which no score reads
+    run.evaluate(sequences=2, particles=2)
+    content = bytearray((folder.path / "validation.bin").read_bytes())
+    content[-1] ^= 1
+    (folder.path / "validation.bin").write_bytes(content)
+    run = Run.load(tmp_path / "run")
+    for score in (
+        run.evaluate,
+        run.evaluate_prefix,
+        partial(compare_run, run, guides=["mean-field"], objectives=["elbo"]),
+    ):
+        with pytest.raises(UserError, match=r"tokens: damaged: validation\.bin is not what was written; prepare the"):
+            score(sequences=2, particles=2)
 
 
 def test_a_stream_is_read_as_far_as_the_run_goes(text: str, tmp_path: Path, monkeypatch) -> None:
