@@ -44,12 +44,14 @@ class Text:
     ) -> TokenFolder:
         """The folder of tokens to train on: the one named, the own one of the run `out`, or one prepared there now.
 
-        Of one that was appended to since the run began: as it was then.
+        Of one that was appended to since the run began: as it was then. A run that goes on with the text that it began
+        with, as whoever starts it again after a fault has it do, takes the same options and reads nothing.
         """
         sources = sources_of(self.data)
         ready = len(sources) == 1 and is_token_folder(sources[0])
         recorded = going_on and (out / DATA).exists()
-        if (ready or recorded) and (self.tokenizer or self.stream or self.reading not in (None, Reading())):
+        given = self.tokenizer or self.stream or self.reading not in (None, Reading())
+        if given and (ready or (recorded and not sources)):
             raise UserError(
                 "a tokenizer, a way of reading or --stream is of use only for text that is prepared now: "
                 f"{sources[0] if ready else out} has its tokens already; leave it out"
@@ -58,7 +60,7 @@ class Text:
             named, note = TokenFolder.open(sources[0]), data_note(out) if going_on else None
             return (note and named.as_of(note.fingerprint)) or named
         if recorded:
-            return _recorded(out, sources)
+            return self._recorded(out, sources)
         if not sources:
             raise UserError(f"{out / DATA}: missing; name the data with --data")
         with own_data(out) as place:
@@ -74,17 +76,24 @@ class Text:
                 sequences=config.slow.steps * config.slow.sequences if self.stream else 0,
             )
 
+    def _recorded(self, out: Path, sources: Sequence[str]) -> TokenFolder:
+        """The data that the run `out` learns from. Raises UserError where others are named, or read otherwise."""
+        folder = open_data(out, "train").folder
+        known, column = [str(source) for source in folder.meta["sources"]], folder.meta.get("text_column")
+        wrong = ""
+        if sources and set(map(_whole_path, sources)) != set(map(_whole_path, known)):
+            wrong = f"from {', '.join(known)}, not from {', '.join(sources)}: leave --data out"
+        elif self.tokenizer and _loaded(self.tokenizer).fingerprint != folder.meta["tokenizer"]:
+            wrong = "by another tokenizer than this: leave --tokenizer out"
+        elif self.reading and column and self.reading.text_column not in (None, column):
+            wrong = f"from the column {column}, not from {self.reading.text_column}: leave --text-column out"
+        if wrong:
+            raise UserError(f"{out}: learns {wrong} to go on, or begin another run with --init-from {out}")
+        return folder
 
-def _recorded(out: Path, sources: Sequence[str]) -> TokenFolder:
-    """The data that the run `out` learns from. Raises UserError where `sources` names others."""
-    folder = open_data(out, "train").folder
-    known = [str(source) for source in folder.meta["sources"]]
-    if sources and set(map(_whole_path, sources)) != set(map(_whole_path, known)):
-        raise UserError(
-            f"{out}: learns from {', '.join(known)}, not from {', '.join(sources)}: leave --data out to go on, or "
-            f"begin another run with --init-from {out}"
-        )
-    return folder
+
+def _loaded(tokenizer: str | Path | Tokenizer) -> Tokenizer:
+    return tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
 
 
 def _whole_path(source: str) -> str:

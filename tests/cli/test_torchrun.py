@@ -276,6 +276,52 @@ def test_a_study_of_two_is_killed_and_gone_on_with_by_one(trained, settings, ask
         assert [look["step"] for look in cell["curve"]] == [look["step"] for look in other["curve"]]
 
 
+def weights_of(out):
+    return [load_file(out / name) for name in ("model.safetensors", "trainer.safetensors")]
+
+
+def kill_and_go_on(words, step):
+    """Two processes, killed after a step, and the same command again."""
+    ranks = Ranks(*words)
+    wait_for_step(step, words[words.index("--out") + 1], *ranks.processes)
+    assert ranks.kill()
+    codes, _, err = Ranks(*words).end()
+    assert codes == [0, 0], err
+    assert "goes on from step" in err
+
+
+def streamed(text, folder, settings):
+    """A command that trains on the first sequences of a text, by the path that it writes."""
+    lines = folder / "lines.jsonl"
+    lines.write_text("".join(json.dumps({"text": line}) + "\n" for line in text.read_text().splitlines()))
+    changed = settings(**{"slow.steps": 16, "slow.save_every": 1, "slow.eval_every": 0})
+    return lambda out: ["train", "--data", lines, "--stream", "--resume", *changed, "--out", out]
+
+
+def test_a_stream_of_two_that_were_killed_has_the_losses_of_one(text, settings, invoke, tmp_path):
+    words = streamed(text, tmp_path, settings)
+    kill_and_go_on(words(tmp_path / "two"), 4)
+    assert invoke(*words(tmp_path / "one")).exit_code == 0
+    ours, theirs = (
+        [row["bound_nats_per_token"] for row in rows(tmp_path / name) if row["kind"] == "train"]
+        for name in ("two", "one")
+    )
+    assert len(theirs) == 16
+    assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+@pytest.mark.long
+def test_a_stream_of_two_goes_on_to_the_bit(text, settings, tmp_path):
+    words = streamed(text, tmp_path, settings)
+    assert Ranks(*words(tmp_path / "whole")).end()[0] == [0, 0]
+    for step in (2, 9):
+        kill_and_go_on(words(tmp_path / f"killed at {step}"), step)
+        for killed, whole in zip(
+            weights_of(tmp_path / f"killed at {step}"), weights_of(tmp_path / "whole"), strict=True
+        ):
+            assert all(torch.equal(killed[name], value) for name, value in whole.items())
+
+
 def torchrun(*arguments, processes=2, restarts=0):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
     command += ["--max-restarts", restarts, "-m", "pyro_ltm_cli", *arguments]

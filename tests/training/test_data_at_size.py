@@ -12,7 +12,7 @@ from helpers.tiny_run import BIRDS, configure
 
 import pyro_ltm as ltm
 from pyro_ltm.comparison.posteriors import compare_run
-from pyro_ltm.data import TokenDataset, TokenFolder, append, prepare
+from pyro_ltm.data import Reading, TokenDataset, TokenFolder, Tokenizer, append, prepare
 from pyro_ltm.errors import UserError
 from pyro_ltm.runs.data import open_data
 from pyro_ltm.runs.run import Run
@@ -97,6 +97,8 @@ def test_a_stream_is_read_as_far_as_the_run_goes(text: str, tmp_path: Path, monk
     steps, size = 5, 3
     config = configure(f"slow.steps={steps}", f"slow.batch_size={size}", "slow.accumulate=2")
     run = ltm.train(config, data=text, out=tmp_path / "run", stream=True)
+    again = ltm.train(None, data=text, out=tmp_path / "run", stream=True, resume=True, tokenizer=run.tokenizer)
+    assert_same(run, again)
     needed = steps * size * 2
     assert needed <= len(run.dataset("train")) < len(TokenDataset(prepare([text], tmp_path / "all", **SETTINGS))) / 2
     prepared = prepare([text], tmp_path / "first", sequences=needed, **SETTINGS)
@@ -104,3 +106,9 @@ def test_a_stream_is_read_as_far_as_the_run_goes(text: str, tmp_path: Path, monk
     assert_same(run, ltm.train(config, data=prepared.path, out=tmp_path / "again"))
     with pytest.raises(UserError, match="--stream is of use only for text that is prepared now"):
         ltm.train(config, data=prepared.path, out=tmp_path / "other", stream=True)
+    for options, says in (
+        ({"tokenizer": Tokenizer.train(["other words, other words"], 260)}, "learns by another tokenizer than this"),
+        ({"reading": Reading(text_column="body")}, "learns from the column text, not from body"),
+    ):
+        with pytest.raises(UserError, match=says):
+            ltm.train(None, data=text, out=tmp_path / "run", resume=True, **options)
