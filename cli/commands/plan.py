@@ -170,6 +170,7 @@ def _report(plan: Plan, name: str, epochs: float | None, as_json: bool) -> None:
     rows.append(["all of it", *(size_of(sum(parts.values())) for parts in phases.values())])
     show_table(f"{name} on {on}, {plan.config.dtype}: memory of each device", ["", *phases], rows)
     _say_whether_it_fits(plan)
+    say(f"Checkpoints are written from a copy of {size_of(plan.copy_bytes)} in the first process's main memory.")
     if plan.count > 1:
         show_table("Sharing", ["distributed.kind", "memory at the peak", "fits", "sent in a step", "for"], _kinds(plan))
         say("Sent by each device once in a slow step; fast steps send nothing.")

@@ -28,6 +28,7 @@ from pyro_ltm.training.parallel import check_shares
 
 GATHERED, RECORDED = "weights, gathered", "recorded fast loop"
 AVERAGE, BEST = "average of the weights", "weights of the best validation"
+COPY = "copy that checkpoints are written from"
 
 USABLE = 0.9
 """Share of a device's memory that a training may take: the rest is for the driver, for gaps that the allocator leaves,
@@ -46,7 +47,7 @@ class Sharing:
 
     Attributes:
         kind: `ddp` or `fsdp`, as `distributed.kind`.
-        phases: by phase, bytes of each part at the phase's peak.
+        phases: by phase, bytes of each part at the phase's peak; on CPUs of the first process, which keeps the copy.
         sent_bytes: that a device sends in a slow step; a fast step sends nothing.
         send_seconds: that takes, at the link's rate; None where that is not known.
         fits: whether the peak is within `USABLE` of the device's memory.
@@ -76,6 +77,7 @@ class Plan:
     Attributes:
         count, device: on what. config: of the training, with the precision that the device computes in.
         sharings: by kind; for one device the first alone counts.
+        copy_bytes: of main memory, that the first process keeps to write checkpoints from.
         micro_batch, micro_batches: sequences in a micro-batch of a process, and how many it has in a slow step.
         fast_operations, slow_operations: of a fast step, and of the rest, of a micro-batch.
         step_tokens: targets that a slow step reads. steps: of the run.
@@ -89,6 +91,7 @@ class Plan:
     device: Device
     config: Config
     sharings: dict[str, Sharing]
+    copy_bytes: int
     micro_batch: int
     micro_batches: int
     fast_operations: int
@@ -178,6 +181,7 @@ def plan_training(config: Config, count: int, device: Device, pace: Pace | None 
         device=device,
         config=config,
         sharings=sharings,
+        copy_bytes=_copied(found, config),
         micro_batch=local.slow.batch_size,
         micro_batches=local.slow.accumulate,
         fast_operations=found.fast_operations,
@@ -223,6 +227,8 @@ def _sharing(found: Simulation, config: Config, count: int, device: Device, kind
     if kind == "fsdp":
         phases = {phase: _sharded(parts, found, config, count, phase) for phase, parts in phases.items()}
         sent = weights + found.learned_bytes  # gathered once, and the gradients scattered
+    if device.kind == "cpu":
+        phases = {phase: {**parts, COPY: _copied(found, config)} for phase, parts in phases.items()}
     sent = round(sent * (count - 1) / count)  # of a ring, which each piece of them leaves out one device of
     peak = max(sum(parts.values()) for parts in phases.values())
     send = sent / device.link_bytes if device.link_bytes else None
@@ -241,6 +247,16 @@ def _parts(found: Simulation, config: Config, phase: str, records: bool) -> dict
     return parts
 
 
+def _is_saved(part: str) -> bool:
+    """Whether a checkpoint has it, and FSDP shares it."""
+    return part in (WEIGHTS, AVERAGE, BEST) or part.startswith(OPTIMIZER)
+
+
+def _copied(found: Simulation, config: Config) -> int:
+    """Bytes of a checkpoint."""
+    return sum(size for part, size in _parts(found, config, SLOW, records=False).items() if _is_saved(part))
+
+
 def _records(found: Simulation, config: Config, device: Device) -> bool:
     """Whether the fast loop is recorded, and its memory taken from then on."""
     fast = config.fast
@@ -253,10 +269,8 @@ def _sharded(parts: dict[str, int], found: Simulation, config: Config, count: in
 
     Gradients are whole until those of the last micro-batch are there, and scattered then, layer by layer.
     """
-    shared = {WEIGHTS, GRADIENTS, AVERAGE, BEST}
     sharded = {
-        name: -(-size // count) if name in shared or name.startswith(OPTIMIZER) else size
-        for name, size in parts.items()
+        name: -(-size // count) if name == GRADIENTS or _is_saved(name) else size for name, size in parts.items()
     }
     if phase != STEP:
         sharded[GATHERED] = parts[WEIGHTS]

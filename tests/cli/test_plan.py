@@ -35,6 +35,7 @@ def test_of_this_machine(invoke, settings):
     assert set(found) > {"weights", "gradients", "slow optimizer: exp_avg", "all of it", "tokens a second"}
     assert "it fits into 90% of cpu's" in result.stdout
     assert "measured on this machine's cpu" in result.stdout
+    assert found["copy that checkpoints are written from"] == [found["copy that checkpoints are written from"][0]] * 3
     assert "sent in a step" not in result.stdout, "by nobody to nobody"
 
 
@@ -56,6 +57,7 @@ def test_each_figure_has_its_row(invoke, settings):
     assert found["seconds of a slow step with its fast steps"] == [f"{(tokens / 4 / 1000 + 0.5) * 1000:.3g} ms"]
     assert "1,000 tokens a second and device, as given" in result.stdout
     seconds = 1000 * (tokens / 4 / 1000 + 0.5)
+    assert "from a copy of 1.0 GB in the first process's main memory" in result.stdout
     assert found["cost"] == [f"{2 * 4 * seconds / 3600:.2f}"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from pyro_ltm.config import Config, apply_settings
 from pyro_ltm.errors import UserError
 from pyro_ltm.profiling import plan as module
 from pyro_ltm.profiling.devices import CARDS, Device, parse_devices
-from pyro_ltm.profiling.plan import AVERAGE, GATHERED, RECORDED, USABLE, Pace, plan_training
+from pyro_ltm.profiling.plan import AVERAGE, COPY, GATHERED, RECORDED, USABLE, Pace, plan_training
 from pyro_ltm.profiling.simulation import (
     COPIES,
     DATA,
@@ -76,6 +77,18 @@ def test_memory_of_each_kind_of_sharing():
     assert more[SLOW][GRADIENTS] == 800, "whole until the last of its two micro-batches"
     assert found.sharing is found.sharings["ddp"]
     assert (found.sharing.peak, found.sharing.peak_bytes) == (SLOW, sum(slow.values()))
+
+
+def test_the_copy_that_checkpoints_are_written_from():
+    """Whole in the first process, however many there are: in main memory, where CPUs have all else."""
+    for count in (1, 4):
+        found = planned("slow.average=0.9", count=count)
+        processors = planned("slow.average=0.9", count=count, device=dataclasses.replace(DEVICE, kind="cpu"))
+        assert found.copy_bytes == processors.copy_bytes == 4 * 800
+        for kind, sharing in processors.sharings.items():
+            for phase, parts in sharing.phases.items():
+                assert parts[COPY] == 3200
+                assert COPY not in found.sharings[kind].phases[phase]
 
 
 @pytest.mark.parametrize("setting", ["fast.record=false", "fast.subsample=2", "fast.tolerance=0.1"])
