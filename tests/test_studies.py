@@ -11,6 +11,7 @@ from helpers.tiny_world import TINY, WORLD, use_tiny_world
 from benchmarks import (
     claim,
     continuations,
+    distributed,
     epochs,
     fewer_steps,
     in_context,
@@ -218,3 +219,35 @@ def test_rows_are_published_beside_those_of_before(tmp_path, monkeypatch):
     assert rows.publish("some", {"b": 3}) == {"a": 1, "b": 3} == pages.newest("some")
     assert rows.publish("some", {}) == {"a": 1, "b": 3}
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_tables_of_two_processes():
+    sides = distributed.SIDES
+    seconds = [(2.0, 1.0, 1.25, 1.0), (2.2, 1.0, 1.25, 1.0), (2.4, 1.5, 1.5, 1.0)]
+    found = {
+        f"round-s{n}": {"seconds": dict(zip(sides, each, strict=True)), "tokens": 4096}
+        for n, each in enumerate(seconds)
+    }
+    shared, memory = list(distributed.KINDS), {"one": [9_000_000], "two, DDP": [8_000_000, 7_000_000]}
+    found["memory"] = {"bytes": memory, "foreseen": memory}
+    made = distributed.tables(found)
+    assert cells(made["two processes"], "one") == ["one", "1,862", "2.200", ""]
+    assert cells(made["two processes"], shared[0]) == [shared[0], "4,096", "1.000", "2.00 (1.60 to 2.20)"]
+    assert cells(made["two processes, memory"], shared[0])[1:] == ["8", "7"] * 2
+    assert cells(made["two processes, memory"], "one")[1:] == ["9", ""] * 2
+    assert "MB" not in distributed.tables({})["two processes, memory"]
+
+
+@pytest.mark.long
+def test_two_processes_are_measured(tmp_path, monkeypatch):
+    few = {"model.dim": 16, "model.layers": 2, "model.heads": 2, "model.max_length": 16, "slow.steps": 3}
+    for name in ("TIMED", "LARGE", "SMALL"):
+        monkeypatch.setattr(distributed, name, {**getattr(distributed, name), **few})
+    for name, value in {"WORDS": 5000, "SMALL_VOCABULARY": 300, "VOCABULARY": 400}.items():
+        monkeypatch.setattr(distributed, name, value)
+    found = measured(distributed.STUDY, tmp_path / "out")
+    assert list(found) == ["memory", "round-s0"]
+    assert found["round-s0"]["seconds"].keys() == set(distributed.SIDES)
+    assert min(found["round-s0"]["seconds"].values()) > 0
+    assert [len(sizes) for sizes in found["memory"]["bytes"].values()] == [1, 2, 2]
+    assert 10**8 < found["memory"]["libraries"] < 2 * 10**9
