@@ -19,7 +19,7 @@ import pyro_ltm as ltm
 from pyro_ltm import FastLoop
 from pyro_ltm.guides import MeanField
 
-SHARE = float(os.environ.get("PYRO_LTM_NOTEBOOK_SHARE", "1"))  # of slow steps and texts; below 1 for a quick look
+SHARE = float(os.environ.get("PYRO_LTM_NOTEBOOK_SHARE", "1"))  # of steps, draws and texts; below 1 for a quick look
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 PINK, SKY, RED, BLACK = "#CC79A7", "#56B4E9", "#D55E00", "#000000"
@@ -79,7 +79,7 @@ def train(folder: Path, data: Path, name: str, steps: int, *more: str):
 def measure(model, batch, objective, guide=None, steps=24):
     """Scores of a fit of all texts on fresh noise: means over texts, and standard errors."""
     guide = guide or MeanField(1, 32)
-    posterior = FastLoop(guide, objective, steps=steps).fit(model, batch)
+    posterior = FastLoop(guide, objective, steps=share_of(steps)).fit(model, batch)
     terms = posterior.with_noise(3).score(model, batch, particles=16)
     result = {"rate": terms.rate, "distortion": terms.distortion, "elbo": -terms.distortion - terms.rate}
     figures = {name: float(value.mean()) for name, value in result.items()}
@@ -151,7 +151,7 @@ def draw_slice(across, cells, paths, draws):
 
 def say_time(started):
     """The last line: how long it took, and of how much."""
-    part = "" if SHARE == 1 else f", with {SHARE:g} of the slow steps and texts"
+    part = "" if SHARE == 1 else f", with {SHARE:g} of the steps, draws and texts"
     print(f"run in {time.perf_counter() - started:.0f} s{part}")
 
 

@@ -126,7 +126,7 @@ except graphviz.ExecutableNotFound:
 # whether the richer families reach a better bound than `mean-field` here.
 
 # %%
-look = FastLoop(MeanField(1, 32), AnalyticELBO(particles=4), steps=24).fit(model, batch)
+look = FastLoop(MeanField(1, 32), AnalyticELBO(particles=4), steps=share_of(24)).fit(model, batch)
 rates = look.score(model, batch).rate
 index = int(rates.argmax())
 one = batch.select(torch.tensor([index]))
@@ -166,7 +166,7 @@ draws = {name: posterior.with_noise(1).sample(150)[:, 0].flatten(1) @ plane.T fo
 show(made.draw_slice(across, cells, {name: path @ plane.T for name, path in paths.items()}, draws))
 
 # %%
-DRAWS = 512
+DRAWS = share_of(512)
 rows, bounds = [], {}
 for name, posterior in fitted.items():
     if not posterior.guide.has_density:
@@ -379,13 +379,13 @@ SETTINGS = {
     ),
     "library": (MeanField(1, 32), Adam()),
 }
-careful = FastLoop(MeanField(1, 32), AnalyticELBO(particles=4), steps=32).fit(model, many)
+careful = FastLoop(MeanField(1, 32), AnalyticELBO(particles=4), steps=share_of(32)).fit(model, many)
 terms = careful.with_noise(4).score(model, many, particles=256)
 log_evidence = terms.log_weight.logsumexp(0) - math.log(256)  # in expectation not above log p(x)
 rows, gaps, above = [], {}, {}
 for name, (guide, optimizer) in SETTINGS.items():
     for noise in ("fresh", "antithetic", "fixed"):
-        posterior = FastLoop(guide, AnalyticELBO(), optimizer, steps=16, noise=noise).fit(model, many)
+        posterior = FastLoop(guide, AnalyticELBO(), optimizer, steps=share_of(16), noise=noise).fit(model, many)
         scored = posterior.score(model, many), posterior.with_noise(5).score(model, many, particles=32)
         own, fresh = (-terms.distortion - terms.rate for terms in scored)
         gaps[name, noise], above[name, noise] = own - fresh, int((own > log_evidence).sum())

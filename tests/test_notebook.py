@@ -78,7 +78,7 @@ def test_is_kept_with_its_outputs(source, saved):
     assert not outputs(saved, "error")
     assert not [output for output in outputs(saved, "stream") if output.name == "stderr"]
     (last,) = code[-1].outputs
-    assert re.fullmatch(r"run in \d+ s\n", last.text), "kept with all slow steps and texts"
+    assert re.fullmatch(r"run in \d+ s\n", last.text), "kept with all steps and texts"
 
 
 def test_sliders_show_without_a_kernel():

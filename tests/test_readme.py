@@ -27,8 +27,9 @@ SMALL = [
 ]
 SHORT = [word for change in SMALL for word in ("--set", change)]
 FEW = {"--sequences": "8", "--score-sequences": "8", "--particles": "2", "--texts": "10", "--steps": "3"}
+FEW_WORLDS = ("worlds:documents=2000", "worlds:documents=100")
 MORE = {"train": SHORT, "bench": ["--rounds", "1", *SHORT], "compare": ["--particles", "2"]}
-MORE["scale"] = ["--device-flops", "1e9"]
+MORE["scale"] = ["--device-flops", "1e9", "--set", "model.layers=1"]
 """What commands of the short form have instead of their numbers, and besides."""
 
 
@@ -55,7 +56,7 @@ def test_commands(tmp_path, monkeypatch, short):
         program, *arguments = shlex.split(line)
         assert program == "pyro-ltm"
         if short:
-            arguments = [FEW.get(before, word) for before, word in zip(["", *arguments], arguments, strict=False)]
+            arguments = [FEW.get(before, word.replace(*FEW_WORLDS)) for before, word in zip(["", *arguments], arguments, strict=False)]
             arguments += MORE.get(arguments[0], [])
             done = click.testing.CliRunner(catch_exceptions=False).invoke(cli, arguments)
             assert done.exit_code == 0, f"{line}\n{done.output[-2000:]}"
