@@ -97,7 +97,9 @@ for name, (steps, more) in WAYS.items():
     other, spent[name] = train(folder, data, name.replace(" ", "-"), steps, *more)
     # q is fitted by the objective of the training; the score has the whole KL and fresh noise all the same.
     amortized = other.loop.guide.learning == "amortized"
-    trained[name] = other.evaluate(particles=8, sequences=share_of(64, 6), fast_steps=None if amortized else share_of(32))
+    trained[name] = other.evaluate(
+        particles=8, sequences=share_of(64, 6), fast_steps=None if amortized else share_of(32)
+    )
 
 
 def nats(bound, part):

@@ -56,7 +56,10 @@ def test_commands(tmp_path, monkeypatch, short):
         program, *arguments = shlex.split(line)
         assert program == "pyro-ltm"
         if short:
-            arguments = [FEW.get(before, word.replace(*FEW_WORLDS)) for before, word in zip(["", *arguments], arguments, strict=False)]
+            arguments = [
+                FEW.get(before, word.replace(*FEW_WORLDS))
+                for before, word in zip(["", *arguments], arguments, strict=False)
+            ]
             arguments += MORE.get(arguments[0], [])
             done = click.testing.CliRunner(catch_exceptions=False).invoke(cli, arguments)
             assert done.exit_code == 0, f"{line}\n{done.output[-2000:]}"
