@@ -5,43 +5,47 @@ The short form takes 2,000 files and more, the long one 100,000, and draws more 
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
 import io
 import json
-import lzma
 import os
 import random
 import resource
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import time
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
 from helpers import fuzz
-from helpers.bases import write_base_without_weights
-from helpers.figures import comparison
-from helpers.scaling_rows import row, show_cells
+from helpers.bases import save_base
+from helpers.fuzz_files import COMPRESSIONS, PREPARED, Kind, World, attack, write_files
+from helpers.scaling_rows import show_cells
 
 import pyro_ltm as ltm
-from pyro_ltm.comparison.comparison_file import check_target, save
-from pyro_ltm.comparison.scaling.result import write_row
+from pyro_ltm.comparison.comparison_file import check_target
 from pyro_ltm.comparison.trainings import decoder_training
-from pyro_ltm.config import load_toml
-from pyro_ltm.data import TokenDataset, Tokenizer, read_source, unigram_nats
+from pyro_ltm.config import GraftConfig, load_toml
+from pyro_ltm.data import TokenDataset, TokenFolder, Tokenizer, read_source, unigram_nats
+from pyro_ltm.data.tokenizer.cutting import whole_documents
 from pyro_ltm.digests import without_digest
 from pyro_ltm.errors import UserError
+from pyro_ltm.files import unfinished
 from pyro_ltm.inference.build import check_config
-from pyro_ltm.locks import _refusal, _signature
-from pyro_ltm.model.grafting import base_files
+from pyro_ltm.locks import _refusal
+from pyro_ltm.model.grafting import (
+    EXTRA,
+    base_files,
+    check_exact,
+    digest_of,
+    graft_on,
+    layers_named,
+    probe_logits,
+    shape_for,
+)
+from pyro_ltm.model.pretrained import load_causal_lm, shape_of
 from pyro_ltm.model.reference import read_reference
 from pyro_ltm.reports.comparison_page import draw, render
 from pyro_ltm.reports.comparison_table import findings, full_table, notes, short_table
@@ -50,67 +54,21 @@ from pyro_ltm.reports.protocol_plots import draw_evaluation
 from pyro_ltm.reports.thoughts_page import likelihoods
 from pyro_ltm.reports.training_plots import draw_training
 from pyro_ltm.runs.data import open_data
-from pyro_ltm.runs.embedding import embed_texts
-from pyro_ltm.runs.embeddings_file import is_embeddings, read_embeddings, write_embeddings
-from pyro_ltm.runs.evaluation_file import merged, read_evaluation, write_evaluation
+from pyro_ltm.runs.embeddings_file import is_embeddings, read_embeddings
+from pyro_ltm.runs.evaluation_file import merged, read_evaluation
 from pyro_ltm.runs.metrics import read_metrics
 from pyro_ltm.runs.partial_fits import PartialFits
-from pyro_ltm.runs.protocols import evaluate_protocols
 from pyro_ltm.runs.run import Run
-from pyro_ltm.runs.thoughts_file import read_thoughts, write_thoughts
+from pyro_ltm.runs.thoughts_file import read_thoughts
 from pyro_ltm.tasks.gsm8k import read_problems
-from pyro_ltm.tasks.prompts import read_prompts
+from pyro_ltm.tasks.prompts import cut_documents, read_prompts
 from pyro_ltm.tasks.text_tasks import load_tasks
-from pyro_ltm.tasks.written_texts import read_features
+from pyro_ltm.tasks.written_texts import read_features, score_samples
+from pyro_ltm.training.origin import Origin
 from pyro_ltm.training.trainer import Trainer
 
-TINY = [
-    *("model.dim=16", "model.layers=1", "model.heads=2", "model.thoughts=2", "model.max_length=16", "model.window=4"),
-    *("data.vocab_size=280", "data.sequence_length=16", "fast.steps=1", "slow.steps=2", "slow.batch_size=3"),
-    *("slow.eval_every=1", "slow.eval_sequences=4", "slow.save_every=1", "slow.warmup=0"),
-]
-TEXT = "".join(f"The {i % 7}th bird sang {i % 11} songs to the {i % 5} trees.\n" for i in range(100))
-TASKS = (
-    '[tasks.birds]\nsource = "birds.txt"\npacking = "document"\nsequences = 3\n\n[tasks.w]\nsource = "worlds:size=2"\n'
-)
 MEGABYTES = 1500
 """More memory than at the start that a whole session of this may have taken at its peak."""
-
-
-@dataclass(frozen=True)
-class World:
-    """A folder with one valid file of each kind, and what readers need besides.
-
-    Attributes:
-        pictures: of how many files that were read the pictures are drawn: one in so many.
-    """
-
-    folder: Path
-    run: Run
-    data: TokenDataset
-    pictures: int = 50
-
-    def seldom(self, content: bytes) -> bool:
-        """True for one file in `pictures`, always the same ones."""
-        return hashlib.blake2b(content, digest_size=4).digest()[0] % self.pictures == 0
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of file: where a valid one lies, what is done to it, and how it is read.
-
-    Attributes:
-        few, many: files of the short form, and a third of those of the long one; reading takes from less than one to
-            some 50 ms.
-        writes: reading writes files beside it, which are put back.
-    """
-
-    path: str
-    mutate: fuzz.Mutate
-    read: Callable[[World], object]
-    few: int = 60
-    many: int = 1000
-    writes: bool = False
 
 
 def read_config(world: World) -> None:
@@ -225,6 +183,44 @@ def read_tokenizer(world: World) -> None:
     tokenizer.decode(ids)
 
 
+def read_origin(world: World) -> None:
+    if Origin.find(world.folder / "begun", None, going_on=True, trained=False) is None:
+        raise UserError("no note")
+
+
+def go_on_preparing(world: World) -> None:
+    """A note that is damaged changes nothing: all is begun anew. One whose checksum is made right again is believed."""
+    out, said = world.folder / "killed", list[str]()
+    for left in (out, unfinished(out)):
+        shutil.rmtree(left, ignore_errors=True)
+    shutil.copytree(world.folder / "stopped", unfinished(out))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_ltm.data.filling.GROUP", 100)  # or so small a text would be passed over without a word
+        source = str(world.folder / "a.jsonl")
+        made = ltm.prepare([source], out, progress=lambda *done: said.append(done[0]), **PREPARED)
+    if "restart" in said:
+        assert made.fingerprint == TokenFolder.open(world.folder / "undisturbed").fingerprint
+        raise UserError("begun anew")
+
+
+def read_samples(world: World) -> None:
+    texts = [document.text for document in whole_documents(read_source(str(world.folder / "a.jsonl")))]
+    score_samples(texts, reference=texts[:3]).to_dict()
+    cut_documents(str(world.folder / "a.jsonl"), world.run.tokenizer, 5)
+
+
+def read_base(world: World) -> None:
+    """As `graft` does."""
+    folder = world.folder / "llama"
+    digest_of(folder)
+    base = load_causal_lm(folder, extra=EXTRA)
+    shape = shape_for(base, thoughts=2, layers=1, max_length=None)
+    tokens, logits = probe_logits(base)
+    decoder = graft_on(base, GraftConfig(base=str(folder), layers=layers_named("0", base)), shape, torch.float32)
+    check_exact(decoder, tokens, logits)
+    shape_of(folder, extra=EXTRA)
+
+
 def mutate_reference(draw: random.Random, content: bytes) -> bytes:
     """The arguments of the model, or one of its tensors, or the bytes."""
     if draw.random() < 0.5:
@@ -253,17 +249,12 @@ def mutate_reference(draw: random.Random, content: bytes) -> bytes:
     return out.getvalue()
 
 
-COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
-    "gz": partial(gzip.compress, mtime=0),
-    "bz2": bz2.compress,
-    "xz": lzma.compress,
-}
 KINDS = {
-    "config": Kind("run/config.toml", fuzz.mutate_toml, read_config, few=60, many=1500),
+    "config": Kind("run/config.toml", fuzz.mutate_toml, read_config, few=40, many=1500),
     "config over a preset": Kind("run/config.toml", fuzz.mutate_toml, read_partial_config, many=1500),
     "tasks": Kind("tasks.toml", fuzz.mutate_toml, lambda world: load_tasks(world.folder / "tasks.toml"), many=1500),
-    "weights": Kind("run/model.safetensors", fuzz.mutate_tensors, lambda world: Run.load(world.folder / "run"), few=60),
-    "checkpoint": Kind("resumed/trainer.safetensors", fuzz.mutate_tensors, resume, few=60, writes=True),
+    "weights": Kind("run/model.safetensors", fuzz.mutate_tensors, lambda world: Run.load(world.folder / "run"), few=40),
+    "checkpoint": Kind("resumed/trainer.safetensors", fuzz.mutate_tensors, resume, few=40, writes=True),
     "checkpoint before which there is one": Kind(
         "sealed/trainer.safetensors", fuzz.mutate_tensors, partial(resume, name="sealed"), few=20, writes=True
     ),
@@ -281,15 +272,22 @@ KINDS = {
     "lying ids": Kind("lying/train.bin", fuzz.mutate_bytes, read_lying, few=60, writes=True),
     "lying index": Kind("lying/train.index.npy", fuzz.mutate_bytes, read_lying, few=60, writes=True),
     "lying meta": Kind("lying/meta.json", fuzz.mutate_json, partial(read_prepared, name="lying")),
-    "evaluation": Kind("run/evaluation.json", fuzz.mutate_json, read_figures, many=1500),
-    "comparison": Kind("compared/compare.json", fuzz.mutate_json, read_comparison, many=1500),
+    "evaluation": Kind("run/evaluation.json", fuzz.mutate_json, read_figures, few=40, many=1500),
+    "comparison": Kind("compared/compare.json", fuzz.mutate_json, read_comparison, few=40, many=1500),
     "cell of a study": Kind("study/runs/c/cell.json", fuzz.mutate_json, read_cells, many=1500),
     "thoughts": Kind("a.st", fuzz.mutate_tensors, lambda world: read_thoughts(world.folder / "a.st")),
     "thoughts in .npz": Kind("a.npz", fuzz.mutate_bytes, lambda world: read_thoughts(world.folder / "a.npz")),
     "embeddings": Kind("e.safetensors", fuzz.mutate_tensors, partial(read_embedded, name="e.safetensors"), few=60),
     "embeddings in .npz": Kind("e.npz", fuzz.mutate_bytes, partial(read_embedded, name="e.npz"), few=60),
     "embeddings in .parquet": Kind("e.parquet", fuzz.mutate_bytes, partial(read_embedded, name="e.parquet"), few=60),
-    "checkpoint of the reference": Kind("a.pt", mutate_reference, lambda world: read_reference(world.folder / "a.pt")),
+    "checkpoint of the reference": Kind(
+        "a.pt", mutate_reference, lambda world: read_reference(world.folder / "a.pt"), few=40
+    ),
+    "note of the origin": Kind("begun/init.json", fuzz.mutate_json, read_origin, few=30),
+    "note of a killed prepare": Kind("stopped/progress.json", fuzz.mutate_sealed, go_on_preparing, few=20),
+    "configuration of a base": Kind(
+        "base/config.json", fuzz.mutate_json, lambda world: base_files(world.folder / "base"), few=40
+    ),
     "index of a base": Kind(
         "base/model.safetensors.index.json", fuzz.mutate_json, lambda world: base_files(world.folder / "base")
     ),
@@ -299,6 +297,13 @@ KINDS = {
     "lock": Kind("held/lock", fuzz.mutate_json, read_holder, many=300),
     "problems": Kind("problems.jsonl", fuzz.mutate_lines, lambda world: read_problems(world.folder / "problems.jsonl")),
     "prompts": Kind("a.jsonl", fuzz.mutate_lines, lambda world: read_prompts(world.folder / "a.jsonl"), few=40),
+    "prompts and truths": Kind(
+        "truths.jsonl",
+        fuzz.mutate_lines,
+        lambda world: read_prompts(world.folder / "truths.jsonl", truth="truth"),
+        few=40,
+    ),
+    "samples": Kind("a.jsonl", fuzz.mutate_lines, read_samples, few=40),
     "lines of prompts": Kind(
         "birds.txt", fuzz.mutate_bytes, lambda world: read_prompts(world.folder / "birds.txt"), few=40, many=300
     ),
@@ -317,96 +322,34 @@ KINDS = {
 }
 
 
+OPENED = {  # by transformers, which takes seconds to import: in the long form alone
+    "configuration of a base that is opened": Kind("llama/config.json", fuzz.mutate_json, read_base),
+    "weights of a base": Kind("llama/model.safetensors", fuzz.mutate_tensors, read_base),
+}
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    folder = tmp_path_factory.mktemp("world")
-    (folder / "birds.txt").write_text(TEXT)
-    options = {"vocab_size": 280, "sequence_length": 16}
-    tokens = ltm.prepare([str(folder / "birds.txt")], folder / "tokens", **options)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyro_ltm.data.packing.SHARD", 300)
-        ltm.prepare([str(folder / "birds.txt")], folder / "shards", **options)
-    config = ltm.apply_settings(ltm.preset("nano"), TINY)
-    run = ltm.train(config, data=tokens.path, out=folder / "run")
-    shutil.copytree(run.folder, folder / "sealed")
-    shutil.copytree(run.folder, folder / "resumed", ignore=shutil.ignore_patterns("trainer-*"))
-    write_base_without_weights(folder / "base", TEXT)
-    rows = [{"id": i, "text": line, "tags": ["a", None]} for i, line in enumerate(TEXT.splitlines()[:20])]
-    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "a.json").write_text(json.dumps(rows))
-    for suffix, compress in COMPRESSIONS.items():
-        (folder / f"a.jsonl.{suffix}").write_bytes(compress((folder / "a.jsonl").read_bytes()))
-    (folder / "a.tsv").write_text("id\ttext\n" + "".join(f"{row['id']}\t{row['text']}\n" for row in rows))
-    shape = {
-        "dim": 16,
-        "n_layers": 1,
-        "n_heads": 2,
-        "vocab_size": 280,
-        "max_seq_len": 16,
-        "max_z_len": 2,
-        "window_size": 4,
-    }
-    weights = dict(run.model.decoder.state_dict())
-    torch.save({"model": weights, "model_args": shape}, folder / "a.pt")
-    (folder / "held").mkdir()
-    (folder / "held" / "lock").write_bytes(_signature())
-    (folder / "a.csv").write_text("id,text\n" + "".join(f'{row["id"]},"{row["text"]}"\n' for row in rows))
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "a.parquet")
-    ltm.prepare([str(folder / "a.jsonl")], folder / "lying", **options, packing="document", validation_fraction=0)
-    (folder / "tasks.toml").write_text(TASKS)
-    shutil.copy(folder / "run" / "tokenizer.json", folder / "tokenizer.json")
-    evaluation = evaluate_protocols(run, run.dataset(), protocols=("bound", "prefix"), sequences=4, particles=2)
-    of = {"run": str(run.folder), "step": run.step, "fingerprint": run.fingerprint, "data": "birds"}
-    write_evaluation(run, {**evaluation.to_dict(), **of, "settings": ["fast.steps=1"]})
-    (folder / "compared").mkdir()
-    save(comparison(), folder / "compared")
-    write_row(folder / "study" / "runs" / "c", row(40, 2))
-    write_thoughts(folder / "a.npz", {"thoughts": torch.ones(2, 2, 16)}, {"texts": ["a", "b"]})
-    write_thoughts(folder / "a.st", {"thoughts": torch.ones(2, 2, 16)}, {"texts": ["a", "b"]})
-    embedded = embed_texts(run, ["The 7th bird sang.", "9 trees."])
-    for suffix in (".safetensors", ".npz", ".parquet"):
-        fit = {"fingerprint": run.fingerprint, "fit": {}}
-        write_embeddings(folder / f"e{suffix}", replace(embedded, table={"id": [1, "b"], "n": [0.5, None]}), fit)
-    problem = json.dumps({"question": "How many birds?", "answer": "2 + 3 = 5\n#### 5"})
-    (folder / "problems.jsonl").write_text(f"{problem}\n{problem}\n")
-    np.save(folder / "features.npy", np.ones((3, 4), dtype=np.float32))
-    shutil.copy(folder / "compared" / "compare.json", folder / "sealed")
-    kept = PartialFits(folder / "e.npz", "these", seconds=-1.0)
-    kept.add({"mean": torch.ones(2, 3), "scale": torch.ones(2, 3)})
-    # As an earlier release wrote them: a checksum would be all that is ever looked at.
-    for name in ("run/model.safetensors", "resumed/trainer.safetensors", "a.st", "e.safetensors", ".e.npz.fits"):
-        fuzz.unseal(folder / name)
-    for name in ("run/evaluation.json", "compared/compare.json"):
-        path = folder / name
-        path.write_text(json.dumps(without_digest(json.loads(path.read_text()))))
-    return World(folder, run, TokenDataset(tokens))
-
-
-def attack(world: World, name: str, count: int, seed: int) -> tuple[int, list[str]]:
-    """How many of `count` files of a kind were refused, and a description of each that ended otherwise than it may."""
-    kind = KINDS[name]
-    path, draw = world.folder / kind.path, random.Random(f"{seed} {name}")
-    written = [one for one in path.parent.iterdir() if one.is_file()] if kind.writes else [path]
-    valid, before = path.read_bytes(), {one: one.read_bytes() for one in written}
-    assert fuzz.answer(lambda: kind.read(world)) == "", "the valid file itself"
-    refused, wrong = 0, []
-    for number in range(count):
-        content = kind.mutate(draw, valid)
-        path.write_bytes(content)
-        try:
-            refused += bool(fuzz.answer(lambda: kind.read(world)))
-        except (Exception, pytest.PytestWarning) as error:
-            wrong.append(f"{name} {number}: {type(error).__name__}: {str(error)[:200]}: {content[:60]!r}")
-        for one, kept in before.items():
-            one.write_bytes(kept)
-    return refused, wrong
+    return write_files(tmp_path_factory.mktemp("world"))
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_some(name, world):
-    refused, wrong = attack(world, name, KINDS[name].few, seed=0)
+    refused, wrong = attack(world, name, KINDS[name], KINDS[name].few, seed=0)
     assert not wrong, "\n".join(wrong)
     assert refused > KINDS[name].few / 20, "the mutations do not bite"
+
+
+def test_a_reader_that_hangs_is_reported_with_its_file(world):
+    def hang(world):
+        if (world.folder / "a.csv").read_bytes() != valid:
+            time.sleep(60)
+
+    valid = (world.folder / "a.csv").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fuzz.answer, "__defaults__", (0.05,))
+        _, wrong = attack(world, "csv", Kind("a.csv", lambda draw, content: b"other", hang), 1, seed=0)
+    assert wrong == ["csv 0: Hang: does not come back within 0.05 seconds: b'other'"]
 
 
 def test_there_are_two_thousand_of_the_short_form():
@@ -418,8 +361,9 @@ def test_there_are_two_thousand_of_the_short_form():
 def test_a_hundred_thousand(world):
     total, wrong = 0, []
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for name, kind in KINDS.items():
-        wrong += attack(World(world.folder, world.run, world.data, pictures=8), name, 3 * kind.many, seed=1)[1]
+    save_base(world.folder / "llama", "llama")
+    for name, kind in {**KINDS, **OPENED}.items():
+        wrong += attack(replace(world, pictures=8), name, kind, 3 * kind.many, seed=1)[1]
         total += 3 * kind.many
     assert not wrong, "\n".join(wrong)
     assert total >= 100_000

@@ -6,16 +6,22 @@ import copy
 import json
 import random
 import re
+import signal
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pyro_ltm.digests import with_digest, without_digest
 from pyro_ltm.errors import LONGEST, UserError
 
 SECONDS = 10.0
 """Processor time that a reader may take for one file."""
+
+PATIENCE = 100.0
+"""Seconds, whoever else uses the machine, after which a reader that has not come back hangs."""
 
 OBEYED = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
 """What a line of error must not hold."""
@@ -35,11 +41,35 @@ VALUES: list[Any] = [
 ]
 
 
-def answer(read: Callable[[], object]) -> str:
+class Hang(BaseException):
+    """Raised in a reader that does not come back; nothing that it catches."""
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raises Hang where the block takes longer. An alarm that was set before, such as pytest's own, goes on."""
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise Hang(f"does not come back within {seconds:g} seconds")
+
+    began, before = time.monotonic(), signal.signal(signal.SIGALRM, ring)
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - began), 0.01) if left else 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def answer(read: Callable[[], object], seconds: float = PATIENCE) -> str:
     """What a reader says of a file: the line of its error, or nothing. Fails for all else that it could do."""
     began = time.process_time()
     try:
-        read()
+        with _alarm(seconds):
+            read()
         message = ""
     except UserError as error:
         message = str(error)
@@ -111,6 +141,14 @@ def mutate_json(draw: random.Random, content: bytes) -> bytes:
     if draw.random() < 0.3:
         return mutate_bytes(draw, content)
     return _json(mutate_value(draw, json.loads(content)), draw)
+
+
+def mutate_sealed(draw: random.Random, content: bytes) -> bytes:
+    """JSON with a checksum, which is mostly right again after the change."""
+    if draw.random() < 0.1:
+        return mutate_json(draw, content)
+    value = mutate_value(draw, without_digest(json.loads(content)))
+    return json.dumps(with_digest(value)).encode()
 
 
 def mutate_lines(draw: random.Random, content: bytes) -> bytes:
