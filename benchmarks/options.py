@@ -9,7 +9,8 @@ for `STEPS` slow steps; the test part is scored as there. An option is compared 
 of Muon were not tuned again for any option; AdamW's is the best of the claim's grid, SOAP's the best of three.
 
 Options against overfitting are measured where data run out: on the first 64 sequences, for 19 epochs, the weights of
-the best of `LOOKS` validations.
+the best of `LOOKS` validations. What makes thoughts come with every seed is asked on worlds of 15 sentences, with the
+slow steps of the claim, whose rows of the LTM are those of no option; a row keeps the rate along its training.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ from benchmarks.rows import Rows, Study, run
 from benchmarks.texts import TEXTS, Parts, prepared
 from benchmarks.trained import judge, operations, train
 from pyro_ltm.config import Config, apply_settings
+from pyro_ltm.training.trainer import Progress
 
-TEXT, WINDOW, STEPS, LOOKS = "tinyshakespeare", 8, 300, 12
-BASE, FEW = "none", "none, few data"
-"""What options are compared with."""
+TEXT, WORLDS, WINDOW, STEPS, LOOKS = "tinyshakespeare", "worlds-15", 8, 300, 12
+BASE, FEW, ZERO = "none", "none, few data", "zero cross-attention"
+"""What options are compared with; and one that a twin has not."""
+EVERY = 25
+"""Slow steps between rates that are kept."""
 ADAMW = ("slow_optimizer.name=adamw", "slow.lr=0.01")
 DECAY = ("slow.weight_decay=1.6", "model.dropout=0.1")
 SOAP = {f"soap {lr}": ("slow_optimizer.name=soap", f"slow.lr={lr}") for lr in (0.003, 0.01, 0.03)}
@@ -50,7 +54,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "relu2": ("model.feed_forward=relu2",),
     "untied": ("model.tied=false",),
     "zero init": ("model.zero_init=true",),
-    "zero cross-attention": ("model.zero_cross_attention=true",),
+    ZERO: ("model.zero_cross_attention=true",),
     **SOAP,
 }
 FEW_OPTIONS: Mapping[str, tuple[str, ...]] = {
@@ -58,6 +62,12 @@ FEW_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "decay and dropout, few data": DECAY,
     "adamw 0.01, few data": ADAMW,
     "adamw 0.01, decay and dropout, few data": (*ADAMW, *DECAY),
+}
+ZERO_CROSS, WARMUP = "model.zero_cross_attention=true", "objective.warmup=0.7"
+WORLDS_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "zero cross-attention, worlds": (ZERO_CROSS,),
+    "warm-up of 0.7, worlds": (WARMUP,),
+    "warm-up of 0.7, zero cross-attention, worlds": (WARMUP, ZERO_CROSS),
 }
 BEST_SOAP = "soap 0.01"
 """The rate that was best for the twin on validation text."""
@@ -84,30 +94,45 @@ def planned(seeds: Sequence[int]) -> Iterator[Row]:
         for option in (*OPTIONS, *FEW_OPTIONS):
             if option not in SOAP or option == BEST_SOAP:
                 yield from (Row(option, side, seed) for side in sides(option))
+        yield from (Row(option, LTM, seed) for option in WORLDS_OPTIONS)
 
 
 def sides(option: str) -> tuple[str, ...]:
     """Those that have it: a twin has no cross-attention."""
-    return (LTM,) if option == "zero cross-attention" else (EQUAL_TOKENS, LTM)
+    return (LTM,) if option == ZERO else (EQUAL_TOKENS, LTM)
+
+
+def text_of(row: Row) -> str:
+    """The text that it learns from."""
+    return WORLDS if row.option in WORLDS_OPTIONS else TEXT
 
 
 def config_of(row: Row, parts: Parts) -> Config:
     """How a row is trained."""
-    config = claim.config_of(claim.Row(TEXT, WINDOW, row.side, row.seed), parts)
+    config = claim.config_of(claim.Row(text_of(row), WINDOW, row.side, row.seed), parts)
+    steps = [] if row.option in WORLDS_OPTIONS else [f"slow.steps={STEPS}"]
     looks = [f"slow.eval_every={max(1, STEPS // LOOKS)}", f"slow.eval_sequences={claim.VALIDATION}"]
     few = looks if row.option in FEW_OPTIONS else []
-    return apply_settings(config, [f"slow.steps={STEPS}", *few, *{**OPTIONS, **FEW_OPTIONS}[row.option]])
+    return apply_settings(config, [*steps, *few, *{**OPTIONS, **FEW_OPTIONS, **WORLDS_OPTIONS}[row.option]])
 
 
 def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
     """Trains and scores a row."""
-    parts, limit = prepared(TEXT, data, out), TEXTS[TEXT].test_sequences
+    parts, limit = prepared(text_of(row), data, out), TEXTS[text_of(row)].test_sequences
     config = config_of(row, parts)
+    rates: dict[int, float] = {}
+
+    def watch(progress: Progress) -> None:
+        if progress.validation is None and progress.step % EVERY == 0:
+            rates[progress.step] = round(progress.rate, 2)
+
     if row.option in FEW_OPTIONS:
         found = train(config, claim.Few(parts.train, claim.FEW), parts.validation, weights="best")
     else:
-        found = train(config, parts.train, weights="average" if config.slow.average else "last")
+        found = train(config, parts.train, weights="average" if config.slow.average else "last", watch=watch)
     result = asdict(row) | {"operations": operations(config, parts.train)} | claim.described(config, found)
+    if row.option in WORLDS_OPTIONS:
+        result["rates"] = rates
     if row.side == EQUAL_TOKENS:
         result["validation"] = judge(found.run, parts.validation, claim.VALIDATION, particles=1).nats_per_token
     return result | claim.figures(judge(found.run, parts.test, limit, particles=PARTICLES), parts.test)
