@@ -34,8 +34,8 @@ from pyro_ltm.training.trainer import Progress
 TEXT, WORLDS, WINDOW, STEPS, LOOKS = "tinyshakespeare", "worlds-15", 8, 300, 12
 BASE, FEW, ZERO = "none", "none, few data", "zero cross-attention"
 """What options are compared with; and one that a twin has not."""
-EVERY = 25
-"""Slow steps between rates that are kept."""
+EVERY, SHOWN = 25, 100
+"""Slow steps between rates that are kept, and between those in the table."""
 ADAMW = ("slow_optimizer.name=adamw", "slow.lr=0.01")
 DECAY = ("slow.weight_decay=1.6", "model.dropout=0.1")
 SOAP = {f"soap {lr}": ("slow_optimizer.name=soap", f"slow.lr={lr}") for lr in (0.003, 0.01, 0.03)}
@@ -140,7 +140,8 @@ def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
 
 def tables(found: Rows) -> dict[str, str]:
     """All tables."""
-    return {"options": _gaps(found), "options rows": _rows(found), "options soap": _soap(found)}
+    made = {"options": _gaps(found), "options rows": _rows(found), "options soap": _soap(found)}
+    return made | {"options worlds": _worlds(found)}
 
 
 def _cells(found: Rows) -> dict[str, Cell]:
@@ -179,6 +180,20 @@ def _soap(found: Rows) -> str:
 def _of_soap(found: Rows) -> dict[str, Any]:
     names = {option: Row(option, EQUAL_TOKENS, 0).name for option in SOAP}
     return {option: found[name] for option, name in names.items() if name in found}
+
+
+def _worlds(found: Rows) -> str:
+    """Each training on worlds, and its rate along the slow steps."""
+    rows = sorted((row for row in found.values() if row["option"] in WORLDS_OPTIONS), key=lambda row: row["seed"])
+    at = [step for step in next(iter(rows))["rates"] if int(step) % SHOWN == 0] if rows else []
+    columns = ["option", "`--set`", "seed", *(f"rate at step {step}" for step in at), "s", "rate", "nats a token"]
+    lines = []
+    for option, settings in WORLDS_OPTIONS.items():
+        for row in rows:
+            if row["option"] == option:
+                figures = [f"{row['seconds']:.0f}", row["rate"], f"{sum(row['nats']) / sum(row['tokens']):.4f}"]
+                lines.append([option, " ".join(settings), row["seed"], *map(row["rates"].get, at), *figures])
+    return table(columns, lines)
 
 
 def _rows(found: Rows) -> str:

@@ -147,22 +147,25 @@ def test_fewer_steps(tiny, monkeypatch):
 
 
 def test_options(tiny, monkeypatch):
-    """Options are compared on the side that has them; of an average the averaged weights are scored."""
-    few = {"averaged": options.OPTIONS["averaged"], "zero cross-attention": ("model.zero_cross_attention=true",)}
-    changed = {"TEXT": WORLD, "STEPS": 3, "LOOKS": 1, "PARTICLES": 2, "SOAP": {}}
-    changed |= {"OPTIONS": {options.BASE: (), **few}, "FEW_OPTIONS": {options.FEW: ()}}
+    """An option is compared on each side; of an average the averaged weights are scored."""
+    assert not [row for row in options.planned([0]) if (row.option, row.side) == (options.ZERO, "twin")]
+    changed = {"TEXT": WORLD, "STEPS": 3, "LOOKS": 1, "PARTICLES": 2, "EVERY": 1, "SHOWN": 2, "SOAP": {}}
+    changed |= {"OPTIONS": {"none": (), "averaged": options.OPTIONS["averaged"]}, "FEW_OPTIONS": {options.FEW: ()}}
+    changed |= {"WORLDS_OPTIONS": {"worlds": (options.ZERO_CROSS,)}, "operations": lambda *_: 1}
     for name, value in changed.items():
         monkeypatch.setattr(options, name, value)
     monkeypatch.setattr(claim, "FEW", 6)
     found = measured(options.STUDY, tiny / "out")
-    assert "zero-cross-attention-twin-s0" not in found
-    made = cells(options.tables(found)["options"], "averaged", "slow.average=0.99")
+    made = options.tables(found)
     for side, column in (("twin", 4), ("ltm", 7)):
         none, averaged = (found[f"{option}-{side}-s0"] for option in ("none", "averaged"))
-        gap = difference(*(torch.tensor(row["nats"]) for row in (none, averaged)), torch.tensor(none["tokens"]), None)
-        assert made[column].startswith(f"{gap.nats_per_token:.4f} ± ")
         assert none["nats"] != averaged["nats"]
-    assert len(options.tables(found)["options rows"].splitlines()) == 2 + len(found)
+        gap = difference(*(torch.tensor(row["nats"]) for row in (none, averaged)), torch.tensor(none["tokens"]), None)
+        line = cells(made["options"], "averaged", "slow.average=0.99")
+        assert line[column].startswith(f"{gap.nats_per_token:.4f} ± ")
+    world = found["worlds-ltm-s0"]
+    assert cells(made["options worlds"], "worlds", options.ZERO_CROSS, "0")[3] == str(world["rates"]["2"])
+    assert len(made["options rows"].splitlines()) == 2 + len(found) - 1, "those of worlds have a table of their own"
 
 
 def test_continuations(tiny, monkeypatch):
