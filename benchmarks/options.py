@@ -69,7 +69,7 @@ WORLDS_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "warm-up of 0.7, worlds": (WARMUP,),
     "warm-up of 0.7, zero cross-attention, worlds": (WARMUP, ZERO_CROSS),
 }
-BEST_SOAP = "soap 0.01"
+BEST_SOAP = "soap 0.03"
 """The rate that was best for the twin on validation text."""
 
 
