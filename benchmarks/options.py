@@ -141,7 +141,8 @@ def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
 def tables(found: Rows) -> dict[str, str]:
     """All tables."""
     made = {"options": _gaps(found), "options rows": _rows(found), "options soap": _soap(found)}
-    return made | {"options worlds": _worlds(found)}
+    worlds = [row for row in found.values() if row["option"] in WORLDS_OPTIONS]
+    return made | ({"options worlds": _worlds(worlds)} if worlds else {})
 
 
 def _cells(found: Rows) -> dict[str, Cell]:
@@ -182,14 +183,13 @@ def _of_soap(found: Rows) -> dict[str, Any]:
     return {option: found[name] for option, name in names.items() if name in found}
 
 
-def _worlds(found: Rows) -> str:
+def _worlds(rows: Sequence[Any]) -> str:
     """Each training on worlds, and its rate along the slow steps."""
-    rows = sorted((row for row in found.values() if row["option"] in WORLDS_OPTIONS), key=lambda row: row["seed"])
-    at = [step for step in next(iter(rows))["rates"] if int(step) % SHOWN == 0] if rows else []
+    at = [step for step in rows[0]["rates"] if int(step) % SHOWN == 0]
     columns = ["option", "`--set`", "seed", *(f"rate at step {step}" for step in at), "s", "rate", "nats a token"]
     lines = []
     for option, settings in WORLDS_OPTIONS.items():
-        for row in rows:
+        for row in sorted(rows, key=lambda row: row["seed"]):
             if row["option"] == option:
                 figures = [f"{row['seconds']:.0f}", row["rate"], f"{sum(row['nats']) / sum(row['tokens']):.4f}"]
                 lines.append([option, " ".join(settings), row["seed"], *map(row["rates"].get, at), *figures])

@@ -20,6 +20,7 @@ from benchmarks import (
     field_tables,
     in_context,
     late,
+    options,
     pages,
     pictures,
     priors,
@@ -52,6 +53,7 @@ HOW = {
     "scaling": "benchmarks.scaling",
     "epochs": "benchmarks.epochs",
     "late": "benchmarks.late",
+    "options": "benchmarks.options",
     "fewer-steps": "benchmarks.fewer_steps",
     "distributed": "benchmarks.distributed",
 }
@@ -74,6 +76,7 @@ def made(kind):
         "scaling": [scaling_tables.tables],
         "epochs": [epochs.tables],
         "late": [late.tables],
+        "options": [options.tables],
         "fewer-steps": [fewer_steps.tables],
         "distributed": [distributed.tables],
     }
