@@ -57,8 +57,10 @@ def kill_when(metrics: Path, rows: int, worker: Path) -> None:
     os.kill(int(worker.read_text()), signal.SIGKILL)
 
 
-def test_ends_as_if_no_process_had_died(settings, trained, tmp_path):
-    changed = settings(**{"slow.steps": 16, "slow.save_every": 4, "slow.eval_every": 0, "slow.average": 0.9})
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
+def test_ends_as_if_no_process_had_died(kind, settings, trained, tmp_path):
+    plan = {"slow.steps": 16, "slow.save_every": 4, "slow.eval_every": 0, "slow.average": 0.9}
+    changed = settings(**plan, **{"distributed.kind": kind})
     runs = {name: tmp_path / name for name in ("undisturbed", "killed")}
     for name, out in runs.items():
         folder = tmp_path / f"{name} workers"
