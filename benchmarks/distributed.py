@@ -65,7 +65,7 @@ LARGE: Settings = {
     "fast.steps": 2,
     "slow.batch_size": 4,
     "slow.accumulate": 2,
-    "slow.steps": 3,
+    "slow.steps": 2,
     "slow.save_every": 1,
     "slow.decoder_warmup": 0,
 }

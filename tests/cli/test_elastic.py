@@ -6,6 +6,7 @@ imports. `test_torchrun.py` has the same by `torchrun` itself.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -17,6 +18,9 @@ import torch
 from helpers.ranks import call_command, free_port
 from safetensors.torch import load_file
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.run import main as torchrun
+
+from pyro_ltm.runs.metrics import read_metrics
 
 PATIENCE = 100
 
@@ -30,6 +34,15 @@ def _signals_as_before():
     yield
     for number, action in kept.items():
         signal.signal(number, action)
+
+
+def test_torchrun_trains(settings, trained, tmp_path, capfd):
+    """Its own `main`, in this process, which has imported torch; the workers begin from nothing."""
+    changed = settings(**{"slow.steps": 2, "slow.eval_sequences": 2})
+    words = ["-m", "pyro_ltm_cli", "train", "--data", trained / "data", "--out", tmp_path / "run", "--json", *changed]
+    torchrun([str(word) for word in ("--standalone", "--nproc-per-node", 2, *words)])
+    assert json.loads(capfd.readouterr().out)["step"] == 2
+    assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"] == [1, 2]
 
 
 def launch(words: list[object], folder: Path, restarts: int = 0) -> None:

@@ -330,7 +330,7 @@ def torchrun(*arguments, processes=2, restarts=0):
     )
 
 
-@pytest.mark.long  # three processes from nothing; in short, torch's own agent has forked ones: test_elastic.py
+@pytest.mark.long  # three processes from nothing; in short, two: test_elastic.py
 def test_torchrun_trains(settings, trained, tmp_path):
     process = torchrun("train", "--data", trained / "data", "--out", tmp_path / "run", "--json", *settings())
     out, err = process.communicate(timeout=PATIENCE)
@@ -399,10 +399,12 @@ def test_fits_killed_at_any_moment_go_on_in_any_number(name, trained, documents,
 
 
 @pytest.mark.long
-def test_torchrun_starts_again_what_was_killed(command, trained, tmp_path):
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_torchrun_starts_again_what_was_killed(kind, command, tmp_path):
     import psutil
 
     whole, changed = tmp_path / "whole", [word if word != "slow.steps=200" else "slow.steps=40" for word in command]
+    changed += ["--set", f"distributed.kind={kind}"]
     process = torchrun(*changed, "--resume", restarts=2)
     wait_for_step(8, tmp_path / "run", process)
     worker = psutil.Process(process.pid).children()[-1]
