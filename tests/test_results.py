@@ -14,6 +14,7 @@ from pyro_ltm_cli.commands.evaluate import command as evaluate
 from benchmarks import (
     claim_picture,
     claim_tables,
+    continuations,
     distributed,
     epochs,
     fewer_steps,
@@ -56,6 +57,7 @@ HOW = {
     "options": "benchmarks.options",
     "fewer-steps": "benchmarks.fewer_steps",
     "distributed": "benchmarks.distributed",
+    "continuations": "benchmarks.continuations",
 }
 """What makes and publishes each kind of figures."""
 
@@ -79,6 +81,7 @@ def made(kind):
         "options": [options.tables],
         "fewer-steps": [fewer_steps.tables],
         "distributed": [distributed.tables],
+        "continuations": [continuations.tables],
     }
     return {name: text for make in makers[kind] for name, text in make(earlier(kind)).items()}
 

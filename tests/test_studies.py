@@ -205,7 +205,9 @@ def test_priors(tiny, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "study", [in_context.STUDY, test_time.STUDY, epochs.STUDY, late.STUDY, options.STUDY], ids=lambda study: study.kind
+    "study",
+    [in_context.STUDY, test_time.STUDY, epochs.STUDY, late.STUDY, options.STUDY, continuations.STUDY],
+    ids=lambda study: study.kind,
 )
 def test_notes_have_the_tables_of_the_committed_rows(study):
     note = (pages.ROOT / "benchmarks" / "notes" / f"{study.kind}.md").read_text(encoding="utf-8")
