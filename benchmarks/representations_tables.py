@@ -42,8 +42,11 @@ def by_features(rows: Rows) -> dict[tuple[str, str], dict[str, list[Mapping[str,
 
 
 def briefly(rows: Rows) -> str:
-    """Means over seeds of the linear probe and of the neighbours: a row for features, a column for a set and label."""
-    found = by_features(rows)
+    """Means over seeds of the linear probe and of the neighbours: a row for features, a column for a set and label.
+
+    Sets of which no model was measured are left out.
+    """
+    found = {key: named for key, named in by_features(rows).items() if "nano-thoughts" in named}
     columns = ["linear probe, 10 nearest neighbours", *(f"{texts}: {label}" for texts, label in found)]
     lines = []
     for name in next(iter(found.values()), {}):
@@ -65,8 +68,9 @@ def features(rows: Rows) -> str:
 
 
 def mean(each: list[Mapping[str, float]], key: str) -> float:
-    """Over seeds."""
-    return statistics.mean(one[key] for one in each)
+    """Over the seeds of which it is known, else not a number."""
+    known = [one[key] for one in each if not math.isnan(one[key])]
+    return statistics.mean(known) if known else math.nan
 
 
 def spread(values: list[float], digits: int = 3) -> str:
@@ -97,9 +101,9 @@ def rates(rows: Rows) -> str:
         shown += [f"{mean(each, key):.2f}" for key in ("distortion", "bound")]
         shown.append(", ".join(f"{mean(each, key):.3f}" for key in ("probe", "neighbours")))
         shown.append(f"{mean(each, 'again'):.2f} ({mean(each, 'by_chance'):.2f})")
-        measured = [one for one in each if not math.isnan(one["midpoint"])]
-        between = [f"{mean(measured, key):.2f}" for key in ("midpoint", "end", "other")] if measured else []
-        lines.append([asked, len(each), *shown, f"{between[0]} ({between[1]}; {between[2]})" if between else "-"])
+        middle, end, other = (mean(each, key) for key in ("midpoint", "end", "other"))
+        between = "-" if math.isnan(middle) else f"{middle:.2f} ({end:.2f}; {other:.2f})"
+        lines.append([asked, len(each), *shown, between])
     return pages.table(columns, lines)
 
 
