@@ -69,8 +69,8 @@ def undisturbed(victims, tmp_path_factory):
 
 
 def killed(victim, result, seconds, where, times, seed, tmp_path):
-    """How many of `times` kills hit a running process; after them the command ends as if there had been none."""
-    draw, hits, ended = random.Random(seed), 0, False
+    """Kills, of at most `times`, and how many hit a running process; after them it ends as if there had been none."""
+    draw, kills, hits, ended = random.Random(seed), 0, 0, False
     out = tmp_path / "work" / "out.npz"
     out.parent.mkdir()
     victim.begin(out)
@@ -79,7 +79,7 @@ def killed(victim, result, seconds, where, times, seed, tmp_path):
             hit = victim.kill_after(draw.uniform(0, 0.6 * seconds), out)  # in peace the first start is slower
         else:
             hit = victim.kill_in_a_write("trainer.safetensors", draw.randint(1, 4), out, draw)
-        hits += hit
+        kills, hits = kills + 1, hits + hit
         if not hit:  # it had ended, as if there had been no kill: it begins anew, so that the next one may hit
             assert victim.result(out) == result
             if ended := victim.once:
@@ -90,7 +90,7 @@ def killed(victim, result, seconds, where, times, seed, tmp_path):
     if not ended:
         victim.end(out)
     assert victim.result(out) == result
-    return hits
+    return kills, hits
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,6 @@ assert sum(times for _, _, times in HUNDRED) == 112
 def test_killed_a_hundred_times(seed, victims, undisturbed, tmp_path):
     name, where, times = HUNDRED[seed]
     result, seconds = undisturbed(name)
-    hits = killed(victims[name], result, seconds, where, times, seed, tmp_path)
-    print(f"{name}, {where}: {hits} of {times} kills hit a process that ran")
+    kills, hits = killed(victims[name], result, seconds, where, times, seed, tmp_path)
+    print(f"{name}, {where}: {hits} of {kills} kills hit a process that ran")
     assert hits, "all came too late: the command had ended"

@@ -209,7 +209,8 @@ def mutate_tensors(draw: random.Random, content: bytes) -> bytes:
         first["shape"] = draw.choice(([], first["shape"][::-1], [*first["shape"], 1], [2**62, 4], [0]))
     elif how == 4 and "__metadata__" in header:
         form, text = next(iter(header["__metadata__"].items()))
-        header["__metadata__"] = {form: mutate_json(draw, text.encode()).decode(errors="replace")}
+        mutate = mutate_json if text.startswith("{") else mutate_bytes  # other libraries have plain words there
+        header["__metadata__"] = {form: mutate(draw, text.encode()).decode(errors="replace")}
     else:
         header = mutate_value(draw, header)
     if draw.random() < 0.1:
