@@ -57,9 +57,9 @@ TIMED: Settings = {
 LARGE: Settings = {
     **ALWAYS,
     "model.dim": 512,
+    "model.thoughts": 6,
     "model.layers": 6,
     "model.heads": 8,
-    "model.thoughts": 6,
     "model.max_length": 64,
     "model.window": 64,
     "fast.steps": 2,
