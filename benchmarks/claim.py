@@ -9,11 +9,12 @@ it loses the row under way, and the same call goes on with the next. A row is on
 seed. The second makes the grid of slow learning rates by which both sides were tuned alike, on validation text. The
 third puts all rows into benchmarks/claim-DATE.json, their tables into the pages, and draws the picture.
 
-Sides, all of one preset: the LTM; its twin, the same decoder without thoughts, after equally many slow steps (equal
-tokens); twins of equal compute, which get all operations of the LTM's training, fast loop included, as more slow steps
-or as a wider decoder (both with seed 0, then whichever is better on validation text); and both sides on little data for
-many epochs, each with the weights of its best validation. Operations are those of `count_operations`; seconds are of
-one thread of the processor.
+Sides, all of one preset (`nano`; for long texts `nano-long`, but with the slow loop of the others): the LTM; its twin,
+the same decoder without thoughts, after equally many slow steps (equal tokens); twins of equal compute, which get all
+operations of the LTM's training, fast loop included, as more slow steps or as a wider decoder (both with seed 0, then
+whichever is better on validation text; of long texts more steps alone); and both sides on little data for many epochs,
+each with the weights of its best validation. Operations are those of `count_operations`; seconds are of one thread of
+the processor.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ from pyro_ltm.scores import Bound, evaluate_floor, evaluate_prefix
 
 LTM, EQUAL_TOKENS, LONGER, WIDER = "ltm", "twin", "twin, longer", "twin, wider"
 LTM_FEW, TWIN_FEW, FLOOR = "ltm, few data", "twin, few data", "floor"
-STEPS = 500
-"""Slow steps at equal tokens."""
+STEPS, LONG_STEPS = 500, 1000
+"""Slow steps at equal tokens; of `nano-long`, whose step has two sequences of 2,048 tokens."""
 FEW, LOOKS = 64, 12
 """Sequences of 512 tokens that are little data, and validations while a side learns from them."""
 PARTICLES, PREFIX_PARTICLES, PREFIX_STEPS = 16, 16, 16
@@ -83,6 +84,11 @@ class Row:
     slow: str = ""
 
     @property
+    def steps(self) -> int:
+        """Slow steps at equal tokens."""
+        return LONG_STEPS if self.size == "nano-long" else STEPS
+
+    @property
     def name(self) -> str:
         """Of its file."""
         words = (self.size, self.text, f"w{self.window}", self.side, f"s{self.seed}", self.slow)
@@ -94,10 +100,10 @@ PLAN = [
     *((text, 8) for text in SHORT),
     *((text, 256) for text in SHORT),
     *((text, 32) for text in SHORT),
-    ("worlds-240", 8),
 ]
 """Texts and windows, the most important first."""
 FEW_TEXTS = ("wikitext-2", "proposals")
+LONG_TEXTS = ("worlds-240", "tinyshakespeare-2048", "wikitext-2-2048")
 MINI_TEXTS = ("proposals", "wikitext-2")
 
 
@@ -114,6 +120,10 @@ def planned(seeds: list[int], done: dict[str, Any]) -> Iterator[Row]:
     for text in FEW_TEXTS:
         for seed in seeds:
             yield from (Row(text, 8, side, seed) for side in (LTM_FEW, TWIN_FEW))
+    for text in LONG_TEXTS:
+        if text.startswith("worlds"):
+            yield Row(text, 8, FLOOR, 0, "nano-long")
+        yield from (Row(text, 8, side, seed, "nano-long") for seed in seeds for side in (LTM, EQUAL_TOKENS, LONGER))
     for text in MINI_TEXTS:
         yield from (Row(text, 256, side, 0, "mini") for side in (LTM, EQUAL_TOKENS, LONGER))
 
@@ -141,8 +151,11 @@ def config_of(row: Row, parts: Parts) -> Config:
     text, is_ltm = TEXTS[row.text], row.side in (LTM, LTM_FEW)
     slow = row.slow or SLOW["ltm" if is_ltm else "twin"]
     batch = [f"slow.batch_size={text.batch_size}"] if row.size == "nano" else []
-    settings = [f"model.window={row.window}", *batch, f"slow.steps={STEPS}", f"seed={row.seed}", *SCHEDULE, *GRID[slow]]
-    return configure(row.size, parts.train, [*settings, *(FAST if is_ltm else TWIN)])
+    fast = [] if row.size == "nano-long" else FAST
+    settings = [f"slow.steps={row.steps}", f"seed={row.seed}", *SCHEDULE, *GRID[slow]]
+    return configure(
+        row.size, parts.train, [f"model.window={row.window}", *batch, *settings, *(fast if is_ltm else TWIN)]
+    )
 
 
 def with_compute_of_ltm(row: Row, parts: Parts) -> Config:
@@ -151,7 +164,7 @@ def with_compute_of_ltm(row: Row, parts: Parts) -> Config:
     theirs = operations(config_of(Row(**asdict(row) | {"side": LTM}), parts), parts.train)
     share = theirs / operations(mine, parts.train)
     if row.side == LONGER:
-        return apply_settings(mine, [f"slow.steps={int(STEPS * share)}"])
+        return apply_settings(mine, [f"slow.steps={int(row.steps * share)}"])
 
     own, even = mine.model.dim, 2 * mine.model.heads
     widths = range(own, 8 * own, even)
@@ -176,7 +189,7 @@ def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
     few = row.side in (LTM_FEW, TWIN_FEW)
     tokens = VALIDATION * 512 // parts.train.sequence_length
     if few:
-        looks = [f"slow.eval_every={max(1, STEPS // LOOKS)}", "slow.eval_sequences=24"]
+        looks = [f"slow.eval_every={max(1, row.steps // LOOKS)}", "slow.eval_sequences=24"]
         found = train(apply_settings(config, looks), Few(parts.train, FEW), parts.validation, weights="best")
     else:
         found = train(config, parts.train)

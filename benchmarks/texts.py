@@ -74,6 +74,15 @@ TEXTS = {
         validation="wikitext-2/wiki.valid.tokens",
         test="wikitext-2/wiki.test.tokens",
     ),
+    "wikitext-2-2048": Text(
+        label="WikiText-2, 2,048 tokens",
+        train="wikitext-2/wiki.train.shuffled.tokens",
+        validation="wikitext-2/wiki.valid.tokens",
+        test="wikitext-2/wiki.test.tokens",
+        length=2048,
+        batch_size=1,
+        test_sequences=16,
+    ),
     "proposals": Text(label="proposals", train="proposals/train.jsonl", test="proposals/valid.jsonl", held_out=0.05),
     "worlds-240": Text(
         label="worlds of 240 sentences",
