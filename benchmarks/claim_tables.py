@@ -75,6 +75,22 @@ class Cell:
         ]
         return gap, each
 
+    def closed(self, twin: str, kind: str) -> str:
+        """Which share of the distance from the twin down to the text's entropy the LTM closes, in percent."""
+        if not (seeds := self.seeds(twin, "ltm")):
+            return ""
+        _, places = self.tokens_and_places()
+        floor = torch.tensor(self.rows["floor"][0]["nats"], dtype=torch.float64)
+
+        def gaps(of: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+            above = self.mean(twin, "nats", of)
+            return above - self.mean("ltm", kind, of), above - floor
+
+        each = [100 * float(closed.sum() / whole.sum()) for closed, whole in (gaps([seed]) for seed in seeds)]
+        closed, whole = gaps(seeds)
+        error = 100 * ratio_error(closed, whole, places).stderr
+        return f"{100 * float(closed.sum() / whole.sum()):.1f} ± {error:.1f}% ({min(each):.1f} to {max(each):.1f})"
+
     def level(self, side: str, kind: str = "nats") -> str:
         """Nats a token, mean of the seeds, with its error."""
         if not (seeds := self.seeds(side)):
@@ -91,7 +107,7 @@ def cells(found: Rows) -> list[Cell]:
         if not row["slow"]:
             key = row["size"], row["text"], row["window"]
             made.setdefault(key, {}).setdefault(row["side"], {})[row["seed"]] = row
-    order = {"nano": 0, "mini": 1}
+    order = {"nano": 0, "nano-long": 1, "mini": 2}
     keys = sorted(made, key=lambda key: (order[key[0]], key[2] == 256, key[2], list(TEXTS).index(key[1])))
     return [Cell(*key, made[key]) for key in keys]
 
@@ -104,6 +120,7 @@ def tables(found: Rows) -> dict[str, str]:
         "claim": _gaps(whole),
         "claim in short": _short(whole),
         "claim levels": _levels(whole),
+        "claim closed": _closed([cell for cell in whole if "floor" in cell.rows]),
         "claim costs": _costs(whole),
         "claim rows": _rows(found),
     }
@@ -168,6 +185,21 @@ def _levels(of: list[Cell]) -> str:
         rates = [row["rate"] for row in cell.rows["ltm"].values()]
         levels = [cell.level("twin"), cell.level(cell.equal_compute), *(cell.level("ltm", kind) for kind in KINDS)]
         rows.append([*cell.label, *levels, f"{sum(rates) / len(rates):.1f}"])
+    return table(columns, rows)
+
+
+def _closed(of: list[Cell]) -> str:
+    """Of texts whose entropy is known."""
+    ways = {"ELBO": "nats", "importance-weighted": "iwae"}
+    columns = ["text", "window", "seeds", *(f"equal {of}: {way}" for of in ("tokens", "compute") for way in ways)]
+    rows = [
+        [
+            *cell.label,
+            len(cell.seeds("ltm", "twin")),
+            *(cell.closed(twin, kind) for twin in ("twin", cell.equal_compute) for kind in ways.values()),
+        ]
+        for cell in of
+    ]
     return table(columns, rows)
 
 

@@ -7,11 +7,12 @@ import torch
 from helpers.tiny_world import TINY, WORLD, use_tiny_world
 
 from benchmarks import claim, claim_picture, claim_tables, rows, search, texts
-from benchmarks.claim import EQUAL_TOKENS, LONGER, LTM, LTM_FEW, TWIN_FEW, WIDER, Row
+from benchmarks.claim import EQUAL_TOKENS, FLOOR, LONGER, LTM, LTM_FEW, TWIN_FEW, WIDER, Row
 from benchmarks.roofline import slow_step_flops
 from benchmarks.trained import configure, operations, train
 from pyro_ltm.config import apply_settings
 from pyro_ltm.errors import UserError
+from pyro_ltm.presets import preset
 from pyro_ltm.profiling.operations import count_operations
 from pyro_ltm.scores import difference
 
@@ -19,7 +20,15 @@ from pyro_ltm.scores import difference
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
     use_tiny_world(monkeypatch)
-    changed = {"PLAN": [(WORLD, 8)], "FEW_TEXTS": (WORLD,), "MINI_TEXTS": (), "STEPS": 3, "FEW": 6, "LOOKS": 1}
+    changed = {
+        "PLAN": [(WORLD, 8)],
+        "FEW_TEXTS": (WORLD,),
+        "LONG_TEXTS": (),
+        "MINI_TEXTS": (),
+        "STEPS": 3,
+        "FEW": 6,
+        "LOOKS": 1,
+    }
     for name, value in (changed | {"PROMPT": 4, "SCHEDULE": [*claim.SCHEDULE, *TINY]}).items():
         monkeypatch.setattr(claim, name, value)
     return tmp_path
@@ -76,6 +85,10 @@ def test_rows_are_measured_once_and_make_the_tables(tiny, capsys):
     assert row(LTM_FEW)["best_step"] in (0, 3)
 
     tables = claim_tables.tables(found)
+    floor = sum(found[Row(WORLD, 8, FLOOR, 0).name]["nats"])
+    both = {side: sum(row(side)["nats"]) + sum(row(side, 1)["nats"]) for side in (LTM, EQUAL_TOKENS)}
+    share = 100 * (both[EQUAL_TOKENS] - both[LTM]) / (both[EQUAL_TOKENS] - 2 * floor)
+    assert f"| {share:.1f} ± " in tables["claim closed"]
     nats = {side: torch.tensor([row(side, seed)["nats"] for seed in (0, 1)]).mean(0) for side in (LTM, EQUAL_TOKENS)}
     gap = difference(nats[EQUAL_TOKENS], nats[LTM], torch.tensor(ltm["tokens"], dtype=torch.float64), None)
     assert f"{gap.nats_per_token:.4f} ± " in tables["claim"]
@@ -83,6 +96,14 @@ def test_rows_are_measured_once_and_make_the_tables(tiny, capsys):
     assert tables["claim rows"].count(WORLD) == len(found) - 1, "all but the floor"
     assert all(f"| {name} |" in tables["claim levels"] for name in ("tiny worlds", "rate"))
     claim_picture.draw(found, tiny / "picture.png")
+
+
+def test_long_texts_are_learned_by_their_preset_and_the_slow_loop_of_the_others(tiny):
+    parts = texts.prepared(WORLD, tiny, tiny)
+    ltm, twin = (claim.config_of(Row(WORLD, 8, side, 0, "nano-long"), parts) for side in (LTM, EQUAL_TOKENS))
+    long = preset("nano-long")
+    assert (ltm.optimizer, ltm.objective, ltm.fast.subsample) == (long.optimizer, long.objective, long.fast.subsample)
+    assert ltm.slow_optimizer == twin.slow_optimizer == claim.config_of(Row(WORLD, 8, LTM, 0), parts).slow_optimizer
 
 
 def test_a_search_goes_on_where_it_was(tiny, capsys, monkeypatch):
