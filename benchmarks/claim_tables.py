@@ -22,7 +22,7 @@ from pyro_ltm.scores.estimate import ratio_error
 Rows = Mapping[str, Any]
 KINDS = {"nats": "ELBO", "iwae": "importance-weighted", "prefix": "predictive"}
 """Figures of an LTM; a twin's is exact, and the same by all three."""
-COMPUTE = ("twin, longer", "twin, wider")
+COMPUTE, FAR = ("twin, longer", "twin, wider"), "twin, longer, far window"
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ def tables(found: Rows) -> dict[str, str]:
         "claim in short": _short(whole),
         "claim levels": _levels(whole),
         "claim closed": _closed([cell for cell in whole if "floor" in cell.rows]),
+        "claim far": _far([cell for cell in whole if FAR in cell.rows]),
         "claim costs": _costs(whole),
         "claim rows": _rows(found),
     }
@@ -198,6 +199,16 @@ def _closed(of: list[Cell]) -> str:
             len(cell.seeds("ltm", "twin")),
             *(cell.closed(twin, kind) for twin in ("twin", cell.equal_compute) for kind in ways.values()),
         ]
+        for cell in of
+    ]
+    return table(columns, rows)
+
+
+def _far(of: list[Cell]) -> str:
+    """The twin of equal compute that looks further back."""
+    columns = ["text", "LTM's window", "seeds", "twin", *(f"below it: {kind}" for kind in KINDS.values())]
+    rows = [
+        [*cell.label, len(cell.seeds("ltm", FAR)), cell.level(FAR), *(shown(cell.below(FAR, kind)) for kind in KINDS)]
         for cell in of
     ]
     return table(columns, rows)
