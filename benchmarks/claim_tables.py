@@ -89,7 +89,8 @@ class Cell:
         each = [100 * float(closed.sum() / whole.sum()) for closed, whole in (gaps([seed]) for seed in seeds)]
         closed, whole = gaps(seeds)
         error = 100 * ratio_error(closed, whole, places).stderr
-        return f"{100 * float(closed.sum() / whole.sum()):.1f} ± {error:.1f}% ({min(each):.1f} to {max(each):.1f})"
+        spread = f" ({len(each)} seeds: {min(each):.1f} to {max(each):.1f})" if len(each) > 1 else ""
+        return f"{100 * float(closed.sum() / whole.sum()):.1f} ± {error:.1f}%{spread}"
 
     def level(self, side: str, kind: str = "nats") -> str:
         """Nats a token, mean of the seeds, with its error."""
@@ -132,6 +133,9 @@ def tables(found: Rows) -> dict[str, str]:
     for cell in whole:
         if cell.window == 8:
             made[f"claim {cell.text} in a line"] = _in_a_line(cell)
+        if "floor" in cell.rows:
+            ways = [f"{cell.closed(cell.equal_compute, kind)} by the {KINDS[kind]}" for kind in ("nats", "iwae")]
+            made[f"claim {cell.text} closed in a line"] = f"{ways[0]}, {ways[1]} bound\n"
     return made
 
 

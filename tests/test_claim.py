@@ -7,7 +7,7 @@ import torch
 from helpers.tiny_world import TINY, WORLD, use_tiny_world
 
 from benchmarks import claim, claim_picture, claim_tables, rows, search, texts
-from benchmarks.claim import EQUAL_TOKENS, FLOOR, LONGER, LTM, LTM_FEW, TWIN_FEW, WIDER, Row
+from benchmarks.claim import EQUAL_TOKENS, FAR, FLOOR, LONGER, LTM, LTM_FEW, TWIN_FEW, WIDER, Row
 from benchmarks.roofline import slow_step_flops
 from benchmarks.trained import configure, operations, train
 from pyro_ltm.config import apply_settings
@@ -98,11 +98,16 @@ def test_rows_are_measured_once_and_make_the_tables(tiny, capsys):
     claim_picture.draw(found, tiny / "picture.png")
 
 
-def test_long_texts_are_learned_by_their_preset_and_the_slow_loop_of_the_others(tiny):
+def test_long_texts_are_learned_by_their_preset_and_the_slow_loop_of_the_others(tiny, monkeypatch):
+    monkeypatch.setattr(claim, "SCHEDULE", [*claim.SCHEDULE, "fast.steps=2"])
     parts = texts.prepared(WORLD, tiny, tiny)
     ltm, twin = (claim.config_of(Row(WORLD, 8, side, 0, "nano-long"), parts) for side in (LTM, EQUAL_TOKENS))
     long = preset("nano-long")
     assert (ltm.optimizer, ltm.objective, ltm.fast.subsample) == (long.optimizer, long.objective, long.fast.subsample)
+    far = claim.with_compute_of_ltm(Row(WORLD, 8, FAR, 0, "nano-long"), parts)
+    assert (ltm.model.window, twin.model.window, far.model.window) == (8, 8, claim.FAR_WINDOW)
+    assert twin.slow.steps < far.slow.steps
+    assert operations(far, parts.train) <= 1.02 * operations(ltm, parts.train)
     assert ltm.slow_optimizer == twin.slow_optimizer == claim.config_of(Row(WORLD, 8, LTM, 0), parts).slow_optimizer
 
 
