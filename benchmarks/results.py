@@ -2,7 +2,7 @@
 
 A file of figures holds, by corpus, what `benchmarks.protocols.measure` gives. Its tables: by corpus; `CORPUS along K`,
 the bound along the number of draws; `shares`, of corpora that differ in `slow.decoder_warmup`; `CORPUS in short`, the
-rows of docs/results.md; and `CORPUS in a line`, README's.
+rows of docs/results.md.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ SHARES = {"-thoughts-first": "0", "": "0.1", "-half": "0.5"}
 """How the name of a corpus ends, and for what share of the slow steps the decoder learns without thoughts in it."""
 MARK = "†"
 """Stands behind a figure without its error, which took sequences as independent: releases did that kept no `blocks`."""
-ONE_LINE = {"tinyshakespeare-longer": "below_twin", "worlds-longer": "closed"}
-"""README's corpora, and what it says of each."""
 LEFT_OUT = ("annealed", "best predictor", "tokens after")
 """So begin the figures that the short tables do without."""
 MEANING = f"{MARK} Its error took neighbouring sequences as independent, which is too small: it is not shown."
@@ -34,7 +32,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
         made |= {name: markdown(one), f"{name} along K": along_draws(one)}
         if any("bound" in row for row in one["rows"]):
             made[f"{name} in short"] = short(one)
-    return made | {f"{name} in a line": _in_a_line(found[name]) for name in ONE_LINE if name in found}
+    return made
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -83,15 +81,6 @@ def _facts(rows: list[Mapping[str, Any]]) -> list[str]:
     if all("closed" in row for row in rows):
         lines.append(_closed(rows, ("bound", "importance-weighted")))
     return lines
-
-
-def _in_a_line(found: Mapping[str, Any]) -> str:
-    """README's figure of a corpus, of all seeds."""
-    rows = list(map(_documents, found["rows"]))
-    if "closed" in rows[0]:
-        weighted, elbo = (_shares_closed(rows, key) for key in ("importance-weighted", "bound"))
-        return f"{weighted} by the importance-weighted bound, {elbo} by the ELBO\n"
-    return f"{' and '.join(_gap(row['below_twin']['bound']) for row in rows)} nats a token by the ELBO\n"
 
 
 def _both(ones: list[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float], digits: int = 1) -> str:
