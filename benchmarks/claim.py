@@ -12,7 +12,7 @@ third puts all rows into benchmarks/claim-DATE.json, their tables into the pages
 Sides, all of one preset (`nano`; for long texts `nano-long`, but with the slow loop of the others): the LTM; its twin,
 the same decoder without thoughts, after equally many slow steps (equal tokens); twins of equal compute, which get all
 operations of the LTM's training, fast loop included, as more slow steps or as a wider decoder (both with seed 0, then
-whichever is better on validation text); of long texts as more slow steps, with the LTM's window and with a far one; and
+whichever is better on validation text); of long texts as more slow steps, with the LTM's window and with far ones; and
 both sides on little data for many epochs, each with the weights of its best validation. Operations are those of
 `count_operations`; seconds are of one thread of the processor.
 """
@@ -40,7 +40,7 @@ from pyro_ltm.runs.batches import dataset_batches
 from pyro_ltm.scores import Bound, evaluate_floor, evaluate_prefix
 
 LTM, EQUAL_TOKENS, LONGER, WIDER = "ltm", "twin", "twin, longer", "twin, wider"
-FAR = "twin, longer, far window"
+FAR, WHOLE = "twin, longer, far window", "twin, longer, whole window"
 LTM_FEW, TWIN_FEW, FLOOR = "ltm, few data", "twin, few data", "floor"
 STEPS, LONG_STEPS = 500, 1000
 """Slow steps at equal tokens; of `nano-long`, whose step has two sequences of 2,048 tokens."""
@@ -105,7 +105,7 @@ PLAN = [
 """Texts and windows, the most important first."""
 FEW_TEXTS = ("wikitext-2", "proposals")
 FAR_WINDOW = 256
-"""Tokens that each layer of the twin with a far window looks back."""
+"""Tokens that each layer of the twin with a far window looks back; with a whole one, to the beginning."""
 LONG_TEXTS = ("worlds-240", "tinyshakespeare-2048", "wikitext-2-2048")
 MINI_TEXTS = ("proposals", "wikitext-2")
 
@@ -127,7 +127,7 @@ def planned(seeds: list[int], done: dict[str, Any]) -> Iterator[Row]:
         if text.startswith("worlds"):
             yield Row(text, 8, FLOOR, 0, "nano-long")
         for seed in seeds:
-            yield from (Row(text, 8, side, seed, "nano-long") for side in (LTM, EQUAL_TOKENS, LONGER, FAR))
+            yield from (Row(text, 8, side, seed, "nano-long") for side in (LTM, EQUAL_TOKENS, LONGER, FAR, WHOLE))
     for text in MINI_TEXTS:
         yield from (Row(text, 256, side, 0, "mini") for side in (LTM, EQUAL_TOKENS, LONGER))
 
@@ -165,11 +165,12 @@ def config_of(row: Row, parts: Parts) -> Config:
 def with_compute_of_ltm(row: Row, parts: Parts) -> Config:
     """The twin that gets the operations of the LTM's training, as more slow steps or as a wider decoder."""
     mine = config_of(row, parts)
-    if row.side == FAR:
-        mine = apply_settings(mine, [f"model.window={FAR_WINDOW}"])
+    if row.side in (FAR, WHOLE):
+        window = FAR_WINDOW if row.side == FAR else parts.train.sequence_length
+        mine = apply_settings(mine, [f"model.window={window}"])
     theirs = operations(config_of(Row(**asdict(row) | {"side": LTM}), parts), parts.train)
     share = theirs / operations(mine, parts.train)
-    if row.side in (LONGER, FAR):
+    if row.side in (LONGER, FAR, WHOLE):
         return apply_settings(mine, [f"slow.steps={int(row.steps * share)}"])
 
     own, even = mine.model.dim, 2 * mine.model.heads
@@ -190,7 +191,7 @@ def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
     parts = prepared(row.text, data, out, **sizes)
     if row.side == FLOOR:
         return asdict(row) | floor_of(row, parts)
-    config = with_compute_of_ltm(row, parts) if row.side in (LONGER, WIDER, FAR) else config_of(row, parts)
+    config = with_compute_of_ltm(row, parts) if row.side in (LONGER, WIDER, FAR, WHOLE) else config_of(row, parts)
     text = TEXTS[row.text]
     few = row.side in (LTM_FEW, TWIN_FEW)
     tokens = VALIDATION * 512 // parts.train.sequence_length

@@ -22,7 +22,9 @@ from pyro_ltm.scores.estimate import ratio_error
 Rows = Mapping[str, Any]
 KINDS = {"nats": "ELBO", "iwae": "importance-weighted", "prefix": "predictive"}
 """Figures of an LTM; a twin's is exact, and the same by all three."""
-COMPUTE, FAR = ("twin, longer", "twin, wider"), "twin, longer, far window"
+COMPUTE = ("twin, longer", "twin, wider")
+FAR = {"twin, longer, far window": "256", "twin, longer, whole window": "all"}
+"""Twins of equal compute that look further back, and how many tokens in each layer."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def tables(found: Rows) -> dict[str, str]:
         "claim in short": _short(whole),
         "claim levels": _levels(whole),
         "claim closed": _closed([cell for cell in whole if "floor" in cell.rows]),
-        "claim far": _far([cell for cell in whole if FAR in cell.rows]),
+        "claim far": _far(whole),
         "claim costs": _costs(whole),
         "claim rows": _rows(found),
     }
@@ -209,11 +211,16 @@ def _closed(of: list[Cell]) -> str:
 
 
 def _far(of: list[Cell]) -> str:
-    """The twin of equal compute that looks further back."""
-    columns = ["text", "LTM's window", "seeds", "twin", *(f"below it: {kind}" for kind in KINDS.values())]
+    """Against twins of equal compute that look further back."""
+    columns = ["text", "its window", "seeds", "steps", "twin", *(f"LTM below it: {kind}" for kind in KINDS.values())]
     rows = [
-        [*cell.label, len(cell.seeds("ltm", FAR)), cell.level(FAR), *(shown(cell.below(FAR, kind)) for kind in KINDS)]
+        [
+            *(cell.label[0], window, len(cell.seeds("ltm", side)), next(iter(cell.rows[side].values()))["steps"]),
+            *(cell.level(side), *(shown(cell.below(side, kind)) for kind in KINDS)),
+        ]
         for cell in of
+        for side, window in FAR.items()
+        if cell.seeds("ltm", side)
     ]
     return table(columns, rows)
 
