@@ -8,7 +8,8 @@ from typing import Any
 
 from pyro_ltm.comparison.scaling.analysis import Gap, gaps, laws
 from pyro_ltm.comparison.scaling.law import FACTORS
-from pyro_ltm.comparison.scaling.result import PATIENCE, STUDY, Row, Study, save
+from pyro_ltm.comparison.scaling.reach import Reach, reached
+from pyro_ltm.comparison.scaling.result import NOT_RUN, PATIENCE, STUDY, Row, Study, save
 from pyro_ltm.files import write_text
 from pyro_ltm.locks import locked
 from pyro_ltm.reports.figures import number, plus_minus
@@ -30,6 +31,9 @@ MEANINGS = {
     "equal tokens": "The rival of the same shape that read the same sequences in the same order.",
     "equal operations": "The rival of the same shape with the same operations of training, or at most a tenth "
     "and a slow step more; under a budget each takes the slow steps that it allows.",
+    "tokens to reach a level": "Read until a validation, of few sequences, is first at the level or below it: that of "
+    "the last validation of the twin of equal tokens; without one, the lowest that all latent-thought cells come to. "
+    "Operations up to there are in proportion to slow steps.",
     "rate": "KL(q || prior): nats that the thoughts of a sequence carry. Active: latent dimensions whose posterior "
     "mean varies over sequences.",
     "law": "L = E + sum of A x^-alpha over the factors, fitted to the final bounds by the Huber loss of log L. "
@@ -54,12 +58,13 @@ def write_study(study: Study, out: Path | str) -> Path:
 
 def render(study: Study, drawn: Mapping[str, tuple[bytes, str]]) -> str:
     """The page, with PNG pictures and their captions."""
-    found = gaps(study)
+    found, reaches = gaps(study), reached(study)
     parts = [
         heading(TITLE, findings(study, found)),
         pictures(drawn),
         section("The fitted law", bullets(law_lines(study))),
         section("Each cell against its rivals", _wide(*gap_table(found)) if found else ""),
+        section("Tokens to reach a level", _wide(*reach_table(reaches)) if reaches else ""),
         section("All cells", _wide(*cell_table(study.rows))),
         section("Remarks", bullets(remarks(study))),
         section("What each figure means", listing(MEANINGS)),
@@ -118,6 +123,8 @@ def law_lines(study: Study) -> list[str]:
 def remarks(study: Study) -> list[str]:
     """Cells without figures, and what a reader may trip over."""
     lines = [f"Without figures: {row.name}: {row.note.removeprefix('failed: ')}" for row in study.failed]
+    if left_out := study.about.get(NOT_RUN):
+        lines.append(f"Not run: {left_out}.")
     if len({row.seed for row in study.rows}) == 1:
         lines.append("One seed: errors are of the text that is scored, and not of another training.")
     if len({str(row.machine.get("processor")) for row in study.rows}) > 1:
@@ -143,6 +150,23 @@ def gap_table(found: Sequence[Gap]) -> tuple[list[str], list[list[str]]]:
     return columns, rows
 
 
+def reach_table(found: Sequence[Reach]) -> tuple[list[str], list[list[str]]]:
+    """Latent-thought cells, and after how much training each came to a level."""
+    columns = ["cell", "level, nats a token", "of", "tokens", "of the twin's", "training operations", "of the twin's"]
+    rows = []
+    for one in found:
+        level = [number(one.goal, 4), one.twin.name if one.twin else "all latent-thought cells"]
+        if one.tokens is None or one.operations is None:
+            rows.append([one.row.name, *level, one.why, "-", "-", "-"])
+            continue
+        shares = ["-", "-"]
+        if one.twin:
+            parts = (one.tokens / one.twin.tokens, one.operations / one.twin.training_operations)
+            shares = [f"{part:.2f}" for part in parts]
+        rows.append([one.row.name, *level, f"{one.tokens:,}", shares[0], f"{one.operations:.3g}", shares[1]])
+    return columns, rows
+
+
 def cell_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Every cell, with its values on the axes."""
     axes = list(dict.fromkeys(key for row in rows for key in row.axes))
@@ -161,7 +185,8 @@ def cell_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     for row in sorted(rows, key=lambda row: _nats(row) if row.bound else float("inf")):
         # Without thoughts, no draws are weighted: the bound is all there is.
         figures = [getattr(row, name) if row.thoughts or name != "iwae" else None for name in shown]
-        cells = [row.name, NAMES[row.family], *(str(row.axes.get(key, "-")) for key in axes)]
+        of_rivals = {} if row.thoughts else {"model.thoughts": 0}
+        cells = [row.name, NAMES[row.family], *(str({**of_rivals, **row.axes}.get(key, "-")) for key in axes)]
         cells += [str(row.seed) for _ in seeds]
         cells += [f"{row.parameters:,}", f"{row.tokens:,}", f"{row.epochs:.2f}"]
         cells += [f"{row.training_operations:.3g}"]
@@ -183,7 +208,7 @@ def _nats(row: Row) -> float:
 
 def _facts(study: Study) -> dict[str, str]:
     """The command, the machines, and the settings that all cells share."""
-    facts: dict[str, Any] = {**study.about}
+    facts: dict[str, Any] = {key: value for key, value in study.about.items() if key != NOT_RUN}
     machines = {
         ", ".join(f"{key} {value}" for key, value in row.machine.items() if value is not None) for row in study.rows
     }

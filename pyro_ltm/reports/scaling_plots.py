@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from pyro_ltm.comparison.scaling.analysis import Point, averaged, beside, frontier, predicted_by
+from pyro_ltm.comparison.scaling.grid import reads
 from pyro_ltm.comparison.scaling.result import Row, Study
 from pyro_ltm.reports.plots import COLORS, Figures, legend, legible, panels
 
@@ -26,6 +27,10 @@ LINES = {"ltm": "-", "twin": "--", "masked-diffusion": ":"}
 MARKERS = "oDvP*X<>"
 """Of the laws of one family."""
 NATS = "nats a token (lower is better)"
+MARKED = ("fast_steps", "thoughts")
+"""Figures of a cell that curves are told apart by."""
+MOST_PANELS = 6
+"""Shapes that a picture has room for: of more, some from the smallest to the largest."""
 SIZE = ("fast.steps", "model.dim", "model.layers", "model.heads", "model.hidden", "model.embedding_scale")
 """Keys on axes that the picture of size against fast steps shows."""
 
@@ -36,7 +41,8 @@ def draw(study: Study) -> Figures:
         "by-tokens": (
             plot_curves(study),
             "Sample efficiency: validation nats against tokens read, of each cell while it was trained (fewer "
-            "sequences than the final figures). Colours: fast steps and thoughts, where they differ; broken: rivals.",
+            "sequences than the final figures), the mean of its seeds. A panel for each shape, of at most six; "
+            "colours: fast steps; marks: thoughts, where they differ; broken: rivals.",
         ),
         "by-operations": (
             plot_frontiers(study),
@@ -100,7 +106,7 @@ def plot_trade(study: Study) -> Figure | None:
     groups = {name: cells for name, cells in groups.items() if _spans(cells)}
     if not groups:
         return None
-    count = min(len(groups), 6)
+    count = min(len(groups), MOST_PANELS)
     figure, axes = panels(4.6 * min(count, 3) + 0.6, 4.0 * -(-count // 3), -(-count // 3), min(count, 3))
     for place in axes[count:]:
         place.set_visible(False)
@@ -179,30 +185,34 @@ def plot_epochs(study: Study) -> Figure | None:
 def _curves(study: Study, shows: Callable[[Row], bool], unit: Callable[[Row], float], label: str) -> Figure | None:
     """Validations of cells against tokens in units of `unit`; None where there are none of a cell that `shows`.
 
-    A panel for fast steps and one for thoughts, where they differ: by these the latent-thought cells are coloured.
+    A panel for each shape, that is for the values of all that rivals look at, too. In it a line is the mean of the
+    seeds of one setting: colours tell fast steps apart, marks thoughts, broken lines rivals.
     """
     rows = [row for family in study.families for row in study.of(family) if len(_curve(row)) > 1 and unit(row)]
     if not any(map(shows, rows)):
         return None
-    ltms = [row for row in rows if row.family == "ltm"]
-    names = [name for name in ("fast_steps", "thoughts") if len({getattr(row, name) for row in ltms}) > 1]
-    names = names or ["fast_steps"]
-    figure, axes = panels(5.4 * len(names), 4.4, 1, len(names), sharey=True)
-    for place, name in zip(axes, names, strict=True):
-        values = sorted({getattr(row, name) for row in ltms})
-        for row in rows:
-            colour = STYLES[row.family]["color"]
-            if row.family == "ltm":
-                colour = _shade(values.index(getattr(row, name)), len(values))
-            x, y = zip(*_curve(row), strict=True)
-            scaled = [tokens / unit(row) for tokens in x]
-            place.plot(scaled, y, linestyle=LINES[row.family], linewidth=1.2, color=colour)
-        for index, value in enumerate(values):
-            place.plot([], [], color=_shade(index, len(values)), label=f"{name.replace('_', ' ')}: {value}")
-        for family in dict.fromkeys(row.family for row in rows if row.family != "ltm"):
-            place.plot([], [], color=STYLES[family]["color"], linestyle=LINES[family], label=NAMES[family])
-        legend(place)
+    shapes: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (row.body, row.parameters)):
+        shapes[_shape(row)].append(row)
+    count = min(len(shapes), MOST_PANELS)
+    chosen = [list(shapes)[index] for index in np.linspace(0, len(shapes) - 1, count).round().astype(int)]
+    wide = 2 if count == 4 else min(count, 3)
+    figure, axes = panels(4.2 * wide + 1.2, 4.0 * -(-count // wide), -(-count // wide), wide, sharex=True, sharey=True)
+    for place in axes[count:]:
+        place.set_visible(False)
+    steps, thoughts = (sorted({getattr(row, name) for row in rows if row.family == "ltm"}) for name in MARKED)
+    for place, name in zip(axes, chosen, strict=False):
+        for setting in _by_setting(shapes[name]):
+            points = _mean_curve(setting)
+            scaled = [tokens / unit(setting[0]) for tokens, _ in points]
+            place.plot(scaled, [nats for _, nats in points], **_style(setting[0], steps, thoughts))
+        if name:
+            place.set_title(legible(name, 40), fontsize=9)
+        place.set_xscale("log")
+        place.tick_params(labelbottom=True)  # with an empty place below it, too
         place.set_xlabel(label)
+    _explain(axes[0], steps, thoughts, [family for family in study.families if family != "ltm"])
+    legend(axes[0], loc="upper right")
     axes[0].set_ylabel(NATS)
     return figure
 
@@ -238,6 +248,49 @@ def _nats(row: Row) -> float:
 def _curve(row: Row) -> list[tuple[float, float]]:
     """Tokens and nats of the validations, but for that of the first weights."""
     return [(look.tokens, look.nats_per_token) for look in row.curve if look.tokens and look.nats_per_token is not None]
+
+
+def _style(row: Row, steps: Sequence[int], thoughts: Sequence[int]) -> dict[str, Any]:
+    """How the curve of a cell is drawn, where cells have so many `steps` and `thoughts`."""
+    style = {"linestyle": LINES[row.family], "markersize": 4}
+    if row.family != "ltm":
+        return {**style, "color": STYLES[row.family]["color"], "linewidth": 1.0}
+    mark = MARKERS[thoughts.index(row.thoughts) % len(MARKERS)] if len(thoughts) > 1 else ""
+    return {**style, "color": _shade(steps.index(row.fast_steps), len(steps)), "linewidth": 1.6, "marker": mark}
+
+
+def _explain(place: Any, steps: Sequence[int], thoughts: Sequence[int], rivals: Sequence[str]) -> None:
+    """Entries of the legend of curves drawn by `_style`."""
+    for index, value in enumerate(steps):
+        place.plot([], [], color=_shade(index, len(steps)), label=f"fast steps: {value}")
+    for index, value in enumerate(thoughts if len(thoughts) > 1 else ()):
+        mark = MARKERS[index % len(MARKERS)]
+        place.plot([], [], color="0.4", linestyle="none", marker=mark, markersize=4, label=f"thoughts: {value}")
+    for family in rivals:
+        place.plot([], [], color=STYLES[family]["color"], linestyle=LINES[family], label=NAMES[family])
+
+
+def _by_setting(rows: Sequence[Row]) -> list[list[Row]]:
+    """Cells that differ in their seed alone, together."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.settings].append(row)
+    return list(groups.values())
+
+
+def _mean_curve(rows: Sequence[Row]) -> list[Point]:
+    """Mean over seeds of the curves of one setting, where all have a validation."""
+    levels: dict[float, list[float]] = defaultdict(list)
+    for row in rows:
+        for tokens, nats in _curve(row):
+            levels[tokens].append(nats)
+    return [(tokens, sum(some) / len(some)) for tokens, some in levels.items() if len(some) == len(rows)]
+
+
+def _shape(row: Row) -> str:
+    """What a cell and its rivals have in common on the axes, in words; how long each was trained is not of it."""
+    own = {key: value for key, value in row.axes.items() if reads("twin", key) and key != "slow.steps"}
+    return ", ".join(f"{key} {value}" for key, value in sorted(own.items()))
 
 
 def _spans(cells: Sequence[tuple[Row, float]]) -> bool:

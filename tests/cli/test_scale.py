@@ -26,6 +26,7 @@ def test_text_in_and_a_page_out(study):
         "family",
         "Cells: 2 latent thoughts, 1 twin.",
         "at equal tokens",
+        "Not run: 2 of 4 places of the grid",
         "One seed",
     ):
         assert said in result.stdout
@@ -39,6 +40,8 @@ def test_text_in_and_a_page_out(study):
     for part in (
         "All cells",
         "Each cell against its rivals",
+        "Tokens to reach a level",
+        "Not run: 2 of 4 places",
         "The fitted law",
         "none, for",
         "Operations",

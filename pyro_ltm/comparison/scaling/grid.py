@@ -165,6 +165,19 @@ class Grid:
         """Latent-thought models of the grid, each seed by itself; rivals stand beside them."""
         return len(self.seeds) * len(list(self._combinations()))
 
+    @property
+    def not_run(self) -> str:
+        """What is said of places without thoughts, which are twins already there; empty where there are none."""
+        common = str(self.common.model.thoughts)
+        twins = sum(settings.get("model.thoughts", common) == "0" for settings in self._combinations())
+        if not twins:
+            return ""
+        places = self.places // len(self.seeds)
+        return (
+            f"{twins} of {places} places of the grid have model.thoughts = 0: they are the twin of their shape, which "
+            "is trained once for all fast steps and has no rivals of its own"
+        )
+
     def cells(self, on_place: Callable[[int], None] = lambda done: None) -> list[Cell]:
         """All of them, each once: seed by seed, rivals after the latent-thought models.
 

@@ -26,6 +26,8 @@ from pyro_ltm.reading import Count, fitted, read_json
 
 FORMAT = "pyro-ltm scaling study 1"
 STUDY, TABLE, CELL, RUNS = "study.json", "study.csv", "cell.json", "runs"
+NOT_RUN = "not run"
+"""Key of `Study.about`: places of the grid that are no cells of their own."""
 
 BY_SEQUENCE = ("sequence_nats", "sequence_tokens", "places")
 """Figures of a row that are long, and of use for paired differences alone."""

@@ -18,7 +18,18 @@ from typing import Any
 
 from pyro_ltm.comparison.loop import environment
 from pyro_ltm.comparison.scaling.grid import Cell, Grid, named, part
-from pyro_ltm.comparison.scaling.result import RUNS, Level, Look, Row, Study, open_study, read_row, refresh, write_row
+from pyro_ltm.comparison.scaling.result import (
+    NOT_RUN,
+    RUNS,
+    Level,
+    Look,
+    Row,
+    Study,
+    open_study,
+    read_row,
+    refresh,
+    write_row,
+)
 from pyro_ltm.comparison.together import by_all, end_together, sharing_a_score
 from pyro_ltm.comparison.trainings import decoder_training, open_tokens, open_validation, with_validations
 from pyro_ltm.config import Config, ModelConfig
@@ -134,7 +145,8 @@ def run_study(
         named(cell.name, lambda cell=cell: check_shares(cell.config, current().size))
     settings = study_settings(grid, validation.folder.fingerprint, scoring, device)
     leads = current().leads
-    study = open_study(out, settings, about or {}) if leads else Study(settings)
+    about = {**(about or {}), **({NOT_RUN: grid.not_run} if grid.not_run else {})}
+    study = open_study(out, settings, about) if leads else Study(settings)
     again = [row for row in study.failed if retry_failed]
     work = _Work(out / RUNS, data, validation, scoring, device, watch, again)
     waiting, said = list(cells), 0

@@ -64,6 +64,12 @@ def test_a_cell_without_thoughts_is_the_twin():
     assert [cell.family for cell in cells] == [TWIN, LTM, LTM, LTM, LTM]
 
 
+def test_places_that_are_not_cells_of_their_own_are_said():
+    assert grid("model.thoughts=2,4", "fast.steps=1,2").not_run == ""
+    said = grid("model.thoughts=0,2,4", "fast.steps=1,2", seeds=(0, 1)).not_run
+    assert said.startswith("2 of 6 places of the grid have model.thoughts = 0: they are the twin")
+
+
 def test_settings_change_together():
     """Neither of two values fits the other's model by itself."""
     cells = grid("model.dim+model.heads=6+3,40+5", "model.layers+model.thoughts=1+1,3+6", rivals=()).cells()
