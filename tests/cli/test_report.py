@@ -171,7 +171,8 @@ def labelled(tmp_path):
 
 
 @pytest.mark.usefixtures("with_extras")
-def test_labels_from_a_file(ask, invoke, trained, labelled, tmp_path):
+def test_labels_from_a_file(ask, invoke, trained, labelled, tmp_path, monkeypatch):
+    monkeypatch.setattr(probes, "FOLDS", 3)  # of both labels and all baselines, twice
     columns = ["--label-column", "stars", "--label-column", "a/b"]
     options = ["report", trained, "--labels", labelled, *columns, "--out", tmp_path / "page"]
     result = ask(*options)
