@@ -12,15 +12,23 @@ then is no law, and should not be quoted as one.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_ltm.comparison.scaling.law_fit import (
+    ITERATIONS,
+    best_fit,
+    named,
+    one_thread,
+    predicted,
+    refitted,
+    resampled,
+    scale_of,
+)
 from pyro_ltm.comparison.scaling.result import Row
 
 FACTORS = {"P": "parameters", "D": "tokens", "T": "fast_steps", "N": "thoughts"}
@@ -29,15 +37,8 @@ FACTORS = {"P": "parameters", "D": "tokens", "T": "fast_steps", "N": "thoughts"}
 VALUES = 3
 """Different values of a factor that its power needs, at the least: of two any power gives the same difference."""
 
-HUBER = 1e-3
-"""Relative errors beyond this count by their size alone, not by their square (arXiv:2203.15556)."""
-
-STARTS, FINALISTS, RESAMPLINGS = 32, 6, 200
-"""Laws to begin from; of these the best go on until they have settled. Resamplings for intervals."""
-FIRST, ITERATIONS, RESAMPLED, AT_ONCE = 200, 4000, 1000, 50
-"""Steps of all starts, of a fit and of a resampling's at the most, and between two looks whether one has settled."""
-SETTLED = 1e-5
-"""A fit has settled whose loss fell by less than this share of it between two looks."""
+RESAMPLINGS = 200
+"""For intervals."""
 HELD_OUT = 0.2
 """Share of the settings, those of the most training operations, that a law is tried on."""
 
@@ -45,8 +46,6 @@ STEEPEST, WIDEST, UNEXPLAINED = 4.0, 10.0, 0.5
 """Beyond these the cells do not determine a law: an exponent, or an end of its interval, of this size; an interval
 whose ends differ by this factor; misses of this share of the standard deviation of the cells. A power of 4 is 16 times
 less for twice as much of a factor; exponents of published laws lie below 1."""
-NOTHING = 1e-4
-"""A floor of this share of the lowest level is none: lower ones fit the same, and a fit would go on for ever."""
 FLOOR_WITHIN = 0.5
 """An interval of E wider than this share of the lowest level does not determine it."""
 
@@ -157,12 +156,12 @@ def numbers(factors: Sequence[str]) -> int:
 
 def fit_law(seen: Observations, *, resamplings: int = RESAMPLINGS, seed: int = 0) -> Law:
     """The law of `seen`, which must be enough (`why_no_law`). Figures depend on the cells and `seed` alone."""
-    with _one_thread():
-        scale = _scale(seen)
-        best, settled = _best(seen, scale, seed)
-        drawn = _refitted(seen, _resampled(seen.groups, resamplings, seed), scale, best, seed)
+    with one_thread():
+        scale = scale_of(seen)
+        best, settled = best_fit(seen, scale, seed)
+        drawn = refitted(seen, resampled(seen.groups, resamplings, seed), scale, best, seed)
         held_out = _held_out(seen, seed)
-    (floor, powers, exponents), theirs = _named(best, scale), _named(drawn, scale)
+    (floor, powers, exponents), theirs = named(best, scale), named(drawn, scale)
     miss = predicted(best, seen.x, scale)[0].exp() - seen.loss
     law = Law(
         float(floor),
@@ -189,8 +188,8 @@ def _held_out(seen: Observations, seed: int) -> dict[str, Any]:
     rest, left = seen.select(~largest), seen.select(largest)
     if why_no_law(rest) or any(len(column.unique()) < VALUES for column in rest.x.T):
         return {}
-    scale = _scale(rest)
-    best, _ = _best(rest, scale, seed)
+    scale = scale_of(rest)
+    best, _ = best_fit(rest, scale, seed)
     miss = predicted(best, left.x, scale)[0].exp() - left.loss
     return {
         "held_out": float(miss.square().mean().sqrt()),
@@ -258,157 +257,9 @@ def _remarks(law: Law) -> list[str]:
     return lines
 
 
-def predicted(theta: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-    """Log L [M, n] of M laws `theta` [M, 1 + 2k] (log E, k log coefficients, k exponents) at x [n, k] / scale [k]."""
-    return _parts(theta, x, scale).logsumexp(-1)
-
-
-def _parts(theta: Tensor, x: Tensor, scale: Tensor) -> Tensor:
-    """Logarithms [M, n, 1 + k] of the floor and of each power."""
-    count = x.shape[1]
-    powers = theta[:, None, 1 : 1 + count] - theta[:, None, 1 + count :] * (x / scale).log()
-    return torch.cat([theta[:, None, :1].expand(-1, len(x), 1), powers], -1)
-
-
-def _scale(seen: Observations) -> Tensor:
-    """Geometric means, by which factors are divided so that numbers of a fit are of one size."""
-    return seen.x.log().mean(0).exp()
-
-
-def _named(theta: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Floors [M], coefficients [M, k] and exponents [M, k] in the factors' own units."""
-    count = len(scale)
-    exponents = theta[:, 1 + count :]
-    return theta[:, 0].exp(), (theta[:, 1 : 1 + count] + exponents * scale.log()).exp(), exponents
-
-
-def _best(seen: Observations, scale: Tensor, seed: int) -> tuple[Tensor, bool]:
-    """The best law [1, 1 + 2k] over all starts, and whether its fit has settled."""
-
-    def fit(theta: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
-        weights = torch.ones(len(theta), len(seen.loss), dtype=torch.float64)
-        return _minimize(theta, seen, weights, scale, most)
-
-    theta, loss, _ = fit(_starts(seen, seed), FIRST)
-    theta, loss, settled = fit(theta[loss.argsort()[:FINALISTS]], ITERATIONS)
-    best = loss.argmin()
-    return theta[best : best + 1], bool(settled[best])
-
-
-def _refitted(seen: Observations, weights: Tensor, scale: Tensor, best: Tensor, seed: int) -> Tensor:
-    """Laws [R, 1 + 2k] of R weightings [R, n] of the cells, each begun from the `best` of all cells and around it."""
-    around = best + 0.1 * torch.randn(2, len(best[0]), dtype=torch.float64, generator=_generator(seed + 1))
-    starts = torch.cat([best, around])
-    theta = starts.repeat(len(weights), 1)
-    theta, loss, _ = _minimize(theta, seen, weights.repeat_interleave(len(starts), 0), scale, RESAMPLED)
-    index = loss.view(len(weights), len(starts)).argmin(1)
-    return theta.view(len(weights), len(starts), -1)[torch.arange(len(weights)), index]
-
-
-def _starts(seen: Observations, seed: int) -> Tensor:
-    """Laws to begin from: floors below the lowest level, and what is left shared among powers of all kinds."""
-    count, generator = len(seen.factors), _generator(seed)
-    low, high = float(seen.loss.min()), float(seen.loss.max())
-    floor = torch.rand(STARTS, 1, dtype=torch.float64, generator=generator) * 0.95 * low + 0.02 * low
-    shares = torch.rand(STARTS, count, dtype=torch.float64, generator=generator) + 0.1
-    powers = shares / shares.sum(1, keepdim=True) * (0.5 * (low + high) - floor).clamp(min=0.05)
-    exponents = torch.rand(STARTS, count, dtype=torch.float64, generator=generator) * 1.5 + 0.05
-    return torch.cat([floor.log(), powers.log(), exponents], 1)
-
-
-def _minimize(
-    theta: Tensor, seen: Observations, weights: Tensor, scale: Tensor, most: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The laws [M, p] that `theta` settles at in `most` steps, their losses [M], and whether each has settled [M].
-
-    Each law goes on by itself until a look finds it settled; only the others take further steps.
-    """
-    theta = theta.clone()
-    damping = torch.full((len(theta), 1, 1), 1e-2, dtype=torch.float64)
-    loss = _huber(predicted(theta, seen.x, scale) - seen.loss.log(), weights)
-    going = torch.arange(len(theta))
-    for _ in range(0, most, AT_ONCE):
-        before = loss[going]
-        state = (theta[going], before, damping[going])
-        theta[going], loss[going], damping[going] = _steps(*state, seen, weights[going], scale)
-        going = going[before - loss[going] > SETTLED * before]
-        if not len(going):
-            break
-    settled = torch.ones(len(theta), dtype=torch.bool)
-    settled[going] = False
-    return theta, loss, settled
-
-
-def _steps(
-    theta: Tensor, loss: Tensor, damping: Tensor, seen: Observations, weights: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`AT_ONCE` of Levenberg and Marquardt's steps on the Huber loss: laws, their losses, and the damping [M, 1, 1].
-
-    A step solves the least squares that the Huber loss is near the law (iterated weights); one that would raise the
-    loss is not taken, and the next is shorter.
-    """
-    target, along = seen.loss.log(), (seen.x / scale).log()
-    lowest = torch.full((theta.shape[1],), -60.0, dtype=torch.float64)
-    lowest[0] = target.min() + math.log(NOTHING)
-    parts = _parts(theta, seen.x, scale)
-    for _ in range(AT_ONCE):
-        levels = parts.logsumexp(-1, keepdim=True)
-        miss = target - levels[..., 0]
-        shares = (parts - levels).exp()
-        slopes = torch.cat([shares, -shares[..., 1:] * along], -1)
-        counted = weights * (HUBER / miss.abs().clamp(min=HUBER))
-        squares = slopes.transpose(1, 2) @ (counted[..., None] * slopes)
-        diagonal = torch.diag_embed(squares.diagonal(dim1=1, dim2=2) + 1e-12)
-        toward = (slopes * (counted * miss)[..., None]).sum(1)
-        step = torch.linalg.solve(squares + damping * diagonal, toward)
-        tried = (theta + step.clamp(-1, 1)).clamp(min=lowest).clamp(max=60)
-        theirs = _parts(tried, seen.x, scale)
-        found = _huber(theirs.logsumexp(-1) - target, weights)
-        better = found < loss
-        theta, loss = torch.where(better[:, None], tried, theta), torch.where(better, found, loss)
-        parts = torch.where(better[:, None, None], theirs, parts)
-        damping = torch.where(better[:, None, None], damping / 3, damping * 3).clamp(min=1e-9, max=1e9)
-    return theta, loss, damping
-
-
-def _huber(miss: Tensor, weights: Tensor) -> Tensor:
-    """The Huber loss [M] of errors of log L [M, n]."""
-    size = miss.abs()
-    huber = torch.where(size <= HUBER, 0.5 * size.square(), HUBER * (size - 0.5 * HUBER))
-    return torch.nan_to_num((weights * huber).sum(-1), nan=math.inf)
-
-
-def _resampled(groups: Tensor, count: int, seed: int) -> Tensor:
-    """Weights [count, n] of a Bayesian bootstrap (Rubin, 1981): of settings, and of the seeds of each."""
-    generator = _generator(seed + 2)
-
-    def draw(size: int) -> Tensor:
-        return -torch.rand(count, size, dtype=torch.float64, generator=generator).clamp(min=1e-12).log()
-
-    settings, seeds = draw(int(groups.max()) + 1), draw(len(groups))
-    sums = torch.zeros_like(settings).index_add(1, groups, seeds)
-    sizes = torch.bincount(groups, minlength=settings.shape[1]).double()
-    return settings[:, groups] * (seeds / sums[:, groups]) * sizes[groups]
-
-
 def _interval(values: Tensor) -> tuple[float, float]:
     low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Sums are of one order, whatever the number of threads; the fits are too small for several to be faster."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 __all__ = ["Law", "Observations", "fit_law", "why_no_law"]
