@@ -288,7 +288,7 @@ def _mean_curve(rows: Sequence[Row]) -> list[Point]:
 
 
 def _shape(row: Row) -> str:
-    """What a cell and its rivals have in common on the axes, in words; how long each was trained is not of it."""
+    """Values on the axes that a cell and its rivals have in common, in words, but for how long each was trained."""
     own = {key: value for key, value in row.axes.items() if reads("twin", key) and key != "slow.steps"}
     return ", ".join(f"{key} {value}" for key, value in sorted(own.items()))
 

@@ -167,7 +167,7 @@ class Grid:
 
     @property
     def not_run(self) -> str:
-        """What is said of places without thoughts, which are twins already there; empty where there are none."""
+        """A remark on places without thoughts, which are twins that are there already; empty where there are none."""
         common = str(self.common.model.thoughts)
         twins = sum(settings.get("model.thoughts", common) == "0" for settings in self._combinations())
         if not twins:
