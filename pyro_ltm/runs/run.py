@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -116,7 +117,7 @@ class Run:
                 or it names code without leave.
         """
         folder = Path(folder)
-        if not (folder / CONFIG).is_file():
+        if not os.path.isfile(folder / CONFIG):  # which says no, too, of what can be no name
             raise UserError(f"{folder}: not a run folder (it has no {CONFIG}); give a folder that 'train --out' wrote")
         saved = load_config(folder)
         config = with_parts(saved, **parts)

@@ -185,6 +185,12 @@ def test_settings_that_cannot_be(setting, tokens, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_what_can_be_no_name_is_no_run(name):
+    with pytest.raises(UserError, match="not a run folder"):
+        Run.load(name)
+
+
 def test_options_of_no_use_are_refused(tokens, tmp_path):
     with pytest.raises(UserError, match="of use only for text"):
         ltm.train(configure(), data=tokens, out=tmp_path / "run", tokenizer="nowhere.json")
