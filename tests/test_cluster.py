@@ -183,7 +183,7 @@ def test_kubernetes(kubernetes):
     assert pod.subdomain == service.metadata.name
     assert {each.name for each in container.volume_mounts} == {each.name for each in pod.volumes}
     assert "exec" in words, "so that torchrun hears SIGTERM"
-    assert pod.termination_grace_period_seconds > 30
+    assert pod.termination_grace_period_seconds > launch["shutdown_timeout"]
 
 
 def test_skypilot(sky):
