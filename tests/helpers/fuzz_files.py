@@ -170,7 +170,7 @@ def write_files(folder: Path) -> World:
     (folder / "truths.jsonl").write_text("".join(json.dumps(one) + "\n" for one in truths))
     ltm.prepare([str(folder / "a.jsonl")], folder / "undisturbed", **PREPARED)
     stop_preparing(folder)
-    for name in ("run/evaluation.json", "compared/compare.json"):
+    for name in ("run/evaluation.json", "compared/compare.json", "study/runs/c/cell.json"):
         path = folder / name
         path.write_text(json.dumps(without_digest(json.loads(path.read_text()))))
     return World(folder, run, TokenDataset(tokens))

@@ -19,6 +19,7 @@ from pyro_ltm.comparison.comparison_file import at
 from pyro_ltm.comparison.scaling.grid import reads
 from pyro_ltm.config import Config
 from pyro_ltm.config.settings import flat
+from pyro_ltm.digests import with_digest, without_digest
 from pyro_ltm.errors import UserError, visible
 from pyro_ltm.files import clear_errors, write_text
 from pyro_ltm.locks import locked
@@ -170,16 +171,20 @@ def read_row(folder: Path) -> Row | None:
     path = folder / CELL
     try:
         found = read_json(path, dict[str, Any])
-        if found.pop("format", None) != FORMAT:
+        if found.get("format") != FORMAT:
             raise UserError(f"{path}: not a cell of this release ({FORMAT}); move the folder away to train it again")
-        row = fitted(found, Row)
+        row = fitted(without_digest(found), Row)
         _check_by_sequence(row)
         return row
     except FileNotFoundError:
         return None
     except UserError as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        raise UserError(f"{path}: {reason}; remove the file to score the cell again") from None
+        raise UserError(f"{_damage(path, error)}; remove the file to score the cell again") from None
+
+
+def _damage(path: Path, error: UserError) -> str:
+    """An error in words, with the path of the file where it lacks that."""
+    return str(error) if str(error).startswith(f"{path}: ") else f"{path}: damaged: {error}"
 
 
 def _check_by_sequence(row: Row) -> None:
@@ -207,12 +212,14 @@ def check_target(out: Path) -> dict[str, Any] | None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; --out needs a folder")
     try:
-        found = read_json(path, dict[str, Any])
+        found = without_digest(read_json(path, dict[str, Any]))
     except FileNotFoundError:
         own = ("data", RUNS)
         if out.is_dir() and any(entry.name not in own and not entry.name.startswith(".") for entry in out.iterdir()):
             raise UserError(f"{out}: holds something else and no {STUDY}; choose another --out") from None
         return None
+    except UserError as error:
+        raise UserError(f"{_damage(path, error)}; choose another --out") from None
     if found.get("format") != FORMAT or not isinstance(found.get("settings"), dict):
         raise UserError(f"{path}: not a study of this release ({FORMAT}); choose another --out")
     return found
@@ -310,7 +317,8 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def _json(found: Mapping[str, Any]) -> str:
-    return msgspec.json.format(msgspec.json.encode(found, enc_hook=str), indent=1).decode() + "\n"
+    whole = with_digest(msgspec.json.decode(msgspec.json.encode(found, enc_hook=str)))
+    return msgspec.json.format(msgspec.json.encode(whole), indent=1).decode() + "\n"
 
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -16,9 +17,10 @@ import pyro_ltm as ltm
 from pyro_ltm.comparison.scaling import run as module
 from pyro_ltm.comparison.scaling.analysis import below, gaps
 from pyro_ltm.comparison.scaling.grid import DIFFUSION, TWIN, Axis, Budget, Grid
-from pyro_ltm.comparison.scaling.result import read_row, read_rows, write_row
+from pyro_ltm.comparison.scaling.result import check_settings, check_target, read_row, read_rows, write_row
 from pyro_ltm.comparison.scaling.run import Callbacks, Scoring, run_study
 from pyro_ltm.data import TokenDataset
+from pyro_ltm.digests import without_digest
 from pyro_ltm.errors import UserError
 from pyro_ltm.locks import locked
 from pyro_ltm.runs import Run
@@ -181,14 +183,29 @@ def test_a_study_with_other_settings_is_refused_and_left_alone(undisturbed, toke
         with pytest.raises(UserError, match=f"ltm--{axis}--seed=0: .*{why}"):
             run_study(grid_of(tokens, axis), data=tokens, out=out, scoring=SCORING)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    later = json.loads((out / "study.json").read_text())
+    later = without_digest(json.loads((out / "study.json").read_text()))
     later["settings"]["model.wings"] = 2
     (out / "study.json").write_text(json.dumps(later))
     with pytest.raises(UserError, match=r"its study was made with model\.wings, which this release does not know"):
         run_study(grid_of(tokens, *AXES), data=tokens, out=out, scoring=SCORING)
     (out / "runs" / "ltm--seed=0" / "cell.json").write_text('{"format": "pyro-ltm scaling study 1", "name": 3}')
-    with pytest.raises(UserError, match=r"cell.json: name: expected str, got int; remove the file to score"):
+    with pytest.raises(UserError, match=r"cell.json: damaged: name: expected str, got int; remove the file to score"):
         read_row(out / "runs" / "ltm--seed=0")
+
+
+def test_a_figure_that_changed_on_the_disk_is_not_gone_on_with(undisturbed, tmp_path):
+    out = Path(shutil.copytree(undisturbed, tmp_path / "s"))
+    cell, study = next((out / "runs").glob("*/cell.json")), out / "study.json"
+    row, found = read_row(cell.parent), check_target(out)
+    for path, key, says in ((cell, "nats_per_token", "remove the file"), (study, "particles", "another --out")):
+        whole = path.read_text()
+        path.write_text(json.dumps(without_digest(json.loads(whole))))  # as an earlier release wrote it
+        assert (read_row(cell.parent), check_target(out)) == (row, found)
+        path.write_text(re.sub(rf'("{key}": \d)', r"\g<1>1", whole, count=1))
+        with pytest.raises(UserError, match=rf"{path.name}: damaged: its checksum is not .* \(crc32\); .*{says}"):
+            check_settings(out, found["settings"]) if path == study else read_rows(out)
+        path.write_text(whole)
+    assert (read_row(cell.parent), check_target(out)) == (row, found)
 
 
 def test_a_training_that_runs_away_has_a_note_and_the_others_go_on(tokens, tmp_path):
