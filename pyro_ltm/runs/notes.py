@@ -36,13 +36,26 @@ class OriginNote(msgspec.Struct):
 
 
 def data_note(folder: Path) -> DataNote | None:
-    """The note of a run's data; None where there is none, or something else under its name."""
-    return _read(folder / DATA, DataNote)
+    """The note of a run's data; None where there is none, or something else under its name.
+
+    What goes on without it notices: `open_data` says that it is damaged, and a checkpoint knows its own data.
+    """
+    try:
+        return _read(folder / DATA, DataNote)
+    except UserError:
+        return None
 
 
 def origin_note(folder: Path) -> OriginNote | None:
-    """The note of a run's origin; None where it began with random weights, or something else has the note's name."""
-    return _read(folder / ORIGIN, OriginNote)
+    """The note of a run's origin; None where it began with random weights.
+
+    Raises:
+        UserError: it is damaged. Without it a run that was killed as it began would begin again with random weights.
+    """
+    try:
+        return _read(folder / ORIGIN, OriginNote)
+    except UserError as error:
+        raise UserError(f"{error}; put the run's own file back") from None
 
 
 def note_data(folder: Path, data: TokenDataset) -> None:
@@ -68,5 +81,5 @@ def relative(path: Path, folder: Path) -> str:
 def _read(path: Path, kind: type[Note]) -> Note | None:
     try:
         return read_json(path, kind)
-    except (FileNotFoundError, UserError):
+    except FileNotFoundError:
         return None

@@ -42,7 +42,7 @@ class WeightsMeta(msgspec.Struct, kw_only=True):
 
 def weights_meta(folder: Path, config: Config, step: int) -> dict[str, Any]:
     """The header of weights of the run in `folder` at slow step `step`."""
-    meta = WeightsMeta(step=step, settings=_lasting(flat(config)), data=_data(folder), origin=origin_of(folder))
+    meta = WeightsMeta(step=step, settings=_lasting(flat(config)), data=_data(folder), origin=known_origin(folder))
     found: dict[str, Any] = msgspec.to_builtins(meta)
     return found
 
@@ -50,7 +50,7 @@ def weights_meta(folder: Path, config: Config, step: int) -> dict[str, Any]:
 def check_weights_meta(path: Path, meta: WeightsMeta, config: Config) -> None:
     """Raises UserError where the weights in `path` are of another run than that of its folder, whose `config` this is.
 
-    What either of them does not say is not compared.
+    Also where the note of the folder's origin is damaged. What either of them does not say is not compared.
     """
     folder = path.parent
     ours = _lasting(flat(config))
@@ -76,10 +76,19 @@ def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
 def origin_of(folder: Path) -> str | None:
     """Fingerprint of the run with whose weights the one in `folder` began; empty where it began with random ones.
 
-    None where it is not known: the folder has no note of its data either, as where a few files were copied.
+    None where it is not known: the folder has no note of its data either, as where a few files were copied. Raises
+    UserError where its note is damaged.
     """
     note = origin_note(folder)
     return note.fingerprint if note else None if _data(folder) is None else ""
+
+
+def known_origin(folder: Path) -> str | None:
+    """As `origin_of`, for what is saved: a note that was damaged while a run is trained does not end it. None then."""
+    try:
+        return origin_of(folder)
+    except UserError:
+        return None
 
 
 def _data(folder: Path) -> str | None:

@@ -23,7 +23,7 @@ from pyro_ltm.runs.folder import (
     write_tensors,
 )
 from pyro_ltm.runs.metrics import MetricsLog
-from pyro_ltm.runs.provenance import origin_of, weights_meta
+from pyro_ltm.runs.provenance import known_origin, origin_of, weights_meta
 from pyro_ltm.runs.run import Run
 from pyro_ltm.training.kept import STATE, CheckpointMeta, Counters, keep_last, last_good, put_last, remove_oldest
 from pyro_ltm.training.optimizer_state import Number, OptimizerState, rehearse
@@ -66,7 +66,7 @@ class Checkpoint:
             numbers=state.numbers,
             settings=flat(self.run.config),
             metrics=self.metrics.mark(),
-            origin=origin_of(self.run.folder),
+            origin=known_origin(self.run.folder),
         )
         weights = self.run.trainable.state_dict()
         tensors = weights | _prefixed(STATE, state.tensors)

@@ -36,8 +36,8 @@ from pyro_ltm.runs.folder import (
     WEIGHTS,
     read_tensors,
 )
-from pyro_ltm.runs.notes import DATA, ORIGIN, data_note, note_data, origin_note
-from pyro_ltm.runs.provenance import WeightsMeta
+from pyro_ltm.runs.notes import DATA, ORIGIN, data_note, note_data
+from pyro_ltm.runs.provenance import WeightsMeta, known_origin
 from pyro_ltm.runs.run import Run
 from pyro_ltm.training.beginning import Beginning, follow
 from pyro_ltm.training.branch import branch, check_branch
@@ -299,7 +299,7 @@ def _check_foreign_files(out: Path) -> None:
     names = [name for name in WRITTEN if os.path.lexists(out / name)] + [path.name for path in kept(out)]
     if os.path.lexists(out / DATA) and data_note(out) is None:  # a run that was killed as it began leaves such a note
         names.append(DATA)
-    if os.path.lexists(out / ORIGIN) and origin_note(out) is None:
+    if os.path.lexists(out / ORIGIN) and not known_origin(out):
         names.append(ORIGIN)
     if names:
         raise UserError(

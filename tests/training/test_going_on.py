@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -271,6 +272,22 @@ def test_a_run_that_began_with_anothers_weights_is_killed_as_it_begins(tokens, t
         ltm.train(None, data=None, out=killed, resume=True)
         assert model(killed) == model(whole)
     assert model(whole) != model(trained)
+
+
+def test_a_damaged_note_of_the_weights_that_it_began_with(tokens, trained, monkeypatch):
+    """Killed before its first checkpoint, it would begin again with random weights."""
+    out = tokens.parent / "noted"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", lambda self: sys.exit())
+        with pytest.raises(SystemExit):
+            ltm.train(configure(), data=tokens, out=out, init_from=trained)
+    whole = (out / "init.json").read_text()
+    for damaged in (whole[:-9], whole.replace("step", "stop")):
+        (out / "init.json").write_text(damaged)
+        for go_on in (lambda: ltm.train(None, data=None, out=out, resume=True), lambda: Run.load(out)):
+            with pytest.raises(UserError, match=r"init\.json: damaged: .*; put the run's own file back"):
+                go_on()
+        assert (out / "init.json").read_text() == damaged
 
 
 def test_weights_that_do_not_fit_are_refused(text, tokens, trained, tmp_path):
