@@ -60,7 +60,7 @@ def test_operations_of_a_training_are_those_of_its_steps(tiny):
     assert found.best_step == min(found.validations, key=lambda step: found.validations[step])
 
 
-def test_rows_are_measured_once_and_make_the_tables(tiny, capsys):
+def test_rows_are_measured_once_and_make_the_tables(tiny, monkeypatch):
     out = tiny / "out"
     claim.main(["--out", str(out), "--seeds", "0", "--hours", "0"])
     assert rows.known(out) == {}
@@ -95,6 +95,9 @@ def test_rows_are_measured_once_and_make_the_tables(tiny, capsys):
     assert tables["claim rows"].count("tiny") == 0
     assert tables["claim rows"].count(WORLD) == len(found) - 1, "all but the floor"
     assert all(f"| {name} |" in tables["claim levels"] for name in ("tiny worlds", "rate"))
+    assert claim_picture.plotted(found) == {"equal tokens": {}, "equal compute": {}}, "of fewer than three seeds"
+    monkeypatch.setattr(claim_picture, "SEEDS", 2)
+    assert set(claim_picture.plotted(found)["equal tokens"]) == {"tiny worlds, window 8"}
     claim_picture.draw(found, tiny / "picture.png")
 
 
