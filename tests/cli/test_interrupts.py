@@ -7,6 +7,7 @@ import os
 import random
 import select
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -56,17 +57,22 @@ def preparing(out):
 
 
 def rows(count):
-    """So many lines of metrics are written."""
+    """So many lines of metrics are written since this was first asked: what was there before does not count."""
+    before, written = None, 0
 
     def reached(out):
+        nonlocal before, written
         path = out / "metrics.jsonl"
-        return path.exists() and path.read_bytes().count(b"\n") >= count
+        now = path.read_bytes().count(b"\n") if path.exists() else 0
+        written += max(0, now - (now if before is None else before))  # there are fewer when a run goes on
+        before = now
+        return written >= count
 
     return reached
 
 
 def after(seconds):
-    """So much time has passed."""
+    """So much time has passed since this was made."""
     started = time.monotonic()
     return lambda out: time.monotonic() - started >= seconds
 
@@ -83,11 +89,13 @@ def wait_for(moment, process, out):
 
 
 def kill_at(moment, fork, arguments, out):
+    """Starts it and kills it at this moment. Gives whether it ran until then; else it had ended, and well."""
     process = fork(*arguments)
-    hit = wait_for(moment, process, out)
+    wait_for(moment, process, out)
     process.kill()
-    process.communicate(timeout=PATIENCE)
-    return hit
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode in (0, -signal.SIGKILL), err
+    return process.returncode == -signal.SIGKILL
 
 
 def assert_same_run(out, undisturbed):
@@ -121,13 +129,18 @@ def test_killed_while_preparing_and_while_training(command, fork, undisturbed, t
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_many_times(seed, command, fork, undisturbed, tmp_path):
-    draw = random.Random(seed)
+    """Nine kills, each of a process that ran."""
+    draw, missed = random.Random(seed), 0
     out = tmp_path / "run"
     arguments = [*command(out), "--resume"]
-    moments = [after(draw.uniform(0, 4)) for _ in range(3)] + [preparing]
-    moments += [rows(draw.randint(1, STEPS)) for _ in range(5)]
+    moments = [lambda: preparing] + [lambda: after(draw.uniform(0, 4))] * 3
+    moments += [lambda: rows(draw.randint(1, STEPS))] * 5
     for moment in moments:
-        kill_at(moment, fork, arguments, out)
+        while not kill_at(moment(), fork, arguments, out):  # it had ended: it begins anew, so that the next one may hit
+            assert_same_run(out, undisturbed)
+            shutil.rmtree(out)
+            missed += 1
+            assert missed < 20
     finish(fork, arguments, out)
     assert_same_run(out, undisturbed)
 
@@ -291,7 +304,7 @@ def test_a_terminal_that_is_closed(command, fork, tmp_path):
     out, shown = tmp_path / "run", []
     ours, theirs = os.openpty()
     process = fork(*command(out), first=partial(use_terminal, os.ttyname(theirs)))
-    reader = threading.Thread(target=drain, args=(ours, lambda: rows(5)(out), shown))
+    reader = threading.Thread(target=drain, args=(ours, partial(rows(5), out), shown))
     reader.start()
     reader.join(PATIENCE)  # which closes the terminal
     os.close(theirs)
