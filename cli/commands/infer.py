@@ -25,6 +25,7 @@ from ..thought_options import id_column_option, say_went_on
 
 if TYPE_CHECKING:
     from pyro_ltm.data import Reading
+    from pyro_ltm.runs.documents import DocumentThoughts
 
 
 @click.command(
@@ -71,7 +72,7 @@ def command(
     from pyro_ltm.runs.documents import cut_documents, infer_documents, piece_of_text
     from pyro_ltm.runs.partial_fits import PartialFits, key_of
 
-    from ..output import emit, nats, note, say, show_next
+    from ..output import emit, note, show_next
     from ..progress import reporter
     from ..runs import check_thoughts_target, open_run
     from ..several import of_leader, only_leader
@@ -98,14 +99,30 @@ def command(
         note(line)
     if (named := len(inferred.named)) < len(inferred.documents):
         note(f"The file names the first {named:,} documents; `document` numbers all of them.")
-    documents, sequences, tokens = len(inferred.documents), len(inferred.texts), inferred.tokens
-    shape, level = list(inferred.tensors["thoughts"].shape), inferred.nats_per_token
     if common.as_json:
-        counts = {"documents": documents, "sequences": sequences, "tokens": tokens, "thoughts_shape": shape}
-        emit({"out": str(out), **counts, "objective_nats_per_token": level, **meta, **read})
+        emit({"out": str(out), **_figures(inferred), **meta, **read})
         return
-    say(f"{documents:,} documents, {sequences:,} sequences, {tokens:,} tokens")
-    say(f"{steps} fast steps: {nats(level)} nats a token at the last one")
-    say(f"Thoughts {shape} written to {out}")
+    _say(inferred, steps, out)
     same = typed_options(click.get_current_context(), "weights", "allow_code")
     show_next(["pyro-ltm", "generate", str(run_folder), "--thoughts", str(out), *same])
+
+
+def _figures(inferred: DocumentThoughts) -> dict[str, Any]:
+    """For JSON."""
+    return {
+        "documents": len(inferred.documents),
+        "sequences": len(inferred.texts),
+        "tokens": inferred.tokens,
+        "thoughts_shape": list(inferred.tensors["thoughts"].shape),
+        "objective_nats_per_token": inferred.nats_per_token,
+    }
+
+
+def _say(inferred: DocumentThoughts, steps: int, out: Path) -> None:
+    """For people."""
+    from ..output import nats, say
+
+    documents, sequences = len(inferred.documents), len(inferred.texts)
+    say(f"{documents:,} documents, {sequences:,} sequences, {inferred.tokens:,} tokens")
+    say(f"{steps} fast steps: {nats(inferred.nats_per_token)} nats a token at the last one")
+    say(f"Thoughts {list(inferred.tensors['thoughts'].shape)} written to {out}")
