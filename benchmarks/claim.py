@@ -42,10 +42,14 @@ from pyro_ltm.scores import Bound, evaluate_floor, evaluate_prefix
 LTM, EQUAL_TOKENS, LONGER, WIDER = "ltm", "twin", "twin, longer", "twin, wider"
 FAR, WHOLE = "twin, longer, far window", "twin, longer, whole window"
 LTM_FEW, TWIN_FEW, FLOOR = "ltm, few data", "twin, few data", "floor"
+LTM_STOPPED = "ltm, stopped"
+STOPPED = {"twin, stopped": 1.0, "twin, half as long, stopped": 0.5, "twin, longer, stopped": 0.0}
+"""Twins on data that run out, and their slow steps, of the LTM's; 0: those of equal compute. Each side has the weights
+of its best validation; a schedule that ends sooner may serve an overfitting twin better than a long one, stopped."""
 STEPS, LONG_STEPS = 500, 1000
 """Slow steps at equal tokens; of `nano-long`, whose step has two sequences of 2,048 tokens."""
 FEW, LOOKS = 64, 12
-"""Sequences of 512 tokens that are little data, and validations while a side learns from them."""
+"""Sequences of 512 tokens that are little data, and validations of a side that is stopped at its best."""
 PARTICLES, PREFIX_PARTICLES, PREFIX_STEPS = 16, 16, 16
 """Draws from each posterior; for the predictive figure, as many, after so many natural-gradient steps of each fit."""
 VALIDATION = 24
@@ -87,7 +91,28 @@ class Row:
     @property
     def steps(self) -> int:
         """Slow steps at equal tokens."""
-        return LONG_STEPS if self.size == "nano-long" else STEPS
+        steps = LONG_STEPS if self.size == "nano-long" else STEPS
+        return round(steps * (STOPPED.get(self.side) or 1))
+
+    @property
+    def is_ltm(self) -> bool:
+        """Whether it has thoughts."""
+        return self.side in (LTM, LTM_FEW, LTM_STOPPED)
+
+    @property
+    def few(self) -> bool:
+        """Whether it learns from little data."""
+        return self.side in (LTM_FEW, TWIN_FEW)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it gets the weights of its best validation."""
+        return self.few or self.side == LTM_STOPPED or self.side in STOPPED
+
+    @property
+    def gets_compute(self) -> bool:
+        """Whether it is a twin that gets the operations of the LTM's training."""
+        return self.side in (LONGER, WIDER, FAR, WHOLE) or STOPPED.get(self.side) == 0
 
     @property
     def name(self) -> str:
@@ -107,6 +132,8 @@ FEW_TEXTS = ("wikitext-2", "proposals")
 FAR_WINDOW = 256
 """Tokens that each layer of the twin with a far window looks back; with a whole one, to the beginning."""
 LONG_TEXTS = ("worlds-240", "tinyshakespeare-2048", "wikitext-2-2048")
+RUN_OUT_TEXTS = ("tinyshakespeare-2048",)
+"""Long texts of which a thousand steps are many epochs."""
 MINI_TEXTS = ("proposals", "wikitext-2")
 
 
@@ -128,15 +155,28 @@ def planned(seeds: list[int], done: dict[str, Any]) -> Iterator[Row]:
             yield Row(text, 8, FLOOR, 0, "nano-long")
         for seed in seeds:
             yield from (Row(text, 8, side, seed, "nano-long") for side in (LTM, EQUAL_TOKENS, LONGER, FAR, WHOLE))
+    for text in RUN_OUT_TEXTS:
+        for seed in seeds:
+            twins = STOPPED if seed == seeds[0] else [better_stopped(text, seeds[0], done)]
+            yield from (Row(text, 8, side, seed, "nano-long") for side in (LTM_STOPPED, *twins))
     for text in MINI_TEXTS:
         yield from (Row(text, 256, side, 0, "mini") for side in (LTM, EQUAL_TOKENS, LONGER))
 
 
 def better_twin(text: str, window: int, seed: int, done: dict[str, Any], size: str = "nano") -> str:
     """The twin of equal compute that is better on validation text; more steps where one of them is missing."""
-    names = {side: Row(text, window, side, seed, size).name for side in (LONGER, WIDER)}
-    both = {side: done[name]["validation"] for side, name in names.items() if name in done}
-    return min(both, key=lambda side: both[side], default=LONGER)
+    return _best([Row(text, window, side, seed, size) for side in (LONGER, WIDER)], done)
+
+
+def better_stopped(text: str, seed: int, done: dict[str, Any]) -> str:
+    """The twin on data that run out that is best on validation text."""
+    return _best([Row(text, 8, side, seed, "nano-long") for side in STOPPED], done)
+
+
+def _best(candidates: list[Row], done: dict[str, Any]) -> str:
+    """The side of the lowest validation; the first where none is done."""
+    found = {row.side: done[row.name]["validation"] for row in candidates if row.name in done}
+    return min(found, key=lambda side: found[side], default=candidates[0].side)
 
 
 class Few(TokenDataset):
@@ -152,7 +192,7 @@ class Few(TokenDataset):
 
 def config_of(row: Row, parts: Parts) -> Config:
     """How a row is trained, before its compute is made equal."""
-    text, is_ltm = TEXTS[row.text], row.side in (LTM, LTM_FEW)
+    text, is_ltm = TEXTS[row.text], row.is_ltm
     slow = row.slow or SLOW["ltm" if is_ltm else "twin"]
     batch = [f"slow.batch_size={text.batch_size}"] if row.size == "nano" else []
     fast = [] if row.size == "nano-long" else FAST
@@ -170,7 +210,7 @@ def with_compute_of_ltm(row: Row, parts: Parts) -> Config:
         mine = apply_settings(mine, [f"model.window={window}"])
     theirs = operations(config_of(Row(**asdict(row) | {"side": LTM}), parts), parts.train)
     share = theirs / operations(mine, parts.train)
-    if row.side in (LONGER, FAR, WHOLE):
+    if row.side != WIDER:
         return apply_settings(mine, [f"slow.steps={int(row.steps * share)}"])
 
     own, even = mine.model.dim, 2 * mine.model.heads
@@ -191,25 +231,25 @@ def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
     parts = prepared(row.text, data, out, **sizes)
     if row.side == FLOOR:
         return asdict(row) | floor_of(row, parts)
-    config = with_compute_of_ltm(row, parts) if row.side in (LONGER, WIDER, FAR, WHOLE) else config_of(row, parts)
+    config = with_compute_of_ltm(row, parts) if row.gets_compute else config_of(row, parts)
     text = TEXTS[row.text]
-    few = row.side in (LTM_FEW, TWIN_FEW)
-    tokens = VALIDATION * 512 // parts.train.sequence_length
-    if few:
-        looks = [f"slow.eval_every={max(1, row.steps // LOOKS)}", "slow.eval_sequences=24"]
-        found = train(apply_settings(config, looks), Few(parts.train, FEW), parts.validation, weights="best")
+    validation = VALIDATION * 512 // parts.train.sequence_length
+    if row.stopped:
+        looks = [f"slow.eval_every={max(1, config.slow.steps // LOOKS)}", f"slow.eval_sequences={validation}"]
+        data = Few(parts.train, FEW) if row.few else parts.train
+        found = train(apply_settings(config, looks), data, parts.validation, weights="best")
     else:
         found = train(config, parts.train)
     result = asdict(row) | described(config, found)
-    if not few:
+    if not row.few:
         result["operations"] = operations(config, parts.train)
-    if row.slow or row.side not in (LTM, LTM_FEW):
-        result["validation"] = judge(found.run, parts.validation, tokens, particles=4).nats_per_token
+    if row.slow or not row.is_ltm:
+        result["validation"] = judge(found.run, parts.validation, validation, particles=4).nats_per_token
     if row.slow:
         return result
     bound = judge(found.run, parts.test, text.test_sequences, particles=PARTICLES)
     result |= figures(bound, parts.test)
-    if config.model.thoughts:
+    if config.model.thoughts and row.side != LTM_STOPPED:
         result["prefix"] = predicted(found.run, parts.test, text.test_sequences)
     return result | {"writing": writing(found.run, parts.test)}
 

@@ -130,6 +130,8 @@ def tables(found: Rows) -> dict[str, str]:
     }
     if few := [cell for cell in all_cells if cell.seeds("ltm, few data", "twin, few data")]:
         made["claim few data"] = _few(few)
+    if stopped := [cell for cell in all_cells if cell.seeds("ltm, stopped")]:
+        made["claim stopped"] = _stopped(stopped)
     if grid := [row for row in found.values() if row["slow"]]:
         made["claim grid"] = _grid(grid)
     for cell in whole:
@@ -255,6 +257,21 @@ def _few(of: list[Cell]) -> str:
         ]
         for cell in of
     ]
+    return table(columns, rows)
+
+
+def _stopped(of: list[Cell]) -> str:
+    """On data that run out, each side at its best validation."""
+    ltm = "ltm, stopped"
+    columns = ["text", "side", "seeds", "slow steps", "of the best validation", "nats a token"]
+    columns += [f"LTM below it: {kind}" for kind in ("ELBO", "importance-weighted")]
+    rows = []
+    for cell in of:
+        for side in (side for side in cell.rows if side.endswith("stopped")):
+            runs = [cell.rows[side][seed] for seed in cell.seeds(side)]
+            best = ", ".join(str(run["best_step"]) for run in runs)
+            gaps = ["", ""] if side == ltm else [shown(cell.below(side, kind, ltm)) for kind in ("nats", "iwae")]
+            rows.append([cell.label[0], side, len(runs), runs[0]["steps"], best, cell.level(side), *gaps])
     return table(columns, rows)
 
 

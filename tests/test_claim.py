@@ -24,6 +24,7 @@ def tiny(monkeypatch, tmp_path):
         "PLAN": [(WORLD, 8)],
         "FEW_TEXTS": (WORLD,),
         "LONG_TEXTS": (),
+        "RUN_OUT_TEXTS": (),
         "MINI_TEXTS": (),
         "STEPS": 3,
         "FEW": 6,
@@ -112,6 +113,35 @@ def test_long_texts_are_learned_by_their_preset_and_the_slow_loop_of_the_others(
     assert twin.slow.steps < far.slow.steps
     assert operations(far, parts.train) <= 1.02 * operations(ltm, parts.train)
     assert ltm.slow_optimizer == twin.slow_optimizer == claim.config_of(Row(WORLD, 8, LTM, 0), parts).slow_optimizer
+
+
+def test_where_data_run_out_each_side_has_its_best_validation(tiny, monkeypatch):
+    """And with later seeds the LTM meets the twin that was best of the first seed's."""
+    few = {"PLAN": [], "FEW_TEXTS": (), "RUN_OUT_TEXTS": (WORLD,), "LONG_STEPS": 4, "LOOKS": 2, "PARTICLES": 2}
+    for name, value in few.items():
+        monkeypatch.setattr(claim, name, value)
+    monkeypatch.setattr(claim, "SCHEDULE", [*claim.SCHEDULE, "fast.steps=6"])
+    out = tiny / "out"
+    claim.main(["--out", str(out), "--seeds", "0,1"])
+    found = rows.known(out)
+    first = {row["side"]: row for row in found.values() if row["seed"] == 0}
+    ltm, whole, half, longer = (first[side] for side in (claim.LTM_STOPPED, *claim.STOPPED))
+    assert (ltm["steps"], whole["steps"], half["steps"]) == (4, 4, 2)
+    assert longer["steps"] > 4
+    for row in found.values():
+        seen = row["validations"]
+        assert len(seen) >= 3
+        assert row["best_step"] == min((int(step) for step in seen), key=lambda s: seen[str(s)])
+    assert longer["operations"] <= 1.02 * ltm["operations"]
+    best = min(claim.STOPPED, key=lambda side: first[side]["validation"])
+    assert {row["side"] for row in found.values() if row["seed"] == 1} == {claim.LTM_STOPPED, best}
+    lines = claim_tables.tables(found)["claim stopped"].splitlines()
+    levels = {
+        side: sum(sum(found[Row(WORLD, 8, side, seed, "nano-long").name]["nats"]) for seed in (0, 1)) / 2
+        for side in (claim.LTM_STOPPED, best)
+    }
+    gap = (levels[best] - levels[claim.LTM_STOPPED]) / sum(ltm["tokens"])
+    assert f"| {gap:.4f} ± " in next(line for line in lines if f"| {best} |" in line)
 
 
 def test_a_search_goes_on_where_it_was(tiny, capsys, monkeypatch):
