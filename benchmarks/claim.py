@@ -12,8 +12,9 @@ third puts all rows into benchmarks/claim-DATE.json, their tables into the pages
 Sides, all of one preset (`nano`; for long texts `nano-long`, but with the slow loop of the others): the LTM; its twin,
 the same decoder without thoughts, after equally many slow steps (equal tokens); twins of equal compute, which get all
 operations of the LTM's training, fast loop included, as more slow steps or as a wider decoder (both with seed 0, then
-whichever is better on validation text); of long texts as more slow steps, with the LTM's window and with far ones; and
-both sides on little data for many epochs, each with the weights of its best validation. Operations are those of
+whichever is better on validation text); of long texts as more slow steps, with the LTM's window and with far ones, and
+an LTM with a far window for the same operations; and both sides on data that run out, each with the weights of its best
+validation. Operations are those of
 `count_operations`; seconds are of one thread of the processor.
 """
 
@@ -40,7 +41,7 @@ from pyro_ltm.runs.batches import dataset_batches
 from pyro_ltm.scores import Bound, evaluate_floor, evaluate_prefix
 
 LTM, EQUAL_TOKENS, LONGER, WIDER = "ltm", "twin", "twin, longer", "twin, wider"
-FAR, WHOLE = "twin, longer, far window", "twin, longer, whole window"
+FAR, WHOLE, LTM_FAR = "twin, longer, far window", "twin, longer, whole window", "ltm, far window"
 LTM_FEW, TWIN_FEW, FLOOR = "ltm, few data", "twin, few data", "floor"
 LTM_STOPPED = "ltm, stopped"
 STOPPED = {"twin, stopped": 1.0, "twin, half as long, stopped": 0.5, "twin, longer, stopped": 0.0}
@@ -97,7 +98,7 @@ class Row:
     @property
     def is_ltm(self) -> bool:
         """Whether it has thoughts."""
-        return self.side in (LTM, LTM_FEW, LTM_STOPPED)
+        return self.side in (LTM, LTM_FEW, LTM_STOPPED, LTM_FAR)
 
     @property
     def few(self) -> bool:
@@ -111,8 +112,8 @@ class Row:
 
     @property
     def gets_compute(self) -> bool:
-        """Whether it is a twin that gets the operations of the LTM's training."""
-        return self.side in (LONGER, WIDER, FAR, WHOLE) or STOPPED.get(self.side) == 0
+        """Whether it gets the operations of the LTM's training, as a twin or with another window."""
+        return self.side in (LONGER, WIDER, FAR, WHOLE, LTM_FAR) or STOPPED.get(self.side) == 0
 
     @property
     def name(self) -> str:
@@ -130,14 +131,14 @@ PLAN = [
 """Texts and windows, the most important first."""
 FEW_TEXTS = ("wikitext-2", "proposals")
 FAR_WINDOW = 256
-"""Tokens that each layer of the twin with a far window looks back; with a whole one, to the beginning."""
+"""Tokens that each layer looks back with a far window; with a whole one, to the beginning."""
 LONG_TEXTS = ("worlds-240", "tinyshakespeare-2048", "wikitext-2-2048")
 RUN_OUT_TEXTS = ("tinyshakespeare-2048",)
 """Long texts of which a thousand steps are many epochs."""
 MINI_TEXTS = ("proposals", "wikitext-2")
 
 
-def planned(seeds: list[int], done: dict[str, Any]) -> Iterator[Row]:
+def planned(seeds: list[int], done: rows.Rows) -> Iterator[Row]:
     """The rows in order; which twin of equal compute comes with later seeds depends on what is `done` by then."""
     for text, window in PLAN:
         if text.startswith("worlds") and window == 8:
@@ -154,7 +155,8 @@ def planned(seeds: list[int], done: dict[str, Any]) -> Iterator[Row]:
         if text.startswith("worlds"):
             yield Row(text, 8, FLOOR, 0, "nano-long")
         for seed in seeds:
-            yield from (Row(text, 8, side, seed, "nano-long") for side in (LTM, EQUAL_TOKENS, LONGER, FAR, WHOLE))
+            sides = [LTM, EQUAL_TOKENS, LONGER, FAR, WHOLE, LTM_FAR]
+            yield from (Row(text, 8, side, seed, "nano-long") for side in sides)
     for text in RUN_OUT_TEXTS:
         for seed in seeds:
             twins = STOPPED if seed == seeds[0] else [better_stopped(text, seeds[0], done)]
@@ -163,17 +165,17 @@ def planned(seeds: list[int], done: dict[str, Any]) -> Iterator[Row]:
         yield from (Row(text, 256, side, 0, "mini") for side in (LTM, EQUAL_TOKENS, LONGER))
 
 
-def better_twin(text: str, window: int, seed: int, done: dict[str, Any], size: str = "nano") -> str:
+def better_twin(text: str, window: int, seed: int, done: rows.Rows, size: str = "nano") -> str:
     """The twin of equal compute that is better on validation text; more steps where one of them is missing."""
     return _best([Row(text, window, side, seed, size) for side in (LONGER, WIDER)], done)
 
 
-def better_stopped(text: str, seed: int, done: dict[str, Any]) -> str:
+def better_stopped(text: str, seed: int, done: rows.Rows) -> str:
     """The twin on data that run out that is best on validation text."""
     return _best([Row(text, 8, side, seed, "nano-long") for side in STOPPED], done)
 
 
-def _best(candidates: list[Row], done: dict[str, Any]) -> str:
+def _best(candidates: list[Row], done: rows.Rows) -> str:
     """The side of the lowest validation; the first where none is done."""
     found = {row.side: done[row.name]["validation"] for row in candidates if row.name in done}
     return min(found, key=lambda side: found[side], default=candidates[0].side)
@@ -203,10 +205,10 @@ def config_of(row: Row, parts: Parts) -> Config:
 
 
 def with_compute_of_ltm(row: Row, parts: Parts) -> Config:
-    """The twin that gets the operations of the LTM's training, as more slow steps or as a wider decoder."""
+    """One that gets the operations of the LTM's training, as other slow steps or as a wider decoder."""
     mine = config_of(row, parts)
-    if row.side in (FAR, WHOLE):
-        window = FAR_WINDOW if row.side == FAR else parts.train.sequence_length
+    if row.side in (FAR, WHOLE, LTM_FAR):
+        window = parts.train.sequence_length if row.side == WHOLE else FAR_WINDOW
         mine = apply_settings(mine, [f"model.window={window}"])
     theirs = operations(config_of(Row(**asdict(row) | {"side": LTM}), parts), parts.train)
     share = theirs / operations(mine, parts.train)
@@ -236,8 +238,8 @@ def measure(row: Row, data: Path, out: Path) -> dict[str, Any]:
     validation = VALIDATION * 512 // parts.train.sequence_length
     if row.stopped:
         looks = [f"slow.eval_every={max(1, config.slow.steps // LOOKS)}", f"slow.eval_sequences={validation}"]
-        data = Few(parts.train, FEW) if row.few else parts.train
-        found = train(apply_settings(config, looks), data, parts.validation, weights="best")
+        learned = Few(parts.train, FEW) if row.few else parts.train
+        found = train(apply_settings(config, looks), learned, parts.validation, weights="best")
     else:
         found = train(config, parts.train)
     result = asdict(row) | described(config, found)

@@ -25,6 +25,7 @@ KINDS = {"nats": "ELBO", "iwae": "importance-weighted", "prefix": "predictive"}
 COMPUTE = ("twin, longer", "twin, wider")
 FAR = {"twin, longer, far window": "256", "twin, longer, whole window": "all"}
 """Twins of equal compute that look further back, and how many tokens in each layer."""
+LTM_FAR = "ltm, far window"
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ def tables(found: Rows) -> dict[str, str]:
         "claim costs": _costs(whole),
         "claim rows": _rows(found),
     }
+    if far := [cell for cell in whole if cell.seeds(LTM_FAR)]:
+        made["claim far ltm"] = _far_ltm(far)
     if few := [cell for cell in all_cells if cell.seeds("ltm, few data", "twin, few data")]:
         made["claim few data"] = _few(few)
     if stopped := [cell for cell in all_cells if cell.seeds("ltm, stopped")]:
@@ -223,6 +226,22 @@ def _far(of: list[Cell]) -> str:
         for cell in of
         for side, window in FAR.items()
         if cell.seeds("ltm", side)
+    ]
+    return table(columns, rows)
+
+
+def _far_ltm(of: list[Cell]) -> str:
+    """Of an LTM that looks as far back as such a twin, all for the same operations."""
+    columns = ["text", "twin's window", "seeds", "LTM's steps", "LTM, ELBO"]
+    columns += [f"LTM below the twin: {kind}" for kind in KINDS.values()]
+    rows = [
+        [
+            *(cell.label[0], window, len(seeds), cell.rows[LTM_FAR][seeds[0]]["steps"], cell.level(LTM_FAR)),
+            *(shown(cell.below(side, kind, LTM_FAR)) for kind in KINDS),
+        ]
+        for cell in of
+        for side, window in FAR.items()
+        if (seeds := cell.seeds(LTM_FAR, side))
     ]
     return table(columns, rows)
 
