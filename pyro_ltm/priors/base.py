@@ -34,6 +34,7 @@ class Prior(Member, nn.Module):
         has_exact_density: False where `log_prob` is an estimate whose exponential has the density as its mean: no
             figure is lower on average than with the density itself, but what moves along its slope cannot follow it.
         reads_prompt: `given` is there, and `generate` draws from it where there is a prompt.
+        decays: whether weight decay takes from its own parameters, as it does from those of its networks.
         is_recorded: asking for its density, the host waits for no value of the device (see `Guide`).
     """
 
@@ -42,6 +43,7 @@ class Prior(Member, nn.Module):
     has_analytic_kl: ClassVar[bool] = False
     has_exact_density: ClassVar[bool] = True
     reads_prompt: ClassVar[bool] = False
+    decays: ClassVar[bool] = False
     is_recorded: ClassVar[bool] = True
 
     def __init__(self, thoughts: int, dim: int):

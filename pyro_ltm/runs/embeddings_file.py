@@ -44,6 +44,7 @@ class Header(msgspec.Struct):
 
     Attributes:
         fingerprint: of the run. fit: how posteriors were fitted. shape: [n, D] of each row.
+        draw: whether rows are draws from posteriors, not means.
         layers: whose thoughts these are. columns: names of what was carried along.
         table, texts: in .safetensors, the words.
     """
@@ -52,6 +53,7 @@ class Header(msgspec.Struct):
     fit: dict[str, Any]
     shape: tuple[Positive, Positive]
     layers: list[int]
+    draw: bool = False
     columns: list[str] = []
     table: dict[str, list[Any]] = {}
     texts: list[str] = []

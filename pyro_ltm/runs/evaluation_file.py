@@ -112,6 +112,7 @@ class EvaluationRecord(msgspec.Struct):
     run: str
     step: Count
     data: str
+    dtype: str | None = None
     fingerprint: str | None = None
     twin_fingerprint: str | None = None
     settings: list[str] = []
@@ -168,7 +169,7 @@ def evaluation_record(
         run: as it was trained. settings: how its posteriors were fitted otherwise.
         rivals: `twin` and `masked_diffusion`, where they are scored beside it.
     """
-    result = {**found.to_dict(), **run.about, "fingerprint": run.fingerprint, "data": data}
+    result = {**found.to_dict(), **run.about, "fingerprint": run.fingerprint, "data": data, "dtype": run.precision}
     if settings:
         result["settings"] = list(settings)
     for name, rival in rivals.items():
@@ -202,9 +203,13 @@ def write_evaluation(run: Run, result: Mapping[str, Any], *, say: Callable[[str]
 
 
 def merged(before: Mapping[str, Any], result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`result`, and of `before` the protocols that it lacks, where both are of one run, its rivals, and one text."""
+    """`result`, and of `before` the protocols that it lacks, where both are of one run, its rivals, and one text.
+
+    And in one precision, which files of earlier releases do not tell.
+    """
     others = [name for name in PROTOCOLS if name in before and name not in result]
     same = all(before.get(key) == result.get(key) for key in ("fingerprint", "data", "settings"))
+    same = same and before.get("dtype") in (None, result.get("dtype"))
     rivals = {name: _fingerprints(name, before, result) for name in RIVALS}
     several = any(len(prints) > 1 for prints in rivals.values())
     if not others or not same or several or _scored(before) != _scored(result):

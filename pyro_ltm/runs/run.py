@@ -174,7 +174,7 @@ class Run:
         write_tensors(self.folder / MODEL, self.trainable.state_dict(), meta)
 
     def __repr__(self) -> str:
-        config, written = self.config, str(self.model.decoder.compute_dtype).removeprefix("torch.")
+        config, written = self.config, self.precision
         shape, size = config.model, sum(parameter.numel() for parameter in self.trainable.parameters())
         what = "masked diffusion" if shape.is_diffusion else f"{shape.thoughts} thoughts"
         names = {axis: one.name for axis, one in config.components.items()}
@@ -193,6 +193,11 @@ class Run:
         """Which run, at which step, a result is of; and which of its weights, where they are not the last."""
         which = {} if self.weights == "last" else {"weights": self.weights}
         return {"run": str(self.folder), "step": self.step, **which}
+
+    @property
+    def precision(self) -> str:
+        """Of the decoder's products, such as float32."""
+        return str(self.model.decoder.compute_dtype).removeprefix("torch.")
 
     @property
     def device(self) -> torch.device:

@@ -141,6 +141,8 @@ def _read(run: Run, path: Path, fitting: Fitting, columns: Sequence[str], layers
         )
     if header.fit != (wanted := fitting.about(run)):
         raise UserError(f"{path}: fitted with {header.fit}, and asked for is {wanted}; give the same options")
+    if header.draw:
+        raise UserError(f"{path}: holds draws from posteriors, not their means; embed the texts again without --draw")
     if layers is not None and tuple(layers) != rows.layers:
         had = ",".join(map(str, rows.layers))
         raise UserError(f"{path}: has the thoughts of layers {had}, not of {','.join(map(str, layers))}")

@@ -123,6 +123,23 @@ def test_the_floor_after_a_beginning_stays_beside_its_figures():
     assert merged(bound, prefix)["floor"] == prefix["floor"]
 
 
+def test_figures_of_two_precisions_do_not_stand_side_by_side(ask, worldly):
+    run, _ = worldly
+    few = ("--sequences", 2, "--fast-steps", 1)
+
+    def kept(protocol, *more):
+        ask("evaluate", run, "--protocol", protocol, *few, *more)
+        return json.loads((run / "evaluation.json").read_text())
+
+    kept("bound", "--particles", 2)
+    both = kept("prefix", "--particles", 2)
+    assert {"bound", "prefix"} <= both.keys()
+    assert both["dtype"] == "float32"
+    half = kept("reference", "--dtype", "bfloat16")
+    assert half["dtype"] == "bfloat16"
+    assert not {"bound", "prefix"} & half.keys()
+
+
 def test_what_else_sets_a_twin_apart_is_said(ask, invoke, worldly, tmp_path):
     ltm, twin = (Run.load(folder) for folder in worldly)
     assert training_differences(ltm, twin) == []

@@ -122,6 +122,12 @@ def test_neighbours_of_texts_and_of_what_embed_wrote(invoke, ask, trained, texts
     assert (tmp_path / "near.svg").read_text().startswith("<?xml")
 
 
+def test_draws_are_not_taken_for_means(invoke, refuse, trained, texts, tmp_path):
+    drawn = tmp_path / "drawn.npz"
+    assert invoke("embed", trained, "--data", texts, "--out", drawn, "--draw").exit_code == 0
+    refuse("neighbours", trained, "kalo", "--among", drawn, says=("drawn.npz: holds draws", "without --draw"))
+
+
 def test_interpolate_swap_and_arithmetic(invoke, ask, trained, embedded, tmp_path):
     a, b = "kalo mi", "ter son ve"
     found = ask("interpolate", trained, a, b, "--steps", 3, *SHORT, "--num", 2, "--temperature", 1)

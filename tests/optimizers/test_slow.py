@@ -19,6 +19,7 @@ from pyro_ltm.optimizers.slow import SLOW_OPTIMIZERS, AdamW, Muon, Soap, hidden_
 from pyro_ltm.optimizers.slow.base import set_learning_rate
 from pyro_ltm.optimizers.slow.muon import BatchedMuon
 from pyro_ltm.presets import preset
+from pyro_ltm.priors import PRIORS
 from pyro_ltm.training.optimizer_state import OptimizerState
 
 SLOW = SlowConfig(lr=0.03, weight_decay=0.2, beta1=0.8, beta2=0.9)
@@ -193,6 +194,28 @@ def test_matrices_that_lie_side_by_side_are_orthogonal_each_by_itself():
         fused.weight.grad = None
     numbers = OptimizerState.of(Muon().build(gpt2, SLOW)).numbers
     assert numbers == {"group.0.parts": 1}, "checkpoints of before, when it was taken for one matrix, have these groups"
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(), Muon()], ids=["adamw", "muon"])
+@pytest.mark.parametrize("prior", ["gaussian:true", "mixture:3", "vamp:3", "diffusion", "transport"])
+def test_where_a_prior_lies_does_not_decay(prior, optimizer):
+    """Its networks do; and parameters keep their numbers, by which a checkpoint knows them."""
+    model = LatentThoughtModel(tiny_config(), prior=PRIORS.build(PRIORS.parse(prior), thoughts=4, dim=16))
+    for parameter in model.prior.parameters():
+        nn.init.normal_(parameter)
+    slow = optimizer.build(model, SLOW)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    slow.step()
+    own = {name for name, _ in model.prior.named_parameters(recurse=False)}
+    for name, parameter in model.prior.named_parameters():
+        assert torch.equal(parameter, before[f"prior.{name}"]) == (name in own or parameter.dim() < 2), name
+    assert not torch.equal(model.decoder.tok_embeddings.weight, before["decoder.tok_embeddings.weight"])
+    beside = [p for p in model.parameters() if isinstance(optimizer, AdamW) or p not in hidden_matrices(model)]
+    numbered = [p for group in slow.param_groups for p in group["params"]][-len(beside) :]
+    in_order = [p for p in beside if p.dim() >= 2] + [p for p in beside if p.dim() < 2]
+    assert [id(p) for p in numbered] == [id(p) for p in in_order]
 
 
 def test_hidden_matrices_are_those_of_the_layers():

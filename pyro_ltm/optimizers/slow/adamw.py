@@ -27,7 +27,7 @@ class AdamW(SlowOptimizer):
 
     def build(self, module: nn.Module, slow: SlowConfig) -> torch.optim.Optimizer:
         """Two groups: matrices, which decay, and vectors, which do not."""
-        return adamw(module.parameters(), slow)
+        return adamw(module, slow)
 
     def decaying(self, slow: SlowConfig) -> dict[str, float]:
         """The one that there is."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Set
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from itertools import groupby
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -72,20 +73,31 @@ class ForMatrices(SlowOptimizer):
         """That of the matrices, and AdamW's where it is given."""
         return {"slow.lr": slow.lr} | ({"slow_optimizer.adamw_lr": self.adamw_lr} if self.adamw_lr else {})
 
-    def adamw(self, parameters: Iterable[nn.Parameter], slow: SlowConfig) -> torch.optim.AdamW:
-        """AdamW over `parameters` at its own learning rate."""
+    def adamw(self, module: nn.Module, hidden: Set[nn.Parameter], slow: SlowConfig) -> torch.optim.AdamW:
+        """AdamW over all parameters of `module` but the `hidden` ones, at its own learning rate."""
         given = bool(self.adamw_lr and slow.lr)
-        return adamw(parameters, slow, self.adamw_lr / slow.lr if given else self.adamw_share)
+        return adamw(module, slow, self.adamw_lr / slow.lr if given else self.adamw_share, without=hidden)
 
 
-def adamw(parameters: Iterable[nn.Parameter], slow: SlowConfig, lr_share: float = 1.0) -> torch.optim.AdamW:
-    """Torch's AdamW in two groups of what learns: matrices, which decay, and vectors, which do not."""
-    parameters = [parameter for parameter in parameters if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": slow.weight_decay, LR_SHARE: lr_share},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0, LR_SHARE: lr_share},
+def adamw(
+    module: nn.Module, slow: SlowConfig, lr_share: float = 1.0, *, without: Set[nn.Parameter] = frozenset()
+) -> torch.optim.AdamW:
+    """Torch's AdamW over what learns: matrices, which decay, then vectors, which do not.
+
+    Nor do a prior's own parameters: where thoughts lie is no weight that should be small.
+    """
+    learning = [p for p in module.parameters() if p.requires_grad and p not in without]
+    places = {p for part in module.modules() if not getattr(part, "decays", True) for p in part.parameters(False)}
+    # In this order whatever decays: checkpoints number parameters.
+    ordered = [*(p for p in learning if p.dim() >= 2), *(p for p in learning if p.dim() < 2)]
+    groups = [
+        {"params": list(members), "weight_decay": slow.weight_decay * decays, LR_SHARE: lr_share}
+        for decays, members in groupby(ordered, key=lambda p: p.dim() >= 2 and p not in places)
     ]
-    return torch.optim.AdamW(groups, lr=lr_share * slow.lr, betas=(slow.beta1, slow.beta2), fused=True)
+    # Torch takes no empty list of groups, but an empty group: all may be hidden matrices.
+    return torch.optim.AdamW(
+        groups or [{"params": []}], lr=lr_share * slow.lr, betas=(slow.beta1, slow.beta2), fused=True
+    )
 
 
 def hidden_matrices(module: nn.Module) -> dict[nn.Parameter, int]:

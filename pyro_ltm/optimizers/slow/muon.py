@@ -91,7 +91,7 @@ class Muon(ForMatrices):
             adjust_lr_fn=self.adjust_lr_fn,
         )
         muon.dtype, muon.transposed = PRECISIONS.get(self.ns_dtype), transposed_matrices(module)
-        return Joint(muon, self.adamw((p for p in module.parameters() if p not in hidden), slow))
+        return Joint(muon, self.adamw(module, hidden.keys(), slow))
 
 
 class BatchedMuon(torch.optim.Muon):

@@ -74,7 +74,7 @@ class Soap(ForMatrices):
             max_precondition_dim=self.max_precondition_dim,
         )
         soap.register_step_post_hook(_contiguous)
-        return Joint(soap, self.adamw((p for p in module.parameters() if p not in hidden), slow))
+        return Joint(soap, self.adamw(module, hidden.keys(), slow))
 
 
 def _contiguous(optimizer: torch.optim.Optimizer, *_: Any) -> None:
