@@ -34,12 +34,15 @@ hypothesis.settings.load_profile("repeatable")
 
 @pytest.fixture(autouse=True)
 def _known_state() -> Iterator[None]:
-    """Each test starts from the same seed, an empty parameter store and single precision."""
+    """Each test starts from one seed, with an empty parameter store, in single precision, and leaves one thread."""
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
     torch.set_default_dtype(torch.float32)  # fixtures of a module, which are set up before this, may have set another
     yield
     torch.set_default_dtype(torch.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert threads == 1, "left to the tests after it, whose threads would wait for each other"
 
 
 @pytest.fixture(scope="session")

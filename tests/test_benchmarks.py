@@ -394,14 +394,15 @@ def test_a_run_that_is_cut_short_keeps_its_rows(tmp_path, monkeypatch):
     monkeypatch.setitem(program.PARTS, "levers", rows)
     monkeypatch.setattr(program.table, "note", lambda found, date: "")
     monkeypatch.setattr(program, "check_text", lambda folder: None)
+    command = ["--only", "levers", "--threads", "1", "--out", str(tmp_path), "--data", str(tmp_path)]
     with pytest.raises(KeyboardInterrupt):
-        program.main(["--only", "levers", "--out", str(tmp_path), "--data", str(tmp_path)])
+        program.main(command)
     (kept,) = tmp_path.glob("speed-*.json")
     found = json.loads(kept.read_text())
     assert "levers" not in found, "half a table is none"
     assert [row["row"] for row in found["levers, unfinished"]["found"]] == ["default"]
     monkeypatch.setitem(program.PARTS, "levers", lambda asked: iter([{"row": "default"}, {"row": "natural"}]))
-    program.main(["--only", "levers", "--out", str(tmp_path), "--data", str(tmp_path)])
+    program.main(command)
     assert set(found := json.loads(kept.read_text())) == {"levers"}
     assert [row["row"] for row in found["levers"]["found"]] == ["default", "natural"]
 
