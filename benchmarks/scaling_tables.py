@@ -17,6 +17,7 @@ from benchmarks.pages import table
 Found = Mapping[str, Any]
 RIVALS = {"twin": "twin", "masked-diffusion": "masked diffusion"}
 EQUAL = {"tokens": "equal tokens", "flops": "equal operations"}
+WRITTEN = {"writing": "no more operations a written token"}
 
 
 def tables(found: Found) -> dict[str, str]:
@@ -136,7 +137,7 @@ def _gaps(found: Found) -> str:
     lines = []
     for study, one in found.items():
         for gap in one["gaps"]:
-            names = [plain(gap["cell"]), plain(gap["rival"]), EQUAL[gap["equal"]]]
+            names = [plain(gap["cell"]), plain(gap["rival"]), (EQUAL | WRITTEN)[gap["equal"]]]
             lines.append([*label(study), *names, f"{gap['below']:+.4f} ± {gap['stderr']:.4f}"])
     return table(["text", "window", "cell", "rival", "at", "below it"], lines)
 
@@ -160,7 +161,7 @@ def _share_of_twin(one: Any, cell: Any) -> str:
     """Operations of a written token, of those of the twin of equal tokens."""
     by_name = {other["name"]: other for other in one["cells"]}
     for gap in one["gaps"]:
-        if gap["cell"] == cell["name"] and gap["rival"].startswith("twin--"):
+        if gap["cell"] == cell["name"] and gap["rival"].startswith("twin--") and gap["equal"] in EQUAL:
             return f"{cell['write_token_operations'] / by_name[gap['rival']]['write_token_operations']:.1f}"
     return ""
 

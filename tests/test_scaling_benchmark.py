@@ -48,7 +48,7 @@ def test_cells_are_measured_once_and_published(tiny, capsys):
     found = json.loads(path.read_text())
     (study,) = found.values()
     assert len(study["cells"]) == len(begun)
-    assert {gap["equal"] for gap in study["gaps"]} == {"tokens", "flops"}
+    assert {gap["equal"] for gap in study["gaps"]} == {"tokens", "flops", "writing"}
     assert (tiny / "runs" / "worlds-15-w8" / "scaling.html").is_file()
     made = scaling_tables.tables(found)
     assert made["scaling cells"].count("\n") == 2 + len(begun)

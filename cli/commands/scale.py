@@ -299,10 +299,13 @@ def _price(grid: Grid, out: Path, dry: DryRun, device: str, **given: Any) -> lis
         count = report.counting("counting operations", grid.places, "cells with their rivals")
         count(0, math.nan)  # the first may take a minute
         mine = part(grid.cells(lambda done: count(done, math.nan)), *given["shard"])
-    done = {cell.name: read_row(out / RUNS / cell.name) for cell in mine}
-    cells = [cell for cell in mine if (row := done[cell.name]) is None or (given["retry_failed"] and not row.bound)]
+    scoring = given["scoring"]
+    rows = {cell.name: scoring.begun(read_row(out / RUNS / cell.name), again=given["retry_failed"]) for cell in mine}
+    cells = [cell for cell in mine if (row := rows[cell.name]) is None or scoring.lacking(row)]
     if len(cells) < len(mine):
         note(f"{out}: {len(mine) - len(cells)} of {len(mine)} cells are done.")
+    if scored := sum(rows[cell.name] is not None for cell in cells):
+        note(f"{out}: {scored} cells are trained, and lack figures.")
     flops = dry.device_flops
     if cells and not flops:
         note("Timing steps of the smallest and the largest shape on this machine.")
@@ -311,7 +314,7 @@ def _price(grid: Grid, out: Path, dry: DryRun, device: str, **given: Any) -> lis
     with reporter() as report:
         count = report.counting("pricing", len(cells), "cells")
         for cell in cells:
-            prices.append(price_of(cell, given["scoring"], pace))
+            prices.append(price_of(cell, scoring, pace, done=rows[cell.name]))
             count(len(prices), math.nan)
     return prices
 

@@ -21,6 +21,7 @@ from pyro_ltm.inference import FastLoop, generate
 from pyro_ltm.inference.build import build
 from pyro_ltm.model import DecodingOptions, LatentThoughtModel
 from pyro_ltm.profiling.operations import count_operations
+from pyro_ltm.scores import evaluate_bound, evaluate_prefix, evaluate_reference
 from pyro_ltm.training.step import train_step
 from pyro_ltm.training.trainer import slow_optimizer
 from pyro_ltm.types import Batch
@@ -63,6 +64,22 @@ def count_costs(config: Config) -> Costs:
     counting = _Counting(few, _counted.setdefault(dump_toml(few), {}))
     with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
         return counting.costs(config)
+
+
+def count_score(config: Config, protocol: str = "bound", *, particles: int = 1) -> int:
+    """Operations of the figure of one full sequence by a protocol of evaluation, from so many draws.
+
+    Raises:
+        UserError: whatever training would refuse.
+    """
+    few = dataclasses.replace(config, seed=0, compile=False, slow=_once(config), fast=_stepless(config))
+    counting, model = _Counting(few, _counted.setdefault(dump_toml(few), {})), config.model
+    steps, draws = (config.fast.steps, particles) if model.thoughts else (0, particles if model.is_diffusion else 1)
+    least = DRAWS if model.is_diffusion else 1
+    with torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+        return _in_rounds(
+            lambda fast: _linear(lambda count: counting.figure(protocol, fast, count), draws, few=least), steps, 1
+        )
 
 
 def _once(config: Config) -> SlowConfig:
@@ -154,6 +171,21 @@ class _Counting:
 
         return self._count(work, "score", fast_steps) // draws
 
+    def figure(self, protocol: str, fast_steps: int, draws: int) -> int:
+        """One sequence scored by a protocol."""
+
+        def work() -> None:
+            model, loop, _ = self.built
+            batches, loop = [self.batch(1)], loop.with_steps(fast_steps)
+            if protocol == "bound":
+                evaluate_bound(model, batches, loop.with_density(), particles=draws)
+            elif protocol == "prefix":
+                evaluate_prefix(model, batches, loop, particles=draws)
+            else:
+                evaluate_reference(model, batches, fast_steps=fast_steps)
+
+        return self._count(work, protocol, fast_steps, draws)
+
     @property
     def given(self) -> int:
         """Tokens of the prompt, after the one that begins every text."""
@@ -221,4 +253,4 @@ class _Numbers:
         return " ".join(map(str, ids))
 
 
-__all__ = ["Costs", "count_costs"]
+__all__ = ["Costs", "count_costs", "count_score"]

@@ -4,33 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from pyro_ltm.comparison.scaling.analysis import Gap, gaps, laws
+from pyro_ltm.comparison.scaling.analysis import WRITING, Gap, gaps, laws
 from pyro_ltm.comparison.scaling.law import FACTORS
 from pyro_ltm.comparison.scaling.reach import Reach, reached
-from pyro_ltm.comparison.scaling.result import NOT_RUN, PATIENCE, STUDY, Row, Study, save
+from pyro_ltm.comparison.scaling.result import NOT_RUN, PATIENCE, STUDY, Level, Row, Study, save
 from pyro_ltm.files import write_text
 from pyro_ltm.locks import locked
 from pyro_ltm.reports.figures import number, plus_minus
 from pyro_ltm.reports.html import bullets, document, heading, listing, pictures, section, table
 from pyro_ltm.reports.plots import write_pictures
 from pyro_ltm.reports.scaling_plots import NAMES, draw
+from pyro_ltm.scores.estimate import Difference
 
 PAGE = "scaling.html"
 TITLE = "What size, thoughts, fast steps and data are worth"
+
+LEVELS = {"bound": "at most", "iwae": "importance-weighted", "predictive": "predictive"}
+"""Figures that are compared, and what each is called."""
+EQUAL = {
+    "tokens": "equal tokens",
+    "flops": "equal training operations",
+    WRITING: "no more operations a written token",
+}
 
 MEANINGS = {
     "bound": "An upper bound on nats a token of held-out text: the evidence lower bound on noise that no fit has seen, "
     "with the whole KL, its sign turned. Of a twin it is the exact figure. ± is one standard error over the text.",
     "importance-weighted": "A tighter bound from the same draws, where there are thoughts to draw.",
-    "predictive": "Each token predicted from those before it alone: q is fitted to the text so far.",
-    "reference protocol": "As the reference implementation scores: on the draw that the fit has seen. No bound.",
+    "predictive": "Each token predicted from those before it alone: q is fitted to the text so far, again and again. A "
+    "twin's exact figure is this as well; of a masked diffusion it is a bound, block by block.",
+    "reference protocol": "As the reference implementation scores: on the draw that the fit has seen. No bound: it may "
+    "lie below the entropy of the text, and is in no comparison here.",
     "operations": "Multiplications and additions of matrix products and attention, counted while real steps ran: fast "
     "and slow steps, subsampling and what is kept between steps taken into account; validations are not counted.",
+    "a written token": "Operations to read a prompt of half the length, to fit its thoughts, and to write as much "
+    "again, by each token written.",
     "equal tokens": "The rival of the same shape that read the same sequences in the same order.",
-    "equal operations": "The rival of the same shape with the same operations of training, or at most a tenth "
+    "equal training operations": "The rival of the same shape with the same operations of training, or at most a tenth "
     "and a slow step more; under a budget each takes the slow steps that it allows.",
+    "no more operations a written token": "The lowest rival, of any shape, that takes no more operations to write a "
+    "token, and to be trained at most those of equal training operations. Where its token is far cheaper than the "
+    "cell's, that is no equality: the study has no larger rival.",
     "tokens to reach a level": "Read until a validation, of few sequences, is first at the level or below it: that of "
     "the last validation of the twin of equal tokens; without one, the lowest that all latent-thought cells come to. "
     "Operations up to there are in proportion to slow steps.",
@@ -84,16 +101,31 @@ def findings(study: Study, found: Sequence[Gap]) -> list[str]:
         level = plus_minus(_nats(best), best.bound.stderr if best.bound else None)
         lines.append(f"Lowest of {NAMES[family]}: {level} nats a token ({kind}), {best.name}.")
     for family in study.families[1:]:
-        for equal, words in (("tokens", "equal tokens"), ("flops", "equal training operations")):
-            some = [gap for gap in found if gap.rival.family == family and gap.equal == equal]
-            if some:
-                below = sum(gap.nats_per_token > 2 * gap.stderr for gap in some)
-                above = sum(gap.nats_per_token < -2 * gap.stderr for gap in some)
-                lines.append(
-                    f"Against {NAMES[family]} at {words}: of {len(some)} cells {below} lie below by more than two "
-                    f"standard errors, {above} above."
-                )
+        for equal, words in EQUAL.items():
+            if some := [gap for gap in found if gap.rival.family == family and gap.equal == equal]:
+                lines.append(f"Against {NAMES[family]} at {words}: {_counted(some)}.")
+    apart = [row.reference.nats_per_token - _nats(row) for row in study.rows if row.reference and row.bound]
+    if apart:
+        between = f"{min(apart):+.3f} to {max(apart):+.3f} nats a token"
+        lines.append(f"The reference protocol's figure, which is no bound, less the bound: {between}.")
     return lines
+
+
+def _counted(some: Sequence[Gap]) -> str:
+    """How many cells lie clearly below their rivals, and how many above, by each figure."""
+    counts = []
+    for name, label in LEVELS.items():
+        if known := [gap.by[name] for gap in some if name in gap.by]:
+            below, above = (sum(sign * one.nats_per_token > 2 * one.stderr for one in known) for sign in (1, -1))
+            counts.append((label, len(known), below, above))
+    (_, cells, below, above), *others = counts
+    said = f"of {cells} cells {below} lie below by more than two standard errors, {above} above"
+    for label, known, below, above in others:
+        said += f"; {label} {f'of {known} ' * (known < cells)}{below} below, {above} above"
+    if some[0].equal == WRITING:
+        ratio = median(gap.row.write_token_operations / gap.rival.write_token_operations for gap in some)
+        said += f". In the median a cell's token takes {ratio:.1f} times the operations of the rival's"
+    return said
 
 
 def law_lines(study: Study) -> list[str]:
@@ -123,6 +155,7 @@ def law_lines(study: Study) -> list[str]:
 def remarks(study: Study) -> list[str]:
     """Cells without figures, and what a reader may trip over."""
     lines = [f"Without figures: {row.name}: {row.note.removeprefix('failed: ')}" for row in study.failed]
+    lines += [f"No {name} figure: {row.name}: {why}" for row in study.rows for name, why in row.without.items()]
     if left_out := study.about.get(NOT_RUN):
         lines.append(f"Not run: {left_out}.")
     if len({row.seed for row in study.rows}) == 1:
@@ -137,17 +170,25 @@ def remarks(study: Study) -> list[str]:
 
 def gap_table(found: Sequence[Gap]) -> tuple[list[str], list[list[str]]]:
     """Cells and how far each lies below its rivals."""
-    columns = ["cell", "rival", "equal", "below, nats a token", "training operations, cell / rival"]
-    columns += ["a written token, cell / rival"]
+    shown = {name: label for name, label in LEVELS.items() if any(name in gap.by for gap in found)}
+    columns = ["cell", "rival", "at", *(f"below, {label}" for label in shown.values())]
+    columns += ["training operations, cell / rival", "a written token, cell / rival"]
     rows = []
     for gap in found:
         ratios = [
             f"{getattr(gap.row, name) / getattr(gap.rival, name):.2f}" if getattr(gap.rival, name) else "-"
             for name in ("training_operations", "write_token_operations")
         ]
-        level = plus_minus(gap.nats_per_token, gap.stderr if gap.stderr == gap.stderr else None, 4)
-        rows.append([gap.row.name, gap.rival.name, gap.equal, level, *ratios])
+        rows.append(
+            [gap.row.name, gap.rival.name, EQUAL[gap.equal], *(_below(gap.by.get(name)) for name in shown), *ratios]
+        )
     return columns, rows
+
+
+def _below(gap: Difference | None) -> str:
+    if gap is None:
+        return "-"
+    return plus_minus(gap.nats_per_token, gap.stderr if gap.stderr == gap.stderr else None, 4)
 
 
 def reach_table(found: Sequence[Reach]) -> tuple[list[str], list[list[str]]]:
@@ -171,20 +212,14 @@ def cell_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Every cell, with its values on the axes."""
     axes = list(dict.fromkeys(key for row in rows for key in row.axes))
     seeds = ["seed"] if len({row.seed for row in rows}) > 1 else []
-    levels = {
-        "bound": "at most",
-        "iwae": "importance-weighted",
-        "predictive": "predictive",
-        "reference": "reference, no bound",
-    }
+    levels = LEVELS | {"reference": "reference, no bound"}
     shown = {name: label for name, label in levels.items() if any(getattr(row, name) for row in rows)}
     columns = ["cell", "family", *axes, *seeds]
     columns += ["parameters", "tokens", "epochs", "training operations", "a scored token", "a written token"]
     columns += [*shown.values(), "rate", "active", "remark"]
     lines = []
     for row in sorted(rows, key=lambda row: _nats(row) if row.bound else float("inf")):
-        # Without thoughts, no draws are weighted: the bound is all there is.
-        figures = [getattr(row, name) if row.thoughts or name != "iwae" else None for name in shown]
+        figures = [_shown_level(row, name) for name in shown]
         of_rivals = {} if row.thoughts else {"model.thoughts": 0}
         cells = [row.name, NAMES[row.family], *(str({**of_rivals, **row.axes}.get(key, "-")) for key in axes)]
         cells += [str(row.seed) for _ in seeds]
@@ -195,6 +230,14 @@ def cell_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         active = "-" if row.active is None else f"{row.active} of {row.latent}"
         lines.append([*cells, number(row.rate, 1), active, row.note])
     return columns, lines
+
+
+def _shown_level(row: Row, name: str) -> Level | None:
+    """Without thoughts, no draws are weighted: the bound is all there is."""
+    if name == "iwae" and not row.thoughts:
+        return None
+    found: Level | None = row.reference if name == "reference" else row.level(name)
+    return found
 
 
 def _wide(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from pyro_ltm.comparison.scaling.analysis import Point, averaged, beside, frontier, predicted_by
 from pyro_ltm.comparison.scaling.grid import reads
-from pyro_ltm.comparison.scaling.result import Row, Study
+from pyro_ltm.comparison.scaling.result import Level, Row, Study
 from pyro_ltm.reports.plots import COLORS, Figures, legend, legible, panels
 
 NAMES = {"ltm": "latent thoughts", "twin": "twin", "masked-diffusion": "masked diffusion"}
@@ -27,12 +28,31 @@ LINES = {"ltm": "-", "twin": "--", "masked-diffusion": ":"}
 MARKERS = "oDvP*X<>"
 """Of the laws of one family."""
 NATS = "nats a token (lower is better)"
+KINDS = {
+    "bound": "bound",
+    "iwae": "importance-weighted",
+    "predictive": "predictive",
+    "reference": "reference protocol, no bound",
+}
+FIGURE_STYLES: dict[str, dict[str, Any]] = {
+    "bound": {"color": COLORS[0], "marker": "o", "linestyle": "-", "markersize": 8, "fillstyle": "none"},
+    "iwae": {"color": COLORS[3], "marker": "s", "linestyle": "-", "markersize": 5, "fillstyle": "none"},
+    "predictive": {"color": COLORS[1], "marker": "D", "linestyle": "-", "markersize": 3},
+    "reference": {"color": "0.5", "marker": "x", "linestyle": ":", "markersize": 5},
+}
+"""Where figures are nearly equal, each is seen within the other."""
 MARKED = ("fast_steps", "thoughts")
 """Figures of a cell that curves are told apart by."""
 MOST_PANELS = 6
 """Shapes that a picture has room for: of more, some from the smallest to the largest."""
 SIZE = ("fast.steps", "model.dim", "model.layers", "model.heads", "model.hidden", "model.embedding_scale")
 """Keys on axes that the picture of size against fast steps shows."""
+ALONG: dict[str, tuple[Sequence[str], str]] = {
+    "fast_steps": (("fast.steps",), "fast steps"),
+    "thoughts": (("model.thoughts",), "thoughts N"),
+    "parameters": (SIZE[1:], "parameters"),
+}
+"""Factors along which the protocols are drawn: the keys on axes behind each, and its name."""
 
 
 def draw(study: Study) -> Figures:
@@ -46,8 +66,13 @@ def draw(study: Study) -> Figures:
         ),
         "by-operations": (
             plot_frontiers(study),
-            "Final bounds against the operations of training and of a written token. Lines: the frontier of each "
+            "Final figures against the operations of training and of a written token. Lines: the frontier of each "
             "family, beyond which no cell of it lies. Bars: one standard error.",
+        ),
+        "protocol": (
+            plot_protocol(study),
+            "How much of the scaling is the protocol: the reference's figure, which is no bound, beside the honest "
+            "figures of the same cells, the mean of their seeds. Lines join cells that differ in nothing else.",
         ),
         "trade": (
             plot_trade(study),
@@ -76,25 +101,63 @@ def plot_curves(study: Study) -> Figure | None:
 
 
 def plot_frontiers(study: Study) -> Figure | None:
-    """Final bounds against training operations and against those of a written token."""
+    """Final figures against training operations and against those of a written token; a row for each kind of them."""
     if not study.families:
         return None
-    figure, axes = panels(10.5, 4.4, 1, 2, sharey=True)
-    costs = {"training_operations": "operations of training", "write_token_operations": "operations a written token"}
-    for place, (name, label) in zip(axes, costs.items(), strict=True):
-        for family in study.families:
-            rows, style = study.of(family), STYLES[family]
-            points = [(getattr(row, name), _nats(row)) for row in rows]
-            errors = [(row.bound and row.bound.stderr) or 0.0 for row in rows]
-            x, y = zip(*points, strict=True)
-            place.errorbar(x, y, errors, linestyle="none", alpha=0.6, markersize=4, elinewidth=0.6, **style)
-            line = {"color": style["color"], "linestyle": LINES[family], "marker": style["marker"], "markersize": 4}
-            place.plot(*zip(*frontier(points), strict=True), label=NAMES[family], **line)
+    rows = [row for family in study.families for row in study.of(family)]
+    own = ("iwae", "predictive")
+    figures = ["bound", *(name for name in own if any(getattr(row, name) for row in rows if row.thoughts))]
+    figure, axes = panels(10.5, 3.6 * len(figures) + 0.6, len(figures), 2, sharex="col", sharey=True)
+    for index, name in enumerate(figures):
+        for place, cost in zip(axes[2 * index :], ("training_operations", "write_token_operations"), strict=False):
+            _frontiers(place, study, cost, name)
+        axes[2 * index].set_ylabel(f"{KINDS[name]}, nats a token")
+    for place, label in zip(axes[-2:], ("operations of training", "operations a written token"), strict=True):
+        place.set_xlabel(label)
+    legend(axes[0])
+    return figure
+
+
+def _frontiers(place: Any, study: Study, cost: str, figure: str) -> None:
+    """Cells of each family by one cost and one figure, and the line of those that no other undercuts."""
+    for family in study.families:
+        style = STYLES[family]
+        known = [(getattr(row, cost), level) for row in study.of(family) if (level := row.level(figure))]
+        if not known:
+            continue
+        points = [(x, level.nats_per_token) for x, level in known]
+        errors = [level.stderr or 0.0 for _, level in known]
+        x, y = zip(*points, strict=True)
+        place.errorbar(x, y, errors, linestyle="none", alpha=0.6, markersize=4, elinewidth=0.6, **style)
+        line = {"color": style["color"], "linestyle": LINES[family], "marker": style["marker"], "markersize": 4}
+        place.plot(*zip(*frontier(points), strict=True), label=NAMES[family], **line)
+    place.set_xscale("log")
+    place.xaxis.set_minor_formatter(NullFormatter())
+
+
+def plot_protocol(study: Study) -> Figure | None:
+    """The honest figures and the reference protocol's along each factor that cells scored by both have values of."""
+    rows = [row for row in study.of("ltm") if row.reference]
+    along = {name: one for name, one in ALONG.items() if len({getattr(row, name) for row in rows}) > 1}
+    if not along:
+        return None
+    figure, axes = panels(4.2 * len(along) + 0.6, 4.0, 1, len(along), sharey=True)
+    for place, (name, (keys, label)) in zip(axes, along.items(), strict=True):
+        for kind, style in FIGURE_STYLES.items():
+            groups: dict[str, list[Point]] = defaultdict(list)
+            for row, nats in averaged(rows, functools.partial(_of, kind)).values():
+                groups[beside(row, keys)].append((getattr(row, name), nats))
+            for points in groups.values():
+                place.plot(*zip(*sorted(points), strict=True), linewidth=0.9, **style)
+            if groups:
+                place.plot([], [], label=KINDS[kind], **style)
         place.set_xscale("log")
-        place.xaxis.set_minor_formatter(NullFormatter())
+        values = sorted({getattr(row, name) for row in rows})
+        place.set_xticks(values, [f"{value:,}" for value in values])
+        place.xaxis.set_minor_locator(NullLocator())
         place.set_xlabel(label)
     axes[0].set_ylabel(NATS)
-    legend(axes[0])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 
@@ -223,14 +286,10 @@ def plot_figures(study: Study) -> Figure | None:
     if not rows:
         return None
     figure, (axes,) = panels(8.0, 4.2)
-    kinds = {"bound": "bound", "iwae": "importance-weighted", "predictive": "predictive"}
-    colors = (COLORS[0], COLORS[3], COLORS[1], "0.5")
-    for index, (name, label) in enumerate({**kinds, "reference": "reference protocol, no bound"}.items()):
-        points = [(at, level.nats_per_token) for at, row in enumerate(rows) if (level := getattr(row, name))]
+    for name, style in FIGURE_STYLES.items():
+        points = [(at, nats) for at, row in enumerate(rows) if (nats := _of(name, row)) is not None]
         if points:
-            marker, colour = "osDx"[index], colors[index]
-            x, y = zip(*points, strict=True)
-            axes.plot(x, y, linestyle="none", markersize=4, label=label, marker=marker, color=colour)
+            axes.plot(*zip(*points, strict=True), label=KINDS[name], **{**style, "linestyle": "none"})
     if floors := {row.floor.nats_per_token for row in rows if row.floor}:
         axes.axhline(min(floors), color="black", linestyle=":", linewidth=1, label="entropy of the text")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -243,6 +302,12 @@ def plot_figures(study: Study) -> Figure | None:
 def _nats(row: Row) -> float:
     assert row.bound is not None
     return row.bound.nats_per_token
+
+
+def _of(figure: str, row: Row) -> float | None:
+    """A figure of a cell, or the reference protocol's."""
+    level: Level | None = row.reference if figure == "reference" else row.level(figure)
+    return level.nats_per_token if level else None
 
 
 def _curve(row: Row) -> list[tuple[float, float]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 
 import pytest
 
@@ -68,6 +70,37 @@ def test_goes_on_only_when_asked_to_and_says_what_is_left(study, invoke, ask, se
     measured = ask(*words, "--axis", "fast.steps=1,4", "--dry-run", "--shard", "2/3")
     assert measured["cells"] == 1
     assert 0 < measured["hours"] < 1
+
+
+def test_further_figures_have_a_price_and_come_without_training(study, invoke, ask, settings, text, tmp_path):
+    out = shutil.copytree(study[0], tmp_path / "s")
+    words = ["scale", "--data", text, "--out", out, "--equal", "tokens", "--axis", "fast.steps=1,2"]
+    words += [*SCORED, *settings(**STUDY), "--predictive", "--reference-protocol"]
+    pace = ["--dry-run", "--device-flops", "1e6"]
+    found = ask(*words, *pace)
+    assert [one["name"] for one in found["by_cell"]] == ["ltm--fast.steps=1--seed=0", "ltm--seed=0"]
+    assert {(one["training_operations"], one["tokens"]) for one in found["by_cell"]} == {(0, 0)}
+    less = ask(*words[:-1], *pace)
+    assert 0 < less["operations"] < found["operations"]
+    fresh = [*words[:4], tmp_path / "t", *words[5:]]
+    anew, plain = ask(*fresh, *pace), ask(*fresh[:-2], *pace)
+    assert anew["operations"] - plain["operations"] == found["operations"]
+    assert "2 cells are trained, and lack figures" in invoke(*words, *pace).stderr
+    again = invoke(*words, "--resume")
+    assert again.exit_code == 0, again.stderr
+    lines = [line for line in again.stderr.splitlines() if line.startswith("Cell: ")]
+    assert [line.rpartition(", ")[2] for line in lines] == ["trained before: predictive and reference"] * 2
+    assert "step 3/3" not in again.stderr
+    assert "which is no bound" in again.stdout
+    assert "; predictive " in again.stdout
+    page = (out / "scaling.html").read_text()
+    for said in ("reference, no bound", "below, predictive", "How much of the scaling is the protocol"):
+        assert said in page
+    columns, *lines = csv.reader((out / "study.csv").read_text().splitlines())
+    for line in lines:
+        cell = dict(zip(columns, line, strict=True))
+        assert cell["predictive.nats_per_token"]
+        assert bool(cell["reference.nats_per_token"]) == (cell["family"] == "ltm")
 
 
 def test_a_dry_run_on_a_study_says_what_the_study_would(study, invoke, settings, text, refused, tmp_path):

@@ -29,7 +29,7 @@ from helpers.scaling_rows import row
 
 import pyro_ltm as ltm
 from pyro_ltm.comparison.comparison_file import save
-from pyro_ltm.comparison.scaling.result import write_row
+from pyro_ltm.comparison.scaling.result import Level, write_row
 from pyro_ltm.data import TokenDataset
 from pyro_ltm.digests import without_digest
 from pyro_ltm.files import unfinished
@@ -148,7 +148,8 @@ def write_files(folder: Path) -> World:
     write_evaluation(run, {**evaluation.to_dict(), **of, "settings": ["fast.steps=1"]})
     (folder / "compared").mkdir()
     save(comparison(), folder / "compared")
-    write_row(folder / "study" / "runs" / "c", row(40, 2))
+    more = {"predictive": Level(2.5, 0.1), "sequence_predictive": [25.0] * 3, "reference": Level(1.5, None)}
+    write_row(folder / "study" / "runs" / "c", row(40, 2, without={"a": "why"}, sequence_iwae=[23.0] * 3, **more))
     write_thoughts(folder / "a.npz", {"thoughts": torch.ones(2, 2, 16)}, {"texts": ["a", "b"]})
     write_thoughts(folder / "a.st", {"thoughts": torch.ones(2, 2, 16)}, {"texts": ["a", "b"]})
     embedded = embed_texts(run, ["The 7th bird sang.", "9 trees."])

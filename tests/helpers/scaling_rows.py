@@ -39,7 +39,8 @@ def row(parameters: int, fast_steps: int, *, noise: float = 0.0, seed: int = 0, 
 
 def show_cells(folder: Path, paints: bool) -> None:
     """Reads the cells of a study and makes all that a page shows of them beside two others."""
-    study = Study({}, [*read_rows(folder), row(40, 2, seed=1), row(40, 0, family="twin", axes={"model.dim": 40})])
+    others = [row(40, 1, seed=1, reference=Level(1.0, None)), row(40, 0, family="twin", axes={"model.dim": 40})]
+    study = Study({}, [*read_rows(folder), *others])
     study.laws = laws(study, resamplings=2)
     found = render(study, {}) + to_csv(study.rows)
     assert found.encode()

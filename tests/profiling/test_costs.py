@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import pyro_ltm as ltm
 from pyro_ltm.data import TokenDataset
 from pyro_ltm.inference import build
-from pyro_ltm.profiling.costs import _Counting, count_costs
+from pyro_ltm.profiling.costs import _Counting, count_costs, count_score
 from pyro_ltm.profiling.operations import count_operations
 from pyro_ltm.runs import Run
 from pyro_ltm.training.step import train_step
@@ -44,6 +44,22 @@ def test_costs_are_those_of_all_the_work_counted_whole(settings):
     assert found.score_token == whole.score(steps) / whole.length
     new = whole.length - 1 - whole.given
     assert found.write_token == whole.write(steps, new) / new
+
+
+@pytest.mark.parametrize(
+    ("protocol", "settings"),
+    [
+        ("bound", ["fast.steps=5"]),
+        ("prefix", ["fast.steps=5"]),
+        ("reference", ["fast.steps=5"]),
+        ("prefix", ["model.thoughts=0"]),
+    ],
+)
+def test_a_figure_costs_what_it_takes_counted_whole(protocol, settings):
+    """By more draws and steps than are counted."""
+    config = configure("model.vocab_size=280", *settings)
+    steps, draws = (5, 6) if config.model.thoughts else (0, 1)
+    assert count_score(config, protocol, particles=6) == _Counting(config, {}).figure(protocol, steps, draws)
 
 
 def test_costs_of_writing_are_within_a_percent_where_attention_looks_further_back():

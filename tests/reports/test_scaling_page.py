@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 from helpers.scaling_rows import row, rows
@@ -10,8 +11,17 @@ from helpers.scaling_rows import row, rows
 from pyro_ltm.comparison.scaling.analysis import gaps, laws
 from pyro_ltm.comparison.scaling.result import Level, Study, read_rows, write_row
 from pyro_ltm.reports.plots import to_png
-from pyro_ltm.reports.scaling_page import cell_table, findings, gap_table, law_lines, remarks, render, write_study
-from pyro_ltm.reports.scaling_plots import draw
+from pyro_ltm.reports.scaling_page import (
+    EQUAL,
+    cell_table,
+    findings,
+    gap_table,
+    law_lines,
+    remarks,
+    render,
+    write_study,
+)
+from pyro_ltm.reports.scaling_plots import draw, plot_frontiers, plot_protocol
 
 
 def twin(size: int, steps: int, seed: int):
@@ -35,7 +45,12 @@ def study():
         for size, steps, n in places
         for seed in (0, 1)
     ]
-    levels = {"predictive": Level(3.0, 0.1), "reference": Level(1.0, None), "floor": Level(1.5, 0.0)}
+    levels = {
+        "predictive": Level(3.0, 0.1),
+        "sequence_predictive": [30.0] * 3,
+        "reference": Level(1.0, None),
+        "floor": Level(1.5, 0.0),
+    }
     ltms[0] = dataclasses.replace(ltms[0], **levels)
     twins = [twin(size, steps, seed) for size in (10_000, 40_000, 160_000) for steps in (10, 20, 50) for seed in (0, 1)]
     failed = row(5, 1, name="ltm--<b>", settings="ltm--<b>", bound=None, note="failed: not finite")
@@ -50,6 +65,32 @@ def test_every_picture_is_painted(study):
     for figure, caption in drawn.values():
         assert to_png(figure).startswith(b"\x89PNG")
         assert caption.endswith(".")
+
+
+def test_the_reference_protocol_is_drawn_along_each_factor_that_it_was_scored_at():
+    """Beside the honest figures of the same cells, and named for what it is."""
+    level = Level(1.0, None)
+    cells = [row(size, steps, reference=level) for size in (10, 40) for steps in (1, 4, 16)]
+    figure = plot_protocol(Study({}, [*cells, row(10, 64), twin(10, 10, 0)]))
+    assert [axes.get_xlabel() for axes in figure.axes] == ["fast steps", "parameters"]
+    for axes, (factor, groups, places) in zip(figure.axes, (("fast_steps", 2, 3), ("parameters", 3, 2)), strict=True):
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert labels == ["bound", "importance-weighted", "reference protocol, no bound"]
+        lines = [line for line in axes.lines if len(line.get_xdata())]
+        assert [len(line.get_xdata()) for line in lines] == [places] * 3 * groups, factor
+    assert plot_protocol(Study({}, [cells[0], row(10, 64)])) is None, "of one cell nothing scales"
+
+
+def test_frontiers_have_a_row_for_each_figure():
+    """A twin's exact figure is its bound and its prediction; what a cell lacks is not drawn."""
+    rows = [row(10, 1, predictive=Level(3.0, 0.1)), row(10, 4), twin(10, 10, 0)]
+    axes = plot_frontiers(Study({}, rows)).axes
+    labels = ["bound", "importance-weighted", "predictive"]
+    assert [one.get_ylabel() for one in axes[::2]] == [f"{label}, nats a token" for label in labels]
+    for one, latent in zip(axes[::2], (2, 2, 1), strict=True):
+        clouds = [container.lines[0] for container in one.containers]
+        assert [len(cloud.get_xdata()) for cloud in clouds] == [latent, 1]
+    assert len(plot_frontiers(Study({}, [twin(10, 10, 0)])).axes) == 2
 
 
 def test_few_cells_have_few_pictures():
@@ -70,6 +111,11 @@ def test_sentences_say_what_the_cells_do(study):
     ]
     assert "95% intervals: E 2.0" in law_lines(study)[0]
     assert remarks(study) == ["Without figures: ltm--<b>: not finite"]
+    assert any(line.startswith("The reference protocol's figure, which is no bound, less the bound: ") for line in said)
+    (written,) = [line for line in said if "no more operations a written token" in line]
+    assert re.search(r"; predictive of 1 \d below, \d above\. In the median a cell's token takes [\d.]+ times", written)
+    unscored = dataclasses.replace(study.rows[0], without={"reference": "so it is"})
+    assert f"No reference figure: {unscored.name}: so it is" in remarks(Study({}, [unscored]))
     assert findings(Study({}), []) == ["No cell has figures yet."]
 
 
@@ -86,7 +132,7 @@ def test_tables_hold_every_cell_and_each_difference(study):
     weighted = {(line[1], line[columns.index("importance-weighted")] != "-") for line in lines[:-1]}
     assert weighted == {("latent thoughts", True), ("twin", False)}, "draws weigh nothing where there are no thoughts"
     _, differences = gap_table(gaps(study))
-    assert {line[2] for line in differences} == {"tokens", "flops"}
+    assert {line[2] for line in differences} == {*EQUAL.values()}
     first = gaps(study)[0]
     level = first.rival.bound.nats_per_token - first.row.bound.nats_per_token
     assert first.nats_per_token == pytest.approx(level)

@@ -11,7 +11,7 @@ import torch
 
 from pyro_ltm.comparison.scaling.grid import EQUALITIES, LTM, STEP_UP, reads
 from pyro_ltm.comparison.scaling.law import FACTORS, RESAMPLINGS, Law, Observations, fit_law, why_no_law
-from pyro_ltm.comparison.scaling.result import Row, Study
+from pyro_ltm.comparison.scaling.result import FIGURES, Row, Study
 from pyro_ltm.scores.dependence import Places
 from pyro_ltm.scores.estimate import Difference, difference
 
@@ -27,23 +27,37 @@ def frontier(points: Iterable[Point]) -> list[Point]:
     return found
 
 
+WRITING = "writing"
+"""Equality by what a written token takes: the rival is of any shape, and no dearer to write with, or to train."""
+
+
 @dataclass(frozen=True)
 class Gap:
-    """How far a cell lies below a rival of its shape and seed.
+    """How far a cell lies below a rival of its seed, which is of its shape but for `WRITING`.
 
     Attributes:
-        equal: one of `EQUALITIES`. nats_per_token: positive where the cell is lower; stderr: paired by sequence.
+        equal: one of `EQUALITIES`, or `WRITING`.
+        by: difference in each of `FIGURES` that both have, positive where the cell is lower, paired by sequence.
     """
 
     row: Row
     rival: Row
     equal: str
-    nats_per_token: float
-    stderr: float
+    by: Mapping[str, Difference]
+
+    @property
+    def nats_per_token(self) -> float:
+        """The difference by the bound."""
+        return self.by["bound"].nats_per_token
+
+    @property
+    def stderr(self) -> float:
+        """Its standard error."""
+        return self.by["bound"].stderr
 
 
 def gaps(study: Study) -> list[Gap]:
-    """Each latent-thought cell against each of its rivals, at equal tokens and at equal training operations."""
+    """Each latent-thought cell against its rivals, at equal tokens, training operations and operations of writing."""
     rivals: dict[Any, list[Row]] = defaultdict(list)
     keys = {key for row in study.rows for key in row.axes if key != "slow.steps"}
     for family in study.families:
@@ -52,16 +66,20 @@ def gaps(study: Study) -> list[Gap]:
     found = []
     for row in study.of(LTM):
         for family in study.families[1:]:
+            same = [one for one in rivals[family, shape(study, row, keys, family)] if _are_paired(row, one)]
             for equal in EQUALITIES:
-                same = (one for one in rivals[family, shape(study, row, keys, family)] if one.sequence_tokens)
-                theirs = [
-                    one for one in same if _is_equal(row, one, equal) and one.sequence_tokens == row.sequence_tokens
-                ]
+                theirs = [one for one in same if _is_equal(row, one, equal)]
                 if theirs:
-                    rival = min(theirs, key=lambda one: _too_few(row, one))
-                    gap = below(row, rival)
-                    found.append(Gap(row, rival, equal, gap.nats_per_token, gap.stderr))
+                    found.append(_gap(row, min(theirs, key=lambda one: _too_few(row, one)), equal))
+            others = [one for one in study.of(family) if one.seed == row.seed and _are_paired(row, one)]
+            if theirs := [one for one in others if _is_no_dearer(row, one)]:
+                found.append(_gap(row, min(theirs, key=_nats), WRITING))
     return found
+
+
+def _gap(row: Row, rival: Row, equal: str) -> Gap:
+    figures = [name for name in FIGURES if row.nats(name) and rival.nats(name)]
+    return Gap(row, rival, equal, {name: below(row, rival, name) for name in figures})
 
 
 def shape(study: Study, row: Row, keys: Iterable[str], family: str) -> tuple[Any, ...]:
@@ -70,9 +88,18 @@ def shape(study: Study, row: Row, keys: Iterable[str], family: str) -> tuple[Any
     return (row.seed, *(str(row.axes.get(key, study.settings.get(key))) for key in looked_at))
 
 
+def _are_paired(row: Row, rival: Row) -> bool:
+    return bool(row.sequence_tokens) and row.sequence_tokens == rival.sequence_tokens
+
+
+def _is_no_dearer(row: Row, rival: Row) -> bool:
+    """Whether a token that the rival writes takes no more operations, and its training as few as an equal's."""
+    return rival.write_token_operations <= row.write_token_operations and (
+        rival.training_operations <= row.training_operations or _is_equal(row, rival, "flops")
+    )
+
+
 def _is_equal(row: Row, rival: Row, equal: str) -> bool:
-    if not row.sequence_tokens or row.sequence_tokens != rival.sequence_tokens:
-        return False
     if equal == "tokens":
         return rival.steps == row.steps
     share = rival.steps * row.training_operations / rival.training_operations  # its steps, if it were equal to the last
@@ -85,9 +112,9 @@ def _too_few(row: Row, rival: Row) -> tuple[bool, float]:
     return more < 0, abs(more)
 
 
-def below(row: Row, rival: Row) -> Difference:
-    """How many nats a token `row` lies below `rival` on the same sequences, with the paired error."""
-    nats = [torch.tensor(one.sequence_nats, dtype=torch.float64) for one in (rival, row)]
+def below(row: Row, rival: Row, figure: str = "bound") -> Difference:
+    """How many nats a token `row` lies below `rival` by one of `FIGURES`, paired by sequence."""
+    nats = [torch.tensor(one.nats(figure), dtype=torch.float64) for one in (rival, row)]
     tokens = torch.tensor(row.sequence_tokens, dtype=torch.float64)
     ids, documents = row.places["ids"], row.places["documents"]
     places = Places(torch.tensor(ids), None if documents is None else torch.tensor(documents))
@@ -155,6 +182,11 @@ def predicted_by(law: Mapping[str, Any], row: Row) -> float | None:
     return float(law["floor"] + sum(powers))
 
 
+def _nats(row: Row) -> float:
+    assert row.bound is not None
+    return row.bound.nats_per_token
+
+
 def averaged(rows: Sequence[Row], value: Callable[[Row], float | None]) -> dict[str, tuple[Row, float]]:
     """The mean over seeds of a value, by setting, with one of its cells; without cells that have none."""
     groups: dict[str, list[tuple[Row, float]]] = defaultdict(list)
@@ -164,4 +196,4 @@ def averaged(rows: Sequence[Row], value: Callable[[Row], float | None]) -> dict[
     return {name: (group[0][0], sum(one for _, one in group) / len(group)) for name, group in groups.items()}
 
 
-__all__ = ["Gap", "averaged", "below", "beside", "frontier", "gaps", "laws", "predicted_by", "shape"]
+__all__ = ["WRITING", "Gap", "averaged", "below", "beside", "frontier", "gaps", "laws", "predicted_by", "shape"]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_ltm.comparison.scaling.grid import Cell
-from pyro_ltm.comparison.scaling.run import Scoring
+from pyro_ltm.comparison.scaling.result import Row
+from pyro_ltm.comparison.scaling.run import PROTOCOL, Scoring
 from pyro_ltm.comparison.trainings import with_validations
-from pyro_ltm.profiling.costs import count_costs
+from pyro_ltm.profiling.costs import count_costs, count_score
 from pyro_ltm.profiling.speed import measure_speed
 
 Pace = Callable[[Cell], float]
@@ -22,7 +23,7 @@ class Price:
     """Price of a cell.
 
     Attributes:
-        training_operations: of all its slow steps. scoring_operations: of its validations and its score, at least.
+        training_operations: of all its slow steps. scoring_operations: of its validations and of all its figures.
         tokens: that it reads, counted as if all sequences were full. seconds: of all of it.
     """
 
@@ -38,15 +39,20 @@ class Price:
         return {**cell, **{key: value for key, value in vars(self).items() if key != "cell"}}
 
 
-def price_of(cell: Cell, scoring: Scoring, pace: Pace) -> Price:
-    """The price of a cell."""
+def price_of(cell: Cell, scoring: Scoring, pace: Pace, *, done: Row | None = None) -> Price:
+    """The price of a cell; of one that is `done` but for figures that it lacks, of these alone."""
     slow, costs = with_validations(cell.config).slow, count_costs(cell.config)
+    length, sequences = cell.config.data.sequence_length, scoring.sequences or slow.eval_sequences
+    figures = scoring.lacking(done) if done else ["bound", *scoring.wanted(cell.family)]
+    protocols = [PROTOCOL.get(name, name) for name in figures]
+    scored = sequences * sum(count_score(cell.config, name, particles=scoring.particles) for name in protocols)
+    if done:
+        return Price(cell, 0, scored, 0, scored / pace(cell))
     looks = 1 + -(-slow.steps // slow.eval_every)
-    length = cell.config.data.sequence_length
-    scored = looks * slow.eval_sequences + (scoring.sequences or slow.eval_sequences)
-    training, looking = costs.training(cell.config), round(scored * length * costs.score_token)
+    scored += round(looks * slow.eval_sequences * length * costs.score_token)
+    training = costs.training(cell.config)
     tokens = slow.steps * slow.sequences * length
-    return Price(cell, training, looking, tokens, (training + looking) / pace(cell))
+    return Price(cell, training, scored, tokens, (training + scored) / pace(cell))
 
 
 def measured_pace(cells: Sequence[Cell], *, device: str = "cpu") -> Pace:

@@ -30,8 +30,16 @@ STUDY, TABLE, CELL, RUNS = "study.json", "study.csv", "cell.json", "runs"
 NOT_RUN = "not run"
 """Key of `Study.about`: places of the grid that are no cells of their own."""
 
-BY_SEQUENCE = ("sequence_nats", "sequence_tokens", "places")
+FIGURES = ("bound", "iwae", "predictive")
+"""Figures of a cell below which no text's entropy lies; the reference protocol's is none of them."""
+
+NATS = {"bound": "sequence_nats", "iwae": "sequence_iwae", "predictive": "sequence_predictive"}
+"""Where a row keeps each of them by sequence."""
+BY_SEQUENCE = (*NATS.values(), "sequence_tokens", "places")
 """Figures of a row that are long, and of use for paired differences alone."""
+
+ADDED = ("predictive", "reference_protocol")
+"""Settings of a study that may change: they ask for figures that cells get when they are trained, or later."""
 
 PATIENCE = 600.0
 """Seconds to wait while another worker writes the study."""
@@ -77,8 +85,9 @@ class Row:
         rate: KL(q || prior), nats a sequence. active: latent dimensions whose posterior mean varies, of
             `latent`.
         curve: validations while it was trained, of fewer sequences than `bound`.
-        sequence_nats, sequence_tokens: of each sequence scored, for paired differences; places: see `Places`.
-        note: why there are no figures.
+        sequence_nats, sequence_iwae, sequence_predictive, sequence_tokens: of each sequence scored, for paired
+            differences; empty where they were not kept. places: see `Places`.
+        note: why there are no figures. without: why a figure that was asked for is not there, by its name.
         machine: where it was made; worker: by which process.
     """
 
@@ -111,9 +120,12 @@ class Row:
     latent: Count = 0
     curve: list[Look] = field(default_factory=list)
     sequence_nats: list[float] = field(default_factory=list)
+    sequence_iwae: list[float] = field(default_factory=list)
+    sequence_predictive: list[float] = field(default_factory=list)
     sequence_tokens: list[Count] = field(default_factory=list)
     places: dict[str, list[Count] | None] = field(default_factory=dict)
     note: str = ""
+    without: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     worker: str = ""
 
@@ -121,6 +133,20 @@ class Row:
     def epochs(self) -> float:
         """How often the training text was read."""
         return self.tokens / self.corpus_tokens if self.corpus_tokens else 0.0
+
+    def level(self, figure: str) -> Level | None:
+        """One of `FIGURES`, as others are compared with it."""
+        found: Level | None = getattr(self, self._own(figure))
+        return found
+
+    def nats(self, figure: str) -> list[float]:
+        """The same by sequence; empty where it is not known."""
+        found: list[float] = getattr(self, NATS[self._own(figure)])
+        return found
+
+    def _own(self, figure: str) -> str:
+        """Without thoughts no draws are weighted, and what a twin says of a token is exact and a prediction."""
+        return "bound" if self.family == "twin" or (figure == "iwae" and not self.thoughts) else figure
 
 
 @dataclass
@@ -191,8 +217,9 @@ def _check_by_sequence(row: Row) -> None:
     """Raises UserError where what is kept of each sequence does not go together."""
     ids, documents = row.places.get("ids") or [], row.places.get("documents", [])
     lengths = {len(row.sequence_nats), len(row.sequence_tokens), len(ids), len(ids if documents is None else documents)}
+    lengths |= {len(nats) for nats in (row.sequence_iwae, row.sequence_predictive) if nats}
     if len(lengths) > 1:
-        raise UserError("sequence_nats, sequence_tokens and places are of unlike lengths")
+        raise UserError("nats by sequence, sequence_tokens and places are of unlike lengths")
 
 
 def write_row(folder: Path, row: Row) -> None:
@@ -253,12 +280,13 @@ def check_settings(out: Path, settings: Mapping[str, Any], *, unknown: Sequence[
     before = check_target(out)
     if before is None:
         return dict(wanted)
-    if lost := [key for key in before["settings"] if key not in wanted]:
+    kept = {key: value for key, value in before["settings"].items() if key not in ADDED}  # a release before had them
+    if lost := [key for key in kept if key not in wanted]:
         raise UserError(f"{out}: its study was made with {lost[0]}, which this release does not know")
-    known = {**flat(Config()), **before["settings"]}  # a release before had fewer settings
+    known = {**flat(Config()), **kept}  # a release before had fewer settings
     if differs := _difference(known, {key: value for key, value in wanted.items() if key not in unknown}):
         raise UserError(f"{out}: its study was made with {differs}; choose another --out")
-    return dict(before["settings"])
+    return kept
 
 
 def _difference(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
@@ -299,7 +327,8 @@ COLUMNS = [
     *("name", "family", "seed", "steps", "tokens", "epochs", "parameters", "body", "layers", "dim", "thoughts"),
     *("fast_steps", "training_operations", "score_token_operations", "write_token_operations", "seconds"),
     *("bound.nats_per_token", "bound.stderr", "iwae.nats_per_token", "iwae.stderr", "predictive.nats_per_token"),
-    *("predictive.stderr", "reference.nats_per_token", "floor.nats_per_token", "rate", "active", "latent", "note"),
+    *("predictive.stderr", "reference.nats_per_token", "reference.stderr", "floor.nats_per_token", "rate", "active"),
+    *("latent", "note"),
 ]
 """Columns of the CSV, and where in a row each stands; before them, one for each key on an axis."""
 
@@ -310,7 +339,8 @@ def to_csv(rows: Sequence[Row]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*axes, *COLUMNS])
     for row in rows:
-        found = {**asdict(row), "epochs": row.epochs}
+        predictive = row.level("predictive")
+        found = {**asdict(row), "epochs": row.epochs, "predictive": predictive and asdict(predictive)}
         values = [*(row.axes.get(key) for key in axes), *(at(found, column) for column in COLUMNS)]
         writer.writerow(["" if value is None else value for value in values])
     return out.getvalue()
@@ -322,7 +352,9 @@ def _json(found: Mapping[str, Any]) -> str:
 
 
 __all__ = [
+    "ADDED",
     "CELL",
+    "FIGURES",
     "RUNS",
     "STUDY",
     "Level",

@@ -16,9 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pyro_ltm.comparison.loop import environment
-from pyro_ltm.comparison.scaling.grid import Cell, Grid, named, part
+from pyro_ltm.comparison.scaling.grid import LTM, TWIN, Cell, Grid, named, part
 from pyro_ltm.comparison.scaling.result import (
+    ADDED,
+    NATS,
     NOT_RUN,
     RUNS,
     Level,
@@ -44,9 +48,13 @@ from pyro_ltm.runs.batches import check_fits
 from pyro_ltm.runs.evaluation_file import evaluation_record, write_evaluation
 from pyro_ltm.runs.protocols import Evaluation, evaluate_protocols, protocols_of
 from pyro_ltm.runs.run import Run
+from pyro_ltm.scores import Bound
 from pyro_ltm.scores.estimate import Figure
 from pyro_ltm.training.launch import train
 from pyro_ltm.training.parallel import check_shares
+
+PROTOCOL = {"predictive": "prefix", "reference": "reference"}
+"""By which protocol of evaluation a figure beside the bound is had."""
 
 PAUSE = 2.0
 """Seconds until a worker looks again at cells that others have in hand."""
@@ -58,7 +66,7 @@ class Scoring:
 
     Attributes:
         sequences: from the first; None: all. particles: draws from each posterior.
-        predictive: score the prediction of each token from those before it as well.
+        predictive: score the prediction of each token from those before it as well; a twin's bound is that.
         reference_protocol: give the reference implementation's figure beside, which is no bound.
     """
 
@@ -68,15 +76,34 @@ class Scoring:
     predictive: bool = False
     reference_protocol: bool = False
 
-    def evaluate(self, run: Run, data: TokenDataset) -> Evaluation:
-        """The figures of a run, by each protocol that is asked for and that it has; a twin's bound predicts as well."""
-        more = {"prefix": self.predictive, "reference": self.reference_protocol}
-        asked = [name for name, wanted in more.items() if wanted and run.config.model.thoughts]
-        protocols = ["bound", *(name for name in asked if name in protocols_of(run))]
-        how: dict[str, Any] = {"sequences": self.sequences, "batch_size": self.batch_size, "protocols": protocols}
+    def evaluate(self, run: Run, data: TokenDataset, protocol: str = "bound") -> Evaluation:
+        """The figures of a run by one protocol."""
+        how: dict[str, Any] = {"sequences": self.sequences, "batch_size": self.batch_size, "protocols": [protocol]}
         draws = self.particles if run.config.model.thoughts or run.config.model.is_diffusion else 1
         with sharing_a_score():
             return evaluate_protocols(run, data, particles=draws, **how)
+
+    def wanted(self, family: str) -> list[str]:
+        """The figures beside the bound that are asked for, of those that such a cell can have."""
+        asked = {
+            "predictive": self.predictive and family != TWIN,
+            "reference": self.reference_protocol and family == LTM,
+        }
+        return [name for name, one in asked.items() if one]
+
+    def lacking(self, row: Row) -> list[str]:
+        """Of these the ones that a cell with a bound has not, and of which it does not say why."""
+        some = self.wanted(row.family) if row.bound else []
+        return [name for name in some if getattr(row, name) is None and name not in row.without]
+
+    def begun(self, row: Row | None, *, again: bool = False) -> Row | None:
+        """What is there of a cell: a row, to be given what it lacks; None where it is to be trained.
+
+        `again`: whatever ended without figures counts as not begun.
+        """
+        if row is None or not again:
+            return row
+        return dataclasses.replace(row, without={}) if row.bound else None
 
 
 @dataclass(frozen=True)
@@ -124,6 +151,8 @@ def run_study(
 ) -> Study:
     """Trains and scores the cells of a grid that are not done yet, each in `out/runs/NAME`, and gives the whole study.
 
+    A cell that lacks a figure which `scoring` asks for gets it, and is not trained again.
+
     Several workers may run on one folder at once. None begins a cell that another has in hand: it goes on with the
     others and comes back, and ends when all of its cells are done; those of a worker that was killed it takes over.
     A worker of several processes (`torchrun`) is each of them, with the same arguments.
@@ -131,7 +160,8 @@ def run_study(
     Args:
         data: the folder of tokens that all learn from.
         shard: which part of the cells, of how many: (1, 1) is all of them.
-        retry_failed: train those once more that ended without figures, from their last checkpoint. about: for people.
+        retry_failed: train those once more that ended without figures, from their last checkpoint, and score those
+            that lack one. about: for people.
 
     Raises:
         UserError: bad input; the folder holds a study with other settings.
@@ -147,7 +177,7 @@ def run_study(
     leads = current().leads
     about = {**(about or {}), **({NOT_RUN: grid.not_run} if grid.not_run else {})}
     study = open_study(out, settings, about) if leads else Study(settings)
-    again = [row for row in study.failed if retry_failed]
+    again = [row for row in study.rows if retry_failed and (row.bound is None or row.without)]
     work = _Work(out / RUNS, data, validation, scoring, device, watch, again)
     waiting, said = list(cells), 0
     while waiting:
@@ -174,7 +204,8 @@ def run_study(
 def study_settings(grid: Grid, data: str, scoring: Scoring, device: str) -> dict[str, Any]:
     """All settings that the cells of a study share, which `study.json` keeps. `data`: the tokens' fingerprint."""
     settings = {**_shared(grid.common), "data": data, "device": device.partition(":")[0]}
-    return settings | {**dataclasses.asdict(scoring), "budget": dataclasses.asdict(grid.budget)}
+    scored = {key: value for key, value in dataclasses.asdict(scoring).items() if key not in ADDED}
+    return settings | {**scored, "budget": dataclasses.asdict(grid.budget)}
 
 
 def _shared(common: Config) -> dict[str, Any]:
@@ -201,10 +232,14 @@ class _Work:
         with contextlib.ExitStack() as stack:
             claimed = world.tell(self._claim(folder, stack) if world.leads else None)
             if claimed:
-                self.watch.on_cell(f"{cell.name} ({place})")
-                row = self.row(cell, folder)
-                if world.leads:
-                    write_row(folder, row)
+                row, said = world.tell(self._begun(folder) if world.leads else None), f"{cell.name} ({place})"
+                if row is None:
+                    self.watch.on_cell(said)
+                    row = _written(folder, self.row(cell, folder))
+                else:
+                    self.watch.on_cell(f"{said}, trained before: {' and '.join(self.scoring.lacking(row))}")
+                if self.scoring.lacking(row):
+                    _written(folder, self.extended(cell, folder, row))
         return claimed
 
     def _claim(self, folder: Path, stack: contextlib.ExitStack) -> bool | None:
@@ -218,12 +253,17 @@ class _Work:
         return not self._is_done(folder)  # since it was looked at
 
     def _is_done(self, folder: Path) -> bool:
-        """Whether there is a row, and none that is to be made once more: that of whoever did so is another."""
+        """Whether a cell has all that it can have."""
+        row = self._begun(folder)
+        return row is not None and not self.scoring.lacking(row)
+
+    def _begun(self, folder: Path) -> Row | None:
+        """As `Scoring.begun`; of rows to be made once more, that of whoever did so is another."""
         row = read_row(folder)
-        return row is not None and row not in self.again
+        return self.scoring.begun(row, again=row in self.again)
 
     def row(self, cell: Cell, folder: Path) -> Row:
-        """A cell trained and scored; one that ran away, or found no memory, has a note in place of figures.
+        """A cell trained, with its bound; one that ran away, or found no memory, has a note in place of figures.
 
         Of several processes one that finds no memory in training notes that itself, and ends all: the others wait for
         what it would have sent.
@@ -250,21 +290,59 @@ class _Work:
         try:
             run = train(config, data=self.data, out=folder, resume=True, device=self.device, **how)
             found = self.scoring.evaluate(run, self.validation)
-        except RanAway as error:
-            return Row(**known, note=f"failed: {error}")
-        except (OutOfMemory, MemoryError, RuntimeError) as error:  # on another machine there may be enough
-            if not isinstance(error, OutOfMemory) and not is_out_of_memory(error):
-                raise
-            row = Row(**known, note="failed: out of memory")
-            if current().size > 1 and error is not current().failure:
+        except (RanAway, OutOfMemory, MemoryError, RuntimeError) as error:
+            row = Row(**known, note=f"failed: {_reason(error)}")
+            if not isinstance(error, RanAway) and current().size > 1 and error is not current().failure:
                 write_row(folder, row)
                 then = "the same command with --resume goes on with the others"
                 raise UserError(f"{folder}: out of memory, and the cell notes it; {then}") from None
             return row
+        scored = _scored(found, model)
         if not current().leads:
-            return Row(**known)
+            return Row(**known, **scored)
+        self._keep(run, found)
+        return Row(**known, **_trained(run), **scored)
+
+    def extended(self, cell: Cell, folder: Path, row: Row) -> Row:
+        """A cell with the figures that it lacks, or with the reason why it has none; the others stay as they are."""
+        run = Run.load(folder, device=current().device(self.device), known=cell.config)
+        for name in self.scoring.lacking(row):
+            row = dataclasses.replace(row, **self._figure(run, name, row.without))
+        return row
+
+    def _figure(self, run: Run, name: str, without: Mapping[str, str]) -> dict[str, Any]:
+        """A figure of a trained run as its row keeps it, or why it has none beside those that it is `without`."""
+        protocol = PROTOCOL[name]
+        if protocol not in protocols_of(run):
+            return {"without": {**without, name: f"the KL to its prior, {run.config.prior.name}, has no closed form"}}
+        try:
+            found = self.scoring.evaluate(run, self.validation, protocol)
+        except (RanAway, OutOfMemory, MemoryError, RuntimeError) as error:
+            return {"without": {**without, name: _reason(error)}}
+        if current().leads:
+            self._keep(run, found)
+        figure = getattr(found, protocol)
+        return {name: _level(figure), **({NATS[name]: _rounded(figure.sequence_nats)} if name in NATS else {})}
+
+    def _keep(self, run: Run, found: Evaluation) -> None:
+        """Writes what was found into the run's folder, beside its figures by other protocols."""
         write_evaluation(run, evaluation_record(run, found, data=f"{self.data} (validation)"))
-        return Row(**known, **_trained(run), **_scored(found, model))
+
+
+def _written(folder: Path, row: Row) -> Row:
+    """The row, which the first of several processes has written."""
+    if current().leads:
+        write_row(folder, row)
+    return row
+
+
+def _reason(error: Exception) -> str:
+    """Why there are no figures; raises the error again where it is no such reason. Elsewhere may be more memory."""
+    if isinstance(error, RanAway):
+        return str(error)
+    if isinstance(error, OutOfMemory) or is_out_of_memory(error):
+        return "out of memory"
+    raise error
 
 
 def _trained(run: Run) -> dict[str, Any]:
@@ -288,27 +366,28 @@ def _scored(found: Evaluation, model: ModelConfig) -> dict[str, Any]:
     bound = found.bound
     assert bound is not None
     iwae = Figure.of(bound.sequence_iwae_nats, bound.sequence_tokens, bound.places)
-    levels: dict[str, Any] = {"bound": bound, "iwae": iwae, "predictive": found.prefix}
-    levels |= {"reference": found.reference, "floor": found.floor}
+    levels: dict[str, Figure | Bound | None] = {"bound": bound, "iwae": iwae, "floor": found.floor}
     layers, latent = bound.active_fraction_by_layer, model.thoughts * model.thought_width
     return {
-        **{
-            name: _level(figure.nats_per_token, figure.nats_per_token_stderr)
-            for name, figure in levels.items()
-            if figure
-        },
+        **{name: _level(figure) for name, figure in levels.items() if figure},
         "particles": bound.particles,
         "rate": bound.kl_nats_per_sequence,
         "active": round(sum(layers) / len(layers) * latent) if layers else None,
         "latent": latent,
-        "sequence_nats": [round(nats, 4) for nats in bound.sequence_nats.tolist()],
+        "sequence_nats": _rounded(bound.sequence_nats),
+        "sequence_iwae": _rounded(bound.sequence_iwae_nats) if model.thoughts else [],
         "sequence_tokens": [int(count) for count in bound.sequence_tokens.tolist()],
         "places": bound.places.to_dict(),
     }
 
 
-def _level(nats: float, stderr: float) -> Level:
-    return Level(nats, stderr if stderr == stderr else None)
+def _level(figure: Figure | Bound) -> Level:
+    stderr = figure.nats_per_token_stderr
+    return Level(figure.nats_per_token, stderr if stderr == stderr else None)
+
+
+def _rounded(nats: Tensor) -> list[float]:
+    return [round(one, 4) for one in nats.tolist()]
 
 
 __all__ = ["Callbacks", "Scoring", "run_study", "study_settings", "tokens_of"]

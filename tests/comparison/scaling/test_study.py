@@ -15,7 +15,7 @@ from helpers.tiny_run import TINY, configure
 
 import pyro_ltm as ltm
 from pyro_ltm.comparison.scaling import run as module
-from pyro_ltm.comparison.scaling.analysis import below, gaps
+from pyro_ltm.comparison.scaling.analysis import WRITING, below, gaps
 from pyro_ltm.comparison.scaling.grid import DIFFUSION, TWIN, Axis, Budget, Grid
 from pyro_ltm.comparison.scaling.result import check_settings, check_target, read_row, read_rows, write_row
 from pyro_ltm.comparison.scaling.run import Callbacks, Scoring, run_study
@@ -114,6 +114,49 @@ def test_shards_are_the_whole_and_extension_trains_only_what_is_new(undisturbed,
     assert len((parts / "study.csv").read_text().splitlines()) == 7
 
 
+def test_a_study_is_given_further_figures_without_training(undisturbed, tokens, tmp_path):
+    """They are those of a study that asked for them from the beginning, and all else stays as it was."""
+    grid, whole = grid_of(tokens, AXES[1], rivals=(TWIN,), equal=("tokens",)), tmp_path / "whole"
+    more = dataclasses.replace(SCORING, predictive=True, reference_protocol=True)
+    run_study(grid, data=tokens, out=whole, scoring=more)
+    later = tmp_path / "later"
+    begun: list[str] = []
+    watch = Callbacks(begun.append)
+    run_study(grid, data=tokens, out=later, scoring=SCORING)
+    before = {row.name: row for row in read_rows(later)}
+    files = {path: path.stat().st_mtime_ns for path in later.glob("runs/*/*") if not path.name.endswith(".json")}
+    assert all(row.predictive is None for row in before.values())
+    study = run_study(grid, data=tokens, out=later, scoring=more, watch=watch)
+    assert figures(later) == figures(whole)
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert [line.partition(", ")[2] for line in begun] == ["trained before: predictive and reference"] * 2
+    for row in study.rows:
+        asked = {
+            "predictive": row.predictive,
+            "reference": row.reference,
+            "sequence_predictive": row.sequence_predictive,
+        }
+        assert row == dataclasses.replace(before[row.name], **asked)
+        assert bool(row.predictive) == bool(row.reference) == (row.family == "ltm")
+    begun.clear()
+    run_study(grid, data=tokens, out=later, scoring=more, watch=watch)
+    run_study(grid, data=tokens, out=later, scoring=SCORING, watch=watch)
+    assert not begun, "what is there stays, whoever asks for less"
+
+
+def test_a_figure_that_a_cell_cannot_have_is_noted_and_asked_for_no_more(tokens, tmp_path):
+    grid, out = grid_of(tokens, "prior.name=mixture", "objective.name=elbo"), tmp_path / "s"
+    begun: list[str] = []
+    how = {"data": tokens, "out": out, "watch": Callbacks(begun.append)}
+    more = dataclasses.replace(SCORING, reference_protocol=True)
+    for retry, cells in ((False, 1), (False, 1), (True, 2)):
+        study = run_study(grid, scoring=more, retry_failed=retry, **how)
+        (row,) = study.of("ltm")
+        assert row.reference is None
+        assert row.without == {"reference": "the KL to its prior, mixture, has no closed form"}
+        assert len(begun) == cells
+
+
 @pytest.mark.long
 def test_a_cell_that_another_has_in_hand_is_come_back_to(undisturbed, tokens, tmp_path):
     """A worker goes on with others; when the other has died, it takes the cell over."""
@@ -151,14 +194,23 @@ def test_rivals_stand_beside_each_cell_and_differences_are_paired(tokens, tmp_pa
     how = Scoring(sequences=4, particles=2, predictive=True, reference_protocol=True)
     study = run_study(grid, data=tokens, out=tmp_path / "s", scoring=how)
     assert study.families == ["ltm", "twin", "masked-diffusion"]
-    found = gaps(study)
-    assert [(gap.rival.family, gap.equal) for gap in found] == [
+    trained = [gap for gap in gaps(study) if gap.equal != WRITING]
+    assert [(gap.rival.family, gap.equal) for gap in trained] == [
         (family, equal) for family in (TWIN, DIFFUSION) for equal in ("tokens", "flops")
     ]
     (ltm_row,) = study.of("ltm")
     assert ltm_row.predictive is not None
     assert ltm_row.reference is not None
-    for gap in found:
+    evaluation = read_evaluation(Run.load(tmp_path / "s" / "runs" / ltm_row.name))
+    assert {"bound", "prefix", "reference"} <= evaluation.keys()
+    for gap in trained:
+        for name, one in gap.by.items():
+            level = gap.rival.level(name).nats_per_token - ltm_row.level(name).nats_per_token
+            assert one.nats_per_token == pytest.approx(level, abs=1e-4)
+        assert gap.by.keys() == {"bound", "iwae", "predictive"}
+        exact = gap.rival.family == TWIN
+        assert (gap.rival.level("predictive") == gap.rival.bound) == exact
+        assert (gap.rival.predictive is None) == exact, "it is not scored for what its bound says"
         level = gap.rival.bound.nats_per_token - ltm_row.bound.nats_per_token
         assert gap.nats_per_token == pytest.approx(level, abs=1e-4)
         assert gap.rival.reference is None
