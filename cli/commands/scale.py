@@ -161,7 +161,9 @@ positive = FiniteRange(0, 1e30, min_open=True)
 @settings_option
 @click.option("--shard", metavar="I/N", type=Shard(), default="1/1", help="Only part I of N of the cells.")
 @click.option("--resume", is_flag=True, help="Go on with a study, extend it, or join its other workers.")
-@click.option("--retry-failed", is_flag=True, help="With --resume: train once more what ended without figures.")
+@click.option(
+    "--retry-failed", is_flag=True, help="With --resume: train or score once more what ended without figures."
+)
 @gathered(
     "dry",
     DryRun,
@@ -189,7 +191,7 @@ def command(*, out: Path, plan: Plan, dry: DryRun, resume: bool, common: Common,
     DIR gets a run folder for each cell in runs/, the text prepared once in data/, study.json and study.csv, plots, and
     scaling.html, which opens from disk. A study that was stopped or killed goes on with --resume, also on several
     machines at once: each cell is trained by one worker, which may be several processes (torchrun). More values, axes,
-    rivals and seeds may be added later.
+    rivals, seeds and figures may be added later.
     """
     dry.check()
     if given["retry_failed"] and not (resume or dry.dry_run):

@@ -221,7 +221,7 @@ def refusals(data, folder):
         run_study(grid_of(data, "slow.batch_size=4,1"), data=data, out=folder / "s", scoring=SCORING)
 
 
-SCORING = Scoring(sequences=4, particles=2, batch_size=2)
+SCORING = Scoring(sequences=4, particles=2, batch_size=2, predictive=True, reference_protocol=True)
 
 
 def grid_of(tokens, *axes):
