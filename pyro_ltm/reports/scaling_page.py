@@ -120,8 +120,8 @@ def _counted(some: Sequence[Gap]) -> str:
             counts.append((label, len(known), below, above))
     (_, cells, below, above), *others = counts
     said = f"of {cells} cells {below} lie below by more than two standard errors, {above} above"
-    for label, known, below, above in others:
-        said += f"; {label} {f'of {known} ' * (known < cells)}{below} below, {above} above"
+    for label, fewer, below, above in others:
+        said += f"; {label} {f'of {fewer} ' * (fewer < cells)}{below} below, {above} above"
     if some[0].equal == WRITING:
         ratio = median(gap.row.write_token_operations / gap.rival.write_token_operations for gap in some)
         said += f". In the median a cell's token takes {ratio:.1f} times the operations of the rival's"

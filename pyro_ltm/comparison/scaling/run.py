@@ -97,7 +97,7 @@ class Scoring:
         return [name for name in some if getattr(row, name) is None and name not in row.without]
 
     def begun(self, row: Row | None, *, again: bool = False) -> Row | None:
-        """What is there of a cell: a row, to be given what it lacks; None where it is to be trained.
+        """The row of a cell that is begun, to be given what it lacks; None where it is to be trained.
 
         `again`: whatever ended without figures counts as not begun.
         """
