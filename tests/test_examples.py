@@ -20,6 +20,7 @@ from examples import algorithm_1
 from pyro_ltm.config import apply_settings, load_toml
 from pyro_ltm.inference.build import check_config
 from pyro_ltm.presets import PRESETS, preset
+from pyro_ltm.thoughts import probes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 pytestmark = pytest.mark.xdist_group("examples")  # one process runs the demo for all
@@ -30,7 +31,7 @@ SMALL = [word for change in (*SMALL, "slow.batch_size=4", "slow.eval_sequences=8
 
 
 def run(name, folder, *arguments, short=False):
-    """What an example says: as a process, or in short in this one, with a smaller model and no extras."""
+    """What an example says: as a process, or in short in this one: a smaller model, fewer folds, no extras."""
     if short:
         return run_here(name, folder, *arguments)
     command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
@@ -52,6 +53,7 @@ def run_here(name, folder, *arguments):
         patch.chdir(folder)
         use_few_documents(patch)
         without_extras(patch.setattr)
+        patch.setattr(probes, "FOLDS", 3)
         patch.setattr(subprocess, "run", call)
         patch.setattr(sys, "argv", [name, *arguments])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")

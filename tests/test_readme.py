@@ -19,6 +19,8 @@ from helpers.few_documents import use_few_documents
 from helpers.processes import without_extras
 from pyro_ltm_cli.main import cli
 
+from pyro_ltm.thoughts import probes
+
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "commands.md", ROOT / "docs" / "use-thoughts.md")
 SMALL = [
@@ -50,6 +52,7 @@ def test_commands(tmp_path, monkeypatch, short):
     if short:
         use_few_documents(monkeypatch)
         without_extras(monkeypatch.setattr)
+        monkeypatch.setattr(probes, "FOLDS", 3)
     lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
     assert len(lines) >= 9
     for line in lines:

@@ -12,7 +12,7 @@ from pyro_ltm.config import apply_settings
 from pyro_ltm.digests import without_digest
 from pyro_ltm.reports.training_plots import training_picture
 from pyro_ltm.runs import Run
-from pyro_ltm.thoughts import probes
+from pyro_ltm.thoughts import probes, report
 
 
 @pytest.mark.usefixtures("with_extras")
@@ -143,8 +143,12 @@ def test_a_guide_without_density_is_looked_at_by_another(ask, invoke, trained, s
     assert "no density" in (tmp_path / "run" / "report" / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_worlds_own_factors(ask, invoke, settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(probes, "FOLDS", 3)  # of five labels and all baselines
+@pytest.mark.parametrize("short", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_a_worlds_own_factors(ask, invoke, settings, tmp_path, monkeypatch, short):
+    if short:  # five labels beside one baseline; two labels beside all: test_labels_from_a_file
+        every = report.baselines
+        monkeypatch.setattr(report, "baselines", lambda *words, **options: few(every(*words, **options)))
+        monkeypatch.setattr(probes, "FOLDS", 3)
     tiny = settings(**{"model.max_length": 64, "data.sequence_length": 64})
     done = invoke("train", "--data", "worlds:length=2,documents=60", "--out", tmp_path / "run", *tiny)
     assert done.exit_code == 0, done.stderr
@@ -156,6 +160,11 @@ def test_a_worlds_own_factors(ask, invoke, settings, tmp_path, monkeypatch):
     cut = ask("report", tmp_path / "run", "--data", "worlds:length=9,documents=12", "--sequences", 12)
     assert cut["probes"] == []
     assert "not whole documents" in cut["notes"][0]
+
+
+def few(found):
+    """The first of the baselines alone."""
+    return dict(list(found.items())[:1])
 
 
 @pytest.fixture
