@@ -14,6 +14,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 4
 
+# Without byte code each process that runs tests, and each that these start, compiles all that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Tools' caches and byte code land beside the code; what a user made (runs/, .venv) is not ours to clean.
 LITTER := build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
