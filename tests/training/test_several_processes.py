@@ -168,7 +168,7 @@ class Sent(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def one_step(settings, decoder_only=False, kind="ddp"):
+def one_step(settings, decoder_only=False, kind="ddp", micro_batch=6):
     """A slow step on this process's share of six sequences: gradients, figures, and what fast and slow steps sent."""
     with double():
         model, loop = build(configure("model.vocab_size=40", "objective.warmup=0.0", *settings))
@@ -181,8 +181,9 @@ def one_step(settings, decoder_only=False, kind="ddp"):
         with shared.gathered(), Sent() as fast:
             loop.fit(model, mine, seed=5)
         with Sent() as slow:
+            parts = [mine.select(part) for part in torch.arange(len(mine.ids)).split(micro_batch)]
             report = train_step(
-                model, [mine], loop, optimizer, clip=0.0, seed=5, decoder_only=decoder_only, parallel=shared
+                model, parts, loop, optimizer, clip=0.0, seed=5, decoder_only=decoder_only, parallel=shared
             )
         learned = [(name, value) for name, value in modules.named_parameters() if value.grad is not None]
         gradients = {name: gathered(value.grad) for name, value in learned}
@@ -198,7 +199,15 @@ STEPS = {
     "plain": partial(one_step, []),
     "without thoughts": partial(one_step, ["prior.name=mixture", "objective.name=elbo"], decoder_only=True),
     "learned": partial(one_step, ["guide.name=semi-amortized", "prior.name=layered", "objective.name=elbo"]),
-    "shares": partial(one_step, ["guide.name=semi-amortized", "objective.name=elbo", "fast.steps=5"], kind="fsdp"),
+    **{
+        f"shares, in micro-batches of at most {size}": partial(
+            one_step,
+            ["guide.name=semi-amortized", "objective.name=elbo", "fast.steps=5"],
+            kind="fsdp",
+            micro_batch=size,
+        )
+        for size in (1, 6)
+    },
 }
 
 
@@ -217,10 +226,11 @@ def test_gradients_are_the_same_in_all_processes_and_those_of_one():
             for name, gradient in gradients.items():
                 torch.testing.assert_close(gradient, those_of_one[name], rtol=1e-9, atol=1e-13)
             assert figures == pytest.approx(known, rel=1e-6)
-        *_, slow = rank[-1]
-        # Weights are gathered once, and gradients reduced: the decoder's layer, the two of the encoder, and all else.
-        # Summed are tokens and sequences, then distortion and rate, and the norm of the shared gradients.
-        assert slow == {"allgather_base": 4, "reduce_scatter_base": 4, "allreduce": 2, "all_reduce": 1}
+        for *_, slow in rank[-2:]:
+            # Weights are gathered once, and gradients reduced: the decoder's layer, the two of the encoder, and all
+            # else; however many micro-batches there are. Summed are tokens and sequences, then distortion and rate, and
+            # the norm of the shared gradients.
+            assert slow == {"allgather_base": 4, "reduce_scatter_base": 4, "allreduce": 2, "all_reduce": 1}
 
 
 FEW = Annealing(temperatures=2, chains=2, leapfrogs=1)
