@@ -21,11 +21,12 @@ import pytest
 import torch
 from helpers import fuzz
 from helpers.bases import save_base
-from helpers.fuzz_files import COMPRESSIONS, PREPARED, Kind, World, attack, write_files
+from helpers.fuzz_files import COMPRESSIONS, PREPARED, Kind, World, attack, settings_of_study, write_files
 from helpers.scaling_rows import show_cells
 
 import pyro_ltm as ltm
 from pyro_ltm.comparison.comparison_file import check_target
+from pyro_ltm.comparison.scaling.result import open_study
 from pyro_ltm.comparison.trainings import decoder_training
 from pyro_ltm.config import GraftConfig, load_toml
 from pyro_ltm.data import TokenDataset, TokenFolder, Tokenizer, read_source, unigram_nats
@@ -47,6 +48,7 @@ from pyro_ltm.model.grafting import (
 )
 from pyro_ltm.model.pretrained import load_causal_lm, shape_of
 from pyro_ltm.model.reference import read_reference
+from pyro_ltm.reports import scaling_page
 from pyro_ltm.reports.comparison_page import draw, render
 from pyro_ltm.reports.comparison_table import findings, full_table, notes, short_table
 from pyro_ltm.reports.plots import to_png
@@ -155,6 +157,11 @@ def read_comparison(world: World) -> None:
 
 def read_cells(world: World) -> None:
     show_cells(world.folder / "study", world.seldom((world.folder / "study/runs/c/cell.json").read_bytes()))
+
+
+def read_study(world: World) -> None:
+    """As `scale --resume` does, which writes its page anew."""
+    scaling_page.render(open_study(world.folder / "study", settings_of_study(world.run), {}), {})
 
 
 def read_text(world: World, name: str) -> None:
@@ -275,6 +282,7 @@ KINDS = {
     "evaluation": Kind("run/evaluation.json", fuzz.mutate_json, read_figures, few=40, many=1500),
     "comparison": Kind("compared/compare.json", fuzz.mutate_json, read_comparison, few=40, many=1500),
     "cell of a study": Kind("study/runs/c/cell.json", fuzz.mutate_json, read_cells, many=1500),
+    "study": Kind("study/study.json", fuzz.mutate_json, read_study, writes=True),
     "thoughts": Kind("a.st", fuzz.mutate_tensors, lambda world: read_thoughts(world.folder / "a.st")),
     "thoughts in .npz": Kind("a.npz", fuzz.mutate_bytes, lambda world: read_thoughts(world.folder / "a.npz")),
     "embeddings": Kind("e.safetensors", fuzz.mutate_tensors, partial(read_embedded, name="e.safetensors"), few=60),

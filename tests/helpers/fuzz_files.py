@@ -29,7 +29,9 @@ from helpers.scaling_rows import row
 
 import pyro_ltm as ltm
 from pyro_ltm.comparison.comparison_file import save
-from pyro_ltm.comparison.scaling.result import Level, write_row
+from pyro_ltm.comparison.scaling.grid import Grid
+from pyro_ltm.comparison.scaling.result import Level, open_study, write_row
+from pyro_ltm.comparison.scaling.run import Scoring, study_settings
 from pyro_ltm.data import TokenDataset
 from pyro_ltm.digests import without_digest
 from pyro_ltm.files import unfinished
@@ -150,6 +152,7 @@ def write_files(folder: Path) -> World:
     save(comparison(), folder / "compared")
     more = {"predictive": Level(2.5, 0.1), "sequence_predictive": [25.0] * 3, "reference": Level(1.5, None)}
     write_row(folder / "study" / "runs" / "c", row(40, 2, without={"a": "why"}, sequence_iwae=[23.0] * 3, **more))
+    open_study(folder / "study", settings_of_study(run), {"command": "scale"})
     write_thoughts(folder / "a.npz", {"thoughts": torch.ones(2, 2, 16)}, {"texts": ["a", "b"]})
     write_thoughts(folder / "a.st", {"thoughts": torch.ones(2, 2, 16)}, {"texts": ["a", "b"]})
     embedded = embed_texts(run, ["The 7th bird sang.", "9 trees."])
@@ -171,10 +174,15 @@ def write_files(folder: Path) -> World:
     (folder / "truths.jsonl").write_text("".join(json.dumps(one) + "\n" for one in truths))
     ltm.prepare([str(folder / "a.jsonl")], folder / "undisturbed", **PREPARED)
     stop_preparing(folder)
-    for name in ("run/evaluation.json", "compared/compare.json", "study/runs/c/cell.json"):
+    for name in ("run/evaluation.json", "compared/compare.json", "study/study.json", "study/runs/c/cell.json"):
         path = folder / name
         path.write_text(json.dumps(without_digest(json.loads(path.read_text()))))
     return World(folder, run, TokenDataset(tokens))
+
+
+def settings_of_study(run: Run) -> dict[str, Any]:
+    """Those of a study around a run, as `scale` asks for them when it goes on."""
+    return study_settings(Grid(run.config, rivals=()), "tokens", Scoring(), "cpu")
 
 
 def stop_preparing(folder: Path) -> None:
