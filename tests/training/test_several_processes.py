@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.double import assert_close, assert_same_rows, assert_same_weights, double
 from helpers.ranks import on_ranks
 from helpers.tiny_run import configure
 from safetensors.torch import load_file
@@ -35,16 +35,6 @@ from pyro_ltm.training.step import SlowPass
 from pyro_ltm.training.trainer import slow_optimizer
 from pyro_ltm.types import Batch
 
-EXACT = 1e-9
-"""By so much, as a share, figures of two processes may differ from those of one: sums in another order."""
-
-
-@contextmanager
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
 
 def train(settings, data, out, resume=False):
     """Trains in double precision, and gives the rows of the metrics and the weights."""
@@ -52,33 +42,6 @@ def train(settings, data, out, resume=False):
         patch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # which writes no code in C++
         run = ltm.train(configure("slow.batch_size=4", *settings), data=data, out=out, resume=resume)
     return read_metrics(run.folder / "metrics.jsonl"), run.trainable.state_dict()
-
-
-def assert_same_rows(rows, expected):
-    assert len(rows) == len(expected)
-    for row, other in zip(rows, expected, strict=True):
-        assert row.keys() == other.keys()
-        for key in row.keys() - {"seconds"}:
-            assert_close(row[key], other[key], (row["kind"], row["step"], key))
-
-
-def assert_close(value, other, where):
-    if isinstance(value, float):
-        assert value == pytest.approx(other, rel=EXACT, abs=EXACT), where
-    elif isinstance(value, list):
-        for one, another in zip(value, other, strict=True):
-            assert_close(one, another, where)
-    elif isinstance(value, dict):
-        assert_close(list(value.values()), list(other.values()), where)
-    else:
-        assert value == other, where
-
-
-def assert_same_weights(weights, expected):
-    for name, value in expected.items():
-        torch.testing.assert_close(
-            weights[name], value, rtol=1e-7, atol=1e-9, msg=lambda said, at=name: f"{at}: {said}"
-        )
 
 
 FSDP = "distributed.kind=fsdp"

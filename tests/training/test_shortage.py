@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.double import assert_same_rows, assert_same_weights, double
 from helpers.processes import Forked
 from helpers.ranks import on_ranks
 from helpers.tiny_run import TINY
@@ -69,9 +70,14 @@ SETTINGS = [setting for setting in TINY if not setting.startswith(("slow.batch_s
 SETTINGS += ["slow.batch_size=4096", "slow.steps=2", "slow.save_every=1"]
 
 
+def cramp_double(mebibytes: int) -> None:
+    torch.set_default_dtype(torch.float64)
+    cramp(mebibytes)
+
+
 def cramped(arguments):
     """Runs `train` with little memory. The settings that it names, or None where it had enough."""
-    process = Forked("train", *arguments, first=partial(cramp, 150))
+    process = Forked("train", *arguments, first=partial(cramp_double, 150))
     _, err = process.communicate(280)
     if process.returncode == 0:
         return None
@@ -96,14 +102,15 @@ def test_a_process_without_memory_says_with_what_it_has_enough(to_the_end, tiny_
     if not to_the_end:
         return
     config = ltm.apply_settings(ltm.preset("nano"), SETTINGS)
-    whole = ltm.train(config, data=tiny_run / "data", out=tmp_path / "whole").folder
-    ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (out, whole))
-    for one, other in zip(ours, theirs, strict=True):
-        for key in {"step", "tokens", "bound_nats_per_token", "nats_per_token", "kl_nats_per_sequence"} & one.keys():
-            assert one[key] == pytest.approx(other[key], rel=1e-4), key  # sums of float32 in another order
-    one, other = (load_file(folder / "model.safetensors") for folder in (out, whole))
-    for name, value in one.items():
-        torch.testing.assert_close(value, other[name], rtol=1e-2, atol=1e-3)
+    with double():
+        ltm.train(config, data=tiny_run / "data", out=tmp_path / "whole")
+    assert_same(out, tmp_path / "whole")
+
+
+def assert_same(*folders):
+    """Runs have the same figures of each step and the same weights, but for sums in another order."""
+    assert_same_rows(*(read_metrics(folder / "metrics.jsonl") for folder in folders))
+    assert_same_weights(*(load_file(folder / "model.safetensors") for folder in folders))
 
 
 def test_a_run_goes_on_with_what_changes_no_figure(tiny_run, tmp_path):
@@ -118,16 +125,16 @@ def test_a_run_goes_on_with_what_changes_no_figure(tiny_run, tmp_path):
             raise KeyboardInterrupt
 
     out = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        ltm.train(config(), data=tiny_run / "data", out=out, on_progress=die)
     other = ["slow.batch_size=2", "slow.accumulate=2", "slow.recompute=true", "slow.keep_checkpoints=3"]
-    with pytest.raises(KeyboardInterrupt):
-        ltm.train(config(*other), data=None, out=out, resume=True, on_progress=die)
-    run = ltm.train(None, data=None, out=out, resume=True)
+    with double():
+        with pytest.raises(KeyboardInterrupt):
+            ltm.train(config(), data=tiny_run / "data", out=out, on_progress=die)
+        with pytest.raises(KeyboardInterrupt):
+            ltm.train(config(*other), data=None, out=out, resume=True, on_progress=die)
+        run = ltm.train(None, data=None, out=out, resume=True)
+        ltm.train(config(), data=tiny_run / "data", out=tmp_path / "whole")
     assert (run.config.slow.batch_size, run.config.slow.accumulate, run.config.slow.recompute) == (2, 2, True)
-    whole = ltm.train(config(), data=tiny_run / "data", out=tmp_path / "whole")
-    for name, value in load_file(out / "model.safetensors").items():
-        torch.testing.assert_close(value, whole.trainable.state_dict()[name], rtol=1e-3, atol=1e-5)
+    assert_same(out, tmp_path / "whole")
     with pytest.raises(ltm.UserError, match=r"slow\.batch_size × slow\.accumulate = 4 became 8"):
         ltm.train(config("slow.accumulate=2"), data=None, out=out, resume=True)
 
