@@ -1,7 +1,7 @@
 """A process that dies is started again with all others, and the run ends as if nothing had happened.
 
 By torch's own agent, the one in `torchrun`, in this process; its workers are forked, which saves the seconds of their
-imports. `test_torchrun.py` has the same by `torchrun` itself.
+imports. `test_launcher.py` has the same by `torchrun` itself.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.ranks import call_command, free_port
+from helpers.ranks import call_command, call_command_and_end, free_port
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.distributed.run import main as torchrun
 
@@ -45,8 +48,8 @@ def test_torchrun_trains(settings, trained, tmp_path, capfd):
     assert [row["step"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"] == [1, 2]
 
 
-def launch(words: list[object], folder: Path, restarts: int = 0) -> None:
-    """Two workers that run the command; each writes its process id into the folder."""
+def launch(words: list[object], folder: Path, restarts: int = 0, call: Callable[..., None] = call_command) -> None:
+    """Two workers that run the command; each writes its process id and exit code into the folder."""
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -59,15 +62,34 @@ def launch(words: list[object], folder: Path, restarts: int = 0) -> None:
         monitor_interval=0.1,
         start_method="forkserver",
     )
-    elastic_launch(config, call_command)([str(word) for word in words], folder)
+    elastic_launch(config, call)([str(word) for word in words], folder)
 
 
-def kill_when(metrics: Path, rows: int, worker: Path) -> None:
+def send_when(metrics: Path, rows: int, number: int, process: Callable[[], int]) -> None:
+    """Sends a signal to a process, named at that moment, as soon as so many steps are taken."""
     deadline = time.monotonic() + PATIENCE
     while not (metrics.exists() and metrics.read_text().count('"train"') >= rows):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(int(worker.read_text()), signal.SIGKILL)
+    os.kill(process(), number)
+
+
+def pid_in(file: Path) -> int:
+    return int(file.read_text())
+
+
+def test_a_signal_to_the_agent_saves(settings, trained, tmp_path, capfd):
+    """It hands it on to its workers, which end well, and ends with an error of its own."""
+    out = tmp_path / "run"
+    words = ["train", "--data", trained / "data", "--out", out, *settings(**{"slow.steps": 500, "slow.eval_every": 0})]
+    sender = threading.Thread(target=send_when, args=(out / "metrics.jsonl", 3, signal.SIGTERM, os.getpid))
+    sender.start()
+    with pytest.raises(SignalException, match="got signal: 15"):
+        launch(words, tmp_path, call=call_command_and_end)
+    sender.join(PATIENCE)
+    assert [(tmp_path / f"{rank} ended").read_text() for rank in (0, 1)] == ["0", "0"]
+    step = read_metrics(out / "metrics.jsonl")[-1]["step"]
+    assert f"Stopped: at step {step} of 500; everything is saved; go on with" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
@@ -79,7 +101,9 @@ def test_ends_as_if_no_process_had_died(kind, settings, trained, tmp_path):
         folder = tmp_path / f"{name} workers"
         folder.mkdir()
         words = ["train", "--data", trained / "data", "--out", out, "--resume", *changed]
-        killer = threading.Thread(target=kill_when, args=(out / "metrics.jsonl", 6, folder / "1"))
+        killer = threading.Thread(
+            target=send_when, args=(out / "metrics.jsonl", 6, signal.SIGKILL, partial(pid_in, folder / "1"))
+        )
         if name == "killed":
             killer.start()
         launch(words, folder, restarts=3)

@@ -6,52 +6,20 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.kills import eager
+from helpers.kills import eager, evaluation
 from helpers.processes import Forked
-from helpers.ranks import environments
+from helpers.ranks import PATIENCE, Ranks, rows, wait_for_step, wait_until
 from safetensors.torch import load_file
 
 from pyro_ltm.runs.partial_fits import PartialFits
 
-PATIENCE = 250
-
-
 LOST = "Error: another process of this command has ended before its time; a training goes on with --resume"
-
-
-class Ranks:
-    """The command line in several processes; `file_size` is that of the first alone."""
-
-    def __init__(self, *arguments, size=2, file_size=None, first=None):
-        self.processes = []
-        for environment in environments(size):
-            with pytest.MonkeyPatch.context() as patch:
-                for name, value in environment.items():
-                    patch.setenv(name, value)
-                self.processes.append(Forked(*arguments, first=first, file_size=None if self.processes else file_size))
-
-    def kill(self):
-        """Kills all of them; whether they ran still."""
-        ran = all(process.poll() is None for process in self.processes)
-        for process in self.processes:
-            process.kill()
-        assert set(self.end()[0]) <= {0, -9}
-        return ran
-
-    def end(self):
-        """Exit codes, and what all of them said on stdout, and on stderr."""
-        said = [process.communicate(timeout=PATIENCE) for process in self.processes]
-        out, err = ("".join(one) for one in zip(*said, strict=True))
-        kept = [line for line in err.splitlines(True) if not line.startswith("[rank")]  # torch was imported before
-        return [process.returncode for process in self.processes], out, "".join(kept)
 
 
 def told(codes, out, err):
@@ -75,20 +43,6 @@ def documents(text, tmp_path_factory):
     path = tmp_path_factory.mktemp("documents") / "a.txt"
     path.write_text("\n\n".join(text.read_text().splitlines()[:40]))
     return path
-
-
-def rows(out):
-    path = out / "metrics.jsonl"
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]
-
-
-def wait_for_step(step, out, *processes):
-    deadline = time.monotonic() + PATIENCE
-    while not any(row["step"] >= step for row in rows(out)):
-        assert time.monotonic() < deadline
-        assert all(process.poll() is None for process in processes)
-        time.sleep(0.01)
 
 
 def test_what_is_of_one_process_is_refused(trained):
@@ -171,8 +125,16 @@ def test_the_first_killed_where_no_agent_keeps_the_store(command, tmp_path):
     assert err.count(LOST) == 2
 
 
+def held_up_in_a_write():
+    os.replace = lambda *_: time.sleep(PATIENCE)
+
+
 def test_scored_and_fitted_together(own_run, trained, ask, tmp_path):
-    """With the figures of one process, in one file."""
+    """With the figures of one process, in one file; nothing is left of an earlier start, killed while it wrote that."""
+    ranks = Ranks("evaluate", own_run, "--sequences", 4, first=held_up_in_a_write)
+    wait_until(lambda: list(own_run.glob(".evaluation.json.*/*")), ranks.processes[0])
+    ranks.kill()
+    assert not (own_run / "evaluation.json").exists()
     codes, out, err = Ranks("evaluate", own_run, "--sequences", 6, "--batch-size", 3, "--json").end()
     assert codes == [0, 0], err
     bound, alone = json.loads(out)["bound"], ask("evaluate", trained, "--sequences", 6, "--batch-size", 3)["bound"]
@@ -180,6 +142,7 @@ def test_scored_and_fitted_together(own_run, trained, ask, tmp_path):
     same = {key for key in bound if bound[key] == alone[key]}
     assert bound.keys() - same <= {"distortion_shuffled"}, "its sum is in another order"
     assert bound["distortion_shuffled"] == pytest.approx(alone["distortion_shuffled"], rel=1e-6)
+    assert [path.name for path in own_run.glob(".*")] == []
     texts = tmp_path / "texts.txt"
     texts.write_text("mison dulo.\nlomika.\n" * 4)
     for command in ("infer --input", "embed --data"):
@@ -223,14 +186,6 @@ def test_fits_of_two_that_were_killed_are_not_done_again(trained, documents, ask
     ask(*fits_of("embed", trained, documents, tmp_path / "alone.safetensors"))
     ours, theirs = (load_file(tmp_path / f"{which}.safetensors") for which in ("e", "alone"))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-
-
-def wait_until(true, *processes):
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline
-        assert all(process.poll() is None for process in processes)
-        time.sleep(0.01)
 
 
 def pairs_in(out):
@@ -322,28 +277,6 @@ def test_a_stream_of_two_goes_on_to_the_bit(text, settings, tmp_path):
             assert all(torch.equal(killed[name], value) for name, value in whole.items())
 
 
-def torchrun(*arguments, processes=2, restarts=0):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
-    command += ["--max-restarts", restarts, "-m", "pyro_ltm_cli", *arguments]
-    return subprocess.Popen(
-        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
-    )
-
-
-@pytest.mark.long  # three processes from nothing; in short, two: test_elastic.py
-def test_torchrun_trains(settings, trained, tmp_path):
-    process = torchrun("train", "--data", trained / "data", "--out", tmp_path / "run", "--json", *settings())
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err
-    assert json.loads(out)["step"] == 4
-    assert err.count("step 4/4  validation") == 1
-    expected = rows(trained)
-    for row, other in zip(rows(tmp_path / "run"), expected, strict=True):
-        assert row["kind"] == other["kind"]
-        key = {"train": "bound_nats_per_token", "validation": "nats_per_token"}.get(row["kind"], "step")
-        assert row[key] == pytest.approx(other[key], rel=1e-6)
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", ["compare", "scale"])
@@ -376,6 +309,34 @@ def test_killed_at_any_moment_it_goes_on_in_any_number(name, kind, trained, sett
 
 
 @pytest.mark.long
+def test_an_evaluation_killed_at_any_moment_begins_anew(trained, tmp_path):
+    """Nothing half-written is left, and its figures are to the bit those of two that nobody disturbed."""
+    whole, killed = (tmp_path / name / "run" for name in ("whole", "killed"))
+    for run in (whole, killed):
+        shutil.copytree(trained, run, ignore=shutil.ignore_patterns("evaluation.json", "plots"))
+    words = ["--protocol", "all", "--particles", 8]
+    Ranks("--version").end()  # the first starts what the others are forked from
+    began = time.monotonic()
+    codes, _, err = Ranks("evaluate", whole, *words).end()
+    assert codes == [0, 0], err
+    draw, seconds, hits, expected = random.Random(0), time.monotonic() - began, 0, evaluation(whole)
+    for _ in range(10):
+        ranks = Ranks("evaluate", killed, *words)
+        time.sleep(draw.uniform(0.3, 0.9) * seconds)
+        hits += ranks.kill()
+        if (killed / "evaluation.json").exists():  # as it is written at the end, or by one that came too late
+            assert evaluation(killed) == expected
+            (killed / "evaluation.json").unlink()
+    print(f"{hits} of 10 kills hit processes that ran")
+    assert hits > 5, "too many came too late: the command had ended"
+    codes, _, err = Ranks("evaluate", killed, *words).end()
+    assert codes == [0, 0], err
+    assert evaluation(killed) == expected
+    left, right = ({path.relative_to(run.parent) for path in run.parent.rglob("*")} for run in (killed, whole))
+    assert left == right
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["infer", "embed"])
 def test_fits_killed_at_any_moment_go_on_in_any_number(name, trained, documents, ask, tmp_path):
     """To the bit as one process that nobody disturbed has them."""
@@ -396,21 +357,3 @@ def test_fits_killed_at_any_moment_go_on_in_any_number(name, trained, documents,
     killed, whole, alone = (load_file(tmp_path / f"{which}.safetensors") for which in ("killed", "whole", "alone"))
     assert all(torch.equal(killed[key], alone[key]) and torch.equal(whole[key], alone[key]) for key in alone)
     assert [path.name for path in tmp_path.rglob(".*")] == []
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_torchrun_starts_again_what_was_killed(kind, command, tmp_path):
-    import psutil
-
-    whole, changed = tmp_path / "whole", [word if word != "slow.steps=200" else "slow.steps=40" for word in command]
-    changed += ["--set", f"distributed.kind={kind}"]
-    process = torchrun(*changed, "--resume", restarts=2)
-    wait_for_step(8, tmp_path / "run", process)
-    worker = psutil.Process(process.pid).children()[-1]
-    worker.kill()
-    _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, err
-    assert "goes on from step" in err
-    shutil.move(tmp_path / "run", whole)
-    assert [row["step"] for row in rows(whole) if row["kind"] == "train"] == list(range(1, 41))

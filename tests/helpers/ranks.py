@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from helpers.processes import FORKS, without_extras
+import pytest
+from helpers.processes import FORKS, Forked, without_extras
 
 PATIENCE = 250
 
@@ -66,7 +69,7 @@ def _run(environment: dict[str, str], answer: Any, function: Callable[..., Any],
 
 
 def call_command(words: list[str], folder: Path) -> None:
-    """`pyro-ltm` in the process that this is; its id goes into `folder`, by its rank, and how often one was started."""
+    """`pyro-ltm` in the process that this is; its id and exit code go into `folder`, and how often one began."""
     import pyro_ltm_cli.main
     import torch
 
@@ -75,9 +78,75 @@ def call_command(words: list[str], folder: Path) -> None:
     (folder / os.environ["RANK"]).write_text(str(os.getpid()))
     with (folder / "starts").open("a") as starts:
         starts.write("x")
-    sys.argv = ["pyro-ltm", *words]
+    sys.argv, code = ["pyro-ltm", *words], None
     try:
         pyro_ltm_cli.main.main()
     except SystemExit as end:
-        if end.code:
-            raise
+        code = end.code
+    (folder / f"{os.environ['RANK']} ended").write_text(str(code or 0))
+    if code:
+        sys.exit(code)
+
+
+def call_command_and_end(words: list[str], folder: Path) -> None:
+    """And waits for no word of torch's agent, which gives none once it was sent a signal."""
+    call_command(words, folder)
+    os._exit(0)
+
+
+class Ranks:
+    """The command line in several processes; `file_size` is that of the first alone."""
+
+    def __init__(
+        self, *arguments: object, size: int = 2, file_size: int = 0, first: Callable[[], None] | None = None
+    ) -> None:
+        self.processes: list[Forked] = []
+        for environment in environments(size):
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in environment.items():
+                    patch.setenv(name, value)
+                limit = 0 if self.processes else file_size
+                self.processes.append(Forked(*arguments, first=first, file_size=limit))
+
+    def kill(self) -> bool:
+        """Kills all of them; whether they ran still."""
+        ran = all(process.poll() is None for process in self.processes)
+        for process in self.processes:
+            process.kill()
+        assert set(self.end()[0]) <= {0, -9}
+        return ran
+
+    def end(self) -> tuple[list[int | None], str, str]:
+        """Exit codes, and what all of them said on stdout, and on stderr."""
+        said = [process.communicate(timeout=PATIENCE) for process in self.processes]
+        out, err = ("".join(one) for one in zip(*said, strict=True))
+        kept = [line for line in err.splitlines(True) if not line.startswith("[rank")]  # torch was imported before
+        return [process.returncode for process in self.processes], out, "".join(kept)
+
+
+class Runs(Protocol):
+    """A process that can be asked whether it runs."""
+
+    def poll(self) -> int | None:
+        """Its exit code, or None."""
+
+
+def wait_until(true: Callable[[], object], *processes: Runs) -> None:
+    """Waits until something is true, while these processes run."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """The whole rows of a run's metrics, which it may be writing."""
+    path = out / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(True) if line.endswith("\n")]
+
+
+def wait_for_step(step: int, out: Path, *processes: Runs) -> None:
+    """Waits until the run has taken this step."""
+    wait_until(lambda: any(row["step"] >= step for row in rows(out)), *processes)
