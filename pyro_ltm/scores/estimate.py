@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_ltm.distributed import team
 from pyro_ltm.errors import RanAway, UserError
+from pyro_ltm.reading import LARGEST
 from pyro_ltm.scores.dependence import Blocks, Places, error_of_sum
 from pyro_ltm.types import Batch
 
@@ -24,9 +25,11 @@ Count = Callable[[int, float], None]
 
 
 def perplexity(nats: float) -> float:
-    """exp(nats); infinite where no floating-point number holds it."""
-    return math.inf if nats > 709.0 else math.exp(nats)
+    """exp(nats); infinite near `LARGEST` and beyond it, as no file of figures could be read again that holds it."""
+    return math.inf if nats > LOG_LARGEST else math.exp(nats)
 
+
+LOG_LARGEST = math.log(LARGEST) - 0.1
 
 F = TypeVar("F", bound="Figure")
 

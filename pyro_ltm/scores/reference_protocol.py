@@ -6,6 +6,7 @@ scores q on the same draw. The posterior learns the noise: what it reports can l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -77,7 +78,7 @@ def evaluate_reference(
         Reference,
         "reference's figure",
         perplexity=perplexity(float(nats.sum() / tokens.sum())),
-        published_perplexity=float((nats / tokens).exp().mean()),
+        published_perplexity=perplexity(float((nats / tokens).logsumexp(0)) - math.log(len(nats))),
         fast_steps=fast_steps,
         seed=seed,
         sequences=len(nats),
