@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections import Counter
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import ranks
 from helpers.double import assert_close, assert_same_rows, assert_same_weights, double
 from helpers.ranks import on_ranks
 from helpers.tiny_run import configure
@@ -36,10 +38,10 @@ from pyro_ltm.training.trainer import slow_optimizer
 from pyro_ltm.types import Batch
 
 
-def train(settings, data, out, resume=False):
+def train(settings, data, out, resume=False, backend="aot_eager"):
     """Trains in double precision, and gives the rows of the metrics and the weights."""
     with double(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # which writes no code in C++
+        patch.setattr(torch, "compile", partial(torch.compile, backend=backend))
         run = ltm.train(configure("slow.batch_size=4", *settings), data=data, out=out, resume=resume)
     return read_metrics(run.folder / "metrics.jsonl"), run.trainable.state_dict()
 
@@ -66,8 +68,9 @@ MORE = {
 LONG = MORE | WAYS | {f"{way}, fsdp": [*settings, FSDP] for way, settings in (WAYS | MORE).items()}
 
 
-def train_each(ways, data, folder):
-    return [train(settings, data, folder / f"of {current().size}, {way}") for way, settings in ways.items()]
+def train_each(ways, data, folder, backend="aot_eager"):  # which writes no code in C++
+    outs = {way: folder / f"of {current().size}, {way}" for way in ways}
+    return [train(settings, data, outs[way], backend=backend) for way, settings in ways.items()]
 
 
 PARTS = [dict(list(LONG.items())[first::4]) for first in range(4)]
@@ -84,6 +87,19 @@ def test_two_processes_train_as_one(ways, tokens, tmp_path):
         assert all(torch.equal(weights[name], value) for name, value in known.items())
         assert_same_rows(rows, those_of_one)
         assert_same_weights(weights, once)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_with_inductors_kernels_train_as_one_without_compiler(kind, tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, "PATIENCE", 1500)  # until all is compiled
+    plain = ["slow.steps=2", "model.layers=2"]
+    ((rows, weights),) = train_each({"plain": plain}, tokens, tmp_path)
+    compiled = {kind: [*plain, "compile=true", f"distributed.kind={kind}"]}
+    for ((found, learned),) in on_ranks(2, train_each, compiled, tokens, tmp_path, "inductor"):
+        assert_same_rows(found, rows)
+        assert_same_weights(learned, weights)
 
 
 @pytest.mark.long
