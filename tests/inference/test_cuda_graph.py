@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers.devices import needs_a_gpu
 from helpers.loops import fit_posterior
+from helpers.recording import Again
 from helpers.tiny import tiny_batch, tiny_config, tiny_model
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -26,30 +27,6 @@ from pyro_ltm.objectives import AnalyticELBO, KLAnnealing, MonteCarloELBO, Renyi
 from pyro_ltm.optimizers import Adam, Natural
 from pyro_ltm.presets import preset
 from pyro_ltm.scores import evaluate_bound
-
-
-class Again:
-    """Records by keeping the work, and replays by doing it again; counts both."""
-
-    def __init__(self):
-        self.recorded = self.replayed = 0
-
-    def __call__(self, work):
-        self.recorded += 1
-        again = self.record(work)
-        state, history = again()
-
-        def replay():
-            self.replayed += 1
-            fresh, rose = again()
-            for name, value in fresh.items():
-                state[name].copy_(value)
-            history.copy_(rose)
-
-        return (state, history), replay
-
-    def record(self, work):
-        return work
 
 
 class Noted(Again):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -9,11 +10,13 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import pyro
 import pytest
 import torch
 from helpers import ranks
 from helpers.double import assert_close, assert_same_rows, assert_same_weights, double
 from helpers.ranks import on_ranks
+from helpers.recording import Again
 from helpers.tiny_run import configure
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
@@ -25,6 +28,7 @@ from pyro_ltm.data import DataOrder, TokenDataset
 from pyro_ltm.distributed import current, gathered, sharing
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference import Annealing, FastLoop, build
+from pyro_ltm.inference.cuda_graph import Recorder
 from pyro_ltm.profiling.memory import peak_memory
 from pyro_ltm.runs.folder import TRAINER, trainable
 from pyro_ltm.runs.metrics import read_metrics
@@ -147,10 +151,11 @@ class Sent(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def one_step(settings, decoder_only=False, kind="ddp", micro_batch=6):
+def one_step(settings, decoder_only=False, kind="ddp", micro_batch=6, recorder=None, fits=1):
     """A slow step on this process's share of six sequences: gradients, figures, and what fast and slow steps sent."""
     with double():
         model, loop = build(configure("model.vocab_size=40", "objective.warmup=0.0", *settings))
+        loop = dataclasses.replace(loop, recorder=recorder)
         modules = trainable(model, loop.guide).double()
         world, sequences = current(), Batch.from_tokens(tokens_of(6))
         sequences.mask[3, 4:] = False
@@ -158,7 +163,8 @@ def one_step(settings, decoder_only=False, kind="ddp", micro_batch=6):
         shared = parallel(SlowPass(model, loop.guide), kind)
         optimizer = slow_optimizer(model, loop.guide, SlowConfig(lr=0.0))
         with shared.gathered(), Sent() as fast:
-            loop.fit(model, mine, seed=5)
+            for _ in range(fits):
+                loop.fit(model, mine, seed=5)
         with Sent() as slow:
             parts = [mine.select(part) for part in torch.arange(len(mine.ids)).split(micro_batch)]
             report = train_step(
@@ -174,8 +180,18 @@ def tokens_of(count):
     return torch.randint(0, 40, (count, 13), generator=torch.Generator().manual_seed(1))
 
 
+def recorded():
+    """One of which the first fit is run as it is and the second recorded; two more, the slow step's, are replayed."""
+    kept = Again()
+    with pyro.validation_enabled(False):  # which looks at values
+        found = one_step([], recorder=Recorder(kept), fits=3)
+    assert (kept.recorded, kept.replayed) == (1, 3)
+    return found
+
+
 STEPS = {
     "plain": partial(one_step, []),
+    "recorded": recorded,
     "without thoughts": partial(one_step, ["prior.name=mixture", "objective.name=elbo"], decoder_only=True),
     "learned": partial(one_step, ["guide.name=semi-amortized", "prior.name=layered", "objective.name=elbo"]),
     **{
@@ -196,6 +212,8 @@ def steps():
 
 def test_gradients_are_the_same_in_all_processes_and_those_of_one():
     expected = steps()
+    plain_one, recorded_one = (expected[list(STEPS).index(name)] for name in ("plain", "recorded"))
+    assert all(torch.equal(value, recorded_one[0][name]) for name, value in plain_one[0].items())
     for rank in on_ranks(2, steps):
         for (gradients, figures, fast, slow), (those_of_one, known, _, alone) in zip(rank, expected, strict=True):
             assert not fast, "a fast step sends nothing"
