@@ -16,7 +16,7 @@ from helpers.few_documents import use_few_documents
 from helpers.processes import without_extras
 from pyro_ltm_cli.main import cli
 
-from examples import algorithm_1
+from examples import algorithm_1, worlds
 from pyro_ltm.config import apply_settings, load_toml
 from pyro_ltm.inference.build import check_config
 from pyro_ltm.presets import PRESETS, preset
@@ -74,6 +74,7 @@ def test_none_is_forgotten():
         "demo.py",
         "compare_guides.py",
         "made_language.py",  # what the notebooks import
+        "worlds.py",
     } | notebooks, "run it here"
 
 
@@ -82,6 +83,26 @@ def test_algorithm_1_trains(capsys):
     bounds = [float(line.split()[5]) for line in capsys.readouterr().out.splitlines() if "at most" in line]
     assert len(bounds) == 3
     assert bounds[-1] < bounds[0]
+
+
+@pytest.mark.parametrize("documents", [3, pytest.param(16, marks=pytest.mark.long)])
+def test_worlds_show_a_way_to_go(documents, tmp_path, monkeypatch):
+    """In the long form as it is, and below the twin."""
+    words = ["worlds.py", "--out", str(tmp_path)]
+    if documents == 3:
+        few = {"WORLDS": "worlds:length=8,documents=40", "DOCUMENTS": 3, "FAST_STEPS": 2}
+        for name, value in few.items():
+            monkeypatch.setattr(worlds, name, value)
+        words += ["--steps", "2"]
+    monkeypatch.setattr(sys, "argv", words)
+    shown = []
+    monkeypatch.setattr(worlds, "show", lambda found, show=worlds.show: (show(found), shown.append(found)))
+    worlds.main()
+    (found,) = shown
+    assert found["bound"]["sequences"] == found["twin"]["sequences"] == documents
+    assert found["floor"]["nats_per_token"] < found["twin"]["nats_per_token"]
+    if documents == 16:
+        assert found["closed"]["bound"]["share"] > 0.05
 
 
 def test_the_demo_runs(demo):
