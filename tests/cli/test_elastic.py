@@ -78,7 +78,7 @@ def pid_in(file: Path) -> int:
     return int(file.read_text())
 
 
-def test_a_signal_to_the_agent_saves(settings, trained, tmp_path, capfd):
+def test_a_signal_to_the_agent_saves(settings, trained, tmp_path):
     """It hands it on to its workers, which end well, and ends with an error of its own."""
     out = tmp_path / "run"
     words = ["train", "--data", trained / "data", "--out", out, *settings(**{"slow.steps": 500, "slow.eval_every": 0})]
@@ -89,7 +89,7 @@ def test_a_signal_to_the_agent_saves(settings, trained, tmp_path, capfd):
     sender.join(PATIENCE)
     assert [(tmp_path / f"{rank} ended").read_text() for rank in (0, 1)] == ["0", "0"]
     step = read_metrics(out / "metrics.jsonl")[-1]["step"]
-    assert f"Stopped: at step {step} of 500; everything is saved; go on with" in capfd.readouterr().err
+    assert f"Stopped: at step {step} of 500; everything is saved; go on with" in (tmp_path / "0 said").read_text()
 
 
 @pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])

@@ -89,7 +89,12 @@ def call_command(words: list[str], folder: Path) -> None:
 
 
 def call_command_and_end(words: list[str], folder: Path) -> None:
-    """And waits for no word of torch's agent, which gives none once it was sent a signal."""
+    """And waits for no word of torch's agent, which gives none once it was sent a signal.
+
+    What it says goes into a file: its stderr is that of the test which started the server that it is forked from.
+    """
+    with (folder / f"{os.environ['RANK']} said").open("w", encoding="utf-8") as said:
+        os.dup2(said.fileno(), 2)
     call_command(words, folder)
     os._exit(0)
 
