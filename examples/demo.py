@@ -145,7 +145,7 @@ def report(summary: dict[str, Any], found: dict[str, Any], near: list[dict[str, 
     console.print("\nNext:", style="bold")
     console.print(f"  .venv/bin/pyro-ltm generate {out}/ltm --num 3", highlight=False)
     console.print("  .venv/bin/pyro-ltm train --data YOUR.jsonl --out runs/mine --rate 40", highlight=False)
-    console.print("  .venv/bin/python examples/worlds.py       (likelihood: below a twin, in three minutes)")
+    console.print("  .venv/bin/python examples/worlds.py  (below a twin, in three minutes)", highlight=False)
     console.print("  .venv/bin/pyro-ltm --help", highlight=False)
 
 
