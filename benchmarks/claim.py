@@ -14,8 +14,7 @@ the same decoder without thoughts, after equally many slow steps (equal tokens);
 operations of the LTM's training, fast loop included, as more slow steps or as a wider decoder (both with seed 0, then
 whichever is better on validation text); of long texts as more slow steps, with the LTM's window and with far ones, and
 an LTM with a far window for the same operations; and both sides on data that run out, each with the weights of its best
-validation. Operations are those of
-`count_operations`; seconds are of one thread of the processor.
+validation. Operations are those of `count_operations`; seconds are of one thread of the processor.
 """
 
 from __future__ import annotations
