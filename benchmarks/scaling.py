@@ -1,6 +1,7 @@
 """The design space around `nano`: size, thoughts, fast steps and window, with both rivals, as `pyro-ltm scale` does it.
 
     python -m benchmarks.scaling --out runs/scaling --shared ../shared [--only wikitext-2-w8] [--hours 2]
+                                 [--parts 4,1] [--seeds 1,2]
     python -m benchmarks.scaling --table runs/scaling
     python -m benchmarks.scaling --laws
     python -m benchmarks.scaling --pictures
@@ -67,14 +68,19 @@ PARTS: list[tuple[list[str], tuple[int, ...], tuple[str, ...]]] = [
 """Axes, seeds and rivals, the most important first; cells that an earlier part has are done."""
 
 
-def grids(text: str, window: int, data: Path, out: Path) -> Iterator[tuple[Grid, Path]]:
-    """The parts of a study, and the folder of tokens that they learn from."""
+def grids(
+    text: str, window: int, data: Path, out: Path, numbers: Sequence[int], seeds: Sequence[int]
+) -> Iterator[tuple[Grid, Path]]:
+    """These parts of a study, counted from 1, and the folder of tokens that they learn from.
+
+    `seeds`: in place of those of the parts, where there are any.
+    """
     parts = prepared(text, data, out)
     batch = f"slow.batch_size={TEXTS[text].batch_size}"
     settings = [f"model.window={window}", batch, *claim.SCHEDULE, *claim.GRID[claim.SLOW["ltm"]], *claim.FAST, *MIDDLE]
     common = configure("nano", parts.train, settings)
-    for axes, seeds, rivals in PARTS:
-        yield Grid(common, tuple(map(Axis.parse, axes)), rivals, seeds), Path(parts.train.folder.path)
+    for axes, own, rivals in (PARTS[number - 1] for number in numbers):
+        yield Grid(common, tuple(map(Axis.parse, axes)), rivals, seeds or own), Path(parts.train.folder.path)
 
 
 def studies(only: str) -> list[tuple[str, int]]:
@@ -82,11 +88,11 @@ def studies(only: str) -> list[tuple[str, int]]:
     return [(text, window) for window in WINDOWS for text in TEXT_NAMES if only in folder_of(text, window)]
 
 
-def measure(out: Path, data: Path, only: str, hours: float) -> None:
+def measure(out: Path, data: Path, only: str, hours: float, numbers: Sequence[int], seeds: Sequence[int]) -> None:
     """Part after part of all studies, until so many hours are over."""
     began = time.monotonic()
-    plans = {study: grids(*study, data, out) for study in studies(only)}
-    for _ in PARTS:
+    plans = {study: grids(*study, data, out, numbers, seeds) for study in studies(only)}
+    for _ in numbers:
         for (text, window), parts in plans.items():
             if time.monotonic() - began >= 3600 * hours:
                 return
@@ -140,15 +146,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", default="", help="studies with this in their name, such as w8")
     parser.add_argument("--hours", type=float, default=1e9, help="begin no part after so many")
+    parser.add_argument("--parts", type=_numbers, help="of the plan, counted from 1, in this order; by default all")
+    parser.add_argument("--seeds", type=_numbers, default=[], help="in place of those that the plan has for a part")
     parser.add_argument("--table", type=Path, help="publish what is done in such a folder, and measure nothing")
     parser.add_argument("--laws", action="store_true", help="fit the laws anew to what is published")
     parser.add_argument("--pictures", action="store_true", help="draw the pictures of what is published")
     options = parser.parse_args(arguments)
     if [bool(options.out), bool(options.table), options.laws, options.pictures].count(True) != 1:
         parser.error("give one of --out, --table, --laws and --pictures")
+    numbers = options.parts or range(1, len(PARTS) + 1)
+    if not set(numbers) <= set(range(1, len(PARTS) + 1)):
+        parser.error(f"--parts: from 1 to {len(PARTS)}")
     torch.set_num_threads(1)
     if options.out:
-        measure(options.out, options.shared / "data", options.only, options.hours)
+        measure(options.out, options.shared / "data", options.only, options.hours, numbers, options.seeds)
         return
     if options.laws:
         measured = {name: with_laws(found) for name, found in earlier("scaling").items()}
@@ -167,6 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = with_earlier(published(study), earlier("scaling").get(folder.name, {}))
             measured[folder.name] = with_laws(found)
     _show(publish("scaling", measured))
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """Tables of what `python -m benchmarks.scaling` measured, by the name that marks each in a page.
 
 A level is the mean over the seeds of a setting; behind it, in brackets, the smallest and the largest of them where
-there are several. How far a cell lies below a rival is paired by sequence, with its standard error, for each seed, and
-averaged likewise.
+there are several. How far a cell lies below a rival is paired by sequence, with its standard error, for each seed; both
+are averaged likewise, and the smallest and the largest distance stand behind.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def ltms(cells: Iterable[Any], same: Mapping[str, Any]) -> list[Any]:
 def _by(found: Found, key: str, name: str, same: Mapping[str, Any]) -> str:
     """Cells by one factor, all else as in the middle; the notes have the other rival, too."""
     gaps = [f"below the twin, {words}" for words in EQUAL.values()]
-    columns = ["text", "window", name, "at most, nats a token", "rate", *gaps]
+    columns = ["text", "window", name, "seeds", "at most, nats a token", "rate", *gaps]
     columns += ["a written token, of the twin's operations"]
     lines = []
     for study, one in found.items():
@@ -58,7 +58,7 @@ def _by(found: Found, key: str, name: str, same: Mapping[str, Any]) -> str:
             theirs = [_gap(one["gaps"], names, "twin", equal) for equal in EQUAL]
             written = _share_of_twin(one, cells[0])
             rate = f"{mean(cell['rate'] for cell in cells):.1f}"
-            lines.append([*label(study), value, level, rate, *theirs, written])
+            lines.append([*label(study), value, len(cells), level, rate, *theirs, written])
     return table(columns, lines)
 
 
@@ -153,8 +153,9 @@ def _gap(found: Iterable[Any], names: set[str], rival: str, equal: str) -> str:
     some = [gap for gap in some if gap["rival"].startswith(f"{rival}--")]
     if not some:
         return ""
-    error = mean(gap["stderr"] for gap in some)
-    return f"{mean(gap['below'] for gap in some):+.4f} ± {error:.4f}"
+    each = [gap["below"] for gap in some]
+    whole = f"{mean(each):+.4f} ± {mean(gap['stderr'] for gap in some):.4f}"
+    return whole if len(each) < 2 else f"{whole} ({min(each):+.4f} to {max(each):+.4f})"
 
 
 def _share_of_twin(one: Any, cell: Any) -> str:

@@ -57,7 +57,40 @@ def test_cells_are_measured_once_and_published(tiny, capsys):
     same = {"thoughts": 4, "dim": 16, "layers": 2}
     by_steps = scaling_tables._by(found, "fast_steps", "fast steps", same)
     (cell,) = scaling_tables.ltms(study["cells"], {**same, "fast_steps": 1})
-    assert f"| worlds-15 | 8 | 1 | {cell['bound']['nats_per_token']:.4f} |" in by_steps
+    assert f"| worlds-15 | 8 | 1 | 1 | {cell['bound']['nats_per_token']:.4f} |" in by_steps
+
+
+def test_parts_and_seeds_of_the_plan_can_be_chosen(tiny, monkeypatch, capsys):
+    asked = []
+    parts = [([axis], (0,), ()) for axis in ("fast.steps=1", "fast.steps=2", "fast.steps=3")]
+    monkeypatch.setattr(scaling, "PARTS", parts)
+    monkeypatch.setattr(scaling, "run_study", lambda grid, **_: asked.extend(grid.cells()))
+    run = ["--out", str(tiny / "runs"), "--shared", str(tiny)]
+    scaling.main([*run, "--parts", "3,1", "--seeds", "5,7"])
+    assert [(cell.config.fast.steps, cell.config.seed) for cell in asked] == [(3, 5), (3, 7), (1, 5), (1, 7)]
+    asked.clear()
+    scaling.main(run)
+    assert [(cell.config.fast.steps, cell.config.seed) for cell in asked] == [(1, 0), (2, 0), (3, 0)]
+    with pytest.raises(SystemExit):
+        scaling.main([*run, "--parts", "4"])
+    assert "from 1 to 3" in capsys.readouterr().err
+
+
+def test_of_several_seeds_the_mean_and_the_ends_are_shown():
+    """Of levels, and of how far each seed lies below the twin of its own."""
+    cells = [asdict(row) for row in rows() if row.family == "ltm"][:3]
+    names = [f"ltm--seed={seed}" for seed in range(3)]
+    for seed, (name, cell) in enumerate(zip(names, cells, strict=True)):
+        cell |= {"name": name, "seed": seed, "bound": {"nats_per_token": 3.0 + seed, "stderr": 0.5}, "fast_steps": 4}
+    gaps = [
+        {"cell": name, "rival": "twin--", "equal": "flops", "below": below, "stderr": 0.125}
+        for name, below in zip(names, (-0.5, 0.25, 1.0), strict=True)
+    ]
+    twins = [{**cells[0], "family": "twin", "name": "twin--"}]
+    found = {"worlds-15-w8": {"cells": [*cells, *twins], "gaps": gaps}}
+    made = scaling_tables._by(found, "fast_steps", "fast steps", {})
+    assert "| worlds-15 | 8 | 4 | 3 | 4.0000 (3.0000 to 5.0000) |" in made
+    assert "| +0.2500 ± 0.1250 (-0.5000 to +1.0000) |" in made
 
 
 def test_the_plan_is_of_cells_that_can_be_trained():
