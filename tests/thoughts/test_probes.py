@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers.tiny import D, N
 
 from pyro_ltm.errors import UserError
-from pyro_ltm.thoughts.probes import between, far_apart, linear_probe, nearest, principal_components
+from pyro_ltm.thoughts.probes import between, far_apart, linear_probe, logistic_weights, nearest, principal_components
 from pyro_ltm.thoughts.steering import find_direction
 
 
@@ -61,6 +62,18 @@ def test_noise_of_small_variance_is_left_small():
     units = features * torch.cat([torch.full((3,), 1e-3), torch.ones(150)])
     apart = linear_probe(units[:, :4], [str(label) for label in labels.tolist()], name="kind")
     assert apart.accuracy > 0.95
+
+
+@pytest.mark.parametrize(("spread", "decay"), [(1.0, 1.0), (0.01, 1.0), (30.0, 10.0), (1.0, 1e-3)])
+def test_at_the_weights_that_are_found_nothing_falls_any_more(spread, decay):
+    """By autograd, with classes apart and ones that overlap."""
+    generator = torch.Generator().manual_seed(2)
+    x = spread * torch.randn(50, 8, generator=generator, dtype=torch.float64)
+    y = (x[:, 0] / spread + torch.randn(50, generator=generator)).clamp(-1, 1).round().long() + 1
+    weight = logistic_weights(x, y, 3, decay).requires_grad_()
+    nats = F.cross_entropy(x @ weight[:-1] + weight[-1], y, reduction="sum") + decay / 2 * weight[:-1].square().sum()
+    (slope,) = torch.autograd.grad(nats, weight)
+    assert slope.abs().max() < 1e-7
 
 
 @pytest.mark.parametrize("noise", [0, 60])
