@@ -151,8 +151,8 @@ class _Cell:
         self.places = Places(torch.tensor(ids), None if documents is None else torch.tensor(documents))
 
     def nats(self, side: str, steps: int) -> torch.Tensor:
-        """[S], mean of the seeds."""
-        return torch.tensor([row[side][str(steps)]["nats"] for row in self.rows], dtype=torch.float64).mean(0)
+        """[R, S], a line for each seed."""
+        return torch.tensor([row[side][str(steps)]["nats"] for row in self.rows], dtype=torch.float64)
 
     def operations(self, side: str, steps: int) -> float:
         """Of a token, against the twin that only reads: the largest of the seeds."""
@@ -164,9 +164,14 @@ class _Cell:
         return float(sum(row["adapted"][str(steps)]["validation"] for row in self.rows) / len(self.rows))
 
     def gap(self, higher: torch.Tensor, lower: torch.Tensor) -> str:
-        """How far one lies below the other, paired by sequence."""
-        found = difference(higher, lower, self.tokens, self.places)
-        return f"{found.nats_per_token:+.4f} ± {found.stderr:.4f}"
+        """How far one lies below the other, paired by sequence, mean of the seeds; behind it the least and the most."""
+        mean, *each = (
+            difference(high, low, self.tokens, self.places)
+            for high, low in ((higher.mean(0), lower.mean(0)), *zip(higher, lower, strict=True))
+        )
+        shown = f"{mean.nats_per_token:+.4f} ± {mean.stderr:.4f}"
+        levels = [one.nats_per_token for one in each]
+        return shown if len(each) == 1 else f"{shown} ({min(levels):+.4f} to {max(levels):+.4f})"
 
     def gain(self, side: str, steps: int) -> str:
         """Against the same side without a step."""
@@ -207,7 +212,7 @@ def _steps(found: Rows) -> str:
     for cell in _cells(found):
         for side, (name, counts) in names.items():
             for steps in counts:
-                level = float(cell.nats(side, steps).sum() / cell.tokens.sum())
+                level = float(cell.nats(side, steps).mean(0).sum() / cell.tokens.sum())
                 figures = [f"{cell.operations(side, steps):.1f}", f"{level:.4f}"]
                 gaps = [cell.gain(side, steps) if steps else "", cell.below_twin(side, steps)]
                 lines.append([*cell.label, name, steps, *figures, *gaps])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -98,6 +99,15 @@ def test_test_time(tiny, monkeypatch):
     better = adapted["validation"] < none["validation"]
     assert equal[6] == str(int(better)), "of those that cost no more, the one that is best on validation text"
     assert equal[8].startswith(f"{gain if better else 0.0:+.4f} ± ")
+    other = deepcopy(row) | {"seed": 1}
+    other["adapted"]["1"]["nats"] = [
+        nats - 2 * tokens for nats, tokens in zip(adapted["nats"], row["tokens"], strict=True)
+    ]
+    both = cells(test_time.tables({"a": row, "b": other})["test-time steps"], "tiny worlds", "8", "twin, adapted", "1")[
+        6
+    ]
+    assert both.startswith(f"{gain + 1:+.4f} ± ")
+    assert both.endswith(f" ({gain:+.4f} to {gain + 2:+.4f})")
 
 
 def test_epochs(tiny, monkeypatch):
