@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ HOW = {
 """What makes and publishes each kind of figures."""
 
 
+@cache
 def made(kind):
     """The tables of the newest figures of a kind."""
     makers = {
