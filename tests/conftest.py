@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ _home = tempfile.TemporaryDirectory(prefix="pyro-ltm-tests-")
 os.environ["HF_HOME"] = _home.name
 
 import hypothesis  # noqa: E402
+import numpy  # noqa: E402
 import pyro  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -35,7 +37,9 @@ hypothesis.settings.load_profile("repeatable")
 @pytest.fixture(autouse=True)
 def _known_state() -> Iterator[None]:
     """Each test starts from one seed, with an empty parameter store, in single precision, and leaves one thread."""
-    pyro.set_rng_seed(0)
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed notes for devices that are not there who called it
     pyro.clear_param_store()
     torch.set_default_dtype(torch.float32)  # fixtures of a module, which are set up before this, may have set another
     yield
