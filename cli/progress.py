@@ -67,8 +67,8 @@ def of_training(report: Reporter, chosen: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def say_stopping() -> None:
-    """Says that training ends. Several processes take the step under way, and end no sooner by a second signal."""
-    note("Stopping after this step, then saving." if are_several() else "Saving; Ctrl-C once more to stop at once.")
+    """Says that training ends. Several processes end no sooner by a second signal."""
+    note("Saving, all processes together." if are_several() else "Saving; Ctrl-C once more to stop at once.")
 
 
 class LineReporter(Reporter):

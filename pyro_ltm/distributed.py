@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pyro_ltm.errors import UserError
+from pyro_ltm.interruption import Stopped
 
 T = TypeVar("T")
 
@@ -36,6 +37,9 @@ GOODBYE = 10.0
 
 POLL = 0.02
 """Seconds between two looks at whether the leader has said something."""
+
+HEARING = 1.0
+"""Seconds between two looks at whether another process has left what all are doing."""
 
 
 class Lost(UserError):
@@ -85,6 +89,15 @@ class World:
         """The value that the leader gives here; the others wait for it, however long it takes."""
         return value
 
+    @contextmanager
+    def leaving_together(self) -> Iterator[None]:
+        """Where one process is `Stopped` in the block, all are, at its end at the latest. Nothing may be sent in it."""
+        yield
+
+    def others_leave(self) -> bool:
+        """Whether another process was stopped in the block that this one is in; to be asked as often as one likes."""
+        return False
+
     def part(self, count: int) -> slice:
         """Of `count` things in a row, those that this process takes: neighbours, and of few the leader some."""
         begin, end = (-(-rank * count // self.size) for rank in (self.rank, self.rank + 1))
@@ -108,6 +121,7 @@ class Group(World):
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self._store, self._told, self._last_words = store, 0, last_words
         self._speaks: bool | None = None
+        self._blocks, self._look_at = 0, 0.0
 
     def sum(self, tensor: Tensor) -> Tensor:  # noqa: D102 - as World's
         total = tensor.clone()
@@ -150,6 +164,25 @@ class Group(World):
             time.sleep(POLL)
         told: T | None = pickle.loads(self._store.get(key))
         return told
+
+    @contextmanager
+    def leaving_together(self) -> Iterator[None]:  # noqa: D102
+        self._blocks += 1
+        try:
+            yield
+        except Stopped:
+            self._store.set(f"left {self._blocks}", "")  # some may be in the middle of it for long
+            self.any(True)
+            raise
+        if any(self.any(False)):
+            raise Stopped
+
+    def others_leave(self) -> bool:  # noqa: D102
+        now = time.monotonic()
+        if now < self._look_at:
+            return False
+        self._look_at = now + HEARING
+        return self._store.check([f"left {self._blocks}"])
 
     def speaks_of_end(self) -> bool:  # noqa: D102
         if self._speaks is None:

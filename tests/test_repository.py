@@ -38,7 +38,7 @@ ARROWS = {
     "types": {"errors", "weights"},
     "weights": {"errors"},
     "divergence": set(),
-    "distributed": {"errors"},
+    "distributed": {"errors", "interruption"},
     "files": {"errors"},
     "interruption": set(),
     "locks": {"errors", "files", "reading"},

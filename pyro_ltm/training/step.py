@@ -67,17 +67,26 @@ def train_step(
     sequences = torch.full_like(tokens, sum(batch.size for batch in batches))
     tokens, sequences = world.sum(torch.stack([tokens, sequences])).unbind()
     slow_optimizer.zero_grad(set_to_none=True)
+
+    def fitted(batch: Batch) -> Posterior | None:  # fast: q(z) of each sequence, the decoder frozen
+        leave_if_asked()
+        return None if decoder_only else loop.fit(model, batch, seed=seed, keep_graph=loop.guide.keeps_graph)
+
+    def learn(batch: Batch, posterior: Posterior | None, *, more: bool) -> None:
+        learned = replace(batch, dropout=seed)
+        with parallel.accumulating(more):
+            loss, *figures = parallel.forward(learned, posterior, loop.objective, seed)
+            (loss * world.size / tokens).backward()  # processes average their gradients
+        for total, figure in zip((distortion, rate), figures, strict=True):
+            total.add_(figure)
+
+    *first, last = batches
     with parallel.gathered():
-        for index, batch in enumerate(batches):
-            leave_if_asked()
-            learned, posterior = replace(batch, dropout=seed), None
-            if not decoder_only:  # fast: q(z) of each sequence, the decoder frozen
-                posterior = loop.fit(model, batch, seed=seed, keep_graph=loop.guide.keeps_graph)
-            with parallel.accumulating(more=index + 1 < len(batches)):
-                loss, batch_distortion, batch_rate = parallel.forward(learned, posterior, loop.objective, seed)
-                (loss * world.size / tokens).backward()  # processes average their gradients
-            distortion += batch_distortion
-            rate += batch_rate
+        with world.leaving_together():  # nothing is sent before the last pass
+            for batch in first:
+                learn(batch, fitted(batch), more=True)
+            posterior = fitted(last)
+        learn(last, posterior, more=False)
     distortion, rate = world.sum(torch.stack([distortion, rate])).unbind()
     parameters = [p for group in slow_optimizer.param_groups for p in group["params"]]
     grad_norm = gathered(nn.utils.clip_grad_norm_(parameters, clip or float("inf")))

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 
 import pyro
@@ -150,12 +150,11 @@ class Trainer:
     def _go_on(self) -> None:
         """Takes the next slow step, and the validation that is due after it.
 
-        At a signal, one process leaves either between two fast steps. Nothing has changed by then, and whoever goes on
-        with the run does it again. Of several processes all leave a validation together (`_bound`), and take the step:
-        to leave that at once they would have to speak in fast steps.
+        At a signal either is left between two fast steps, by all processes together. Nothing has changed by then, and
+        whoever goes on with the run does it again.
         """
-        counters, alone = self.counters, self.world.size == 1
-        with suppress(Stopped), left_at(lambda: self.interrupted) if alone else nullcontext():
+        counters = self.counters
+        with suppress(Stopped), left_at(lambda: self.interrupted or self.world.others_leave()):
             if counters.step == 0:
                 self._begin()
             if not counters.validation_due:

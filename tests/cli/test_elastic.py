@@ -78,22 +78,31 @@ def pid_in(file: Path) -> int:
     return int(file.read_text())
 
 
-def test_a_signal_to_the_agent_saves(settings, trained, tmp_path):
-    """It hands it on to its workers, which end well, and ends with an error of its own."""
+def test_a_signal_to_the_agent_saves(settings, text, tmp_path):
+    """It hands it on to its workers, and ends with an error of its own. They end well within the 30 s till it kills.
+
+    They are in a step that takes minutes, after three of the decoder alone. A validation would take as long.
+    """
     out = tmp_path / "run"
-    words = ["train", "--data", trained / "data", "--out", out, *settings(**{"slow.steps": 500, "slow.eval_every": 0})]
+    plan = {"fast.steps": 65_536, "slow.accumulate": 16, "slow.decoder_warmup": 0.5, "slow.steps": 6}
+    plan["data.validation_fraction"] = 0
+    words = ["train", "--data", text, "--out", out, *settings(**plan)]
     sender = threading.Thread(target=send_when, args=(out / "metrics.jsonl", 3, signal.SIGTERM, os.getpid))
     sender.start()
     with pytest.raises(SignalException, match="got signal: 15"):
         launch(words, tmp_path, call=call_command_and_end)
     sender.join(PATIENCE)
     assert [(tmp_path / f"{rank} ended").read_text() for rank in (0, 1)] == ["0", "0"]
-    step = read_metrics(out / "metrics.jsonl")[-1]["step"]
-    assert f"Stopped: at step {step} of 500; everything is saved; go on with" in (tmp_path / "0 said").read_text()
+    assert read_metrics(out / "metrics.jsonl")[-1]["step"] == 3
+    assert "Stopped: at step 3 of 6; everything is saved; go on with" in (tmp_path / "0 said").read_text()
 
 
-@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
-def test_ends_as_if_no_process_had_died(kind, settings, trained, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "rank"),
+    [("ddp", 0), *(pytest.param(*other, marks=pytest.mark.long) for other in (("ddp", 1), ("fsdp", 0), ("fsdp", 1)))],
+)
+def test_ends_as_if_no_process_had_died(kind, rank, settings, trained, tmp_path):
+    """The first is the one that writes."""
     plan = {"slow.steps": 16, "slow.save_every": 4, "slow.eval_every": 0, "slow.average": 0.9}
     changed = settings(**plan, **{"distributed.kind": kind})
     runs = {name: tmp_path / name for name in ("undisturbed", "killed")}
@@ -102,7 +111,7 @@ def test_ends_as_if_no_process_had_died(kind, settings, trained, tmp_path):
         folder.mkdir()
         words = ["train", "--data", trained / "data", "--out", out, "--resume", *changed]
         killer = threading.Thread(
-            target=send_when, args=(out / "metrics.jsonl", 6, signal.SIGKILL, partial(pid_in, folder / "1"))
+            target=send_when, args=(out / "metrics.jsonl", 6, signal.SIGKILL, partial(pid_in, folder / f"{rank}"))
         )
         if name == "killed":
             killer.start()

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from pyro_ltm.distributed import current, gathered, sharing
 from pyro_ltm.errors import UserError
 from pyro_ltm.inference import Annealing, FastLoop, build
 from pyro_ltm.inference.cuda_graph import Recorder
+from pyro_ltm.interruption import leave_if_asked
 from pyro_ltm.profiling.memory import peak_memory
 from pyro_ltm.runs.folder import TRAINER, trainable
 from pyro_ltm.runs.metrics import read_metrics
@@ -225,9 +227,9 @@ def test_gradients_are_the_same_in_all_processes_and_those_of_one():
             assert figures == pytest.approx(known, rel=1e-6)
         for *_, slow in rank[-2:]:
             # Weights are gathered once, and gradients reduced: the decoder's layer, the two of the encoder, and all
-            # else; however many micro-batches there are. Summed are tokens and sequences, then distortion and rate, and
-            # the norm of the shared gradients.
-            assert slow == {"allgather_base": 4, "reduce_scatter_base": 4, "allreduce": 2, "all_reduce": 1}
+            # else; however many micro-batches there are. Summed are tokens and sequences, whether one leaves the step,
+            # distortion and rate, and the norm of the shared gradients.
+            assert slow == {"allgather_base": 4, "reduce_scatter_base": 4, "allreduce": 3, "all_reduce": 1}
 
 
 FEW = Annealing(temperatures=2, chains=2, leapfrogs=1)
@@ -303,13 +305,46 @@ def stopped(settings, data, out, rank, step):
             train(settings, data, out)
 
 
+def left_in_a_step(ways, data, folder, rank):
+    """Trains each way until the process of this rank is sent a signal in the last fit of the third step.
+
+    The others would for ever be in their first of it.
+    """
+    learn, fit, begun = Trainer._step, FastLoop.fit, []
+
+    def fit_until_left(self, *arguments, **options):
+        begun.append(self)
+        deadline = time.monotonic() + ranks.PATIENCE
+        while current().rank != rank:
+            leave_if_asked()
+            assert time.monotonic() < deadline, "it heard nothing"
+        if len(begun) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return fit(self, *arguments, **options)
+
+    def learn_until_left(self):
+        with pytest.MonkeyPatch.context() as patch:
+            if self.counters.step == 2:
+                patch.setattr(FastLoop, "fit", fit_until_left)
+            learn(self)
+
+    for name, settings in ways.items():
+        begun.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Trainer, "_step", learn_until_left)
+            with pytest.raises(Stopped, match="at step 2 of 4; everything is saved"):
+                train(settings, data, folder / name)
+
+
 def test_a_signal_to_one_ends_all_and_the_run_goes_on_in_another_number(tokens, tmp_path):
-    settings = ["slow.average=0.9", "slow.save_every=100", FSDP]
+    """After a step whose gradients were on their way; or in the middle of it."""
+    settings = ["slow.batch_size=2", "slow.accumulate=4", "slow.average=0.9", "slow.save_every=100"]
     rows, weights = train(settings, tokens, tmp_path / "whole")
-    on_ranks(2, stopped, settings, tokens, tmp_path / "two", 1, 3)
-    stopped(settings, tokens, tmp_path / "one", 0, 2)
+    on_ranks(2, stopped, [*settings, FSDP], tokens, tmp_path / "two", 1, 3)
+    stopped([*settings, FSDP], tokens, tmp_path / "one", 0, 2)
     more = on_ranks(2, train, settings, None, tmp_path / "one", True)
-    for found in (*more, train(settings, None, tmp_path / "two", True)):
+    on_ranks(2, left_in_a_step, {"ddp": settings, "fsdp": [*settings, FSDP]}, tokens, tmp_path, 1)
+    for found in (*more, *(train(settings, None, tmp_path / name, True) for name in ("two", "ddp", "fsdp"))):
         assert_same_rows(found[0], rows)
         assert_same_weights(found[1], weights)
 
