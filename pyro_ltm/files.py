@@ -32,7 +32,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary = folder / path.name
     with clear_errors(path):
-        _sweep_temporaries(path)
+        sweep_temporaries(path)
         try:
             folder.mkdir(exist_ok=True)
             write(temporary)
@@ -42,6 +42,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             sync(path.parent)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep_temporaries(path: Path) -> None:
+    """Removes the temporaries of `path` whose process is gone."""
+    for temporary in left(path, r"\d+\.tmp"):
+        if not process_lives(int(temporary.name.split(".")[-2])):
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:  # of an earlier release
+                temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -157,16 +167,6 @@ def left(path: Path, ending: str) -> list[Path]:
         return sorted(found, key=lambda one: one.lstat().st_mtime, reverse=True)
     except OSError:  # not there, or not to be read
         return []
-
-
-def _sweep_temporaries(path: Path) -> None:
-    """Removes the temporaries of `path` whose process is gone."""
-    for temporary in left(path, r"\d+\.tmp"):
-        if not process_lives(int(temporary.name.split(".")[-2])):
-            if temporary.is_dir():
-                shutil.rmtree(temporary, ignore_errors=True)
-            else:  # of an earlier release
-                temporary.unlink(missing_ok=True)
 
 
 def process_lives(process: int) -> bool:

@@ -13,6 +13,7 @@ from pyro_ltm.config.settings import flat, renamed
 from pyro_ltm.data import TokenDataset
 from pyro_ltm.distributed import current, gathered, share_of
 from pyro_ltm.errors import UserError
+from pyro_ltm.files import sweep_temporaries
 from pyro_ltm.runs.folder import (
     CONFIG,
     MODEL,
@@ -131,7 +132,9 @@ class Checkpoint:
             raise UserError(f"{path}: damaged: its data position is not that of step {counters.step}")
         self._saved = counters.step
         if current().leads:
-            # A kill between the files of a checkpoint leaves older weights in the others.
+            # A kill right after the last write leaves the folder of its temporary, one between the files of a
+            # checkpoint older weights in the others.
+            sweep_temporaries(self.run.folder / TRAINER)
             self._write_weights(counters, weights, tensors)
             self._check_metrics(meta)
         return counters

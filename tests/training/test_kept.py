@@ -66,6 +66,13 @@ def test_an_earlier_one_stands_in_for_the_last(name, run, tiny_run):
     assert (run / "trainer-damaged.safetensors").exists() == (name != "gone")
 
 
+def test_what_a_kill_left_of_the_last_write_is_removed(run):
+    """The new file was in its place, and no write follows that would sweep: the run is done."""
+    (run / f".{LAST}.{2**22 + 1}.tmp").mkdir()  # of no process
+    go_on(run)
+    assert list(run.glob(".*")) == []
+
+
 def test_none_that_is_good(run):
     flip(run / LAST)
     cut(run / EARLIER)
