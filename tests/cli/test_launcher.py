@@ -52,13 +52,14 @@ def words(settings, trained):
     return build
 
 
+@pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_torchrun_starts_again_what_was_killed(kind, words, tmp_path):
+def test_torchrun_starts_again_what_was_killed(kind, rank, words, tmp_path):
     whole = tmp_path / "whole"
     process = torchrun(*words(kind, tmp_path / "run"), restarts=2)
     wait_for_step(8, tmp_path / "run", process)
-    worker = psutil.Process(process.pid).children()[-1]
-    worker.kill()
+    workers = {child.environ().get("RANK"): child for child in psutil.Process(process.pid).children()}
+    workers[f"{rank}"].kill()
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err
     assert "goes on from step" in err

@@ -61,22 +61,29 @@ class Victim:
         time.sleep(seconds)
         return _killed(process)
 
-    def kill_in_a_write(self, name: str, nth: int, out: Path, draw: random.Random) -> bool:
-        """Starts it, and kills it while it writes the file `name` for the `nth` time. Whether that came to be."""
+    def kill_in_a_write(self, name: str, nth: int, out: Path, draw: random.Random) -> tuple[bool, bool]:
+        """Starts it, and kills it soon after it began to write the file `name` for the `nth` time.
+
+        Whether it ran still; and whether it wrote still: the new file is there, and not in its place yet.
+        """
         process = Forked(*self.arguments(out), first=eager)
-        seen: set[int] = set()
+        folder, written, writes = out / f".{name}.{process.pid}.tmp", 0, False
         deadline = time.monotonic() + PATIENCE
-        while process.poll() is None and time.monotonic() < deadline:
-            for folder in out.glob(f".{name}.*.tmp"):
-                try:
-                    seen.add(folder.stat().st_ino)
-                except FileNotFoundError:
-                    continue
-                if len(seen) >= nth:
-                    time.sleep(draw.uniform(0, 0.01))
-                    return _killed(process)
-        process.communicate(PATIENCE)
-        return False
+        while written < nth and process.poll() is None:
+            assert time.monotonic() < deadline
+            before, writes = writes, folder.exists()
+            written += writes and not before
+        time.sleep(draw.uniform(0, 0.004))
+        ran = _killed(process)
+        return ran, ran and any(folder.glob("*"))
+
+
+def until_hit(wanted: int, kill: Callable[[], bool]) -> None:
+    """Kills until so many kills have hit, as `kill` says of each."""
+    hits = tries = 0
+    while hits < wanted:
+        hits, tries = hits + kill(), tries + 1
+        assert tries < 10 * wanted + 10, f"of {tries} kills {hits} hit: the others came too late"
 
 
 def _killed(process: Forked) -> bool:

@@ -73,8 +73,12 @@ class Forked:
     def returncode(self) -> int | None:
         return self.process.exitcode
 
+    @property
+    def pid(self) -> int:
+        return self.process.pid or 0
+
     def send_signal(self, number: int) -> None:
-        os.kill(self.process.pid or 0, number)
+        os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.process.kill()

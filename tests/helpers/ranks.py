@@ -114,12 +114,12 @@ class Ranks:
                 self.processes.append(Forked(*arguments, first=first, file_size=limit))
 
     def kill(self) -> bool:
-        """Kills all of them; whether they ran still."""
-        ran = all(process.poll() is None for process in self.processes)
+        """Kills all of them; whether all ran still."""
         for process in self.processes:
             process.kill()
-        assert set(self.end()[0]) <= {0, -9}
-        return ran
+        codes = set(self.end()[0])
+        assert codes <= {0, -9}
+        return codes == {-9}
 
     def end(self) -> tuple[list[int | None], str, str]:
         """Exit codes, and what all of them said on stdout, and on stderr."""
