@@ -1,7 +1,7 @@
 """The design space around `nano`: size, thoughts, fast steps and window, with both rivals, as `pyro-ltm scale` does it.
 
     python -m benchmarks.scaling --out runs/scaling --shared ../shared [--only wikitext-2-w8] [--hours 2]
-                                 [--parts 4,1] [--seeds 1,2]
+                                 [--parts 4,1] [--seeds 1,2] [--rivals twin]
     python -m benchmarks.scaling --table runs/scaling
     python -m benchmarks.scaling --laws
     python -m benchmarks.scaling --pictures
@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +68,24 @@ PARTS: list[tuple[list[str], tuple[int, ...], tuple[str, ...]]] = [
 """Axes, seeds and rivals, the most important first; cells that an earlier part has are done."""
 
 
-def grids(
-    text: str, window: int, data: Path, out: Path, numbers: Sequence[int], seeds: Sequence[int]
-) -> Iterator[tuple[Grid, Path]]:
-    """These parts of a study, counted from 1, and the folder of tokens that they learn from.
+@dataclass(frozen=True)
+class Chosen:
+    """Parts of the plan, counted from 1; seeds and rivals in place of theirs, where there are any."""
 
-    `seeds`: in place of those of the parts, where there are any.
-    """
+    numbers: Sequence[int]
+    seeds: Sequence[int] = ()
+    rivals: Sequence[str] = ()
+
+
+def grids(text: str, window: int, data: Path, out: Path, chosen: Chosen) -> Iterator[tuple[Grid, Path]]:
+    """The chosen parts of a study, and the folder of tokens that they learn from."""
     parts = prepared(text, data, out)
     batch = f"slow.batch_size={TEXTS[text].batch_size}"
     settings = [f"model.window={window}", batch, *claim.SCHEDULE, *claim.GRID[claim.SLOW["ltm"]], *claim.FAST, *MIDDLE]
     common = configure("nano", parts.train, settings)
-    for axes, own, rivals in (PARTS[number - 1] for number in numbers):
-        yield Grid(common, tuple(map(Axis.parse, axes)), rivals, seeds or own), Path(parts.train.folder.path)
+    for axes, seeds, rivals in (PARTS[number - 1] for number in chosen.numbers):
+        grid = Grid(common, tuple(map(Axis.parse, axes)), chosen.rivals or rivals, chosen.seeds or seeds)
+        yield grid, Path(parts.train.folder.path)
 
 
 def studies(only: str) -> list[tuple[str, int]]:
@@ -88,11 +93,11 @@ def studies(only: str) -> list[tuple[str, int]]:
     return [(text, window) for window in WINDOWS for text in TEXT_NAMES if only in folder_of(text, window)]
 
 
-def measure(out: Path, data: Path, only: str, hours: float, numbers: Sequence[int], seeds: Sequence[int]) -> None:
+def measure(out: Path, data: Path, only: str, hours: float, chosen: Chosen) -> None:
     """Part after part of all studies, until so many hours are over."""
     began = time.monotonic()
-    plans = {study: grids(*study, data, out, numbers, seeds) for study in studies(only)}
-    for _ in numbers:
+    plans = {study: grids(*study, data, out, chosen) for study in studies(only)}
+    for _ in chosen.numbers:
         for (text, window), parts in plans.items():
             if time.monotonic() - began >= 3600 * hours:
                 return
@@ -148,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--hours", type=float, default=1e9, help="begin no part after so many")
     parser.add_argument("--parts", type=_numbers, help="of the plan, counted from 1, in this order; by default all")
     parser.add_argument("--seeds", type=_numbers, default=[], help="in place of those that the plan has for a part")
+    parser.add_argument("--rivals", type=lambda text: text.split(","), default=[], help="likewise")
     parser.add_argument("--table", type=Path, help="publish what is done in such a folder, and measure nothing")
     parser.add_argument("--laws", action="store_true", help="fit the laws anew to what is published")
     parser.add_argument("--pictures", action="store_true", help="draw the pictures of what is published")
@@ -159,7 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--parts: from 1 to {len(PARTS)}")
     torch.set_num_threads(1)
     if options.out:
-        measure(options.out, options.shared / "data", options.only, options.hours, numbers, options.seeds)
+        chosen = Chosen(numbers, options.seeds, options.rivals)
+        measure(options.out, options.shared / "data", options.only, options.hours, chosen)
         return
     if options.laws:
         measured = {name: with_laws(found) for name, found in earlier("scaling").items()}

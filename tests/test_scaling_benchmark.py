@@ -62,15 +62,17 @@ def test_cells_are_measured_once_and_published(tiny, capsys):
 
 def test_parts_and_seeds_of_the_plan_can_be_chosen(tiny, monkeypatch, capsys):
     asked = []
-    parts = [([axis], (0,), ()) for axis in ("fast.steps=1", "fast.steps=2", "fast.steps=3")]
+    parts = [([axis], (0,), (TWIN, DIFFUSION)) for axis in ("fast.steps=1", "fast.steps=2", "fast.steps=3")]
     monkeypatch.setattr(scaling, "PARTS", parts)
-    monkeypatch.setattr(scaling, "run_study", lambda grid, **_: asked.extend(grid.cells()))
+    monkeypatch.setattr(scaling, "run_study", lambda grid, **_: asked.append(grid))
     run = ["--out", str(tiny / "runs"), "--shared", str(tiny)]
-    scaling.main([*run, "--parts", "3,1", "--seeds", "5,7"])
-    assert [(cell.config.fast.steps, cell.config.seed) for cell in asked] == [(3, 5), (3, 7), (1, 5), (1, 7)]
+    scaling.main([*run, "--parts", "3,1", "--seeds", "5,7", "--rivals", "twin"])
+    assert [grid.axes[0].values for grid in asked] == [(("3",),), (("1",),)]
+    assert {(*grid.seeds, *grid.rivals) for grid in asked} == {(5, 7, TWIN)}
     asked.clear()
     scaling.main(run)
-    assert [(cell.config.fast.steps, cell.config.seed) for cell in asked] == [(1, 0), (2, 0), (3, 0)]
+    assert [grid.axes[0].values for grid in asked] == [(("1",),), (("2",),), (("3",),)]
+    assert {(*grid.seeds, *grid.rivals) for grid in asked} == {(0, TWIN, DIFFUSION)}
     with pytest.raises(SystemExit):
         scaling.main([*run, "--parts", "4"])
     assert "from 1 to 3" in capsys.readouterr().err
