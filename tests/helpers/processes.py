@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -105,6 +106,8 @@ def _call(
 ) -> None:
     """In the new process, which was forked from one in another folder with another environment."""
     import pyro_ltm_cli.main
+
+    gc.freeze()  # to look through what was imported would copy the pages of a million objects
 
     without_extras(setattr)
     os.chdir(place[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -58,6 +59,7 @@ def _run(environment: dict[str, str], answer: Any, function: Callable[..., Any],
 
     from pyro_ltm.distributed import joined
 
+    gc.freeze()  # as in `helpers.processes`
     os.environ.update(environment)
     torch.set_num_threads(1)
     try:
