@@ -16,7 +16,8 @@ from typing import Any
 
 LOADED = ["datasets", "matplotlib.figure", "pyro_ltm", "pyro_ltm.comparison", "pyro_ltm.reports", "pyro_ltm.training"]
 LOADED += ["pyro_ltm_cli.commands.compare", "pyro_ltm_cli.commands.prepare", "pyro_ltm_cli.commands.train"]
-LOADED += ["pyro_ltm_cli.main", "torch._dynamo"]  # which torch imports to make an optimizer
+# The last two: what torch imports to make an optimizer, and what modules of tests import.
+LOADED += ["pyro_ltm_cli.main", "torch._dynamo", "pytest"]
 if sys.platform != "win32":
     FORKS = multiprocessing.get_context("forkserver")
     FORKS.set_forkserver_preload(LOADED)
