@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pyro_ltm.comparison.scaling.grid import EQUALITIES, LTM, STEP_UP, reads
-from pyro_ltm.comparison.scaling.law import FACTORS, RESAMPLINGS, Law, Observations, fit_law, why_no_law
+from pyro_ltm.comparison.scaling.law import FACTORS, RESAMPLINGS, Law, Observations, fit_law, values_of, why_no_law
 from pyro_ltm.comparison.scaling.result import FIGURES, Row, Study
 from pyro_ltm.scores.dependence import Places
 from pyro_ltm.scores.estimate import Difference, difference
@@ -147,8 +147,9 @@ def laws(study: Study, *, resamplings: int = RESAMPLINGS) -> list[dict[str, Any]
         for symbol in FACTORS:
             parts: dict[tuple[str, ...], list[Row]] = defaultdict(list)
             for where, rows in groups.items():
-                for row in rows:
-                    parts[where + _apart(row, symbol, rows)].append(row)
+                values = values_of(rows, symbol)
+                for row, value in zip(rows, values, strict=True):
+                    parts[where + _apart(value, symbol, values)].append(row)
             groups = parts
         for where, rows in sorted(groups.items()):
             seen = Observations.of(rows)
@@ -166,11 +167,9 @@ def _law(fitted: Law) -> dict[str, Any]:
     return {"why": f"the cells do not determine it: {'; '.join(fitted.doubts)}", "undetermined": asdict(fitted)}
 
 
-def _apart(row: Row, symbol: str, rows: Sequence[Row]) -> tuple[str, ...]:
+def _apart(value: int, symbol: str, values: Sequence[int]) -> tuple[str, ...]:
     """The value of a factor by which cells are fitted apart; nothing of one that a power can stand for."""
-    name = FACTORS[symbol]
-    few = len({getattr(one, name) for one in rows}) == 2
-    return (f"{name.replace('_', ' ')} {getattr(row, name):,}",) if few else ()
+    return (f"{FACTORS[symbol].replace('_', ' ')} {value:,}",) if len(set(values)) == 2 else ()
 
 
 def predicted_by(law: Mapping[str, Any], row: Row) -> float | None:

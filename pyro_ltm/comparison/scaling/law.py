@@ -37,6 +37,9 @@ FACTORS = {"P": "parameters", "D": "tokens", "T": "fast_steps", "N": "thoughts"}
 VALUES = 3
 """Different values of a factor that its power needs, at the least: of two any power gives the same difference."""
 
+ALIKE = 1.01
+"""Tokens read of no larger ratio are as many: with another seed documents of unlike length come in another order."""
+
 RESAMPLINGS = 200
 """For intervals."""
 HELD_OUT = 0.2
@@ -48,6 +51,18 @@ whose ends differ by this factor; misses of this share of the standard deviation
 less for twice as much of a factor; exponents of published laws lie below 1."""
 FLOOR_WITHIN = 0.5
 """An interval of E wider than this share of the lowest level does not determine it."""
+
+
+def values_of(rows: Sequence[Row], symbol: str) -> list[int]:
+    """A factor of each cell; of tokens that are alike the fewest."""
+    found = [int(getattr(row, FACTORS[symbol])) for row in rows]
+    if symbol != "D":
+        return found
+    fewest: dict[int, int] = {}
+    for tokens in sorted(set(found)):
+        last = max(fewest.values(), default=0)
+        fewest[tokens] = last if tokens <= ALIKE * last else tokens
+    return [fewest[tokens] for tokens in found]
 
 
 @dataclass(frozen=True)
@@ -75,14 +90,14 @@ class Observations:
 
         They are put in order by name, so that the order in which cells were done changes no figure.
         """
-        used = [name for name in FACTORS.values() if any(getattr(row, name) for row in rows)]
-        kept = [row for row in rows if row.bound and all(getattr(row, name) for name in used)]
+        used = {symbol: name for symbol, name in FACTORS.items() if any(getattr(row, name) for row in rows)}
+        kept = [row for row in rows if row.bound and all(getattr(row, name) for name in used.values())]
         kept.sort(key=lambda row: (row.settings, row.seed, row.name))
-        values = {symbol: {getattr(row, name) for row in kept} for symbol, name in FACTORS.items() if name in used}
-        factors = [symbol for symbol, some in values.items() if len(some) >= VALUES]
-        constant = {symbol: float(*some) for symbol, some in values.items() if len(some) == 1}
+        values = {symbol: values_of(kept, symbol) for symbol in used}
+        factors = [symbol for symbol, some in values.items() if len(set(some)) >= VALUES]
+        constant = {symbol: float(some[0]) for symbol, some in values.items() if len(set(some)) == 1}
         settings = sorted({row.settings for row in kept})
-        table = [[float(getattr(row, FACTORS[symbol])) for symbol in factors] for row in kept]
+        table = list(zip(*(values[symbol] for symbol in factors), strict=True))
         return cls(
             tuple(factors),
             torch.tensor(table, dtype=torch.float64).reshape(len(kept), len(factors)),
@@ -262,4 +277,4 @@ def _interval(values: Tensor) -> tuple[float, float]:
     return low, high
 
 
-__all__ = ["Law", "Observations", "fit_law", "why_no_law"]
+__all__ = ["Law", "Observations", "fit_law", "values_of", "why_no_law"]

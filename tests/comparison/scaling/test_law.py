@@ -153,6 +153,16 @@ def lower(row, nats):
     return Level(row.bound.nats_per_token - nats, 0.01)
 
 
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_seeds_that_read_a_few_tokens_more_or_less_are_no_other_length(seeds):
+    """Documents of unlike length come in another order: of three seeds tokens would be a factor with three values."""
+    alike = [dataclasses.replace(one, tokens=916_000) for one in rows(seeds=seeds)]
+    uneven = [dataclasses.replace(one, tokens=916_000 + 150 * one.seed) for one in alike]
+    found, same = (laws(Study({}, some), resamplings=5) for some in (uneven, alike))
+    assert found == same
+    assert found[0]["constant"]["D"] == 916_000
+
+
 def test_frontier_by_hand():
     points = [(3.0, 2.0), (1.0, 5.0), (2.0, 5.0), (2.0, 4.0), (4.0, 2.0), (5.0, 1.0), (6.0, 1.5)]
     assert frontier(points) == [(1.0, 5.0), (2.0, 4.0), (3.0, 2.0), (5.0, 1.0)]
