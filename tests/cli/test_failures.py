@@ -56,22 +56,44 @@ def test_a_fault_of_ours_is_not_hidden(error, failing):
         failing(error)
 
 
-def test_quiet_when_the_reader_goes_away(spawn, trained):
+EMITS = """
+import click
+from pyro_ltm_cli import main, output
+info = click.Command("info", callback=lambda run: output.emit({"run": run}), params=[click.Argument(["run"])])
+main.LazyGroup.get_command = lambda *_: info
+main.main()
+"""
+REAL = "from pyro_ltm_cli.main import main; main()"
+
+
+@pytest.fixture(params=[EMITS, pytest.param(REAL, marks=pytest.mark.long)], ids=["in its place", "info"])
+def info(request, trained):
+    """`info(stdout)`: `pyro-ltm info RUN` in a process of its own, or a command that prints and loads no model."""
+
+    def start(stdout):
+        command = [sys.executable, "-W", "error", "-c", request.param, "info", str(trained)]
+        buffered = os.environ | {"PYTHONUNBUFFERED": ""}  # what could not be written is tried once more at the end
+        return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=buffered)
+
+    return start
+
+
+def test_quiet_when_the_reader_goes_away(info):
     """As in `pyro-ltm info RUN | head -0`."""
     reader, writer = os.pipe()
     os.close(reader)
-    process = spawn("info", trained, stdout=writer)
+    process = info(writer)
     os.close(writer)
     assert process.communicate(timeout=60)[1] == ""
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_behind_stdout_is_one_line(trained, refused):
+def test_a_full_disk_behind_stdout_is_one_line(info, refused):
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "pyro_ltm_cli.main", "info", str(trained), "--json"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    refused(done.returncode, "", done.stderr, "No space left on device")
-    assert done.stderr.count("\n") == 1
+        process = info(full)
+        _, err = process.communicate(timeout=60)
+    refused(process.returncode, "", err, "No space left on device")
+    assert err.count("\n") == 1
 
 
 def flip_a_digit(path, key):
