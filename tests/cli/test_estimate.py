@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 from pyro_ltm_cli import estimate
 
+ANNOUNCE = estimate.announce
+
 
 @pytest.fixture
-def at_once(monkeypatch, with_extras):
+def at_once(monkeypatch):
     """Everything takes long."""
+    monkeypatch.setattr(estimate, "announce", ANNOUNCE)
     monkeypatch.setattr(estimate, "LONG", 0.0)
 
 
