@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -193,14 +194,26 @@ def pairs_in(out):
     return json.loads((out / "compare.json").read_text())["pairs"] if (out / "compare.json").exists() else []
 
 
+def signalled_in_the_second_pair():
+    """The second process alone."""
+    from pyro_ltm.comparison import posteriors
+
+    score, begun = posteriors.score_pair, []
+
+    def score_and_signal(*arguments, **options):
+        begun.append(None)
+        if os.environ["RANK"] == "1" and len(begun) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return score(*arguments, **options)
+
+    posteriors.score_pair = score_and_signal
+
+
 def test_compared_together(trained, ask, tmp_path):
     """Ended by a signal to one process, and gone on with by the same command; the pairs are those of one process."""
-    parts = ["--guides", "mean-field", "--objectives", "analytic-elbo", "--fast-steps", "2,300,3"]
+    parts = ["--guides", "mean-field", "--objectives", "analytic-elbo", "--fast-steps", "2,4,3"]
     words = ["compare", trained, *parts, "--sequences", 6, "--batch-size", 3, "--particles", 2, "--out"]
-    ranks = Ranks(*words, tmp_path / "c")
-    wait_until(lambda: pairs_in(tmp_path / "c"), *ranks.processes)
-    ranks.processes[1].send_signal(15)
-    codes, out, err = ranks.end()
+    codes, out, err = Ranks(*words, tmp_path / "c", first=signalled_in_the_second_pair).end()
     assert (codes, out) == ([0, 0], ""), err
     assert "Stopped: interrupted; what is scored is in" in err
     assert err.endswith("go on with the same command\n")
