@@ -189,7 +189,7 @@ def test_interrupted_it_goes_on(number, compared, invoke, fork, trained, tmp_pat
 @pytest.fixture(scope="module")
 def training(settings, trained):
     """`training(out)`: the arguments of a comparison of two trained decoders and both rivals."""
-    changed = settings(**{"slow.steps": 8, "slow.save_every": 2})
+    changed = settings(**{"slow.steps": 4, "slow.save_every": 2})
     return lambda out: [
         *("compare", "--train", "--data", trained / "data", *changed, *PAIRS, *SCORED),
         *("--twin", "--masked-diffusion", "--fast-steps", 1, "--out", out),
@@ -219,11 +219,11 @@ def test_training(trained_pairs, ask, invoke, training):
     assert "Training: delta × map (2/2)" in result.stderr
     answer = ask(*training(out))
     assert [row["guide"] for row in answer["pairs"]] == ["mean-field", "delta"]
-    assert answer["pairs"][0]["training"]["steps"] == 8
+    assert answer["pairs"][0]["training"]["steps"] == 4
     assert answer["pairs"][0]["equal_seconds"]["limit_seconds"] > 0
     for name in ("twin", "masked_diffusion"):
         assert answer[name]["elbo"]["nats_per_token"] > 0
-        assert answer[name]["training"]["steps"] == 8
+        assert answer[name]["training"]["steps"] == 4
     assert answer["masked_diffusion"]["iwae"] == answer["masked_diffusion"]["elbo"]
     runs = {path.name for path in (out / "runs").iterdir()}
     assert runs == {"delta--map", "mean-field--analytic-elbo", "twin", "masked-diffusion"}
@@ -231,14 +231,14 @@ def test_training(trained_pairs, ask, invoke, training):
 
 
 def die_while_the_second_pair_is_trained():
-    """In a new process: between its checkpoints of steps 4 and 6."""
+    """In a new process: between its checkpoints of steps 2 and 4."""
     from pyro_ltm.runs.metrics import MetricsLog
 
     write = MetricsLog.write
 
     def write_and_die(self, kind, row):
         write(self, kind, row)
-        if kind == "train" and row["step"] == 5 and self.path.parent.name == "delta--map":
+        if kind == "train" and row["step"] == 3 and self.path.parent.name == "delta--map":
             os.kill(os.getpid(), signal.SIGKILL)
 
     MetricsLog.write = write_and_die
