@@ -47,7 +47,7 @@ def ltms(cells: Iterable[Any], same: Mapping[str, Any]) -> list[Any]:
 def _by(found: Found, key: str, name: str, same: Mapping[str, Any]) -> str:
     """Cells by one factor, all else as in the middle; the notes have the other rival, too."""
     gaps = [f"below the twin, {words}" for words in EQUAL.values()]
-    columns = ["text", "window", name, "seeds", "at most, nats a token", "rate", *gaps]
+    columns = ["study", name, "seeds", "at most, nats a token", "rate", *gaps]
     columns += ["a written token, of the twin's operations"]
     lines = []
     for study, one in found.items():
@@ -58,7 +58,7 @@ def _by(found: Found, key: str, name: str, same: Mapping[str, Any]) -> str:
             theirs = [_gap(one["gaps"], names, "twin", equal) for equal in EQUAL]
             written = _share_of_twin(one, cells[0])
             rate = f"{mean(cell['rate'] for cell in cells):.1f}"
-            lines.append([*label(study), value, len(cells), level, rate, *theirs, written])
+            lines.append([study, value, len(cells), level, rate, *theirs, written])
     return table(columns, lines)
 
 

@@ -57,7 +57,7 @@ def test_cells_are_measured_once_and_published(tiny, capsys):
     same = {"thoughts": 4, "dim": 16, "layers": 2}
     by_steps = scaling_tables._by(found, "fast_steps", "fast steps", same)
     (cell,) = scaling_tables.ltms(study["cells"], {**same, "fast_steps": 1})
-    assert f"| worlds-15 | 8 | 1 | 1 | {cell['bound']['nats_per_token']:.4f} |" in by_steps
+    assert f"| worlds-15-w8 | 1 | 1 | {cell['bound']['nats_per_token']:.4f} |" in by_steps
 
 
 def test_parts_and_seeds_of_the_plan_can_be_chosen(tiny, monkeypatch, capsys):
@@ -91,7 +91,7 @@ def test_of_several_seeds_the_mean_and_the_ends_are_shown():
     twins = [{**cells[0], "family": "twin", "name": "twin--"}]
     found = {"worlds-15-w8": {"cells": [*cells, *twins], "gaps": gaps}}
     made = scaling_tables._by(found, "fast_steps", "fast steps", {})
-    assert "| worlds-15 | 8 | 4 | 3 | 4.0000 (3.0000 to 5.0000) |" in made
+    assert "| worlds-15-w8 | 4 | 3 | 4.0000 (3.0000 to 5.0000) |" in made
     assert "| +0.2500 ± 0.1250 (-0.5000 to +1.0000) |" in made
 
 
