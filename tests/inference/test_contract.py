@@ -1,7 +1,7 @@
 """Every family with every objective and optimizer: it runs and improves, or is refused with what does fit.
 
-`make test` has every refusal, and of the pairs that fit so many that each member is there twice; `make test-long` has
-the others. The tests walk the registries, so a new member cannot escape them.
+`make test` has every refusal, and of the pairs that fit so many that each member is there; `make test-long` has the
+others. The tests walk the registries, so a new member cannot escape them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pyro_ltm.types import State
 AXES = {"guide": FAMILIES, "objective": OBJECTIVES, "optimizer": OPTIMIZERS}
 EXTRA = {"stand-in without a closed-form KL": NoClosedForm}
 STEPS = 30
-DRAWS = 400
+DRAWS = 100
 PAIRS = [*itertools.product([*FAMILIES, *EXTRA], OBJECTIVES)]
 
 # What a fit must raise, where it is not the objective's own value: that of `target-rate` holds a constraint, the
@@ -58,18 +58,17 @@ REFUSED = [pair for pair in PAIRS if objective_of(pair[1]).refusal(build(pair[0]
 
 
 def test_every_member_that_fits_anything_is_in_a_short_test():
-    short = [param.values for param in covered(PAIRS, always=REFUSED) if not param.marks]
+    short = [param.values for param in covered(PAIRS, times=1, always=REFUSED) if not param.marks]
     assert {*REFUSED} <= {*short}
     for axis, names in enumerate(([*FAMILIES, *EXTRA], OBJECTIVES)):
         tried = Counter(pair[axis] for pair in short if pair not in REFUSED)
-        fits = Counter(pair[axis] for pair in PAIRS if pair not in REFUSED)
-        assert all(tried[name] >= min(2, fits[name]) > 0 for name in names)
+        assert all(tried[name] for name in names)
 
 
 def values(kind, objective, model, guide, batch, state: State) -> torch.Tensor:
     """[R, B] replicates, on fresh noise, of what a fit under `objective` is to raise."""
     many, each = copy.copy(objective), objective.num_particles
-    draws = many.num_particles = DRAWS if each == 1 else 4 * DRAWS  # of which each value takes several
+    draws = many.num_particles = DRAWS if each == 1 and kind != "rate" else 4 * DRAWS  # each value takes several
     with torch.no_grad(), DrawFrom(Noise(batch.ids, seed=1000)):
         terms = many.terms(model, guide, batch, state)
     if kind == "elbo":
@@ -95,7 +94,7 @@ def prepare(guide, objective, model, batch):
         train_step(model, [batch], FastLoop(guide, objective, steps=0), optimizer, clip=0.0, seed=step)
 
 
-@pytest.mark.parametrize(("guide_name", "objective_name"), covered(PAIRS, always=REFUSED))
+@pytest.mark.parametrize(("guide_name", "objective_name"), covered(PAIRS, times=1, always=REFUSED))
 def test_every_pair_runs_and_improves_or_is_refused(guide_name, objective_name):
     torch.set_default_dtype(torch.float64)
     model, batch = telling_model(2)
