@@ -83,7 +83,7 @@ def test_values_and_gradients_agree_with_generated_code():
 
 
 def test_compiles_once_for_fast_and_once_for_slow_steps():
-    counter = counting("aot_eager")
+    counter = counting("eager")
     model = small_model()
     model.decoder.compile(backend=counter, fullgraph=True)
     for seed in range(3):
@@ -95,7 +95,7 @@ def test_compiles_once_for_fast_and_once_for_slow_steps():
 
 
 def test_steps_on_a_stretch_take_no_graph_of_their_own():
-    counter = counting("aot_eager")
+    counter = counting("eager")
     batch, plain, fast = tiny_batch(), small_model(), small_model()
     fast.decoder.compile(backend=counter, fullgraph=True)
     (report, grads), (compiled_report, compiled_grads) = (step(model, batch, subsample=3) for model in (plain, fast))
