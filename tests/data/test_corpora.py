@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
+import hashlib
 import sys
+import warnings
+from multiprocessing.connection import Connection
 from pathlib import Path
+
+import pytest
+from helpers.processes import FORKS
 
 from pyro_ltm.data import prepare, read_source
 from pyro_ltm.data.corpora import CORPORA, MIN_DOCSTRING, python_docs, read_corpus
+
+pytestmark = pytest.mark.xdist_group("python-docs")  # one process reads Python's library for all
 
 
 def test_python_docs_is_large_and_ordered() -> None:
@@ -27,13 +34,25 @@ def test_python_docs_leaves_out_installed_packages_and_tests() -> None:
         assert not any(folder in origin for origin in origins)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
 def test_python_docs_is_the_same_in_another_process() -> None:
-    script = "from pyro_ltm.data.corpora import python_docs; print(hash_(python_docs()))"
-    script = "import hashlib; hash_ = lambda x: hashlib.sha256(repr(x).encode()).hexdigest(); " + script
-    output = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True)
-    import hashlib
+    ours, theirs = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=send_digest, args=(theirs,))
+    process.start()
+    theirs.close()
+    digest, seed = ours.recv()
+    process.join()
+    assert seed != hash("a"), "sets are ordered otherwise there"
+    assert digest == digest_of_documents()
 
-    assert output.stdout.strip() == hashlib.sha256(repr(python_docs()).encode()).hexdigest()
+
+def send_digest(pipe: Connection) -> None:
+    warnings.simplefilter("error")
+    pipe.send((digest_of_documents(), hash("a")))
+
+
+def digest_of_documents() -> str:
+    return hashlib.sha256(repr(python_docs()).encode()).hexdigest()
 
 
 def test_prepared(tmp_path: Path) -> None:

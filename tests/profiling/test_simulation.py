@@ -100,6 +100,10 @@ def paper() -> tuple[Config, Simulation]:
     return setup, simulate(setup)
 
 
+one_process = pytest.mark.xdist_group("simulated once")
+
+
+@one_process
 def test_memory_of_the_paper_s_step(paper):
     setup, found = paper
     most = max(sum(parts.values()) for parts in found.parts.values())
@@ -115,6 +119,7 @@ def test_memory_is_that_of_a_real_step(settings):
     assert total(setup) == pytest.approx(peak_memory(lambda: train(setup)), rel=CLOSE)
 
 
+@one_process
 def test_parts_are_what_they_say(paper):
     setup, found = paper
     model, loop = build(setup)
@@ -131,6 +136,7 @@ def test_parts_are_what_they_say(paper):
     assert found.fast_steps == loop.steps
 
 
+@one_process
 def test_operations_are_those_of_a_real_step(paper):
     setup, found = paper
     alone, with_three = (count_operations(lambda fast=fast: train(setup, ((1, fast),))) for fast in (0, 3))
