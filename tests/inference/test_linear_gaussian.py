@@ -24,6 +24,8 @@ ELSEWHERE = {"vr-max", "jackknife", "beta", "free-bits", "target-rate", "mean-ra
 FLAT = {"iwae", "dreg", "renyi"}
 # One early draw can weigh so much that Adam is careful ever after.
 LATE = {"chi", "tail-adaptive"}
+ALIKE = {"cyclical"}
+"""Outside of training it is `annealed`, to the bit."""
 ELBOS = {"elbo", "analytic-elbo", "stl", "annealed", "cyclical"} & set(OBJECTIVES)
 """Whose gradient is that of the ELBO itself."""
 
@@ -40,7 +42,14 @@ def fit(model, batch, objective, steps=400, **options):
         return fit_posterior(model, batch, guide=guide, objective=objective, steps=steps, **options)
 
 
-@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in ELSEWHERE | FLAT])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in ALIKE else ())
+        for name in OBJECTIVES
+        if name not in ELSEWHERE | FLAT
+    ],
+)
 def test_reaches_the_exact_posterior_and_evidence(name):
     """Copies of one sequence under different names are replicates: their scatter is the error of one fit."""
     model = LinearGaussian()

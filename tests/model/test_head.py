@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.covering import covered
 from helpers.devices import as_on_a_gpu, needs_a_gpu
 
 from pyro_ltm.model.kernels import head, head_tiles
@@ -32,7 +34,10 @@ def both(hidden, weight, tokens, dtype=None, cap=0.0):
 each_cap = pytest.mark.parametrize("cap", [0.0, 2.0], ids=["no cap", "a cap"])
 
 
-@pytest.fixture(params=["one chunk", "chunks that do not come out even"])
+CHUNKS = ["one chunk", "chunks that do not come out even"]
+
+
+@pytest.fixture(params=CHUNKS)
 def chunks(request, monkeypatch):
     if request.param != "one chunk":
         monkeypatch.setattr(head, "CHUNK", 20 * V * 8)  # 70 positions in double precision: four times 16, and 6
@@ -102,8 +107,11 @@ def _compiler(monkeypatch):
 
 @pytest.mark.usefixtures("_compiler")
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@each_cap
+@pytest.mark.parametrize(
+    ("chunks", "dtype", "cap"),
+    covered(itertools.product(CHUNKS, (torch.float32, torch.bfloat16), (0.0, 2.0)), times=1),
+    indirect=["chunks"],
+)
 def test_a_gpus_way_with_logits(chunks, dtype, cap, monkeypatch):
     """Padded rows and the compiled softmax: no more than rounded, and no row of zeros is ever likely."""
     as_on_a_gpu(monkeypatch)
@@ -173,7 +181,7 @@ def test_a_probability_too_small_for_a_number_has_its_log(dtype):
 def test_never_holds_all_logits(learns, cap):
     from pyro_ltm.profiling.memory import peak_memory
 
-    rows, vocab = 4096, 16384  # 256 MiB of logits
+    rows, vocab = 2048, 16384  # 128 MiB of logits, of which a chunk is 32 MiB
     leaves = {"weight": torch.randn(vocab, D), "hidden": torch.randn(rows, D)}
     tokens = torch.zeros(rows, dtype=torch.int64)
     leaf = leaves[learns].requires_grad_()

@@ -137,7 +137,7 @@ def left_alone(tokens, tmp_path_factory):
     return functools.cache(lambda way: ltm.train(configure(*WAYS[way]), data=tokens, out=folder / way))
 
 
-@pytest.mark.parametrize(("way", "at"), covered(itertools.product(WAYS, (1, 3, 6))))
+@pytest.mark.parametrize(("way", "at"), covered(itertools.product(WAYS, (1, 3, 6)), times=1))
 def test_stopped_and_resumed_ends_with_the_same_weights(tokens, left_alone, tmp_path, way, at):
     config, whole = configure(*WAYS[way]), left_alone(way)
 
