@@ -225,7 +225,7 @@ def _status(key: str) -> int:
 
 
 REAL: dict[str, tuple[str, ...]] = {
-    "nano": ("nano", "slow.batch_size=32"),
+    "nano": ("nano", "slow.batch_size=16"),
     "half": ("nano", "slow.batch_size=64", "slow.accumulate=2", "dtype=bfloat16"),
     "again": ("nano", "slow.batch_size=64", "slow.recompute=true"),
     "mini": ("mini", "slow.batch_size=2"),
