@@ -9,11 +9,13 @@ The fakes go both ways, a CPU's and a GPU's. On a machine with a GPU torch's own
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from contextlib import contextmanager
 
 import pyro
 import pytest
 import torch
+from helpers.covering import covered
 from helpers.devices import as_on_a_gpu, needs_a_gpu
 from helpers.loops import fit_posterior
 from helpers.tiny import tiny_batch, tiny_config
@@ -72,13 +74,13 @@ def noted(monkeypatch, *functions):
 
 
 # Not the CPU's way in half precision: its head looks at numbers that it need not wait for.
-@pytest.mark.parametrize(
-    ("way", "dtype"), [("cpu", torch.float32), ("gpu", torch.float32), ("gpu", torch.bfloat16)], ids=str
-)
-@pytest.mark.parametrize(
-    "options", [{}, {"subsample": 3}, {"noise": "antithetic"}], ids=["all", "sample", "antithetic"]
-)
-def test_a_step_needs_no_value_on_the_host(way, dtype, options, monkeypatch):
+WAYS = [("cpu", torch.float32), ("gpu", torch.float32), ("gpu", torch.bfloat16)]
+OPTIONS = {"all": {}, "sample": {"subsample": 3}, "antithetic": {"noise": "antithetic"}}
+
+
+@pytest.mark.parametrize(("kind", "loop"), covered(itertools.product(WAYS, OPTIONS), times=1))
+def test_a_step_needs_no_value_on_the_host(kind, loop, monkeypatch):
+    (way, dtype), options = kind, OPTIONS[loop]
     if way == "gpu":
         as_on_a_gpu(monkeypatch)
     entered = noted(monkeypatch, (attention, "_in_bands"), (head, "_chunked"))
