@@ -96,6 +96,7 @@ def check(names, samples, copies, steps):
         assert ((mean - truth).abs() < 4.5 * (spread.square() + error**2).sqrt()).all(), name
 
 
+@pytest.mark.long
 def test_families_agree_with_short_chains():
     with pyro.validation_enabled(False):  # which would take a fifth of the time
         check(["mean-field", "full-rank"], samples=60, copies=8, steps=150)
