@@ -183,7 +183,8 @@ MOVES = [*itertools.product(FAMILIES, OPTIMIZERS, KINDS)]
 
 
 @pytest.mark.parametrize(
-    ("guide_name", "optimizer_name", "noise"), covered(MOVES, always=(row for row in MOVES if has_no_step(*row)))
+    ("guide_name", "optimizer_name", "noise"),
+    covered(MOVES, times=1, always=(row for row in MOVES if has_no_step(*row))),
 )
 def test_every_optimizer_and_noise_runs_or_is_refused(guide_name, optimizer_name, noise):
     torch.set_default_dtype(torch.float64)

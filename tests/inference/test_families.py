@@ -149,7 +149,7 @@ def test_mixtures_and_flows_contain_independent_normals(name):
         assert ((got.mean(0) - wanted).abs() < 4 * error + (curvature * gap.mean()).sqrt()).all()
 
 
-@pytest.mark.parametrize("name", ["mixture", "flow", "low-rank:2"])
+@pytest.mark.parametrize("name", ["mixture", "flow", pytest.param("low-rank:2", marks=pytest.mark.long)])
 def test_a_richer_family_is_worth_more_than_mean_field(name):
     """On a posterior that none of them contains."""
     covariance = correlated()

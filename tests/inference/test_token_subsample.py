@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from contextlib import ExitStack
 
 import pytest
 import torch
+from helpers.covering import covered
 from helpers.loops import fit_posterior
 from helpers.tiny import tiny_batch, tiny_config, tiny_model
 
@@ -31,9 +33,9 @@ def every_sample(batch):
     return [subsampled(batch, EVERY, step=step, seed=0) for step in range(EVERY)]
 
 
-@pytest.mark.parametrize("window", [1, 3, 7, 20])
-@pytest.mark.parametrize("layers", [1, 2, 4])
-@pytest.mark.parametrize("way", ["blocks", "bands", "held"])
+@pytest.mark.parametrize(
+    ("way", "layers", "window"), covered(itertools.product(("blocks", "bands", "held"), (1, 2, 4), (1, 3, 7, 20)))
+)
 def test_the_decoder_gives_the_same_for_a_stretch(layers, window, way, monkeypatch):
     """What no token of the stretch can see is left out, and nothing else; values and gradients."""
     torch.set_default_dtype(torch.float64)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.covering import covered
 from helpers.loops import fit_posterior
 from helpers.plain_options import option_logits
 from helpers.tiny import T, enlarge, tiny_batch, tiny_config, tiny_decoder, tiny_model, tiny_tokens
@@ -74,10 +76,11 @@ def test_logits_and_gradients_are_those_of_the_formulas(double, options):
         assert mine.abs().max() > 0, "a parameter has no effect"
 
 
-@each_option
-@pytest.mark.parametrize("learns", ["thoughts", "weights", "nothing"])
-def test_token_log_probs_are_those_of_the_logits(double, options, learns):
-    decoder, tokens, thoughts = parts(options)
+@pytest.mark.parametrize(
+    ("option", "learns"), covered(itertools.product(OPTIONS, ("thoughts", "weights", "nothing")), times=1)
+)
+def test_token_log_probs_are_those_of_the_logits(double, option, learns):
+    decoder, tokens, thoughts = parts(OPTIONS[option])
     targets = tiny_tokens(3)[:, 1:].flatten()
     if learns != "weights":
         decoder.requires_grad_(False)
