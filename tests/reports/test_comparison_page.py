@@ -179,7 +179,7 @@ def test_nothing_that_is_written_on_a_picture_covers_anything_else(rows, columns
         plot_map(found),
     ):
         canvas = FigureCanvasAgg(figure)
-        canvas.draw()
+        figure.draw_without_rendering()
         renderer = canvas.get_renderer()
         written = [figure._supxlabel, figure._supylabel] if figure._supxlabel is not None else []
         for axes in figure.axes:
