@@ -156,7 +156,7 @@ def pairs_in(out):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-@pytest.mark.parametrize("number", ["SIGKILL", "SIGINT"])
+@pytest.mark.parametrize("number", ["SIGINT", pytest.param("SIGKILL", marks=pytest.mark.long)])
 def test_interrupted_it_goes_on(number, compared, invoke, fork, trained, tmp_path):
     out = tmp_path / "a folder" / "c"
     command = ["compare", trained, *PAIRS, "--fast-steps", "2,4", *SCORED, "--out", out]

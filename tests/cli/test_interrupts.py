@@ -235,7 +235,9 @@ def test_killed_while_preparing_alone_then_prepared_anew(command, fork, tmp_path
     assert (out / "meta.json").exists()
 
 
-@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGTERM", "SIGXCPU"])
+@pytest.mark.parametrize(
+    "name", ["SIGXCPU", *(pytest.param(name, marks=pytest.mark.long) for name in ("SIGHUP", "SIGUSR1", "SIGTERM"))]
+)
 def test_every_signal_to_end_saves_first(name, settings, invoke, trained, tmp_path, monkeypatch):
     """A closed terminal sends SIGHUP, and more than once; a batch system warns with SIGUSR1. That is a good end."""
     from pyro_ltm.runs.metrics import MetricsLog
