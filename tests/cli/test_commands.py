@@ -202,7 +202,7 @@ def test_thoughts_of_another_run_are_named(invoke, trained, tmp_path, suffix):
     assert f"Warning: --thoughts {out}: inferred by runs/other at step 4, which is another decoder" in done.stderr
 
 
-@pytest.mark.parametrize(("length", "window"), [(1100, 8), (64, 32)])
+@pytest.mark.parametrize(("length", "window"), [(1100, 8), pytest.param(64, 32, marks=pytest.mark.long)])
 def test_long_sequences_have_their_own_default(ask, invoke, tmp_path, length, window):
     """Without a preset: nano-long for sequences that are long, nano for the others; a preset that is named holds."""
     out, tokens = tmp_path / "run", tmp_path / "tokens"

@@ -227,6 +227,7 @@ def test_compared_together(trained, ask, tmp_path):
     assert (tmp_path / "c" / "compare.html").is_file()
 
 
+@pytest.mark.long
 def test_a_study_of_two_is_killed_and_gone_on_with_by_one(trained, settings, ask, tmp_path):
     changed = settings(**{"slow.steps": 6, "slow.save_every": 1})
     words = ["scale", "--data", trained / "data", *changed, "--axis", "fast.steps=1,2", "--rivals", "none"]
