@@ -93,8 +93,8 @@ def test_table(invoke, twin, tasks):
         assert words in result.stdout
 
 
-def test_a_real_process_writes_json_alone(fork, trained, tasks):
-    process = fork("lm-eval", trained, "--tasks", "my-choices", "--include-path", tasks, "--json")
+def test_a_real_process_writes_json_alone(spawn, trained, tasks):
+    process = spawn("lm-eval", trained, "--tasks", "my-choices", "--include-path", tasks, "--json")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "my-choices" in json.loads(out)["results"]
