@@ -1,26 +1,25 @@
-"""Trains a small latent-thought language model on text that ships with Python, and shows what thoughts are good for.
+"""Trains small latent-thought language models, and shows what thoughts are good for.
 
     make demo                      (or: python examples/demo.py [--out FOLDER] [--steps N])
 
-Runs the commands that a user would type, each as its own process, and sums up what they measured. Nothing is
-downloaded.
+On text that ships with Python: what they tell of a text. On long texts of known entropy (`worlds.py`): what they do for
+likelihood. Runs the commands that a user would type, each as its own process, and sums up what they measured. Nothing
+is downloaded.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from worlds import compare, console, run, show
 
 from pyro_ltm import UserError
 from pyro_ltm.data.corpora import python_docs
@@ -29,24 +28,12 @@ from pyro_ltm.runs.batches import text_batches
 from pyro_ltm.thoughts.diagnostics import Thoughts
 from pyro_ltm.thoughts.probes import nearest
 
-console = Console()
 KINDS = ("reference", "email", "asyncio", "logging", "xml", "http")
 """Parts of Python's documentation, of which the first `SHOWN` that have enough texts are told apart."""
 SHOWN, HELD_OUT = 4, 30
 """Kinds, and texts of each that the model never learns from."""
 EXCERPT = 150
 """Characters of a text that are shown."""
-
-
-def run(*arguments: str) -> dict[str, Any]:
-    """Shows a command, runs it with its progress on the terminal, and gives the object that it prints."""
-    console.print(f"\n[bold green]$[/] [bold]pyro-ltm {shlex.join(arguments)}[/]", highlight=False)
-    command = [sys.executable, *sys.orig_argv[1 : -len(sys.argv)], "-m", "pyro_ltm_cli.main", *arguments, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
 
 
 def write_texts(learned: Path, judged: Path) -> None:
@@ -97,12 +84,15 @@ def main() -> None:
     figures = run("evaluate", ltm, "--twin", twin, "--sequences", "128")
     console.rule("4. What the thoughts of other texts tell, and what is written from them")
     found = run("report", ltm, "--labels", kinds, "--label-column", "kind")
+    console.rule("5. Train: long texts of known entropy, where thoughts help to predict")
+    long = compare(out / "worlds", options.steps)
 
     summary = {
         "bound": figures["bound"],
         "twin": figures["twin"],
         "exchange_rate": figures.get("exchange_rate"),
         "probe": found["probes"][0],
+        "worlds": {"bound": long["bound"], "twin": long["twin"], "floor": long["floor"], "closed": long.get("closed")},
         "seconds": round(time.perf_counter() - started, 1),
     }
     (out / "demo.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -138,14 +128,23 @@ def report(summary: dict[str, Any], found: dict[str, Any], near: list[dict[str, 
     console.print(table)
     if probe["verdict"]:
         console.print(probe["verdict"], highlight=False)
-    console.print(likelihood(summary), highlight=False)
+    console.print(likelihood(summary) + "\n", highlight=False)
+    show(summary["worlds"])
     console.print(f"\nDone in {summary['seconds']:.0f} s. Written:", style="bold", highlight=False)
-    for path in ("ltm/report/report.html", "ltm/plots/training.png", "demo.json", "kinds.jsonl", "ltm", "twin", "data"):
+    for path in (
+        "ltm/report/report.html",
+        "ltm/plots/training.png",
+        "demo.json",
+        "kinds.jsonl",
+        "ltm",
+        "twin",
+        "data",
+        "worlds",
+    ):
         console.print(f"  {out / path}", highlight=False)
     console.print("\nNext:", style="bold")
     console.print(f"  .venv/bin/pyro-ltm generate {out}/ltm --num 3", highlight=False)
     console.print("  .venv/bin/pyro-ltm train --data YOUR.jsonl --out runs/mine --rate 40", highlight=False)
-    console.print("  .venv/bin/python examples/worlds.py  (below a twin, in three minutes)", highlight=False)
     console.print("  .venv/bin/pyro-ltm --help", highlight=False)
 
 
@@ -157,8 +156,7 @@ def likelihood(summary: dict[str, Any]) -> str:
     return (
         f"Thoughts carry {bound['kl_nats_per_sequence']:.1f} nats a text{saved}. So short a text is predicted "
         f"{'worse' if gap > 0 else 'better'} with them, by {abs(gap):.3f} nats a token: at such a rate they are for "
-        "what they tell of a text; for likelihood see long ones (the presets nano-long and nano-worlds, "
-        "docs/results.md)."
+        "what they tell of a text. For likelihood long texts are where they help (docs/results.md):"
     )
 
 

@@ -11,6 +11,9 @@ hours, take it further (docs/results.md).
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 import pyro_ltm as ltm
-from pyro_ltm.config import load_toml
 from pyro_ltm.runs.protocols import evaluate_protocols
 
+console = Console()
 WORLDS = "worlds:length=120,documents=800"
 """Documents of 120 sentences."""
 DOCUMENTS, FAST_STEPS = 16, 32
@@ -34,16 +37,31 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/worlds"), help="a new folder for both runs")
     parser.add_argument("--steps", type=int, help="slow steps; default: 260")
     options = parser.parse_args()
+    show(compare(options.out, options.steps))
 
-    config = load_toml(Path(__file__).with_suffix(".toml"), ltm.preset("nano-long"))
-    config = ltm.apply_settings(config, [f"slow.steps={options.steps}"] if options.steps else [])
-    run = ltm.train(config, data=WORLDS, out=options.out / "ltm")
-    without = ltm.apply_settings(config, ["model.thoughts=0"])
-    twin = ltm.train(without, data=options.out / "ltm" / "data", out=options.out / "twin")
+
+def compare(out: Path, steps: int | None) -> dict[str, Any]:
+    """Trains a model and its twin below `out`, and scores both on the same documents."""
+    told = ["--preset", "nano-long", "--config", str(Path(__file__).with_suffix(".toml"))]
+    told += ["--steps", str(steps)] if steps else []
+    model, twin = out / "ltm", out / "twin"
+    run("train", "--data", WORLDS, "--out", str(model), *told)
+    run("train", "--data", str(model / "data"), "--out", str(twin), *told, "--set", "model.thoughts=0")
     # The bound itself, and not at a given rate.
-    fitted = run.with_parts(objective="analytic-elbo", optimizer="natural")
-    found = evaluate_protocols(fitted, fitted.dataset(), twin=twin, sequences=DOCUMENTS, fast_steps=FAST_STEPS)
-    show(found.to_dict())
+    fitted = ltm.Run.load(model).with_parts(objective="analytic-elbo", optimizer="natural")
+    scored = {"sequences": DOCUMENTS, "fast_steps": FAST_STEPS}
+    return evaluate_protocols(fitted, fitted.dataset(), twin=ltm.Run.load(twin), **scored).to_dict()
+
+
+def run(*arguments: str) -> dict[str, Any]:
+    """Shows a command, runs it with its progress on the terminal, and gives the object that it prints."""
+    console.print(f"\n[bold green]$[/] [bold]pyro-ltm {shlex.join(arguments)}[/]", highlight=False)
+    command = [sys.executable, *sys.orig_argv[1 : -len(sys.argv)], "-m", "pyro_ltm_cli.main", *arguments, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
 def show(found: dict[str, Any]) -> None:
@@ -56,7 +74,6 @@ def show(found: dict[str, Any]) -> None:
     way = f"{closed['share']:.0%} ± {closed['stderr']:.0%}" if closed else ""
     table.add_row("this model, at most", level(bound), way)
     table.add_row("entropy, exactly", level(found["floor"]), "")
-    console = Console()
     console.print(table)
     lost = bound["distortion_shuffled"] - bound["distortion_nats_per_token"]
     console.print(

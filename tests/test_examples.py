@@ -30,6 +30,9 @@ SMALL = ["model.dim=32", "model.layers=1", "model.heads=2", "fast.steps=2"]
 SMALL = [word for change in (*SMALL, "slow.batch_size=4", "slow.eval_sequences=8") for word in ("--set", change)]
 
 
+FEW_WORLDS = {"WORLDS": "worlds:length=8,documents=40", "DOCUMENTS": 3, "FAST_STEPS": 2}
+
+
 def run(name, folder, *arguments, short=False):
     """What an example says: as a process, or in short in this one: a smaller model, fewer folds, no extras."""
     if short:
@@ -55,6 +58,9 @@ def run_here(name, folder, *arguments):
         without_extras(patch.setattr)
         patch.setattr(probes, "FOLDS", 3)
         patch.setattr(subprocess, "run", call)
+        patch.setitem(sys.modules, "worlds", worlds)
+        for changed, value in FEW_WORLDS.items():
+            patch.setattr(worlds, changed, value)
         patch.setattr(sys, "argv", [name, *arguments])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     return said.getvalue()
@@ -85,24 +91,11 @@ def test_algorithm_1_trains(capsys):
     assert bounds[-1] < bounds[0]
 
 
-@pytest.mark.parametrize("documents", [3, pytest.param(16, marks=pytest.mark.long)])
-def test_worlds_show_a_way_to_go(documents, tmp_path, monkeypatch):
-    """In the long form as it is, and below the twin."""
-    words = ["worlds.py", "--out", str(tmp_path)]
-    if documents == 3:
-        few = {"WORLDS": "worlds:length=8,documents=40", "DOCUMENTS": 3, "FAST_STEPS": 2}
-        for name, value in few.items():
-            monkeypatch.setattr(worlds, name, value)
-        words += ["--steps", "2"]
-    monkeypatch.setattr(sys, "argv", words)
-    shown = []
-    monkeypatch.setattr(worlds, "show", lambda found, show=worlds.show: (show(found), shown.append(found)))
-    worlds.main()
-    (found,) = shown
-    assert found["bound"]["sequences"] == found["twin"]["sequences"] == documents
-    assert found["floor"]["nats_per_token"] < found["twin"]["nats_per_token"]
-    if documents == 16:
-        assert found["closed"]["bound"]["share"] > 0.05
+@pytest.mark.long
+def test_worlds_show_a_way_to_go(tmp_path):
+    found = worlds.compare(tmp_path, None)
+    assert found["bound"]["sequences"] == found["twin"]["sequences"] == 16
+    assert found["closed"]["bound"]["share"] > 0.05
 
 
 def test_the_demo_runs(demo):
@@ -110,11 +103,20 @@ def test_the_demo_runs(demo):
     summary = json.loads((folder / "demo.json").read_text())
     assert summary["bound"]["sequences"] == summary["twin"]["sequences"] == (8 if short else 128)
     assert (folder / "ltm/plots/bounds.png").read_bytes().startswith(b"\x89PNG")
+    long = summary["worlds"]
+    assert long["bound"]["sequences"] == long["twin"]["sequences"] == (3 if short else 16)
+    assert long["floor"]["nats_per_token"] < long["twin"]["nats_per_token"]
     assert set(summary["probe"]["baselines"]) > {"untrained decoder", "bag of words"}
     learned, judged = (set(texts_of(folder / name)) for name in ("text.jsonl", "kinds.jsonl"))
     assert len(judged) >= 100
     assert not learned & judged
-    for part in ("Written again from its thoughts", "whose thoughts lie nearest", "nats a token", "Next:"):
+    for part in (
+        "Written again from its thoughts",
+        "whose thoughts lie nearest",
+        "nats a token",
+        "entropy, exactly",
+        "Next:",
+    ):
         assert part in said
 
 
