@@ -77,8 +77,11 @@ THOUGHTS: Mapping[str, Sequence[str]] = {
     "64 fast steps": ["fast.steps=64"],
 }
 """What thoughts are and how they are fitted: the twin is that of `OURS`."""
+GUIDES = ("student-t", "full-rank", "kronecker", "layered", "mixture", "flow", "semi-amortized")
+"""Families besides the mean field and `low-rank:8`: is the rate held with each?"""
 DIAL: Mapping[str, tuple[str, Sequence[str]]] = {
     **{name: (OURS, settings) for name, settings in (*THOUGHTS.items(), *DECODERS.items())},
+    **{name: (OURS, [f"guide.name={name}"]) for name in GUIDES},
     **{f"twin, {name}": (OURS, [*TWIN, *settings]) for name, settings in DECODERS.items()},
 }
 """Likewise, for the page of the dial: what a rate buys, and what makes it dear."""
