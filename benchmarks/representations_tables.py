@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import pages
 from pyro_ltm.scores.exchange import ExchangeRate, exchange_rate
+from pyro_ltm.thoughts.baselines import SHUFFLED
 
 Rows = Mapping[str, Any]
 ASKED = {"nano": "none", **{f"rate {nats}": str(nats) for nats in (5, 10, 20)}, "nano-thoughts": "40", "rate 80": "80"}
@@ -44,12 +45,12 @@ def by_features(rows: Rows) -> dict[tuple[str, str], dict[str, list[Mapping[str,
 def briefly(rows: Rows) -> str:
     """Means over seeds of the linear probe and of the neighbours: a row for features, a column for a set and label.
 
-    Sets of which no model was measured are left out.
+    Sets of which no model was measured are left out, and so are shuffled thoughts, which tell what chance does.
     """
     found = {key: named for key, named in by_features(rows).items() if "nano-thoughts" in named}
     columns = ["linear probe, 10 nearest neighbours", *(f"{texts}: {label}" for texts, label in found)]
     lines = []
-    for name in next(iter(found.values()), {}):
+    for name in [name for name in next(iter(found.values()), {}) if name != SHUFFLED]:
         each = [named.get(name, []) for named in found.values()]
         cells = [f"{mean(one, 'probe'):.3f}, {mean(one, 'neighbours'):.3f}" if one else "-" for one in each]
         lines.append([name, *cells])
@@ -94,23 +95,21 @@ def dial(rows: Rows) -> dict[str, list[Mapping[str, float]]]:
 def rates(rows: Rows) -> str:
     """A row for each rate that was asked for on the four kinds: means over seeds, and the lowest and the highest."""
     columns = ["asked for", "seeds", "rate", "saved a nat", "distortion", "bound", "probe, neighbours"]
-    columns += ["written again (by chance)", "between two (from one; by chance)"]
+    columns.append("written again (by chance)")
     lines = []
     for asked, each in dial(rows).items():
         shown = [spread([one["rate"] for one in each], 1), spread([one["saved"] for one in each], 2)]
         shown += [f"{mean(each, key):.2f}" for key in ("distortion", "bound")]
         shown.append(", ".join(f"{mean(each, key):.3f}" for key in ("probe", "neighbours")))
         shown.append(f"{mean(each, 'again'):.2f} ({mean(each, 'by_chance'):.2f})")
-        middle, end, other = (mean(each, key) for key in ("midpoint", "end", "other"))
-        between = "-" if math.isnan(middle) else f"{middle:.2f} ({end:.2f}; {other:.2f})"
-        lines.append([asked, len(each), *shown, between])
+        lines.append([asked, len(each), *shown])
     return pages.table(columns, lines)
 
 
 def causes(rows: Rows) -> str:
     """A row for each change of the preset on the four kinds, beside the preset itself, by what a nat of rate saves."""
     columns = ["what is changed", "seed", "rate", "saved a nat, against the twin", "bound", "twin", "probe"]
-    columns += ["neighbours", "tokens written again (by chance)"]
+    columns += ["neighbours", "tokens written again (by chance)", "between two (from one; by chance)"]
     lines = []
     for row in rows.values():
         if row["texts"] == "four-kinds" and row.get("rate") and (row["dial"] or row["preset"] == "nano-thoughts"):
@@ -118,7 +117,9 @@ def causes(rows: Rows) -> str:
             shown = [f"{found[key]:.3f}" for key in ("bound", "twin", "probe", "neighbours")]
             saved = f"{found['saved']:.2f} ± {found['saved_stderr']:.2f}"
             rate, again = f"{found['rate']:.1f} ± {row['rate_stderr']:.1f}", f"{found['again']:.2f}"
-            cells = [rate, saved, *shown, f"{again} ({found['by_chance']:.2f})"]
+            middle, end, other = (found[key] for key in ("midpoint", "end", "other"))
+            between = "-" if math.isnan(middle) else f"{middle:.2f} ({end:.2f}; {other:.2f})"
+            cells = [rate, saved, *shown, f"{again} ({found['by_chance']:.2f})", between]
             lines.append((found["saved"], [row["features_named"], row["seed"], *cells]))
     lines.sort(key=lambda line: (math.isnan(line[0]), -line[0]))
     return pages.table(columns, [line for _, line in lines])
