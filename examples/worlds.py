@@ -4,7 +4,7 @@
 
 Worlds are texts made from hidden factors (subject, place, object, mood, plot), so that their entropy is known exactly.
 Model and twin, the same decoder without thoughts, look 8 tokens back; what the thoughts keep of a text lies further
-away. After two minutes of training the model is on its way from the twin to the entropy; the preset `nano-worlds`, and
+away. After a minute or two of training the model is on its way from the twin to the entropy; the preset `nano-worlds`, and
 hours, take it further (docs/results.md).
 """
 
@@ -47,6 +47,7 @@ def compare(out: Path, steps: int | None) -> dict[str, Any]:
     model, twin = out / "ltm", out / "twin"
     run("train", "--data", WORLDS, "--out", str(model), *told)
     run("train", "--data", str(model / "data"), "--out", str(twin), *told, "--set", "model.thoughts=0")
+    console.print(f"\nscoring {DOCUMENTS} documents by both: a minute at most", highlight=False)
     # The bound itself, and not at a given rate.
     fitted = ltm.Run.load(model).with_parts(objective="analytic-elbo", optimizer="natural")
     scored = {"sequences": DOCUMENTS, "fast_steps": FAST_STEPS}
