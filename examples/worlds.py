@@ -4,7 +4,7 @@
 
 Worlds are texts made from hidden factors (subject, place, object, mood, plot), so that their entropy is known exactly.
 Model and twin, the same decoder without thoughts, look 8 tokens back; what the thoughts keep of a text lies further
-away. After a minute or two of training the model is on its way from the twin to the entropy; the preset `nano-worlds`, and
+away. After a minute of training the model is on its way from the twin to the entropy; the preset `nano-worlds`, and
 hours, take it further (docs/results.md).
 """
 
