@@ -16,7 +16,7 @@ from pyro_ltm.data.folder import CHECKED
 from pyro_ltm.data.presets import preset_for
 from pyro_ltm.distributed import current, joined
 from pyro_ltm.errors import UserError, warn
-from pyro_ltm.files import made_folder
+from pyro_ltm.files import clear_errors, made_folder
 from pyro_ltm.inference.build import build, build_objective, check_config
 from pyro_ltm.inference.parts import AXES, with_known, with_parts
 from pyro_ltm.locks import locked
@@ -280,6 +280,8 @@ def _check_folder(out: Path, resume: bool, data: object) -> bool:
         # Weights that were trained, or converted: starting again would throw them away.
         if meta.step or not (out / DATA).exists():
             raise UserError(f"{out}: has weights but no {TRAINER} to go on from; start a new run in another folder")
+    if exists and not (out / MODEL).exists() and not kept(out) and _has_learned(out):
+        raise UserError(f"{out}: {METRICS} has its steps, but its weights are gone; put {MODEL} and {TRAINER} back")
     if exists and not resume:
         raise UserError(f"{out}: already holds a run; go on with it with --resume, or choose another folder")
     if out.exists() and not out.is_dir():
@@ -292,6 +294,13 @@ def _check_folder(out: Path, resume: bool, data: object) -> bool:
         what = "no run to resume here" if resume else "nothing to train on"
         raise UserError(f"{out}: {what}; name the text with --data")
     return exists
+
+
+def _has_learned(out: Path) -> bool:
+    """Whether a slow step was taken: the weights are written before the first."""
+    path = out / METRICS
+    with clear_errors(path):
+        return path.exists() and b'"kind": "train"' in path.read_bytes()
 
 
 def _check_foreign_files(out: Path) -> None:

@@ -73,6 +73,16 @@ def test_what_a_kill_left_of_the_last_write_is_removed(run):
     assert list(run.glob(".*")) == []
 
 
+def test_a_run_whose_weights_are_gone_does_not_begin_anew(run):
+    for path in (run / "model.safetensors", *kept(run)):
+        path.unlink()
+    before = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"metrics\.jsonl has its steps, but its weights are gone"):
+        go_on(run)
+    assert (run / "metrics.jsonl").read_bytes() == before
+    assert not (run / "model.safetensors").exists()
+
+
 def test_none_that_is_good(run):
     flip(run / LAST)
     cut(run / EARLIER)
